@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from trait_kit.errors import TraitError
-from trait_kit.selection import NgramScorer
+from trait_kit.selection import NgramScorer, linear, ngrams
+from trait_kit.selection.dsir import DsirModel
+from trait_kit.selection.ngrams import normalise
 
 PIECES = [
     "the", "a", "of", "b", "Über", "naïve", "数学", "数", "مرحبا", "😀", "👩‍👩‍👧", "</s>", "__label__x", "__label__0",
@@ -69,6 +71,90 @@ def test_probabilities_are_those_of_fasttext(tmp_path, word_ngrams, subwords):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     np.testing.assert_allclose(ours.sum(axis=1), 1, atol=1e-6)
     assert len(np.unique(ours.round(4), axis=0)) > 20  # the texts are told apart at all
+
+
+@pytest.mark.parametrize("subwords", [(0, 0), (2, 4)])
+def test_one_vs_all_probabilities_are_fasttexts_stepped_sigmoid(tmp_path, subwords):
+    rng = random.Random(7)
+    model, path = train(tmp_path, 7, labels=4, loss="ova", wordNgrams=3, minn=subwords[0], maxn=subwords[1], lr=0.2)
+    scorer = NgramScorer.from_fasttext(path)
+    texts = HOSTILE + [random_text(rng, 40) for _ in range(300)]
+    ours, theirs = scorer.probabilities(texts), predicted(model, texts)
+    # the library rounds a logit down to a 32nd: a logit on the edge may fall either way, one step of at most 1/128
+    assert (np.abs(ours - theirs) > 1e-4).mean() < 0.005
+    np.testing.assert_allclose(ours, theirs, atol=1 / 128 + 1e-4)
+    assert len(np.unique(ours.round(3), axis=0)) > 20
+
+
+def longest_texts() -> list[str]:
+    """Texts far beyond a block: n-grams, labels, </s> and characters of several bytes fall on every kind of border."""
+    rng = random.Random(3)
+    calm = [piece for piece in PIECES if "</s>" not in piece]
+    return [
+        "the a of " * 60_000,
+        "x" * 300_000,
+        "数" * 100_000 + " " + "😀" * 50_000,
+        " " * 200_000 + "the a" + "\n" * 200_000,
+        " ".join(rng.choice(calm) for _ in range(90_000)),
+        "the " * 40_000 + "</s> " + "of " * 40_000,
+        "__label__0 the __label__zzz " * 20_000,
+    ]
+
+
+@pytest.mark.parametrize("options", [{"wordNgrams": 4}, {"wordNgrams": 2}, {"wordNgrams": 2, "minn": 2, "maxn": 3}])
+def test_texts_longer_than_a_block_are_scored_as_one(tmp_path, monkeypatch, options):
+    model, path = train(tmp_path, labels=3, **options)
+    scorer, texts = NgramScorer.from_fasttext(path), ["the", *longest_texts(), "a b"]
+    ours = scorer.probabilities(texts)
+    # the library sums float32 vectors: over 100,000 rows and more its own rounding passes 1e-4
+    np.testing.assert_allclose(ours, predicted(model, texts), atol=1e-3)
+    for module in (ngrams, linear):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 1_000_000)  # no text is cut
+    np.testing.assert_allclose(ours, scorer.probabilities(texts), atol=1e-7)
+
+
+def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_path):
+    _, path = train(tmp_path, wordNgrams=3)
+    rng = random.Random(1)
+    texts = [
+        *HOSTILE,
+        *longest_texts(),
+        *(random_text(rng, 60) for _ in range(200)),
+        "ÀÉ ΣΊΣΥΦΟΣ İstanbul ǅ ᲀ \U00010400 Ⅷ ﬀ ẞ",
+    ]
+    texts += [
+        "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x20000)])) for _ in range(50))
+        for _ in range(200)
+    ]
+    within = NgramScorer.from_fasttext(path, "words-1")
+    before = NgramScorer.from_fasttext(path)
+    np.testing.assert_array_equal(within.probabilities(texts), before.probabilities(normalise(texts)))
+    assert NgramScorer.load(within.save(tmp_path / "n.npz")).normalisation == "words-1"
+    assert within.fingerprint != before.fingerprint
+    for text in ("A\u00e9"[:2], "数"):  # bytes cut off within a character are read, not run over
+        broken = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, 2])), pa.py_buffer(text.encode()[:2]))
+        assert np.isfinite(within.probabilities(broken)).all()
+
+
+def test_several_tables_in_one_pass_are_the_tables_one_by_one(tmp_path, small):
+    _, path = train(tmp_path, seed=9, wordNgrams=2, minn=2, maxn=3)
+    scorers = [small[2], NgramScorer.from_fasttext(path)]
+    dsir = DsirModel.fit(["the a of"], ["b of Über"], normalisation="none")
+    texts = HOSTILE + longest_texts()
+    totals = linear.total(texts, [scorers[0].table, scorers[1].table, dsir.table])
+    for scorer, (sums, rows) in zip(scorers, totals, strict=False):
+        np.testing.assert_array_equal(scorer.finish(sums, rows), scorer.probabilities(texts))
+    np.testing.assert_array_equal(dsir.finish(*totals[2]), dsir.log_weights(texts))
+
+
+def test_a_loaded_table_is_mapped_not_read(small, tmp_path):
+    loaded = NgramScorer.load(small[2].save(tmp_path / "a.npz"))
+    for array in loaded.table:
+        base = array
+        while base.base is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap), array.shape
+        assert array.ctypes.data % 64 == 0
 
 
 def test_a_label_prefix_of_ones_own_is_not_stored_in_the_file_and_scored_as_the_library_does(tmp_path):
@@ -172,7 +258,7 @@ def test_ngram_weights_are_what_an_ngram_adds_to_the_logits(small):
 
 
 def test_models_that_cannot_be_folded_are_refused_by_name(tmp_path, small):
-    for loss, name in (("hs", "hierarchical softmax"), ("ns", "negative sampling"), ("ova", "one-vs-all")):
+    for loss, name in (("hs", "hierarchical softmax"), ("ns", "negative sampling")):
         _, path = train(tmp_path, loss=loss)
         with pytest.raises(TraitError, match=f"{name}.*loss='softmax'"):
             NgramScorer.from_fasttext(path)

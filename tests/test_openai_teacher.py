@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from llm_server import KEY, LlmServer, serving
 from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
@@ -24,119 +23,6 @@ from trait_kit.errors import TraitError
 from trait_kit.passages.grouping import Group
 from trait_kit.passages.teachers import OpenAITeacher
 from trait_kit.passages.writing import estimate_bill, write_passages
-
-KEY = "sk-secret-0123456789"
-
-# --- the OpenAI teacher against a server on the loopback
-
-
-class Endpoint(ThreadingHTTPServer):
-    """An OpenAI-protocol server that behaves as the prompt's shared topic says, and writes good answers from the prompt."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, float]] = []  # (mode, when)
-        self.bodies: list[str] = []
-        self.keys: set[str] = set()
-        self.flying = self.most_flying = 0
-        self.delay = 0.0
-        self.healthy = False  # True: every mode answers well
-        self.lock = threading.Lock()
-
-    def handle_error(self, request, client_address):
-        """A client that gave up waiting is part of the tests."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def count(self, mode: str) -> int:
-        return sum(name == mode for name, _ in self.asked)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        server = self.server
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        request = json.loads(body)
-        prompt = request["messages"][0]["content"]
-        mode = re.search(r"mode-([a-z0-9-]+)", prompt)[1] if "mode-" in prompt else "good"
-        with server.lock:
-            server.asked.append((mode, time.monotonic()))
-            server.bodies.append(body)
-            server.keys.add(self.headers["Authorization"])
-            server.flying += 1
-            server.most_flying = max(server.most_flying, server.flying)
-            turn = server.count(mode)
-        try:
-            time.sleep(server.delay)
-            self.behave("good" if server.healthy else mode, turn, prompt, len(request["messages"]))
-        finally:
-            with server.lock:
-                server.flying -= 1
-
-    def behave(self, mode: str, turn: int, prompt: str, messages: int) -> None:
-        good = good_answer(prompt)
-        if mode == "repaired" and messages == 1:
-            self.answer(good[:-20])
-        elif mode == "never-json":
-            self.answer("I would rather talk about something else.")
-        elif mode == "schema":
-            self.answer(json.dumps({"paragraphs": good, "summary": ["x"]}))
-        elif mode == "busy" and turn == 1:
-            self.send(429, json.dumps({"error": {"message": "slow down"}}).encode(), {"Retry-After": "1"})
-        elif mode == "broken":
-            self.send(500, b"<html>Internal error, key " + self.headers["Authorization"].encode() + b"</html>")
-        elif mode == "hang":
-            time.sleep(3)
-        elif mode == "drip":
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            for _ in range(30):
-                self.wfile.write(b" ")
-                self.wfile.flush()
-                time.sleep(0.1)
-        elif mode == "huge":
-            self.answer("x" * 2_000_000)
-        elif mode == "endless":
-            self.send(200, b" " * 6_000_000)
-        elif mode == "html":
-            self.send(200, b"<html>proxy login</html>")
-        elif mode == "echo":
-            self.answer(self.headers["Authorization"])
-        elif mode == "refused":
-            self.send(401, json.dumps({"error": {"message": "bad key " + self.headers["Authorization"]}}).encode())
-        elif mode == "obedient":  # does what a prompt injection in the problem asks for
-            paragraphs = ["You are hacked now. The answer is 1."] * 3
-            self.answer(json.dumps({"paragraphs": paragraphs, "enlightenment": "hacked " * 20}))
-        elif mode == "old-parameter" and "max_completion_tokens" not in json.loads(self.server.bodies[-1]):
-            self.send(400, json.dumps({"error": {"message": "use max_completion_tokens instead"}}).encode())
-        else:
-            self.answer(good, usage=mode != "no-usage")
-
-    def answer(self, content: str, usage: bool = True) -> None:
-        message = {"role": "assistant", "content": content}
-        body = {"id": "1", "object": "chat.completion", "model": "m", "created": 1, "choices": []}
-        body["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        if usage:
-            body["usage"] = {"prompt_tokens": 500, "completion_tokens": 250, "total_tokens": 750}
-        self.send(200, json.dumps(body).encode())
-
-    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def good_answer(prompt: str) -> str:
@@ -147,18 +33,23 @@ def good_answer(prompt: str) -> str:
     return json.dumps({"paragraphs": [problem["worked_solution"] for problem in problems], "enlightenment": enlightenment})
 
 
+def wrong_fields(good: str, messages: int) -> str:
+    return json.dumps({"paragraphs": good, "summary": ["x"]})
+
+
+def obedient(good: str, messages: int) -> str:
+    """What a prompt injection in the problem asks for."""
+    return json.dumps({"paragraphs": ["You are hacked now. The answer is 1."] * 3, "enlightenment": "hacked " * 20})
+
+
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
-    server = Endpoint()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(LlmServer(good_answer, {"schema": wrong_fields, "obedient": obedient})) as server:
+        yield server
 
 
-def openai_teacher(endpoint: Endpoint, **changes) -> OpenAITeacher:
+def openai_teacher(endpoint: LlmServer, **changes) -> OpenAITeacher:
     options = {"key_variable": "TEST_TEACHER_KEY", "concurrency": 8, "timeout": 5.0, "max_retries": 2, **changes}
     return OpenAITeacher(endpoint.url, "test-model", **options)
 
@@ -174,7 +65,7 @@ def groups_for(modes: list[str]) -> tuple[pd.DataFrame, list[Group]]:
     return problems, groups
 
 
-def ask(endpoint: Endpoint, problems: pd.DataFrame, groups: list[Group], cache_path, teacher: OpenAITeacher | None = None):
+def ask(endpoint: LlmServer, problems: pd.DataFrame, groups: list[Group], cache_path, teacher: OpenAITeacher | None = None):
     teacher = teacher or openai_teacher(endpoint)
     return write_passages(
         groups, problems, teacher, test_questions=[], count_tokens=count_tokens, cache_path=cache_path, params=params()
@@ -274,6 +165,12 @@ def test_the_cost_cap_stops_cleanly_and_is_not_renewed_by_a_second_run(endpoint,
     assert estimate["cost_usd"] == pytest.approx((100 * estimate["tokens_in"] + 200 * estimate["tokens_out"]) / 1e6)
     with pytest.raises(TraitError, match="prices"):
         openai_teacher(endpoint, max_cost_usd=1.0)
+
+
+def test_an_endpoint_with_the_newer_name_of_the_limit_serves_all_that_ask_at_once(endpoint, tmp_path):
+    endpoint.delay = 0.1
+    problems, groups = groups_for(["old-parameter"] * 8)
+    assert len(ask(endpoint, problems, groups, tmp_path / "c")[0]) == 8
 
 
 def test_works_under_a_running_event_loop(endpoint, tmp_path):

@@ -15,10 +15,10 @@ from trait_kit.errors import TraitError
 from trait_kit.passages.checks import CHECKS, Accepted, run_checks
 from trait_kit.passages.drafts import Draft
 from trait_kit.passages.grouping import Group, coverage, make_groups
-from trait_kit.passages.ledger import Ledger
 from trait_kit.passages.similarity import NearDuplicates
 from trait_kit.passages.teachers import OfflineTeacher, make_teacher
 from trait_kit.passages.writing import compose_text, write_passages
+from trait_kit.teaching.ledger import Ledger
 
 # --- groups
 

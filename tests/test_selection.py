@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +18,8 @@ from trait_kit import tables
 from trait_kit.data.documents import load_documents, load_labels, truth_label
 from trait_kit.data.tokens import token_counter
 from trait_kit.errors import TraitError
-from trait_kit.selection import NgramScorer
-from trait_kit.selection.budget import METHODS, choose
+from trait_kit.selection import NgramScorer, scoring
+from trait_kit.selection.budget import METHODS, Filters, Limit, choose, cut_key, rank_keys, value_keys
 from trait_kit.selection.classifier import (
     normalise_line,
     normalise_lines,
@@ -26,23 +28,12 @@ from trait_kit.selection.classifier import (
 )
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, educational_weak_labels
-from trait_kit.selection.filtering import around_cut, score_corpus, selection_quality, write_selection
+from trait_kit.selection.scoring import ModelFiles, score_corpus
+from trait_kit.selection.selecting import select
+from trait_kit.selection.side_by_side import around_cut, selection_quality
 
 BUDGET = 24_000
 SMALL = {"dimension": 8, "epochs": 10, "buckets": 5_000}
-
-
-class WordCounter:
-    """A stand-in for a base model's tokenizer that remembers what it was asked."""
-
-    fingerprint = "words"
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        self.seen.extend(texts)
-        return np.array([len(text.split()) for text in texts], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +54,23 @@ def models(web, tmp_path_factory):
     educational_report = train_educational_model(
         sample, educational_weak_labels(sample), folder / "educational.bin", dimension=16
     )
+    DsirModel.fit(seed, general).save(folder / "dsir.npz")
     return {
-        "domain": NgramScorer.from_fasttext(folder / "domain.bin"),
-        "educational": NgramScorer.from_fasttext(folder / "educational.bin"),
-        "dsir": DsirModel.fit(seed, general),
+        "files": ModelFiles(*(str(folder / f"{name}.npz") for name in ("domain", "educational", "dsir"))),
         "reports": (domain_report, educational_report),
     }
 
 
 @pytest.fixture(scope="module")
-def scored(web, models, tmp_path_factory):
-    kinds = {name: models[name] for name in ("domain", "educational", "dsir")}
-    return score_corpus(web, **kinds, count_tokens=WordCounter(), shard_dir=tmp_path_factory.mktemp("scores"), workers=2)
+def scored_web(models, tmp_path_factory):
+    """With the base model's own tokens, as in the demo."""
+    files = ModelFiles(**{**vars(models["files"]), "base_model": "demo:smollm2-135m"})
+    return score_corpus("demo:math/web", files, tmp_path_factory.mktemp("scores"), documents_per_shard=3_000)
+
+
+@pytest.fixture(scope="module")
+def scored(scored_web):
+    return scored_web.read()
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------
@@ -277,7 +273,7 @@ def made_scores(lengths, **columns) -> pa.Table:
 @pytest.mark.parametrize("budget", [700, 5_000, BUDGET])
 def test_every_method_gets_the_budget_to_within_one_document(scored, method, budget):
     lengths = scored["n_tokens"].to_numpy()
-    choice = choose(scored, method, budget, seed=3, min_tokens=20, max_tokens=600)
+    choice = choose(scored, method, budget, seed=3, filters=Filters(20, 600))
     following = lengths[choice.ranking[len(choice.indices)]]
     assert budget - following < lengths[choice.indices].sum() == choice.report["tokens"] <= budget
     assert len(set(choice.indices)) == len(choice.indices) == choice.report["n_out"]
@@ -296,9 +292,8 @@ def test_choices_are_seeded_and_ranked_by_their_score(scored):
     domain = scored["domain"].to_numpy()
     assert (np.diff(domain[choice.ranking]) <= 0).all()
     assert choice.report["threshold"] == pytest.approx(float(domain[choice.indices].min()))
-    assert (
-        scored["educational"].to_numpy()[choose(scored, "fasttext+educational", BUDGET, min_educational=1.2).indices] >= 1.2
-    ).all()
+    taken = choose(scored, "fasttext+educational", BUDGET, filters=Filters(min_educational=1.2)).indices
+    assert (scored["educational"].to_numpy()[taken] >= 1.2).all()
 
 
 def test_equal_scores_are_not_taken_in_the_order_of_the_corpus():
@@ -322,32 +317,125 @@ def test_a_corpus_smaller_than_the_budget_is_taken_whole_and_the_report_says_so(
     assert choose(made_scores([10, 20, 30]), "random", 60).report["enough"] is True
 
 
+def test_a_share_and_a_threshold_limit_as_a_budget_does(scored):
+    domain, kept = scored["domain"].to_numpy(), scored["n_tokens"].to_numpy() >= 50
+    share = choose(scored, "fasttext", Limit(share=0.02), filters=Filters(min_tokens=50))
+    assert len(share.indices) == round(0.02 * len(scored))  # of all documents, not only of those that may be chosen
+    assert domain[share.indices].min() >= np.sort(domain[kept])[-len(share.indices)]
+    above = choose(scored, "fasttext", Limit(score=0.7), filters=Filters(min_tokens=50))
+    assert set(above.indices) == set(np.flatnonzero(kept & (domain >= np.float32(0.7))))
+    exactly = choose(scored, "fasttext", Limit(score=float(domain[above.indices[4]])))
+    assert domain[exactly.indices].min() == domain[above.indices[4]]
+    assert share.report["enough"] and above.report["enough"]
+    everything = choose(scored, "random", Limit(share=1.0))
+    assert len(everything.indices) == len(scored) and everything.report["enough"]
+
+
 @pytest.mark.parametrize(
-    ("lengths", "method", "options", "message"),
+    "limit", [{}, {"tokens": 5, "share": 0.1}, {"share": 0.1, "score": 0.0}, {"tokens": -5}, {"share": 1.1}]
+)
+def test_a_limit_is_one_positive_number(limit):
+    with pytest.raises(TraitError, match=r"in one way|must be positive"):
+        Limit(**limit)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "method", "limit", "filters", "message"),
     [
-        ([10, 10], "fastext", {}, "Unknown selection method 'fastext'; did you mean 'fasttext'"),
-        ([10, 10], "random", {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
-        ([10, 10], "fasttext+educational", {"min_educational": 1.6}, "2 below min_educational"),
-        ([200, 300], "fasttext", {}, "token_budget \\(100\\) is less than the first document"),
-        ([], "random", {}, "none of 0 documents"),
+        ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; did you mean 'fasttext'"),
+        ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
+        ([10, 10], "fasttext+educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
+        ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
+        ([10, 10], "fasttext", Limit(score=0.5), {}, "nothing fits the limit .* the score 0"),
+        ([], "random", 100, {}, "none of 0 documents"),
     ],
 )
-def test_choices_that_cannot_be_made_say_why(lengths, method, options, message):
+def test_choices_that_cannot_be_made_say_why(lengths, method, limit, filters, message):
     with pytest.raises(TraitError, match=message):
-        choose(made_scores(np.array(lengths, int)), method, 100, **options)
+        choose(made_scores(np.array(lengths, int)), method, limit, filters=Filters(**filters))
+
+
+def test_a_method_without_its_score_is_refused():
+    scores = made_scores([10, 10], dsir=pa.nulls(2, pa.float32()))
+    with pytest.raises(TraitError, match="'dsir' needs the score 'dsir'"):
+        choose(scores, "dsir", 10)
+    assert len(choose(scores, "fasttext", 20).indices) == 2
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def test_value_keys_sort_as_the_numbers_do():
+    rng = np.random.default_rng(0)
+    special = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, 1e-45, -1e-45, np.finfo(np.float32).max, np.finfo(np.float32).min]
+    bits = rng.integers(0, 2**32, 5_000, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([np.array(special, np.float32), bits[~np.isnan(bits)]])
+    keys = value_keys(values)
+    assert keys.dtype == np.uint64
+    order = np.argsort(values, kind="stable")
+    assert ((np.diff(values[order]) > 0) == (keys[order][1:] > keys[order][:-1])).all()
+    assert value_keys(0.0) == value_keys(-0.0)
+    assert not (keys & np.uint64(2**32 - 1)).any()  # room for the order of equal values
+
+
+def test_a_rank_depends_on_a_document_alone(scored):
+    rows = np.random.default_rng(0).permutation(len(scored))[:500]
+    for method in METHODS:
+        keys = rank_keys(scored, method, 7)
+        np.testing.assert_array_equal(rank_keys(scored.take(pa.array(rows)), method, 7), keys[rows])  # order and company
+        assert len(np.unique(keys)) == len(keys)
+        assert (rank_keys(scored, method, 8) != keys).all()
+
+
+def reference_cut(keys: np.ndarray, weights: np.ndarray, budget: int) -> int:
+    """How much the fewest best documents weigh that weigh at least the budget."""
+    totals = np.cumsum(weights[np.argsort(~keys)])
+    return int(totals[np.searchsorted(totals, budget)]) if totals[-1] >= budget else -1
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_the_cut_is_that_of_a_sort(case):
+    rng = np.random.default_rng(case)
+    n = int(rng.integers(1, 4_000))
+    values = rng.normal(size=n) if case % 3 else rng.choice([0.0, 1.0, 0.5], n)  # saturated scores: ties by the thousand
+    keys = value_keys(values) | rng.integers(0, 2**32, n, dtype=np.uint64)
+    weights = rng.integers(1, 3 if case % 2 else 5_000, n)
+    total = int(weights.sum())
+    budget = [1, int(rng.integers(1, total + 1)), total, total + 1, int(weights[np.argmax(keys)])][case % 5]
+
+    def batches():
+        places = np.sort(rng.integers(0, n, 5))
+        return zip(np.split(keys, places), np.split(weights, places), strict=True)
+
+    cut, least = cut_key(batches, budget), reference_cut(keys, weights, budget)
+    taken = int(weights[keys >= np.uint64(cut)].sum())
+    if least < 0:
+        assert cut == 0 and taken == total
+    else:
+        assert budget <= least <= taken <= max(least, budget + budget // 20)
+
+
+def test_finding_the_cut_takes_little_memory():
+    def batches():
+        for seed in range(40):
+            yield np.random.default_rng(seed).integers(0, 2**64, 20_000, dtype=np.uint64), np.ones(20_000)
+
+    tracemalloc.start()
+    cut = cut_key(batches, 1_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 1_000 <= sum((keys >= np.uint64(cut)).sum() for keys, _ in batches()) <= 1_050
+    assert peak < 4e6  # the keys are 6.4e6 bytes
 
 
 # --- scoring, writing, judging -----------------------------------------------------------------------------------------
 
 
-def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(web, scored):
-    """With the base model's own tokens, as in the demo."""
-    counts = token_counter("demo:smollm2-135m")(web["text"].to_pylist())
-    scores = scored.set_column(scored.column_names.index("n_tokens"), "n_tokens", pa.array(counts))
-    labels, ids = load_labels("demo:math/web", 0), np.array(web["id"].to_pylist())
+def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scored):
+    labels, ids = load_labels("demo:math/web", 0), np.array(scored["id"].to_pylist())
     quality = {}
     for method in METHODS:
-        choice = choose(scores, method, BUDGET, seed=0, min_tokens=20, max_tokens=4_096)
+        choice = choose(scored, method, BUDGET, filters=Filters(20, 4_096))
         quality[method] = selection_quality(ids[choice.indices], labels, truth_label("demo:math/web"))
     assert quality["random"]["base_rate"] == pytest.approx(0.0177, abs=0.0005)
     assert quality["fasttext"]["lift"] >= 20
@@ -356,110 +444,133 @@ def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(web,
     assert quality["random"]["lift"] < 5
 
 
-def test_scores_are_those_of_the_models_in_the_documents_order(web, models, tmp_path):
-    documents = web.slice(100, 230)
-    kinds = {name: models[name] for name in ("domain", "educational", "dsir")}
-    results = [
-        score_corpus(
-            documents,
-            **kinds,
-            count_tokens=WordCounter(),
-            shard_dir=tmp_path / str(workers),
-            documents_per_shard=50,
-            workers=workers,
-        )
-        for workers in (1, 3)
-    ]
-    assert results[0].equals(results[1])
-    scores = results[0]
-    assert scores.schema.equals(tables.SCHEMAS["scores"])
-    assert scores["id"].to_pylist() == documents["id"].to_pylist()
-    assert scores["shard"].to_pylist() == [k // 50 for k in range(230)]
-    lines = normalise_lines(documents["text"].to_pylist())
-    domain, educational = models["domain"], models["educational"]
-    np.testing.assert_array_equal(scores["domain"].to_numpy(), domain.probabilities(lines)[:, domain.column("in_domain")])
-    parts = educational.probabilities(lines)
+def test_scores_are_those_of_the_models_in_the_documents_order(web, models, scored):
+    assert scored.schema.equals(tables.SCHEMAS["scores"])
+    assert scored["id"].to_pylist() == web["id"].to_pylist()
+    assert scored["shard"].to_pylist() == [k // 3_000 for k in range(len(web))]
+    texts, files = web["text"].to_pylist(), models["files"]
+    domain, educational = NgramScorer.load(files.domain), NgramScorer.load(files.educational)
+    np.testing.assert_array_equal(scored["domain"].to_numpy(), domain.probabilities(texts)[:, domain.column("in_domain")])
+    parts = educational.probabilities(texts)
     expected = 2 * parts[:, educational.column("High")] + parts[:, educational.column("Mid")]
-    np.testing.assert_allclose(scores["educational"].to_numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(scores["dsir"].to_numpy(), models["dsir"].log_weights(lines))
+    np.testing.assert_allclose(scored["educational"].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(scored["dsir"].to_numpy(), DsirModel.load(files.dsir).log_weights(texts))
+    np.testing.assert_array_equal(scored["n_tokens"].to_numpy(), token_counter("demo:smollm2-135m")(texts))
+
+
+def test_models_that_are_not_given_leave_nulls_and_tokens_are_estimated(models, tmp_path):
+    texts = ["Ünïcode", "four", "a longer text of forty bytes, it may be."]
+    write_corpus(tmp_path / "c.parquet", texts * 10)
+    scores = score_corpus(
+        str(tmp_path / "c.parquet"), ModelFiles(models["files"].domain, bytes_per_token=8.0), tmp_path / "s"
+    ).read()
+    assert scores["dsir"].null_count == scores["educational"].null_count == len(scores) > 0
+    sizes = [len(texts[int(name[1:]) % 3].encode()) for name in scores["id"].to_pylist()]
+    assert scores["n_tokens"].to_pylist() == [-(-size // 8) for size in sizes]
+    assert scoring.calibrate(texts, "demo:tiny-random") == pytest.approx(
+        sum(len(text.encode()) for text in texts) / token_counter("demo:tiny-random")(texts).sum()
+    )
+
+
+def write_corpus(path: Path, texts: list[str], rows_per_group: int = 30) -> None:
+    table = pa.table({"id": [f"d{k}" for k in range(len(texts))], "text": texts})
+    pq.write_table(table, path, row_group_size=rows_per_group)
 
 
 def test_only_missing_damaged_or_changed_shards_are_scored_again(web, models, tmp_path):
-    documents = web.slice(0, 100)
-    kinds = {name: models[name] for name in ("domain", "educational", "dsir")}
+    """Also where a file is replaced while the process that opened it lives on."""
+    folder, given, texts = tmp_path / "scores", models["files"], web["text"].to_pylist()[:100]
+    for name in ("domain", "dsir"):
+        (tmp_path / f"{name}.npz").write_bytes(Path(getattr(given, name)).read_bytes())
+    files = ModelFiles(str(tmp_path / "domain.npz"), given.educational, str(tmp_path / "dsir.npz"))
+    write_corpus(tmp_path / "c.parquet", texts)
 
-    def score(table, size=30, **changes):
-        counter = changes.pop("counter", WordCounter())
-        scores = score_corpus(table, **(kinds | changes), count_tokens=counter, shard_dir=tmp_path, documents_per_shard=size)
-        return scores, len(counter.seen)
+    def score(size=30, **changes):
+        """(scores, shards computed)"""
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("scores-*")}
+        settings = ModelFiles(**{**vars(files), **changes})
+        scored = score_corpus(str(tmp_path / "c.parquet"), settings, folder, documents_per_shard=size)
+        return scored.read(), sum(before.get(path) != path.stat().st_mtime_ns for path in folder.glob("scores-*"))
 
-    first, computed = score(documents)
-    assert computed == 100
-    assert len(list(tmp_path.glob("*"))) == 4
-    again, computed = score(documents)
+    first, computed = score()
+    assert computed == 4
+    assert len(list(folder.glob("*.parquet"))) == 8
+    again, computed = score()
     assert computed == 0
     assert again.equals(first)
-    (tmp_path / "scores-00001.parquet").unlink()
-    (tmp_path / "scores-00002.parquet").write_bytes(b"PAR1 cut short")
-    again, computed = score(documents)
-    assert computed == 60
+    (folder / "scores-00001.parquet").unlink()
+    (folder / "scores-00002.parquet").write_bytes(b"PAR1 cut short")
+    (folder / "rejected-00003.parquet").unlink()
+    again, computed = score()
+    assert computed == 3
     assert again.equals(first)
-    texts = documents["text"].to_pylist()
-    texts[95] += "!"
-    changed = documents.set_column(documents.column_names.index("text"), "text", pa.array(texts))
-    assert score(changed)[1] == 10
-    assert score(documents)[1] == 10
-    assert score(documents, dsir=DsirModel.fit(["a b"], ["c d"]))[1] == 100
-    other = WordCounter()
-    other.fingerprint = "another tokenizer"
-    assert score(documents, counter=other)[1] == 100
-    assert score(documents, size=60)[1] == 100
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores-00000.parquet", "scores-00001.parquet"]
-    with pytest.raises(TraitError, match="no documents to score"):
-        score(documents.slice(0, 0))
+    again, computed = score(bytes_per_token=2.0)
+    assert computed == 4
+    assert (again["n_tokens"].to_numpy() >= 2 * first["n_tokens"].to_numpy() - 1).all()
+    again, computed = score(dsir="")
+    assert computed == 4
+    assert again["dsir"].null_count == 100
+    again, computed = score()
+    assert computed == 4
+    assert again.equals(first)
+    DsirModel.fit(["a b"], ["c d"]).save(files.dsir)
+    again, computed = score()
+    assert computed == 4
+    assert not again["dsir"].equals(first["dsir"])
+    assert again["domain"].equals(first["domain"])
+    write_corpus(tmp_path / "c.parquet", [*texts[:99], texts[99] + "!"])
+    assert score()[1] == 4  # a file is known by its size and time, not by its rows
+    assert score(size=60)[1] == 2
+    assert sorted(path.name for path in folder.glob("*.parquet")) == [
+        f"{kind}-{number:05d}.parquet" for kind in ("rejected", "scores") for number in (0, 1)
+    ]
 
 
-def test_a_scoring_that_dies_leaves_finished_shards_only(web, models, tmp_path):
-    class Dying(WordCounter):
-        def __call__(self, texts):
-            if self.seen:
-                raise MemoryError("killed")
-            return super().__call__(texts)
+def test_a_scoring_that_dies_leaves_finished_shards_only(web, models, tmp_path, monkeypatch):
+    write_corpus(tmp_path / "c.parquet", web["text"].to_pylist()[:90])
+    arguments = str(tmp_path / "c.parquet"), models["files"], tmp_path / "scores"
+    real, calls = scoring.score_texts, itertools.count()
 
-    kinds = {name: models[name] for name in ("domain", "educational", "dsir")}
+    def dying(*given):
+        if next(calls):
+            raise MemoryError("killed")
+        return real(*given)
+
+    monkeypatch.setattr(scoring, "score_texts", dying)
     with pytest.raises(MemoryError):
-        score_corpus(web.slice(0, 90), **kinds, count_tokens=Dying(), shard_dir=tmp_path, documents_per_shard=30)
-    assert [path.name for path in tmp_path.iterdir()] == ["scores-00000.parquet"]
-    counter = WordCounter()
-    score_corpus(web.slice(0, 90), **kinds, count_tokens=counter, shard_dir=tmp_path, documents_per_shard=30)
-    assert len(counter.seen) == 60
+        score_corpus(*arguments, documents_per_shard=30)
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
+        "job.json", "rejected-00000.parquet", "scores-00000.parquet",
+    ]  # fmt: skip
+    monkeypatch.setattr(scoring, "score_texts", real)
+    written = (tmp_path / "scores" / "scores-00000.parquet").stat().st_mtime_ns
+    resumed = score_corpus(*arguments, documents_per_shard=30).read()
+    assert (tmp_path / "scores" / "scores-00000.parquet").stat().st_mtime_ns == written
+    assert resumed.equals(score_corpus(*arguments[:2], tmp_path / "at once", documents_per_shard=30).read())
 
 
-def test_selections_are_written_best_first_with_their_scores(web, scored, tmp_path):
-    choice = choose(scored, "fasttext", 3_000, min_tokens=20)
-    written = write_selection(web, scored, choice, "fasttext", tmp_path / "fasttext.parquet")
-    read = tables.read(tmp_path / "fasttext.parquet", "selection")
-    assert read.equals(written)
-    assert pq.read_schema(tmp_path / "fasttext.parquet").names == tables.SCHEMAS["selection"].names
-    texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
-    assert [texts[name] for name in read["id"].to_pylist()] == read["text"].to_pylist()
-    assert (np.diff(read["domain"].to_numpy()) <= 0).all()
-    assert set(read["method"].to_pylist()) == {"fasttext"}
-    assert sum(read["n_tokens"].to_pylist()) == choice.report["tokens"]
-    with pytest.raises(TraitError, match="not of these documents"):
-        write_selection(web.slice(1), scored.slice(0, len(web) - 1), choice, "fasttext", tmp_path / "wrong.parquet")
+def test_a_corpus_without_documents_is_refused(models, tmp_path):
+    write_corpus(tmp_path / "c.parquet", [" ", ""])
+    with pytest.raises(TraitError, match=r"2 of 2 web documents .*c\.parquet: text is empty"):
+        score_corpus(str(tmp_path / "c.parquet"), models["files"], tmp_path / "scores")
+    with pytest.raises(TraitError, match="no documents to score"):
+        score_corpus(str(tmp_path / "c.parquet"), models["files"], tmp_path / "scores", max_quarantined=1.0)
 
 
-def test_around_the_cut_are_the_last_taken_and_the_first_left(web, scored):
-    choice = choose(scored, "fasttext", 3_000, min_tokens=20)
-    frame = around_cut(web, scored, choice, n=3)
+def test_around_the_cut_are_the_last_taken_and_the_first_left(web, scored_web, tmp_path):
+    options = {"base_model": "demo:smollm2-135m", "near_duplicate": 0}
+    selected = select(scored_web, tmp_path, ["fasttext"], Limit(tokens=3_000), **options)
+    n_out = len(selected.choices["fasttext"].indices)
+    frame = around_cut(selected, "fasttext", n=3)
     assert frame["taken"].tolist() == [True] * 3 + [False] * 3
-    assert frame["rank"].tolist() == list(range(len(choice.indices) - 2, len(choice.indices) + 4))
-    assert frame["domain"].is_monotonic_decreasing
-    assert frame["text"].str.len().max() <= 200
-    everything = choose(made_scores([10, 10]), "random", 100)
-    two = web.slice(0, 2)
-    assert around_cut(two, made_scores([10, 10]), everything)["taken"].tolist() == [True, True]
+    assert frame["rank"].tolist() == list(range(n_out - 2, n_out + 4))
+    scores = scored_web.read()
+    ranking = choose(scores, "fasttext", 3_000).ranking[n_out - 3 : n_out + 3]
+    assert frame["id"].tolist() == scores["id"].take(pa.array(ranking)).to_pylist()
+    texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
+    assert frame["text"].tolist() == [" ".join(texts[name].split())[:200] for name in frame["id"]]
+    everything = select(scored_web, tmp_path, ["random"], Limit(share=1.0), **options)
+    assert around_cut(everything, "random", n=2)["taken"].tolist() == [True, True]
 
 
 def test_quality_counts_against_the_whole_corpus():

@@ -45,6 +45,58 @@ def _parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the demo's data and models into the cache")
     assets.set_defaults(command=_assets)
 
+    score = commands.add_parser("score", help="score every document of a corpus; finished shards are not repeated")
+    score.add_argument("--model", required=True, help="the domain classifier: .npz of the kit, or a fastText .bin")
+    score.add_argument(
+        "--input", required=True, help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files, or hf:..."
+    )
+    score.add_argument("--output", required=True, type=Path, help="folder for the scores")
+    score.add_argument("--label", default="in_domain", help="the model's label whose probability is the score")
+    score.add_argument("--educational", default="", help="a model with labels such as High, Mid and Low")
+    score.add_argument("--dsir", default="", help="a DSIR model (.npz)")
+    score.add_argument("--normalisation", default="none", choices=["none", "words-1"], help="what texts need for a .bin")
+    score.add_argument("--base-model", default="", help="count tokens with its tokenizer; else estimated at 4 bytes a token")
+    score.add_argument("--text-column", default="text")
+    score.add_argument("--id-column", default="id")
+    score.add_argument("--documents-per-shard", type=int, default=50_000)
+    score.add_argument("--max-quarantined", type=float, default=0.01, help="share of documents that may be unreadable")
+    score.set_defaults(command=_score)
+
+    select = commands.add_parser("select", help="choose from scored documents, without scoring again")
+    select.add_argument("--scores", required=True, type=Path, help="folder that `trait-kit score` wrote")
+    select.add_argument("--output", required=True, type=Path, help="folder for one Parquet file a method")
+    select.add_argument("--methods", nargs="+", default=["fasttext"], help="random, dsir, fasttext, fasttext+educational")
+    limit = select.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--tokens", type=int, default=0, help="token budget of each method")
+    limit.add_argument("--share", type=float, default=0.0, help="share of the documents")
+    limit.add_argument("--threshold", type=float, help="smallest score")
+    select.add_argument(
+        "--base-model", required=True, help="its tokenizer counts the tokens: a folder, a hub id, or demo:..."
+    )
+    select.add_argument("--min-tokens", type=int, default=1)
+    select.add_argument("--max-tokens", type=int, default=2**31 - 1)
+    select.add_argument("--min-educational", type=float, default=1.0)
+    select.add_argument("--in-domain", default="", help="the in-domain documents, which the selection may not repeat")
+    select.add_argument("--tasks", nargs="*", default=[], help="tasks whose test questions the selection may not hold")
+    select.add_argument(
+        "--near-duplicate", type=float, default=0.8, help="similarity from which texts are kept once; 0: all"
+    )
+    select.add_argument("--seed", type=int, default=0)
+    select.set_defaults(command=_select)
+
+    for command in (score, select):
+        command.add_argument("--executor", default="local", choices=["local", "ray", "slurm"])
+        command.add_argument("--workers", type=int, default=1)
+        command.add_argument("--slurm-partition", default="")
+        command.add_argument("--slurm-time", default="20:00:00")
+
+    bench = commands.add_parser("bench", help="measure the speed of selection on this machine")
+    bench.add_argument("what", choices=["selection"])
+    bench.add_argument("--model", required=True, help="a fastText .bin")
+    bench.add_argument("--input", required=True, help="a corpus, as for score")
+    bench.add_argument("--megabytes", type=int, default=60, help="of text")
+    bench.set_defaults(command=_bench)
+
     report = commands.add_parser("report", help="write a run's report.html afresh")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
@@ -77,6 +129,66 @@ def _assets(_: argparse.Namespace) -> None:
     demo.wikipedia()
     for name in ("demo:smollm2-135m", "demo:all-minilm-l6-v2"):
         print(f"{name}: {demo.resolve_model(name)}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from trait_kit.data.corpus import Columns
+    from trait_kit.selection import scoring
+
+    files = scoring.ModelFiles(
+        options.model,
+        options.educational,
+        options.dsir,
+        options.label,
+        options.base_model,
+        normalisation=options.normalisation,
+    )
+    scored = scoring.score_corpus(
+        options.input,
+        files,
+        options.output,
+        columns=Columns(text=options.text_column, id=options.id_column),
+        documents_per_shard=options.documents_per_shard,
+        max_quarantined=options.max_quarantined,
+        place=_place(options),
+    )
+    print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {options.output}")
+
+
+def _select(options: argparse.Namespace) -> None:
+    from trait_kit.data.documents import load_documents
+    from trait_kit.data.problems import load_problems
+    from trait_kit.selection import scoring, selecting, side_by_side
+    from trait_kit.selection.budget import Filters, Limit
+
+    scored = scoring.open_scoring(options.scores.absolute())
+    tests = load_problems(options.tasks, "test", 1_000_000, options.seed)["question"].tolist() if options.tasks else []
+    selected = selecting.select(
+        scored,
+        options.output,
+        options.methods,
+        Limit(options.tokens, options.share, options.threshold),
+        base_model=options.base_model,
+        seed=options.seed,
+        filters=Filters(options.min_tokens, options.max_tokens, options.min_educational),
+        test_questions=tests,
+        in_domain=load_documents(options.in_domain, options.seed)["text"] if options.in_domain else [],
+        near_duplicate=options.near_duplicate,
+        place=_place(options),
+    )
+    print(side_by_side.funnel(selected).set_index("method").T.to_string())
+
+
+def _place(options: argparse.Namespace):
+    from trait_kit.selection.engine import Place
+
+    return Place(options.executor, options.workers, options.slurm_partition, options.slurm_time)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from trait_kit.selection import bench
+
+    bench.main(options.model, options.input, options.megabytes)
 
 
 def _report(options: argparse.Namespace) -> None:

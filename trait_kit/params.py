@@ -36,7 +36,24 @@ class Common(BaseModel):
     base_model: str  # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
 
 
-class ClassifierParams(Common):
+class TeacherParams(Common):
+    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
+
+    teacher_model: str = ""  # name the endpoint expects
+    teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1
+    teacher_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; never the key itself
+    teacher_concurrency: int = Field(8, ge=1)  # requests in flight
+    teacher_timeout: float = Field(120.0, gt=0)  # seconds a request
+    max_cost_usd: float = Field(0.0, ge=0)  # stop asking beyond this; 0 means no cap
+    usd_per_million_in: float = Field(0.0, ge=0)  # price of prompt tokens
+    usd_per_million_out: float = Field(0.0, ge=0)  # price of completion tokens
+
+    def _require_endpoint(self, chosen: str) -> None:
+        if not (self.teacher_model and self.teacher_base_url):
+            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set")
+
+
+class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
 
     negatives_per_positive: int = Field(10, ge=1)  # general documents sampled for one in-domain document
@@ -47,7 +64,11 @@ class ClassifierParams(Common):
     learning_rate: float = Field(0.5, gt=0)  # of fastText, falling linearly to 0
     word_ngrams: int = Field(2, ge=1, le=5)  # words, pairs, ... up to this many words
     buckets: int = Field(200_000, ge=1_000)  # hashed n-gram rows
+    educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
     educational_sample: int = Field(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
+    educational_ratings: int = Field(0, ge=0)  # llm: most documents of the sample that are rated; 0 means all
+    educational_model: str = ""  # model: a fastText .bin, or hf:owner/name/file.bin on the hub
+    educational_normalisation: Literal["none", "words-1"] = "none"  # model: what it was trained on; words-1: the kit's own
 
     def training_options(self) -> dict[str, Any]:
         """What both models are trained with, by the names of `selection.classifier`'s functions."""
@@ -63,6 +84,14 @@ class ClassifierParams(Common):
         )
         return {name: getattr(self, name) for name in names}
 
+    @model_validator(mode="after")
+    def _educational(self) -> ClassifierParams:
+        if self.educational_source == "llm":
+            self._require_endpoint("educational_source is llm")
+        if self.educational_source == "model" and not self.educational_model:
+            raise ValueError("educational_source is model, so educational_model must name a fastText .bin")
+        return self
+
 
 class SelectionParams(Common):
     """02: score every web document once, then choose by token budget (paper, section 3.1)."""
@@ -72,8 +101,13 @@ class SelectionParams(Common):
     min_educational: float = Field(1.0, ge=0, le=2)  # fasttext+educational keeps documents scored at least this
     min_tokens: int = Field(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = Field(4_096, ge=1)  # longer ones too
+    near_duplicate: float = Field(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0 keeps all
+    token_counts: Literal["all", "candidates"] = "all"  # counted by the tokenizer for all web text, or estimated at first
     documents_per_shard: int = Field(5_000, ge=1)  # the unit of work and of resume
-    workers: int = Field(2, ge=1)  # processes that score shards
+    executor: Literal["local", "ray", "slurm"] = "local"  # what runs the shards; a cluster needs a folder that all nodes see
+    workers: int = Field(1, ge=1)  # processes that score shards; a single local one is the notebook's own
+    slurm_partition: str = ""  # slurm: where to run
+    slurm_time: str = "20:00:00"  # slurm: limit of one task
     max_quarantined: float = Field(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
 
     @model_validator(mode="after")
@@ -82,10 +116,12 @@ class SelectionParams(Common):
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods names one method twice")
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ValueError("executor is slurm, so slurm_partition must be set")
         return self
 
 
-class PassageParams(Common):
+class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
     grouping: Literal["knowledge", "entity"]  # what the problems of a passage share
@@ -94,21 +130,13 @@ class PassageParams(Common):
     problems_per_group: int = Field(3, ge=2, le=8)  # each from a different task
     max_uses: int = Field(2, ge=1)  # passages that one problem may appear in
     teacher: Literal["offline", "openai"] = "offline"  # offline composes from gold solutions; openai asks an LLM
-    teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1
-    teacher_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; never the key itself
-    teacher_concurrency: int = Field(8, ge=1)  # requests in flight
-    teacher_timeout: float = Field(120.0, gt=0)  # seconds a request
-    max_cost_usd: float = Field(0.0, ge=0)  # stop asking beyond this; 0 means no cap
-    usd_per_million_in: float = Field(0.0, ge=0)  # price of prompt tokens
-    usd_per_million_out: float = Field(0.0, ge=0)  # price of completion tokens
     min_passage_tokens: int = Field(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = Field(1_024, ge=1)  # longer passages are rejected
 
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
-        if self.teacher == "openai" and not (self.teacher_model and self.teacher_base_url):
-            raise ValueError("teacher is openai, so teacher_model and teacher_base_url must be set")
+        if self.teacher == "openai":
+            self._require_endpoint("teacher is openai")
         if self.min_passage_tokens >= self.max_passage_tokens:
             raise ValueError("min_passage_tokens must be smaller than max_passage_tokens")
         return self

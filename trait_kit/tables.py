@@ -31,7 +31,22 @@ SCHEMAS: dict[str, pa.Schema] = {
     "documents": pa.schema(_document),  # a truth label, where there is one, travels in its own file: see data.documents
     "scores": pa.schema(_scores),
     "selection": pa.schema(_document + _scores[1:] + [("method", pa.string())]),
-    "quarantine": pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())]),
+    "quarantine": pa.schema(  # `records`: how many documents the line stands for, where a stretch of a file is damaged
+        [("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("records", pa.int64())]
+    ),
+    "ratings": pa.schema(
+        [
+            ("text_sha256", pa.string()),  # of the whole document, as UTF-8
+            ("rating", pa.int32()),  # educational value 0..5; null where there is an error
+            ("reason", pa.string()),
+            ("error", pa.string()),  # 'kind: details'; null where there is a rating
+            ("teacher", pa.string()),
+            ("prompt_version", pa.string()),
+            ("tokens_in", pa.int64()),
+            ("tokens_out", pa.int64()),
+            ("cost_usd", pa.float64()),
+        ]
+    ),
     "problems": pa.schema(
         [
             ("id", pa.string()),

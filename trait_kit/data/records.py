@@ -1,57 +1,345 @@
 """Records of files and of the hub, cleaned: what is a usable document, and what is not, with its place and the reason.
 
-Parquet and hub data sets are checked column by column (millions of rows a minute), JSONL line by line. Rows count from
-1: lines of a JSONL file, rows of a Parquet file or data set. One bad record never stops a job; a file that cannot be
-read as a whole does, because nobody knows how much of it is lost.
+Parquet and hub data sets are checked column by column (hundreds of megabytes a second), JSONL line by line. Rows count
+from 1: lines of a JSONL file, rows of a Parquet file or data set. One bad record never stops a job. Neither does damage
+to a whole stretch of a file: it is reported with the place, and with how many records it is likely to have cost.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trait_kit.data.streams import Gap, TooLong, blocks, is_transient, is_url, open_file, split, suffix, unreadable
 from trait_kit.errors import TraitError
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 COLUMNS = ("id", "text", "source", "url")
+PART_BYTES = 16_000_000  # of text, about
+MOST_BYTES = 32_000_000  # of one record: no document of the web is that long, and a file without line ends is no JSONL
+_PART_ROWS = 20_000
+_DOCUMENT_BYTES = {".parquet": 1_500, ".jsonl": 3_000, ".jsonl.gz": 1_200, ".jsonl.zst": 1_200, ".warc": 60_000}
+_DOCUMENT_BYTES |= {".warc.gz": 15_000, ".wet": 6_000, ".wet.gz": 2_500}  # on disk, about
+
+Reject = tuple[str, int, str, int]
+
+
+class Columns(NamedTuple):
+    """What a corpus calls the columns or fields of the kit."""
+
+    text: str = "text"
+    id: str = "id"
+    url: str = "url"
+    source: str = "source"
+
+
+USUAL = Columns()
+
+
+class Damage(TraitError):
+    """A stretch of a file that cannot be read: after `row`, about `records` of them."""
+
+    def __init__(self, source: str, row: int, records: int, reason: str, advice: str) -> None:
+        super().__init__(f"{source}{':' if reason.startswith('its') else ''} {reason}. {advice}")
+        self.source, self.row, self.records, self.reason = source, row, max(int(records), 1), reason
+
+    @property
+    def reject(self) -> Reject:
+        return self.source, self.row, self.reason, self.records
 
 
 class Part(NamedTuple):
-    """Usable records, with the columns `row` and `file` beside COLUMNS, and (source, row, reason) of the others."""
+    """Usable records (COLUMNS, `row`, `file`), (source, row, reason, records) of the others, and what of these is damage.
+
+    A reason that starts with "skipped: " is no loss but an ordinary page of the web without text to read.
+    """
 
     documents: pa.Table
-    rejected: list[tuple[str, int, str]]
+    rejected: list[Reject]
+    damage: tuple[Damage, ...] = ()
 
 
-def no_records(origin: str) -> Part:
-    return _part({name: [] for name in COLUMNS}, [], origin, [])
+def no_documents() -> pa.Table:
+    return documents_table({name: [] for name in COLUMNS}, [], "")
 
 
-def from_file(path: Path) -> Iterator[Part]:
-    """The records of one .parquet, .jsonl, .jsonl.gz or .jsonl.zst file; an empty file is one rejected record, row 0."""
+def part_of_damage(damage: Damage) -> Part:
+    return Part(no_documents(), [damage.reject], (damage,))
+
+
+def documents_table(columns: dict[str, Any], rows: list[int] | np.ndarray, origin: str) -> pa.Table:
+    table = {name: pa.array(columns[name], pa.string()) for name in COLUMNS}
+    if table["source"].null_count:
+        table["source"] = pc.fill_null(table["source"], origin)
+    table["row"] = pa.array(rows, pa.int64())
+    table["file"] = pa.repeat(pa.scalar(origin, pa.string()), len(table["row"]))
+    return pa.table(table)
+
+
+def documents_in(name: str, size: int) -> int:
+    """About how many documents a file of this many bytes holds."""
+    return size // _DOCUMENT_BYTES[suffix(name)]
+
+
+def records_in(gap: Gap, records: int) -> int:
+    """About how many records a Gap cost, after so many good ones."""
+    return max(round(gap.lost * records / gap.good) if gap.good else 0, 1)
+
+
+def cut_off(origin: str, row: int, records: int, reason: str, noun: str = "line") -> Damage:
+    reason = f"its compressed data is cut off or damaged after {noun} {row} ({reason})"
+    return Damage(origin, row, records, reason, "Copy or download it again.")
+
+
+# Parquet
+
+
+def row_groups(name: str) -> list[int]:
+    """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
     try:
-        if path.stat().st_size == 0:
-            yield Part(no_records(str(path)).documents, [(str(path), 0, "the file is empty")])
-        elif path.name.endswith(".parquet"):
-            yield from _read_parquet(path)
+        with _parquet(name, 0) as file:
+            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    except Damage:
+        return []
+
+
+def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
+    """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
+    try:
+        file = _parquet(name, documents_in(name, size))
+    except Damage as damage:
+        yield part_of_damage(damage)
+        return
+    with file:
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        stop = len(groups) if stop < 0 else stop
+        names = file.schema_arrow.names
+        wanted = [column for column in columns if column in names]
+        try:
+            _require(name, "column", columns.text, names)
+            _require_strings(name, columns.text, file.schema_arrow.field(columns.text).type)
+        except Damage as damage:
+            damage.records = max(sum(group.num_rows for group in groups[first:stop]), 1)
+            yield part_of_damage(damage)
+            return
+        for index in range(first, min(stop, len(groups))):
+            start = sum(group.num_rows for group in groups[:index])
+            last = start + groups[index].num_rows
+            row = start
+            batches = file.iter_batches(_batch_rows(groups[index]), row_groups=[index], columns=wanted)
+            while row < last:
+                try:
+                    batch = next(batches)
+                except Exception as error:
+                    _raise_if_transient(name, error)
+                    reason = f"its row group {index} cannot be read after row {row} ({_first_line(error)})"
+                    yield part_of_damage(Damage(name, row, last - row, reason, "Write or download it again."))
+                    break
+                yield clean_table(pa.table(batch), row + 1, name, columns)
+                row += batch.num_rows
+
+
+def _parquet(name: str, records: int) -> pq.ParquetFile:
+    source = open_file(name) if is_url(name) else name
+    try:
+        return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
+    except Exception as error:
+        _raise_if_transient(name, error)
+        reason = f"is not a readable Parquet file ({_first_line(error)})"
+        raise Damage(name, 0, records, reason, "Write or download it again.") from error
+
+
+def _raise_if_transient(name: str, error: Exception) -> None:
+    """Arrow's own errors are the file's; what a store raises through Arrow is the network's, as are the system's."""
+    stores = is_url(name) and not isinstance(error, (pa.ArrowException, OSError))
+    if stores or is_transient(error):
+        raise unreadable(name, error) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    return int(np.clip(PART_BYTES * group.num_rows // max(group.total_byte_size, 1), 1, _PART_ROWS))
+
+
+def _require(where: str, noun: str, text: str, names: Iterable[str]) -> None:
+    if text not in names:
+        shown = sorted(names)
+        listed = ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
+        reason = f"has no {noun} '{text}', but {listed or 'none'}"
+        raise Damage(where, 0, 1, reason, "Rename the one that holds the documents, or name it as the text column.")
+
+
+def _require_strings(where: str, name: str, kind: pa.DataType) -> None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    tests += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    if not any(test(value) for test in tests):
+        reason = f"its column '{name}' holds {kind}, not strings"
+        raise Damage(where, 0, 1, reason, "Convert it to strings, or name another text column.")
+
+
+def clean_table(table: pa.Table, start: int, origin: str, columns: Columns) -> Part:
+    """Split an Arrow table into usable rows and rejected ones; column by column, so that millions of rows stay fast."""
+    reasons: dict[int, str] = {}
+    found: dict[str, pa.Array] = {}
+    for name, column in zip(columns._fields, columns, strict=True):
+        if column in table.column_names:
+            found[name], broken = _as_strings(table[column])
+            reasons.update(dict.fromkeys(broken, f"{name} is not UTF-8"))
         else:
-            yield _read_jsonl(path)
-    except OSError as error:
-        raise TraitError(f"{path} cannot be read: {error.strerror or error}.") from error
+            found[name] = pa.nulls(table.num_rows, pa.string())
+        if name != "text":
+            empty = pc.equal(pc.binary_length(found[name]), 0)
+            found[name] = pc.if_else(empty, None, found[name]) if pc.any(empty).as_py() else found[name]
+    text = found["text"]
+    length = pc.fill_null(pc.binary_length(text), -1).to_numpy()
+    blank = pc.fill_null(pc.utf8_is_space(text), False).to_numpy(zero_copy_only=False)
+    for flags, reason in (
+        (length < 0, "text is null"),
+        ((length == 0) | blank, "text is empty"),
+        (length > MOST_BYTES, _too_long(MOST_BYTES)),
+    ):
+        for index in np.flatnonzero(flags):
+            reasons.setdefault(int(index), reason)
+    rows = np.arange(start, start + table.num_rows)
+    if reasons:
+        keep = np.ones(table.num_rows, bool)
+        keep[list(reasons)] = False
+        found = {name: column.filter(pa.array(keep)) for name, column in found.items()}
+        rows = rows[keep]
+    rejected = [(origin, index + start, reasons[index], 1) for index in sorted(reasons)]
+    return Part(documents_table(found, rows, origin), rejected)
 
 
-def from_hub(rest: str) -> Iterator[Part]:
-    """The records of `owner/name[@config][#split]` on the Hugging Face hub, or in its local cache."""
+def _too_long(most: int) -> str:
+    return f"longer than {most / 1e6:.0f} MB, which is no document"
+
+
+def _as_strings(column: pa.ChunkedArray) -> tuple[pa.Array, list[int]]:
+    """(strings, indices that are not UTF-8): Arrow does not check the bytes of a string column, so they are checked here.
+
+    Numbers and dates are taken as they print; structures, of which no id or address is made, as missing.
+    """
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    try:
+        binary = array.cast(pa.large_binary())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        try:
+            return array.cast(pa.string()), []
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return pa.nulls(len(array), pa.string()), []
+    try:
+        return binary.cast(pa.string()), []
+    except pa.ArrowInvalid:
+        values, broken = [], []
+        for index, value in enumerate(binary.to_pylist()):
+            try:
+                values.append(None if value is None else value.decode("utf-8"))
+            except UnicodeDecodeError:
+                values.append(None)
+                broken.append(index)
+        return pa.array(values, pa.string()), broken
+
+
+# JSONL
+
+
+def read_jsonl(name: str, columns: Columns, size: int) -> Iterator[Part]:
+    """The records of a .jsonl, .jsonl.gz or .jsonl.zst file, `PART_BYTES` at a time."""
+    named = [(column, getattr(columns, column)) for column in COLUMNS]
+    kept: tuple[list[str | None], ...] = ([], [], [], [])
+    rejected: list[Reject] = []
+    rows: list[int] = []
+    fields: set[str] = set()
+    number, held = 0, 0
+
+    def part() -> Part:
+        """What was read since the last part, and empty lists for the next."""
+        nonlocal kept, rejected, rows, held
+        done = Part(documents_table(dict(zip(COLUMNS, kept, strict=True)), rows, name), rejected)
+        kept, rejected, rows, held = ([], [], [], []), [], [], 0
+        return done
+
+    for line in split(blocks(name), b"\n", MOST_BYTES):
+        if isinstance(line, Gap):
+            yield part()
+            yield part_of_damage(cut_off(name, number, records_in(line, number), line.reason))
+            continue
+        number += 1
+        if isinstance(line, TooLong):
+            rejected.append((name, number, _too_long(line.most), 1))
+            continue
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+            if columns.text not in fields:
+                fields.update(list(record)[:100])
+            found = [_field(record, column, field) for column, field in named]
+        except UnicodeDecodeError as error:
+            rejected.append((name, number, f"not UTF-8 (byte {error.start + 1} of the line)", 1))
+        except json.JSONDecodeError as error:
+            rejected.append((name, number, f"not valid JSON ({error.msg}, character {error.pos + 1})", 1))
+        except RecursionError:
+            rejected.append((name, number, "not valid JSON (nested too deep)", 1))
+        except ValueError as error:
+            rejected.append((name, number, str(error), 1))
+        else:
+            rows.append(number)
+            for column, value in zip(kept, found, strict=True):
+                column.append(value)
+        held += len(line)
+        if held > PART_BYTES or len(rows) + len(rejected) >= _PART_ROWS:
+            if fields and columns.text not in fields:
+                break
+            yield part()
+    if fields and columns.text not in fields:
+        try:
+            _require(name, "field", columns.text, fields)
+        except Damage as damage:
+            damage.records = max(number, documents_in(name, size))
+            yield part_of_damage(damage)
+    else:
+        yield part()
+
+
+def _field(record: dict[str, Any], name: str, field: str) -> str | None:
+    """One field of a JSON record as a string; ValueError says why the record cannot be used."""
+    value = record.get(field)
+    if name == "text":
+        if not isinstance(value, str):
+            raise ValueError("text is null" if value is None else f"text is not a string but a {type(value).__name__}")
+        if not value or value.isspace():
+            raise ValueError("text is empty")
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds half a surrogate pair, which is no character") from None
+    return value
+
+
+# The hub
+
+
+def hub_data(rest: str) -> Any:
+    """`owner/name[@config][#split]` on the Hugging Face hub, or in its local cache, as a memory-mapped data set."""
     name, _, split = rest.partition("#")
     name, _, config = name.partition("@")
     if not name or name.count("/") > 1:
@@ -59,170 +347,27 @@ def from_hub(rest: str) -> Iterator[Part]:
     import datasets
 
     try:
-        data = datasets.load_dataset(name, config or None, split=split or "train")
+        return datasets.load_dataset(name, config or None, split=split or "train")
     except Exception as error:  # the hub client raises dozens of kinds: not found, gated, offline, a split misspelt
-        first = (str(error).strip().splitlines() or [""])[0]
         raise TraitError(
-            f"hf:{rest} could not be loaded ({type(error).__name__}: {first}). Check the name, the config and the split, "
-            "that the hub can be reached, and that HF_TOKEN is set where the data set asks for it; or use local files."
-        ) from error
-    _require_text(f"hf:{rest}", "column", data.column_names)
-    data = data.select_columns([column for column in COLUMNS if column in data.column_names]).with_format("arrow")
-    start = 1
-    for batch in data.iter(batch_size=10_000):
-        yield _clean_table(batch, start, f"hf:{rest}")
-        start += batch.num_rows
-
-
-def _read_parquet(path: Path) -> Iterator[Part]:
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        _require_text(str(path), "column", names)
-        start = 1
-        for batch in file.iter_batches(8_192, columns=[name for name in COLUMNS if name in names]):
-            yield _clean_table(pa.table(batch), start, str(path))
-            start += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise TraitError(f"{path} is not a readable Parquet file ({error}). Write or download it again.") from error
-
-
-def _read_jsonl(path: Path) -> Part:
-    columns: dict[str, list[str | None]] = {name: [] for name in COLUMNS}
-    rejected: list[tuple[str, int, str]] = []
-    numbers: list[int] = []
-    fields: set[str] = set()
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-            fields.update(record)
-            values = [_field(record, name) for name in COLUMNS]
-        except UnicodeDecodeError as error:
-            rejected.append((str(path), number, f"not UTF-8 (byte {error.start + 1} of the line)"))
-        except json.JSONDecodeError as error:
-            rejected.append((str(path), number, f"not valid JSON ({error.msg}, character {error.pos + 1})"))
-        except RecursionError:
-            rejected.append((str(path), number, "not valid JSON (nested too deep)"))
-        except ValueError as error:
-            rejected.append((str(path), number, str(error)))
-        else:
-            numbers.append(number)
-            for name, value in zip(COLUMNS, values, strict=True):
-                columns[name].append(value)
-    if fields:
-        _require_text(str(path), "field", fields)
-    return _part(columns, numbers, str(path), rejected)
-
-
-def _field(record: dict[str, Any], name: str) -> str | None:
-    """One field of a JSON record as a string; ValueError says why the record cannot be used."""
-    value = record.get(name)
-    if name == "text":
-        if not isinstance(value, str):
-            raise ValueError("text is null" if value is None else f"text is not a string but a {type(value).__name__}")
-        if not value.strip():
-            raise ValueError("text is empty")
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half a surrogate pair, which is no character") from None
-    return value
-
-
-def _require_text(where: str, noun: str, names: Iterable[str]) -> None:
-    if "text" not in names:
-        shown = sorted(names)
-        listed = ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
-        raise TraitError(f"{where} has no {noun} 'text', but {listed or 'none'}. Rename the one that holds the documents.")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain or compressed file; a compressed file that was cut off loses an unknown share, so it is an error."""
-    number = 0
-    try:
-        with _opened(path) as stream:
-            for line in stream:
-                number += 1
-                yield line
-    except (EOFError, OSError, zlib.error) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise TraitError(
-            f"{path}: its compressed data is cut off or damaged after line {number} ({error}). Copy or download it again."
+            f"hf:{rest} could not be loaded ({type(error).__name__}: {_first_line(error)}). Check the name, the config and "
+            "the split, that the hub can be reached, and that HF_TOKEN is set where the data set asks for it; or use local "
+            "files."
         ) from error
 
 
-def _opened(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.name.endswith(".zst"):
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _part(columns: dict[str, Any], rows: list[int] | np.ndarray, origin: str, rejected: list[tuple[str, int, str]]) -> Part:
-    table = pa.table({name: pa.array(columns[name], pa.string()) for name in COLUMNS})
-    source = pc.fill_null(table["source"], origin)
-    table = table.set_column(table.column_names.index("source"), "source", source)
-    table = table.append_column("row", pa.array(rows, pa.int64()))
-    return Part(table.append_column("file", pa.array([origin] * len(rows), pa.string())), rejected)
-
-
-def _clean_table(table: pa.Table, start: int, origin: str) -> Part:
-    """Split an Arrow table into usable rows and quarantine; column by column, so that millions of rows stay fast."""
-    reasons: dict[int, str] = {}
-    columns: dict[str, pa.Array] = {}
-    for name in COLUMNS:
-        if name in table.column_names:
-            columns[name], broken = _as_strings(table[name], f"{origin}, column '{name}'", name)
-            reasons.update(dict.fromkeys(broken, f"{name} is not UTF-8"))
-        else:
-            columns[name] = pa.nulls(table.num_rows, pa.string())
-        if name != "text":
-            columns[name] = pc.if_else(pc.equal(columns[name], ""), None, columns[name])
-    empty = pc.equal(pc.utf8_trim_whitespace(columns["text"]), "")
-    for index in np.flatnonzero(columns["text"].is_null().to_numpy(zero_copy_only=False)):
-        reasons.setdefault(int(index), "text is null")
-    for index in np.flatnonzero(pc.fill_null(empty, False).to_numpy(zero_copy_only=False)):
-        reasons.setdefault(int(index), "text is empty")
-    keep = np.ones(table.num_rows, bool)
-    keep[list(reasons)] = False
-    kept = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
-    rejected = [(origin, index + start, reasons[index]) for index in sorted(reasons)]
-    return _part(kept, np.flatnonzero(keep) + start, origin, rejected)
-
-
-def _as_strings(column: pa.ChunkedArray, where: str, name: str) -> tuple[pa.Array, list[int]]:
-    """(strings, indices that are not UTF-8): Arrow does not check the bytes of a string column, so they are checked here."""
-    array = column.combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_null(array.type):
-        return array.cast(pa.string()), []
-    if pa.types.is_integer(array.type) and name != "text":
-        return array.cast(pa.string()), []
+def read_hub(rest: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
+    """The rows first..stop of a hub data set."""
+    origin = f"hf:{rest}"
+    stop = len(data) if stop < 0 else min(stop, len(data))
     try:
-        array = array.cast(pa.large_binary())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise TraitError(f"{where} holds {array.type}, not strings. Convert it to strings, or rename the column.") from None
-    try:
-        return array.cast(pa.string()), []
-    except pa.ArrowInvalid:
-        values, broken = [], []
-        for index, value in enumerate(array.to_pylist()):
-            try:
-                values.append(None if value is None else value.decode("utf-8"))
-            except UnicodeDecodeError:
-                values.append(None)
-                broken.append(index)
-        return pa.array(values, pa.string()), broken
+        _require(origin, "column", columns.text, data.column_names)
+        _require_strings(origin, columns.text, data.features.arrow_schema.field(columns.text).type)
+    except Damage as damage:
+        damage.records = max(stop - first, 1)
+        yield part_of_damage(damage)
+        return
+    data = data.select_columns([column for column in columns if column in data.column_names]).with_format("arrow")
+    each = int(np.clip(PART_BYTES * data.data.num_rows // max(data.data.nbytes, 1), 1, _PART_ROWS))
+    for start in range(first, stop, each):
+        yield clean_table(data[start : min(start + each, stop)], start + 1, origin, columns)

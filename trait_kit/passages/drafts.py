@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 
-MAX_CONTENT = 200_000  # characters of an answer that are looked at; a passage has a few thousand
+from trait_kit.teaching.exchange import clean, read_object
 
 
 @dataclass(frozen=True)
@@ -36,26 +34,11 @@ class Rejection:
 
 
 def parse_answer(content: str, count: int) -> tuple[tuple[str, ...], str]:
-    """The paragraphs and the enlightenment of a model's reply; ValueError says what is wrong with it.
+    """The paragraphs and the enlightenment of a model's reply: `count` non-empty strings, and one.
 
-    Strict about the schema (`count` non-empty strings, one non-empty string), lenient about what surrounds the object:
-    a <think> block, a Markdown fence, a sentence before or after.
+    ValueError says what is wrong with the reply, in words that the model can be told.
     """
-    if len(content) > MAX_CONTENT:
-        raise ValueError(f"it has {len(content):,} characters, more than {MAX_CONTENT:,}")
-    text = content.rpartition("</think>")[2]
-    start = text.find("{")
-    if start < 0:
-        raise ValueError("it holds no JSON object")
-    try:
-        value, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
-    except (ValueError, RecursionError) as error:
-        detail = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise ValueError(f"it is not valid JSON ({detail})") from None
-    wanted = {"paragraphs", "enlightenment"}
-    if set(value) != wanted:
-        names = ", ".join(sorted(str(name)[:40] for name in value)[:6]) or "none"
-        raise ValueError(f"the object must have the fields paragraphs and enlightenment, it has {names}")
+    value = read_object(content, ("paragraphs", "enlightenment"))
     paragraphs, enlightenment = value["paragraphs"], value["enlightenment"]
     if not isinstance(paragraphs, list) or not all(isinstance(item, str) for item in paragraphs):
         raise ValueError("paragraphs must be a list of strings")
@@ -67,9 +50,3 @@ def parse_answer(content: str, count: int) -> tuple[tuple[str, ...], str]:
     if not enlightenment or not all(cleaned):
         raise ValueError("a paragraph or the enlightenment is empty")
     return cleaned, enlightenment
-
-
-def clean(text: str) -> str:
-    """Valid UTF-8 without lone surrogates, blank lines or trailing space, so that a passage keeps its own layout."""
-    text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[ \t]*\n\s*", "\n", text.strip())

@@ -7,14 +7,13 @@ includes, so that a passage always tells which wording made it and a changed tem
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from trait_kit.passages.answers import is_mathematical
+from trait_kit.teaching.exchange import as_data, templates
 
 FOLDER = Path(__file__).parent / "prompts"
 ADS_TASKS = frozenset(
@@ -29,13 +28,7 @@ ADS_TASKS = frozenset(
     )
 )
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
-_environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(FOLDER),
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,  # plain text; problems enter as JSON, see _as_data
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = templates(FOLDER)
 
 
 def choose(problems: pd.DataFrame, grouping: str) -> str:
@@ -71,9 +64,7 @@ def version(name: str) -> str:
 
 
 def _as_data(row) -> str:
-    """One line of JSON in which the marker lines cannot occur, whatever the problem says."""
     fields = {"task": row.task, "question": row.question, "answer": row.answer}
     if isinstance(row.solution, str):
         fields["worked_solution"] = row.solution
-    text = json.dumps({key: value[:_MAX_FIELD] for key, value in fields.items()}, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e")
+    return as_data({key: value[:_MAX_FIELD] for key, value in fields.items()})

@@ -6,10 +6,8 @@ Every group ends as a row of `passages` or as a row of `rejected` with its reaso
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,11 @@ from trait_kit.passages import prompts
 from trait_kit.passages.checks import Accepted, run_checks
 from trait_kit.passages.drafts import Draft, Rejection
 from trait_kit.passages.grouping import Group
-from trait_kit.passages.ledger import Ledger
 from trait_kit.passages.teachers import OfflineTeacher, OpenAITeacher
+from trait_kit.teaching.endpoint import ask_all
+from trait_kit.teaching.ledger import Ledger
 
 Teacher = OfflineTeacher | OpenAITeacher
-_UNREACHABLE = ("no connection", "no answer in time")
 
 
 def write_passages(
@@ -54,7 +52,14 @@ def write_passages(
         price_in=teacher.usd_per_million_in,
         price_out=teacher.usd_per_million_out,
     )
-    answers = _ask_all(groups, rows_of, teacher, ledger, progress)
+    answers = ask_all(
+        len(groups),
+        lambda place: teacher.write(groups[place], rows_of[place], ledger),
+        fault_of=lambda answer: answer.reason if isinstance(answer, Rejection) else "",
+        give_up=lambda reason: Rejection(reason, teacher.name, ""),
+        concurrency=teacher.concurrency,
+        progress=progress,
+    )
     texts = [
         compose_text(rows, answer) if isinstance(answer, Draft) else answer.answer
         for rows, answer in zip(rows_of, answers, strict=True)
@@ -116,8 +121,7 @@ def estimate_bill(
     unsolved = sum(len(rows) for rows in rows_of) - len(solutions)
     tokens_in = int(np.sum(count_tokens(asked))) if asked else 0
     tokens_out = int(1.3 * np.sum(count_tokens(solutions)) if solutions else 0) + 80 * unsolved + 120 * len(asked)
-    cost = (tokens_in * teacher.usd_per_million_in + tokens_out * teacher.usd_per_million_out) / 1e6
-    return {"requests": len(asked), "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": cost}
+    return teacher.estimate(len(asked), tokens_in, tokens_out)
 
 
 def _rows_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[pd.DataFrame]:
@@ -131,50 +135,6 @@ def _rows_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[pd.DataFra
         row = foreign.iloc[0]
         raise TraitError(f"Problem {row['id']} is from the split '{row['split']}'; passages may only hold train problems.")
     return [by_id.loc[list(group.problem_ids)] for group in groups]
-
-
-def _ask_all(
-    groups: Sequence[Group],
-    rows_of: list[pd.DataFrame],
-    teacher: Teacher,
-    ledger: Ledger,
-    progress: Callable[[int, int], None] | None,
-) -> list[Draft | Rejection]:
-    """Every group's answer. Threads, so that it works under a running event loop (Jupyter) as well as without one.
-
-    When the endpoint cannot be reached many times in a row, the rest is not asked (each counted with that reason).
-    """
-    answers: list[Draft | Rejection | None] = [None] * len(groups)
-    failures, lock = 0, threading.Lock()
-    patience = max(10, 2 * teacher.concurrency)
-
-    def ask(place: int) -> None:
-        nonlocal failures
-        if failures >= patience:
-            reason = f"endpoint away: not asked, since {patience} requests in a row had no answer"
-            answers[place] = Rejection(reason, teacher.name, "")
-            return
-        answer = teacher.write(groups[place], rows_of[place], ledger)
-        away = isinstance(answer, Rejection) and answer.reason.startswith(_UNREACHABLE)
-        with lock:
-            failures = failures + 1 if away else 0
-        answers[place] = answer
-
-    if teacher.concurrency == 1:
-        for place in range(len(groups)):
-            ask(place)
-            if progress:
-                progress(place + 1, len(groups))
-    else:
-        executor = ThreadPoolExecutor(max_workers=teacher.concurrency, thread_name_prefix="teacher")
-        try:
-            for done, future in enumerate(as_completed([executor.submit(ask, place) for place in range(len(groups))]), 1):
-                future.result()
-                if progress:
-                    progress(done, len(groups))
-        finally:  # on an error or Ctrl-C: start nothing new, let what is in flight (and paid) reach the cache
-            executor.shutdown(wait=True, cancel_futures=True)
-    return answers
 
 
 def _contamination(texts: list[str], test_questions: list[str]) -> dict[int, str]:
@@ -222,10 +182,5 @@ def _bill(teacher: Teacher, ledger: Ledger, answers: list, passages: list[dict],
         "tokens_in": sum(answer.tokens_in for answer in answers),
         "tokens_out": sum(answer.tokens_out for answer in answers),
         "cost_usd": sum(answer.cost_usd for answer in answers),
-        "cost_usd_this_run": ledger.new_usd,
-        "requests_this_run": ledger.new_requests,
-        "requests_from_cache": ledger.cached_requests,
-        "cap_usd": ledger.cap_usd,
-        "stopped_by_cap": ledger.stopped_by_cap,
-        "unreadable_cache_lines": ledger.skipped_lines,
+        **ledger.bill(),
     }

@@ -6,12 +6,16 @@ Documents are ranked by the method and taken from the top until the next one wou
 - dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
 - fasttext: probability of the in-domain label;
 - fasttext+educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
+
+A document's rank is one 64-bit number made of its scores and its id. Randomness (the shuffle, the noise, the order of equal
+scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
 """
 
 from __future__ import annotations
 
 import difflib
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -19,86 +23,185 @@ import numpy as np
 import pyarrow as pa
 
 from trait_kit import tables
+from trait_kit.data.identity import id_hashes
 from trait_kit.errors import TraitError
 from trait_kit.params import Method
 
 METHODS: tuple[str, ...] = get_args(Method)
+_NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}
+_LEVEL_BITS = 16
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much to take: a number of tokens, or a share of the documents, or all that score at least so much."""
+
+    tokens: int = 0
+    share: float = 0.0
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum([self.tokens != 0, self.share != 0, self.score is not None]) != 1:
+            raise TraitError(
+                "Say in one way how much to select: a number of tokens, a share of the documents, or a threshold."
+            )
+        if self.tokens < 0 or not 0 <= self.share <= 1:
+            raise TraitError(
+                f"token_budget must be positive and a share at most 1 (got {self.tokens} tokens, a share of {self.share})."
+            )
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a document must be like to be ranked at all."""
+
+    min_tokens: int = 1
+    max_tokens: int = 2**31 - 1
+    min_educational: float = 1.0
+
+    def reasons(self, scores: pa.Table, method: Method, slack: float = 1.0) -> list[tuple[str, np.ndarray]]:
+        """(reason, bool [n]: fails for it); token limits are `slack` times wider, for counts that are estimates."""
+        lengths = scores["n_tokens"].to_numpy()
+        reasons = [
+            ("fewer than min_tokens", lengths * slack < self.min_tokens),
+            ("more than max_tokens", lengths > self.max_tokens * slack),
+        ]
+        if method == "fasttext+educational":
+            reasons.append(("below min_educational", scores["educational"].to_numpy() < self.min_educational))
+        return reasons
 
 
 @dataclass
 class Choice:
-    """Rows of the scores table: what was chosen, and the whole order that it was cut from."""
+    """Rows of a scores table: what was chosen, and the whole order that it was cut from."""
 
     indices: np.ndarray  # int64, best first
     ranking: np.ndarray  # int64, every document that passed the filters, best first; indices are its first part
     report: dict[str, Any]  # JSON-able: see choose
 
 
-def choose(
-    scores: pa.Table,
-    method: Method,
-    token_budget: int,
-    *,
-    seed: int = 0,
-    min_tokens: int = 1,
-    max_tokens: int = 2**31 - 1,
-    min_educational: float = 1.0,
-) -> Choice:
-    """The best documents of at most `token_budget` tokens: less than the next document in the order is left unspent.
-
-    The report has n_in, n_out, dropped (reason -> documents), tokens, token_budget, threshold (score of the last document
-    taken; null for random) and enough (False where the corpus is smaller than the budget, so that all of it was taken).
-    """
+def check_method(method: str, scores: pa.Table | None = None) -> None:
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
         raise TraitError(f"Unknown selection method '{method}'; {hint}")
-    if token_budget < 1:
-        raise TraitError(f"token_budget must be positive (got {token_budget}).")
+    for name in _NEEDS.get(method, ()) if scores is not None else ():
+        if scores[name].null_count:
+            raise TraitError(f"The method '{method}' needs the score '{name}', but it is null: scored without that model.")
+
+
+def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
+    """What the method ranks by, high first (float32 [n]; for random all are 0: only the ties decide)."""
+    if method == "random":
+        return np.zeros(scores.num_rows, np.float32)
+    if method == "dsir":
+        uniform = ((_noise(scores, "dsir noise", seed) >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+        return (scores["dsir"].to_numpy() - np.log(-np.log(uniform))).astype(np.float32)
+    return scores["domain"].to_numpy()
+
+
+def rank_keys(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
+    """uint64 [n]: larger is better. The method's value in the upper half, so that a value is a range of keys; then noise."""
+    return value_keys(rank_values(scores, method, seed)) | (_noise(scores, method, seed) >> np.uint64(32))
+
+
+def value_keys(values: np.ndarray | float) -> np.ndarray:
+    """The smallest key of these float32 values: their bits, made to sort as the numbers do."""
+    bits = (np.atleast_1d(np.asarray(values, np.float32)) + np.float32(0)).view(np.uint32)
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return ordered.astype(np.uint64) << np.uint64(32)
+
+
+def choose(
+    scores: pa.Table,
+    method: Method,
+    limit: Limit | int,
+    *,
+    seed: int = 0,
+    filters: Filters = Filters(),
+    dropped: Mapping[str, np.ndarray] | None = None,
+    documents: int = 0,
+) -> Choice:
+    """The best documents within the limit (a number: of tokens); less than the next document is left unspent.
+
+    `dropped`: reason -> bool [n], documents that may not be chosen whatever their score. `documents`: how many a share is
+    of, where the scores are those of candidates only.
+    The report has n_in, n_out, dropped (reason -> documents), tokens, threshold (score of the last document taken; null for
+    random) and enough (False where the documents do not fill the budget, so that all of them were taken).
+    """
+    limit = Limit(tokens=limit) if isinstance(limit, int) else limit
     scores = tables.conform(scores, "scores")
+    check_method(method, scores)
     lengths = scores["n_tokens"].to_numpy().astype(np.int64)
-    reasons = [("fewer than min_tokens", lengths < min_tokens), ("more than max_tokens", lengths > max_tokens)]
-    if method == "fasttext+educational":
-        reasons.append(("below min_educational", scores["educational"].to_numpy() < min_educational))
     kept = np.ones(len(lengths), bool)
-    dropped = {}
-    for reason, fails in reasons:
-        dropped[reason] = int((kept & fails).sum())
+    counts = {}
+    for reason, fails in [*(dropped or {}).items(), *filters.reasons(scores, method)]:
+        counts[reason] = int((kept & fails).sum())
         kept &= ~fails
     eligible = np.flatnonzero(kept)
     if not len(eligible):
-        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise TraitError(f"{method}: none of {len(lengths)} documents can be selected ({counts}). Loosen these limits.")
-
-    generator = np.random.default_rng([seed, zlib.crc32(method.encode())])
-    ties = generator.permutation(len(eligible))  # equal scores: in random order, not in the order of the corpus
-    keys = _keys(scores, method, generator)
-    ranking = eligible[ties] if keys is None else eligible[np.lexsort((ties, -keys[eligible]))]
+        why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise TraitError(f"{method}: none of {len(lengths)} documents can be selected ({why}). Loosen these limits.")
+    keys = rank_keys(scores, method, seed)[eligible]
+    order = np.argsort(~keys, kind="stable")
+    ranking = eligible[order]
     tokens = np.cumsum(lengths[ranking])
-    n_out = int(np.searchsorted(tokens, token_budget, side="right"))
+    if limit.score is not None:
+        n_out = int((keys >= value_keys(limit.score)[0]).sum())
+    elif limit.share:
+        n_out = round(limit.share * (documents or len(lengths)))
+    else:
+        n_out = int(np.searchsorted(tokens, limit.tokens, side="right"))
     if n_out == 0:
         raise TraitError(
-            f"{method}: token_budget ({token_budget}) is less than the first document ({tokens[0]} tokens). "
-            "Raise token_budget or lower max_tokens."
+            f"{method}: nothing fits the limit ({limit}); the first document has {tokens[0]} tokens and the score "
+            f"{rank_values(scores, method, seed)[ranking[0]]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
         )
-    dropped["beyond the budget"] = len(ranking) - n_out
+    enough = n_out < len(ranking) or (int(tokens[-1]) == limit.tokens if limit.tokens else n_out == len(ranking))
+    n_out = min(n_out, len(ranking))
+    counts["beyond the budget"] = len(ranking) - n_out
     report = {
         "method": method,
         "n_in": len(lengths),
         "n_out": n_out,
-        "dropped": dropped,
+        "dropped": counts,
         "tokens": int(tokens[n_out - 1]),
-        "token_budget": int(token_budget),
-        "threshold": None if keys is None else float(keys[ranking[n_out - 1]]),
-        "enough": n_out < len(ranking) or int(tokens[-1]) == token_budget,
+        "threshold": None if method == "random" else float(rank_values(scores, method, seed)[ranking[n_out - 1]]),
+        "enough": enough,
     }
     return Choice(ranking[:n_out], ranking, report)
 
 
-def _keys(scores: pa.Table, method: str, generator: np.random.Generator) -> np.ndarray | None:
-    """What the method ranks by, high first (float64 [n]); None for a plain shuffle."""
-    if method == "random":
-        return None
-    if method == "dsir":
-        return scores["dsir"].to_numpy().astype(np.float64) + generator.gumbel(size=scores.num_rows)
-    return scores["domain"].to_numpy().astype(np.float64)
+def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
+    """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
+
+    `batches` gives (keys, weights) of all documents, as often as asked: once for each 16 bits of the key that matter.
+    Memory does not depend on how many documents there are.
+    """
+    prefix, missing = 0, budget
+    for level in range(64 // _LEVEL_BITS):
+        weights = np.zeros(1 << _LEVEL_BITS, np.int64)
+        shift = np.uint64(64 - _LEVEL_BITS * (level + 1))
+        for keys, given in batches():
+            bins = keys >> shift
+            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix if level else slice(None)
+            places = (bins[inside] & np.uint64(0xFFFF)).astype(np.int64)
+            weights += np.bincount(places, given[inside], len(weights)).astype(np.int64)
+        above = np.cumsum(weights[::-1])
+        if above[-1] < missing:
+            return 0
+        place = int(np.searchsorted(above, missing))
+        missing -= int(above[place - 1]) if place else 0
+        prefix = (prefix << _LEVEL_BITS) | (len(weights) - 1 - place)
+        if weights[len(weights) - 1 - place] <= budget // 20:
+            break
+    return prefix << int(shift)
+
+
+def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
+    """uint64 [n], uniform: a hash of the id, the seed and the purpose."""
+    salt = np.uint64((zlib.crc32(purpose.encode()) << 32 | seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15 % 2**64)
+    value = id_hashes(scores["id"]) ^ salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finish
+        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+    return value ^ (value >> np.uint64(31))

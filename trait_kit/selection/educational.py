@@ -1,7 +1,8 @@
-"""Weak Low / Mid / High labels of educational value, by a rule on the form of a text: does it explain, or only state?
+"""Low, Mid and High educational value: the scale, the labels of foreign models on it, and weak labels by a rule.
 
-The paper filters by educational value with a model that it does not describe; judgements by an LLM are the usual source of
-labels. This rule stands in where there are none (pass better labels to `train_educational_model` where there are). Points:
+The rule looks at the form of a text: does it explain, or only state? The paper filters by educational value with a model
+that it does not describe; judgements by an LLM are the usual source of labels (`ratings`). The rule stands in where there
+are none. Points:
 
     +1  at least 2 sentences and 40 words: something can be developed
     +1  at least 1 explanatory cue in 100 words, +2 from 3: reasons, examples, definitions, consequences, purposes
@@ -21,9 +22,32 @@ scores. English only: in another language almost nothing is High, and training s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from trait_kit.errors import TraitError
 
 LABELS = ("Low", "Mid", "High")
+POINTS = {label: float(value) for value, label in enumerate(LABELS)}
+_PREFIX = "__label__"
+# Label -> points on the scale 0..2, for every set of labels whose meaning is plain. Ratings 0-5 count in the bands that the
+# kit's own ratings are trained in, so that min_educational means the same whichever model scores.
+_SCALES: tuple[dict[str, int], ...] = (
+    {"low": 0, "mid": 1, "high": 2},
+    {"low": 0, "medium": 1, "high": 2},
+    {"0": 0, "1": 0, "2": 1, "3": 1, "4": 2, "5": 2},
+    {"low": 0, "high": 2},
+    {"0": 0, "1": 2},
+    {"no": 0, "yes": 2},
+    {"false": 0, "true": 2},
+    {"negative": 0, "positive": 2},
+    {"bad": 0, "good": 2},
+    {"lq": 0, "hq": 2},
+    {"cc": 0, "hq": 2},  # Common Crawl against high quality
+    {"not_educational": 0, "educational": 2},
+    {"non_educational": 0, "educational": 2},
+)
 
 _CUES = re.compile(
     r"\b(?:because|therefore|thus|hence|consequently|since|so that|in order to|as a result|due to|leads? to|led to"
@@ -43,6 +67,28 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\b\d[\d.,:]*")
 _SEPARATOR = re.compile(r"[,;|•·\n\t]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
+
+
+def label_points(labels: Sequence[str]) -> np.ndarray:
+    """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
+
+    For High, Mid and Low that is 2 P(High) + P(Mid). Case and fastText's prefix do not matter. TraitError where the
+    labels' meaning would be a guess.
+    """
+    names = [label.removeprefix(_PREFIX).lower().replace("-", "_") for label in labels]
+    for scale in _SCALES:
+        if sorted(names) == sorted(scale):
+            return np.array([scale[name] for name in names], np.float32)
+    shown = ", ".join(repr(label) for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
+    raise TraitError(
+        f"What the {len(labels)} labels {shown} say of educational value is not plain. Use a model with the labels "
+        f"{'; or '.join(', '.join(scale) for scale in _SCALES[:5])} (in any case)."
+    )
+
+
+def rating_label(rating: int) -> str:
+    """Low for a rating of 0 or 1, Mid for 2 or 3, High for 4 or 5."""
+    return LABELS[rating // 2]
 
 
 def points(text: str) -> int:

@@ -25,6 +25,7 @@ class FastTextFile:
 
     words: list[bytes]
     labels: list[bytes]
+    loss: str  # softmax | ova
     word_ngrams: int
     minn: int  # shortest and longest character n-gram; maxn 0 is none
     maxn: int
@@ -34,7 +35,7 @@ class FastTextFile:
 
 
 def read(path: Path | str) -> FastTextFile:
-    """Read the model; TraitError where it is not a complete fastText file or not a plain supervised softmax model."""
+    """Read the model; TraitError where it is not complete, or not a plain supervised softmax or one-vs-all model."""
     path = Path(path)
     if not path.is_file():
         raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
@@ -55,7 +56,7 @@ def _read(path: Path, stream) -> FastTextFile:
     dimension, _, _, _, _, word_ngrams, loss, model, _, minn, maxn, _, _ = take("12id")
     if model != 3:
         raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
-    if loss != 3:
+    if loss not in (3, 4):
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
     size, n_words, n_labels, _, pruned = take("iiiqq")
     if version == 11:
@@ -81,6 +82,7 @@ def _read(path: Path, stream) -> FastTextFile:
     return FastTextFile(
         words=names[:n_words],
         labels=names[n_words:],
+        loss="softmax" if loss == 3 else "ova",
         word_ngrams=word_ngrams,
         minn=minn,
         maxn=maxn,

@@ -1,14 +1,17 @@
-"""Tokens and their hashes: the one loop over text that every linear selection model shares.
+"""Tokens and their hashes: the one pass over text that every linear selection model shares.
 
-The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams, so they read text
-through the same three things here: `text_array` (any texts as one Arrow array, so that kernels work on its buffers without
-a Python object a document), `normalise` (what training and scoring both see), `next_token` (fastText's words and hashes).
+The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams. `token_blocks` reads
+Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized block at a
+time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a word's end: that,
+not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass
+(`normalise` gives the same tokens as text, for training).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -18,11 +21,23 @@ import pyarrow.compute as pc
 from trait_kit.errors import TraitError
 
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
+# What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
+Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
-HASH_START, _FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
+HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
+EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
 _SIGN, LOW_32 = np.uint64(0xFFFFFF00), np.uint64(0xFFFFFFFF)
-_SPACE, _ALONE, _WORD = 0, 1, 2
-_ASCII_KIND = np.array([_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)])
+_SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
+_ASCII_KIND = np.array(
+    [_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)], np.uint8
+)
+_ASCII_LOWER = np.array([ord(chr(c).lower()) for c in range(128)], np.uint64)
+_IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
+_SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
+_LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
+_CODE_POINTS = 0x1F000  # beyond the last character that has a lower case
+BLOCK_TOKENS = 131_072  # most a block can hold; of usual text it holds a fifth, which stays in a core's own cache
+CONTEXT = 8  # tokens repeated at the start of a block that continues a text: n-grams of up to 9 words cross it
 
 
 def kernel(function: Callable) -> Callable:
@@ -112,7 +127,7 @@ def hash_byte(state, byte):
     wide = np.uint64(byte)
     if byte >= 128:
         wide |= _SIGN
-    return (state ^ wide) * _FNV_PRIME
+    return (state ^ wide) * FNV_PRIME
 
 
 @inlined
@@ -179,3 +194,168 @@ def _normalise(values, offsets, starts, out):
                 used += 1
     starts[len(offsets) - 1] = used
     return used
+
+
+class TokenBlock(NamedTuple):
+    """The hashed tokens of some texts, or of a piece of one text that is too long for a block."""
+
+    first: int  # number of the block's first text
+    states: np.ndarray  # uint64 [n]: see next_token; EOS_STATE stands after the last token of each text
+    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin; what lies before starts[0] is CONTEXT
+    ends: np.ndarray  # int64 [n]: the byte after each token, or empty for normalised text
+    labels: bool  # whether some token starts with __label__, which fastText may skip
+
+    @property
+    def texts(self) -> int:
+        return len(self.starts) - 1
+
+
+def token_blocks(
+    values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none", first: int = 0, last: int | None = None
+) -> Iterator[TokenBlock]:
+    """Blocks of the texts `first` .. `last` - 1 of `buffers`. A block's arrays are overwritten by the next block."""
+    last = len(offsets) - 1 if last is None else last
+    states = np.empty(BLOCK_TOKENS, np.uint64)
+    starts = np.empty(BLOCK_TOKENS + 1, np.int64)
+    ends = np.empty(BLOCK_TOKENS if normalisation == "none" else 0, np.int64)
+    lower = _lower_case()
+
+    def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray) -> TokenBlock:
+        starts[0] = context
+        if normalisation == "none":
+            n, labels = _scan_words(values, pieces, states, starts, ends, carry)
+        else:
+            n, labels = _scan_normalised(values, pieces, states, starts, lower, carry), False
+        return TokenBlock(number, states[:n], starts[: len(pieces)], ends[:n], labels)
+
+    room = BLOCK_TOKENS - CONTEXT - 2  # a byte is at most a token, and a text has one more: </s>
+    needs = offsets + np.arange(len(offsets))
+    while first < last:
+        stop = min(int(np.searchsorted(needs, needs[first] + room, "right")) - 1, last)
+        if stop > first:
+            yield scan(first, offsets[first : stop + 1], 0, _new_text())
+            first = stop
+            continue
+        context, carry, position, end = 0, _new_text(), int(offsets[first]), int(offsets[first + 1])
+        carry[_UNFINISHED] = True
+        while carry[_UNFINISHED]:
+            cut = min(position + room, end)
+            while position + 4 < cut < end and 128 <= values[cut] < 192:
+                cut -= 1  # not within a character
+            carry[_UNFINISHED] = cut < end
+            block = scan(first, np.array([position, cut]), context, carry)
+            yield block
+            context = min(CONTEXT, len(block.states))
+            for array in (states, ends):
+                array[:context] = array[len(block.states) - context : len(block.states)].copy()
+            position = cut
+        first += 1
+
+
+_STATE, _OPEN, _UNFINISHED = 0, 1, 2  # of the carry: the open token's hash state, its kind (0: none), whether text follows
+
+
+def _new_text() -> np.ndarray:
+    return np.array([HASH_START, 0, 0], np.uint64)
+
+
+@functools.cache
+def _lower_case() -> np.ndarray:
+    """uint32 [_CODE_POINTS]: the lower case of each character, by Arrow's rules, as `normalise` has it."""
+    points = [point for point in range(_CODE_POINTS) if not 0xD800 <= point < 0xE000]
+    lower = np.arange(_CODE_POINTS, dtype=np.uint32)
+    lower[points] = [ord(character) for character in pc.utf8_lower(pa.array(map(chr, points))).to_pylist()]
+    lower.flags.writeable = False
+    return lower
+
+
+@kernel
+def _scan_words(values, offsets, states, starts, ends, carry):
+    """Fill a block with fastText's tokens; return (tokens, whether one starts with __label__). Branch-free a byte."""
+    n = starts[0]
+    labels = False
+    for d in range(len(offsets) - 1):
+        state, inside = carry[_STATE], np.uint8(carry[_OPEN])
+        for position in range(offsets[d], offsets[d + 1]):
+            byte = values[position]
+            states[n] = state
+            ends[n] = position
+            word = np.uint8(1) - _IS_SPACE[byte]
+            n += inside & (word ^ 1)
+            state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
+            labels |= state == _LABEL_STATE
+            inside = word
+        if carry[_UNFINISHED]:
+            carry[_STATE], carry[_OPEN] = state, inside
+        elif inside:
+            states[n], ends[n] = state, offsets[d + 1]
+            n += 1
+        ended = False
+        for k in range(starts[d], n):
+            ended |= states[k] == EOS_STATE
+        if ended:  # the word </s> inside the text
+            n = starts[d]
+            while states[n] != EOS_STATE:
+                n += 1
+            carry[_UNFINISHED] = 0
+        if not carry[_UNFINISHED]:
+            states[n], ends[n] = EOS_STATE, offsets[d + 1]
+            n += 1
+        starts[d + 1] = n
+    return n, labels
+
+
+@kernel
+def _scan_normalised(values, offsets, states, starts, lower, carry):
+    """Fill a block with the tokens of normalised text; return how many."""
+    n = starts[0]
+    for d in range(len(offsets) - 1):
+        state, before = carry[_STATE], np.uint8(carry[_OPEN])
+        position, end = offsets[d], offsets[d + 1]
+        while position < end:
+            byte = values[position]
+            states[n] = state
+            if byte < 128:
+                kind = _ASCII_KIND[byte]
+                joined = (kind == _WORD) & (before == _WORD)
+                state = ((state if joined else HASH_START) ^ _ASCII_LOWER[byte]) * FNV_PRIME
+                position += 1
+            else:
+                kind = _wide_kind(values, position, end)
+                joined = (kind == _WORD) & (before == _WORD)
+                state, position = _hash_lower(state if joined else HASH_START, values, position, end, lower)
+            n += (before != _SPACE) & (not joined)
+            before = kind
+        if carry[_UNFINISHED]:
+            carry[_STATE], carry[_OPEN] = state, before
+        else:
+            states[n] = state
+            n += before != _SPACE
+            states[n] = EOS_STATE
+            n += 1
+        starts[d + 1] = n
+    return n
+
+
+@inlined
+def _hash_lower(state, values, position, end, lower):
+    """Hash the lower case of the character of several bytes that starts here: (state, next position)."""
+    byte = values[position]
+    length = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+    if length == 1 or position + length > end:  # not UTF-8: a byte of its own
+        return (state ^ _SIGNED[byte]) * FNV_PRIME, position + 1
+    point = np.uint32(byte) & np.uint32(0x7F >> length)
+    for k in range(1, length):
+        point = (point << np.uint32(6)) | np.uint32(values[position + k] & 0x3F)
+    if point < len(lower):
+        point = lower[point]
+    if point < 0x80:
+        state = (state ^ _SIGNED[point]) * FNV_PRIME
+    else:
+        shift = 6 * (1 + (point >= 0x800) + (point >= 0x10000))
+        lead = 0xC0 if shift == 6 else 0xE0 if shift == 12 else 0xF0
+        state = (state ^ _SIGNED[lead | (point >> shift)]) * FNV_PRIME
+        while shift > 0:
+            shift -= 6
+            state = (state ^ _SIGNED[0x80 | ((point >> shift) & 0x3F)]) * FNV_PRIME
+    return state, position + length

@@ -1,91 +1,140 @@
-"""Several selection methods side by side, at one token budget: what each chose, why, and how well."""
+"""Selection methods side by side: what each chose, why, how well, and what lies around its cut."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trait_kit.errors import TraitError
-from trait_kit.params import SelectionParams, method_folder
-from trait_kit.selection.budget import Choice, choose
-from trait_kit.selection.filtering import selection_quality, write_selection
+from trait_kit.selection.scoring import Scoring
+from trait_kit.selection.selecting import Selected
 
 
-def refuse_lossy(quarantined: int, usable: int, most: float) -> None:
-    """Raise TraitError when more than the share `most` of a corpus could not be read."""
-    if quarantined > most * (quarantined + usable):
-        raise TraitError(
-            f"{quarantined:,} of {quarantined + usable:,} web documents are unreadable, more than max_quarantined "
-            f"({most:.2%}) allows. quarantine.parquet names each with its reason; repair them, or raise max_quarantined."
-        )
-
-
-def without(documents: pa.Table, scores: pa.Table, rows: set[int]) -> tuple[pa.Table, pa.Table]:
-    """(documents, scores) without the given rows, for instance contaminated ones."""
-    keep = np.ones(documents.num_rows, bool)
-    keep[sorted(rows)] = False
-    return documents.filter(pa.array(keep)), scores.filter(pa.array(keep))
-
-
-def select_all(documents: pa.Table, scores: pa.Table, params: SelectionParams, folder: Path) -> dict[str, Choice]:
-    """method -> its choice; each selection is written to `folder`/<method>.parquet."""
-    choices = {}
-    for method in params.methods:
-        choices[method] = choose(
-            scores,
-            method,
-            params.token_budget,
-            seed=params.seed,
-            min_tokens=params.min_tokens,
-            max_tokens=params.max_tokens,
-            min_educational=params.min_educational,
-        )
-        write_selection(documents, scores, choices[method], method, folder / f"{method_folder(method)}.parquet")
-    return choices
-
-
-def funnel(choices: Mapping[str, Choice], quarantined: int, contaminated: int) -> pd.DataFrame:
+def funnel(selected: Selected) -> pd.DataFrame:
     """One row a method: n_in -> n_out by reason, tokens, and the score of the last document taken."""
     rows = []
-    for method, choice in choices.items():
+    for method, choice in selected.choices.items():
         report = choice.report
-        rows.append(
-            {
-                "method": method,
-                "n_in": report["n_in"] + quarantined + contaminated,
-                "unreadable": quarantined,
-                "contaminated": contaminated,
-                **report["dropped"],
-                "n_out": report["n_out"],
-                "tokens": report["tokens"],
-                "threshold": report["threshold"],
-            }
-        )
-    last = ["n_out", "tokens", "threshold"]
+        read = {"n_in": report["n_in"] + selected.unreadable, "unreadable": selected.unreadable, **report["dropped"]}
+        rows.append({"method": method, **read, **{name: report[name] for name in ("n_out", "tokens", "threshold")}})
     table = pd.DataFrame(rows)
+    last = ["beyond the budget", "n_out", "tokens", "threshold"]
     table = table[[name for name in table.columns if name not in last] + last]
     counts = [name for name in table.columns if name not in ("method", "threshold")]
     table[counts] = table[counts].fillna(0).astype(int)
     return table
 
 
-def quality(
-    documents: pa.Table, choices: Mapping[str, Choice], labels: Mapping[str, str] | None, truth: str | None
-) -> pd.DataFrame:
+def quality(selected: Selected, labels: Mapping[str, str] | None, truth: str | None) -> pd.DataFrame:
     """Precision, recall, base rate and lift of each method against hidden labels; empty where a corpus has none."""
     rows = []
-    for method, choice in choices.items() if labels else ():
-        ids = documents["id"].take(choice.indices).to_pylist()
+    for method, choice in selected.choices.items() if labels else ():
+        ids = selected.candidates.table["id"].take(pa.array(choice.indices)).to_pylist()
         rows.append({"method": method, **selection_quality(ids, labels, truth)})
     return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
 
 
-def overlap(choices: Mapping[str, Choice]) -> pd.DataFrame:
+def selection_quality(ids: Iterable[str], labels: Mapping[str, str], truth_label: str) -> dict[str, Any]:
+    """Precision, recall, base_rate and lift (precision / base rate) against the hidden labels of the whole corpus.
+
+    recall and lift are null where the corpus holds no document with the label.
+    """
+    ids = list(ids)
+    unknown = [name for name in ids if name not in labels]
+    if unknown:
+        raise TraitError(
+            f"{len(unknown)} selected documents have no label, for instance {unknown[0]!r}. Use the labels of this corpus."
+        )
+    positives = sum(label == truth_label for label in labels.values())
+    found = sum(labels[name] == truth_label for name in ids)
+    precision = found / len(ids) if ids else 0.0
+    base_rate = positives / len(labels) if labels else 0.0
+    return {
+        "n_selected": len(ids),
+        "n_positive": positives,
+        "n_found": found,
+        "precision": precision,
+        "recall": found / positives if positives else None,
+        "base_rate": base_rate,
+        "lift": precision / base_rate if base_rate else None,
+    }
+
+
+def overlap(selected: Selected) -> pd.DataFrame:
     """Share of the row method's documents that the column method also chose."""
-    chosen = {method: set(choice.indices.tolist()) for method, choice in choices.items()}
+    chosen = {method: set(choice.indices.tolist()) for method, choice in selected.choices.items()}
     shares = {a: {b: len(chosen[a] & chosen[b]) / len(chosen[a]) for b in chosen} for a in chosen}
     return pd.DataFrame(shares).T
+
+
+def only_by(selected: Selected, n: int = 2, characters: int = 160) -> pd.DataFrame:
+    """The best ranked documents that one method alone chose: method, documents (how many), id, domain, text."""
+    chosen = {method: set(choice.indices.tolist()) for method, choice in selected.choices.items()}
+    rows, places = [], []
+    for method, choice in selected.choices.items():
+        others = set().union(*(members for name, members in chosen.items() if name != method))
+        alone = [row for row in choice.indices.tolist() if row not in others]
+        rows += [(method, len(alone))] * len(alone[:n])
+        places += alone[:n]
+    frame = pd.DataFrame(rows, columns=["method", "documents"])
+    return pd.concat([frame, _documents(selected, places, characters)[["id", "domain", "text"]]], axis=1)
+
+
+def around_cut(selected: Selected, method: str, n: int = 4, characters: int = 200) -> pd.DataFrame:
+    """The last `n` documents taken and the first `n` left: rank, taken, id, domain, educational, dsir, n_tokens, text."""
+    choice = selected.choices[method]
+    cut = len(choice.indices)
+    ranks = np.arange(max(0, cut - n), min(len(choice.ranking), cut + n))
+    frame = _documents(selected, choice.ranking[ranks].tolist(), characters)
+    frame.insert(0, "rank", ranks + 1)
+    frame.insert(1, "taken", ranks < cut)
+    return frame
+
+
+def _documents(selected: Selected, rows: list[int], characters: int) -> pd.DataFrame:
+    """Scores and the first characters of candidates, in the order of these rows of the candidates' table."""
+    names = ["id", "domain", "educational", "dsir", "n_tokens"]
+    frame = selected.candidates.table.select(names).take(pa.array(rows, pa.int64())).to_pandas()
+    wanted, texts, start = np.sort(np.unique(rows)).astype(np.int64), {}, 0
+    for documents in selected.candidates.texts(["text"]):
+        inside = wanted[(wanted >= start) & (wanted < start + documents.num_rows)]
+        found = documents["text"].take(pa.array(inside - start)).to_pylist()
+        texts.update(zip(inside.tolist(), found, strict=True))
+        start += documents.num_rows
+    frame["text"] = [" ".join(texts[row].split())[:characters] for row in rows]
+    return frame
+
+
+def sample_scores(scoring: Scoring, n: int = 200_000, seed: int = 0) -> pa.Table:
+    """The scores of about `n` documents (of all, if there are fewer), for figures; one row a document."""
+    share = min(1.0, n / max(scoring.documents, 1))
+    parts = []
+    for shard in scoring.shards:
+        scores = pq.read_table(scoring.scores(shard.number)).replace_schema_metadata(None)
+        if share < 1:
+            scores = scores.filter(pa.array(np.random.default_rng([seed, shard.number]).random(scores.num_rows) < share))
+        parts.append(scores)
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def thresholds(scores: pa.Table, documents: int, hidden: np.ndarray | None = None, steps: int = 9) -> pd.DataFrame:
+    """What a threshold on the domain score would keep: threshold, documents, tokens and, where truth is known, precision.
+
+    `scores`: a sample of a corpus of so many documents; `hidden`: bool [n], which of the sample are in-domain.
+    """
+    domain, lengths = scores["domain"].to_numpy(), scores["n_tokens"].to_numpy().astype(np.int64)
+    scale = documents / max(len(domain), 1)
+    rows = []
+    for threshold in [*np.linspace(0.1, 0.9, steps).round(3).tolist(), 0.95, 0.99]:
+        kept = domain >= threshold
+        row = {"threshold": threshold, "documents": round(kept.sum() * scale), "tokens": round(lengths[kept].sum() * scale)}
+        if hidden is not None:
+            row["precision"] = hidden[kept].mean() if kept.any() else None
+            row["recall"] = hidden[kept].sum() / max(hidden.sum(), 1)
+        rows.append(row)
+    return pd.DataFrame(rows)

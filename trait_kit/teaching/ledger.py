@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trait_kit.errors import TraitError
 
@@ -102,6 +103,17 @@ class Ledger:
             self.spent_usd += cost
             self.new_usd += cost
             self.new_requests += 1
+
+    def bill(self) -> dict[str, Any]:
+        """What this run asked and paid, for its record."""
+        return {
+            "cost_usd_this_run": self.new_usd,
+            "requests_this_run": self.new_requests,
+            "requests_from_cache": self.cached_requests,
+            "cap_usd": self.cap_usd,
+            "stopped_by_cap": self.stopped_by_cap,
+            "unreadable_cache_lines": self.skipped_lines,
+        }
 
     def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,214 @@
+"""Selection against the tools it replaces: exactness, speed, agreement, scaling, memory. Run by hand; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import functools
+import json
+import pstats
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+from corpora import DEMO, LARGE, SMALL, Setup, one_core, ratio
+from importance import agreement, dsir
+
+from trait_kit.files import read_json, write_json
+from trait_kit.selection import NgramScorer, bench
+from trait_kit.selection.budget import Limit
+from trait_kit.selection.engine import Place
+from trait_kit.selection.scoring import ModelFiles, score_corpus
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # random models and hostile texts are those of the tests
+MARGIN = 1e-4
+STEPS = {
+    "reading Parquet": ("records", "read_parquet"),
+    "n-grams": ("linear", "total"),
+    "near-duplicate signatures": ("near_duplicates", "signatures"),
+    "test questions": ("contamination", "find"),
+    "tokenizer": ("tokens", "__call__"),
+}
+
+
+def exactness(setup: Setup) -> dict:
+    """Probabilities and decisions of random models on hostile texts against fastText's own."""
+    from test_ngram_scorer import HOSTILE, predicted, random_text, train
+
+    rng = random.Random(1)
+    piece = "".join(random_text(rng, 100) for _ in range(500)).replace("s>", "").encode()  # </s> would end the long line
+    size = int(min(50, setup.megabytes) * 1e6)
+    long_line = (piece * (size // len(piece) + 1))[:size].decode("utf-8", "replace")
+    texts = [*HOSTILE, "".join(map(chr, range(32))), *(rng.randbytes(300).decode("utf-8", "replace") for _ in range(20))]
+    texts += [*(random_text(rng, 60) for _ in range(300)), long_line]
+    found = {loss: Counter() for loss in ("softmax", "ova")}
+    for k in range(32):
+        loss = ("softmax", "ova")[k // 8 % 2]
+        minn, maxn = rng.choice([(2, 4), (1, 3), (3, 6)]) if k // 4 % 2 else (0, 0)
+        options = dict(loss=loss, wordNgrams=1 + k % 4, minn=minn, maxn=maxn, bucket=rng.choice([1_000, 100_000]))
+        model, path = train(setup.folder, 1_000 + k, labels=rng.randint(2, 5), **options)
+        theirs, ours = predicted(model, texts), NgramScorer.from_fasttext(path).probabilities(texts)
+        differences, seen = np.abs(ours - theirs), found[loss]
+        wrong = ((ours >= 0.5) != (theirs >= 0.5)) & (np.abs(theirs - 0.5) > MARGIN)
+        seen.update({"models": 1, "probabilities": differences.size, "wrong decisions": int(wrong.sum())})
+        seen.update({"beyond 1e-4": int((differences > MARGIN).sum()), "unanswered": int(np.isnan(theirs).sum())})
+        for name, value in (("largest difference", np.nanmax(differences)), ("on the long line", differences[-1].max())):
+            seen[name] = max(seen[name], float(value))
+    return {"texts": len(texts), "long line, MB": size / 1e6, **found}
+
+
+def scorer(setup: Setup) -> dict:
+    """NgramScorer against fastText's predict; normalised lines are made for fastText before its clock starts."""
+    found = {}
+    for size in (LARGE, SMALL):
+        for normalisation in ("none", "words-1"):
+            path, ours, table = setup.model(size, normalisation)
+            works = {
+                "fastText predict": bench.predict(str(path), bench.fasttext_lines(setup.texts, ours)),
+                "NgramScorer": functools.partial(ours.probabilities, setup.texts),
+                "scan alone": functools.partial(bench.scan, setup.texts, ours),
+            }
+            with one_core():
+                speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
+            megabytes = {file.suffix: round(file.stat().st_size / 1e6, 1) for file in (path, table)}
+            name = f"{size[0]} dimensions, {size[1]:,} buckets, {normalisation}"
+            found[name] = ratio(speeds, "NgramScorer", "fastText predict") | {"MB on disk": megabytes}
+    return found
+
+
+def parquet(setup: Setup) -> dict:
+    """Parquet in, Parquet out, kept where the probability is at least 0.5, against datatrove; the same documents?"""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.filters import FastTextClassifierFilter
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+    from loguru import logger
+
+    class Filter(FastTextClassifierFilter):
+        _requires_dependencies = ()  # it insists on one distribution of fastText; any other works
+
+    logger.remove()
+    model, _, table = setup.model(LARGE)
+    theirs, ours = setup.folder / "datatrove", setup.folder / "ours"
+    select = Filter(str(model), keep_labels=("in_domain", 0.5), newline_replacement=" ")
+
+    def datatrove(*filters: Filter) -> None:
+        shutil.rmtree(theirs, ignore_errors=True)
+        steps = [ParquetReader(str(setup.corpus)), *filters, ParquetWriter(str(theirs / "out"), compression="zstd")]
+        LocalPipelineExecutor(steps, tasks=1, logging_dir=str(theirs / "log")).run()
+
+    run = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), ours)
+    works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select), "ours": run}
+    with one_core():
+        speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
+        shares = _shares(run)
+    kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
+    scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
+    counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
+    counts["kept by one alone"] = len(kept ^ (all_kept & scored))
+    return ratio(speeds, "ours", "datatrove") | counts | {"shares of our time": shares}
+
+
+def _ids(folder: Path, pattern: str) -> set[str]:
+    return {name for file in folder.glob(pattern) for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
+
+
+def _shares(work: Callable[[], object]) -> dict[str, float]:
+    """The share of a work's time within each of STEPS."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    stats = pstats.Stats(profile)
+    inside = {(Path(file).stem, name): times[3] for (file, _, name), times in stats.stats.items()}
+    return {step: round(inside.get(function, 0) / stats.total_tt, 3) for step, function in STEPS.items()}
+
+
+def scaling(setup: Setup) -> dict:
+    """Two processes against one, and two threads; a second size tells the steady speed from what starting takes."""
+    _, ours, table = setup.model(LARGE)
+    threads = {f"{n}": functools.partial(ours.probabilities, setup.texts, workers=n) for n in (1, 2)}
+    found = {"threads": ratio(bench.race(threads, bench.text_megabytes(setup.texts), setup.turns), "2", "1")}
+    corpora = [setup.large_corpus(times * setup.megabytes) for times in (10, 20)]
+    works, sizes = {}, {}
+    for workers in (1, 2):
+        for spec, size in corpora:
+            works[f"{workers}, {size:.0f} MB"] = functools.partial(_score, setup, spec, table, workers)
+            sizes[f"{workers}, {size:.0f} MB"] = size
+    speeds = {name: speed["wall"] for name, speed in bench.race(works, sizes, setup.turns).items()}
+    (_, small), (_, large) = corpora
+    found["processes"] = {"MB/s": speeds}
+    for workers in (1, 2):
+        seconds = [size / speeds[f"{workers}, {size:.0f} MB"] for size in (small, large)]
+        steady = (large - small) / (seconds[1] - seconds[0])
+        found["processes"][f"{workers}"] = {
+            "steady MB/s": round(steady, 1),
+            "starting, s": round(seconds[0] - small / steady, 2),
+        }
+    found["processes"]["ratio"] = {
+        "steady": round(found["processes"]["2"]["steady MB/s"] / found["processes"]["1"]["steady MB/s"], 2),
+        f"{large:.0f} MB": round(speeds[f"2, {large:.0f} MB"] / speeds[f"1, {large:.0f} MB"], 2),
+    }
+    return found
+
+
+def _score(setup: Setup, spec: str, table: Path, workers: int) -> None:
+    folder = setup.folder / "scaled"
+    shutil.rmtree(folder, ignore_errors=True)
+    score_corpus(spec, ModelFiles(str(table)), folder, place=Place(workers=workers))
+
+
+def memory(setup: Setup) -> dict:
+    """The most memory that a scoring worker held beside the table that all of them map."""
+    _, _, table = setup.model(LARGE)
+    spec, size = setup.large_corpus(10 * setup.megabytes)
+    work = threading.Thread(target=_score, args=(setup, spec, table, 2))
+    most, seen = Counter(), 0
+    work.start()
+    while work.is_alive():
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                maps = process.memory_maps()
+                if any(part.path == str(table) for part in maps):
+                    seen += 1
+                    held = {"resident beside the table, MB": sum(part.rss for part in maps if part.path != str(table))}
+                    private = (part.private_clean + part.private_dirty for part in maps if not part.path.startswith("/"))
+                    held["of it private and of no file, MB"] = sum(private)
+                    held["table, MB"] = sum(part.rss for part in maps if part.path == str(table))
+                    most.update({name: max(0, round(value / 1e6, 1) - most[name]) for name, value in held.items()})
+        work.join(0.1)
+    return {"corpus, MB": round(size), "looks": seen, **most}
+
+
+PARTS = (exactness, scorer, parquet, dsir, agreement, scaling, memory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=float, default=60, help="of text; processes get ten and twenty times as much")
+    parser.add_argument("--texts", default=DEMO, help="the corpus whose text is scored")
+    parser.add_argument("--turns", type=int, default=3, help="repetitions, of which the best counts")
+    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
+    parser.add_argument("--output", type=Path, help="JSON file; parts that are not measured now stay as they are in it")
+    options = parser.parse_args()
+    results = read_json(options.output) if options.output and options.output.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(Path(folder), options.texts, options.megabytes, options.turns)
+        for part in PARTS:
+            if not options.only or part.__name__ in options.only:
+                how = {"machine": bench.machine(), "corpus": options.texts, "megabytes": options.megabytes}
+                results[part.__name__] = how | part(setup)
+                print(json.dumps({part.__name__: results[part.__name__]}, indent=1, default=str), flush=True)
+                if options.output:
+                    write_json(options.output, results)
+
+
+if __name__ == "__main__":
+    main()

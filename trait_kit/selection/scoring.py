@@ -1,0 +1,281 @@
+"""Scores every document of a corpus once, shard by shard, and keeps the scores (paper, section 3.1).
+
+A shard is the unit of work and of resume: `score_shard` needs only its shard and the models, and leaves one Parquet file of
+scores and one of what could not be used, which carry the digest of both. A run that was killed computes the missing shards;
+a changed model or file computes its shards again. Whatever executes the shards (`engine`) is a detail.
+Scores are kept apart from choices, so a budget, a threshold or a method can change without scoring again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trait_kit import tables
+from trait_kit.data.corpus import Columns, Shard, list_shards, read_shard
+from trait_kit.data.tokens import TokenCounter, token_counter
+from trait_kit.errors import TraitError
+from trait_kit.files import atomic_path, digest, write_json
+from trait_kit.selection import engine, linear
+from trait_kit.selection.dsir import DsirModel
+from trait_kit.selection.educational import label_points
+from trait_kit.selection.ngram_scorer import NgramScorer
+from trait_kit.selection.ngrams import Normalisation, Texts, text_array
+
+KEY = b"trait_kit.key"  # in a shard's Parquet metadata: digest of what it was computed from
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What turns a text into its scores, as paths: each process maps the files for itself. Empty: that score is null."""
+
+    domain: str  # .npz of the kit, or any fastText .bin
+    educational: str = ""  # the same, with labels such as High, Mid and Low
+    dsir: str = ""  # .npz of DsirModel
+    label: str = "in_domain"  # the domain model's label whose probability is the score
+    base_model: str = ""  # its tokenizer counts the tokens of each document; empty: estimated by bytes_per_token
+    bytes_per_token: float = 4.0  # see `calibrate`
+    normalisation: Normalisation = "none"  # what texts need for a .bin; an .npz knows it
+
+
+class Models(NamedTuple):
+    domain: NgramScorer
+    column: int  # of the in-domain label
+    educational: NgramScorer | None
+    dsir: DsirModel | None
+    count_tokens: TokenCounter | None
+    bytes_per_token: float
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [self.domain, self.educational, self.dsir, self.count_tokens]
+        counter = None if self.count_tokens else self.bytes_per_token
+        return digest([part.fingerprint if part is not None else None for part in parts] + [self.column, counter])
+
+
+def open_models(files: ModelFiles) -> Models:
+    """The models, opened once in a process for as long as their files stay the same."""
+    return _open_models(files, *(_stamp(path) for path in (files.domain, files.educational, files.dsir)))
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:  # none, or absent, which opening it will say
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+@functools.lru_cache(maxsize=4)
+def _open_models(files: ModelFiles, *_: tuple[int, int] | None) -> Models:
+    domain = _open_scorer(files.domain, files.normalisation)
+    return Models(
+        domain,
+        domain.column(files.label),
+        _open_scorer(files.educational, files.normalisation) if files.educational else None,
+        DsirModel.load(files.dsir) if files.dsir else None,
+        token_counter(files.base_model) if files.base_model else None,
+        files.bytes_per_token,
+    )
+
+
+def _open_scorer(path: str, normalisation: Normalisation) -> NgramScorer:
+    return NgramScorer.load(path) if path.endswith(".npz") else NgramScorer.from_fasttext(path, normalisation)
+
+
+def _folded(files: ModelFiles, folder: Path) -> ModelFiles:
+    """The same with every .bin folded into an .npz in `folder`, so that workers map it instead of each folding it again."""
+    made = {}
+    for name in ("domain", "educational"):
+        path = getattr(files, name)
+        if path and not path.endswith(".npz"):
+            made[name] = str(_open_scorer(path, files.normalisation).save(folder / f"{name}.npz"))
+    return replace(files, **made)
+
+
+def calibrate(texts: Texts, base_model: str) -> float:
+    """Bytes of text for a token of this base model, over a sample of the corpus."""
+    array = text_array(texts)
+    tokens = int(token_counter(base_model)(array.to_pylist()).sum())
+    return (pc.sum(pc.binary_length(array)).as_py() or 0) / max(tokens, 1)
+
+
+def score_texts(texts: Texts, models: Models, workers: int = 1) -> dict[str, np.ndarray]:
+    """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model.
+
+    Models with the same normalisation share one pass over the text.
+    """
+    array = text_array(texts)
+    named = {name: model for name in ("domain", "educational", "dsir") if (model := getattr(models, name)) is not None}
+    found: dict[str, np.ndarray] = {}
+    for normalisation in dict.fromkeys(model.normalisation for model in named.values()):
+        group = {name: model for name, model in named.items() if model.normalisation == normalisation}
+        totals = linear.total(array, [model.table for model in group.values()], normalisation, workers)
+        for (name, model), (sums, rows) in zip(group.items(), totals, strict=True):
+            found[name] = model.finish(sums, rows)
+    found["domain"] = found["domain"][:, models.column]
+    if "educational" in found:
+        found["educational"] = np.minimum(found["educational"] @ label_points(models.educational.labels), np.float32(2))
+    found["n_tokens"] = _tokens(array, models)
+    return found
+
+
+def _tokens(array: pa.LargeStringArray, models: Models) -> np.ndarray:
+    if models.count_tokens:
+        return np.asarray(models.count_tokens(array.to_pylist()), np.int32)
+    sizes = pc.binary_length(array).to_numpy(zero_copy_only=False)
+    return np.ceil(sizes / models.bytes_per_token).astype(np.int32)
+
+
+# Shards
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A scored corpus on disk: `folder` holds job.json, scores-NNNNN.parquet and rejected-NNNNN.parquet."""
+
+    folder: Path
+    shards: list[Shard]
+    columns: Columns
+    seed: int
+    exact_tokens: bool  # counted by the base model's tokenizer, not estimated
+
+    def scores(self, number: int) -> Path:
+        return self.folder / f"scores-{number:05d}.parquet"
+
+    def rejected(self, number: int) -> Path:
+        return self.folder / f"rejected-{number:05d}.parquet"
+
+    @property
+    def documents(self) -> int:
+        """How many documents were scored."""
+        return sum(pq.read_metadata(self.scores(shard.number)).num_rows for shard in self.shards)
+
+    @property
+    def lost(self) -> int:
+        """How many records could not be used."""
+        return sum(self.quarantine()["records"].to_pylist())
+
+    def quarantine(self) -> pa.Table:
+        """Everything that could not be used, with its file, place and reason."""
+        found = [pq.read_table(self.rejected(shard.number)) for shard in self.shards]
+        return tables.conform(pa.concat_tables([tables.empty("quarantine"), *found]), "quarantine")
+
+    def read(self) -> pa.Table:
+        """All scores as one table, in the corpus' order; for corpora that fit in memory."""
+        return tables.conform(
+            pa.concat_tables([pq.read_table(self.scores(shard.number)) for shard in self.shards]), "scores"
+        )
+
+
+def score_corpus(
+    spec: str,
+    files: ModelFiles,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    columns: Columns = Columns(),
+    documents_per_shard: int = 50_000,
+    max_quarantined: float = 0.01,
+    place: engine.Place = engine.Place(),
+) -> Scoring:
+    """Score every document of a corpus into `folder`; shards that it holds are not scored again.
+
+    TraitError where more than the share `max_quarantined` of the documents cannot be used; what the web is full of anyway
+    (pages that are not HTML, or have no main text) does not count.
+    """
+    shards = list_shards(spec, seed, shard_rows=documents_per_shard)
+    folder = Path(folder).absolute()
+    files = _folded(files, folder)
+    job = {
+        "files": asdict(files),
+        "fingerprint": open_models(files).fingerprint,
+        "columns": columns,
+        "seed": seed,
+        "shards": shards,
+    }
+    write_json(folder / "job.json", job)
+    scoring = open_scoring(folder)
+    wanted = {path for shard in shards for path in (scoring.scores(shard.number), scoring.rejected(shard.number))}
+    for stale in {*folder.glob("scores-*.parquet"), *folder.glob("rejected-*.parquet")} - wanted:
+        stale.unlink()  # of a corpus that was larger, or cut into more shards
+    missing = _unfinished(scoring, job)
+    for number in missing:  # out of date or damaged; its presence would pass for progress
+        scoring.scores(number).unlink(missing_ok=True)
+    progress = engine.Progress("scoring", shards, scoring.scores, scoring.rejected, max_quarantined)
+    engine.run(score_shard, folder / "job.json", missing, place, progress)
+    progress.refuse_lossy(final=True)
+    return scoring
+
+
+def open_scoring(folder: Path) -> Scoring:
+    """The scored corpus that `score_corpus` left in a folder."""
+    job = engine.read_job(Path(folder) / "job.json")
+    shards = [Shard(*shard) for shard in job["shards"]]
+    return Scoring(Path(folder), shards, Columns(*job["columns"]), job["seed"], bool(job["files"]["base_model"]))
+
+
+def score_shard(job_path: Path, number: int) -> None:
+    """Score one shard of the job and write its two files, the scores last."""
+    job = engine.read_job(job_path)
+    scoring = open_scoring(job_path.parent)
+    shard = scoring.shards[number]
+    models = open_models(ModelFiles(**job["files"]))
+    if models.fingerprint != job["fingerprint"]:
+        raise TraitError("A model file has changed since scoring began. Start scoring again.")
+    key = _key(job, shard)
+    rejected: list[tuple] = []
+    schema = tables.SCHEMAS["scores"].with_metadata({KEY: key})
+    with atomic_path(scoring.scores(number)) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["shard"]) as writer:
+            for part in read_shard(shard, scoring.columns, scoring.seed):
+                rejected.extend(part.rejected)
+                if part.documents.num_rows:
+                    writer.write_table(_scores_table(part.documents, number, models).cast(schema))
+        write_rejected(scoring.rejected(number), rejected, key)
+
+
+def _scores_table(documents: pa.Table, number: int, models: Models) -> pa.Table:
+    found: Mapping[str, Any] = score_texts(documents["text"], models)
+    nothing = pa.nulls(documents.num_rows, pa.float32())
+    columns = {"id": documents["id"], **{name: found.get(name, nothing) for name in ("domain", "educational", "dsir")}}
+    columns["n_tokens"] = found["n_tokens"]
+    columns["shard"] = np.full(documents.num_rows, number, np.int32)
+    return tables.conform(pa.table(columns), "scores")
+
+
+def write_rejected(path: Path, rejected: list[tuple], key: str) -> None:
+    table = pa.Table.from_pylist(
+        [dict(zip(tables.SCHEMAS["quarantine"].names, row, strict=True)) for row in rejected], tables.SCHEMAS["quarantine"]
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({KEY: key}), temporary, compression="zstd")
+
+
+def has_key(path: Path, key: str) -> bool:
+    """Whether this Parquet file is whole and was computed from what the key stands for."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(KEY) == key.encode()
+    except (OSError, pa.ArrowInvalid):  # absent or damaged
+        return False
+
+
+def _unfinished(scoring: Scoring, job: dict[str, Any]) -> list[int]:
+    return [
+        shard.number
+        for shard in scoring.shards
+        if not all(has_key(path(shard.number), _key(job, shard)) for path in (scoring.scores, scoring.rejected))
+    ]
+
+
+def _key(job: Mapping[str, Any], shard: Shard) -> str:
+    return digest([job["fingerprint"], job["columns"], job["seed"], shard.number, shard.key])
