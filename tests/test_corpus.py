@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit.data import corpus, documents, identity
-from trait_kit.data.corpus import Columns, Shard, list_shards, read_rows, read_shard, sample
+from trait_kit.data.corpus import Shard, list_shards, read_rows, read_shard, sample
 from trait_kit.data.documents import load_documents, load_held_out, load_with_quarantine
 from trait_kit.errors import TraitError
 
@@ -42,9 +42,9 @@ def parquet(path: Path, records: list[dict], group: int, **options) -> Path:
     return path
 
 
-def read(spec: str | Path, columns: Columns = Columns(), **options) -> tuple[list[str], list[tuple]]:
+def read(spec: str | Path, **options) -> tuple[list[str], list[tuple]]:
     """(ids of all documents but the held-out ones, rejected records) of all shards."""
-    parts = [part for shard in list_shards(str(spec), **options) for part in read_shard(shard, columns)]
+    parts = [part for shard in list_shards(str(spec), **options) for part in read_shard(shard)]
     ids = [name for part in parts for name in part.documents["id"].to_pylist()]
     return ids, [reject for part in parts for reject in part.rejected]
 
@@ -94,7 +94,7 @@ def test_a_hub_data_set_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     held = load_held_out("hf:owner/in-slices")["text"].to_pylist()
     assert sorted(texts + held) == sorted(data["text"])
     assert len(held) == 5
-    ((source, _, reason, records),) = read("hf:owner/in-slices", Columns("n"))[1]
+    ((source, _, reason, records),) = read("hf:owner/in-slices {text=n}")[1]
     assert (source, reason, records) == ("hf:owner/in-slices", "its column 'n' holds int64, not strings", 100)
 
 
@@ -245,10 +245,13 @@ def test_columns_have_the_names_the_corpus_gives_them(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(jsonl(named))
     parquet(tmp_path / "d.parquet", named, 10)
     for path in tmp_path.iterdir():
-        table, quarantine = load_with_quarantine(str(path), columns=Columns("contents", "key", "link", "meta"))
+        table, quarantine = load_with_quarantine(f"{path} {{text=contents, id=key,url = link, source=meta}}")
         assert table["id"].to_pylist() == ["7", "8"]
         assert table["url"].to_pylist() == ["https://example.org", None]
         assert quarantine.num_rows == 0
+    for wrong in ("{txt=contents}", "{text}", "{text=}"):
+        with pytest.raises(TraitError, match="columns are named like"):
+            list_shards(f"{tmp_path}/d.jsonl {wrong}")
 
 
 # Held out

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from trait_kit.data import web_pages
-from trait_kit.data.corpus import Columns, Part, list_shards, read_shard
+from trait_kit.data.corpus import Part, list_shards, read_shard
 from trait_kit.data.documents import load_documents
 from trait_kit.data.records import Damage
 from trait_kit.data.streams import find
@@ -320,7 +320,7 @@ def test_missing_libraries_are_named_with_the_way_to_get_them(tmp_path: Path, mo
 @needs_local_data
 def test_real_pages_keep_their_words() -> None:
     spec = str(LOCAL / "cc" / "*.warc.gz")
-    parts: list[Part] = [part for shard in list_shards(spec) for part in read_shard(shard, Columns())]
+    parts: list[Part] = [part for shard in list_shards(spec) for part in read_shard(shard)]
     documents = [row for part in parts for row in part.documents.to_pylist()]
     reasons = Counter(reason for part in parts for _, _, reason, _ in part.rejected)
     assert len(documents) >= 20

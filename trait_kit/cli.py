@@ -56,8 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--dsir", default="", help="a DSIR model (.npz)")
     score.add_argument("--normalisation", default="none", choices=["none", "words-1"], help="what texts need for a .bin")
     score.add_argument("--base-model", default="", help="count tokens with its tokenizer; else estimated at 4 bytes a token")
-    score.add_argument("--text-column", default="text")
-    score.add_argument("--id-column", default="id")
     score.add_argument("--documents-per-shard", type=int, default=50_000)
     score.add_argument("--max-quarantined", type=float, default=0.01, help="share of documents that may be unreadable")
     score.set_defaults(command=_score)
@@ -70,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     limit.add_argument("--tokens", type=int, default=0, help="token budget of each method")
     limit.add_argument("--share", type=float, default=0.0, help="share of the documents")
     limit.add_argument("--threshold", type=float, help="smallest score")
-    select.add_argument(
-        "--base-model", required=True, help="its tokenizer counts the tokens: a folder, a hub id, or demo:..."
-    )
+    select.add_argument("--base-model", default="", help="its tokenizer counts the tokens that scoring only estimated")
     select.add_argument("--min-tokens", type=int, default=1)
     select.add_argument("--max-tokens", type=int, default=2**31 - 1)
     select.add_argument("--min-educational", type=float, default=1.0)
@@ -132,7 +128,6 @@ def _assets(_: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from trait_kit.data.corpus import Columns
     from trait_kit.selection import scoring
 
     files = scoring.ModelFiles(
@@ -147,7 +142,6 @@ def _score(options: argparse.Namespace) -> None:
         options.input,
         files,
         options.output,
-        columns=Columns(text=options.text_column, id=options.id_column),
         documents_per_shard=options.documents_per_shard,
         max_quarantined=options.max_quarantined,
         place=_place(options),

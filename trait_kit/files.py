@@ -14,6 +14,11 @@ from typing import Any
 
 from trait_kit.errors import TraitError
 
+try:
+    import fcntl
+except ImportError:  # not POSIX: no lock there; the atomic rename still keeps files whole
+    fcntl = None
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -43,6 +48,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def maker_of(path: Path) -> Iterator[None]:
+    """Only one process at a time makes `path`; what a killed maker left behind is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            for left in path.parent.glob(f".{path.name}*.tmp-*"):
+                _remove(left)
+        yield
 
 
 def write_json(path: Path | str, value: Any) -> Path:

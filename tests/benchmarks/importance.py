@@ -99,12 +99,13 @@ def _bucket(ngram: str, num_buckets: int) -> int:
     """The kit's bucket of an n-gram, written anew from fastText's description."""
     value = 0
     for word in ngram.split(" "):
-        value = (value * 116049371 + _word(word)) % 2**64
+        value = (value * 116049371 + word_hash(word)) % 2**64
     return value % num_buckets
 
 
 @functools.lru_cache(1_000_000)
-def _word(word: str) -> int:
+def word_hash(word: str) -> int:
+    """fastText's hash of a word, as its n-grams take it."""
     state = 2166136261
     for byte in word.encode():
         state = (state ^ (byte if byte < 128 else byte | 0xFFFFFF00)) * 16777619 % 2**32

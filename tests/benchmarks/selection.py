@@ -8,29 +8,25 @@ import cProfile
 import functools
 import json
 import pstats
-import random
-import shutil
-import sys
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import fasttext
 import psutil
 import pyarrow.parquet as pq
 from corpora import DEMO, LARGE, SMALL, Setup, one_core, ratio
+from exactness import exactness
 from importance import agreement, dsir
 
 from trait_kit.files import read_json, write_json
-from trait_kit.selection import NgramScorer, bench
+from trait_kit.selection import bench
 from trait_kit.selection.budget import Limit
 from trait_kit.selection.engine import Place
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # random models and hostile texts are those of the tests
-MARGIN = 1e-4
 STEPS = {
     "reading Parquet": ("records", "read_parquet"),
     "n-grams": ("linear", "total"),
@@ -38,32 +34,6 @@ STEPS = {
     "test questions": ("contamination", "find"),
     "tokenizer": ("tokens", "__call__"),
 }
-
-
-def exactness(setup: Setup) -> dict:
-    """Probabilities and decisions of random models on hostile texts against fastText's own."""
-    from test_ngram_scorer import HOSTILE, predicted, random_text, train
-
-    rng = random.Random(1)
-    piece = "".join(random_text(rng, 100) for _ in range(500)).replace("s>", "").encode()  # </s> would end the long line
-    size = int(min(50, setup.megabytes) * 1e6)
-    long_line = (piece * (size // len(piece) + 1))[:size].decode("utf-8", "replace")
-    texts = [*HOSTILE, "".join(map(chr, range(32))), *(rng.randbytes(300).decode("utf-8", "replace") for _ in range(20))]
-    texts += [*(random_text(rng, 60) for _ in range(300)), long_line]
-    found = {loss: Counter() for loss in ("softmax", "ova")}
-    for k in range(32):
-        loss = ("softmax", "ova")[k // 8 % 2]
-        minn, maxn = rng.choice([(2, 4), (1, 3), (3, 6)]) if k // 4 % 2 else (0, 0)
-        options = dict(loss=loss, wordNgrams=1 + k % 4, minn=minn, maxn=maxn, bucket=rng.choice([1_000, 100_000]))
-        model, path = train(setup.folder, 1_000 + k, labels=rng.randint(2, 5), **options)
-        theirs, ours = predicted(model, texts), NgramScorer.from_fasttext(path).probabilities(texts)
-        differences, seen = np.abs(ours - theirs), found[loss]
-        wrong = ((ours >= 0.5) != (theirs >= 0.5)) & (np.abs(theirs - 0.5) > MARGIN)
-        seen.update({"models": 1, "probabilities": differences.size, "wrong decisions": int(wrong.sum())})
-        seen.update({"beyond 1e-4": int((differences > MARGIN).sum()), "unanswered": int(np.isnan(theirs).sum())})
-        for name, value in (("largest difference", np.nanmax(differences)), ("on the long line", differences[-1].max())):
-            seen[name] = max(seen[name], float(value))
-    return {"texts": len(texts), "long line, MB": size / 1e6, **found}
 
 
 def scorer(setup: Setup) -> dict:
@@ -93,24 +63,28 @@ def parquet(setup: Setup) -> dict:
     from datatrove.pipeline.writers import ParquetWriter
     from loguru import logger
 
-    class Filter(FastTextClassifierFilter):
-        _requires_dependencies = ()  # it insists on one distribution of fastText; any other works
-
     logger.remove()
     model, _, table = setup.model(LARGE)
-    theirs, ours = setup.folder / "datatrove", setup.folder / "ours"
+    library = fasttext.load_model(str(model))
+    FastTextClassifierFilter._requires_dependencies = []  # it insists on one distribution of fastText; others work
+
+    class Filter(FastTextClassifierFilter):
+        model = property(lambda self: library)  # loaded before its clock starts
+
     select = Filter(str(model), keep_labels=("in_domain", 0.5), newline_replacement=" ")
 
-    def datatrove(*filters: Filter) -> None:
-        shutil.rmtree(theirs, ignore_errors=True)
-        steps = [ParquetReader(str(setup.corpus)), *filters, ParquetWriter(str(theirs / "out"), compression="zstd")]
-        LocalPipelineExecutor(steps, tasks=1, logging_dir=str(theirs / "log")).run()
+    def datatrove(*filters: Filter) -> Path:
+        job = bench.new_folder(setup.folder)
+        steps = [ParquetReader(str(setup.corpus)), *filters, ParquetWriter(str(job / "out"), compression="zstd")]
+        LocalPipelineExecutor(steps, tasks=1, logging_dir=str(job / "log")).run()
+        return job
 
-    run = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), ours)
+    run = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), setup.folder)
     works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select), "ours": run}
     with one_core():
         speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
         shares = _shares(run)
+    ours, theirs = run(), datatrove(select)
     kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
     scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
     counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
@@ -160,9 +134,7 @@ def scaling(setup: Setup) -> dict:
 
 
 def _score(setup: Setup, spec: str, table: Path, workers: int) -> None:
-    folder = setup.folder / "scaled"
-    shutil.rmtree(folder, ignore_errors=True)
-    score_corpus(spec, ModelFiles(str(table)), folder, place=Place(workers=workers))
+    score_corpus(spec, ModelFiles(str(table)), bench.new_folder(setup.folder), place=Place(workers=workers))
 
 
 def memory(setup: Setup) -> dict:

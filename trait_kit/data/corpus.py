@@ -6,6 +6,8 @@ A corpus is named by a *spec*, the same string in every notebook:
     hf:owner/name[@config][#split]                                         split is `train` when left out
     path, URL or glob of .parquet, .jsonl[.gz|.zst], .warc[.gz], .wet[.gz] files; URLs are fsspec's (s3://, hf://, ...)
 
+Where a corpus calls its columns otherwise, the spec says so at its end: `web/*.jsonl.gz {text=content, id=key}`.
+
 A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. A record that
 cannot be used (bytes that are not UTF-8, a broken JSON line, no text, an id seen before in its shard) is reported with
 its file, its row and the reason, and so is damage to a file; reading goes on behind it.
@@ -19,6 +21,7 @@ a few dozen give at least one.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +70,9 @@ _RULES = 1  # raised whenever the same bytes would give other documents
 _FEW_SHARDS, _SAMPLED_SHARDS, _SAMPLED_SHARE = 8, 64, 4
 
 
+_COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
+
+
 class Shard(NamedTuple):
     """A piece of a corpus that one worker reads at once: a file, row groups of one, or rows of a data set."""
 
@@ -77,6 +83,20 @@ class Shard(NamedTuple):
     bytes: int = 0  # about how many it holds on disk, for progress; 0 unknown
     key: str = ""  # digest that changes when what it reads does
     held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
+    columns: Columns = USUAL  # what the kit's columns are called there
+
+
+def _named(spec: str) -> tuple[str, Columns]:
+    """The spec without its column names, and these."""
+    match = _COLUMN_NAMES.fullmatch(spec)
+    if not match:
+        return spec, USUAL
+    pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
+    names = {key.strip(): value.strip() for key, _, value in pairs}
+    unknown = sorted(set(names) - set(Columns._fields))
+    if unknown or not all(names.values()):
+        raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
+    return match[1], Columns(**names)
 
 
 def _kind(spec: str) -> tuple[str, str]:
@@ -90,6 +110,7 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     Parquet files are cut between row groups, into shards of up to about `shard_rows` rows; hub data sets and demo corpora
     into slices of `shard_rows` rows; any other file is one shard.
     """
+    spec, columns = _named(spec)
     kind, rest = _kind(spec)
     if kind == "files":
         sources = find(spec)
@@ -105,16 +126,17 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     if kind == "demo":
         share = 0.0
     else:
-        share = _exact_share(pieces[0][0], digest(pieces[0][4])) if small else held_out_share(documents)
+        share = _exact_share(pieces[0][0], columns, digest(pieces[0][4])) if small else held_out_share(documents)
+    same = [_RULES, share, columns]
     return [
-        Shard(number, source, first, stop, size, digest([_RULES, source, first, stop, state, share]), share)
+        Shard(number, source, first, stop, size, digest([*same, source, first, stop, state]), share, columns)
         for number, (source, first, stop, size, state) in enumerate(pieces)
     ]
 
 
 @functools.lru_cache(maxsize=100)
-def _exact_share(source: str, _state: str) -> float:
-    return share_of([hashes for _, hashes in _checked(Shard(0, source), USUAL, 0)])
+def _exact_share(source: str, columns: Columns, _state: str) -> float:
+    return share_of([hashes for _, hashes in _checked(Shard(0, source, columns=columns), 0)])
 
 
 def _pieces(sources: list[Source], shard_rows: int) -> tuple[list[tuple[str, int, int, int, Any]], int]:
@@ -151,35 +173,36 @@ def _hub(rest: str) -> Any:
 
 def fingerprint(spec: str) -> str:
     """A digest that changes when the corpus does: of wheel and text rules, of file sizes and times, or of a hub id."""
-    kind, _ = _kind(spec)
+    plain, _ = _named(spec)
+    kind, _ = _kind(plain)
     if kind == "demo":
-        return demo_corpora.demo_digest(spec)
-    return digest([spec] if kind == "hf" else [spec, [list(source) for source in find(spec)]])
+        return demo_corpora.demo_digest(plain)
+    return digest([spec] if kind == "hf" else [spec, [list(source) for source in find(plain)]])
 
 
 # Reading
 
 
-def read_shard(shard: Shard, columns: Columns = USUAL, seed: int = 0) -> Iterator[Part]:
+def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """The usable documents of a shard but for the held-out ones, at most about 16 MB of text at a time, and the others.
 
     Ids are never null and unique within the shard. Damage never raises: it is in `rejected`. A file that is not there, or
     that the machine or the network cannot give, is a TraitError, because the next attempt may succeed.
     """
-    for part, chosen in _divided(shard, columns, seed):
+    for part, chosen in _divided(shard, seed):
         yield part._replace(documents=part.documents.filter(pa.array(~chosen))) if chosen.any() else part
 
 
-def _divided(shard: Shard, columns: Columns, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
+def _divided(shard: Shard, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
     """(part, bool: its documents to hold out) of a shard."""
-    for part, hashes in _checked(shard, columns, seed):
+    for part, hashes in _checked(shard, seed):
         yield part, below(hashes, shard.held_out)
 
 
-def _checked(shard: Shard, columns: Columns, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
+def _checked(shard: Shard, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
     """(part with complete and unique ids, their hashes) of a shard."""
     identities = Identities()
-    for part in _parts(shard, columns, seed):
+    for part in _parts(shard, seed):
         documents, hashes, new = identities.check(part.documents)
         if not new.all():
             part.rejected.extend(_repeated(documents.filter(pa.array(~new))))
@@ -192,7 +215,7 @@ def _repeated(documents: pa.Table) -> list[tuple[str, int, str, int]]:
     return [(file, row, "its id was seen before", 1) for file, row in places]
 
 
-def _parts(shard: Shard, columns: Columns, seed: int) -> Iterator[Part]:
+def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     name = shard.source
     kind, rest = _kind(name)
     if kind == "demo":
@@ -200,15 +223,15 @@ def _parts(shard: Shard, columns: Columns, seed: int) -> Iterator[Part]:
         found = {column: rows[column].combine_chunks() for column in COLUMNS}
         yield Part(documents_table(found, np.arange(rows.num_rows) + shard.first + 1, name), [])
     elif kind == "hf":
-        yield from read_hub(rest, _hub(rest), shard.first, shard.stop, columns)
+        yield from read_hub(rest, _hub(rest), shard.first, shard.stop, shard.columns)
     elif not is_url(name) and _is_empty(name):
         yield Part(no_documents(), [(name, 0, "the file is empty", 1)])
     elif suffix(name) == ".parquet":
-        yield from read_parquet(name, shard.first, shard.stop, columns, shard.bytes)
+        yield from read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
     elif suffix(name) in WARC_SUFFIXES:
         yield from read_web(find(name)[0])
     else:
-        yield from read_jsonl(name, columns, shard.bytes)
+        yield from read_jsonl(name, shard.columns, shard.bytes)
 
 
 def _is_empty(name: str) -> bool:
@@ -218,11 +241,11 @@ def _is_empty(name: str) -> bool:
         raise unreadable(name, error) from error
 
 
-def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, columns: Columns = USUAL, seed: int = 0) -> pa.Table:
+def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
     wanted = np.asarray(positions, np.int64)
     taken, start, done = [no_documents()], 0, 0
-    for part in read_shard(shard, columns, seed) if len(wanted) else ():
+    for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + part.documents.num_rows
         stop = int(np.searchsorted(wanted, end))
         if stop > done:
@@ -235,11 +258,11 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, columns: Colu
     return pa.concat_tables(taken).select(COLUMNS)
 
 
-def unique_parts(shards: list[Shard], columns: Columns = USUAL, seed: int = 0) -> Iterator[Part]:
+def unique_parts(shards: list[Shard], seed: int = 0) -> Iterator[Part]:
     """The parts of small corpora, their ids unique across all shards (8 bytes a document are kept for that)."""
     identities = Identities()
     for shard in shards:
-        for part in read_shard(shard, columns, seed):
+        for part in read_shard(shard, seed):
             documents, _, new = identities.check(part.documents)
             part.rejected.extend(_repeated(documents.filter(pa.array(~new))))
             yield part._replace(documents=documents.filter(pa.array(new)))
@@ -253,7 +276,7 @@ def chosen_rows(documents: int, n: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(documents)[:n])
 
 
-def sample(spec: str, n: int, seed: int, columns: Columns = USUAL) -> pa.Table:
+def sample(spec: str, n: int, seed: int) -> pa.Table:
     """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
     Of a corpus of up to 8 shards, uniform without replacement over all documents, which takes two passes. Of a larger one,
@@ -263,9 +286,9 @@ def sample(spec: str, n: int, seed: int, columns: Columns = USUAL) -> pa.Table:
     shards = list_shards(spec, seed)
     taken = [no_documents()]
     if len(shards) <= _FEW_SHARDS:
-        rows = chosen_rows(sum(part.documents.num_rows for part in unique_parts(shards, columns, seed)), n, seed)
+        rows = chosen_rows(sum(part.documents.num_rows for part in unique_parts(shards, seed)), n, seed)
         start = 0
-        for part in unique_parts(shards, columns, seed):
+        for part in unique_parts(shards, seed):
             end = start + part.documents.num_rows
             inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]
             taken.append(part.documents.take(pa.array(inside - start)))
@@ -277,7 +300,7 @@ def sample(spec: str, n: int, seed: int, columns: Columns = USUAL) -> pa.Table:
             missing = n - sum(map(len, found.values()))
             if missing <= 0:
                 break
-            found[number] = _shard_sample(shards[number], min(each, missing), columns, seed, generator)
+            found[number] = _shard_sample(shards[number], min(each, missing), seed, generator)
         taken += [found[number] for number in sorted(found)]
     documents = pa.concat_tables(taken)
     if n > 0 and not documents.num_rows:
@@ -285,10 +308,10 @@ def sample(spec: str, n: int, seed: int, columns: Columns = USUAL) -> pa.Table:
     return documents.select(COLUMNS).combine_chunks()
 
 
-def _shard_sample(shard: Shard, n: int, columns: Columns, seed: int, generator: np.random.Generator) -> pa.Table:
+def _shard_sample(shard: Shard, n: int, seed: int, generator: np.random.Generator) -> pa.Table:
     """The `n` documents with the smallest random keys among the shard's first `_SAMPLED_SHARE` times as many."""
     kept, keys, seen = no_documents(), np.empty(0), 0
-    for part in read_shard(shard, columns, seed):
+    for part in read_shard(shard, seed):
         documents = part.documents.slice(0, n * _SAMPLED_SHARE - seen)
         seen += documents.num_rows
         keys = np.concatenate([keys, generator.random(documents.num_rows)])
@@ -299,12 +322,12 @@ def _shard_sample(shard: Shard, n: int, columns: Columns, seed: int, generator: 
     return kept
 
 
-def held_out(spec: str, columns: Columns = USUAL) -> pa.Table:
+def held_out(spec: str) -> pa.Table:
     """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out; shards are asked in an order made from their names."""
     found, documents, count = {}, 0, 0
     for shard in sorted(list_shards(spec), key=lambda shard: digest([shard.source, shard.first])):
         tables = []
-        for part, chosen in _divided(shard, columns, 0):
+        for part, chosen in _divided(shard, 0):
             tables.append(part.documents.filter(pa.array(chosen)))
             documents, count = documents + len(chosen), count + int(chosen.sum())
             if count >= HELD_OUT_MOST:

@@ -11,7 +11,6 @@ a temporary name, and renames.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib.util
@@ -24,19 +23,14 @@ import sys
 import tempfile
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, sha256
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: no lock there; the atomic rename still keeps files whole
-    fcntl = None
+from trait_kit.files import atomic_path, maker_of, sha256
 
 
 class Wheel(NamedTuple):
@@ -105,7 +99,7 @@ def fetch_wheel(name: str) -> Path:
     wheel = WHEELS[name]
     path = cache_dir() / "wheels" / wheel.filename
     if not path.exists():
-        with _locked(path):
+        with maker_of(path):
             if not path.exists():
                 _download(wheel, path)
     _verify(path, path.stat().st_mtime_ns, wheel)
@@ -149,21 +143,9 @@ def _without_credentials(line: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", line)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time makes `path`; what a killed maker left behind is removed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            for left in path.parent.glob(f".{path.name}*.tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
 def _made_once(path: Path, make: Callable[[Path], None]) -> Path:
     if not path.exists():
-        with _locked(path):
+        with maker_of(path):
             if not path.exists():
                 with atomic_path(path) as folder:
                     folder.mkdir()

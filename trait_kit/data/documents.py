@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from trait_kit import tables
 from trait_kit.data import corpus, demo_corpora
-from trait_kit.data.corpus import Columns, chosen_rows, fingerprint
+from trait_kit.data.corpus import chosen_rows, fingerprint
 from trait_kit.data.demo_corpora import DEMO_PARTS, DEMO_TRUTH
-from trait_kit.data.records import COLUMNS, USUAL, no_documents
+from trait_kit.data.records import COLUMNS, no_documents
 from trait_kit.errors import TraitError
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-def load_documents(spec: str, seed: int = 0, columns: Columns = USUAL) -> pa.Table:
+def load_documents(spec: str, seed: int = 0) -> pa.Table:
     """The usable documents of a corpus (documents schema, no labels); how many were quarantined is logged as a warning."""
-    documents, quarantine = load_with_quarantine(spec, seed, columns)
+    documents, quarantine = load_with_quarantine(spec, seed)
     if quarantine.num_rows:
         first = quarantine.slice(0, 1).to_pylist()[0]
         log.warning(
@@ -45,14 +45,14 @@ def load_documents(spec: str, seed: int = 0, columns: Columns = USUAL) -> pa.Tab
     return documents
 
 
-def load_with_quarantine(spec: str, seed: int = 0, columns: Columns = USUAL) -> tuple[pa.Table, pa.Table]:
+def load_with_quarantine(spec: str, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     """(documents to train on or select from, quarantine) of a corpus; TraitError if no document is usable, or for damage.
 
     Rows of the quarantine count from 1 within their source: lines of a JSONL file, rows of a Parquet file or dataset,
     records of a WARC file. Missing ids are made from the text, so they stay the same wherever a file lies.
     """
     found, quarantine = [no_documents()], []
-    for part in corpus.unique_parts(corpus.list_shards(spec, seed), columns, seed):
+    for part in corpus.unique_parts(corpus.list_shards(spec, seed), seed):
         if part.damage:
             raise part.damage[0]
         found.append(part.documents)
@@ -65,14 +65,14 @@ def load_with_quarantine(spec: str, seed: int = 0, columns: Columns = USUAL) -> 
     return documents, quarantine_table(quarantine)
 
 
-def load_held_out(spec: str, seed: int = 0, columns: Columns = USUAL) -> pa.Table:
+def load_held_out(spec: str, seed: int = 0) -> pa.Table:
     """The documents of a corpus that are never trained on: bits per byte on them show learning and forgetting."""
     kind, _, rest = spec.partition(":")
     if kind == "demo":
         domain, part = demo_corpora.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo_corpora.part(f"{domain}/{twins.get(part, part)}", seed).select(COLUMNS)
-    return corpus.held_out(spec, columns)
+    return corpus.held_out(spec)
 
 
 def quarantine_table(rejected: list[tuple[str, int, str, int]]) -> pa.Table:

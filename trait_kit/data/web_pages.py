@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.data.demo import _locked, cache_dir
+from trait_kit.data.demo import cache_dir
 from trait_kit.data.records import PART_BYTES, Part, cut_off, documents_table, records_in
 from trait_kit.data.streams import Gap, Source, TooLong, blocks, split, suffix
 from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, digest, read_json, write_json
+from trait_kit.files import atomic_path, digest, maker_of, read_json, write_json
 
 PAGE_BYTES = 8_000_000  # a larger response is not parsed
 SKIPPED = "skipped: "  # an ordinary page without text to read, no loss
@@ -124,7 +124,7 @@ def read_web(source: Source, *, seconds_per_page: float = 10.0, worker: Path = _
     for number, rows in itertools.groupby(_records(source.name, _HTML_BYTES), key=itemgetter(0)):
         path = _part_path(folder, number)
         if not path.exists():
-            with _locked(folder / "parts"):
+            with maker_of(folder / "parts"):
                 if not path.exists():
                     _extract(rows, path, seconds_per_page, worker)
         yield _part(pq.read_table(path), source.name)

@@ -6,9 +6,9 @@ all of them alike, and the best turn of each counts.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -156,11 +156,18 @@ def scan(texts: Texts, scorer: NgramScorer) -> None:
 
 
 def parquet_to_selection(corpus: Path, table: Path, label: str, limit: Limit, folder: Path) -> Path:
-    """Score a folder of Parquet files and select from it in this process, from nothing; the path of the selection.
+    """Score a folder of Parquet files and select from it in this process, all of it anew; the job's folder within `folder`.
 
-    Bytes stand for tokens, so that no tokenizer is asked, and near-duplicates stay: a comparison with tools that do neither.
+    A quarter of the bytes counts as tokens, so that no tokenizer runs, and near-duplicates stay: for tools that do neither.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    scoring = score_corpus(f"{corpus}/*.parquet", ModelFiles(str(table), label=label), folder / "scores")
-    select(scoring, folder / "selection", ["fasttext"], limit, base_model="", near_duplicate=0)
-    return folder / "selection" / "fasttext.parquet"
+    job = new_folder(folder)
+    scoring = score_corpus(f"{corpus}/*.parquet", ModelFiles(str(table), label=label), job / "scores")
+    scoring = dataclasses.replace(scoring, exact_tokens=True)
+    select(scoring, job / "selection", ["fasttext"], limit, base_model="", near_duplicate=0)
+    return job
+
+
+def new_folder(parent: Path) -> Path:
+    """An empty folder, so that no clock counts removing what an earlier turn left."""
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=parent))

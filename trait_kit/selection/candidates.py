@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from trait_kit import tables
 from trait_kit.data.contamination import TestQuestions
 from trait_kit.data.corpus import read_rows
-from trait_kit.data.tokens import token_counter
+from trait_kit.data.tokens import TokenCounter, token_counter
 from trait_kit.errors import TraitError
 from trait_kit.files import atomic_path, digest, read_json, write_json
 from trait_kit.params import Method
@@ -71,10 +71,15 @@ def gather(
     seed: int,
     filters: Filters,
     base_model: str,
+    signatures: bool,
     test_questions: Sequence[str],
     place: engine.Place,
 ) -> Candidates:
-    """Nominate for each method documents of `margin` times its limit, and gather them under `folder`."""
+    """Nominate for each method documents of `margin` times its limit, and gather them under `folder`.
+
+    `base_model` counts the tokens of candidates whose counts are estimates (empty: they stay estimates).
+    `signatures`: whether near-duplicates will be looked for.
+    """
     folder = folder.absolute()
     slack = 1.0 if scoring.exact_tokens else _ESTIMATE_SLACK
     cuts, dropped = {}, {}
@@ -88,7 +93,8 @@ def gather(
         "seed": seed,
         "filters": asdict(filters),
         "slack": slack,
-        "base_model": base_model,
+        "base_model": "" if scoring.exact_tokens else base_model,
+        "signatures": signatures,
         "tests": digest(list(test_questions)),
     }
     write_json(folder / "job.json", job)
@@ -160,18 +166,17 @@ def gather_shard(job_path: Path, number: int) -> None:
         kept = ~np.logical_or.reduce([fails for _, fails in filters.reasons(scores, method, job["slack"])])
         wanted |= kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(cut))
     rows = np.flatnonzero(wanted)
-    documents = read_rows(scoring.shards[number], rows, scoring.columns, scoring.seed)
+    documents = read_rows(scoring.shards[number], rows, scoring.seed)
     scores = scores.take(pa.array(rows))
     if not documents["id"].combine_chunks().equals(scores["id"].combine_chunks()):
         raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
-    if job["slack"] > 1:
-        columns["n_tokens"] = pa.array(token_counter(job["base_model"])(texts.to_pylist()), pa.int32())
-    signatures = near_duplicates.signatures(texts)
+    if job["base_model"]:
+        columns["n_tokens"] = pa.array(_counter(job["base_model"])(texts.to_pylist()), pa.int32())
     evidence = _test_questions(folder / "test_questions.json", job["tests"]).find(texts)
     columns["row"] = rows
-    columns["signature"] = pa.array([row.tobytes() for row in signatures], pa.binary())
+    columns["signature"] = _signatures(texts) if job["signatures"] else pa.nulls(len(rows), pa.binary())
     columns["contaminated"] = np.isin(np.arange(len(rows)), evidence["text_index"])
     found = evidence.assign(id=documents["id"].take(pa.array(evidence["text_index"])).to_pylist())
     proof = pa.Table.from_pandas(found[_EVIDENCE.names], _EVIDENCE, preserve_index=False)
@@ -179,9 +184,21 @@ def gather_shard(job_path: Path, number: int) -> None:
     _write(_path(folder, number), pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA), job)
 
 
+def _signatures(texts: pa.Array) -> pa.Array:
+    made = near_duplicates.signatures(texts)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(made.shape[1] * 4), len(made), [None, pa.py_buffer(made)]).cast(
+        pa.binary()
+    )
+
+
 def _write(path: Path, table: pa.Table, job: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({KEY: digest(job)}), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({KEY: digest(job)}), temporary, compression="lz4", use_dictionary=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _counter(base_model: str) -> TokenCounter:
+    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
 
 
 @functools.lru_cache(maxsize=2)

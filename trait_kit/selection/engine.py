@@ -26,11 +26,12 @@ from typing import Any, Literal
 import psutil
 import pyarrow.parquet as pq
 
+from trait_kit.data.web_pages import SKIPPED
 from trait_kit.errors import TraitError
 from trait_kit.files import read_json, write_json
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _ENDING_SECONDS = 0.5, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Progress:
             rejected = pq.read_table(self._rejected(number), columns=["source", "reason", "records"]).to_pylist()
         except (OSError, ValueError):
             return
-        lost = [row for row in rejected if not row["reason"].startswith("skipped: ")]
+        lost = [row for row in rejected if not row["reason"].startswith(SKIPPED)]
         self._counted[number] = (documents, sum(row["records"] for row in lost))
         for row in lost:
             before, _ = self._lost_by_file.get(row["source"], (0, ""))
@@ -155,11 +156,17 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: P
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
+    seen: set[int] = set()
     try:
         while child.poll() is None:
             time.sleep(_POLL_SECONDS)
             progress.look()
-            if place.executor == "local" and _some_worker_died(folder):
+            if place.executor == "local" and _lost_a_worker(child, seen):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_ENDING_SECONDS)  # one that ends by itself ends its workers first
+                progress.look()
+                if child.poll() is not None or progress.complete:
+                    break
                 raise TraitError(
                     f"{progress.noun} stopped: a worker process was killed (out of memory?). Run the same command again: "
                     "finished shards are kept. Fewer workers need less memory."
@@ -168,20 +175,26 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: P
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    while place.executor == "slurm" and not child.returncode and not progress.complete:
+    error = folder / "error.txt"
+    while place.executor == "slurm" and not child.returncode and not progress.complete and not error.exists():
         time.sleep(10 * _POLL_SECONDS)  # submitted: the cluster's nodes write the shards
         progress.look()
     progress.look()
-    if child.returncode or not progress.complete:
-        error = folder / "error.txt"
+    if not progress.complete:
         reason = error.read_text(encoding="utf-8") if error.exists() else "not all shards were finished. Run it again."
         raise TraitError(f"{progress.noun} stopped: {reason} The log is {folder / 'driver.log'}.")
 
 
-def _some_worker_died(folder: Path) -> bool:
-    for path in (folder / "running").glob("*"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(path.read_text(encoding="utf-8"))
-            if not psutil.pid_exists(pid) and path.exists():
-                return True
-    return False
+def _lost_a_worker(child: subprocess.Popen, seen: set[int]) -> bool:
+    """Whether one of the executor's workers that were `seen` is gone; they live as long as it does.
+
+    They are the children of its fork server, so grandchildren. A dead one's shards would be waited for in vain.
+    """
+    try:
+        servers = psutil.Process(child.pid).children()
+        workers = {worker.pid for server in servers for worker in server.children()}
+    except psutil.NoSuchProcess:
+        return False
+    lost = not seen <= workers
+    seen |= workers
+    return lost

@@ -39,8 +39,6 @@ class ShardStep(PipelineStep):
         task = read_json(Path(self.folder) / "task.json")
         module, _, name = task["work"].partition(":")
         work = getattr(importlib.import_module(module), name)
-        mark = Path(self.folder) / "running" / f"{rank:05d}"
-        write_text(mark, str(os.getpid()))
         try:
             for number in task["numbers"][rank::world_size]:
                 work(Path(task["job"]), number)
@@ -49,8 +47,6 @@ class ShardStep(PipelineStep):
             message = str(error) if isinstance(error, TraitError) else f"shard {number}: {type(error).__name__}: {error}."
             write_text(Path(self.folder) / "error.txt", message)
             raise
-        finally:
-            mark.unlink(missing_ok=True)
         yield from ()
 
 

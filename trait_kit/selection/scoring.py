@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from trait_kit import tables
 from trait_kit.data.corpus import Columns, Shard, list_shards, read_shard
 from trait_kit.data.tokens import TokenCounter, token_counter
+from trait_kit.data.web_pages import SKIPPED
 from trait_kit.errors import TraitError
 from trait_kit.files import atomic_path, digest, write_json
 from trait_kit.selection import engine, linear
@@ -145,7 +146,6 @@ class Scoring:
 
     folder: Path
     shards: list[Shard]
-    columns: Columns
     seed: int
     exact_tokens: bool  # counted by the base model's tokenizer, not estimated
 
@@ -162,8 +162,10 @@ class Scoring:
 
     @property
     def lost(self) -> int:
-        """How many records could not be used."""
-        return sum(self.quarantine()["records"].to_pylist())
+        """How many records could not be read; pages without text to read are not among them."""
+        quarantine = self.quarantine()
+        skipped = pc.starts_with(quarantine["reason"], SKIPPED)
+        return pc.sum(quarantine["records"].filter(pc.invert(skipped))).as_py() or 0
 
     def quarantine(self) -> pa.Table:
         """Everything that could not be used, with its file, place and reason."""
@@ -183,7 +185,6 @@ def score_corpus(
     folder: Path | str,
     *,
     seed: int = 0,
-    columns: Columns = Columns(),
     documents_per_shard: int = 50_000,
     max_quarantined: float = 0.01,
     place: engine.Place = engine.Place(),
@@ -199,7 +200,6 @@ def score_corpus(
     job = {
         "files": asdict(files),
         "fingerprint": open_models(files).fingerprint,
-        "columns": columns,
         "seed": seed,
         "shards": shards,
     }
@@ -220,8 +220,8 @@ def score_corpus(
 def open_scoring(folder: Path) -> Scoring:
     """The scored corpus that `score_corpus` left in a folder."""
     job = engine.read_job(Path(folder) / "job.json")
-    shards = [Shard(*shard) for shard in job["shards"]]
-    return Scoring(Path(folder), shards, Columns(*job["columns"]), job["seed"], bool(job["files"]["base_model"]))
+    shards = [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]]
+    return Scoring(Path(folder), shards, job["seed"], bool(job["files"]["base_model"]))
 
 
 def score_shard(job_path: Path, number: int) -> None:
@@ -237,7 +237,7 @@ def score_shard(job_path: Path, number: int) -> None:
     schema = tables.SCHEMAS["scores"].with_metadata({KEY: key})
     with atomic_path(scoring.scores(number)) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["shard"]) as writer:
-            for part in read_shard(shard, scoring.columns, scoring.seed):
+            for part in read_shard(shard, scoring.seed):
                 rejected.extend(part.rejected)
                 if part.documents.num_rows:
                     writer.write_table(_scores_table(part.documents, number, models).cast(schema))
@@ -278,4 +278,4 @@ def _unfinished(scoring: Scoring, job: dict[str, Any]) -> list[int]:
 
 
 def _key(job: Mapping[str, Any], shard: Shard) -> str:
-    return digest([job["fingerprint"], job["columns"], job["seed"], shard.number, shard.key])
+    return digest([job["fingerprint"], job["seed"], shard.number, shard.key])

@@ -44,7 +44,7 @@ def select(
     methods: Sequence[Method],
     limit: Limit,
     *,
-    base_model: str,
+    base_model: str = "",
     seed: int = 0,
     filters: Filters = Filters(),
     test_questions: Sequence[str] = (),
@@ -54,6 +54,7 @@ def select(
 ) -> Selected:
     """Choose by each method and write `folder`/<method>.parquet, contaminated.parquet and near_duplicates.parquet.
 
+    `base_model`: counts tokens where scoring only estimated them; empty, the budget is in estimated tokens.
     `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them.
     """
     folder = Path(folder)
@@ -64,6 +65,7 @@ def select(
             seed=seed,
             filters=filters,
             base_model=base_model,
+            signatures=near_duplicate > 0,
             test_questions=test_questions,
             place=place,
         )

@@ -1,0 +1,352 @@
+"""From scored files to a selection: the same as sorting, filtering and cutting in memory, and clean."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trait_kit import tables
+from trait_kit.data.tokens import token_counter
+from trait_kit.errors import TraitError
+from trait_kit.selection import NgramScorer
+from trait_kit.selection.budget import METHODS, Filters, Limit, rank_keys, value_keys
+from trait_kit.selection.classifier import train_domain_classifier, train_educational_model
+from trait_kit.selection.dsir import DsirModel
+from trait_kit.selection.scoring import ModelFiles, score_corpus
+from trait_kit.selection.selecting import select
+from trait_kit.selection.side_by_side import funnel
+
+BASE = "demo:tiny-random"
+DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
+GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
+FILTERS = Filters(min_tokens=20, max_tokens=200, min_educational=1.0)
+QUESTION = "A train leaves the station at nine and travels eighty miles an hour for three hours. How far does it go?"
+
+
+def text_of(generator: random.Random, share: float, words: int) -> str:
+    """Words of which about this share are the domain's, each followed by a number, so that no two texts are alike."""
+    pick = (generator.choice(DOMAIN if generator.random() < share else GENERAL) for _ in range(words))
+    return " ".join(f"{word} {generator.randrange(10**5)}" for word in pick)
+
+
+@functools.cache
+def documents(n: int = 400) -> list[dict[str, str]]:
+    """The same in every run; one in ten is about the domain."""
+    generator = random.Random(0)
+    shares = [generator.choice([0.5, 0.9]) if k % 10 == 0 else generator.choice([0.0, 0.1, 0.3]) for k in range(n)]
+    return [{"id": f"d{k}", "text": text_of(generator, share, generator.randrange(3, 40))} for k, share in enumerate(shares)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> ModelFiles:
+    folder = tmp_path_factory.mktemp("models")
+    generator = random.Random(1)
+    inside, outside = ([text_of(generator, share, 30) for _ in range(60)] for share in (1.0, 0.1))
+    small = {"dimension": 8, "epochs": 20, "buckets": 2_000}
+    train_domain_classifier(inside, outside, folder / "domain.bin", **small)
+    mixed = [text_of(generator, share, words) for share in (0.0, 1.0) for words in (5, 20, 40) for _ in range(20)]
+    labels = [label for _ in range(2) for label in ("Low", "Mid", "High") for _ in range(20)]
+    train_educational_model(mixed, labels, folder / "educational.bin", **small)
+    DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.npz")
+    return ModelFiles(*(str(folder / f"{name}.npz") for name in ("domain", "educational", "dsir")), base_model=BASE)
+
+
+def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = ("parquet", "jsonl.gz", "jsonl")) -> str:
+    """One file of each kind, with an equal part of the records, in their order; the spec of them all."""
+    folder.mkdir(exist_ok=True)
+    for number, (kind, rows) in enumerate(zip(kinds, np.array_split(np.arange(len(records)), len(kinds)), strict=True)):
+        path, part = folder / f"{number}.{kind}", [records[row] for row in rows]
+        lines = "".join(json.dumps(record) + "\n" for record in part).encode()
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(part), path, row_group_size=40)
+        else:
+            path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+    return str(folder / "*")
+
+
+def reference(
+    scores: pa.Table, method: str, limit: Limit, unusable: set[str] = frozenset(), groups: dict[str, str] | None = None
+) -> list[str]:
+    """Ids, best first: sort, filter, leave out, keep the best of each group, cut. All in memory, a document at a time."""
+    keys = rank_keys(scores, method, 0).tolist()
+    rows = sorted(zip(keys, scores.to_pylist(), strict=True), key=lambda pair: -pair[0])
+    chosen, tokens, seen = [], 0, set()
+    for key, row in rows:
+        group = (groups or {}).get(row["id"], row["id"])
+        if not FILTERS.min_tokens <= row["n_tokens"] <= FILTERS.max_tokens or row["id"] in unusable or group in seen:
+            continue
+        if method == "fasttext+educational" and row["educational"] < FILTERS.min_educational:
+            continue
+        seen.add(group)
+        tokens += row["n_tokens"]
+        if tokens > (limit.tokens or tokens) or len(chosen) == (round(limit.share * len(scores)) or -1):
+            break
+        if limit.score is not None and key < int(value_keys(limit.score)[0]):
+            break
+        chosen.append(row["id"])
+    return chosen
+
+
+def chosen_ids(selected, method: str) -> list[str]:
+    return selected.candidates.table["id"].take(pa.array(selected.choices[method].indices)).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("limit", "methods"),
+    [
+        (Limit(tokens=3_000), METHODS),
+        (Limit(tokens=60_000), ("dsir", "random")),
+        (Limit(share=0.05), METHODS),
+        (Limit(share=0.9), ("fasttext", "random")),
+        (Limit(score=0.6), ("fasttext", "fasttext+educational")),
+    ],
+)
+def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path, limit, methods):
+    scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores", documents_per_shard=50)
+    selected = select(scoring, tmp_path, methods, limit, base_model=BASE, filters=FILTERS)
+    texts = {record["id"]: record["text"] for record in documents()}
+    scores = scoring.read()
+    in_corpus_order = {name: row for row, name in enumerate(scores["id"].to_pylist())}
+    assert len(scoring.shards) >= 5
+    for method in methods:
+        expected = reference(scores, method, limit)
+        assert expected
+        assert chosen_ids(selected, method) == expected
+        written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
+        assert written["id"].to_pylist() == sorted(expected, key=in_corpus_order.__getitem__)
+        assert written["text"].to_pylist() == [texts[name] for name in written["id"].to_pylist()]
+        assert set(written["method"].to_pylist()) == {method}
+        rows = scores.take(pa.array([in_corpus_order[name] for name in written["id"].to_pylist()]))
+        assert written.select(scores.column_names).equals(rows.combine_chunks())
+
+
+def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
+    records = [dict(record) for record in documents()]
+    best = reference(scored(files, tmp_path, records).read(), "fasttext", Limit(tokens=3_000))
+    planted = {best[0]: QUESTION, best[3]: QUESTION.upper().replace(" ", "\n"), best[5]: "far does it go? A train leaves"}
+    for record in records:
+        record["text"] += " " + planted.get(record["id"], "")
+    scoring = scored(files, tmp_path, records)
+    limit = Limit(tokens=3_000)
+    questions = ["Who wrote the well-known novel that everybody has on the shelf and nobody has read?", QUESTION]
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, test_questions=questions)
+    out = {best[0], best[3]}
+    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, out)
+    evidence = pq.read_table(tmp_path / "contaminated.parquet").to_pylist()
+    assert {(row["id"], row["test_index"], row["kind"]) for row in evidence} == {(name, 1, "exact") for name in out}
+    assert all("eighty miles an hour" in row["excerpt"] for row in evidence)
+    assert selected.choices["fasttext"].report["dropped"]["holds a test question"] == 2
+    clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, test_questions=questions[:1])
+    assert best[0] in chosen_ids(clean, "fasttext")  # other questions, in the same folder
+
+
+def scored(files: ModelFiles, folder: Path, records: list[dict[str, str]]):
+    return score_corpus(write(folder / "web", records), files, folder / "scores", documents_per_shard=50)
+
+
+def near(text: str, copy: int) -> str:
+    return f"{text} ({copy})"
+
+
+def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_path):
+    """Groups of five, all over the corpus; the methods disagree on which is best."""
+    originals = [record for record in documents() if len(record["text"].split()) > 40][:40]
+    copies = [{"id": f"{record['id']}-{k}", "text": near(record["text"], k)} for k in range(4) for record in originals]
+    groups = {record["id"]: record["id"].split("-")[0] for record in copies}
+    records = [*documents(), *copies]
+    random.Random(2).shuffle(records)
+    scoring, limit = scored(files, tmp_path, records), Limit(tokens=20_000)
+    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS)
+    kept = {}
+    for method in METHODS:
+        kept[method] = chosen_ids(selected, method)
+        assert kept[method] == reference(scoring.read(), method, limit, groups=groups)
+        assert any(name in groups for name in kept[method])
+    first = {groups.get(name, name): name for name in kept["random"]}
+    assert any(first.get(groups.get(name, name), name) != name for name in kept["dsir"])  # another one of the same group
+    evidence = pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist()
+    assert evidence
+    assert all(groups.get(row["id"], row["id"]) == groups.get(row["of"], row["of"]) for row in evidence)
+    everything = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, near_duplicate=0)
+    assert chosen_ids(everything, "fasttext") == reference(scoring.read(), "fasttext", limit)
+
+
+def test_copies_of_in_domain_documents_are_out(files, tmp_path):
+    scoring, limit = scored(files, tmp_path, documents()), Limit(tokens=3_000)
+    best = reference(scoring.read(), "fasttext", limit)
+    texts = {record["id"]: record["text"] for record in documents()}
+    longest = sorted(best, key=lambda name: len(texts[name]))[-2:]
+    seed = [texts[longest[0]], near(texts[longest[1]].upper(), 7), "something else entirely"]
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, in_domain=seed)
+    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, set(longest))
+    assert pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist() == [
+        {"id": name, "of": "in-domain seed"} for name in scoring.read()["id"].to_pylist() if name in longest
+    ]
+
+
+def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path):
+    """The first candidates, 1.5 times the budget, are copies of one document: twice as many are asked for, and again."""
+    best = max(documents(), key=lambda record: record["text"].count("theorem") + record["text"].count("proof"))
+    text = " ".join(word for word in best["text"].split() if not word.isdigit() and word in DOMAIN) + " theorem proof" * 9
+    records = [*documents(), *({"id": f"copy{k}", "text": text} for k in range(300))]
+    groups = {f"copy{k}": "copy" for k in range(300)}
+    scoring, limit = scored(files, tmp_path, records), Limit(tokens=3_000)
+    ranking = reference(scoring.read(), "fasttext", Limit(tokens=6_000))
+    assert all(name in groups for name in ranking[:30])
+    for method in ("fasttext", "dsir"):  # each alone and both together
+        selected = select(scoring, tmp_path, [method], limit, base_model=BASE, filters=FILTERS)
+        assert chosen_ids(selected, method) == reference(scoring.read(), method, limit, groups=groups)
+        assert selected.choices[method].report["enough"]
+        assert len(selected.candidates.table) < len(scoring.read())
+    both = select(scoring, tmp_path, ["fasttext", "dsir"], limit, base_model=BASE, filters=FILTERS)
+    assert chosen_ids(both, "dsir") == chosen_ids(selected, "dsir")
+
+
+def test_more_than_the_corpus_holds_is_all_that_is_usable(files, tmp_path):
+    scoring, limit = scored(files, tmp_path, documents()), Limit(tokens=10**9)
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS)
+    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit)
+    assert selected.choices["fasttext"].report["enough"] is False
+
+
+def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path):
+    web, limit = write(tmp_path / "web", documents()), Limit(tokens=3_000)
+    exact = score_corpus(web, files, tmp_path / "exact", documents_per_shard=50)
+    lengths = dict(zip(*(exact.read()[name].to_pylist() for name in ("id", "n_tokens")), strict=True))
+    # the right rate, and two that are wrong by almost the factor that is allowed for
+    for bytes_per_token in (2.2, 1.4, 3.8):
+        guess = ModelFiles(**{**vars(files), "base_model": "", "bytes_per_token": bytes_per_token})
+        estimated = score_corpus(web, guess, tmp_path / "estimated", documents_per_shard=50)
+        assert estimated.read()["n_tokens"].to_pylist() != list(lengths.values())
+        selected = select(estimated, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS)
+        for method in METHODS:
+            chosen = chosen_ids(selected, method)
+            assert chosen == reference(exact.read(), method, limit)
+            written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
+            assert written["n_tokens"].to_pylist() == [lengths[name] for name in written["id"].to_pylist()]
+            assert selected.choices[method].report["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
+
+
+def test_an_id_in_two_files_is_one_document(files, tmp_path):
+    records = [dict(record) for record in documents()]
+    best = reference(scored(files, tmp_path, records).read(), "fasttext", Limit(tokens=3_000))
+    best = [name for name in best if int(name[1:]) < 200][:6]
+    texts = {record["id"]: record["text"] for record in records}
+    again = [{"id": name, "text": texts[name] + " theorem"} for name in best]
+    scoring = scored(files, tmp_path, records + again)  # at the end of the last file
+    selected = select(scoring, tmp_path, METHODS, Limit(tokens=20_000), base_model=BASE, filters=FILTERS, near_duplicate=0)
+    for method in METHODS:
+        chosen = chosen_ids(selected, method)
+        assert len(chosen) == len(set(chosen))
+        written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection").to_pylist()
+        assert all(row["text"] == texts[row["id"]] for row in written if row["id"] in best)  # the first one
+    assert selected.choices["fasttext"].report["dropped"]["id seen before"] == 6
+
+
+def test_the_funnel_accounts_for_every_document(files, tmp_path):
+    """Each reason against a count of its own, for methods whose candidates overlap."""
+    records = [dict(record) for record in documents()]
+    for record in records[::50]:
+        record["text"] += " " + QUESTION
+    records += [{"id": f"copy{k}", "text": near(records[k]["text"], 1)} for k in range(1, 100, 7)]
+    scoring = scored(files, tmp_path, [*records, {"id": "nothing", "text": " "}])
+    limit = Limit(tokens=10**9)  # no cut: what is not chosen has a reason
+    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS, test_questions=[QUESTION])
+    table = funnel(selected).set_index("method")
+    scores = scoring.read()
+    lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
+    short, long = lengths < FILTERS.min_tokens, lengths > FILTERS.max_tokens
+    assert short.any()
+    assert long.any()
+    for method in METHODS:
+        row = table.loc[method]
+        dull = (
+            (value < FILTERS.min_educational) & ~short & ~long
+            if method == "fasttext+educational"
+            else np.zeros(len(short), bool)
+        )
+        rest = ~(short | long | dull)
+        questions = np.array([name in {f"d{k}" for k in range(0, 400, 50)} for name in scores["id"].to_pylist()])
+        assert row["n_in"] == len(scores) + 1
+        assert row["unreadable"] == 1
+        assert row["fewer than min_tokens"] == short.sum()
+        assert row["more than max_tokens"] == long.sum()
+        assert row["below min_educational"] == dull.sum()
+        assert row["holds a test question"] == (rest & questions).sum()
+        assert row["beyond the budget"] == 0
+        assert row["near-duplicate of a better one"] == rest.sum() - (rest & questions).sum() - row["n_out"]
+    cut = select(
+        scoring, tmp_path, METHODS, Limit(tokens=3_000), base_model=BASE, filters=FILTERS, test_questions=[QUESTION]
+    )
+    for method, row in funnel(cut).set_index("method").iterrows():
+        assert row["below min_educational"] == table.loc[method, "below min_educational"]
+        assert row["beyond the budget"] > 0
+        reasons = row.drop(["n_in", "tokens", "threshold"])
+        assert reasons.sum() == row["n_in"]
+        assert (reasons >= 0).all()
+
+
+@pytest.mark.parametrize("change", ["other ids", "fewer documents"])
+def test_a_file_that_changed_after_scoring_is_refused(files, tmp_path, change):
+    scoring = scored(files, tmp_path, documents())
+    changed = {
+        "other ids": [{**record, "id": record["id"] + "x"} for record in documents()],
+        "fewer documents": documents()[:9],
+    }[change]
+    write(tmp_path / "web", changed)
+    with pytest.raises(TraitError, match=r"[Ss]core it again"):
+        select(scoring, tmp_path, ["fasttext"], Limit(tokens=3_000), base_model=BASE, filters=FILTERS)
+    again = scored(files, tmp_path, changed)
+    assert select(again, tmp_path, ["random"], Limit(share=0.5), base_model=BASE).choices["random"].report["n_out"] > 0
+
+
+def test_another_budget_does_not_score_again(files, tmp_path):
+    scoring = scored(files, tmp_path, documents())
+    stamps = {path: path.stat().st_mtime_ns for path in scoring.folder.iterdir()}
+    sizes = []
+    for tokens in (1_000, 20_000, 1_000):
+        selected = select(scoring, tmp_path, METHODS, Limit(tokens=tokens), base_model=BASE, filters=FILTERS)
+        assert [chosen_ids(selected, method) for method in METHODS] == [
+            reference(scoring.read(), method, Limit(tokens=tokens)) for method in METHODS
+        ]
+        sizes.append((tmp_path / "fasttext.parquet").read_bytes())
+    assert sizes[0] == sizes[2] != sizes[1]
+    assert {path: path.stat().st_mtime_ns for path in scoring.folder.iterdir()} == stamps
+
+
+def test_texts_survive_byte_for_byte(files, tmp_path):
+    strange = [
+        "数学的定理与证明。" * 9,
+        "نظرية فيثاغورس والبرهان " * 9,
+        "😀👩‍🔬 theorem " * 9,
+        "a\x00b\r\n\ttheorem\u2028 " * 9,
+    ]
+    records = [
+        {"id": f"{name}-{kind}", "text": f"{name} {text}"} for kind, text in enumerate(strange) for name in "abcdefgh"
+    ]
+    random.Random(0).shuffle(records)
+    scoring = score_corpus(write(tmp_path / "web", records), files, tmp_path / "scores")
+    select(scoring, tmp_path, ["random"], Limit(share=1.0), base_model=BASE, near_duplicate=0)
+    written = tables.read(tmp_path / "random.parquet", "selection").to_pylist()
+    assert {row["id"][-1] for row in written} == set("0123")
+    texts = {record["id"]: record["text"] for record in records}
+    assert all(row["text"].encode() == texts[row["id"]].encode() for row in written)
+
+
+def test_a_fasttext_file_is_scored_as_its_folded_form(files, tmp_path):
+    """A .bin with the normalisation it was trained with."""
+    given = ModelFiles(files.domain.replace(".npz", ".bin"), base_model=BASE, normalisation="words-1")
+    scores = score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores").read()
+    folded = NgramScorer.load(files.domain)
+    texts = {record["id"]: record["text"] for record in documents()}
+    expected = folded.probabilities([texts[name] for name in scores["id"].to_pylist()])[:, folded.column("in_domain")]
+    np.testing.assert_array_equal(scores["domain"].to_numpy(), expected)
+    assert scores["n_tokens"].to_pylist() == token_counter(BASE)([texts[name] for name in scores["id"].to_pylist()]).tolist()
