@@ -199,7 +199,7 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
 @pytest.mark.parametrize("moment", [0.1, 0.6])
 @pytest.mark.parametrize("victim", ["worker", "child", "driver"])
 def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim, moment):
-    check_kill(victim, moment, origin, expected, tmp_path, TWO if moment == 0.6 else Place())
+    check_kill(victim, moment, origin, expected, tmp_path, Place())
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
     assert len(set(ids) & cut) > 3
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*other\.parquet"
+        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers)\.parquet"
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it
@@ -307,7 +307,9 @@ if ! grep -q '^#SBATCH --dependency' "$script"; then  # the summing up of statis
   kept="$(mktemp)"; cp "$script" "$kept"; cp "$script" "$STAND_IN/script"
   last=$(grep -oP '^#SBATCH --array=0-\K[0-9]+' "$kept")
   for task in $(seq 0 "$last"); do
-    SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=localhost setsid bash "$kept" < /dev/null > "$STAND_IN/$task.out" 2>&1 &
+    touch "$STAND_IN/$task.waits"
+    SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=localhost setsid bash -c 'bash "$0"; rm "$1"' "$kept" "$STAND_IN/$task.waits" \
+      < /dev/null > "$STAND_IN/$task.out" 2>&1 &
   done
 fi
 echo "Submitted batch job 42"
@@ -316,6 +318,14 @@ SRUN = """#!/bin/bash
 while [[ "$1" == -* ]]; do case "$1" in -n) shift 2;; *) shift;; esac; done
 exec "$@"
 """
+SQUEUE = """#!/bin/bash
+[[ "$*" == "--noheader --jobs 42" ]] || exit 1
+ls "$STAND_IN" | grep waits || true
+"""
+SCONTROL = """#!/bin/bash
+echo localhost  # of show hostnames
+"""
+COMMANDS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
 SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="00:10:00", memory_gb=1)
 
 
@@ -323,7 +333,7 @@ SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="0
 def stand_in(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "stand-in"
     folder.mkdir()
-    for name, script in (("sbatch", SBATCH), ("srun", SRUN)):
+    for name, script in COMMANDS.items():
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -353,6 +363,12 @@ def test_a_shard_that_fails_under_slurm_ends_the_wait(origin, tmp_path, monkeypa
         score(origin, tmp_path, SLURM, documents_per_shard=6 * ROWS)
 
 
+def test_a_task_that_slurm_kills_ends_the_wait(origin, tmp_path, stand_in):
+    (stand_in / "srun").write_text("#!/bin/bash\nkill -9 $$")
+    with pytest.raises(TraitError, match="not all shards were finished"):
+        score(origin, tmp_path, SLURM, documents_per_shard=6 * ROWS)
+
+
 # Ray: a cluster of several nodes, each with its processes, on this machine
 
 
@@ -374,22 +390,26 @@ RAY = Place(executor="ray", workers=2, memory_gb=1)
 
 
 @pytest.mark.slow
-def test_ray_scores_on_its_nodes_and_survives_the_loss_of_one(origin, expected, tmp_path, cluster, monkeypatch):
+def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch):
+    """An actor of Ray takes seconds to start, so there are fewer and larger shards here."""
+    size = {"documents_per_shard": 3 * ROWS}
+    n_shards = len(score(origin, tmp_path / "here", Place(), **size).shards)
     monkeypatch.setattr(scoring, "score_shard", slow_shard)
-    assert made(origin, tmp_path / "whole", RAY) == expected
-    killed = []
+    left = []
 
     def kill_a_node():
-        wait_for(lambda: len(done(tmp_path / "half")) >= 3, 120)
+        wait_for(lambda: len(done(tmp_path / "ray")) >= 2, 120)
+        left.append(n_shards - len(done(tmp_path / "ray")))
         cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
-        killed.append(len(done(tmp_path / "half")))
 
     thread = threading.Thread(target=kill_a_node)
     thread.start()
     with contextlib.suppress(TraitError):  # it may finish on the node that is left, or say that it could not
-        score(origin, tmp_path / "half", RAY)
+        score(origin, tmp_path / "ray", RAY, **size)
     thread.join()
-    assert 3 <= killed[0] < SHARDS
-    before = done(tmp_path / "half")
-    assert made(origin, tmp_path / "half", RAY) == expected
-    assert before.items() <= done(tmp_path / "half").items()
+    assert left[0] > 0
+    before = done(tmp_path / "ray")
+    again = score(origin, tmp_path / "ray", RAY, **size)
+    assert before.items() <= done(tmp_path / "ray").items()
+    for number in range(n_shards):
+        assert again.scores(number).read_bytes() == (tmp_path / "here" / "scores" / again.scores(number).name).read_bytes()

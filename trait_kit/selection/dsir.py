@@ -58,7 +58,7 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        sizes = np.array([1, self.ngrams, 0, 0, 0], np.int64)
+        sizes = np.array([1, self.ngrams, 0, 0, 0, 0], np.int64)
         return mapped.read_only(LinearTable(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), sizes))
 
     def log_weights(self, texts: Texts, workers: int = 1) -> np.ndarray:

@@ -177,12 +177,23 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: P
         child.wait()
     error = folder / "error.txt"
     while place.executor == "slurm" and not child.returncode and not progress.complete and not error.exists():
+        waiting = _slurm_holds(folder)
         time.sleep(10 * _POLL_SECONDS)  # submitted: the cluster's nodes write the shards
         progress.look()
+        if not waiting:
+            break
     progress.look()
     if not progress.complete:
         reason = error.read_text(encoding="utf-8") if error.exists() else "not all shards were finished. Run it again."
         raise TraitError(f"{progress.noun} stopped: {reason} The log is {folder / 'driver.log'}.")
+
+
+def _slurm_holds(folder: Path) -> bool:
+    """Whether any task of the job still runs or waits; a task that was killed leaves no other trace."""
+    job = (folder / "slurm_job").read_text(encoding="utf-8")
+    found = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+    unreachable = found.returncode and "Invalid job id" not in found.stderr
+    return bool(unreachable or found.stdout.strip())
 
 
 def _lost_a_worker(child: subprocess.Popen, seen: set[int]) -> bool:

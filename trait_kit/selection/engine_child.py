@@ -56,14 +56,16 @@ def main(folder: Path, parent: int) -> None:
     ranks = min(len(task["numbers"]), workers * _RANKS_PER_WORKER)
     shared = dict(pipeline=[ShardStep(str(folder))], tasks=ranks, workers=workers, logging_dir=str(folder / "datatrove"))
     if task["executor"] == "slurm":
-        SlurmPipelineExecutor(
+        executor = SlurmPipelineExecutor(
             **shared,
             time=task["slurm_time"],
             partition=task["slurm_partition"],
             mem_per_cpu_gb=task["memory_gb"],
             env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
             job_name="trait-kit",
-        ).run()
+        )
+        executor.run()
+        write_text(folder / "slurm_job", str(executor.job_id))
         return
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if task["executor"] == "ray":
@@ -84,4 +86,6 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    from trait_kit.selection import engine_child  # not this: __main__'s step, unpickled elsewhere, would lack its imports
+
+    engine_child.main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from trait_kit.selection.ngrams import (
     NGRAM_MULTIPLIER,
     Normalisation,
     Texts,
+    TokenBlock,
     buffers,
     hash_byte,
     inlined,
@@ -45,7 +46,10 @@ class LinearTable(NamedTuple):
         np.ndarray
     )  # float32 [slots, width >= C + 3]: hash state (8 bytes), C numbers, ..., rows they stand for (-1: label)
     buckets: np.ndarray  # float32 [buckets, C]
-    sizes: np.ndarray  # int64: shortest and longest n-gram looked up in buckets, whether </s> is a token, minn, maxn
+    sizes: np.ndarray  # int64: see below
+
+    # sizes: shortest and longest n-gram looked up in buckets, whether </s> is a token, minn, maxn, whether some label of the
+    # model does not start with __label__
 
     @property
     def columns(self) -> int:
@@ -55,6 +59,19 @@ class LinearTable(NamedTuple):
     def states(self) -> np.ndarray:
         """uint64 [slots, width / 2]: the same memory; the first column holds the hash states, 0 where a slot is empty."""
         return self.cells.view(np.uint64)
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether tokens' hashes do not suffice: for character n-grams, or to know labels by their own prefix."""
+        return bool(self.sizes[4] or self.sizes[5])
+
+    @property
+    def kernel(self) -> Callable:
+        """What looks this table up where no token needs its bytes looked at."""
+        shortest, longest = self.sizes[:2].tolist()
+        words = len(self.cells) > 2
+        usual = self.columns <= 2 and longest == 2 and len(self.buckets) and shortest == (2 if words else 1)
+        return _LOOK_UP_PAIRS[self.columns, words] if usual else _look_up
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -76,8 +93,8 @@ def total(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
     array = text_array(texts)
-    if normalisation != "none" and any(table.sizes[4] for table in tables):
-        array, normalisation = normalise(array), "none"  # character n-grams need the normalised bytes
+    if normalisation != "none" and any(table.reads_bytes for table in tables):
+        array, normalisation = normalise(array), "none"  # the normalised bytes are needed
     values, offsets = buffers(array)
     n_texts = len(offsets) - 1
     results = [(np.zeros((n_texts, table.columns)), np.zeros(n_texts, np.int64)) for table in tables]
@@ -85,14 +102,13 @@ def total(
     def work(first: int, last: int) -> None:
         scratch = np.empty((2, BLOCK_TOKENS), np.uint64)
         for block in token_blocks(values, offsets, normalisation, first, last):
-            part = slice(block.first, block.first + block.texts)
             for table, (sums, rows) in zip(tables, results, strict=True):
-                careful = block.labels or bool(table.sizes[4])
-                usual = table.columns <= 2 and table.sizes[1] <= 2 and not careful
-                (_LOOK_UP_PAIRS[table.columns] if usual else _look_up)(
-                    *(block.states, block.starts, table.states, *table, *scratch, sums[part], rows[part]),
-                    *(careful, values, offsets[part], block.ends),
-                )
+                careful = table.reads_bytes or (block.texts == 1 and len(block.odd) > 0)
+                _apply(_look_up if careful else table.kernel, values, offsets, block, table, scratch, sums, rows, careful)
+                for text in () if careful else block.odd:  # so a text's kernel, and its last digits, depend on it alone
+                    odd = block.alone(text)
+                    sums[odd.first] = rows[odd.first] = 0
+                    _apply(_look_up, values, offsets, odd, table, scratch, sums, rows, True)
 
     if workers > 1 and n_texts > 1:
         # pieces of equal bytes, several a worker, because documents differ in length
@@ -103,6 +119,14 @@ def total(
     else:
         work(0, n_texts)
     return results
+
+
+def _apply(kernel, values, offsets, block: TokenBlock, table: LinearTable, scratch, sums, rows, careful: bool) -> None:
+    part = slice(block.first, block.first + block.texts)
+    kernel(
+        *(block.states, block.starts, table.states, *table, *scratch, sums[part], rows[part]),
+        *(careful, values, offsets[part], block.ends),
+    )
 
 
 def count(texts: Texts, buckets: int, ngrams: int, normalisation: Normalisation = "none") -> np.ndarray:
@@ -203,57 +227,75 @@ def _look_up(states, starts, slot_states, cells, buckets, sizes, slots, tokens, 
         rows[d] += found
 
 
-def _pairs_kernel(columns: int):
-    """The same for the usual tables, of one or two columns and word pairs at most: sums stay in registers, twice as fast."""
-    two = columns == 2  # a constant for the compiler
+def _pairs_kernel(columns: int, words: bool):
+    """The same for the usual tables: one or two columns, words or hashed single words, and pairs. Twice as fast, because
+    sums stay in registers and no branch depends on a token. `columns` and `words` are constants for the compiler."""
+    two = columns == 2
     rows_cell = (1 << (columns + 2).bit_length()) - 1
+
+    @inlined
+    def add_single(state, token, n_buckets, slot_states, cells, buckets, first, second, held):
+        if words:
+            slot = find_slot(state, slot_states)
+            first += cells[slot, 2]
+            if two:
+                second += cells[slot, 3]
+            held += cells[slot, rows_cell]
+        else:
+            row = token % n_buckets
+            first += buckets[row, 0]
+            if two:
+                second += buckets[row, 1]
+        return first, second, held
 
     @kernel
     def _look_up_pairs(
         states, starts, slot_states, cells, buckets, sizes, slots, tokens, sums, rows, careful, values, offsets, ends
     ):
         n_buckets = np.uint64(len(buckets))
-        has_words, single, pairs = len(cells) > 2, sizes[0] == 1 and n_buckets > 0, sizes[1] == 2 and n_buckets > 0
         for d in range(len(starts) - 1):
             begin, stop = starts[d], starts[d + 1]
             if not sizes[2] and stop > begin and states[stop - 1] == EOS_STATE:
                 stop -= 1
-            follows = pairs and d == 0 and begin > 0
-            before = sign_extend(states[begin - 1]) if follows else np.uint64(0)
-            first = second = 0.0
-            found = 0
-            for t in range(begin, stop):
-                state = states[t]
-                token = sign_extend(state)
-                if has_words:
-                    slot = find_slot(state, slot_states)
-                    first += cells[slot, 2]
-                    if two:
-                        second += cells[slot, 3]
-                    found += np.int64(cells[slot, rows_cell])
-                if single:
-                    row = token % n_buckets
-                    first += buckets[row, 0]
-                    if two:
-                        second += buckets[row, 1]
-                    found += 1
-                if follows:
+            if stop == begin:
+                continue
+            start = begin
+            if d == 0 and begin > 0:
+                before = sign_extend(states[begin - 1])
+            else:  # nothing stands before the first token
+                before = sign_extend(states[begin])
+                first, second, held = add_single(
+                    states[begin], before, n_buckets, slot_states, cells, buckets, _ZERO, _ZERO, _ZERO
+                )
+                sums[d, 0] += first
+                if two:
+                    sums[d, 1] += second
+                rows[d] += np.int64(held)
+                start += 1
+            for part in range(start, stop, _SUMMED):  # single precision within a part, double over parts
+                first = second = held = _ZERO
+                for t in range(part, min(part + _SUMMED, stop)):
+                    state = states[t]
+                    token = sign_extend(state)
+                    first, second, held = add_single(
+                        state, token, n_buckets, slot_states, cells, buckets, first, second, held
+                    )
                     row = (before * NGRAM_MULTIPLIER + token) % n_buckets
                     first += buckets[row, 0]
                     if two:
                         second += buckets[row, 1]
-                    found += 1
-                before = token
-                follows = pairs
-            sums[d, 0] += first
-            if two:
-                sums[d, 1] += second
-            rows[d] += found
+                    before = token
+                sums[d, 0] += first
+                if two:
+                    sums[d, 1] += second
+                rows[d] += np.int64(held)
+            rows[d] += (stop - start) + (0 if words else stop - begin)
 
     return _look_up_pairs
 
 
-_LOOK_UP_PAIRS = {columns: _pairs_kernel(columns) for columns in (1, 2)}
+_ZERO, _SUMMED = np.float32(0), 1_024
+_LOOK_UP_PAIRS = {(columns, words): _pairs_kernel(columns, words) for columns in (1, 2) for words in (False, True)}
 
 
 @inlined

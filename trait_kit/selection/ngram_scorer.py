@@ -42,7 +42,7 @@ from trait_kit.selection.ngrams import (
 )
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 2"  # in the file's header
+_KIND = "ngram scorer 3"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 
 
@@ -70,13 +70,14 @@ class NgramScorer:
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
         n_words = len(model.words)
+        own_prefix = not all(label.startswith(LABEL_PREFIX.encode()) for label in model.labels)
         entries = model.words + model.labels
         starts = np.zeros(len(entries) + 1, np.int64)
         np.cumsum([len(entry) for entry in entries], out=starts[1:])
         table = LinearTable(
             cells=linear.empty_cells(len(entries), values.shape[1]),
             buckets=values[n_words:].copy(),
-            sizes=np.array([2, model.word_ngrams, 1, model.minn, model.maxn], np.int64),
+            sizes=np.array([2, model.word_ngrams, 1, model.minn, model.maxn, own_prefix], np.int64),
         )
         _fill_cells(np.frombuffer(b"".join(entries), np.uint8), starts, values[:n_words], table.states, *table)
         labels = [label.decode("utf-8", errors="replace") for label in model.labels]

@@ -203,11 +203,17 @@ class TokenBlock(NamedTuple):
     states: np.ndarray  # uint64 [n]: see next_token; EOS_STATE stands after the last token of each text
     starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin; what lies before starts[0] is CONTEXT
     ends: np.ndarray  # int64 [n]: the byte after each token, or empty for normalised text
-    labels: bool  # whether some token starts with __label__, which fastText may skip
+    odd: np.ndarray  # int64: the texts (of this block, from 0) with a token that starts with __label__, which may not count
 
     @property
     def texts(self) -> int:
         return len(self.starts) - 1
+
+    def alone(self, text: int) -> TokenBlock:
+        """The block of only this one of several texts."""
+        begin, stop = self.starts[text : text + 2]
+        starts = np.array([0, stop - begin])
+        return TokenBlock(self.first + text, self.states[begin:stop], starts, self.ends[begin:stop], self.odd[:0])
 
 
 def token_blocks(
@@ -223,10 +229,12 @@ def token_blocks(
     def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray) -> TokenBlock:
         starts[0] = context
         if normalisation == "none":
-            n, labels = _scan_words(values, pieces, states, starts, ends, carry)
+            labels = np.zeros(len(pieces) - 1, np.bool_)
+            n = _scan_words(values, pieces, states, starts, ends, labels, carry)
         else:
-            n, labels = _scan_normalised(values, pieces, states, starts, lower, carry), False
-        return TokenBlock(number, states[:n], starts[: len(pieces)], ends[:n], labels)
+            labels = np.empty(0, np.bool_)
+            n = _scan_normalised(values, pieces, states, starts, lower, carry)
+        return TokenBlock(number, states[:n], starts[: len(pieces)], ends[:n], np.flatnonzero(labels))
 
     room = BLOCK_TOKENS - CONTEXT - 2  # a byte is at most a token, and a text has one more: </s>
     needs = offsets + np.arange(len(offsets))
@@ -270,12 +278,11 @@ def _lower_case() -> np.ndarray:
 
 
 @kernel
-def _scan_words(values, offsets, states, starts, ends, carry):
-    """Fill a block with fastText's tokens; return (tokens, whether one starts with __label__). Branch-free a byte."""
+def _scan_words(values, offsets, states, starts, ends, labels, carry):
+    """Fill a block with fastText's tokens and return how many; mark texts with a __label__. Branch-free a byte."""
     n = starts[0]
-    labels = False
     for d in range(len(offsets) - 1):
-        state, inside = carry[_STATE], np.uint8(carry[_OPEN])
+        state, inside, label = carry[_STATE], np.uint8(carry[_OPEN]), False
         for position in range(offsets[d], offsets[d + 1]):
             byte = values[position]
             states[n] = state
@@ -283,8 +290,9 @@ def _scan_words(values, offsets, states, starts, ends, carry):
             word = np.uint8(1) - _IS_SPACE[byte]
             n += inside & (word ^ 1)
             state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
-            labels |= state == _LABEL_STATE
+            label |= state == _LABEL_STATE
             inside = word
+        labels[d] = label
         if carry[_UNFINISHED]:
             carry[_STATE], carry[_OPEN] = state, inside
         elif inside:
@@ -302,7 +310,7 @@ def _scan_words(values, offsets, states, starts, ends, carry):
             states[n], ends[n] = EOS_STATE, offsets[d + 1]
             n += 1
         starts[d + 1] = n
-    return n, labels
+    return n
 
 
 @kernel
