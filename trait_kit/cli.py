@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--dsir", default="", help="a DSIR model (.npz)")
     score.add_argument("--normalisation", default="none", choices=["none", "words-1"], help="what texts need for a .bin")
     score.add_argument("--base-model", default="", help="count tokens with its tokenizer; else estimated at 4 bytes a token")
+    score.add_argument(
+        "--keep-above", type=float, help="also write the documents with at least this score, in the same pass"
+    )
     score.add_argument("--documents-per-shard", type=int, default=50_000)
     score.add_argument("--max-quarantined", type=float, default=0.01, help="share of documents that may be unreadable")
     score.set_defaults(command=_score)
@@ -144,6 +147,7 @@ def _score(options: argparse.Namespace) -> None:
         options.output,
         documents_per_shard=options.documents_per_shard,
         max_quarantined=options.max_quarantined,
+        keep_above=options.keep_above,
         place=_place(options),
     )
     print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {options.output}")

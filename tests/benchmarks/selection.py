@@ -30,9 +30,8 @@ from trait_kit.selection.scoring import ModelFiles, score_corpus
 STEPS = {
     "reading Parquet": ("records", "read_parquet"),
     "n-grams": ("linear", "total"),
-    "near-duplicate signatures": ("near_duplicates", "signatures"),
-    "test questions": ("contamination", "find"),
-    "tokenizer": ("tokens", "__call__"),
+    "hashing ids": ("identity", "check"),
+    "writing scores and documents": ("core", "write_table"),
 }
 
 
@@ -79,13 +78,15 @@ def parquet(setup: Setup) -> dict:
         LocalPipelineExecutor(steps, tasks=1, logging_dir=str(job / "log")).run()
         return job
 
-    run = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), setup.folder)
-    works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select), "ours": run}
+    run = functools.partial(bench.filter_parquet, setup.corpus, table, "in_domain", 0.5, setup.folder)
+    two = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), setup.folder)
+    works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select)}
+    works |= {"ours": run, "ours, scores first, then a choice": two}
     with one_core():
         speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
         shares = _shares(run)
     ours, theirs = run(), datatrove(select)
-    kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
+    kept, all_kept = _ids(ours / "scores", "kept-*.parquet"), _ids(theirs / "out", "*.parquet")
     scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
     counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
     counts["kept by one alone"] = len(kept ^ (all_kept & scored))

@@ -6,7 +6,6 @@ all of them alike, and the best turn of each counts.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import tempfile
@@ -54,6 +53,9 @@ def main(model: str, texts: str, megabytes: int = 60) -> pd.DataFrame:
         table = scorer.save(folder / "model.npz")
         works["Parquet to scores to selection, 1 process"] = lambda: parquet_to_selection(
             folder / "corpus", table, scorer.labels[0], Limit(share=0.1), folder / "job"
+        )
+        works["Parquet to filtered Parquet, 1 process"] = lambda: filter_parquet(
+            folder / "corpus", table, scorer.labels[0], 0.5, folder / "job"
         )
         speeds = race(works, text_megabytes(array), turns=_TURNS)
     found = pd.DataFrame({"work": list(speeds), "MB/s": [speed["wall"] for speed in speeds.values()]})
@@ -162,8 +164,14 @@ def parquet_to_selection(corpus: Path, table: Path, label: str, limit: Limit, fo
     """
     job = new_folder(folder)
     scoring = score_corpus(f"{corpus}/*.parquet", ModelFiles(str(table), label=label), job / "scores")
-    scoring = dataclasses.replace(scoring, exact_tokens=True)
-    select(scoring, job / "selection", ["fasttext"], limit, base_model="", near_duplicate=0)
+    select(scoring, job / "selection", ["fasttext"], limit, near_duplicate=0)
+    return job
+
+
+def filter_parquet(corpus: Path, table: Path, label: str, threshold: float, folder: Path) -> Path:
+    """Keep the documents of at least this score, in the one pass that scores them; the job's folder within `folder`."""
+    job = new_folder(folder)
+    score_corpus(f"{corpus}/*.parquet", ModelFiles(str(table), label=label), job / "scores", keep_above=threshold)
     return job
 
 
