@@ -16,13 +16,11 @@ from pathlib import Path
 
 import fasttext
 import numpy as np
-import pyarrow as pa
 import pytest
 from llm_server import KEY, LlmServer, serving
 
 from trait_kit import params as parameters
 from trait_kit import runs, tables
-from trait_kit.data.documents import load_documents
 from trait_kit.errors import TraitError
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, ratings
@@ -35,7 +33,7 @@ GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "goo
 
 
 def params(**changes) -> ClassifierParams:
-    required = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "demo:tiny-random"}
+    required = {"run_dir": "r", "in_domain": "d", "web": "demo:math/web", "tasks": ["a"], "base_model": "demo:tiny-random"}
     small = {"test_items_per_task": 1, "dimension": 8, "epochs": 40, "buckets": 2_000}
     return ClassifierParams(**{**required, **small, **changes})
 
@@ -222,7 +220,6 @@ def educational_values(scorer: NgramScorer, texts: list[str]) -> np.ndarray:
 
 
 def test_weak_labels_train_the_model_as_before(tmp_path):
-    web = load_documents("demo:math/web", 0)
     p = params(educational_sample=400, epochs=5)
     sample = educational_sample(p)
     made = educational_model(p, sample, tmp_path)
@@ -238,11 +235,13 @@ def test_weak_labels_train_the_model_as_before(tmp_path):
 
 
 def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path, capsys):
-    p = asking(server, usd_per_million_in=1.0, usd_per_million_out=2.0, educational_ratings=90)
-    web = pa.table({"text": [*documents(298), "<b>bold</b> plain facts mode-hostile", "stub mode-never-json"]})
+    web = [*documents(298), "<b>bold</b> plain facts mode-hostile", "stub mode-never-json"]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in web), encoding="utf-8")
+    options = {"usd_per_million_in": 1.0, "usd_per_million_out": 2.0, "web": str(tmp_path / "web.jsonl")}
+    p = asking(server, educational_ratings=90, **options)
     sample = educational_sample(p)
     assert len(sample) == 90
-    assert set(sample) <= set(educational_sample(asking(server, educational_ratings=200)))
+    assert set(sample) <= set(educational_sample(asking(server, educational_ratings=200, **options)))
     assert estimate(p, sample)["requests"] == 90
     made = educational_model(p, sample, tmp_path)
     assert made.summary["bill"]["requests_this_run"] == len(server.asked) >= 90

@@ -188,7 +188,9 @@ def test_copies_of_in_domain_documents_are_out(files, tmp_path):
     selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, in_domain=seed)
     assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, set(longest))
     assert pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist() == [
-        {"id": name, "of": "in-domain seed"} for name in scoring.read()["id"].to_pylist() if name in longest
+        {"id": name, "of": "the in-domain seed", "method": "fasttext"}
+        for name in scoring.read()["id"].to_pylist()
+        if name in longest
     ]
 
 

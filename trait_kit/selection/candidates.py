@@ -101,6 +101,7 @@ def gather(
     for stale in folder.glob("c*-*.parquet"):
         if not has_key(stale, digest(job)):
             stale.unlink()
+    engine.remove_leftovers(folder)
     progress = engine.Progress("gathering", scoring.shards, lambda n: _path(folder, n), scoring.rejected, 1.0)
     missing = [shard.number for shard in scoring.shards if not _path(folder, shard.number).exists()]
     engine.run(gather_shard, folder / "job.json", missing, place, progress)

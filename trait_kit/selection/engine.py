@@ -32,6 +32,7 @@ from trait_kit.files import read_json, write_json
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS, _ENDING_SECONDS = 0.5, 5.0
+_LEFTOVER_SECONDS = 6 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,14 @@ def read_job(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def _read_job(path: Path, *_: int) -> dict[str, Any]:
     return read_json(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed worker left; a younger one may still be somebody's work."""
+    for path in folder.glob(".*.tmp-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 class Progress:
@@ -80,8 +89,11 @@ class Progress:
 
     def look(self) -> None:
         """Count what is new; print a line every ten seconds; TraitError once too much is lost."""
+        folder = self._output(0).parent
+        present = set(os.listdir(folder)) if folder.exists() else set()  # one look, however many shards there are
         for number in set(self.shards) - set(self._counted):
-            self._count(number)
+            if self._output(number).name in present:
+                self._count(number)
         self.refuse_lossy()
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()

@@ -141,6 +141,8 @@ class Scoring:
     kept-NNNNN.parquet."""
 
     folder: Path
+    corpus: str  # its spec
+    documents_per_shard: int
     shards: list[Shard]
     seed: int
     keeps: bool  # whether kept-NNNNN.parquet was asked for
@@ -154,6 +156,13 @@ class Scoring:
 
     def rejected(self, number: int) -> Path:
         return self.folder / f"rejected-{number:05d}.parquet"
+
+    def refuse_changed(self) -> None:
+        """TraitError if a file of the corpus is no longer what was scored."""
+        now = {shard.number: shard.key for shard in list_shards(self.corpus, self.seed, shard_rows=self.documents_per_shard)}
+        for shard in self.shards:
+            if now.get(shard.number) != shard.key:
+                raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
 
     @property
     def documents(self) -> int:
@@ -207,6 +216,8 @@ def score_corpus(
     job = {
         "files": asdict(files),
         "fingerprint": open_models(files).fingerprint,
+        "corpus": spec,
+        "documents_per_shard": documents_per_shard,
         "seed": seed,
         "keep_above": keep_above,
         "shards": shards,
@@ -216,6 +227,7 @@ def score_corpus(
     wanted = {path for shard in shards for path in scoring.files(shard.number)}
     for stale in {path for kind in ("scores", "rejected", "kept") for path in folder.glob(f"{kind}-*.parquet")} - wanted:
         stale.unlink()  # of a corpus that was larger, or cut into more shards
+    engine.remove_leftovers(folder)
     missing = _unfinished(scoring, job)
     for number in missing:  # out of date or damaged; its presence would pass for progress
         scoring.scores(number).unlink(missing_ok=True)
@@ -229,7 +241,10 @@ def open_scoring(folder: Path) -> Scoring:
     """The scored corpus that `score_corpus` left in a folder."""
     job = engine.read_job(Path(folder) / "job.json")
     shards = [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]]
-    return Scoring(Path(folder), shards, job["seed"], job["keep_above"] is not None, bool(job["files"]["base_model"]))
+    corpus = job["corpus"], job["documents_per_shard"]
+    return Scoring(
+        Path(folder), *corpus, shards, job["seed"], job["keep_above"] is not None, bool(job["files"]["base_model"])
+    )
 
 
 def score_shard(job_path: Path, number: int) -> None:

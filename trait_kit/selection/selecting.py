@@ -58,6 +58,7 @@ def select(
     `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them.
     """
     folder = Path(folder)
+    scoring.refuse_changed()
     margin = _FIRST_MARGIN
     while True:
         found = candidates.gather(
@@ -69,7 +70,7 @@ def select(
             test_questions=test_questions,
             place=place,
         )
-        repeats = _repeats(found, in_domain, near_duplicate)
+        repeats = _Repeats(found, in_domain, near_duplicate)
         choices = {method: _choose(found, repeats, method, limit, seed, filters) for method in methods}
         if all(choice.report["enough"] or found.complete[method] for method, choice in choices.items()):
             break
@@ -77,51 +78,57 @@ def select(
     for method, choice in choices.items():
         _write_selection(found, choice, method, folder / f"{method_folder(method)}.parquet")
     _write(found.contaminated, folder / "contaminated.parquet")
-    _write(repeats.evidence, folder / "near_duplicates.parquet")
+    _write(pa.concat_tables(repeats.evidence.values()), folder / "near_duplicates.parquet")
     return Selected(found, choices, scoring.documents, scoring.lost)
 
 
-@dataclass(frozen=True)
 class _Repeats:
-    """What may not be chosen because it is there already, and the proof."""
+    """Finds what is there already, and keeps the proof: method -> a table of id, of (what it repeats), method."""
 
-    again: np.ndarray  # bool [n]: its id belongs to an earlier document
-    of_seed: np.ndarray  # bool [n]: repeats a document of the in-domain seed
-    clusters: np.ndarray  # int64 [n]: near-duplicates share a number
-    evidence: pa.Table  # id, of ("in-domain seed" or the id of the cluster's first document)
+    def __init__(self, found: Candidates, in_domain: Texts, threshold: float) -> None:
+        self.threshold = threshold
+        self.ids = found.table["id"].to_numpy(zero_copy_only=False)
+        self.of_seed = np.zeros(len(self.ids), bool)
+        self.signatures = found.signatures() if threshold else None
+        if threshold and len(in_domain):
+            seed = near_duplicates.signatures(in_domain)
+            self.of_seed = near_duplicates.duplicates_of(self.signatures, seed, threshold) >= 0
+        self.evidence: dict[str, pa.Table] = {}
 
-
-def _repeats(found: Candidates, in_domain: Texts, threshold: float) -> _Repeats:
-    n = found.table.num_rows
-    again = ~Identities().check(found.table)[2]
-    of_seed, clusters = np.zeros(n, bool), np.arange(n)
-    if threshold:
-        signatures = found.signatures()
-        clusters = near_duplicates.clusters(signatures, threshold)
-        if len(in_domain):
-            of_seed = near_duplicates.duplicates_of(signatures, near_duplicates.signatures(in_domain), threshold) >= 0
-    ids = found.table["id"].to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(of_seed | (clusters != np.arange(n)))
-    of = np.where(of_seed[rows], "in-domain seed", ids[clusters[rows]])
-    evidence = pa.table({"id": pa.array(ids[rows], pa.string()), "of": pa.array(of, pa.string())})
-    return _Repeats(again, of_seed, clusters, evidence)
+    def worse(self, best_first: np.ndarray, method: Method) -> np.ndarray:
+        """Those of these rows that repeat one before them; which rows there are depends on the method alone."""
+        rows = np.sort(best_first)
+        clusters = (
+            near_duplicates.clusters(self.signatures[rows], self.threshold) if self.threshold else np.arange(len(rows))
+        )
+        cluster = clusters[np.searchsorted(rows, best_first)]
+        _, first, place = np.unique(cluster, return_index=True, return_inverse=True)
+        kept = best_first[first[place]]
+        worse = kept != best_first
+        of_seed = np.flatnonzero(self.of_seed)
+        ids = [*self.ids[best_first[worse]], *self.ids[of_seed]]
+        of = [*self.ids[kept[worse]], *["the in-domain seed"] * len(of_seed)]
+        columns = {"id": ids, "of": of, "method": [method] * len(ids)}
+        self.evidence[method] = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        return best_first[worse]
 
 
 def _choose(found: Candidates, repeats: _Repeats, method: Method, limit: Limit, seed: int, filters: Filters) -> Choice:
     """The method's choice among its own nominees; near-duplicates beside a better ranked one are dropped."""
     keys = rank_keys(found.table, method, seed)
-    refused = dict(filters.reasons(found.table, method)).get("below min_educational", False)  # counted when nominating
+    refused = dict(filters.reasons(found.table, method)).get("below min_educational", np.zeros(len(keys), bool))
+    nominated = (keys >= np.uint64(found.cuts[method])) & ~refused
+    again = np.zeros(len(keys), bool)
+    again[nominated] = ~Identities().check(found.table.filter(pa.array(nominated)))[2]
     dropped = {
-        "not nominated": (keys < np.uint64(found.cuts[method])) | refused,
-        "id seen before": repeats.again,
+        "not nominated": ~nominated,
+        "id seen before": again,
         "holds a test question": found.table["contaminated"].to_numpy(zero_copy_only=False),
         "repeats the in-domain seed": repeats.of_seed,
     }
     usable = ~np.logical_or.reduce([*dropped.values(), *(fails for _, fails in filters.reasons(found.table, method))])
     best_first = np.flatnonzero(usable)[np.argsort(~keys[usable], kind="stable")]
-    best = np.zeros(len(keys), bool)
-    best[best_first[np.unique(repeats.clusters[best_first], return_index=True)[1]]] = True
-    dropped["near-duplicate of a better one"] = usable & ~best
+    dropped["near-duplicate of a better one"] = np.isin(np.arange(len(keys)), repeats.worse(best_first, method))
     options = {"seed": seed, "filters": filters, "dropped": dropped, "documents": found.documents}
     choice = choose(found.table, method, limit, **options)
     _count_all(choice, found, method)
