@@ -101,14 +101,15 @@ def total(
 
     def work(first: int, last: int) -> None:
         scratch = np.empty((2, BLOCK_TOKENS), np.uint64)
-        for block in token_blocks(values, offsets, normalisation, first, last):
+        for block in token_blocks(values, offsets, normalisation, first, last, any(table.reads_bytes for table in tables)):
             for table, (sums, rows) in zip(tables, results, strict=True):
-                careful = table.reads_bytes or (block.texts == 1 and len(block.odd) > 0)
+                careful = table.reads_bytes or (len(block.odd) > 0 and block.texts == 1 and len(block.ends) > 0)
                 _apply(_look_up if careful else table.kernel, values, offsets, block, table, scratch, sums, rows, careful)
                 for text in () if careful else block.odd:  # so a text's kernel, and its last digits, depend on it alone
-                    odd = block.alone(text)
-                    sums[odd.first] = rows[odd.first] = 0
-                    _apply(_look_up, values, offsets, odd, table, scratch, sums, rows, True)
+                    number = block.first + text
+                    sums[number] = rows[number] = 0
+                    for odd in token_blocks(values, offsets, normalisation, number, number + 1, with_ends=True):
+                        _apply(_look_up, values, offsets, odd, table, scratch, sums, rows, True)
 
     if workers > 1 and n_texts > 1:
         # pieces of equal bytes, several a worker, because documents differ in length
@@ -274,7 +275,7 @@ def _pairs_kernel(columns: int, words: bool):
                 start += 1
             for part in range(start, stop, _SUMMED):  # single precision within a part, double over parts
                 first = second = held = _ZERO
-                for t in range(part, min(part + _SUMMED, stop)):
+                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams._scan_words
                     state = states[t]
                     token = sign_extend(state)
                     first, second, held = add_single(

@@ -26,7 +26,7 @@ Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
-_SIGN, LOW_32 = np.uint64(0xFFFFFF00), np.uint64(0xFFFFFFFF)
+_SIGN, LOW_32, _ONE = np.uint64(0xFFFFFF00), np.uint64(0xFFFFFFFF), np.uint64(1)
 _SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
 _ASCII_KIND = np.array(
     [_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)], np.uint8
@@ -36,7 +36,7 @@ _IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.u
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case
-BLOCK_TOKENS = 131_072  # most a block can hold; of usual text it holds a fifth, which stays in a core's own cache
+BLOCK_TOKENS = 262_144  # most a block can hold; of usual text it holds a fifth, which stays in a core's own cache
 CONTEXT = 8  # tokens repeated at the start of a block that continues a text: n-grams of up to 9 words cross it
 
 
@@ -202,31 +202,34 @@ class TokenBlock(NamedTuple):
     first: int  # number of the block's first text
     states: np.ndarray  # uint64 [n]: see next_token; EOS_STATE stands after the last token of each text
     starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin; what lies before starts[0] is CONTEXT
-    ends: np.ndarray  # int64 [n]: the byte after each token, or empty for normalised text
+    ends: np.ndarray  # int64 [n]: the byte after each token; empty for normalised text, and where nobody asked
     odd: np.ndarray  # int64: the texts (of this block, from 0) with a token that starts with __label__, which may not count
 
     @property
     def texts(self) -> int:
         return len(self.starts) - 1
 
-    def alone(self, text: int) -> TokenBlock:
-        """The block of only this one of several texts."""
-        begin, stop = self.starts[text : text + 2]
-        starts = np.array([0, stop - begin])
-        return TokenBlock(self.first + text, self.states[begin:stop], starts, self.ends[begin:stop], self.odd[:0])
-
 
 def token_blocks(
-    values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none", first: int = 0, last: int | None = None
+    values: np.ndarray,
+    offsets: np.ndarray,
+    normalisation: Normalisation = "none",
+    first: int = 0,
+    last: int | None = None,
+    with_ends: bool = False,
 ) -> Iterator[TokenBlock]:
-    """Blocks of the texts `first` .. `last` - 1 of `buffers`. A block's arrays are overwritten by the next block."""
+    """Blocks of the texts `first` .. `last` - 1 of `buffers`. A block's arrays are overwritten by the next block.
+
+    `with_ends`: whether whole texts get `ends`, which take a tenth of the time; pieces of a long text always have them.
+    """
     last = len(offsets) - 1 if last is None else last
     states = np.empty(BLOCK_TOKENS, np.uint64)
     starts = np.empty(BLOCK_TOKENS + 1, np.int64)
     ends = np.empty(BLOCK_TOKENS if normalisation == "none" else 0, np.int64)
+    unasked = ends[:0]
     lower = _lower_case()
 
-    def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray) -> TokenBlock:
+    def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray, ends: np.ndarray) -> TokenBlock:
         starts[0] = context
         if normalisation == "none":
             labels = np.zeros(len(pieces) - 1, np.bool_)
@@ -241,7 +244,7 @@ def token_blocks(
     while first < last:
         stop = min(int(np.searchsorted(needs, needs[first] + room, "right")) - 1, last)
         if stop > first:
-            yield scan(first, offsets[first : stop + 1], 0, _new_text())
+            yield scan(first, offsets[first : stop + 1], 0, _new_text(), ends if with_ends else unasked)
             first = stop
             continue
         context, carry, position, end = 0, _new_text(), int(offsets[first]), int(offsets[first + 1])
@@ -251,7 +254,7 @@ def token_blocks(
             while position + 4 < cut < end and 128 <= values[cut] < 192:
                 cut -= 1  # not within a character
             carry[_UNFINISHED] = cut < end
-            block = scan(first, np.array([position, cut]), context, carry)
+            block = scan(first, np.array([position, cut]), context, carry, ends)
             yield block
             context = min(CONTEXT, len(block.states))
             for array in (states, ends):
@@ -279,16 +282,21 @@ def _lower_case() -> np.ndarray:
 
 @kernel
 def _scan_words(values, offsets, states, starts, ends, labels, carry):
-    """Fill a block with fastText's tokens and return how many; mark texts with a __label__. Branch-free a byte."""
-    n = starts[0]
+    """Fill a block with fastText's tokens and return how many; mark texts with a __label__. Branch-free a byte.
+
+    Indices are unsigned: a signed one is checked for being negative at each use, a fifth of the time.
+    """
+    n = np.uint64(starts[0])
+    with_ends = len(ends) > 0
     for d in range(len(offsets) - 1):
-        state, inside, label = carry[_STATE], np.uint8(carry[_OPEN]), False
-        for position in range(offsets[d], offsets[d + 1]):
+        state, inside, label = carry[_STATE], carry[_OPEN], False
+        for position in range(np.uint64(offsets[d]), np.uint64(offsets[d + 1])):
             byte = values[position]
             states[n] = state
-            ends[n] = position
-            word = np.uint8(1) - _IS_SPACE[byte]
-            n += inside & (word ^ 1)
+            if with_ends:
+                ends[n] = position
+            word = _ONE - np.uint64(_IS_SPACE[byte])
+            n += inside & (word ^ _ONE)
             state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
             label |= state == _LABEL_STATE
             inside = word
@@ -296,19 +304,23 @@ def _scan_words(values, offsets, states, starts, ends, labels, carry):
         if carry[_UNFINISHED]:
             carry[_STATE], carry[_OPEN] = state, inside
         elif inside:
-            states[n], ends[n] = state, offsets[d + 1]
-            n += 1
+            states[n] = state
+            if with_ends:
+                ends[n] = offsets[d + 1]
+            n += _ONE
         ended = False
-        for k in range(starts[d], n):
+        for k in range(np.uint64(starts[d]), n):
             ended |= states[k] == EOS_STATE
         if ended:  # the word </s> inside the text
-            n = starts[d]
+            n = np.uint64(starts[d])
             while states[n] != EOS_STATE:
-                n += 1
+                n += _ONE
             carry[_UNFINISHED] = 0
         if not carry[_UNFINISHED]:
-            states[n], ends[n] = EOS_STATE, offsets[d + 1]
-            n += 1
+            states[n] = EOS_STATE
+            if with_ends:
+                ends[n] = offsets[d + 1]
+            n += _ONE
         starts[d + 1] = n
     return n
 
@@ -316,10 +328,10 @@ def _scan_words(values, offsets, states, starts, ends, labels, carry):
 @kernel
 def _scan_normalised(values, offsets, states, starts, lower, carry):
     """Fill a block with the tokens of normalised text; return how many."""
-    n = starts[0]
+    n = np.uint64(starts[0])
     for d in range(len(offsets) - 1):
         state, before = carry[_STATE], np.uint8(carry[_OPEN])
-        position, end = offsets[d], offsets[d + 1]
+        position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
         while position < end:
             byte = values[position]
             states[n] = state
@@ -327,20 +339,22 @@ def _scan_normalised(values, offsets, states, starts, lower, carry):
                 kind = _ASCII_KIND[byte]
                 joined = (kind == _WORD) & (before == _WORD)
                 state = ((state if joined else HASH_START) ^ _ASCII_LOWER[byte]) * FNV_PRIME
-                position += 1
+                position += _ONE
             else:
-                kind = _wide_kind(values, position, end)
+                kind = _wide_kind(values, np.int64(position), np.int64(end))
                 joined = (kind == _WORD) & (before == _WORD)
-                state, position = _hash_lower(state if joined else HASH_START, values, position, end, lower)
-            n += (before != _SPACE) & (not joined)
+                start = state if joined else HASH_START
+                state, after = _hash_lower(start, values, np.int64(position), np.int64(end), lower)
+                position = np.uint64(after)
+            n += np.uint64((before != _SPACE) & (not joined))
             before = kind
         if carry[_UNFINISHED]:
             carry[_STATE], carry[_OPEN] = state, before
         else:
             states[n] = state
-            n += before != _SPACE
+            n += np.uint64(before != _SPACE)
             states[n] = EOS_STATE
-            n += 1
+            n += _ONE
         starts[d + 1] = n
     return n
 
