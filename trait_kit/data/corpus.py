@@ -184,7 +184,7 @@ def fingerprint(spec: str) -> str:
 
 
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
-    """The usable documents of a shard but for the held-out ones, at most about 16 MB of text at a time, and the others.
+    """The usable documents of a shard but for the held-out ones, at most about 4 MB of text at a time, and the others.
 
     Ids are never null and unique within the shard. Damage never raises: it is in `rejected`. A file that is not there, or
     that the machine or the network cannot give, is a TraitError, because the next attempt may succeed.

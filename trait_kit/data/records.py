@@ -20,7 +20,7 @@ from trait_kit.data.streams import Gap, TooLong, blocks, is_transient, is_url, o
 from trait_kit.errors import TraitError
 
 COLUMNS = ("id", "text", "source", "url")
-PART_BYTES = 16_000_000  # of text, about
+PART_BYTES = 4_000_000  # of text, about
 MOST_BYTES = 32_000_000  # of one record: no document of the web is that long, and a file without line ends is no JSONL
 _PART_ROWS = 20_000
 _DOCUMENT_BYTES = {".parquet": 1_500, ".jsonl": 3_000, ".jsonl.gz": 1_200, ".jsonl.zst": 1_200, ".warc": 60_000}
