@@ -196,8 +196,7 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
     assert made(origin, folder, place) == expected
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.6])
-@pytest.mark.parametrize("victim", ["worker", "child", "driver"])
+@pytest.mark.parametrize(("victim", "moment"), [("worker", 0.6), ("child", 0.1), ("driver", 0.6)])
 def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim, moment):
     check_kill(victim, moment, origin, expected, tmp_path, Place())
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit import tables
+from trait_kit.cli import main
 from trait_kit.data.tokens import token_counter
 from trait_kit.errors import TraitError
 from trait_kit.selection import NgramScorer
@@ -22,7 +23,7 @@ from trait_kit.selection.classifier import train_domain_classifier, train_educat
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 from trait_kit.selection.selecting import select
-from trait_kit.selection.side_by_side import funnel
+from trait_kit.selection.side_by_side import funnel, only_by, sample_scores, thresholds
 
 BASE = "demo:tiny-random"
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -352,3 +353,59 @@ def test_a_fasttext_file_is_scored_as_its_folded_form(files, tmp_path):
     expected = folded.probabilities([texts[name] for name in scores["id"].to_pylist()])[:, folded.column("in_domain")]
     np.testing.assert_array_equal(scores["domain"].to_numpy(), expected)
     assert scores["n_tokens"].to_pylist() == token_counter(BASE)([texts[name] for name in scores["id"].to_pylist()]).tolist()
+
+
+def test_documents_kept_in_the_scoring_pass_are_those_above_the_threshold(files, tmp_path):
+    spec = write(tmp_path / "web", documents())
+    plain = score_corpus(spec, files, tmp_path / "plain")
+    scoring = score_corpus(spec, files, tmp_path / "kept", keep_above=0.6)
+    kept = pa.concat_tables([tables.read(scoring.kept(shard.number), "selection") for shard in scoring.shards])
+    scores = plain.read()
+    assert kept["id"].to_pylist() == [row["id"] for row in scores.to_pylist() if row["domain"] >= np.float32(0.6)]
+    texts = {record["id"]: record["text"] for record in documents()}
+    assert kept["text"].to_pylist() == [texts[name] for name in kept["id"].to_pylist()]
+    scoring.kept(0).unlink()
+    assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).kept(0).exists()
+    score_corpus(spec, files, tmp_path / "kept")
+    assert not list((tmp_path / "kept").glob("kept-*"))
+
+
+def test_the_command_line_scores_selects_and_measures(files, tmp_path, capsys):
+    records = [{"key": record["id"], "body": record["text"]} for record in documents()]
+    spec = write(tmp_path / "web", records) + " {text=body, id=key}"
+    scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
+    models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir, "--base-model", BASE]
+    assert main(["score", *models, "--input", spec, "--output", scores]) == 0
+    assert "documents scored, 0 records unusable" in capsys.readouterr().out
+    select_all = ["select", "--scores", scores, "--output", out, "--methods", *METHODS, "--min-tokens", "20"]
+    assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
+    assert "fasttext+educational" in capsys.readouterr().out
+    chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
+    assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000
+    assert main([*select_all, "--threshold", "1.01"]) == 1
+    assert "can be selected" in capsys.readouterr().err
+    assert main(["score", "--model", files.domain, "--input", str(tmp_path / "none*"), "--output", scores]) == 1
+    assert "No file matches" in capsys.readouterr().err
+    model = files.domain.replace(".npz", ".bin")
+    assert main(["bench", "selection", "--model", model, "--input", spec, "--megabytes", "1"]) == 0
+    assert "times fastText" in capsys.readouterr().out
+
+
+def test_what_a_threshold_would_keep_and_what_one_method_alone_chose(files, tmp_path):
+    scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
+    scores = sample_scores(scoring)
+    assert scores.num_rows == scoring.documents
+    assert 60 < sample_scores(scoring, 100).num_rows < 140
+    table = thresholds(scores, 10 * scoring.documents, scores["domain"].to_numpy() > 0.5)
+    kept = scores["domain"].to_numpy() >= 0.9
+    row = table[table["threshold"] == 0.9].iloc[0]
+    assert (row["documents"], row["precision"]) == (10 * kept.sum(), 1.0)
+    selected = select(scoring, tmp_path, ["random", "fasttext"], Limit(tokens=3_000), filters=FILTERS)
+    alone = only_by(selected)
+    chosen = {method: set(chosen_ids(selected, method)) for method in ("random", "fasttext")}
+    texts = {record["id"]: record["text"] for record in documents()}
+    for row in alone.itertuples():
+        other = chosen["fasttext" if row.method == "random" else "random"]
+        assert row.id in chosen[row.method] - other
+        assert row.documents == len(chosen[row.method] - other)
+        assert texts[row.id].startswith(row.text)

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--min-educational", type=float, default=1.0)
     select.add_argument("--in-domain", default="", help="the in-domain documents, which the selection may not repeat")
     select.add_argument("--tasks", nargs="*", default=[], help="tasks whose test questions the selection may not hold")
+    select.add_argument("--test-items", type=int, default=5_000, help="test problems of each task, as test_items_per_task")
     select.add_argument(
         "--near-duplicate", type=float, default=0.8, help="similarity from which texts are kept once; 0: all"
     )
@@ -160,7 +161,9 @@ def _select(options: argparse.Namespace) -> None:
     from trait_kit.selection.budget import Filters, Limit
 
     scored = scoring.open_scoring(options.scores.absolute())
-    tests = load_problems(options.tasks, "test", 1_000_000, options.seed)["question"].tolist() if options.tasks else []
+    tests = (
+        load_problems(options.tasks, "test", options.test_items, options.seed)["question"].tolist() if options.tasks else []
+    )
     selected = selecting.select(
         scored,
         options.output,

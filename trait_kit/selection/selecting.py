@@ -121,7 +121,7 @@ def _choose(found: Candidates, repeats: _Repeats, method: Method, limit: Limit, 
     again = np.zeros(len(keys), bool)
     again[nominated] = ~Identities().check(found.table.filter(pa.array(nominated)))[2]
     dropped = {
-        "not nominated": ~nominated,
+        "below the cut of the candidates": ~nominated,
         "id seen before": again,
         "holds a test question": found.table["contaminated"].to_numpy(zero_copy_only=False),
         "repeats the in-domain seed": repeats.of_seed,
@@ -138,7 +138,7 @@ def _choose(found: Candidates, repeats: _Repeats, method: Method, limit: Limit, 
 def _count_all(choice: Choice, found: Candidates, method: Method) -> None:
     """Make the report one of the whole corpus: n_in, and documents by reason; the others were beyond the budget."""
     dropped = choice.report["dropped"]
-    del dropped["not nominated"]
+    del dropped["below the cut of the candidates"]
     for reason, count in found.dropped[method].items():
         dropped[reason] = dropped.get(reason, 0) + count
     dropped["beyond the budget"] = 0
