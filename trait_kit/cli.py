@@ -177,7 +177,7 @@ def _select(options: argparse.Namespace) -> None:
         near_duplicate=options.near_duplicate,
         place=_place(options),
     )
-    print(side_by_side.funnel(selected).set_index("method").T.to_string())
+    print(side_by_side.funnel(selected).set_index("method").astype(object).T.to_string())
 
 
 def _place(options: argparse.Namespace):

@@ -29,7 +29,7 @@ class Common(BaseModel):
 
     run_dir: str = Field(min_length=1)  # folder of this run; relative to the project's root
     seed: int = Field(0, ge=0)  # of every random choice in the run
-    in_domain: str  # the scarce in-domain documents: demo:..., hf:owner/name, or files (a glob; see data/corpus.py)
+    in_domain: str  # the scarce in-domain documents: demo:..., hf:owner/name, or files (see data/corpus.py)
     web: str  # the general corpus to mine: the same forms
     tasks: list[str] = Field(min_length=1)  # downstream tasks: names of shipped task files, or paths of your own
     test_items_per_task: int = Field(gt=0)  # test problems of each task: scored by 05, kept out of training by 02 and 03
