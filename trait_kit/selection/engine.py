@@ -80,12 +80,13 @@ class Progress:
         self._counted: dict[int, tuple[int, int]] = {}  # shard -> (documents, records lost)
         self._lost_by_file: dict[str, tuple[int, str]] = {}  # file -> (records lost, file: a reason)
         self._printed = self._started = time.monotonic()
-        self._bytes_before = 0
+        self._bytes_before = self._documents_before = 0
 
     def begin(self, missing: Sequence[int]) -> None:
         for number in set(self.shards) - set(missing):
             self._count(number)
         self._bytes_before = self._bytes()
+        self._documents_before = sum(documents for documents, _ in self._counted.values())
 
     def look(self) -> None:
         """Count what is new; print a line every ten seconds; TraitError once too much is lost."""
@@ -110,7 +111,8 @@ class Progress:
         documents, lost = (sum(column) for column in zip((0, 0), *self._counted.values(), strict=True))
         left = f", {(total - done) / speed / 60:.1f} min left" if speed and total else ""
         return (
-            f"{self.noun}: {len(self._counted):,} of {len(self.shards):,} shards, {documents:,} documents, "
+            f"{self.noun}: {len(self._counted):,} of {len(self.shards):,} shards, {documents:,} documents "
+            f"({(documents - self._documents_before) / max(seconds, 1e-9):,.0f}/s), "
             f"{documents / max(documents + lost, 1):.2%} readable, {speed / 1e6:.1f} MB/s on disk{left}"
         )
 
