@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 KEY = "sk-secret-0123456789"
 
@@ -130,3 +132,14 @@ def serving(server: LlmServer) -> Iterator[LlmServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+def kill_once_it_kept(answers: int, child: subprocess.Popen, cache: Path) -> int:
+    """SIGKILL a process that asks, once its cache holds so many answers; how many it holds in the end."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not cache.exists() or cache.read_bytes().count(b"\n") < answers):
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    time.sleep(0.3)  # the server may still write into the dead connection
+    return cache.read_bytes().count(b"\n")

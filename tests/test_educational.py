@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fasttext
 import numpy as np
 import pytest
-from llm_server import KEY, LlmServer, serving
+from llm_server import KEY, LlmServer, kill_once_it_kept, serving
 
 from trait_kit import params as parameters
 from trait_kit import runs, tables
@@ -198,14 +196,8 @@ def test_a_killed_rating_asks_nothing_twice(server, tmp_path):
         """
     )
     child = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not cache.exists() or cache.read_bytes().count(b"\n") < 4):
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    kept = cache.read_bytes().count(b"\n")
+    kept = kill_once_it_kept(4, child, cache)
     assert 4 <= kept < 12
-    time.sleep(0.3)
     server.asked.clear()
     table, bill = ratings.rate(documents(12), endpoint(server, concurrency=2), cache)
     assert table["rating"].to_pylist() == [0, 1, 2, 3, 4, 5] * 2

@@ -414,3 +414,15 @@ def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch)
     assert before.items() <= done(tmp_path / "ray").items()
     for number in range(n_shards):
         assert again.scores(number).read_bytes() == (tmp_path / "here" / "scores" / again.scores(number).name).read_bytes()
+
+
+def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(tmp_path):
+    old, young, whole = (
+        tmp_path / name for name in (".scores-00000.parquet.tmp-1", ".scores-00001.parquet.tmp-2", "scores")
+    )
+    for path in (old, young, whole):
+        path.write_text("x")
+    os.utime(old, (0, 0))
+    os.utime(whole, (0, 0))
+    engine.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, whole.name}

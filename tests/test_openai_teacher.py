@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from llm_server import KEY, LlmServer, serving
+from llm_server import KEY, LlmServer, kill_once_it_kept, serving
 from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
@@ -229,14 +227,8 @@ def test_a_killed_run_loses_nothing_that_was_paid_for(endpoint, tmp_path):
     )
     folder = str(Path(__file__).parent)
     child = subprocess.Popen([sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r})\n{script}"])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not cache.exists() or cache.read_bytes().count(b"\n") < 4):
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    kept = cache.read_bytes().count(b"\n")
+    kept = kill_once_it_kept(4, child, cache)
     assert 4 <= kept < 12
-    time.sleep(0.3)
     endpoint.asked.clear()
     problems, groups = groups_for([f"good-{index}" for index in range(12)])
     passages, rejected, bill = ask(endpoint, problems, groups, cache, openai_teacher(endpoint, concurrency=2))

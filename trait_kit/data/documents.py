@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from trait_kit import tables
 from trait_kit.data import corpus, demo_corpora
-from trait_kit.data.corpus import chosen_rows, fingerprint
+from trait_kit.data.corpus import fingerprint
 from trait_kit.data.demo_corpora import DEMO_PARTS, DEMO_TRUTH
 from trait_kit.data.records import COLUMNS, no_documents
 from trait_kit.errors import TraitError
@@ -25,7 +25,6 @@ __all__ = [
     "load_held_out",
     "load_labels",
     "load_with_quarantine",
-    "sample_texts",
     "truth_label",
 ]
 
@@ -79,11 +78,6 @@ def quarantine_table(rejected: list[tuple[str, int, str, int]]) -> pa.Table:
     source, row, reason, records = zip(*rejected, strict=True) if rejected else ((), (), (), ())
     table = pa.table({"source": source, "row": row, "reason": reason, "records": records})
     return tables.conform(table, "quarantine")
-
-
-def sample_texts(documents: pa.Table, n: int, seed: int) -> list[str]:
-    """`n` texts drawn without replacement (all of them, if there are fewer), in the corpus' order."""
-    return documents["text"].take(pa.array(chosen_rows(documents.num_rows, n, seed))).to_pylist()
 
 
 def load_labels(spec: str, seed: int = 0) -> dict[str, str] | None:

@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
-EDUCATIONAL_POINTS = POINTS
 NORMALISATION = "words-1"  # of `normalise_lines`, by its name in model files
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 20, 2_000  # n-grams shown a side; documents they are looked for in
 
