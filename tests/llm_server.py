@@ -33,6 +33,9 @@ class LlmServer(ThreadingHTTPServer):
         self.flying = self.most_flying = 0
         self.delay = 0.0
         self.healthy = False  # True: every mode answers well
+        self.dead = False
+        self.usage_of: Callable[[int], tuple[int, int]] = lambda number: (500, 250)  # tokens in and out of an answer
+        self.billed: list[tuple[int, int]] = []  # the usage of every answer that was sent whole
         self.lock = threading.Lock()
 
     def handle_error(self, request, client_address):
@@ -41,6 +44,12 @@ class LlmServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def die(self) -> None:
+        """As a machine that is switched off: no new connections, and those that wait for an answer are cut."""
+        self.dead = True
+        self.shutdown()
+        self.server_close()
 
     def count(self, mode: str) -> int:
         return sum(name == mode for name, _ in self.asked)
@@ -67,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             turn = server.count(mode)
         try:
             time.sleep(server.delay)
+            if server.dead:
+                self.close_connection = True
+                return
             self.behave("good" if server.healthy else mode, turn, prompt, len(request["messages"]))
         finally:
             with server.lock:
@@ -82,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer("I would rather talk about something else.")
         elif mode == "busy" and turn == 1:
             self.send(429, json.dumps({"error": {"message": "slow down"}}).encode(), {"Retry-After": "1"})
+        elif mode == "busy-bare" and turn == 1:
+            self.send(429, b"slow down")
         elif mode == "broken":
             self.send(500, b"<html>Internal error, key " + self.headers["Authorization"].encode() + b"</html>")
         elif mode == "hang":
@@ -94,6 +108,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(0.1)
+        elif mode == "cut":
+            self.send(200, b'{"choices": [', {"Content-Length": "100000"})
+            self.close_connection = True
+        elif mode == "half":
+            self.send(200, b'{"choices": [{"message": {"role": "assis')
+        elif mode == "empty":
+            self.answer("")
+        elif mode == "null":
+            self.answer(None)
         elif mode == "huge":
             self.answer("x" * 2_000_000)
         elif mode == "endless":
@@ -109,12 +132,15 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(good, usage=mode != "no-usage")
 
-    def answer(self, content: str, usage: bool = True) -> None:
+    def answer(self, content: str | None, usage: bool = True) -> None:
         message = {"role": "assistant", "content": content}
         body = {"id": "1", "object": "chat.completion", "model": "m", "created": 1, "choices": []}
         body["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
         if usage:
-            body["usage"] = {"prompt_tokens": 500, "completion_tokens": 250, "total_tokens": 750}
+            with self.server.lock:
+                tokens = self.server.usage_of(len(self.server.billed))
+                self.server.billed.append(tokens)
+            body["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
         self.send(200, json.dumps(body).encode())
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

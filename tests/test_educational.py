@@ -177,10 +177,10 @@ def test_equal_documents_are_asked_for_once_and_the_estimate_is_of_the_requests(
     assert len(server.asked) == bill["requests_this_run"] == 6
     assert table["rating"].to_pylist() == [0, 1, 2, 3, 4, 5] * 3
     estimate = ratings.estimate_bill(texts, judge, lambda asked: np.array([len(text.split()) for text in asked]))
-    assert estimate["requests"] == 6
-    assert 6 * 250 < estimate["tokens_in"] < 6 * 500
-    assert estimate["cost_usd"] == pytest.approx(1e-5 * (estimate["tokens_in"] + estimate["tokens_out"]))
-    assert ratings.estimate_bill([], judge, len)["cost_usd"] == 0
+    assert estimate.requests == 6
+    assert 6 * 250 < estimate.tokens_in < 6 * 500
+    assert estimate.cost_usd == pytest.approx(1e-5 * (estimate.tokens_in + estimate.tokens_out))
+    assert ratings.estimate_bill([], judge, len).cost_usd == 0
 
 
 def test_a_killed_rating_asks_nothing_twice(server, tmp_path):
@@ -220,7 +220,7 @@ def test_weak_labels_train_the_model_as_before(tmp_path):
     assert made.report.agreement == report.agreement == made.summary["educational_agreement"]
     assert made.distribution["documents"].sum() == 400
     assert made.examples["label"].tolist() == [label for label in LABELS for _ in range(3)]
-    assert estimate(p, sample)["cost_usd"] == 0
+    assert estimate(p, sample).cost_usd == 0
     scorer = NgramScorer.load(tmp_path / "educational.npz")
     np.testing.assert_array_equal(scorer.probabilities(sample), scorer.probabilities(normalise_lines(sample)))
     assert len({*p.training_options()} ^ {*TrainingOptions.__dataclass_fields__}) == 0
@@ -229,12 +229,12 @@ def test_weak_labels_train_the_model_as_before(tmp_path):
 def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path, capsys):
     web = [*documents(298), "<b>bold</b> plain facts mode-hostile", "stub mode-never-json"]
     (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in web), encoding="utf-8")
-    options = {"usd_per_million_in": 1.0, "usd_per_million_out": 2.0, "web": str(tmp_path / "web.jsonl")}
+    options = {"web": str(tmp_path / "web.jsonl")}
     p = asking(server, educational_ratings=90, **options)
     sample = educational_sample(p)
     assert len(sample) == 90
     assert set(sample) <= set(educational_sample(asking(server, educational_ratings=200, **options)))
-    assert estimate(p, sample)["requests"] == 90
+    assert estimate(p, sample).requests == 90
     made = educational_model(p, sample, tmp_path)
     assert made.summary["bill"]["requests_this_run"] == len(server.asked) >= 90
     assert made.report.agreement > 0.9 > made.report.majority
@@ -259,8 +259,10 @@ def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path, cap
 
 
 def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server, tmp_path):
-    prices = {"usd_per_million_in": 100.0, "usd_per_million_out": 200.0}  # an answer costs 0.10, and may cost up to 0.8
-    p = asking(server, max_cost_usd=8.0, **prices)
+    prices = tmp_path / "prices.yaml"  # an answer costs 0.10, and may cost up to 0.8
+    prices.write_text("judge: {usd_per_million_in: 100.0, usd_per_million_out: 200.0}")
+    priced = {"prices": str(prices), "teacher_max_tokens": 2_048}
+    p = asking(server, max_cost_usd=8.0, **priced)
     sample = documents(120)
     made = educational_model(p, sample, tmp_path)
     asked = len(server.asked)
@@ -268,10 +270,10 @@ def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server
     assert made.summary["bill"]["stopped_by_cap"]
     assert made.summary["bill"]["cost_usd"] == pytest.approx(0.1 * asked)
     assert made.summary["bill"]["failed"] == {"cost cap": 120 - asked}
-    raised = educational_model(asking(server, max_cost_usd=50.0, **prices), sample, tmp_path)
+    raised = educational_model(asking(server, max_cost_usd=50.0, **priced), sample, tmp_path)
     assert len(server.asked) == 120 == raised.summary["bill"]["rated"]
     with pytest.raises(TraitError, match=r"max_cost_usd \(1.5\) was reached after \d+ of 120 ratings; raise it, .*needs"):
-        educational_model(asking(server, max_cost_usd=1.5, **prices), sample, tmp_path / "other")
+        educational_model(asking(server, max_cost_usd=1.5, **priced), sample, tmp_path / "other")
     assert not (tmp_path / "other" / "educational.npz").exists()
     assert (tmp_path / "other" / "ratings.parquet").exists()
 

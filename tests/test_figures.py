@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from trait_kit import tables
+from trait_kit.data.embedding import embed
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import arm_table, compare
 from trait_kit.figures import curves, style, umap_map
-from trait_kit.figures.embedding import embed, nearest_kinds
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.table_text import Cell, Table
 from trait_kit.figures.tables import ablation_table, main_table, plot_arms, plot_gain_and_forgetting
@@ -214,11 +214,13 @@ def test_every_table_format_escapes_its_own_special_letters():
 def test_embeddings_do_not_depend_on_order_and_nearest_kinds_counts_neighbours():
     vectors = np.eye(6, dtype=np.float32)
     vectors[1] = vectors[0]  # the trait text next to the problem
-    shares = nearest_kinds(vectors, ["downstream", "trait", "general", "general", "in_domain", "in_domain"], neighbors=1)
+    shares = umap_map.nearest_kinds(
+        vectors, ["downstream", "trait", "general", "general", "in_domain", "in_domain"], neighbors=1
+    )
     assert shares["trait"] == 1.0
     assert shares["general"] == 0.0
     with pytest.raises(TraitError, match="downstream"):
-        nearest_kinds(vectors, ["general"] * 6)
+        umap_map.nearest_kinds(vectors, ["general"] * 6)
     with pytest.raises(TraitError, match="not a string"):
         embed(["a", None], "nowhere")
     with pytest.raises(TraitError, match="could not be loaded"):
@@ -352,7 +354,7 @@ def hostile_run(run):
     passage = {
         "id": "passage-0", "problem_ids": ["p"], "tasks": [HOSTILE], "grouping": "knowledge", "shared": HOSTILE,
         "paragraphs": [HOSTILE], "enlightenment": HOSTILE, "text": HOSTILE, "teacher": HOSTILE,
-        "prompt_version": "1", "tokens_in": 100,
+        "prompt_version": "1", "n_tokens": 90, "attempt": 1, "tokens_in": 100,
         "tokens_out": 50, "cost_usd": 0.25, "checks": ["answer"],
     }  # fmt: skip
     tables.write(run / "03_write_passages" / "problems.parquet", pd.DataFrame([problem]), "problems")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,10 +13,10 @@ from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.errors import TraitError
-from trait_kit.passages.checks import CHECKS, Accepted, run_checks
-from trait_kit.passages.drafts import Draft
+from trait_kit.passages.checks import OWN_CHECKS, Candidate, own_fault
+from trait_kit.passages.drafts import Draft, Problem, problem_rows
 from trait_kit.passages.grouping import Group, coverage, make_groups
-from trait_kit.passages.similarity import NearDuplicates
+from trait_kit.passages.novelty import NearDuplicates
 from trait_kit.passages.teachers import OfflineTeacher, make_teacher
 from trait_kit.passages.writing import compose_text, write_passages
 from trait_kit.teaching.ledger import Ledger
@@ -72,28 +73,30 @@ def test_groups_by_entity_and_only_of_the_train_split():
 # --- the offline teacher and the checks
 
 
-def offline_passages(
-    problems: pd.DataFrame, grouping: str, seed: int = 0, test_questions: list[str] | None = None, n: int = 8
-):
-    groups = make_groups(problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=seed)
-    teacher = make_teacher(params(seed=seed, grouping=grouping))
-    asked = {"test_questions": test_questions or [], "count_tokens": count_tokens, "cache_path": None, "params": params()}
-    return groups, *write_passages(groups, problems, teacher, **asked)
+def offline_passages(folder: Path, problems: pd.DataFrame, grouping: str = "knowledge", n: int = 8, **changes):
+    """(groups, passages, rejected, bill) of the offline teacher; `changes` are parameters, or the test questions."""
+    questions = changes.pop("test_questions", [])
+    p = params(grouping=grouping, **changes)
+    groups = make_groups(
+        problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed, one_task=p.variant == "single_task"
+    )
+    asked = {"folder": folder, "test_questions": questions, "count_tokens": count_tokens, "params": p}
+    bill = write_passages(groups, problems, make_teacher(p), Ledger(None), **asked)
+    found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")]
+    return groups, *found, bill
 
 
 @pytest.mark.parametrize(("problems", "grouping", "n"), [(math_problems(), "knowledge", 8), (ads_problems(), "entity", 3)])
-def test_offline_passages_pass_every_check(problems, grouping, n):
-    groups, passages, rejected, bill = offline_passages(problems, grouping, n=n)
+def test_offline_passages_pass_every_check(problems, grouping, n, tmp_path):
+    groups, passages, rejected, bill = offline_passages(tmp_path, problems, grouping, n)
     assert rejected["reason"].tolist() == []
     assert passages["id"].tolist() == [group.id for group in groups]
     assert set(passages["teacher"]) == {"offline: gold solutions"}
     assert bill["cost_usd"] == 0.0
     assert bill["passages"] == n
-    tables.conform(passages, "passages")
-    tables.conform(rejected, "rejected")
     by_id = problems.set_index("id")
     for row in passages.itertuples():
-        assert list(row.checks) == list(CHECKS)
+        assert list(row.checks) == [*OWN_CHECKS, "contamination", "boilerplate", "near-duplicate"]
         for problem_id in row.problem_ids:  # exactly the evaluation's prompt and target
             problem = by_id.loc[problem_id]
             assert f"Question: {problem['question']}\nAnswer: {problem['solution']}\n\n" in row.text
@@ -101,44 +104,42 @@ def test_offline_passages_pass_every_check(problems, grouping, n):
         assert row.shared in row.enlightenment
 
 
-def test_enlightenment_is_particular_varied_and_reproducible():
-    _, first, _, _ = offline_passages(math_problems(), "knowledge")
-    _, again, _, _ = offline_passages(math_problems(), "knowledge")
+def test_enlightenment_is_particular_varied_and_reproducible(tmp_path):
+    _, first, _, _ = offline_passages(tmp_path, math_problems())
+    _, again, _, _ = offline_passages(tmp_path, math_problems())
     assert first["text"].tolist() == again["text"].tolist()
     openings = {text.split(":")[0] for text in first["enlightenment"]}
     assert len(openings) >= 3
-    problems = math_problems().set_index("id", drop=False)
+    problems = problem_rows(math_problems())
     group = Group("p-1", tuple(first["problem_ids"][0]), "knowledge", first["shared"][0])
-    rows = problems.loc[list(group.problem_ids)]
+    rows = [problems[problem_id] for problem_id in group.problem_ids]
     by_seed = {OfflineTeacher(seed).write(group, rows, Ledger(None)).enlightenment for seed in range(6)}
     assert len(by_seed) == 6
     for enlightenment in by_seed:
-        for question in rows["question"]:
-            assert set(re.findall(r"\d{2,}", question)) & set(re.findall(r"\d{2,}", enlightenment))
+        for row in rows:
+            assert set(re.findall(r"\d{2,}", row.question)) & set(re.findall(r"\d{2,}", enlightenment))
 
 
-def test_a_problem_without_solution_is_a_counted_rejection():
+def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
     problems = math_problems()
     problems.loc[problems["task"] == "word_problems", "solution"] = None
-    groups, passages, rejected, bill = offline_passages(problems, "knowledge", n=6)
+    groups, passages, rejected, bill = offline_passages(tmp_path, problems, n=6)
     assert len(passages) + len(rejected) == len(groups)
     assert bill["rejected"] == {"no worked solution": len(rejected)}
     assert len(rejected) > 0
-    tables.conform(rejected, "rejected")
 
 
-def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, pd.DataFrame, Group]:
-    rows = problems.set_index("id", drop=False).loc[ids]
-    group = Group("p-test", tuple(ids), grouping, shared)
+def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, list[Problem], Group]:
+    by_id = problem_rows(problems)
+    group, rows = Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids]
     draft = OfflineTeacher(1).write(group, rows, Ledger(None))
     assert isinstance(draft, Draft)
     return draft, rows, group
 
 
-def check(draft: Draft, rows: pd.DataFrame, group: Group, **changes) -> tuple[list[str], str | None]:
-    text = compose_text(rows, draft)
-    given = {"n_tokens": len(text.split()), "min_tokens": 20, "max_tokens": 1_000, "accepted": Accepted(), **changes}
-    return run_checks(draft, rows, grouping=group.grouping, shared=group.shared, text=text, **given)
+def check(draft: Draft, rows: list[Problem], group: Group, max_tokens: int = 1_000) -> tuple[list[str], str | None]:
+    n_tokens = len(compose_text(rows, draft).split())
+    return own_fault(Candidate(draft, rows, group.grouping, group.shared, n_tokens, (20, max_tokens)))
 
 
 def with_parts(draft: Draft, paragraphs=None, enlightenment: str | None = None) -> Draft:
@@ -181,7 +182,7 @@ def test_planted_errors_in_math(plant, reason):
     passed, found = check(plant(draft), rows, group)
     if reason is None:
         assert found is None
-        assert passed == list(CHECKS)
+        assert passed == list(OWN_CHECKS)
     else:
         assert re.match(reason, found or ""), found
 
@@ -196,23 +197,26 @@ def test_swapped_paragraphs_with_equal_answers_are_found():
     assert (check(nameless, rows, group)[1] or "").startswith("enlightenment: does not name Kyoto")
 
 
-def test_length_boilerplate_and_near_duplicates():
+def test_length_boilerplate_and_near_duplicates(tmp_path):
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    draft, rows, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    problems = math_problems()
+    draft, rows, group = clean_draft(problems, ids, "knowledge", "equal groups")
     assert (check(draft, rows, group, max_tokens=50)[1] or "").startswith("length")
-    accepted = Accepted()
-    accepted.enlightenments.add("p-old", draft.enlightenment + " Indeed.")
-    assert (check(draft, rows, group, accepted=accepted)[1] or "").startswith("boilerplate")
-    accepted = Accepted()
-    accepted.texts.add("p-old", compose_text(rows, draft) + " Indeed.")
-    assert (check(draft, rows, group, accepted=accepted)[1] or "").startswith("near-duplicate")
+    again = Group("p-again", tuple(ids), "knowledge", "equal groups")
+    asked = {"test_questions": [], "count_tokens": count_tokens, "folder": tmp_path}
+    for skip, reason in (((), "boilerplate: the enlightenment is 100%"), (("no_enlightenment",), "near-duplicate: 100%")):
+        p = params(**({"variant": skip[0]} if skip else {}))
+        write_passages([group, again], problems, OfflineTeacher(1), Ledger(None), params=p, **asked)
+        rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pylist()
+        assert [row["id"] for row in rejected] == ["p-again"]
+        assert rejected[0]["reason"].startswith(reason)
 
 
-def test_a_test_question_among_the_problems_is_rejected():
+def test_a_test_question_among_the_problems_is_rejected(tmp_path):
     problems = math_problems()
     leaked = "fraction_simplification-2"
     question = problems.set_index("id").loc[leaked, "question"].upper()
-    groups, passages, rejected, _ = offline_passages(problems, "knowledge", test_questions=[question, "What is seven?"])
+    groups, passages, rejected, _ = offline_passages(tmp_path, problems, test_questions=[question, "What is seven?"])
     holding = {group.id for group in groups if leaked in group.problem_ids}
     assert holding
     assert set(rejected["id"]) == holding
@@ -225,7 +229,8 @@ def test_near_duplicates_agree_with_exact_comparison():
     words = [f"word{index}" for index in range(40)]
     base = [rng.choice(words) for _ in range(120)]
     index = NearDuplicates(0.6)
-    index.add("base", " ".join(base))
+    index.begin([" ".join(base)])
+    index.accept(0, "base")
 
     def trigrams(tokens: list[str]) -> set[tuple[str, ...]]:
         return {tuple(tokens[start : start + 3]) for start in range(len(tokens) - 2)}
@@ -236,23 +241,18 @@ def test_near_duplicates_agree_with_exact_comparison():
         for place in rng.sample(range(len(other)), changes):
             other[place] = "changed"
         exact = len(trigrams(base) & trigrams(other)) / len(trigrams(base) | trigrams(other))
-        found = index.find(" ".join(other))
-        if abs(exact - 0.6) > 0.08:
+        index.begin([" ".join(other)])
+        found = index.find(0)
+        if abs(exact - 0.6) > 0.13:  # three standard deviations of the estimate
             assert bool(found) == (exact >= 0.6)
             agreed += 1
         if found:
-            assert found[1] == pytest.approx(exact)
-    assert agreed > 10
+            assert found[1] == pytest.approx(exact, abs=0.13)
+    assert agreed > 8
 
 
-def test_a_group_that_does_not_fit_the_table_is_refused():
+def test_a_group_that_does_not_fit_the_table_is_refused(tmp_path):
+    group = Group("p-0", ("word_problems-0", "linear_equations-99"), "knowledge", "equal groups")
+    asked = {"test_questions": [], "count_tokens": count_tokens, "params": params()}
     with pytest.raises(TraitError, match="linear_equations-99"):
-        write_passages(
-            [Group("p-0", ("word_problems-0", "linear_equations-99"), "knowledge", "equal groups")],
-            math_problems(),
-            OfflineTeacher(),
-            test_questions=[],
-            count_tokens=count_tokens,
-            cache_path=None,
-            params=params(),
-        )
+        write_passages([group], math_problems(), OfflineTeacher(), Ledger(None), folder=tmp_path, **asked)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.data import math_problems
@@ -36,7 +37,6 @@ ADS = [
     "ad_generation",
 ]
 ROOT = Path(__file__).resolve().parents[1]
-LOCAL = ROOT / ".." / "shared" / "data" / "math"
 needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="../shared/data (public math sets) is not there")
 
 
@@ -355,6 +355,25 @@ def test_leaks_and_unreadable_rows_are_dropped_and_counted(tmp_path: Path) -> No
     assert frame["solution"].iloc[0].endswith(f" The answer is {frame['answer'].iloc[0]}.")
 
 
+def test_aqua_reads_its_options_and_its_rationale(tmp_path: Path) -> None:
+    row = {
+        "question": "A train covers 120 km in 2 hours. What is its speed in km/h?",
+        "options": ["A)50", "B)60", "C)240", "D)122", "E)none of these"],
+        "rationale": "Speed is distance over time.\n120 / 2 = 60 km/h.\nAnswer: B",
+        "correct": "B",
+    }
+    wrong = {**row, "question": "And 90 km in 2 hours?", "options": ["A)40", "B)45"], "rationale": "90 / 2 = 40"}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(wrong)}\n", encoding="utf-8")
+    raw = load_task("aqua").model_dump(exclude={"origin"})
+    raw.update(source=".", splits={"train": "train.jsonl", "validation": None, "test": None})
+    (tmp_path / "aqua.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    frame = load_problems([str(tmp_path / "aqua.yaml")], "train", 5)
+    assert frame["answer"].tolist() == ["60"]
+    assert frame["choices"].tolist() == [["50", "60", "240", "122", "none of these"]]
+    assert frame["solution"].tolist() == ["Speed is distance over time. 120 / 2 = 60 km/h. Answer: B. The answer is 60."]
+    assert frame.attrs["report"]["aqua"]["skipped"] == {"printed arithmetic is wrong or rounded": 1}
+
+
 def test_a_benchmark_without_training_data_says_so() -> None:
     frame = load_problems(["sat_math", "greatest_common_divisor"], "train", 3)
     assert set(frame["task"]) == {"greatest_common_divisor"}
@@ -366,37 +385,10 @@ def test_a_benchmark_without_training_data_says_so() -> None:
 # ------------------------------------------------------------------------------------------- real files, shipped fields
 
 
-def local_copy(folder: Path, shipped: str, source: str, splits: dict, fields: dict | None = None) -> str:
-    raw = load_task(shipped).model_dump(exclude={"origin"})
-    raw.update(source=f"../shared/data/math/{source}", splits=splits, fields={**raw["fields"], **(fields or {})})
-    path = folder / f"{shipped}.yaml"
-    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
-    return str(path)
-
-
 @needs_local_data
-@pytest.mark.parametrize(
-    ("shipped", "folder", "test", "fields"),
-    [
-        ("gsm8k", "gsm8k", "test.jsonl.gz", {}),
-        ("math", "math_hendrycks", "test.jsonl.gz", {}),
-        ("svamp", "svamp", "test.jsonl.gz", {}),
-        ("mawps", "mawps", "test.jsonl.gz", {"question": "{input}", "answer": "{target|number}", "solution": None}),
-        ("mathqa", "mathqa", "test.jsonl.gz", {"question": "{problem}", "topic": "{type}"}),
-        ("mmlu_stem", "mmlu_stem", "test.jsonl.gz", {"topic": "{type}"}),
-        (
-            "sat_math",
-            "sat_math",
-            "test.jsonl.gz",
-            {"question": "{question}", "answer": "{options|lettered|pick:Answer}", "choices": "{options|lettered}"},
-        ),
-    ],
-)
-def test_the_papers_benchmarks_load_from_local_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: str, folder: str, test: str, fields: dict
-) -> None:
-    monkeypatch.chdir(ROOT)
-    path = local_copy(tmp_path, shipped, folder, {"train": None, "validation": None, "test": test}, fields)
+@pytest.mark.parametrize("shipped", BENCHMARKS)
+def test_the_papers_benchmarks_load_from_local_copies(tmp_path: Path, shipped: str) -> None:
+    path = local_task(tmp_path, shipped)
     frame = load_problems([path], "test", 25, 0)
     assert len(frame) == 25
     tables.conform(frame, "problems")
@@ -414,10 +406,8 @@ def test_the_papers_benchmarks_load_from_local_copies(
 
 
 @needs_local_data
-def test_gsm8k_train_drops_wrong_arithmetic_and_shares_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    splits = {"train": "train.jsonl.gz", "validation": "train.jsonl.gz", "test": "test.jsonl.gz"}
-    path = local_copy(tmp_path, "gsm8k", "gsm8k", splits)
+def test_gsm8k_train_drops_wrong_arithmetic_and_shares_no_question(tmp_path: Path) -> None:
+    path = local_task(tmp_path, "gsm8k")
     parts = {split: load_problems([path], split, 100_000) for split in ("train", "validation", "test")}
     assert len(parts["test"]) == 1_319
     skipped = parts["train"].attrs["skipped"] + parts["validation"].attrs["skipped"]

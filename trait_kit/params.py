@@ -40,17 +40,25 @@ class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
 
     teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1
+    teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1; several servers of the model: separate with commas
+    teacher_serve: Literal["", "vllm", "transformers"] = ""  # instead of an address: the kit starts this server itself
     teacher_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; never the key itself
-    teacher_concurrency: int = Field(8, ge=1)  # requests in flight
+    teacher_concurrency: int = Field(8, ge=1)  # requests in flight at each address
     teacher_timeout: float = Field(120.0, gt=0)  # seconds a request
-    max_cost_usd: float = Field(0.0, ge=0)  # stop asking beyond this; 0 means no cap
-    usd_per_million_in: float = Field(0.0, ge=0)  # price of prompt tokens
-    usd_per_million_out: float = Field(0.0, ge=0)  # price of completion tokens
+    teacher_max_tokens: int = Field(4_096, ge=1)  # of an answer, thinking aloud included
+    teacher_temperature: float | None = Field(None, ge=0, le=2)  # None: the endpoint's own
+    prices: str = "params/prices.yaml"  # what models cost; at an address outside your network the model must be listed
+    max_cost_usd: float = Field(0.0, ge=0)  # stop asking before this is passed; 0 agrees only to what costs nothing
+
+    @model_validator(mode="after")
+    def _one_address(self) -> TeacherParams:
+        if self.teacher_serve and self.teacher_base_url:
+            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty (or the other way)")
+        return self
 
     def _require_endpoint(self, chosen: str) -> None:
-        if not (self.teacher_model and self.teacher_base_url):
-            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set")
+        if not (self.teacher_model and (self.teacher_base_url or self.teacher_serve)):
+            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set (or teacher_serve)")
 
 
 class ClassifierParams(TeacherParams):
@@ -125,13 +133,30 @@ class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
     grouping: Literal["knowledge", "entity"]  # what the problems of a passage share
+    # Where it is found: field (the task file's topic or entity), text (entity: a name that stands in the question),
+    # concepts (knowledge: of mathematics, recognised), teacher (knowledge: topics it is asked for), embedding (neighbours)
+    shared_from: Literal["field", "text", "concepts", "teacher", "embedding"] = "field"
     problems_per_task: int = Field(gt=0)  # training problems taken from each task
     n_groups: int = Field(gt=0)  # passages asked for
     problems_per_group: int = Field(3, ge=2, le=8)  # each from a different task
     max_uses: int = Field(2, ge=1)  # passages that one problem may appear in
+    entity_names: str = ""  # text: a file with one name a line, beside the entities that the problems have
+    embedding_model: str = "demo:all-minilm-l6-v2"  # of problems and passages: a local folder or hub id
+    max_similarity: float = Field(0.9, gt=0, le=1)  # embedding: problems more alike than this (cosine) are not joined
+    # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
+    # no_gold_checks (nothing compares a paragraph with its problem and answer)
+    variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
     teacher: Literal["offline", "openai"] = "offline"  # offline composes from gold solutions; openai asks an LLM
+    prompt: str = ""  # a Jinja template of your own (its path) instead of the kit's
+    max_attempts: int = Field(1, ge=1)  # times that a group is asked for, as long as its passage is rejected
     min_passage_tokens: int = Field(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = Field(1_024, ge=1)  # longer passages are rejected
+    paraphrase_similarity: float = Field(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all are
+    groups_per_shard: int = Field(1_000, ge=1)  # with several workers: the unit of work and of resume
+    executor: Literal["local", "ray", "slurm"] = "local"  # what asks; a cluster needs a folder that all nodes see
+    workers: int = Field(1, ge=1)  # processes, each with teacher_concurrency; a single local one is the notebook's own
+    slurm_partition: str = ""  # slurm: where to run
+    slurm_time: str = "20:00:00"  # slurm: limit of one task
 
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
@@ -139,6 +164,15 @@ class PassageParams(TeacherParams):
             self._require_endpoint("teacher is openai")
         if self.min_passage_tokens >= self.max_passage_tokens:
             raise ValueError("min_passage_tokens must be smaller than max_passage_tokens")
+        needed = {"field": self.grouping, "text": "entity"}.get(self.shared_from, "knowledge")
+        if self.grouping != needed:
+            raise ValueError(f"shared_from is {self.shared_from}, so grouping must be {needed}")
+        if self.shared_from == "teacher":
+            self._require_endpoint("shared_from is teacher")
+        if self.prompt and not self.prompt.endswith(".jinja"):
+            raise ValueError("prompt must be the path of a file that ends in .jinja")
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ValueError("executor is slurm, so slurm_partition must be set")
         return self
 
 

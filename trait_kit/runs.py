@@ -51,7 +51,7 @@ class StepSpec:
 STEPS: dict[str, StepSpec] = {
     "01_domain_classifier": StepSpec("classifier", (), ("data", "selection", "teaching")),
     "02_filter_web": StepSpec("selection", ("01_domain_classifier",), ("data", "selection")),
-    "03_write_passages": StepSpec("passages", (), ("data", "passages", "teaching")),
+    "03_write_passages": StepSpec("passages", (), ("data", "passages", "selection", "teaching")),
     "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages"), ("data", "training")),
     "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",), ("data", "evaluation")),
     "06_figures": StepSpec(
@@ -218,11 +218,13 @@ def _inputs(validated: parameters.Common) -> dict[str, Any]:
     weights = sorted(model.glob("*.safetensors")) if model and model.is_dir() else []
     educational = Path(getattr(validated, "educational_model", ""))
     models = [*weights, educational] if educational.is_file() else weights
+    named = [Path(getattr(validated, field, "")) for field in ("prompt", "entity_names")]
     return {
         "in_domain": documents.fingerprint(validated.in_domain),
         "web": documents.fingerprint(validated.web),
         "tasks": [problems.fingerprint(task) for task in validated.tasks],
         "models": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in models],
+        "files": [sha256(path) for path in named if path.is_file()],
     }
 
 

@@ -6,7 +6,10 @@ notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` na
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 from trait_kit.errors import TraitError
 from trait_kit.files import atomic_path
 
+_BATCH_ROWS = 2_000  # that `writer` holds in memory
 _strings = pa.list_(pa.string())
 _document = [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("url", pa.string())]
 _scores = [
@@ -70,6 +74,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("paragraphs", _strings),  # one a problem, in the order of problem_ids
             ("enlightenment", pa.string()),
             ("text", pa.string()),  # what is trained on
+            ("n_tokens", pa.int32()),  # of `text`, by the base model's tokenizer
+            ("attempt", pa.int32()),  # 1: as first asked for; 2: asked again after a rejection; ...
             ("teacher", pa.string()),
             ("prompt_version", pa.string()),
             ("tokens_in", pa.int64()),
@@ -129,6 +135,26 @@ def write(path: Path | str, table: pa.Table | pd.DataFrame, kind: str) -> pa.Tab
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return table
+
+
+@contextlib.contextmanager
+def writer(path: Path | str, kind: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends a row to a table that need not fit in memory; it is under `path` once all are written."""
+    rows: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        if rows:
+            out.write_table(conform(pa.Table.from_pylist(rows, schema=SCHEMAS[kind]), kind))
+            rows.clear()
+
+    def append(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == _BATCH_ROWS:
+            flush()
+
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as out:
+        yield append
+        flush()
 
 
 def read(path: Path | str, kind: str) -> pa.Table:

@@ -9,15 +9,10 @@ are asked for, so a larger run contains the smaller one.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +21,12 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trait_kit.data import math_problems
+from trait_kit.data import catalogue_problems, math_problems
 from trait_kit.data.arithmetic import check_arithmetic
+from trait_kit.data.catalogue import Catalogue, CatalogueFiles, open_catalogue
 from trait_kit.data.drafts import Draft, split_of
 from trait_kit.data.fields import FieldError, check, render
+from trait_kit.data.rows import file_rows, hub_rows
 from trait_kit.errors import TraitError
 from trait_kit.files import sha256
 from trait_kit.tables import SCHEMAS
@@ -37,7 +34,7 @@ from trait_kit.tables import SCHEMAS
 TASKS_FOLDER = Path(__file__).with_name("tasks")
 Split = Literal["train", "validation", "test"]
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
-_GENERATED = ("reasoning_gym", "travel_ads")
+_GENERATED = ("reasoning_gym", "travel_ads", "catalogue")
 
 
 class Fields(BaseModel):
@@ -69,7 +66,7 @@ class Task(BaseModel):
     about: str  # one line for tables and prompts
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
     metrics: list[Literal["bits_per_byte", "choice_accuracy", "exact_match"]] = Field(min_length=1)
-    # reasoning_gym:<generator> | travel_ads:<task> | hf:owner/name[@config] | a file, or a folder of files
+    # reasoning_gym:<generator> | travel_ads:<task> | catalogue[:<ads task>] | hf:owner/name[@config] | a file, or a folder
     source: str = Field(min_length=1)
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
     # Where two of ours name the same one, its rows are divided 80/10/10 by a digest of the question.
@@ -77,15 +74,36 @@ class Task(BaseModel):
     fields: Fields | None = None
     check_arithmetic: bool = False  # train and validation rows whose worked solution prints wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
+    catalogue: CatalogueFiles | None = None  # your products, for the source 'catalogue': the seven ads tasks, or one of them
     origin: str = ""  # the task file's path, for messages
 
     @property
     def generated(self) -> bool:
         return self.source.partition(":")[0] in _GENERATED
 
+    @property
+    def parts(self) -> list[Task]:
+        """The task itself; of a whole catalogue, its seven ads tasks."""
+        if self.source != "catalogue":
+            return [self]
+        named = {name: {"name": name, "source": f"catalogue:{name}"} for name in catalogue_problems.TASKS}
+        return [self.model_copy(update={**catalogue_problems.task_fields(name), **own}) for name, own in named.items()]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _catalogue_says_the_rest(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        if raw.get("catalogue") is None:
+            return raw
+        source = raw.get("source", "catalogue")
+        return {**catalogue_problems.task_fields(str(source).partition(":")[2]), "source": source, **raw}
+
     @model_validator(mode="after")
     def _complete(self) -> Task:
         kind, _, name = self.source.partition(":")
+        if (kind == "catalogue") != (self.catalogue is not None):
+            raise ValueError("source: catalogue and the mapping 'catalogue' (products, id, title, ...) go together")
+        if kind == "catalogue" and name and name not in catalogue_problems.TASKS:
+            raise ValueError(f"source: no ads task '{name}'; known: {', '.join(catalogue_problems.TASKS)}")
         if kind == "reasoning_gym" and name not in math_problems.GENERATORS:
             raise ValueError(f"source: no worked solutions for '{name}'; known: {', '.join(math_problems.GENERATORS)}")
         if not self.generated and (self.fields is None or not self.splits):
@@ -101,9 +119,13 @@ def task_names() -> list[str]:
 
 
 def load_task(name_or_path: str) -> Task:
-    """A shipped task by name, or a task file of your own by path (anything that ends in .yaml or .yml)."""
-    own = name_or_path.endswith((".yaml", ".yml"))
-    path = Path(name_or_path) if own else TASKS_FOLDER / f"{name_or_path}.yaml"
+    """A shipped task by name, or a task file of your own by path (anything that ends in .yaml or .yml).
+
+    A file that describes a catalogue stands for seven tasks (`parts`); 'shop.yaml#title_generation' is one of them.
+    """
+    path_name, _, part = name_or_path.partition("#")
+    own = path_name.endswith((".yaml", ".yml"))
+    path = Path(path_name) if own else TASKS_FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
         if own:
             raise TraitError(f"The task file {path} does not exist (relative paths start at {Path.cwd()}).")
@@ -117,12 +139,18 @@ def load_task(name_or_path: str) -> Task:
     if not isinstance(raw, dict):
         raise TraitError(f"The task file {path} must map fields to values (name, about, kind, metrics, source, ...).")
     try:
-        return Task(**{"name": path.stem, **raw, "origin": str(path)})
+        task = Task(**{"name": path.stem, **raw, "origin": str(path)})
     except ValidationError as error:
         item = error.errors()[0]
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         raise TraitError(f"The task file {path}{f', field {field}' if field else ''}: {message}.") from None
+    if not part:
+        return task
+    named = {one.name: one for one in task.parts}
+    if part not in named:
+        raise TraitError(f"{path} has no task '{part}'; it has {', '.join(named)}.")
+    return named[part]
 
 
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
@@ -136,7 +164,7 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         raise TraitError(f"Unknown split '{split}'; there are {', '.join(_SHARES)}.")
     rows: list[dict[str, Any]] = []
     report: dict[str, dict[str, Any]] = {}
-    loaded = [load_task(name) for name in tasks]
+    loaded = [part for name in tasks for part in load_task(name).parts]
     repeated = [name for name, count in Counter(task.name for task in loaded).items() if count > 1]
     if repeated:
         raise TraitError(f"Two tasks have the name '{repeated[0]}'; every task needs its own.")
@@ -156,14 +184,23 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
     return frame
 
 
+def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0) -> list[str]:
+    """The questions of the tasks' whole test splits, and the first `per_generated_task` of a task that is generated."""
+    questions = []
+    for task in (part for name in tasks for part in load_task(name).parts):
+        if task.generated or task.splits.get("test") is not None:
+            drafts = _unique(task, "test", seed, Counter())
+            questions += [draft.question for draft in islice(drafts, per_generated_task if task.generated else None)]
+    return questions
+
+
 def fingerprint(name_or_path: str) -> list[Any]:
     """What changes when a task does: its file, and the sizes and times of the files it reads (not the hub's rows)."""
     task = load_task(name_or_path)
-    files = []
+    paths = _catalogue_paths(task)
     if not task.generated and not task.source.startswith("hf:"):
-        for name in sorted({name for name in task.splits.values() if name}):
-            path = _local_path(task, name)
-            files.append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+        paths = [_local_path(task, name) for name in sorted({name for name in task.splits.values() if name})]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     return [sha256(task.origin), files]
 
 
@@ -198,6 +235,8 @@ def _unique(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Itera
         if name not in ads_problems.TASKS:
             raise TraitError(f"{task.origin}, field source: no ads task '{name}'; known: {', '.join(ads_problems.TASKS)}.")
         source = ads_problems.draw(name, split, seed, skipped)
+    elif task.catalogue is not None:
+        source = catalogue_problems.draw(_open_catalogue(task), name, split, seed, skipped)
     else:
         source = _from_rows(task, split, seed, skipped)
     seen: set[str] = set()
@@ -272,7 +311,7 @@ def _read_row(task: Task, row: dict[str, Any]) -> Draft:
     if choices and answer not in choices:
         raise FieldError(f"field answer: {answer[:60]!r} is not one of the choices")
     if solution and task.kind != "text":
-        last = "." if solution[-1] not in ".!?" else ""
+        last = "" if solution.rstrip("$) ").endswith((".", "!", "?")) else "."
         solution = f"{solution}{last} The answer is {answer.rstrip('.')}."
     key = plain(values["question"])
     return Draft(key, values["question"], answer, solution, choices, values["entity"] or None, values["topic"], "")
@@ -281,65 +320,36 @@ def _read_row(task: Task, row: dict[str, Any]) -> Draft:
 def _rows(task: Task, name: str) -> tuple[str, list[dict[str, Any]]]:
     """The rows of one split of a task's source, and what to call it in messages."""
     if task.source.startswith("hf:"):
-        return f"{task.source} split {name}", _hub_rows(task.source.removeprefix("hf:"), name, task.origin)
+        return f"{task.source} split {name}", hub_rows(task.source.removeprefix("hf:"), name, task.origin)
     path = _local_path(task, name)
-    return str(path), _file_rows(str(path), path.stat().st_mtime_ns)
+    return str(path), file_rows(str(path), path.stat().st_mtime_ns)
 
 
 def _local_path(task: Task, name: str) -> Path:
     """The file of one split: `source` itself, or the file `name` in the folder that `source` is."""
-    base = next(
-        (path for path in (Path(task.origin).parent / task.source, Path(task.source)) if path.exists()), Path(task.source)
-    )
+    base = _beside(task, task.source)
     path = base / name if base.is_dir() else base
+    return _existing(path, f"{task.origin}, field source")
+
+
+def _beside(task: Task, name: str) -> Path:
+    """A path of a task file: relative to that file, or else to the working directory."""
+    return next((path for path in (Path(task.origin).parent / name, Path(name)) if path.exists()), Path(name))
+
+
+def _existing(path: Path, where: str) -> Path:
     if not path.is_file():
-        looked = f"looked beside the task file and from {Path.cwd()}"
-        raise TraitError(f"{task.origin}, field source: {path} does not exist ({looked}).")
+        raise TraitError(f"{where}: {path} does not exist (looked beside the task file and from {Path.cwd()}).")
     return path
 
 
-@lru_cache(maxsize=8)
-def _file_rows(name: str, modified: int) -> list[dict[str, Any]]:
-    """JSONL, JSON (a list), CSV, TSV, each also gzipped, or Parquet."""
-    path = Path(name)
-    kinds = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = kinds[-1] if kinds else ""
-    if kind == ".parquet":
-        return pd.read_parquet(path).to_dict("records")
-    if kind not in (".jsonl", ".json", ".csv", ".tsv"):
-        raise TraitError(f"{path}: a task reads .jsonl, .json, .csv, .tsv (or these with .gz) and .parquet.")
-    try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    if kind in (".csv", ".tsv"):
-        return list(csv.DictReader(io.StringIO(text), delimiter="\t" if kind == ".tsv" else ","))
-    rows = []
-    lines = [(1, text)] if kind == ".json" else list(enumerate(text.split("\n"), start=1))
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TraitError(f"{path}, line {number + error.lineno - 1}: not valid JSON ({error.msg}). Repair it.") from None
-        rows += value if kind == ".json" and isinstance(value, list) else [value]
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise TraitError(f"{path}, row {number}: expected an object with named fields, got {str(row)[:60]!r}.")
-    return rows
+def _catalogue_paths(task: Task) -> list[Path]:
+    names = task.catalogue.paths() if task.catalogue else {}
+    return [_existing(_beside(task, name), f"{task.origin}, field catalogue.{field}") for field, name in names.items()]
 
 
-@lru_cache(maxsize=8)
-def _hub_rows(spec: str, split: str, origin: str) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-
-    name, _, config = spec.partition("@")
-    try:
-        return load_dataset(name, config or None, split=split).to_list()
-    except Exception as error:  # many kinds: offline, unknown name, gated, unknown split
-        raise TraitError(
-            f"{origin}, field source: the data set {name} (split {split}) could not be loaded: "
-            f"{(str(error) or type(error).__name__).splitlines()[0][:200]}. "
-            "Check the name and the network, or point 'source' at a local copy (a folder of .jsonl or .parquet files)."
-        ) from None
+def _open_catalogue(task: Task) -> Catalogue:
+    assert task.catalogue is not None
+    found = _catalogue_paths(task)
+    changes = dict(zip(task.catalogue.paths(), map(str, found), strict=True))
+    return open_catalogue(task.catalogue.model_copy(update=changes), tuple(path.stat().st_mtime_ns for path in found))

@@ -8,6 +8,7 @@ meaning of their own, so none are drawn.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.Series | None = None, title:
     """Scatter of a frame with columns x, y, kind (general | in_domain | downstream | trait; others are drawn too).
 
     Points are drawn in a shuffled order, small and translucent, so that no kind hides another one. `nearest` (from
-    embedding.nearest_kinds) puts what the map shows into a number, taken before UMAP bent the distances.
+    nearest_kinds) puts what the map shows into a number, taken before UMAP bent the distances.
     """
     missing = {"x", "y", "kind"} - set(coordinates.columns)
     if missing:
@@ -95,3 +96,22 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.Series | None = None, title:
     if not kinds:
         axes.text(0.5, 0.5, "no texts", color=QUIET, ha="center", transform=axes.transAxes)
     return figure
+
+
+def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], of: str = "downstream", neighbors: int = 10) -> pd.Series:
+    """Which kinds of text lie nearest to those of kind `of`: mean share of each other kind among the nearest `neighbors`.
+
+    A map in two dimensions bends distances; this number is taken in the full space and says the same thing without the
+    bending. Texts of kind `of` do not count as their own neighbours. Kinds of equal size are needed for a fair comparison.
+    """
+    kinds = np.asarray(kinds)
+    others = [kind for kind in dict.fromkeys(kinds.tolist()) if kind != of]
+    inside, outside = kinds == of, kinds != of
+    if not inside.any() or not outside.any():
+        raise TraitError(
+            f"nearest_kinds needs texts of kind '{of}' and of at least one other kind; got {sorted(set(kinds.tolist()))}."
+        )
+    similarity = embeddings[inside] @ embeddings[outside].T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]
+    found = kinds[outside][nearest]
+    return pd.Series({kind: float((found == kind).mean()) for kind in others}, name="share")

@@ -24,27 +24,39 @@ _SIMPLE = re.compile(
     rf"|(?P<over>{_INTEGER})\s*/\s*(?P<under>{_INTEGER})|(?P<decimal>{_DECIMAL}))\s*(?P<percent>%?)"
 )
 _COMMAND = re.compile(r"\\(?:sqrt|pi|cdot|times|div|left|right|pm|infty|leq?|geq?)(?![A-Za-z])|\\[{},;! ]")
-_SCALE = "dozen|hundred|thousand|million|billion|percent|mod"
-_UNIT = re.compile(rf"(?<=[\d%])\s+(?!(?:{_SCALE})\b)[A-Za-z]+(?:\s[A-Za-z]+){{0,2}}$")  # '42 apples' answers 42
+_SCALE = "dozen|hundred|thousand|million|billion|percent|mod|and|or|plus|minus|times|over|half|squared|cubed|[inxyz]"
+_UNIT = re.compile(  # '42 apples' answers 42, and so do '42 square feet' and '42 km/h'
+    rf"(?<=[\d%])\s+\(?(?!(?:{_SCALE})\b)[A-Za-z]+(?:\^?\{{?[23]\}}?|[²³])?(?:[\s/][A-Za-z]+[²³]?){{0,3}}\)?$"
+)
+_BOLD = re.compile(r"(?<![\w)\]}])\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])")  # of Markdown; 2**3 is none
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s)|,?(?=\s(?:because|since)\b)")
+# the values that a sentence names: formulas between dollars or \( \), fractions, numbers
+_VALUE = re.compile(
+    r"\$((?:[^$A-Za-z\\]|\\[A-Za-z]+|\\.|[A-Za-z](?![A-Za-z]))+)\$|\\[(\[](.+?)\\[)\]]"
+    r"|(\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?)"
+)
 
 
 def reaches(gold: str, paragraph: str, choices: Sequence[str] | None = None) -> tuple[bool, str]:
     """Whether what `paragraph` concludes is `gold`, and what it does conclude (for the message of a rejection).
 
-    The conclusion is what follows the last 'answer is', '####' or \\boxed; without one, the last sentence must hold
-    the gold answer and no other choice. A fraction must be the same fraction: 6/4 does not answer 'simplify 12/8'.
+    The conclusion is what follows the last 'answer is', '####' or \\boxed, to the end of its line or of a sentence in it;
+    without one, the last sentence must hold the gold answer and no other choice, or end in its value. A fraction must be
+    the same fraction: 6/4 does not answer 'simplify 12/8'.
     """
     found, marked = conclusion(paragraph)
     if not found:
         return False, ""
+    readings = [found, *(found[: end.end()] for end in _SENTENCE_END.finditer(found[:MAX_TEXT]))][:20]
     if is_mathematical(gold):
         if not marked:
-            numbers = re.findall(r"[-+]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?", found)
-            found = numbers[-1] if numbers else found
-        return math_equal(gold, found), found
-    gold_words, found_words = plain_words(gold), plain_words(found)
+            values = [next(filter(None, match.groups())) for match in _VALUE.finditer(found[-MAX_ANSWER:].replace("−", "-"))]
+            found = values[-1].rpartition("=")[2].strip() if values else found
+            readings = [found]
+        return any(math_equal(gold, reading) for reading in readings[:2]), found
+    gold_words, found_words = _in_words(gold), _in_words(found)
     if marked:
-        return gold_words == found_words, found
+        return gold_words in map(_in_words, readings), found
     padded = f" {found_words} "
     others = [plain_words(choice) for choice in choices if choice is not None] if choices is not None else []
     wrong = [other for other in others if other and f" {other} " in padded and f" {other} " not in f" {gold_words} "]
@@ -52,9 +64,14 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] | None = None) -> 
     return bool(gold_words) and f" {gold_words} " in padded and not wrong and not negated, found
 
 
+def _in_words(answer: str) -> str:
+    answer = re.sub(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}|\\[()\[\]]", r" \1 ", answer[:MAX_TEXT])
+    return plain_words(re.sub(r"^\s*\$(.*)\$\.?$", r"\1", answer))
+
+
 def conclusion(paragraph: str) -> tuple[str, bool]:
     """The part of a paragraph that states its answer, and whether a marker such as 'The answer is' announced it."""
-    text = paragraph[-MAX_TEXT:].strip()
+    text = _BOLD.sub("", paragraph[-MAX_TEXT:]).strip()
     markers = list(_MARKER.finditer(text))
     if markers:
         marker = markers[-1]
@@ -64,12 +81,12 @@ def conclusion(paragraph: str) -> tuple[str, bool]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "", False
-    return re.split(r"(?<=[.!?])\s+", lines[-1])[-1].rstrip("."), False
+    return re.split(r"(?<=[.!?])\s+|(?<=[.!?][$)\"”’'])\s+", lines[-1])[-1].rstrip("."), False
 
 
 def is_mathematical(answer: str) -> bool:
     """Whether an answer is a number or a formula (then equivalence counts) rather than words (then the text counts)."""
-    return simple_number(answer) is not None or bool(_harmless(answer) and re.search(r"\d|\\pi|\\sqrt", answer))
+    return simple_number(answer) is not None or bool(_harmless(answer) and re.search(r"[-\d+*/^=]|\\pi|\\sqrt", answer))
 
 
 def math_equal(gold: str, found: str) -> bool:
@@ -85,6 +102,8 @@ def math_equal(gold: str, found: str) -> bool:
             return _fraction_as_written(gold) == _fraction_as_written(found)
         return left[0] == right[0]  # a percent sign is a unit here: 20% and 20 are the same answer
     if not (_harmless(gold) and _harmless(found)):
+        return False
+    if left is not None and "/" in gold and sorted(re.findall(r"\d+", gold)) != sorted(re.findall(r"\d+", found)):
         return False
     from math_verify import parse, verify  # here, because sympy takes a second to import
 
@@ -110,9 +129,9 @@ def simple_number(text: str) -> Fraction | None:
 
 
 def plain_words(text: str) -> str:
-    """Lower case, no punctuation, one space: how two answers in words are compared."""
+    """Lower case, no punctuation but a number's sign, one space: how two answers in words are compared."""
     text = unicodedata.normalize("NFKC", text[:MAX_TEXT]).casefold()
-    return " ".join(re.sub(r"[^\w$€£%+]|_", " ", text).split())
+    return " ".join(re.sub(r"(?!(?<!\w)-\d)[^\w$€£%+]|_", " ", text).split())
 
 
 def arithmetic_slips(text: str) -> list[str]:
@@ -126,7 +145,8 @@ def arithmetic_slips(text: str) -> list[str]:
     for match in re.finditer(r"(?<![<>!=:~≤≥])=(?!=)", text):
         left, chained = _left_side(text, match.start())
         right, rest = _right_side(text, match.end())
-        if not left or not right or not (chained or _has_operator(left) or _has_operator(right)):
+        computed = chained or _has_operator(left) or _has_operator(re.sub(r"\(\d+/\d+\)", "1", right))  # \frac is a value
+        if not left or not right or not computed or re.search(r"/\s+\d+/\d", left):  # '6 / 1/2' may mean two things
             continue
         value = evaluate(left)
         if value is not None and not _agrees(value, left, right, rest):
@@ -135,17 +155,53 @@ def arithmetic_slips(text: str) -> list[str]:
 
 
 def _plain_arithmetic(text: str) -> str:
-    text = re.sub(r"\d{31,}", "?", text)  # nobody's arithmetic, and slow to match
+    text = re.sub(r"\d{31,}", "?", text).replace(",\\!", ",")  # the first: nobody's arithmetic, and slow to match
+    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", _BOLD.sub("", text)).replace("\\$", "$")
+    text = re.sub(r"\\(?:left|right)(?=[()])", "", text)
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)", text)
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"(\1/\2)", text)  # LaTeX reads \frac12 so
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "*", text).replace("\\div", "/").replace("\\%", "%")
-    text = plain_operators(re.sub(r"[$£€]", "", text.replace("⋅", "*").replace("∙", "*")))
+    text = plain_operators(text.replace("⋅", "*").replace("∙", "*"))
+    text = re.sub(r"[$£€]", "", _SUM_WITH_UNITS.sub(_without_units, text))
     text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", ""), text)
     return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d(])", r"(\1/100)*", text)
 
 
+_UNITS = r"(?:\s?/\s?[a-z]+|\s+[a-z]+(?:/[a-z]+)?){1,3}"
+_TERM = r"[$£€]?\d[\d,]*(?:\.\d+)?%?"
+_SUM_WITH_UNITS = re.compile(
+    rf"{_TERM}(?:{_UNITS})?(?:\s*[-+*/]\s*{_TERM}(?:{_UNITS})?)+(?=\s*=\s*([$£€]?)[\d,.]+\s?(?:square |cubic )?([a-z]*))"
+)
+
+
+def _without_units(match: re.Match[str]) -> str:
+    """'3 boxes * 8 pens/box' as '3 * 8'; measures that convert (2 hours + 30 minutes) only where all is of one unit."""
+    text = match.group()
+    words = [word.removesuffix("s") for word in re.findall(r"[a-z]+", text)]
+    if not words or _NO_UNITS.intersection(words):
+        return text
+    units = {" ".join(found.split()).removesuffix("s") for found in re.findall(_UNITS, text)}
+    result = match[1] or match[2].removesuffix("s")
+    strange = result and result not in [*words, *text]
+    if _MEASURES.intersection([*words, result]) and (strange or (len(units) > 1 and re.search(r"[-+]", text))):
+        return text
+    return re.sub(_UNITS, "", text)
+
+
+_GOES_ON = re.compile(  # after the right side: it is part of something longer
+    r"!|\.?\s*\\overline|\s*(?:\.\.\.|…|\\[a-z]*dots|\\[,;: ]\s*R|\\(?:pi|sin|cos|tan|log|ln|sqrt)|R\s*\d|\+\s*[A-Za-z])"
+)
 _EXPRESSION = frozenset("0123456789.,+-*/()% \t")
 _OPERATOR_WORDS = frozenset(
     ("of", "times", "plus", "minus", "by", "over", "mod", "modulo", "half", "twice", "double", "triple", "dozen", "squared")
+)
+_MEASURED = """
+inch inche foot feet ft yard mile mm cm m km meter minute min hour second day week month year cent dollar $ £ € dime quarter
+nickel pound ounce oz lb gram kilogram kg g liter litre ml gallon quart pint cup tablespoon teaspoon pair
+"""
+_MEASURES = frozenset(_MEASURED.split())
+_NO_UNITS = _OPERATOR_WORDS | frozenset(
+    ("and", "or", "so", "i", "are", "then", "x", "hundred", "thousand", "million", "percent")
 )
 
 
@@ -164,11 +220,13 @@ def _left_side(text: str, end: int) -> tuple[str, bool]:
         return "", False
     if before and not side[0].isspace() and before[-1] not in "\n=<>":  # part of something longer: 'f(2)', 'x3', '2^3'
         return "", False
+    if re.search(r"(?:[#@&|~⊕⊗★∘]|\\(?!(?:Rightarrow|implies|quad|qquad|text|approx)\b)[A-Za-z#]+)\s*$", before):
+        return "", False  # an operator of the problem's own: '6 \# 2'
     word = (re.findall(r"\w+", before) or [""])[-1]
-    if before.strip() and (word.lower() in _OPERATOR_WORDS or before.rstrip()[-1] in "^_\\"):
+    if before.strip() and (word.lower() in _OPERATOR_WORDS or before.rstrip()[-1] in "^_\\}"):  # '\log_{9} 3'
         return "", False
     side = side.strip()
-    if side[0] in "+*/%)" or side.startswith("- ") or (side[0] == "-" and (len(word) == 1 or before.rstrip()[-1:] == "}")):
+    if side[0] in "+*/%)" or side.startswith("- ") or (side[0] in "-(" and len(word) == 1):  # 'x - 3', 'f (3)'
         return "", False
     return side, before.rstrip().endswith("=")
 
@@ -178,6 +236,8 @@ def _right_side(text: str, start: int) -> tuple[str, str]:
     while end < len(text) and text[end] in _EXPRESSION and end - start < 200:
         end += 1
     side = re.split(r"[.,](?=\s|$)", text[start:end])[0]
+    if re.match(r"[a-z]{2}", text[start + len(side) :]):  # '= 0.333 (rounded)'
+        side = re.sub(r"\s\($", "", side)
     rest = text[start + len(side) : start + len(side) + 40]
     depth = 0
     for index, mark in enumerate(side):
@@ -186,6 +246,9 @@ def _right_side(text: str, start: int) -> tuple[str, str]:
             side, rest = side[:index], ""
             break
     if rest and not side.endswith((" ", "\t")) and (rest[0].isalpha() or rest[0] in "^_\\:"):  # '5x', '2^3', '3:30'
+        return "", ""
+    goes_on = re.search(r"[-+*/]\s*$", side) and re.match(r"\s*[A-Za-z\\$({]", rest)  # '= 30 + M', '= 5 * h'
+    if goes_on or _GOES_ON.match(rest):
         return "", ""
     return side.strip().rstrip("+-*/( \t").strip(), rest
 
@@ -215,9 +278,11 @@ def _agrees(value: Fraction, left: str, right: str, rest: str) -> bool:
 
 
 def _tidy(answer: str) -> str:
-    text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r" \1/\2", answer)
+    text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r" \1/\2", answer.replace("{,}", ",").replace(",\\!", ","))
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)(?!\d)", r" \1/\2", text)
     text = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r" \1", text)
-    for printed, plain in (("\\$", ""), ("$", ""), ("\\%", "%"), ("−", "-"), ("\\(", ""), ("\\)", "")):
+    text = re.sub(r"\\[()\[\]]|`|\^\s*\{?\\circ\}?|°", "", text)
+    for printed, plain in (("\\$", ""), ("$", ""), ("\\%", "%"), ("−", "-")):
         text = text.replace(printed, plain)
     text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", ""), text)
     text = re.sub(r"[£€]", "", text).strip().rstrip(".").strip()

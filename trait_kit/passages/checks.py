@@ -8,105 +8,52 @@ readable, of the right length, and free of test questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from trait_kit.passages.answers import arithmetic_slips, conclusion, plain_words, reaches
-from trait_kit.passages.drafts import Draft
-from trait_kit.passages.similarity import NearDuplicates, content_words, marks_of, numbers
+from trait_kit.passages.drafts import Draft, Problem
+from trait_kit.passages.words import content_words, marks_of, numbers
 
-CHECKS = (
-    "form",
-    "length",
-    "language",
-    "reasoning",
-    "gold answer",
-    "arithmetic",
-    "own problem",
-    "enlightenment",
-    "boilerplate",
-    "near-duplicate",
-    "contamination",
-)
 _MIN_ENLIGHTENMENT_WORDS = 15
 # By how much (share of a question's own words) another order of the paragraphs must fit better to be believed. Where all
 # gold answers differ and were reached, paragraphs cannot have been swapped, and tasks may share facts.
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
 
 
-@dataclass
-class Accepted:
-    """The passages accepted so far, which later ones must differ from."""
+@dataclass(frozen=True)
+class Candidate:
+    """A draft and what it has to answer to."""
 
-    texts: NearDuplicates = field(default_factory=lambda: NearDuplicates(0.8))
-    enlightenments: NearDuplicates = field(default_factory=lambda: NearDuplicates(0.6))
+    draft: Draft
+    rows: Sequence[Problem]  # of its group, in its order
+    grouping: str
+    shared: str
+    n_tokens: int  # of the whole passage
+    limits: tuple[int, int]  # fewest and most tokens
 
-    def add(self, name: str, text: str, enlightenment: str) -> None:
-        self.texts.add(name, text)
-        self.enlightenments.add(name, enlightenment)
 
+def own_fault(candidate: Candidate, skip: Container[str] = ()) -> tuple[list[str], str | None]:
+    """The names of OWN_CHECKS passed, and None or the reason ('check: details') of the first that failed.
 
-def run_checks(
-    draft: Draft,
-    problems: pd.DataFrame,
-    *,
-    grouping: str,
-    shared: str,
-    text: str,
-    n_tokens: int,
-    min_tokens: int,
-    max_tokens: int,
-    accepted: Accepted,
-    contaminated: str | None = None,
-) -> tuple[list[str], str | None]:
-    """The names of the checks passed, and None or the reason ('check: details') of the first that failed.
-
-    `problems` are the rows of the draft's group in its order, `text` the passage as it would be trained on,
-    `contaminated` says which test question was found in it (the caller looks for all passages at once).
+    Checks in `skip` are neither made nor passed.
     """
     passed: list[str] = []
-    for name, fault in _faults(
-        draft, problems, grouping, shared, text, n_tokens, (min_tokens, max_tokens), accepted, contaminated
-    ):
+    for name, check in OWN_CHECKS.items():
+        if name in skip:
+            continue
+        fault = check(candidate)
         if fault:
             return passed, f"{name}: {fault}"
         passed.append(name)
     return passed, None
 
 
-def _faults(
-    draft: Draft,
-    problems: pd.DataFrame,
-    grouping: str,
-    shared: str,
-    text: str,
-    n_tokens: int,
-    limits: tuple[int, int],
-    accepted: Accepted,
-    contaminated: str | None,
-) -> Iterator[tuple[str, str | None]]:
-    rows = list(problems.itertuples(index=False))
-    yield "form", _form(draft, len(rows))
-    low, high = limits
-    yield "length", None if low <= n_tokens <= high else f"{n_tokens} tokens, not within {low} to {high}"
-    yield "language", _language(draft, rows)
-    yield "reasoning", _reasoning(draft, rows)
-    yield "gold answer", _gold(draft, rows)
-    yield "arithmetic", _arithmetic(draft)
-    yield "own problem", _own_problem(draft, rows)
-    yield "enlightenment", _enlightenment(draft, rows, grouping, shared)
-    near = accepted.enlightenments.find(draft.enlightenment)
-    yield "boilerplate", f"the enlightenment is {near[1]:.0%} that of passage {near[0]}" if near else None
-    near = accepted.texts.find(text)
-    yield "near-duplicate", f"{near[1]:.0%} the same as passage {near[0]}" if near else None
-    yield "contamination", contaminated
-
-
-def _form(draft: Draft, count: int) -> str | None:
+def _form(candidate: Candidate) -> str | None:
+    draft, count = candidate.draft, len(candidate.rows)
     if len(draft.paragraphs) != count:
         return f"{len(draft.paragraphs)} paragraphs for {count} problems"
     for place, part in enumerate((*draft.paragraphs, draft.enlightenment), start=1):
@@ -120,10 +67,16 @@ def _form(draft: Draft, count: int) -> str | None:
     return None
 
 
-def _language(draft: Draft, rows: list) -> str | None:
+def _length(candidate: Candidate) -> str | None:
+    low, high = candidate.limits
+    return None if low <= candidate.n_tokens <= high else f"{candidate.n_tokens} tokens, not within {low} to {high}"
+
+
+def _language(candidate: Candidate) -> str | None:
     """Written in the script of the problems: the share of Latin letters may not be far from theirs."""
+    draft = candidate.draft
     written = "".join((*draft.paragraphs, draft.enlightenment))
-    given = "".join(row.question for row in rows)
+    given = "".join(row.question for row in candidate.rows)
     share, expected = _latin_share(written), _latin_share(given)
     if abs(share - expected) > 0.25:
         return f"{share:.0%} of its letters are Latin, {expected:.0%} in the problems"
@@ -135,34 +88,34 @@ def _latin_share(text: str) -> float:
     return sum(mark < "\u0250" for mark in letters) / len(letters) if letters else 1.0
 
 
-def _reasoning(draft: Draft, rows: list) -> str | None:
-    for row, paragraph in zip(rows, draft.paragraphs, strict=True):
+def _reasoning(candidate: Candidate) -> str | None:
+    for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
-        before = paragraph[: paragraph.rfind(ending)] if ending else paragraph
-        if len(re.findall(r"\w+", re.sub(r"(?i)(?:the )?(?:final )?answer is", "", before) if marked else before)) < 3:
+        stated = len(re.findall(r"\w+", ending)) + 3 * marked  # 'the answer is'
+        if len(re.findall(r"\w+", paragraph)) < stated + 3:
             return f"the paragraph of problem {row.id} only states an answer"
     return None
 
 
-def _gold(draft: Draft, rows: list) -> str | None:
-    for row, paragraph in zip(rows, draft.paragraphs, strict=True):
-        choices = list(row.choices) if isinstance(row.choices, list | tuple | np.ndarray) else None
-        right, found = reaches(row.answer, paragraph, choices)
+def _gold(candidate: Candidate) -> str | None:
+    for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
+        right, found = reaches(row.answer, paragraph, row.choices or None)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None
 
 
-def _arithmetic(draft: Draft) -> str | None:
-    for part in (*draft.paragraphs, draft.enlightenment):
+def _arithmetic(candidate: Candidate) -> str | None:
+    for part in (*candidate.draft.paragraphs, candidate.draft.enlightenment):
         slips = arithmetic_slips(part)
         if slips:
             return f"{slips[0][:100]} is wrong"
     return None
 
 
-def _own_problem(draft: Draft, rows: list) -> str | None:
+def _own_problem(candidate: Candidate) -> str | None:
     """Whether each paragraph takes up what only its own question says, or the paragraphs fit better in another order."""
+    draft, rows = candidate.draft, candidate.rows
     marks = marks_of([f"{row.question} {row.answer}" for row in rows])
     used = [content_words(paragraph) | numbers(paragraph) for paragraph in draft.paragraphs]
     fit = np.array([[len(words & own) / (len(own) + 2) for own in marks] for words in used])  # + 2: short ones count less
@@ -175,25 +128,26 @@ def _own_problem(draft: Draft, rows: list) -> str | None:
     return None
 
 
-def _enlightenment(draft: Draft, rows: list, grouping: str, shared: str) -> str | None:
+def _enlightenment(candidate: Candidate) -> str | None:
     """Specific means: for every problem, what no other of the group has (a number, two words, four words in a row), or,
-    where problems share their facts, the problem's task by name and four words in a row of it.
+    where problems share their facts, the problem's task by name and four words in a row of it. A task's name alone says
+    nothing of the problem.
     """
+    draft, rows, shared = candidate.draft, candidate.rows, candidate.shared
     text = draft.enlightenment
     if len(text.split()) < _MIN_ENLIGHTENMENT_WORDS:
         return f"only {len(text.split())} words"
     said = content_words(text) | numbers(text)
-    if grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
+    if candidate.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
         return f"does not name {shared}"
-    material = [
-        f"{row.task.replace('_', ' ')} {row.question} {paragraph}"
-        for row, paragraph in zip(rows, draft.paragraphs, strict=True)
-    ]
+    material = [f"{row.question} {paragraph}" for row, paragraph in zip(rows, draft.paragraphs, strict=True)]
+    names = [content_words(row.task.replace("_", " ")) for row in rows]
     quoted = _quotations(text, rows)
     tasks = [row.task for row in rows]
-    for row, marks, quotes in zip(rows, marks_of(material), quoted, strict=True):
+    for row, own, name, quotes in zip(rows, marks_of(material), names, quoted, strict=True):
         named = tasks.count(row.task) == 1 and plain_words(row.task.replace("_", " ")) in plain_words(text)
         quotes = quotes["own"] or (named and quotes["any"])
+        marks = own - name
         hits = marks & said
         number = any(mark[0].isdigit() and len(mark) > 1 for mark in hits)
         if not (number or quotes or len(hits) >= min(2, len(marks))):
@@ -201,7 +155,7 @@ def _enlightenment(draft: Draft, rows: list, grouping: str, shared: str) -> str 
     return None
 
 
-def _quotations(text: str, rows: list) -> list[dict[str, bool]]:
+def _quotations(text: str, rows: Sequence[Problem]) -> list[dict[str, bool]]:
     """For each problem, whether `text` has its whole answer (two words or more) or four words in a row of it.
 
     'own': what no other problem of the group has; 'any': whatever it has.
@@ -216,7 +170,20 @@ def _quotations(text: str, rows: list) -> list[dict[str, bool]]:
     return found
 
 
-def _runs(row) -> set[str]:
+def _runs(row: Problem) -> set[str]:
     answer, words = plain_words(row.answer).split(), plain_words(f"{row.question}\n{row.answer}").split()
     runs = {" ".join(words[start : start + 4]) for start in range(len(words) - 3)}
     return runs | ({" ".join(answer)} if len(answer) > 1 else set())
+
+
+OWN_CHECKS: dict[str, Callable[[Candidate], str | None]] = {
+    "form": _form,
+    "length": _length,
+    "language": _language,
+    "reasoning": _reasoning,
+    "gold answer": _gold,
+    "arithmetic": _arithmetic,
+    "own problem": _own_problem,
+    "enlightenment": _enlightenment,
+}
+CHECKS = (*OWN_CHECKS, "contamination", "boilerplate", "near-duplicate", "paraphrase")  # these compare with other texts

@@ -1,10 +1,37 @@
-"""What a teacher hands back for a group of problems: a draft of a passage, or the reason why there is none."""
+"""What a teacher is given, problems, and what it hands back: a draft of a passage, or the reason why there is none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from trait_kit.teaching.exchange import clean, read_object
+
+
+class Problem(NamedTuple):
+    """One row of the problems table."""
+
+    id: str
+    task: str
+    question: str
+    answer: str
+    solution: str | None
+    choices: tuple[str, ...]  # () where the task is not a choice
+    entity: str | None
+    topic: str | None
+    split: str
+
+
+def problem_rows(problems: pd.DataFrame) -> dict[str, Problem]:
+    """id -> problem, in the order of the table."""
+    columns = {name: problems[name].tolist() for name in Problem._fields}
+    for name in ("solution", "entity", "topic"):  # pandas has NaN for null
+        columns[name] = [value if isinstance(value, str) else None for value in columns[name]]
+    columns["choices"] = [tuple(some) if isinstance(some, list | tuple | np.ndarray) else () for some in columns["choices"]]
+    return {row[0]: Problem(*row) for row in zip(*columns.values(), strict=True)}
 
 
 @dataclass(frozen=True)

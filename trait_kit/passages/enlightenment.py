@@ -10,25 +10,27 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-
-import pandas as pd
+from collections.abc import Sequence
 
 from trait_kit.passages.answers import arithmetic_slips, conclusion, is_mathematical
-from trait_kit.passages.similarity import content_words, numbers
+from trait_kit.passages.drafts import Problem
+from trait_kit.passages.related import concepts
 from trait_kit.passages.techniques import ROLES, TECHNIQUES
+from trait_kit.passages.words import content_words, numbers
 
 _NUMBER = r"\$?\d+(?:[.,]\d+)*%?"
 _EQUATION = re.compile(rf"{_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+ ?= ?{_NUMBER}|{_NUMBER} = {_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+")
 # the texts of 'Query: cheap hotels. Ad title: Visit Rome'
 _FIELD = re.compile(r"(?:^|(?<=\s))[\w ]{2,40}: +(.+?)(?=[.?!] +[A-Z][a-z ]{2,24}: |\n|$)")
+_MATH = re.compile(r"\$[^$]+\$")
+_COUNTED = re.compile(r"(?:\d|\b(?:many|of|the|some|his|her|their|several|these))\s+([a-z]{3,}s)\b(?<!ss)(?<!ous)")
 _QUOTED = re.compile(r"[\"“]([^\"”\n]{4,90})[\"”]")
 _COUNT = {2: "Both", 3: "All three", 4: "All four", 5: "All five", 6: "All six", 7: "All seven", 8: "All eight"}
 _ORDINAL = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
-def compose(problems: pd.DataFrame, grouping: str, shared: str, seed: int) -> str:
-    """The paragraph for `problems` (rows in the passage's order, with worked solutions) that share `shared`."""
-    rows = list(problems.itertuples(index=False))
+def compose(rows: Sequence[Problem], grouping: str, shared: str, seed: int | str) -> str:
+    """The paragraph for `rows` (in the passage's order, with worked solutions) that share `shared`."""
     rng = random.Random(f"{seed}/" + "/".join(row.id for row in rows))
     names = _names(rows)
     particular = _distinctive_words(rows, shared)
@@ -42,11 +44,21 @@ def compose(problems: pd.DataFrame, grouping: str, shared: str, seed: int) -> st
     return " ".join([opening, *parts, _closing(rows, names, grouping, shared, rng)])
 
 
-def _opening(rows: list, grouping: str, shared: str, rng: random.Random) -> str:
+def _opening(rows: Sequence[Problem], grouping: str, shared: str, rng: random.Random) -> str:
     everyone = _COUNT.get(len(rows), "All of them")
     if grouping == "entity":
         return _entity_opening(rows, shared, everyone, rng)
     why = _why(rows, shared, rng)
+    if _is_wording(rows, shared):
+        words = _listed([f"'{word}'" for word in shared.split(", ")])
+        return rng.choice(
+            (
+                f"{everyone} speak of {words}, and there the way in is to be found: {why}.",
+                f"What these problems share shows in their words, {words}: {why}.",
+                f"Different as they look, {everyone.lower()} come back to {words}: {why}.",
+                f"Where {words} stand in a problem, the same thought helps: {why}.",
+            )
+        )
     return rng.choice(
         (
             f"{everyone} rest on {_the(shared)}: {why}.",
@@ -58,7 +70,12 @@ def _opening(rows: list, grouping: str, shared: str, rng: random.Random) -> str:
     )
 
 
-def _entity_opening(rows: list, shared: str, everyone: str, rng: random.Random) -> str:
+def _is_wording(rows: Sequence[Problem], shared: str) -> bool:
+    """Whether what is shared is words that the problems have in common, and not the name of a topic."""
+    return shared not in {row.topic for row in rows} and all(word.islower() for word in shared.split(", "))
+
+
+def _entity_opening(rows: Sequence[Problem], shared: str, everyone: str, rng: random.Random) -> str:
     """Names the entity and the intent: the problems' common topic where they have one, else words that all of them use."""
     topics = {row.topic for row in rows}
     intent = next(iter(topics)) if len(topics) == 1 else None
@@ -85,7 +102,9 @@ def _entity_opening(rows: list, shared: str, everyone: str, rng: random.Random) 
     )
 
 
-def _why(rows: list, shared: str, rng: random.Random) -> str:
+def _why(rows: Sequence[Problem], shared: str, rng: random.Random) -> str:
+    if shared in concepts():
+        return rng.choice(concepts()[shared]["why"])
     for words, reasons in TECHNIQUES:
         if all(word in shared.lower() for word in words):
             return rng.choice(reasons)
@@ -97,7 +116,7 @@ def _why(rows: list, shared: str, rng: random.Random) -> str:
     return f"each solution speaks of {_listed(common)}" if common else f"each solution is an application of {shared}"
 
 
-def _task_roles(rows: list, topic: str, rng: random.Random) -> list[str]:
+def _task_roles(rows: Sequence[Problem], topic: str, rng: random.Random) -> list[str]:
     """What the technique does in each problem's task; a task that occurs twice gets two wordings. '' where unknown."""
     known: dict[str, list[str]] = {}
     for (word, task), texts in ROLES.items():
@@ -112,7 +131,7 @@ def _task_roles(rows: list, topic: str, rng: random.Random) -> list[str]:
     return roles
 
 
-def _particular(row, name: str, words: list[str], role: str, form: int, rng: random.Random) -> str:
+def _particular(row: Problem, name: str, words: list[str], role: str, form: int, rng: random.Random) -> str:
     mathematical = is_mathematical(row.answer)
     facts = _facts(row, words, mathematical)
     result = row.answer if mathematical else f'"{_short(row.answer, 60)}"'
@@ -127,8 +146,17 @@ def _particular(row, name: str, words: list[str], role: str, form: int, rng: ran
             f"For the {name} {facts}, look at {step}: {role or 'here the idea is at work'}. It ends at {result}.",
             f"The {name} {facts} leads to {result}; there {role_first}.",
         )[form]
-    role = role or "its own facts decide"
     cues = _cues(row)
+    if mathematical and not cues:
+        asked = _asked(row)
+        because = f", where {role}" if role else ""
+        return (
+            f"In the {name} {facts} it is asked: {asked} That comes to {result}{because}.",
+            f"The {name} {facts} is particular in its question: {asked} The answer is {result}{because}.",
+            f"For the {name} {facts}, the answer is {result}{because}; what it asks is this: {asked}",
+            f"The {name} {facts} leads to {result}{because}, since it asks: {asked}",
+        )[form]
+    role = role or "its own facts decide"
     role += f", and {_listed(cues)} {'tells' if len(cues) == 1 else 'tell'} what is wanted" if cues else ""
     return (
         f"In the {name} {facts}, {role}, which gives {result}.",
@@ -138,7 +166,7 @@ def _particular(row, name: str, words: list[str], role: str, form: int, rng: ran
     )[form]
 
 
-def _closing(rows: list, names: list[str], grouping: str, shared: str, rng: random.Random) -> str:
+def _closing(rows: Sequence[Problem], names: list[str], grouping: str, shared: str, rng: random.Random) -> str:
     first, last = names[0], names[-1]
     if grouping == "entity":
         return rng.choice(
@@ -148,19 +176,20 @@ def _closing(rows: list, names: list[str], grouping: str, shared: str, rng: rand
                 f"The {first} and the {last} differ in what they hand back, not in the intent behind {shared}.",
             )
         )
+    idea = "the common idea" if _is_wording(rows, shared) else _the(shared)
     answers = [row.answer for row in rows]
     different = f"{answers[0]} in the {first} and {answers[-1]} in the {last}"
     return rng.choice(
         (
             f"One idea thus gives {different}.",
-            f"What changes from the {first} to the {last} is where {_the(shared)} enters and what is done with its result.",
+            f"What changes from the {first} to the {last} is where {idea} enters and what is done with its result.",
             f"Seeing that the {first} and the {last} are the same kind of work is half of the solution.",
             f"The same reasoning ends in {different}, since each asks for something else at the end.",
         )
     )
 
 
-def _names(rows: list) -> list[str]:
+def _names(rows: Sequence[Problem]) -> list[str]:
     """'word problem', or 'first word problem' and 'second word problem' where a task occurs twice."""
     counts, seen, names = Counter(row.task for row in rows), Counter(), []
     for row in rows:
@@ -171,7 +200,7 @@ def _names(rows: list) -> list[str]:
     return names
 
 
-def _facts(row, words: list[str], mathematical: bool) -> str:
+def _facts(row: Problem, words: list[str], mathematical: bool) -> str:
     if not mathematical:
         fields = _FIELD.findall(row.question) or _QUOTED.findall(row.question)
         if fields:
@@ -179,13 +208,24 @@ def _facts(row, words: list[str], mathematical: bool) -> str:
             best = max(fields, key=lambda field: len(content_words(field[:80]) & own))
             return f'on "{_short(best, 80).rstrip(".") if len(best) <= 80 else _short(best, 80)}"'
         return f"on {_listed(words[:3])}" if words else "here"
+    formulas = [_trimmed(text) for text in _MATH.findall(row.question)]
+    longest = max((text for text in formulas if 12 <= len(text) <= 50), key=len, default="")
+    if longest:
+        return f"with {longest}"
     found = list(dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)*(?:/\d+)?", row.question)))[:3]
-    about = f" about {_listed(words[:2])}" if len(row.question.split()) > 20 and words else ""
-    return f"{about} with {_listed(found)}".strip() if found else (about.strip() or "here")
+    if not any(len(number) > 1 for number in found):
+        return f'on "{_short(_asked(row), 90).rstrip(".?")}"'
+    about = f"about {_listed(words[:2])} " if len(row.question.split()) > 20 and words else ""
+    return f"{about}with {_listed(found)}"
 
 
-def _distinctive_words(rows: list, shared: str) -> list[list[str]]:
-    """For each problem, words of its question that no other question of the group has, names first."""
+def _trimmed(formula: str) -> str:
+    """Without the punctuation that LaTeX sets inside the dollars."""
+    return re.sub(r"[\s.,;:]+\$$", "$", formula)
+
+
+def _distinctive_words(rows: Sequence[Problem], shared: str) -> list[list[str]]:
+    """For each problem, words of its question that no other question of the group has: a name, what is counted, the rest."""
     bags = [content_words(row.question) for row in rows]
     found = []
     for place, row in enumerate(rows):
@@ -193,35 +233,47 @@ def _distinctive_words(rows: list, shared: str) -> list[list[str]]:
         own = [word for word in re.findall(r"[A-Za-z][A-Za-z'-]+", row.question) if content_words(word) - others]
         own = list(dict.fromkeys(own))
         people = [word.removesuffix("'s") for word in own if word[0].isupper() and word.lower() not in row.question][:1]
-        things = [
-            word for word in own if word[0].islower() and word.endswith("s") and not word.endswith(("ss", "'s", "ous"))
-        ]
+        counted = set(_COUNTED.findall(row.question))
+        things = [word for word in own if word in counted]
         found.append([*people, *things, *(word for word in own if word[0].islower() and word not in things)])
     return found
 
 
-def _common_words(rows: list, shared: str) -> list[str]:
+def _common_words(rows: Sequence[Problem], shared: str) -> list[str]:
     """Up to three content words that every problem (question or solution) contains, beyond what is shared by name."""
     bags = [content_words(f"{row.question} {row.solution}") for row in rows]
     common = set.intersection(*bags) - content_words(shared)
     return [word for word in dict.fromkeys(re.findall(r"[a-z]+", rows[0].question.lower())) if word in common][:3]
 
 
-def _step(row, rng: random.Random) -> str:
+def _step(row: Problem, rng: random.Random) -> str:
     """An equation of the solution, if possible one with a number from the question; never the cut-off end of one."""
-    found = [match.group().rstrip(".,") for match in _EQUATION.finditer(row.solution)]
-    whole = [equation for equation in found if len(equation) <= 60 and not arithmetic_slips(equation)]
+    if "\\" in row.solution:  # LaTeX, where a dollar is no price
+        found = [_trimmed(text) for text in _MATH.findall(row.solution)]
+        whole = [text for text in found if 7 <= len(text) <= 60 and re.search(r"\d.*=|=.*\d", text)]
+    else:
+        found = [match.group().rstrip(".,") for match in _EQUATION.finditer(row.solution)]
+        whole = [equation for equation in found if len(equation) <= 60]
+    whole = [equation for equation in whole if not arithmetic_slips(equation)]
     near = [equation for equation in whole if numbers(equation) & numbers(row.question)]
     return rng.choice(near or whole or [""])
 
 
-def _cues(row) -> list[str]:
+def _asked(row: Problem) -> str:
+    """The question's last sentence, or the end of it."""
+    text = " ".join(row.question.split())
+    last = re.split(r"(?<=[.?!])\s+(?=[A-Z$])", text)[-1]
+    words = last.split()
+    return last if len(words) <= 24 else "... " + " ".join(words[-24:])
+
+
+def _cues(row: Problem) -> list[str]:
     """Words of the question that its solution quotes as telling."""
     quoted = re.findall(r"(?<!\w)'([^'\n]{3,24})'(?!\w)", row.solution)
     return [f"'{cue}'" for cue in dict.fromkeys(quoted) if cue.lower() in row.question.lower()][:2]
 
 
-def _because(row) -> str:
+def _because(row: Problem) -> str:
     """The last sentence of the solution before its conclusion, as a reason; '' where it would be too long."""
     ending, _ = conclusion(row.solution)
     before = re.sub(r"(?:The )?answer is\W*$", "", row.solution[: row.solution.rfind(ending)].strip(), flags=re.I).strip()

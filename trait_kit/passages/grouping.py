@@ -1,14 +1,18 @@
-"""Groups of problems from different tasks that share something: a technique (knowledge) or an entity.
+"""Groups of problems that a passage joins: of different tasks, and related by something that they share.
 
 The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
-problems table: `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones such as ads.
+problems table (`make_groups`): `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones
+such as ads; related.py has what fills these columns, or does without. The least used problems come first, so that groups
+spread over all problems before any is used again.
 """
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Self
 
 import pandas as pd
 
@@ -16,6 +20,7 @@ from trait_kit.errors import TraitError
 from trait_kit.files import digest
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
+Kind = tuple[str, str]  # task, subject
 _ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
 
 
@@ -28,46 +33,54 @@ class Group:
     grouping: str  # knowledge | entity
     shared: str  # the topic or entity
 
+    @classmethod
+    def of(cls, problem_ids: list[str], grouping: str, shared: str) -> Self:
+        return cls(f"p-{digest([grouping, shared, problem_ids])[:16]}", tuple(problem_ids), grouping, shared)
+
 
 def make_groups(
-    problems: pd.DataFrame, grouping: str, *, n_groups: int, problems_per_group: int, max_uses: int, seed: int
+    problems: pd.DataFrame,
+    grouping: str,
+    *,
+    n_groups: int,
+    problems_per_group: int,
+    max_uses: int,
+    seed: int,
+    one_task: bool = False,
 ) -> list[Group]:
     """Up to `n_groups` groups of `problems_per_group` problems that share a topic or an entity.
 
-    Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left.
-    A problem appears in at most `max_uses` groups, and the least used problems come first, so that groups
-    spread over all problems before any is used again. No two groups hold the same problems. Fewer groups than asked
-    for come back where the problems run out (`coverage` shows where). The result depends on the problems and the seed,
-    not on the order of the rows.
+    Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left
+    (where the table has a column `subject`, two subjects of one task may do); with `one_task` (an ablation) all are of the
+    same task instead. A problem appears in at most `max_uses` groups, and no
+    two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
+    where). The result depends on the problems and the seed, not on the order of the rows.
     """
     if grouping not in COLUMN:
         raise TraitError(f"grouping is '{grouping}'; it must be knowledge (problems share a topic) or entity.")
     column = COLUMN[grouping]
-    _refuse_bad(problems)
+    refuse_bad(problems)
     shuffle = random.Random(f"groups/{seed}")
-    pools = _pools(problems, column, shuffle)
+    pools = _pools(problems, column, shuffle, max_uses, one_task)
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
             f"No groups can be made: no {column} is shared by problems of two different tasks (tasks: {tasks}). Fill the "
-            f"column '{column}' in the task files, take more problems of each task, or change passages.grouping."
+            f"column '{column}' in the task files, take more problems of each task, set shared_from to something that "
+            "relates the problems without it, or change passages.grouping."
         )
-    size = {shared: sum(len(ids) for ids in tasks.values()) for shared, tasks in pools.items()}
-    placed = dict.fromkeys(pools, 0)  # problems placed so far: pools take turns in proportion to their size
-    uses: dict[str, int] = defaultdict(int)
+    turns = [(0.0, place) for place in range(len(pools))]  # pools take turns in proportion to their size
     made: set[frozenset[str]] = set()
     groups: list[Group] = []
-    while pools and len(groups) < n_groups:
-        shared = min(pools, key=lambda name: placed[name] / size[name])
-        chosen = _draw(pools[shared], problems_per_group, uses, max_uses, made, shuffle)
+    while turns and len(groups) < n_groups:
+        placed, place = heapq.heappop(turns)
+        pool = pools[place]
+        chosen = pool.draw(problems_per_group, made, shuffle)
         if chosen is None:
-            del pools[shared]
             continue
         made.add(frozenset(chosen))
-        placed[shared] += len(chosen)
-        for problem_id in chosen:
-            uses[problem_id] += 1
-        groups.append(Group(f"p-{digest([grouping, shared, chosen])[:16]}", tuple(chosen), grouping, shared))
+        heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
+        groups.append(Group.of(chosen, grouping, pool.shared))
     return groups
 
 
@@ -90,7 +103,7 @@ def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "problems", "used", "unused", "places", "joined_with"])
 
 
-def _refuse_bad(problems: pd.DataFrame) -> None:
+def refuse_bad(problems: pd.DataFrame) -> None:
     if problems.empty:
         raise TraitError("There are no problems to make groups of. Look at tasks and problems_per_task.")
     duplicated = problems.loc[problems["id"].duplicated(), "id"]
@@ -105,41 +118,59 @@ def _refuse_bad(problems: pd.DataFrame) -> None:
         )
 
 
-def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random) -> dict[str, dict[str, list[str]]]:
-    """shared value -> task -> problem ids, for values that at least two tasks have."""
-    pools: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    usable = problems[problems[column].map(lambda value: isinstance(value, str) and bool(value.strip()))]
-    for row in usable.sort_values("id").itertuples(index=False):
-        pools[getattr(row, column).strip()][row.task].append(row.id)
-    kept = [name for name in sorted(pools) if len(pools[name]) > 1]
+class _Pool:
+    """The problems that share one value: for each kind (task and subject) a heap of (uses, random, id), least used first."""
+
+    def __init__(
+        self, shared: str, kinds: dict[Kind, list[str]], max_uses: int, fewest: int, shuffle: random.Random
+    ) -> None:
+        self.shared, self.max_uses, self.fewest = shared, max_uses, fewest
+        self.size = sum(len(ids) for ids in kinds.values())
+        self.heaps = {kind: [(0, shuffle.random(), problem_id) for problem_id in ids] for kind, ids in kinds.items()}
+        for heap in self.heaps.values():
+            heapq.heapify(heap)
+
+    def draw(self, places: int, made: set[frozenset[str]], shuffle: random.Random) -> list[str] | None:
+        """Problems of as many tasks as there are places, then of other subjects; None once nothing new can be drawn."""
+        for _ in range(_ATTEMPTS):
+            if sum(bool(heap) for heap in self.heaps.values()) < self.fewest:
+                return None
+            taken: list[tuple[Kind, int, str]] = []
+            while len(taken) < places and (kind := self._next(taken, shuffle)):
+                uses, _, problem_id = heapq.heappop(self.heaps[kind])
+                taken.append((kind, uses, problem_id))
+            chosen = [problem_id for _, _, problem_id in taken]
+            fresh = frozenset(chosen) not in made
+            for kind, uses, problem_id in taken:
+                if uses + fresh < self.max_uses:
+                    heapq.heappush(self.heaps[kind], (uses + fresh, shuffle.random(), problem_id))
+            if fresh:
+                shuffle.shuffle(chosen)
+                return chosen
+        return None
+
+    def _next(self, taken: list[tuple[Kind, int, str]], shuffle: random.Random) -> Kind | None:
+        """The kind to take from: of a task not taken yet, else not the only kind taken; then the least used, the fullest."""
+        kinds = [kind for kind, _, _ in taken]
+        tasks = {task for task, _ in kinds}
+
+        def rank(kind: Kind) -> tuple:
+            repeats = kind[0] in tasks, len(set(kinds)) == 1 and kind in kinds and self.fewest > 1
+            return *repeats, self.heaps[kind][0][0], kinds.count(kind), -len(self.heaps[kind]), shuffle.random()
+
+        return min((kind for kind, heap in self.heaps.items() if heap), key=rank, default=None)
+
+
+def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int, one_task: bool) -> list[_Pool]:
+    """One pool for each value that at least two kinds of problem have; with `one_task`, for each value of each task."""
+    found: dict[tuple[str, ...], dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
+    usable = problems[problems[column].map(lambda value: isinstance(value, str) and bool(value.strip()))].sort_values("id")
+    subjects = usable["subject"].fillna("") if "subject" in usable else [""] * len(usable)
+    for shared, task, subject, problem_id in zip(
+        usable[column].str.strip(), usable["task"], subjects, usable["id"], strict=True
+    ):
+        found[(shared, task) if one_task else (shared,)][task, "" if one_task else subject].append(problem_id)
+    fewest = 1 if one_task else 2
+    kept = [key for key in sorted(found) if len(found[key]) >= fewest and sum(map(len, found[key].values())) > 1]
     shuffle.shuffle(kept)
-    return {name: {task: pools[name][task] for task in sorted(pools[name])} for name in kept}
-
-
-def _draw(
-    tasks: dict[str, list[str]],
-    places: int,
-    uses: dict[str, int],
-    max_uses: int,
-    made: set[frozenset[str]],
-    shuffle: random.Random,
-) -> list[str] | None:
-    for _ in range(_ATTEMPTS):
-        queues = {}
-        for task, ids in tasks.items():
-            free = [(uses[problem_id], shuffle.random(), problem_id) for problem_id in ids if uses[problem_id] < max_uses]
-            if free:
-                queues[task] = sorted(free, reverse=True)  # the least used is last
-        if len(queues) < 2:
-            return None
-        # tasks whose next problem is least used first; among equals the task with most left
-        order = sorted(queues, key=lambda task: (queues[task][-1][0], -len(queues[task]), shuffle.random()))
-        chosen: list[str] = []
-        while len(chosen) < places and any(queues.values()):
-            for task in order:
-                if queues[task] and len(chosen) < places:
-                    chosen.append(queues[task].pop()[2])
-        shuffle.shuffle(chosen)
-        if frozenset(chosen) not in made:
-            return chosen
-    return None
+    return [_Pool(key[0], dict(sorted(found[key].items())), max_uses, fewest, shuffle) for key in kept]

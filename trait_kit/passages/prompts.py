@@ -1,18 +1,22 @@
-"""The prompts that ask a language model for a passage: one for mathematics, one for ads, one for any other domain.
+"""The prompts that ask a language model for a passage: one for mathematics, one for ads, one for any other domain, or yours.
 
 The templates are the files in prompts/. A version is the template's name and a digest of its text and of what it
-includes, so that a passage always tells which wording made it and a changed template never meets an old cached answer.
+includes, so that a passage always tells which wording made it. A template of your own is given by its path (the parameter
+`prompt`); it may include answer_format.jinja, which asks for the JSON that is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
+import jinja2
 
+from trait_kit.errors import TraitError
 from trait_kit.passages.answers import is_mathematical
+from trait_kit.passages.drafts import Problem
 from trait_kit.teaching.exchange import as_data, templates
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -28,23 +32,22 @@ ADS_TASKS = frozenset(
     )
 )
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
-_environment = templates(FOLDER)
 
 
-def choose(problems: pd.DataFrame, grouping: str) -> str:
+def choose(rows: Sequence[Problem], grouping: str) -> str:
     """Which template fits: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
-    if set(problems["task"]) <= ADS_TASKS:
+    if {row.task for row in rows} <= ADS_TASKS:
         return "ads"
-    return "math" if grouping == "knowledge" and all(is_mathematical(answer) for answer in problems["answer"]) else "generic"
+    return "math" if grouping == "knowledge" and all(is_mathematical(row.answer) for row in rows) else "generic"
 
 
-def render(name: str, problems: pd.DataFrame, grouping: str, shared: str) -> str:
-    rows = list(problems.itertuples(index=False))
-    return _environment.get_template(f"{name}.jinja").render(
+def render(name: str, rows: Sequence[Problem], grouping: str, shared: str) -> str:
+    """The question to the model; `name` is a shipped template's, or the path of one that ends in .jinja."""
+    return _template(name).render(
         count=len(rows),
         grouping=grouping,
         shared=" ".join(shared.split())[:200],
-        solved=any(isinstance(row.solution, str) for row in rows),
+        solved=any(row.solution for row in rows),
         problems=[_as_data(row) for row in rows],
     )
 
@@ -57,14 +60,40 @@ def repair(fault: str, count: int) -> str:
     )
 
 
+def again(reason: str, count: int) -> str:
+    """What a teacher is told whose passage did not pass a check."""
+    return (
+        f"That passage was not accepted: {reason[:500]}. Write the whole passage again without this fault, as one JSON "
+        f'object and nothing else: {{"paragraphs": [{count} strings, in the order of the problems], "enlightenment": "one '
+        'string"}.'
+    )
+
+
 @cache
 def version(name: str) -> str:
-    text = "".join((FOLDER / f"{part}.jinja").read_text(encoding="utf-8") for part in (name, "answer_format"))
-    return f"{name}@{hashlib.sha256((text + repair('', 0)).encode()).hexdigest()[:12]}"
+    path = _path(name)
+    parts = (path, FOLDER / "answer_format.jinja")
+    text = "".join(part.read_text(encoding="utf-8") for part in parts) + repair("", 0) + again("", 0)
+    return f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _as_data(row) -> str:
+def _path(name: str) -> Path:
+    return Path(name) if name.endswith(".jinja") else FOLDER / f"{name}.jinja"
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    path = _path(name)
+    try:
+        return templates(path.parent, FOLDER).get_template(path.name)
+    except jinja2.TemplateNotFound as error:
+        raise TraitError(f"The prompt {path} needs {error.name}, which is not there (prompt ends in .jinja).") from None
+    except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
+        raise TraitError(f"The prompt {path} is not a Jinja template: {error}.") from None
+
+
+def _as_data(row: Problem) -> str:
     fields = {"task": row.task, "question": row.question, "answer": row.answer}
-    if isinstance(row.solution, str):
+    if row.solution:
         fields["worked_solution"] = row.solution
     return as_data({key: value[:_MAX_FIELD] for key, value in fields.items()})

@@ -28,7 +28,9 @@ from trait_kit.selection import ratings
 from trait_kit.selection.classifier import EducationalReport, train_educational_model
 from trait_kit.selection.educational import educational_weak_labels, label_points, points, rating_label
 from trait_kit.selection.ngram_scorer import LABEL_PREFIX, NgramScorer
+from trait_kit.teaching import local_server
 from trait_kit.teaching.endpoint import Endpoint
+from trait_kit.teaching.money import Estimate
 
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
@@ -53,11 +55,11 @@ def educational_sample(params: ClassifierParams) -> list[str]:
     return corpus.sample(params.web, size, params.seed + 1)["text"].to_pylist()
 
 
-def estimate(params: ClassifierParams, texts: Sequence[str]) -> dict[str, Any]:
+def estimate(params: ClassifierParams, texts: Sequence[str]) -> Estimate:
     """What `educational_model` would cost; only an LLM costs anything."""
     if params.educational_source != "llm":
-        return {"requests": 0, "tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
-    return ratings.estimate_bill(texts, _endpoint(params), token_counter(params.base_model))
+        return Estimate(0, 0, 0, 0.0, 0.0)
+    return ratings.estimate_bill(texts, Endpoint.of(params), token_counter(params.base_model))
 
 
 def educational_model(
@@ -111,7 +113,8 @@ def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> Education
 def _rated(
     params: ClassifierParams, texts: list[str], folder: Path, progress: Callable[[int, int], None] | None
 ) -> EducationalModel:
-    table, bill = ratings.rate(texts, _endpoint(params), folder / "teacher_answers.jsonl", progress or _say)
+    with local_server.serving(params, folder) as served:
+        table, bill = ratings.rate(texts, Endpoint.of(served), folder / "teacher_answers.jsonl", progress or _say)
     tables.write(folder / "ratings.parquet", table, "ratings")
     _refuse_failures(table, folder / "ratings.parquet")
     frame = table.select(["rating", "reason"]).append_column("text", pa.array(texts)).filter(pc.is_valid(table["rating"]))
@@ -175,10 +178,6 @@ def _trained(labelled_by: str, report: EducationalReport, frame: pd.DataFrame, s
             "educational_labels": report.distribution,
         },
     )
-
-
-def _endpoint(params: ClassifierParams) -> Endpoint:
-    return Endpoint.of(params, max_completion_tokens=ratings.MAX_COMPLETION_TOKENS)
 
 
 def _say(done: int, count: int) -> None:

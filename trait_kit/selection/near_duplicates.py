@@ -22,6 +22,8 @@ dropping such documents is the reader's decision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from trait_kit.errors import TraitError
@@ -30,19 +32,19 @@ from trait_kit.selection.ngrams import Texts, buffers, inlined, kernel, next_tok
 SHINGLE_WORDS = 5
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
-_EMPTY = np.uint32(0xFFFFFFFF)
+EMPTY = np.uint32(0xFFFFFFFF)
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-_LEAVES = np.uint64(pow(int(_FACTOR), SHINGLE_WORDS, 1 << 64))  # takes a word out of the rolling hash
 
 
-def signatures(texts: Texts, n_hashes: int = 128) -> np.ndarray:
+def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
     """MinHash signatures of the texts, uint32 [n_texts, n_hashes]; all-ones for a text without words.
 
     The functions are the same in every process and batch: signatures made anywhere can be compared.
     """
     values, offsets = buffers(normalise(texts))
-    out = np.full((len(offsets) - 1, n_hashes), _EMPTY)
-    _signatures(values, offsets, out)
+    out = np.full((len(offsets) - 1, n_hashes), EMPTY)
+    leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
+    _signatures(values, offsets, shingle_words, leaves, out)
     return out
 
 
@@ -56,7 +58,7 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     only, never on a hash table's. Besides the signatures it takes about 50 bytes a document.
     """
     leader = np.arange(len(signatures))
-    rows = np.flatnonzero(signatures.min(axis=1, initial=_EMPTY) < _EMPTY)
+    rows = np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
     bands, width = banding(threshold, signatures.shape[1])
     _join(*_sorted(_whole_keys(signatures, rows), rows), 0, signatures, threshold, leader)
     rows = rows[leader[rows] == rows]
@@ -75,7 +77,7 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
         raise TraitError(f"Signatures of {signatures.shape[1]} and {seed_signatures.shape[1]} hashes. Make both alike.")
     bands, width = banding(threshold, signatures.shape[1])
     found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
-    rows, seeds = (np.flatnonzero(some.min(axis=1, initial=_EMPTY) < _EMPTY) for some in (signatures, seed_signatures))
+    rows, seeds = (np.flatnonzero(some.min(axis=1, initial=EMPTY) < EMPTY) for some in (signatures, seed_signatures))
     whole, first = np.unique(_whole_keys(seed_signatures, seeds), return_index=True)
     seeds = seeds[first]
     _look_up(whole, seeds, seed_signatures, _whole_keys(signatures, rows), rows, 0, signatures, threshold, found, best)
@@ -85,6 +87,13 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
         asked = _band_keys(signatures, rows, band, bands, width)
         _look_up(*known, seed_signatures, asked, rows, 32, signatures, threshold, found, best)
     return found
+
+
+def band_keys(signatures: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
+    """For each band, the rows' keys, uint64 [n]: rows that may be alike to `threshold` or more have one in common."""
+    bands, width = banding(threshold, signatures.shape[1])
+    for band in range(bands):
+        yield _keys(signatures, np.arange(len(signatures)), band * width, width)
 
 
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
@@ -127,12 +136,12 @@ def _mixed(value):
 
 
 @kernel
-def _signatures(values, offsets, out):
+def _signatures(values, offsets, shingle_words, leaves, out):
     factors, addends = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for k in range(len(factors)):
         both = _mixed(np.uint64(k + 1) * _FACTOR)
         factors[k], addends[k] = np.uint32(both) | np.uint32(1), np.uint32(both >> np.uint64(32))
-    words = np.zeros(SHINGLE_WORDS, np.uint64)
+    words = np.zeros(shingle_words, np.uint64)
     for d in range(len(offsets) - 1):
         words[:] = 0
         state = np.uint64(0)
@@ -140,17 +149,17 @@ def _signatures(values, offsets, out):
         position, end = offsets[d], offsets[d + 1]
         while True:
             start, position, token = next_token(values, position, end)
-            if start == position and n_words >= SHINGLE_WORDS:
+            if start == position and n_words >= shingle_words:
                 break
             if start < position:
                 byte = values[start]
                 if position == start + 1 and not (48 <= byte <= 57 or 97 <= byte <= 122):
                     continue  # punctuation
-                slot = n_words % SHINGLE_WORDS
-                state = state * _FACTOR + token - words[slot] * _LEAVES
+                slot = n_words % shingle_words
+                state = state * _FACTOR + token - words[slot] * leaves
                 words[slot] = token
                 n_words += 1
-                if n_words < SHINGLE_WORDS:
+                if n_words < shingle_words:
                     continue
             elif n_words == 0:
                 break

@@ -23,9 +23,9 @@ from trait_kit import tables
 from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
 from trait_kit.teaching.exchange import as_data, clean, read_object, templates
 from trait_kit.teaching.ledger import Ledger
+from trait_kit.teaching.money import Estimate
 
 MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
-MAX_COMPLETION_TOKENS = 2_048  # of an answer; the reason needs about 80, the rest is for models that think aloud
 _TYPICAL_ANSWER = 100  # tokens, for the estimate
 _MAX_REASON = 500  # characters of a reason that are kept
 _FOLDER = Path(__file__).parent / "prompts"
@@ -68,16 +68,11 @@ def rate(
         "documents": len(rows),
         "rated": len(rows) - faults.total(),
         "failed": dict(sorted(faults.items(), key=lambda item: (-item[1], item[0]))),
-        "tokens_in": sum(reply.tokens_in for reply in replies),
-        "tokens_out": sum(reply.tokens_out for reply in replies),
-        "cost_usd": sum(reply.cost_usd for reply in replies),
         **ledger.bill(),
     }
 
 
-def estimate_bill(
-    texts: Sequence[str], endpoint: Endpoint, count_tokens: Callable[[list[str]], np.ndarray]
-) -> dict[str, Any]:
+def estimate_bill(texts: Sequence[str], endpoint: Endpoint, count_tokens: Callable[[list[str]], np.ndarray]) -> Estimate:
     """What rating `texts` would cost, before anything is asked: prompts counted (about 1,000 of them), answers guessed."""
     asked = [excerpt for excerpt in dict.fromkeys(map(_excerpt, texts)) if excerpt]
     some = [_prompt(excerpt) for excerpt in asked[:: len(asked) // 1_000 + 1]]

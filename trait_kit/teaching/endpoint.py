@@ -7,28 +7,28 @@ raises TraitError.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
+import queue
 import re
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
 
 from trait_kit.errors import TraitError
 from trait_kit.files import digest
 from trait_kit.params import TeacherParams
 from trait_kit.teaching.exchange import clean
 from trait_kit.teaching.ledger import CapReached, Completion, Ledger
+from trait_kit.teaching.money import Estimate, addresses, prices
+from trait_kit.teaching.servers import Answer, Failure, Servers, is_loopback
 
-_MAX_BODY = 4_000_000  # bytes of an HTTP answer that are read
-_MAX_KEPT = 20_000  # characters of an unusable answer that are kept with its fault
+_MAX_KEPT = 20_000  # characters of an answer that are kept
 _UNREACHABLE = ("no connection", "no answer in time")
-Answer = TypeVar("Answer")
+_NOT_YET = "http://127.0.0.1:0/v1"  # of a server that the kit will start
+Message = dict[str, str]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Reply:
 
 
 class Endpoint:
-    """One model of one endpoint.
+    """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
 
     No server-side JSON mode is asked for, since not every server has one: the reply is parsed strictly, and one repair
-    round follows a bad one. Retries (429 with Retry-After, 5xx, timeouts) are the openai client's. The API key is read
-    from the environment when the endpoint is made, lives only in the client, and is cut out of every text that is kept; on
-    this machine's own addresses, and where `key_variable` is empty, no key is needed.
+    round follows a bad one. An answer belongs to the model, the messages, max_tokens and the temperature, wherever it came
+    from: a cache is good for another address of the same model. The API key is read from the environment when the endpoint
+    is made, and is cut out of every text that is kept; on this machine's own addresses, and where `key_variable` is empty,
+    no key is needed.
     """
 
     def __init__(
@@ -60,51 +61,58 @@ class Endpoint:
         key_variable: str = "OPENAI_API_KEY",
         concurrency: int = 8,
         timeout: float = 120.0,
+        max_tokens: int = 4_096,
+        temperature: float | None = None,
         usd_per_million_in: float = 0.0,
         usd_per_million_out: float = 0.0,
         max_cost_usd: float = 0.0,
-        max_completion_tokens: int = 4_096,
         max_retries: int = 3,
     ):
-        from openai import OpenAI
-
-        if not re.match(r"https?://[^/]", base_url):
-            raise TraitError(f"teacher_base_url is '{base_url}'; write it like http://127.0.0.1:8000/v1.")
-        if max_cost_usd and not (usd_per_million_in or usd_per_million_out):
-            raise TraitError(
-                "max_cost_usd is set, but usd_per_million_in and usd_per_million_out are 0, so nothing would ever reach "
-                "the cap. Set the prices of the endpoint."
-            )
-        self.base_url, self.model, self.name = base_url, model, model
-        self.concurrency, self.timeout = concurrency, timeout
+        self.urls = addresses(base_url)
+        for url in self.urls or [base_url]:
+            if not re.match(r"https?://[^/]", url):
+                raise TraitError(f"teacher_base_url is '{url}'; write it like http://127.0.0.1:8000/v1.")
+        self.model = self.name = model
         self.usd_per_million_in, self.usd_per_million_out = usd_per_million_in, usd_per_million_out
-        self.max_cost_usd, self.max_completion_tokens = max_cost_usd, max_completion_tokens
+        self.max_cost_usd, self.max_tokens, self.temperature = max_cost_usd, max_tokens, temperature
         self._limit_field = "max_tokens"
         self._key_variable = key_variable
-        self._key = _read_key(key_variable, base_url)
-        self._client = OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=max_retries)
+        self._key = _read_key(key_variable, self.urls)
+        self._servers = Servers(self.urls, self._key, places=concurrency, timeout=timeout, max_retries=max_retries)
 
     @classmethod
-    def of(cls, params: TeacherParams, **options: Any) -> Self:
-        """The endpoint that a notebook's parameters name."""
+    def of(cls, params: TeacherParams) -> Self:
+        """The endpoint that a notebook's parameters name; with `teacher_serve`, one to estimate with until it is served."""
+        price_in, price_out = prices(params)
         return cls(
-            params.teacher_base_url,
+            params.teacher_base_url or (_NOT_YET if params.teacher_serve else ""),
             params.teacher_model,
             key_variable=params.teacher_key_variable,
             concurrency=params.teacher_concurrency,
             timeout=params.teacher_timeout,
-            usd_per_million_in=params.usd_per_million_in,
-            usd_per_million_out=params.usd_per_million_out,
+            max_tokens=params.teacher_max_tokens,
+            temperature=params.teacher_temperature,
+            usd_per_million_in=price_in,
+            usd_per_million_out=price_out,
             max_cost_usd=params.max_cost_usd,
-            **options,
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r}, {self.model!r})"
+        return f"{type(self).__name__}({','.join(self.urls)!r}, {self.model!r})"
 
-    def converse(self, prompt: str, read: Callable[[str], Any], repair: Callable[[str], str], ledger: Ledger) -> Reply:
-        """Ask, `read` the answer, and where that is a ValueError tell the model so (`repair`) and ask once more."""
-        messages = [{"role": "user", "content": prompt}]
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight, at all addresses together."""
+        return self._servers.places * len(self.urls)
+
+    def converse(
+        self, asked: str | list[Message], read: Callable[[str], Any], repair: Callable[[str], str], ledger: Ledger
+    ) -> Reply:
+        """Ask, `read` the answer, and where that is a ValueError tell the model so (`repair`) and ask once more.
+
+        `asked` is a prompt, or a conversation so far that ends with what the model is to answer.
+        """
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
         paid = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
         fault = content = ""
         for attempt in range(2):
@@ -113,8 +121,8 @@ class Endpoint:
             except CapReached:
                 fault = f"cost cap: not asked, the next request could pass max_cost_usd = {ledger.cap_usd:g}"
                 return Reply(None, fault, content[:_MAX_KEPT], **paid)
-            except _Failure as failure:
-                return Reply(None, str(failure), content[:_MAX_KEPT], **paid)
+            except Failure as failure:
+                return Reply(None, self._hide(str(failure)), content[:_MAX_KEPT], **paid)
             content = clean(completion.content)
             paid["tokens_in"] += completion.tokens_in
             paid["tokens_out"] += completion.tokens_out
@@ -132,90 +140,61 @@ class Endpoint:
                 ]
         return Reply(None, f"unusable answer: after one repair, {fault}", content[:_MAX_KEPT], **paid)
 
-    def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> Estimate:
         """A bill of requests that have not been made, at this endpoint's prices."""
-        cost = (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
-        return {"requests": requests, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": cost}
+        per_million = self.usd_per_million_in, self.usd_per_million_out
+        return Estimate.of(requests, tokens_in, tokens_out, per_million, self.concurrency)
 
-    def _complete(self, messages: list[dict[str, str]], ledger: Ledger) -> Completion:
-        limit = self.max_completion_tokens
-        key = digest({"base_url": self.base_url, "model": self.model, "messages": messages, "max_tokens": limit})
+    def _complete(self, messages: list[Message], ledger: Ledger) -> Completion:
+        request: dict[str, Any] = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
+        if self.temperature is not None:
+            request["temperature"] = self.temperature
+        key = digest(request)
         completion = ledger.find(key)
         if completion is not None:
             return completion
         size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
-        with ledger.reserve(ledger.cost(size, limit)):
-            completion = self._ask(messages, size)
+        with ledger.reserve(ledger.cost(size, self.max_tokens)):
+            completion = self._ask(request, size)
             ledger.record(key, completion)
         return completion
 
-    def _ask(self, messages: list[dict[str, str]], size: int) -> Completion:
-        import openai
+    def _ask(self, request: dict[str, Any], size: int) -> Completion:
+        field = self._limit_field  # other threads may learn a new one meanwhile
+        answer = self._post(request, field)
+        if answer.status == 400 and field == "max_tokens" and b"max_completion_tokens" in answer.body:
+            self._limit_field = "max_completion_tokens"  # what newer endpoints call it
+            answer = self._post(request, self._limit_field)
+        if answer.status == 200:
+            return self._read_completion(answer.body, size)
+        told = self._hide(_told(answer.body))[:300]
+        if answer.status == 401:
+            raise TraitError(
+                f"{answer.url} refused the API key (401). Put a valid key into the environment variable "
+                f"{self._key_variable or 'that teacher_key_variable names'}. It said: {told}"
+            )
+        if answer.status == 404:
+            raise TraitError(f"{answer.url} knows no model '{self.model}' or no such path (404): {told}")
+        raise Failure(f"endpoint error {answer.status}: {told}")
 
-        try:
-            field = self._limit_field  # other threads may learn a new one meanwhile
-            try:
-                body = self._read_body(messages, field)
-            except openai.BadRequestError as error:
-                if field == "max_completion_tokens" or "max_completion_tokens" not in str(error.message):
-                    raise
-                self._limit_field = "max_completion_tokens"  # what newer endpoints call max_tokens
-                body = self._read_body(messages, self._limit_field)
-        except openai.APITimeoutError:
-            raise _Failure(f"no answer in time: {self.timeout:g} s, several times") from None
-        except openai.APIStatusError as error:
-            told = str(error.message)
-            if told == f"Error code: {error.status_code}" and error.body:  # no message field: show what came instead
-                told = error.body if isinstance(error.body, str) else json.dumps(error.body)
-            told = self._hide(told)[:300]
-            if error.status_code == 401:
-                raise TraitError(
-                    f"{self.base_url} refused the API key (401). Put a valid key into the environment variable "
-                    f"{self._key_variable or 'that teacher_key_variable names'}. It said: {told}"
-                ) from None
-            if error.status_code == 404:
-                raise TraitError(f"{self.base_url} knows no model '{self.model}' or no such path (404): {told}") from None
-            raise _Failure(f"endpoint error {error.status_code}: {told}") from None
-        except openai.APIConnectionError as error:
-            raise _Failure(f"no connection: {self._hide(repr(error.__cause__ or error))[:300]}") from None
-        except openai.OpenAIError as error:
-            raise _Failure(f"endpoint error: {self._hide(str(error))[:300]}") from None
-        return self._read_completion(body, size)
-
-    def _read_body(self, messages: list[dict[str, str]], limit_field: str) -> bytes:
-        """The body of the answer, bounded in bytes and in total time (a server may send one byte a second for ever)."""
-        import openai
-
-        chunks, total = [], 0
-        request = {"model": self.model, "messages": messages, limit_field: self.max_completion_tokens}
-        with self._client.chat.completions.with_streaming_response.create(**request) as response:
-            deadline = time.monotonic() + self.timeout
-            try:
-                for chunk in response.iter_bytes(65_536):
-                    total += len(chunk)
-                    chunks.append(chunk)
-                    if total > _MAX_BODY:
-                        raise _Failure(f"answer too long: more than {_MAX_BODY:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise _Failure(f"no answer in time: it was still arriving after {self.timeout:g} s")
-            except (_Failure, openai.OpenAIError):
-                raise
-            except Exception as error:  # the HTTP library's own errors, which differ between versions of the client
-                kind = "no answer in time" if "Timeout" in type(error).__name__ else "no connection"
-                raise _Failure(f"{kind}: the answer broke off ({type(error).__name__})") from None
-        return b"".join(chunks)
+    def _post(self, request: dict[str, Any], limit_field: str) -> Answer:
+        assert self.urls != [_NOT_YET], "teacher_serve: ask inside local_server.serving"
+        limited = {**request, limit_field: self.max_tokens}
+        if limit_field != "max_tokens":
+            del limited["max_tokens"]
+        return self._servers.post("/chat/completions", json.dumps(limited).encode())
 
     def _read_completion(self, body: bytes, size: int) -> Completion:
         try:
             answer = json.loads(body)
             choice = answer["choices"][0]
             content = choice["message"].get("content")
-            if content is None and choice["message"].get("refusal"):
-                content = str(choice["message"]["refusal"])
+            if content is None:  # it refused, or all its tokens went into thinking; either is paid for
+                content = str(choice["message"].get("refusal") or "")
             if not isinstance(content, str):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _Failure("not the OpenAI protocol: the answer has no choices[0].message.content") from None
+            raise Failure("not the OpenAI protocol: the answer has no choices[0].message.content") from None
         usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
         tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
         known = all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**8 for count in tokens)
@@ -228,66 +207,99 @@ class Endpoint:
 
 def ask_all(
     count: int,
-    ask: Callable[[int], Answer],
+    ask: Callable[[int], Result],
     *,
-    fault_of: Callable[[Answer], str],
-    give_up: Callable[[str], Answer],
+    fault_of: Callable[[Result], str],
+    give_up: Callable[[str], Result],
     concurrency: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
-    """`ask(0)` .. `ask(count - 1)`, in this order. Threads, so that it works under a running event loop (Jupyter) too.
+) -> Iterator[Result]:
+    """`ask(0)` .. `ask(count - 1)`, in this order, each as soon as those before it are there.
 
-    When the endpoint cannot be reached many times in a row, the rest is not asked: each is `give_up(reason)` instead.
+    Threads, so that it works under a running event loop (Jupyter) too, and a quarter more of them than `concurrency`, so
+    that a request is ready wherever one ends; the endpoint holds them to its places. On an error or Ctrl-C nothing new
+    starts, and what is in flight (and paid) reaches the cache. When the endpoint cannot be reached many times in a row, the
+    rest is not asked: each is `give_up(reason)` instead.
     """
-    answers: list[Any] = [None] * count
-    failures, lock = 0, threading.Lock()
+    failures, stopped, lock = 0, False, threading.Lock()
     patience = max(10, 2 * concurrency)
+    places = iter(range(count))
+    finished: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 
-    def work(place: int) -> None:
+    def answer(place: int) -> Result:
         nonlocal failures
         if failures >= patience:
-            answers[place] = give_up(f"endpoint away: not asked, since {patience} requests in a row had no answer")
-            return
-        answer = ask(place)
+            return give_up(f"endpoint away: not asked, since {patience} requests in a row had no answer")
+        result = ask(place)
         with lock:
-            failures = failures + 1 if fault_of(answer).startswith(_UNREACHABLE) else 0
-        answers[place] = answer
+            failures = failures + 1 if fault_of(result).startswith(_UNREACHABLE) else 0
+        return result
+
+    def work() -> None:
+        while not stopped:
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return
+            try:
+                finished.put((place, answer(place), None))
+            except BaseException as error:
+                finished.put((place, None, error))
+                return
 
     if concurrency == 1:
-        for place in range(count):
-            work(place)
+        for place in places:
+            result = answer(place)
             if progress:
                 progress(place + 1, count)
-    else:
-        executor = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="teacher")
-        try:
-            for done, future in enumerate(as_completed([executor.submit(work, place) for place in range(count)]), 1):
-                future.result()
-                if progress:
-                    progress(done, count)
-        finally:  # on an error or Ctrl-C: start nothing new, let what is in flight (and paid) reach the cache
-            executor.shutdown(wait=True, cancel_futures=True)
-    return answers
+            yield result
+        return
+    threads = [
+        threading.Thread(target=work, name=f"teacher-{number}", daemon=True)
+        for number in range(min(count, concurrency + concurrency // 4))
+    ]
+    early: dict[int, Result] = {}
+    expected = 0
+    try:
+        for thread in threads:
+            thread.start()
+        for done in range(1, count + 1):
+            place, result, error = finished.get()
+            if error:
+                raise error
+            early[place] = result
+            if progress:
+                progress(done, count)
+            while expected in early:
+                yield early.pop(expected)
+                expected += 1
+    finally:
+        stopped = True
+        for thread in threads:
+            thread.join()
 
 
-class _Failure(Exception):
-    """A request that brought no completion; nothing is cached, so the next run asks again."""
+def _told(body: bytes) -> str:
+    """An error's message as most servers send it, else whatever came instead."""
+    text = body[:2_000].decode("utf-8", "replace")
+    try:
+        error = json.loads(body)
+        error = error.get("error", error)
+        return str(error if isinstance(error, str) else error.get("message") or error.get("detail") or text)
+    except (ValueError, AttributeError, RecursionError):
+        return text
 
 
-def _read_key(variable: str, base_url: str) -> str:
+def _read_key(variable: str, urls: list[str]) -> str:
     key = os.environ.get(variable, "").strip() if variable else ""
     if key:
         if not (key.isascii() and key.isprintable()):
             raise TraitError(f"The environment variable {variable} does not hold a key that can be sent in a header.")
         return key
-    host = urlsplit(base_url).hostname or ""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if variable and not local:
-        raise TraitError(
-            f"The environment variable {variable} is not set. Put the API key for {base_url} into it and start again "
-            "(the parameter teacher_key_variable chooses another variable; leave it empty for an endpoint without a key)."
-        )
+    for url in urls:
+        if variable and not is_loopback(url):
+            raise TraitError(
+                f"The environment variable {variable} is not set. Put the API key for {url} into it and start again "
+                "(the parameter teacher_key_variable chooses another variable; leave it empty where no key is needed)."
+            )
     return ""

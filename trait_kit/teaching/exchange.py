@@ -12,10 +12,10 @@ import jinja2
 MAX_CONTENT = 200_000  # characters of an answer that are looked at; a passage has a few thousand
 
 
-def templates(folder: Path) -> jinja2.Environment:
-    """The prompts in `folder`. They are plain text, so nothing is escaped for HTML: data enters through `as_data`."""
+def templates(*folders: Path) -> jinja2.Environment:
+    """The prompts in `folders`. They are plain text, so nothing is escaped for HTML: data enters through `as_data`."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(folders),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
         trim_blocks=True,

@@ -1,7 +1,7 @@
-"""Sentence embeddings for the map: one unit vector a text.
+"""Sentence embeddings: one unit vector a text, for the map, for related problems and for paraphrases.
 
-MiniLM through transformers (mean pooling over the tokens, then length 1: what the model was trained with), so that the map
-needs no further library. Texts are batched by length, which on a CPU halves the padding; the result does not depend on
+MiniLM through transformers (mean pooling over the tokens, then length 1: what the model was trained with), so that no
+further library is needed. Texts are batched by length, which on a CPU halves the padding; the result does not depend on
 the order of the texts beyond rounding.
 """
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from trait_kit.errors import TraitError
 
@@ -27,7 +26,7 @@ def embed(texts: Sequence[str], model_dir: Path | str, *, batch_size: int = 32, 
 
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TraitError(f"Text {row} to embed is {type(text).__name__}, not a string. Leave such rows out of the map.")
+            raise TraitError(f"Text {row} to embed is {type(text).__name__}, not a string. Leave such rows out.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
         model = AutoModel.from_pretrained(str(model_dir), dtype=_precision()).eval()
@@ -51,25 +50,6 @@ def embed(texts: Sequence[str], model_dir: Path | str, *, batch_size: int = 32, 
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
             vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
     return vectors
-
-
-def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], of: str = "downstream", neighbors: int = 10) -> pd.Series:
-    """Which kinds of text lie nearest to those of kind `of`: mean share of each other kind among the nearest `neighbors`.
-
-    A map in two dimensions bends distances; this number is taken in the full space and says the same thing without the
-    bending. Texts of kind `of` do not count as their own neighbours. Kinds of equal size are needed for a fair comparison.
-    """
-    kinds = np.asarray(kinds)
-    others = [kind for kind in dict.fromkeys(kinds.tolist()) if kind != of]
-    inside, outside = kinds == of, kinds != of
-    if not inside.any() or not outside.any():
-        raise TraitError(
-            f"nearest_kinds needs texts of kind '{of}' and of at least one other kind; got {sorted(set(kinds.tolist()))}."
-        )
-    similarity = embeddings[inside] @ embeddings[outside].T
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]
-    found = kinds[outside][nearest]
-    return pd.Series({kind: float((found == kind).mean()) for kind in others}, name="share")
 
 
 def _precision() -> torch.dtype:

@@ -1,0 +1,273 @@
+"""Passages before and after the teacher: screening, relating and grouping problems; ablations; how good the result is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from passage_problems import ads_problems, count_tokens, math_problems, params
+
+from trait_kit import tables
+from trait_kit.errors import TraitError
+from trait_kit.figures.passages import plot_passages
+from trait_kit.passages import quality
+from trait_kit.passages.grouping import make_groups
+from trait_kit.passages.novelty import Meanings
+from trait_kit.passages.planning import plan_groups
+from trait_kit.passages.related import concepts, link_entities, make_related_groups, tag_concepts
+from trait_kit.passages.screening import REASONS, screen_problems
+from trait_kit.passages.teachers import make_teacher
+from trait_kit.passages.writing import write_passages
+from trait_kit.teaching.ledger import Ledger
+
+
+def table(rows: list[tuple[str, str, str, str | None]], **columns) -> pd.DataFrame:
+    """(id, task, question, topic) -> a problems table."""
+    frame = pd.DataFrame(rows, columns=["id", "task", "question", "topic"])
+    given = {"answer": "1", "solution": "It is 1. The answer is 1.", "choices": None, "entity": None, "split": "train"}
+    return frame.assign(**{**given, **columns})[tables.SCHEMAS["problems"].names]
+
+
+# --- screening
+
+
+def test_problems_that_a_test_set_holds_are_dropped_and_counted():
+    long = "A train leaves the station at nine and another one leaves at ten on the same track towards it; when do they meet"
+    problems = table(
+        [
+            ("a/0", "a", "What is 3 + 4?", None),
+            ("a/1", "a", "WHAT IS  3 + 5", None),
+            ("a/2", "a", f"{long} if both are fast?", None),
+            ("a/3", "a", "How many kites has Ada?", None),
+            ("b/0", "b", "Find the area. [asy] draw((0,0)--(1,1)); [/asy]", None),
+            ("b/1", "b", f"{long}?", None),
+        ]
+    )
+    tests = ["What is 3 + 5?", f"Think hard. {long} if one of them is slow, and say in how many hours you expect it?"]
+    kept, dropped = screen_problems(problems, tests)
+    assert kept["id"].tolist() == ["a/0", "a/3"]
+    assert dropped.columns.tolist() == ["task", "problems", *REASONS, "kept"]
+    assert dropped.values.tolist() == [["a", 4, 1, 1, 0, 2], ["b", 2, 1, 0, 1, 0]]
+    assert screen_problems(problems, [])[0]["id"].tolist() == ["a/0", "a/1", "a/2", "a/3", "b/1"]
+
+
+# --- what relates problems
+
+
+def test_entities_are_linked_by_whole_words_and_the_longest_name_wins():
+    problems = table(
+        [
+            ("q/0", "q", "Rewrite: cheap york hotels", None),
+            ("q/1", "q", "Rewrite: NEW YORK hotels", None),
+            ("q/2", "q", "Rewrite: yorkshire pudding", None),
+            ("p/0", "p", "Is this page about it?", None),
+            ("p/1", "p", "Buy an LG", None),
+        ],
+        entity=[None, None, None, "New York", None],
+    )
+    linked = link_entities(problems, ["York", "LG"])  # two letters name nothing
+    assert linked["entity"].fillna("-").tolist() == ["York", "New York", "-", "New York", "-"]
+    assert problems["entity"].isna().sum() == 4  # the table given is left alone
+
+
+def test_concepts_are_recognised_and_the_rarest_is_the_topic():
+    problems = table(
+        [
+            ("a/0", "a", "What percent of the 40 dollars is left?", "x"),
+            ("a/1", "a", "A coat costs 40 dollars. What is the price of two?", "x"),
+            ("a/2", "a", "Tim pays 3 dollars. How many cents?", "x"),
+            ("b/0", "b", "Find the greatest common divisor of 12 and 18.", "y"),
+            ("b/1", "b", "Hm.", "y"),
+            ("b/2", "b", "Is 12 divisible by 5?", "y"),
+        ]
+    )
+    tagged = tag_concepts(problems)
+    assert tagged["topic"].tolist()[:4] == [
+        "percentages",
+        "prices and money",
+        "prices and money",
+        "common divisors and multiples",
+    ]
+    assert tagged["topic"].isna().tolist() == [False] * 4 + [True, False]
+    assert tagged["subject"].tolist() == ["x", "x", "x", "y", "y", "y"]
+    assert all(len(entry["why"]) >= 1 for entry in concepts().values())
+
+
+def test_two_subjects_of_one_task_may_meet_where_no_other_task_shares_the_concept():
+    rows = [(f"math/{n}", "math", f"Compute {n}.", "trigonometry") for n in range(6)]
+    problems = table(rows).assign(subject=["Geometry", "Precalculus"] * 3)
+    groups = make_groups(problems, "knowledge", n_groups=9, problems_per_group=2, max_uses=1, seed=0)
+    subject = problems.set_index("id")["subject"]
+    assert len(groups) == 3
+    assert all(len({subject[problem] for problem in group.problem_ids}) == 2 for group in groups)
+    with pytest.raises(TraitError, match="No groups can be made"):
+        make_groups(problems.drop(columns="subject"), "knowledge", n_groups=9, problems_per_group=2, max_uses=1, seed=0)
+
+
+def neighbourhoods(n: int = 30, d: int = 16) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Two tasks in three neighbourhoods, and in each one pair of near-copies; (problems, vectors, neighbourhood)."""
+    rng = np.random.default_rng(0)
+    centres = np.linalg.qr(rng.normal(size=(d, 3)))[0].T
+    place = np.arange(n) % 3
+    vectors = centres[place] + 0.12 * rng.normal(size=(n, d))
+    vectors[n // 2 : n // 2 + 3] = vectors[:3] + 0.001
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = ["triangle altitude", "compound interest", "prime divisors"]
+    rows = [(f"t/{k:03}", "gsm" if k < n // 2 else "math", f"Number {k} about {words[place[k]]}", None) for k in range(n)]
+    return table(rows), vectors.astype(np.float32), place
+
+
+def test_related_groups_join_neighbours_of_different_tasks_that_are_not_copies():
+    problems, vectors, place = neighbourhoods()
+    shape = {"n_groups": 40, "problems_per_group": 3, "max_uses": 4, "max_similarity": 0.98, "seed": 0}
+    groups = make_related_groups(problems, vectors, **shape)
+    where, task = dict(zip(problems["id"], place, strict=True)), problems.set_index("id")["task"]
+    assert len(groups) >= 35
+    assert len({frozenset(group.problem_ids) for group in groups}) == len(groups)
+    assert max(Counter(problem for group in groups for problem in group.problem_ids).values()) <= 4
+    together = sum(len({where[problem] for problem in group.problem_ids}) == 1 for group in groups)
+    assert together >= 0.9 * len(groups)
+    for group in groups:
+        assert len({task[problem] for problem in group.problem_ids}) == 2
+        inside = vectors[[problems.index[problems["id"] == problem][0] for problem in group.problem_ids]]
+        assert np.triu(inside @ inside.T, 1).max() <= 0.98
+        assert group.shared
+    shuffled = problems.sample(frac=1, random_state=1)
+    assert make_related_groups(shuffled, vectors[shuffled.index], **shape) == groups
+    assert make_related_groups(problems, vectors, **{**shape, "seed": 1}) != groups
+    alone = make_related_groups(problems, vectors, **shape, one_task=True)
+    assert all(len({task[problem] for problem in group.problem_ids}) == 1 for group in alone)
+
+
+def test_plans_follow_the_parameters(tmp_path):
+    problems = ads_problems()
+    problems.loc[problems["task"] == "query_rewriting", "entity"] = None
+    named = params(grouping="entity", shared_from="text", problems_per_group=3, n_groups=9, max_uses=1)
+    linked, groups = plan_groups(problems, named, Ledger(None))
+    assert linked["entity"].notna().all()
+    assert sorted(group.shared for group in groups) == ["Kyoto", "Lisbon", "Machu Picchu"]
+    with pytest.raises(TraitError, match="entity_names"):
+        plan_groups(
+            problems, params(grouping="entity", shared_from="text", entity_names=str(tmp_path / "none")), Ledger(None)
+        )
+    with pytest.raises(ValueError, match="grouping must be entity"):
+        params(shared_from="text")
+
+
+def test_many_groups_of_many_problems_take_seconds():
+    """What took a sort of a whole pool for each group, or a look at all entities, would take an hour here."""
+    rows = [(f"{task}/{n}", task, f"Question {n}", f"topic {n % 20_000}") for task in ("a", "b", "c") for n in range(30_000)]
+    groups = make_groups(table(rows), "knowledge", n_groups=50_000, problems_per_group=3, max_uses=3, seed=0)
+    assert len(groups) > 25_000
+    pool = [(f"{task}/{n}", task, f"Question {n}", "one topic") for task in ("a", "b", "c") for n in range(10_000)]
+    assert len(make_groups(table(pool), "knowledge", n_groups=50_000, problems_per_group=3, max_uses=8, seed=0)) == 50_000
+
+
+# --- ablations
+
+
+def written(folder, problems: pd.DataFrame, **changes):
+    p = params(n_groups=8, **changes)
+    problems, groups = plan_groups(problems, p, Ledger(None))
+    asked = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
+    bill = write_passages(groups, problems, make_teacher(p), Ledger(None), **asked)
+    return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
+
+
+def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
+    problems = math_problems()
+    full, _, _ = written(tmp_path, problems)
+    bare, _, _ = written(tmp_path, problems, variant="no_enlightenment")
+    assert bare["id"].tolist() == full["id"].tolist()
+    for with_it, without in zip(full.itertuples(), bare.itertuples(), strict=True):
+        assert with_it.text == f"{without.text}\n\n{with_it.enlightenment}"
+        assert "enlightenment" not in without.checks
+    single, _, _ = written(tmp_path, problems, variant="single_task")
+    assert len(single) == len(full)
+    assert all(len(set(tasks)) == 1 for tasks in single["tasks"])
+    assert set(single["checks"].iloc[0]) == set(full["checks"].iloc[0])
+    pairs, _, bill = written(tmp_path, problems, variant="pairs")
+    assert pairs["id"].tolist() == full["id"].tolist()
+    by_id = problems.set_index("id")
+    for row in pairs.itertuples():
+        asked = [
+            f"Question: {by_id.loc[i, 'question']}\nAnswer: The answer is {by_id.loc[i, 'answer']}." for i in row.problem_ids
+        ]
+        assert row.text == "\n\n".join(asked)
+    assert bill["teacher"] == "none: question-answer pairs"
+    wrong = problems.assign(answer=[f"{answer}1" for answer in problems["answer"]])  # what the solutions do not reach
+    kept, rejected, _ = written(tmp_path, wrong)
+    assert len(kept) == 0
+    assert set(rejected["reason"].str.partition(":")[0]) == {"gold answer"}
+    unchecked, _, _ = written(tmp_path, wrong, variant="no_gold_checks")
+    assert len(unchecked) == len(full)
+    assert "gold answer" not in unchecked["checks"].iloc[0]
+
+
+def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path, monkeypatch):
+    from trait_kit.passages import enlightenment
+
+    compose = enlightenment.compose
+    dull = "Read it, think, and answer; that is how each of these tasks is done, whatever it may be about today."
+    monkeypatch.setattr(enlightenment, "compose", lambda *given: compose(*given) if given[-1] == "0/3" else dull)
+    kept, rejected, bill = written(tmp_path, math_problems(), max_attempts=3)
+    assert (len(kept), len(rejected)) == (8, 16)
+    assert set(kept["attempt"]) == {3}
+    assert Counter(rejected["attempt"]) == {1: 8, 2: 8}
+    assert bill["rejected"] == {"enlightenment": 16}
+    kept, rejected, _ = written(tmp_path, math_problems(), max_attempts=2)
+    assert (len(kept), len(rejected)) == (0, 16)
+
+
+# --- how good they are
+
+
+def test_quality_counts_ranks_and_escapes(tmp_path):
+    problems = math_problems()
+    kept, rejected, _ = written(tmp_path, problems)
+    rejected = kept.head(2).assign(
+        reason=["gold answer: the answer is '4'", "length: 3 tokens"], checks=[["form"], ["form"]]
+    )
+    outcomes = quality.yield_by_reason(kept, rejected)
+    assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
+    assert outcomes["drafts"].tolist() == [8, 1, 1]
+    assert quality.answer_rate(kept, rejected) == pytest.approx(8 / 9)
+    varied = quality.diversity(kept, problems)
+    assert 0 < varied["distinct_1"] < varied["distinct_4"] <= 1
+    assert varied["tasks"] == "3 of 3"
+    assert varied["problems_used"] == pytest.approx(20 / 24)
+    same = quality.diversity(kept.assign(enlightenment=kept["enlightenment"].iloc[0]), problems)
+    assert same["nearest"] == 1.0
+    assert same["distinct_4"] < varied["distinct_4"] / 4
+    ranked = quality.ranked(kept, problems)
+    assert ranked["score"].is_monotonic_decreasing
+    hostile = ranked.assign(enlightenment="<script>alert(1)</script> $\\href{javascript:x}{y}$")
+    page = quality.browse(hostile, problems, [0, -1])
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "mathjax_ignore" in page
+    assert "rejected: length" in quality.browse(rejected, problems, [1])
+    figure = plot_passages(kept, rejected)
+    assert figure.texts[0].get_text().startswith("8 of 10 drafts passed")
+    assert plot_passages(kept.head(0), rejected.head(0)).axes
+
+
+def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):
+    directions = {"one": [1.0, 0.0], "one again": [0.999, 0.0447], "other": [0.0, 1.0]}
+    monkeypatch.setattr(
+        "trait_kit.passages.novelty.embed",
+        lambda texts, model, **_: np.array([directions[text] for text in texts], np.float32),
+    )
+    meanings = Meanings("demo:all-minilm-l6-v2", 0.99)
+    monkeypatch.setattr("trait_kit.passages.novelty.demo.resolve_model", lambda name: name)
+    meanings.begin(["one", "one again", "other"])
+    assert meanings.find(0) is None
+    meanings.accept(0, "first")
+    assert meanings.find(1)[0] == "first"
+    assert meanings.find(2) is None
+    meanings.accept(2, "second")
+    meanings.begin(["other", "one"])
+    assert meanings.find(0) == ("second", pytest.approx(1.0))
+    assert meanings.find(1)[0] == "first"
