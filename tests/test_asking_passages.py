@@ -24,6 +24,7 @@ from trait_kit.passages.grouping import Group
 from trait_kit.passages.planning import plan_groups
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import estimate_bill, write_passages
+from trait_kit.teaching import local_server
 from trait_kit.teaching.ledger import Ledger
 
 TASKS = ("word_problems", "linear_equations", "fraction_simplification")
@@ -303,3 +304,20 @@ def test_killed_at_random_moments_nothing_is_lost_or_paid_twice(server, tmp_path
     assert sum(asked.values()) <= count + 20 * kills  # 16 in flight, and 4 threads that may hold an answer not yet on disk
     assert bill["requests_this_run"] == len(server.bodies) - in_flight
     assert bill["tokens_in"] == 500 * count
+
+
+@pytest.mark.slow
+def test_a_real_model_behind_a_real_server_goes_the_whole_way(tmp_path):
+    """`transformers serve` with the demo's model, which is too small to write JSON: every group ends with a reason."""
+    problems, groups = groups_for(["good"] * 3)
+    teacher = {"teacher": "openai", "teacher_model": "demo:smollm2-135m", "teacher_serve": "transformers"}
+    p = params(**teacher, teacher_max_tokens=48, teacher_concurrency=1, teacher_timeout=240.0)
+    ledger = Ledger.of(p, tmp_path / "teacher_answers.jsonl")
+    with local_server.serving(p, tmp_path) as served:
+        asked = {"folder": tmp_path, "test_questions": [], "count_tokens": count_tokens, "params": p}
+        bill = write_passages(groups, problems, make_teacher(served), ledger, **asked)
+    rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pandas()
+    assert bill["passages"] + len(rejected) == 3
+    assert rejected["reason"].str.contains(":").all()
+    assert bill["tokens_in"] > 500
+    assert 0 < bill["tokens_out"] <= 48 * bill["requests_this_run"]

@@ -113,7 +113,7 @@ class Catalogue:
         texts = self._read(files)
         self.vocabulary = Vocabulary([(title, description) for title, description, _ in texts.values()])
         self.products = self._products(texts)
-        splits = _splits({product.id: product.title for product in self.products.values()})
+        splits = _splits({name: texts[name][0] for name in self.products})
         # who could be mistaken for whom: (split, kind | word | category, which one) -> products
         self.pools: dict[tuple[str, str, str], list[Product]] = defaultdict(list)
         for product in self.products.values():
@@ -235,17 +235,19 @@ class Catalogue:
                 product.queries.append(query)
 
     def _clicked(self, path: str) -> Iterator[tuple[str, str]]:
-        """(query, product id) of clicks; clicks are noisy, so the query's words must be the product's as well ."""
+        """(query, product id) of clicks; clicks are noisy, so the query's words must be the product's as well."""
         titles = {product.title.lower(): product.id for product in self.products.values()}
         for row in read_rows(path, self.skipped):
             query, action = _column(path, row, "query"), _column(path, row, "action")
             name = str(row.get("product_id"))
-            name = name if name in self.products else titles.get(clean(str(row.get("title"))).lower(), "")
+            name = name if name in self.products else titles.get(shown_title(clean(str(row.get("title")))).lower(), "")
             if isinstance(query, str) and str(action).lower() in _CLICKS and name and clean(query) not in self.judged:
                 yield clean(query), name
 
     def _matched(self, queries: list[str]) -> Iterator[tuple[str, str]]:
-        """(query, product id) for real queries without judgments: all their words, two or more, stand in the title."""
+        """(query, product id) for real queries without judgments: all their words, two or more, stand in the title, and one
+        says what the product is ('flip flops' is no query for a soft toy that wears some).
+        """
         having: dict[str, list[str]] = defaultdict(list)
         for product in self.products.values():
             for word in {stem(word) for word in words(product.title)}:
@@ -253,7 +255,8 @@ class Catalogue:
         for query in dict.fromkeys(queries):
             known = [stem(word) for word in telling(query)]
             if len(known) > 1:
-                found = set.intersection(*(set(having.get(word, ())) for word in known))
+                named = set.intersection(*(set(having.get(word, ())) for word in known))
+                found = {name for name in named if stem(self.products[name].kind.rpartition(" ")[2]) in known}
                 if len(found) <= _MOST_MATCHES:
                     yield from ((query, name) for name in sorted(found))
 

@@ -129,8 +129,10 @@ def _rewriting(scene: Scene, rng: Random) -> Draft | str:
         query = rng.choice(_WORDY if rest and product.kind else _WORDY[:-2]).format(q=query, kind=kind, rest=rest)
     title = Text(product.title)
     wanted = {stem(word) for word in known if title.has(word)} | {stem(word) for word in product.kind.split()}
-    first = {stem(word): word for word in reversed(telling(product.title)) if stem(word) in wanted}
-    kept = list(reversed(first.values()))[:6]
+    said = telling(product.title)
+    forms = {stem(word): word for word in said if stem(word) in wanted}  # 'games' or 'game': as asked, if the title has it
+    forms |= {stem(word): word for word in (*product.kind.split(), *known) if word in said}
+    kept = [word for word in said if forms.get(stem(word)) == word][:6]
     answer = " ".join(kept)
     left = [word for word in dict.fromkeys(words(query)) if not title.has(word)]
     if len(kept) < 2 or answer == query.lower():

@@ -31,9 +31,7 @@ amber beige black blue bronze brown chrome clear copper cream ebony gold golden 
 medium metallic multicolor natural navy orange pink purple red silver small sunburst tan teal turquoise violet white yellow
 xl xxl plastic wood metal leather steel silicone aluminum rubber mahogany maple walnut
 """
-_MEASURE = (
-    "pcs piece pieces pack packs count pair pairs edition style size color colors colour inch inches series qty lot fun"
-)
+_MEASURE = "fun finish pcs piece pieces pack packs count pair pairs edition style size color colors inch inches series lot"
 _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 _EMPTY_WORDS = frozenset(_EMPTY.split())  # words of queries and titles that do not tell one product from another
 _LOOKS = frozenset(_LOOK.split())  # at the end of a name they say how it looks, how large it is or what it is made of
@@ -45,6 +43,7 @@ _ENDS = "for|with|in|from|compatible|fits?|including|includes|featuring|suitable
 _END = re.compile(rf"\s(?:w/|(?:{_ENDS})\b)", re.I)
 _WORD = re.compile(r"[^\W_]+(?:[-'./&][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[\w)\"']{3}[.!?])(?<!\b(?:Mrs|Inc|Ltd|Vol|Ver|etc)\.)\s+(?=[A-Z0-9\"])")
+_THIS = re.compile(r"(?i)\b(?:this|these|our|your)((?: [\w-]+){1,4})")
 _LIST_GOES_ON = re.compile(r"\W*(?:[\w'-]+ ){0,2}(?:[\w'-]+, )?(?:and|or)\b")
 _JOINED, _NO_WORD = re.compile(r"[-'./&]"), re.compile(r"[\W_]+")
 _NOT_A_START = re.compile(r"(?:with|from|whether|when|if|as|while|featuring|calling|so|but|and|or|not|get ready|no)\b", re.I)
@@ -178,7 +177,7 @@ def segments(title: str) -> list[str]:
 def kind_of(name: str, description: str, vocabulary: Vocabulary) -> str:
     """What the product is: the noun at the name's end, with the word before where the two are used together; '' if unclear.
 
-    A noun that few titles have may be part of a model's name ('Grand Symphony'), so its description has to use it as a word.
+    A noun that few titles have may be part of a name ('Grand Symphony'), so the description has to say 'this ... symphony'.
     """
     found = [word.lower() for word in name.split()]
     while found and found[-1] in _LOOKS:
@@ -186,15 +185,19 @@ def kind_of(name: str, description: str, vocabulary: Vocabulary) -> str:
     if not found or found[-1] not in vocabulary.nouns:
         return ""
     first, noun = found[-2] if len(found) > 1 else "", found[-1]
+    if first in _FUNCTION_WORDS:  # 'Book of Eclipse', 'Magic The Gathering'
+        return ""
     if (first, noun) in vocabulary.pairs or (first in vocabulary.ordinary and f"{first} {noun}" in description):
         return f"{first} {noun}"
-    return noun if f" {stem(noun)}" in description or vocabulary.titles_with[stem(noun)] >= _COMMON else ""
+    pointed = stem(noun) in {stem(word) for found in _THIS.findall(description) for word in found.split()}
+    return noun if pointed or vocabulary.titles_with[stem(noun)] >= _COMMON else ""
 
 
 def short_names(title: str, description: str, vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """(name, kind) of growing length, those with a kind first, so that a caller can take the first no other product has.
 
-    A part of a title that runs on without a break is cut after the first two words that are used together as a kind.
+    A part of a title that runs on without a break is cut after the first two words that are used together as a kind, if
+    the description uses the second and what follows does not go on with them ('Guitar Pedal Power Supply').
     """
     parts = segments(title)
     names: list[tuple[str, str]] = []
@@ -216,7 +219,11 @@ def _cut(name: str, description: str, vocabulary: Vocabulary) -> tuple[str, str]
         start = " ".join(found[:end])
         kind = kind_of(start, description, vocabulary)
         after = found[end].lower() if end < len(found) else ""
-        ends = after not in vocabulary.nouns and (found[end - 1].lower(), after) not in vocabulary.pairs
+        ends = (
+            f" {stem(found[end - 1].lower())}" in description
+            and after not in vocabulary.nouns
+            and (found[end - 1].lower(), after) not in vocabulary.pairs
+        )
         if len(start) <= MAX_NAME and " " in kind and start.lower().endswith(kind) and ends:
             return start, kind
     return None
