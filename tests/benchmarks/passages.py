@@ -58,7 +58,7 @@ def ads(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """The seven ads tasks of a product catalogue, joined by the product."""
     shop = folder / "shop.yaml"
     shop.write_text(_SHOP, encoding="utf-8")
-    return [str(shop)], [str(shop)], {"grouping": "entity", "problems_per_group": 4}
+    return [str(shop)], [str(shop)], {"grouping": "entity", "problems_per_group": 4, "problems_per_task": 3_000}
 
 
 def measure(pool, folder: Path, groups: int) -> dict:

@@ -40,6 +40,7 @@ def _outcomes(axes, outcomes: pd.DataFrame) -> None:
         axes.barh(place, drafts, color=colour("trait") if name == "kept" else "#c8553d", height=0.62)
         axes.annotate(f"{drafts:,}", (drafts, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(range(len(bars)), [plain(name) for name, _ in reversed(bars)])
+    axes.set_ylim(len(bars) - 0.5 - max(len(bars), 5), len(bars) - 0.5)  # few bars stay thin
     axes.set_xlim(0, max(drafts for _, drafts in bars) * 1.3 or 1)
     axes.set_xlabel("drafts")
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -208,7 +208,7 @@ def _facts(row: Problem, words: list[str], mathematical: bool) -> str:
             best = max(fields, key=lambda field: len(content_words(field[:80]) & own))
             return f'on "{_short(best, 80).rstrip(".") if len(best) <= 80 else _short(best, 80)}"'
         return f"on {_listed(words[:3])}" if words else "here"
-    formulas = [_trimmed(text) for text in _MATH.findall(row.question)]
+    formulas = [_trimmed(text) for text in _MATH.findall(row.question)] if _is_latex(row) else []
     longest = max((text for text in formulas if 12 <= len(text) <= 50), key=len, default="")
     if longest:
         return f"with {longest}"
@@ -217,6 +217,11 @@ def _facts(row: Problem, words: list[str], mathematical: bool) -> str:
         return f'on "{_short(_asked(row), 90).rstrip(".?")}"'
     about = f"about {_listed(words[:2])} " if len(row.question.split()) > 20 and words else ""
     return f"{about}with {_listed(found)}"
+
+
+def _is_latex(row: Problem) -> bool:
+    """Whether a dollar begins a formula and not a price."""
+    return "\\" in row.question or "\\" in row.solution
 
 
 def _trimmed(formula: str) -> str:
@@ -248,7 +253,7 @@ def _common_words(rows: Sequence[Problem], shared: str) -> list[str]:
 
 def _step(row: Problem, rng: random.Random) -> str:
     """An equation of the solution, if possible one with a number from the question; never the cut-off end of one."""
-    if "\\" in row.solution:  # LaTeX, where a dollar is no price
+    if _is_latex(row):
         found = [_trimmed(text) for text in _MATH.findall(row.solution)]
         whole = [text for text in found if 7 <= len(text) <= 60 and re.search(r"\d.*=|=.*\d", text)]
     else:

@@ -60,8 +60,7 @@ def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
     nearest = nearest_similarity(sample["enlightenment"].tolist())
     used = Counter(problem for group in passages["problem_ids"] for problem in group)
     tasks = Counter(task for group in passages["tasks"] for task in set(group))
-    return {
-        **found,
+    found |= {
         "nearest": float(np.median(nearest)) if len(nearest) else 0.0,
         "tasks": f"{len(tasks)} of {problems['task'].nunique()}",
         "passages_by_task": dict(sorted(tasks.items())),
@@ -70,6 +69,7 @@ def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
         "uses_a_problem": float(np.mean(list(used.values()))) if used else 0.0,
         "median_tokens": float(passages["n_tokens"].median()) if len(passages) else 0.0,
     }
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
 
 
 def nearest_similarity(texts: Sequence[str]) -> np.ndarray:

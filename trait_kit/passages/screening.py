@@ -10,6 +10,7 @@ import pandas as pd
 from trait_kit.data.contamination import TestQuestions
 
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
+_BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
 
 
@@ -28,10 +29,13 @@ def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tu
         if _DRAWING in text:
             reasons[place] = REASONS[2]
     kinds: dict[int, set[str]] = defaultdict(set)
-    for row in TestQuestions(test_questions).find(texts).itertuples(index=False):
+    tests = list(test_questions)
+    for row in TestQuestions(tests).find(texts).itertuples(index=False):
         kinds[row.text_index].add(row.kind)
-    for row in TestQuestions(problems["question"].tolist()).find(list(test_questions)).itertuples(index=False):
-        kinds[row.test_index].add(row.kind)
+    for first in range(0, len(problems), _BATCH):
+        some = TestQuestions(problems["question"].iloc[first : first + _BATCH].tolist())
+        for row in some.find(tests).itertuples(index=False):
+            kinds[first + row.test_index].add(row.kind)
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}
     dropped = pd.Series([reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object)
     table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(columns=[*REASONS, "kept"], fill_value=0)
