@@ -197,6 +197,33 @@ def test_swapped_paragraphs_with_equal_answers_are_found():
     assert (check(nameless, rows, group)[1] or "").startswith("enlightenment: does not name Kyoto")
 
 
+def test_an_enlightenment_may_speak_of_shared_facts_by_place_but_not_of_tasks_alone():
+    ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
+    draft, rows, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    tasks = "Equal groups are what the word problem, the linear equation and the fraction simplification have in common."
+    assert (check(with_parts(draft, enlightenment=tasks), rows, group)[1] or "").startswith("enlightenment")
+    draft, rows, group = clean_draft(ads_problems(), ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"], "entity", "Kyoto")
+    shared = (
+        "All three turn on Kyoto and its luxury. For the first, a cheap hostel dormitory is not what five-star hotels sell. "
+        "The second sets backpacker bunk beds against {}, and the rewrite turns the same words into private tours."
+    )
+    assert check(with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")), rows, group)[1] is None
+    silent = shared.format("it").partition(", and the rewrite")[0] + "."
+    assert "rewrite-Kyoto" in (check(with_parts(draft, enlightenment=silent), rows, group)[1] or "")
+
+
+def test_only_paragraphs_with_equal_answers_are_believed_to_have_changed_places():
+    ids = ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"]
+    draft, rows, group = clean_draft(ads_problems(), ids, "entity", "Kyoto")
+    vague = "Someone who wants this does not look for that. The answer is irrelevant."
+    foreign = "Lowest rates and bunk beds are not meant by 'luxury'. The answer is private luxury tours to Kyoto."
+    assert check(with_parts(draft, [draft.paragraphs[0], vague, foreign]), rows, group)[1] is None
+    rows[2] = rows[2]._replace(answer="irrelevant")
+    foreign = foreign.replace("private luxury tours to Kyoto", "irrelevant")
+    found = check(with_parts(draft, [draft.paragraphs[0], vague, foreign]), rows, group)[1]
+    assert (found or "").startswith("own problem: the paragraph of problem")
+
+
 def test_length_boilerplate_and_near_duplicates(tmp_path):
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
     problems = math_problems()

@@ -18,11 +18,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from random import Random
 
+if __name__ == "__main__":  # as under pytest; a script's own folder would hide packages (coverage) behind its neighbours
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import pandas as pd
+from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, holds, paragraph, sums, value
+from local_tasks import LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.data.problems import load_problems
@@ -34,18 +40,6 @@ from trait_kit.passages.screening import screen_problems
 from trait_kit.passages.teachers import OfflineTeacher
 from trait_kit.passages.writing import write_passages
 from trait_kit.teaching.ledger import Ledger
-
-MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
-ADS = [
-    "query_rewriting",
-    "query_ad_relevance",
-    "query_landing_page_relevance",
-    "title_generation",
-    "title_rewriting",
-    "description_generation",
-    "ad_generation",
-]
-KINDS = {**dict.fromkeys(MATH, "math demo"), **dict.fromkeys(ADS, "travel ads"), "gsm8k": "GSM8K", "math": "MATH"}
 
 
 @dataclass(frozen=True)
@@ -66,254 +60,9 @@ class Passage:
         return replace(self, draft=draft, kind=KINDS[self.rows[place].task], fault=fault, change=change)
 
 
-# --- clean passages: paragraphs in the layouts of language models
-
-_PRINTED = r"(?:(?:\\?\$|£|€)?\d[\d,]*(?:\.\d+)?(?:\\?%)?|\\[dt]?frac\{\d+\}\{\d+\})"
-_OPERATOR = r"\s*(?:[-+*/×÷·−]|\\times|\\cdot|\\div|(?<=\d )x(?= \d))\s*"
-_UNIT = r"(?: [a-z]+){0,2}"
-_SUM = re.compile(rf"({_PRINTED}{_UNIT}(?:{_OPERATOR}{_PRINTED}{_UNIT})+)\s*=\s*({_PRINTED})")
-
-
-def paragraph(row: Problem, seed: str) -> str:
-    """The gold solution in one of many layouts, drawn by seed; a wrong `row.answer` is concluded from the right steps."""
-    rng = Random(seed)
-    steps = re.sub(r"\s*The answer is (?!.*The answer is).*$", "", row.solution or "", flags=re.DOTALL)
-    if rng.random() < 0.25:
-        return f"{steps} The answer is {row.answer.rstrip('.')}."
-    steps = _told(_notated(_unboxed(steps), rng), rng)
-    if KINDS[row.task] == "travel ads":
-        return f"{steps} {_ending_in_words(row.answer, rng)}"
-    if rng.random() < 0.3:
-        steps += f" {_aside(rng)}"
-    return f"{steps} {_ending(row, steps, rng)}"
-
-
-def _unboxed(text: str) -> str:
-    while (at := text.find("\\boxed{")) >= 0:
-        depth, end = 1, at + 7
-        while depth and end < len(text):
-            depth += (text[end] == "{") - (text[end] == "}")
-            end += 1
-        text = text[:at] + text[at + 7 : end - 1] + text[end:]
-    return text
-
-
-def _notated(steps: str, rng: Random) -> str:
-    """Printed sums in one notation; text that is LaTeX already keeps its own."""
-    if "\\" in steps:
-        return steps
-    form = rng.choice(("plain", "signs", "latex", "dollars", "bold", "tight", "commas"))
-
-    def shown(match: re.Match[str]) -> str:
-        text = match.group()
-        if form in ("signs", "bold"):
-            text = re.sub(r"(?<=[\da-z%]) ?\* ?(?=[\d$£])", " × ", text)
-            text = re.sub(r"(?<=\d) ?/ ?(?=\d)", " ÷ ", text)
-            return f"**{text}**" if form == "bold" else text
-        if form == "latex" or (form == "dollars" and "$" not in steps):
-            text = re.sub(r" ?\* ?", r" \\times ", text.replace("$", "\\$").replace("%", "\\%"))
-            text = re.sub(r"(?<=\d) ?/ ?(?=\d)", r" \\div ", text)
-            return f"\\({text}\\)" if form == "latex" else f"${text}$"
-        if form == "tight":
-            return re.sub(r" ?([-+*/=]) ?", r"\1", text)
-        if form == "commas":
-            return re.sub(r"(?<![\d.,])\d{4,}(?![\d.,]*\d)", lambda number: f"{int(number.group()):,}", text)
-        return text
-
-    return _SUM.sub(shown, steps)
-
-
-_OPENERS = ("First, ", "Next, ", "So ", "Then ", "Now ", "Step {n}: ", "From the question, ", "Therefore ")
-
-
-def _told(steps: str, rng: Random) -> str:
-    sentences = re.split(r"(?<=[a-z.)]\.)\s+(?=[A-Z])", steps)
-    for place, sentence in enumerate(sentences):
-        if rng.random() < 0.35 and re.match(r"(?:The|He|She|They|In|If|We|It|There|Divide|Multiply|Write|This) ", sentence):
-            opener = rng.choice(_OPENERS).format(n=place + 1)
-            sentences[place] = opener + (sentence[0].lower() + sentence[1:] if opener[-2] != ":" else sentence)
-    return rng.choice((" ", " ", "\n")).join(sentences)
-
-
-def _aside(rng: Random) -> str:
-    """A right sentence of arithmetic in one of the ways in which it is printed: rounded, in percent, chained, with units."""
-    a, b, c = rng.randint(12, 400), rng.randint(3, 29), rng.randint(2, 9)
-    return rng.choice(
-        (
-            f"For scale, {a} / {b} ≈ {a / b:.2f}.",
-            f"For scale, {a} ÷ {b} = {a / b:.3f} (rounded).",
-            f"As a share that is {c}/{b + c} ≈ {100 * c / (b + c):.1f}%.",
-            f"Compare {10 * c}% of {a} = {_plain(Fraction(10 * c * a, 100))}.",
-            f"Compare {10 * c}% × {a} = {_plain(Fraction(10 * c * a, 100))}.",
-            f"A quick check: {a} + {b} + {c} = {a + b} + {c} = {a + b + c}.",
-            f"A quick check: {a * b} = {a} × {b}, and {a * b} ÷ {b} = {a}.",
-            f"Here {a} boxes × {b} pieces = {a * b} pieces would be too many.",
-            f"At ${b} each, {c} pieces × ${b} per piece = ${b * c}.",
-            f"Note that \\( \\frac{{{b}}}{{{c}}} \\cdot {c} = {b} \\).",
-            f"Note that $({a} + {b}) \\times {c} = {(a + b) * c:,}$.",
-            f"A rough guess is {a * 10:,} + {b * 100:,} = {a * 10 + b * 100:,}.",
-            f"Since {a} - {a + b} = -{b}, the other order would not do.",
-            f"Dividing, {a} / {b} = {a // b} remainder {a % b}.",
-            f"In squares, {c}^2 = {c * c} and {c}² + {b} = {c * c + b}.",
-        )
-    )
-
-
-_TAILS = (
-    "This fits what the question asks for.",
-    "This makes sense, because every step can be undone.",
-    "We have used every number of the question.",
-    "(Checking the steps once more gives the same.)",
-)
-_MARKED = (
-    "The answer is {}.",
-    "The answer is: {}",
-    "**Answer:** {}",
-    "**Answer: {}**",
-    "**The answer is {}.**",
-    "Therefore, the answer is **{}**.",
-    "Thus the final answer is {}.",
-    "Final answer: {}.",
-    "\n#### {}",
-)
-
-
-def _ending(row: Problem, steps: str, rng: Random) -> str:
-    answer, dollar = row.answer, "$" in row.question and "\\" not in row.question
-    form = rng.choice(("marked", "marked", "marked", "boxed", "boxed", "plain", "tail"))
-    if form == "boxed":
-        box = f"\\boxed{{{answer}}}"
-        return rng.choice((f"So the answer is ${box}$.", f"\\[{box}\\]", f"Hence ${box}$.", f"The answer is \\({box}\\)."))
-    number = re.fullmatch(r"-?\d+(?:\.\d+)?(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\}", answer)
-    if form == "plain" and "answer" not in steps.lower() and number:
-        shown = _shown(answer, dollar, rng)
-        return rng.choice((f"So the result is {shown}.", f"Hence we get {shown}.", f"In total, that makes {shown}."))
-    text = rng.choice(_MARKED).format(_shown(answer, dollar, rng))
-    return f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if form == "tail" and "####" not in text else text
-
-
-def _shown(answer: str, dollar: bool, rng: Random) -> str:
-    """The same answer as others would print it."""
-    forms = [answer, f"${answer}$", f"\\({answer}\\)"]
-    if fraction := re.fullmatch(r"(-?)(\d+)/(\d+)|(-?)\\frac\{(\d+)\}\{(\d+)\}", answer):
-        sign, top, bottom = fraction.group(1, 2, 3) if fraction[2] else fraction.group(4, 5, 6)
-        forms += [
-            f"{sign}{top}/{bottom}",
-            f"${sign}\\frac{{{top}}}{{{bottom}}}$",
-            f"\\({sign}\\dfrac{{{top}}}{{{bottom}}}\\)",
-        ]
-        forms += [f"{sign}{top} / {bottom}", f"${sign}\\frac{top}{bottom}$" if len(top + bottom) == 2 else answer]
-    elif re.fullmatch(r"-?\d+(?:\.\d+)?", answer):
-        value = Fraction(answer)
-        forms += [answer, f"{answer} in all", f"{answer} units", f"x = {answer}", answer.replace("-", "−")]
-        if value.denominator == 1:
-            forms += [f"{int(value):,}", f"{int(value):,} pieces", f"{answer}.0" if abs(value) < 100 else answer]
-        else:
-            forms += [f"{answer}0", f"\\frac{{{value.numerator}}}{{{value.denominator}}}"]
-        if dollar:
-            forms += [f"${answer}", f"\\${answer}", f"${float(value):,.2f}", f"{answer} dollars", f"${answer} per month"]
-    return rng.choice(forms)
-
-
-def _ending_in_words(answer: str, rng: Random) -> str:
-    if answer in ("relevant", "irrelevant") and rng.random() < 0.2:
-        return rng.choice((f"So it is {answer}.", f"Hence this counts as **{answer}**.", f"That makes it {answer}."))
-    shown = rng.choice((answer, answer, f'"{answer}"', f"“{answer}”", f"**{answer}**", f"'{answer}'", answer.rstrip(".")))
-    text = rng.choice(_MARKED).format(shown)
-    return f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if rng.random() < 0.2 and "####" not in text else text
-
-
-def _plain(value: Fraction) -> str:
-    return str(value.numerator) if value.denominator == 1 else f"{float(value):.10g}"
-
-
-# --- clean passages: enlightenments
-
-_SHARING = (
-    "All of these problems build on {shared}, and once that is seen they become the same kind of work.",
-    "The thread that runs through this set is {shared}.",
-    "What unites the tasks above is {shared}; the surface differs, the thought does not.",
-    "Each of these can be approached through {shared}.",
-    "{shared} is the idea to take from this page.",
-)
-_ABOUT = (
-    "In the {nth}, {facts}, which settles it: {answer}.",
-    "The {nth} is the one where {facts}; the result there is {answer}.",
-    "For the {nth}, notice that {facts}.",
-    "Where {facts}, the same idea is used in another way, and it leads to {answer}.",
-    "The {nth} hides it best, because there {facts}.",
-)
-_LEAVING = (
-    "Seeing the common structure first saves work later.",
-    "Keep the idea, and let the details of each question decide how it is applied.",
-    "Once the pattern is familiar, the remaining steps are routine.",
-    "So the lesson is to look for what stays the same before calculating.",
-)
-_NTH = ("first", "second", "third", "fourth")
-
-
-def enlightenment(rows: Sequence[Problem], shared: str, seed: str, without: int | None = None) -> str:
-    """A paragraph that speaks of each problem by its numbers, its words or a quotation; of all but `without`."""
-    rng = Random(seed)
-    parts = [rng.choice(_SHARING).format(shared=shared)]
-    for place, row in enumerate(rows):
-        others = " ".join(other.question for other in rows if other is not row).lower()
-        short = row.answer if len(row.answer) <= 60 else row.answer[:60].rsplit(" ", 1)[0] + " ..."
-        told = rng.choice(_ABOUT).format(nth=_NTH[place], facts=_facts(row, others, rng), answer=short)
-        if place != without:
-            parts.append(told)
-    return " ".join([*parts, rng.choice(_LEAVING)])
-
-
-_COMMON = frozenset(
-    [
-        "that",
-        "which",
-        "they",
-        "there",
-        "what",
-        "have",
-        "each",
-        "with",
-        "from",
-        "this",
-        "find",
-        "value",
-        "solve",
-        "determine",
-        "simplify",
-        "between",
-    ]
-)
-
-
-def _facts(row: Problem, others: str, rng: Random) -> str:
-    """Up to three clauses on what is this question's own: a quotation, numbers, words, a step of the solution."""
-    words = (row.question.partition(": ")[2] or row.question).split()  # what is said of ads stands after the instruction
-    known = {*re.findall(r"[^\W\d_]+", others), *_COMMON}
-    own = [
-        word for word in dict.fromkeys(re.findall(r"(?<![\\\w])[^\W\d_]{4,}", " ".join(words))) if word.lower() not in known
-    ]
-    own = [word.removesuffix("s") if len(word) > 5 and rng.random() < 0.3 else word for word in own]
-    numbers = [text for text in dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)*", row.question))]
-    new = [text for text in numbers if not re.search(rf"(?<!\d){re.escape(text)}(?!\d)", others)]
-    spans = [" ".join(words[start : start + rng.randint(5, 7)]).strip(".,;:") for start in range(max(1, len(words) - 5))]
-    telling = [span for span in spans if re.search(r"\d", span)] if numbers else spans
-    forms = [f"it says '{rng.choice(telling or spans)}'"]
-    if len(own) > 1:
-        forms.append("{} and {} are what matters".format(*rng.sample(own, 2)))
-    if new and len(numbers) > 1:
-        forms.append("the numbers are {} and {}".format(*dict.fromkeys((new[0], *rng.sample(numbers, 2)))))
-    if own and new:
-        forms.append(f"{rng.choice(own)} goes with the number {rng.choice(new)}")
-    if sums := [match.group() for match in _sums(row.solution or "")]:
-        forms.append(f"the step to see is {rng.choice(sums)}")
-    return " and ".join(rng.sample(forms, min(3, len(forms))))
-
-
 # --- planted errors: each function changes one thing, or returns None where that passage does not offer it
 
-Plant = Callable[["Passage", int, str, "Around", Random], "Passage | None"]
+Plant = Callable[["Passage", int, "Around", Random], "Passage | None"]
 
 
 @dataclass(frozen=True)
@@ -344,20 +93,16 @@ def _near_miss(text: str, rng: Random) -> str:
     return text[:start] + rng.choice([option for option in made if option != number]) + text[end:]
 
 
-def _concluding(passage: Passage, place: int, fault: str, seed: str, wrong: str) -> Passage | None:
+def _concluding(passage: Passage, place: int, fault: str, wrong: str) -> Passage | None:
     row = passage.rows[place]
-    if (
-        not wrong
-        or wrong.rstrip(".").casefold() == row.answer.rstrip(".").casefold()
-        or _value(wrong) == _value(row.answer, 0)
-    ):
+    same = wrong.rstrip(".").casefold() == row.answer.rstrip(".").casefold() or value(wrong) == value(row.answer, 0)
+    if not wrong or (same and "lowest" not in fault):
         return None
-    return passage.changed(
-        place, fault, f"{row.answer} -> {wrong}", paragraph(row._replace(answer=wrong), f"{seed}/{place}")
-    )
+    written = paragraph(row._replace(answer=wrong), f"{passage.group.id}/{place}")
+    return passage.changed(place, fault, f"{row.answer} -> {wrong}", written)
 
 
-def answer_near(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def answer_near(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     row = passage.rows[place]
     if row.answer in ("relevant", "irrelevant"):
         wrong = rng.choice((f"not {row.answer}", f"partly {row.answer}"))
@@ -367,139 +112,87 @@ def answer_near(passage: Passage, place: int, seed: str, around: Around, rng: Ra
         wrong = " ".join(words)
     else:
         wrong = _near_miss(row.answer, rng)
-    return _concluding(passage, place, "answer: near miss", seed, wrong)
+    return _concluding(passage, place, "answer: near miss", wrong)
 
 
-def answer_other(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def answer_other(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     """Another choice, or a number of the question or its solution."""
     row = passage.rows[place]
     numbers = re.findall(r"\d+(?:\.\d+)?", f"{row.question} {row.solution}")
     wrong = rng.choice([choice for choice in row.choices if choice != row.answer] if row.choices else numbers or [""])
-    return _concluding(passage, place, "answer: another of the problem", seed, wrong)
+    return _concluding(passage, place, "answer: another of the problem", wrong)
 
 
-def answer_unsimplified(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def answer_unsimplified(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     row = passage.rows[place]
     parts = re.fullmatch(r"(\d+)/(\d+)", row.answer)
     if row.task != "fraction_simplification" or not parts:
         return None
     factor = rng.choice((2, 3, 5))
     wrong = f"{int(parts[1]) * factor}/{int(parts[2]) * factor}"
-    return passage.changed(
-        place,
-        "answer: not in lowest terms",
-        f"{row.answer} -> {wrong}",
-        paragraph(row._replace(answer=wrong), f"{seed}/{place}"),
-    )
+    return _concluding(passage, place, "answer: not in lowest terms", wrong)
 
 
-def _value(printed: str, default: Fraction | int | None = None) -> Fraction | int | None:
-    """The value of a sum of printed numbers; units are words, per cent is a factor."""
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)", printed)
-    for old, new in (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-")):
-        text = text.replace(old, new)
-    text = re.sub(r"(?<=\d) x (?=\d)", " * ", text)
-    text = re.sub(r"[a-z]{2,}|[\\$£€,]", "", text.replace("%", "*0.01"))
-    if not re.fullmatch(r"[-\d.+*/() ]*\d[-\d.+*/() ]*", text):
-        return default
-    try:
-        return eval(re.sub(r"\d+(?:\.\d+)?|\.\d+", r"Fraction('\g<0>')", text))
-    except (SyntaxError, ZeroDivisionError, ValueError, TypeError):
-        return default
-
-
-def _holds(match: re.Match[str]) -> bool:
-    left, right = _value(match[1]), _value(match[2])
-    if left is None or right is None:
-        return False
-    decimals = len(match[2].rstrip("%\\").partition(".")[2])
-    return left == right or (decimals > 0 and abs(left - right) <= Fraction(1, 2 * 10**decimals))
-
-
-def _sums(text: str) -> Iterator[re.Match[str]]:
-    """The equations between numbers that stand alone: not the end of a longer formula, nor its beginning."""
-    for match in _SUM.finditer(text):
-        before, after = text[: match.start()], text[match.end() :]
-        longer = re.search(r"(?:[\w.,^_{}()]|[-+*/×÷·−^(]\s*|\\[a-z]+\s*|\b(?:of|times|half|by|and|plus)\s+)$", before)
-        goes_on = re.match(
-            r"[\w^_(!:]|\.\d|\s*(?:[-+*/×÷·−^]|\\(?![)\]$])|x |\.\.\.|…)|\s+(?:remainder|percent|and a)", after
-        )
-        if not (longer and not before.endswith("**")) and not (goes_on and not after.startswith("**")) and _holds(match):
-            yield match
-
-
-def slip_result(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
-    return _slip(passage, place, "slip: result", rng, result=True)
-
-
-def slip_operand(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
-    return _slip(passage, place, "slip: operand", rng, result=False)
-
-
-def _slip(passage: Passage, place: int, fault: str, rng: Random, result: bool) -> Passage | None:
+def slip(passage: Passage, place: int, around: Around, rng: Random, *, result: bool) -> Passage | None:
+    """One printed sum that was right: its result changed, or one of its numbers; the final answer stays."""
     text = passage.draft.paragraphs[place]
-    found = list(_sums(text))
+    found = list(sums(text))
     if not found:
         return None
     match = rng.choice(found)
     start, end = match.span(2 if result else 1)
-    wrong = match.string[start:end]
-    wrong = _near_miss(wrong.replace(",", ""), rng)
-    sum_ = _SUM.fullmatch(f"{match[1]} = {wrong}" if result else f"{wrong} = {match[2]}")
-    if wrong.startswith("-") or sum_ is None or _holds(sum_):
+    wrong = _near_miss(text[start:end].replace(",", ""), rng)
+    printed = SUM.fullmatch(f"{match[1]} = {wrong}" if result else f"{wrong} = {match[2]}")
+    if wrong.startswith("-") or printed is None or holds(printed):
         return None
-    if abs((_value(sum_[1]) or 0) - (_value(sum_[2]) or 0)) <= Fraction(1, 100):  # might be rounding
+    if abs((value(printed[1]) or 0) - (value(printed[2]) or 0)) <= Fraction(1, 100):  # might be rounding
         return None
     changed = text[:start] + wrong + text[end:]
+    fault = "slip: result" if result else "slip: operand"
     return passage.changed(place, fault, f"{match.group()} -> {text[start:end]} is {wrong}", changed)
 
 
-def swap(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def swap(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     """Two paragraphs change places; whether their answers are equal follows from the group."""
-    other = (place + 1) % len(passage.rows)
     alike = [i for i, row in enumerate(passage.rows) if i != place and row.answer == passage.rows[place].answer]
     equal = passage.kind == "equal"
     if equal != bool(alike):
         return None
-    other = alike[0] if alike else other
+    other = alike[0] if alike else (place + 1) % len(passage.rows)
     paragraphs = list(passage.draft.paragraphs)
-    moved = passage.changed(
-        place, f"swap: {'equal' if equal else 'different'} answers", f"{place} <-> {other}", paragraphs[other]
-    )
+    fault = f"swap: {'equal' if equal else 'different'} answers"
+    moved = passage.changed(place, fault, f"{place} <-> {other}", paragraphs[other])
     return moved.changed(other, moved.fault, moved.change, paragraphs[place])
 
 
-_GENERIC = (
-    (
-        "Each of these problems asks you to read carefully and to find the information that matters.",
-        "Although they look different at first sight, all of these problems can be solved in the same spirit.",
-        "Solving several problems side by side shows how one idea can serve many purposes.",
-        "The problems above illustrate how far a clear plan can carry you.",
-        "It is worth pausing to see what the solutions above have in common.",
-    ),
-    (
-        "In every case we identify what is given, choose a method, and carry it out step by step.",
-        "The key is to translate the words into operations and to keep track of the quantities involved.",
-        "First understand the question, then decide which rule applies, and finally check the result.",
-        "Every solution breaks a larger task into smaller steps that are easy to verify.",
-        "The first problem introduces the idea, the second applies it, and the last one extends it.",
-    ),
-    (
-        "With practice, this way of thinking becomes second nature and can be applied to many new situations.",
-        "Recognising the pattern makes it much easier to approach similar questions with confidence.",
-        "This shows the power of working systematically and of checking every step along the way.",
-        "Keep this in mind, and even harder problems will become manageable.",
-        "Mastering it will help you with a wide range of questions in the future.",
-    ),
-)
+_GENERIC_TEXT = """
+Each of these problems asks you to read carefully and to find the information that matters.
+Although they look different at first sight, all of these problems can be solved in the same spirit.
+Solving several problems side by side shows how one idea can serve many purposes.
+The problems above illustrate how far a clear plan can carry you.
+It is worth pausing to see what the solutions above have in common.
+
+In every case we identify what is given, choose a method, and carry it out step by step.
+The key is to translate the words into operations and to keep track of the quantities involved.
+First understand the question, then decide which rule applies, and finally check the result.
+Every solution breaks a larger task into smaller steps that are easy to verify.
+The first problem introduces the idea, the second applies it, and the last one extends it.
+
+With practice, this way of thinking becomes second nature and can be applied to many new situations.
+Recognising the pattern makes it much easier to approach similar questions with confidence.
+This shows the power of working systematically and of checking every step along the way.
+Keep this in mind, and even harder problems will become manageable.
+Mastering it will help you with a wide range of questions in the future.
+"""
+_GENERIC = [part.splitlines() for part in _GENERIC_TEXT.strip().split("\n\n")]
 
 
-def generic(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def generic(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     text = " ".join(rng.choice(some) for some in _GENERIC)
     return passage.changed(place, "enlightenment: generic", text, enlightenment=text)
 
 
-def generic_with_topic(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def generic_with_topic(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     shared, tasks = passage.group.shared, " and the ".join(row.task.replace("_", " ") for row in passage.rows)
     naming = rng.choice(
         (
@@ -512,14 +205,11 @@ def generic_with_topic(passage: Passage, place: int, seed: str, around: Around, 
     return passage.changed(place, "enlightenment: generic, topic named", text, enlightenment=text)
 
 
-def anothers(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+def anothers(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
     """Of a passage with the same topic where there is one, and with no problem in common."""
     own = set(passage.group.problem_ids)
-    strange = [
-        some
-        for some in around.clean
-        if not own & set(some.group.problem_ids) and some.group.grouping == passage.group.grouping
-    ]
+    alike = [some for some in around.clean if some.group.grouping == passage.group.grouping]
+    strange = [some for some in alike if not own & set(some.group.problem_ids)]
     near = [some for some in strange if some.group.shared == passage.group.shared]
     if not strange:
         return None
@@ -528,25 +218,25 @@ def anothers(passage: Passage, place: int, seed: str, around: Around, rng: Rando
     return passage.changed(place, "enlightenment: another passage's", f"of {other.group.id}: {text}", enlightenment=text)
 
 
-def one_left_out(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
-    text = enlightenment(passage.rows, passage.group.shared, seed, without=place)
+def one_left_out(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
+    text = enlightenment(passage.rows, passage.group.shared, passage.group.id, without=place)
     return passage.changed(place, "enlightenment: one problem left out", f"{place}: {text}", enlightenment=text)
 
 
 def _test_item(form: str, alter: Callable[[str, Random], str]) -> Plant:
-    def plant(passage: Passage, place: int, seed: str, around: Around, rng: Random) -> Passage | None:
+    def plant(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
         kind = KINDS[passage.rows[place].task]
         own = [row for row in around.tests[kind] if row.task == passage.rows[place].task]
         row = rng.choice(own or around.tests[kind])
         question = alter(row.question, rng)
         if question == row.question and form != "verbatim":
             return None
-        leaked = row._replace(id=f"{row.id}#{seed}", question=question, split="train")
+        leaked = row._replace(id=f"{row.id}#{passage.group.id}", question=question, split="train")
         rows = (*passage.rows[:place], leaked, *passage.rows[place + 1 :])
         group = replace(passage.group, problem_ids=tuple(row.id for row in rows))
-        told = enlightenment(rows, group.shared, seed)
-        passage = replace(passage, rows=rows, group=group)
-        return passage.changed(place, f"test item: {form}", question, paragraph(row, f"{seed}/{place}"), told)
+        told = enlightenment(rows, group.shared, passage.group.id)
+        written = paragraph(row, f"{passage.group.id}/{place}")
+        return replace(passage, rows=rows, group=group).changed(place, f"test item: {form}", question, written, told)
 
     return plant
 
@@ -566,10 +256,9 @@ def _respelled(question: str, rng: Random) -> str:
 
 
 def _numbers_respelled(question: str, rng: Random) -> str:
-    question = re.sub(r"(?<![\d.,])\d{4,}(?![\d.,]*\d)", lambda number: f"{int(number.group()):,}", question)
-    return (
-        re.sub(r"(?<=\d),(?=\d{3}\b)", "", question) if rng.random() < 0.5 else question.replace("*", "×").replace("-", "–")
-    )
+    if rng.random() < 0.5:
+        return re.sub(r"(?<=\d),(?=\d{3}\b)", "", question).replace("*", "×").replace("-", "–")
+    return re.sub(r"(?<![\d.,])\d{4,}(?![\d.,]*\d)", lambda number: f"{int(number.group()):,}", question)
 
 
 def _with_a_sentence(question: str, rng: Random) -> str:
@@ -581,23 +270,13 @@ def _with_a_sentence(question: str, rng: Random) -> str:
     return " ".join(sentences)
 
 
-def _reworded(question: str, rng: Random) -> str:
-    """Other words around the same numbers: the opening of a short question, one word in ten of a long one."""
-    words = question.split()
-    if len(words) < 20:
-        return re.sub(r"^\S+(?: \S+)?", rng.choice(("Determine", "Work out", "Please give")), question)
-    for place in range(rng.randrange(10), len(words), 10):
-        words[place] = words[place] if re.search(r"\d", words[place]) else rng.choice(("then", "also", "this", "those"))
-    return " ".join(words)
-
-
 _WRONG, _SWAPPED, _DULL = ("gold answer",), ("gold answer", "own problem"), ("enlightenment", "boilerplate")
 FAULTS: dict[str, tuple[tuple[str, ...], Plant]] = {  # error -> (checks meant for it, how it is planted)
     "answer: near miss": (_WRONG, answer_near),
     "answer: another of the problem": (_WRONG, answer_other),
     "answer: not in lowest terms": (_WRONG, answer_unsimplified),
-    "slip: result": (("arithmetic",), slip_result),
-    "slip: operand": (("arithmetic",), slip_operand),
+    "slip: result": (("arithmetic",), partial(slip, result=True)),
+    "slip: operand": (("arithmetic",), partial(slip, result=False)),
     "swap: different answers": (_SWAPPED, swap),
     "swap: equal answers": (_SWAPPED, swap),
     "enlightenment: generic": (_DULL, generic),
@@ -652,7 +331,7 @@ def _clean(group: Group, rows: tuple[Problem, ...], kind: str) -> Passage:
 
 
 def plant_all(sources: Sequence[Passage], around: Around, per_cell: int, seed: int) -> list[Passage]:
-    """Up to `per_cell` errors for each kind of task and of error; each from a passage of its own as long as there are."""
+    """Up to `per_cell` errors for each kind of task and of error, each in another passage."""
     rng = Random(f"plant/{seed}")
     planted: list[Passage] = []
     for fault, (_, plant) in FAULTS.items():
@@ -662,7 +341,7 @@ def plant_all(sources: Sequence[Passage], around: Around, per_cell: int, seed: i
             place = min(places, key=lambda place: counts[KINDS[passage.rows[place].task]])
             if counts[KINDS[passage.rows[place].task]] >= per_cell:
                 continue
-            made = plant(passage, place, passage.group.id, around, rng)
+            made = plant(passage, place, around, rng)
             if made and made.fault == fault:
                 counts[KINDS[passage.rows[place].task]] += 1
                 planted.append(made)
@@ -738,13 +417,16 @@ def run(sets: Sequence[tuple[pd.DataFrame, pd.DataFrame, str]], n: int, seed: in
     per_cell = max(2, n // (len(FAULTS) * len({KINDS[task] for train, _, _ in sets for task in train["task"]})))
     clean: list[Passage] = []
     tests: dict[str, list[Problem]] = defaultdict(list)
-    for train, test, grouping in sets:
-        kinds = len({KINDS[task] for task in train["task"]})
-        clean += passages(train, grouping, per_cell * len(FAULTS) * kinds, seed)
-        clean += with_equal_answers(train, grouping, 2 * per_cell * kinds, seed)
+    for _, test, _ in sets:
         for row in problem_rows(test).values():
             tests[KINDS[row.task]].append(row)
     questions = [row.question for rows in tests.values() for row in rows]
+    for train, _, grouping in sets:
+        train, _ = screen_problems(train, questions)
+        kinds = len({KINDS[task] for task in train["task"]})
+        clean += passages(train, grouping, per_cell * len(FAULTS) * kinds, seed)
+        clean += with_equal_answers(train, grouping, 2 * per_cell * kinds, seed)
+    clean = list({frozenset(passage.group.problem_ids): passage for passage in clean}.values())
     before = clean[::4]
     sources = [passage for place, passage in enumerate(clean) if place % 4]
     planted = plant_all(sources, Around(before, tests), per_cell, seed)
@@ -753,19 +435,16 @@ def run(sets: Sequence[tuple[pd.DataFrame, pd.DataFrame, str]], n: int, seed: in
 
 
 def demo_sets(per_task: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, str]]:
-    for tasks, grouping in ((MATH, "knowledge"), (ADS, "entity")):
+    for tasks, grouping in ((MATH, "knowledge"), (list(ADS), "entity")):
         test = load_problems(tasks, "test", per_task)
-        yield screen_problems(load_problems(tasks, "train", per_task), test["question"].tolist())[0], test, grouping
+        yield load_problems(tasks, "train", per_task), test, grouping
 
 
-def benchmark_set(per_task: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from local_tasks import local_task
-
+def benchmark_set(per_task: int, test_items: int = 9_999) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     with tempfile.TemporaryDirectory() as folder:
         files = [local_task(Path(folder), name) for name in ("gsm8k", "math")]
-        test = load_problems(files, "test", 9_999)
-        train, _ = screen_problems(load_problems(files, "train", per_task), test["question"].tolist())
+        test = load_problems(files, "test", test_items)
+        train = load_problems(files, "train", per_task)
     return tag_concepts(train), test, "knowledge"
 
 
@@ -776,16 +455,15 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every miss and every false alarm")
     options = parser.parse_args()
     sets = list(demo_sets(options.n))
-    if (Path(__file__).resolve().parents[3] / "shared" / "data").is_dir():
+    if LOCAL.is_dir():
         sets.append(benchmark_set(2 * options.n))
     outcome = run(sets, options.n, options.seed)
     print(outcome.table().to_string(index=False))
     found, planted = len(outcome.planted) - len(outcome.missed), len(outcome.planted)
     print(f"\nfound {found} of {planted} ({found / planted:.1%})")
     alarms = Counter((KINDS[passage.rows[0].task], reason.partition(":")[0]) for passage, reason in outcome.false_alarms)
-    print(
-        f"false alarms: {len(outcome.false_alarms)} of {len(outcome.clean)} ({len(outcome.false_alarms) / len(outcome.clean):.2%})"
-    )
+    n_clean = len(outcome.clean)
+    print(f"false alarms: {len(outcome.false_alarms)} of {n_clean} ({len(outcome.false_alarms) / n_clean:.2%})")
     for (kind, check), count in sorted(alarms.items()):
         print(f"  {kind}, {check}: {count}")
     if options.show:

@@ -29,11 +29,11 @@ _UNIT = re.compile(  # '42 apples' answers 42, and so do '42 square feet' and '4
     rf"(?<=[\d%])\s+\(?(?!(?:{_SCALE})\b)[A-Za-z]+(?:\^?\{{?[23]\}}?|[²³])?(?:[\s/][A-Za-z]+[²³]?){{0,3}}\)?$"
 )
 _BOLD = re.compile(r"(?<![\w)\]}])\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])")  # of Markdown; 2**3 is none
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s)|,?(?=\s(?:because|since)\b)")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s)|,?(?=\s(?:because|since)\b)|,(?=\s(?:as|which)\b)")
 # the values that a sentence names: formulas between dollars or \( \), fractions, numbers
 _VALUE = re.compile(
     r"\$((?:[^$A-Za-z\\]|\\[A-Za-z]+|\\.|[A-Za-z](?![A-Za-z]))+)\$|\\[(\[](.+?)\\[)\]]"
-    r"|(\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?)"
+    r"|([-+]?(?:\\[dt]?frac\{\d+\}\{\d+\}|(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?))"
 )
 
 
@@ -47,7 +47,7 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] | None = None) -> 
     found, marked = conclusion(paragraph)
     if not found:
         return False, ""
-    readings = [found, *(found[: end.end()] for end in _SENTENCE_END.finditer(found[:MAX_TEXT]))][:20]
+    readings = [found, *(found[: end.end()].rstrip(",") for end in _SENTENCE_END.finditer(found[:MAX_TEXT]))][:20]
     if is_mathematical(gold):
         if not marked:
             values = [next(filter(None, match.groups())) for match in _VALUE.finditer(found[-MAX_ANSWER:].replace("−", "-"))]
@@ -168,9 +168,10 @@ def _plain_arithmetic(text: str) -> str:
 
 
 _UNITS = r"(?:\s?/\s?[a-z]+|\s+[a-z]+(?:/[a-z]+)?){1,3}"
-_TERM = r"[$£€]?\d[\d,]*(?:\.\d+)?%?"
-_SUM_WITH_UNITS = re.compile(
-    rf"{_TERM}(?:{_UNITS})?(?:\s*[-+*/]\s*{_TERM}(?:{_UNITS})?)+(?=\s*=\s*([$£€]?)[\d,.]+\s?(?:square |cubic )?([a-z]*))"
+_TERM = r"[$£€]?\d[\d,]{0,30}(?:\.\d{1,30})?%?"
+_SUM_WITH_UNITS = re.compile(  # bounded, as a long row of numbers would take minutes
+    rf"(?<![\d.,]){_TERM}(?:{_UNITS})?(?:\s*[-+*/]\s*{_TERM}(?:{_UNITS})?){{1,8}}"
+    r"(?=\s*=\s*([$£€]?)[\d,.]+\s?(?:square |cubic )?([a-z]*))"
 )
 
 
@@ -218,11 +219,14 @@ def _left_side(text: str, end: int) -> tuple[str, bool]:
         open_brackets = [index for index, mark in enumerate(side) if mark == "("]
     if side.count(")") > side.count("(") or not side.strip():
         return "", False
-    if before and not side[0].isspace() and before[-1] not in "\n=<>":  # part of something longer: 'f(2)', 'x3', '2^3'
+    if (
+        before and not side[0].isspace() and not re.search(r"[\n=<>]$|[^\W\d]:$", before)
+    ):  # part of something longer: 'f(2)', 'x3', '2^3'
         return "", False
     if re.search(r"(?:[#@&|~⊕⊗★∘]|\\(?!(?:Rightarrow|implies|quad|qquad|text|approx)\b)[A-Za-z#]+)\s*$", before):
         return "", False  # an operator of the problem's own: '6 \# 2'
-    word = (re.findall(r"\w+", before) or [""])[-1]
+    before = re.sub(r"\b(?:total|sum|cost|price|profit|amount) of\s*$", "", before)  # and not a third of
+    word = (re.findall(r"\w+(?=\s*$)", before) or [""])[-1]
     if before.strip() and (word.lower() in _OPERATOR_WORDS or before.rstrip()[-1] in "^_\\}"):  # '\log_{9} 3'
         return "", False
     side = side.strip()
@@ -285,7 +289,7 @@ def _tidy(answer: str) -> str:
     for printed, plain in (("\\$", ""), ("$", ""), ("\\%", "%"), ("−", "-")):
         text = text.replace(printed, plain)
     text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", ""), text)
-    text = re.sub(r"[£€]", "", text).strip().rstrip(".").strip()
+    text = re.sub(r"\s+percent$", "%", re.sub(r"[£€]", "", text).strip(" *_").rstrip(".").strip())
     text = re.sub(r"^[A-Za-z]\s*=\s*", "", text)  # 'x = 5' answers 5
     return _UNIT.sub("", text)
 

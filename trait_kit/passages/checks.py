@@ -19,8 +19,9 @@ from trait_kit.passages.drafts import Draft, Problem
 from trait_kit.passages.words import content_words, marks_of, numbers
 
 _MIN_ENLIGHTENMENT_WORDS = 15
-# By how much (share of a question's own words) another order of the paragraphs must fit better to be believed. Where all
-# gold answers differ and were reached, paragraphs cannot have been swapped, and tasks may share facts.
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+# By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
+# to be believed. Paragraphs that reach different gold answers can hardly have been swapped, and tasks may share facts.
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
 
 
@@ -117,21 +118,22 @@ def _own_problem(candidate: Candidate) -> str | None:
     """Whether each paragraph takes up what only its own question says, or the paragraphs fit better in another order."""
     draft, rows = candidate.draft, candidate.rows
     marks = marks_of([f"{row.question} {row.answer}" for row in rows])
-    used = [content_words(paragraph) | numbers(paragraph) for paragraph in draft.paragraphs]
-    fit = np.array([[len(words & own) / (len(own) + 2) for own in marks] for words in used])  # + 2: short ones count less
-    best_rows, best_columns = linear_sum_assignment(fit, maximize=True)
-    different = len({plain_words(row.answer) for row in rows}) == len(rows)
-    margin = _SWAP_MARGIN["different answers" if different else "same answers"]
-    if fit[best_rows, best_columns].sum() > np.trace(fit) + margin:
-        moved = next(place for place, other in zip(best_rows, best_columns, strict=True) if place != other)
-        return f"the paragraph of problem {rows[moved].id} fits problem {rows[best_columns[moved]].id} better"
+    used = marks_of(list(draft.paragraphs))
+    fit = np.array([[len(words & own) / np.sqrt((len(words) + 2) * (len(own) + 2)) for own in marks] for words in used])
+    answers = np.array([plain_words(row.answer) for row in rows])
+    alike = answers[:, None] == answers[None, :]
+    for may_change_places, margin in ((alike, _SWAP_MARGIN["same answers"]), (True, _SWAP_MARGIN["different answers"])):
+        best = linear_sum_assignment(np.where(may_change_places, fit, -1.0), maximize=True)
+        if fit[best].sum() > np.trace(fit) + margin:
+            moved, other = next((place, other) for place, other in zip(*best, strict=True) if place != other)
+            return f"the paragraph of problem {rows[moved].id} fits problem {rows[other].id} better"
     return None
 
 
 def _enlightenment(candidate: Candidate) -> str | None:
-    """Specific means: for every problem, what no other of the group has (a number, two words, four words in a row), or,
-    where problems share their facts, the problem's task by name and four words in a row of it. A task's name alone says
-    nothing of the problem.
+    """Specific means: for every problem, what no other of the group has (a number, two words, four words in a row); or,
+    where problems share their facts, four words in a row that others have too, and the problem by its task or its place
+    ('the landing page', 'the second'). A task's name alone says nothing of the problem.
     """
     draft, rows, shared = candidate.draft, candidate.rows, candidate.shared
     text = draft.enlightenment
@@ -141,26 +143,24 @@ def _enlightenment(candidate: Candidate) -> str | None:
     if candidate.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
         return f"does not name {shared}"
     material = [f"{row.question} {paragraph}" for row, paragraph in zip(rows, draft.paragraphs, strict=True)]
-    names = [content_words(row.task.replace("_", " ")) for row in rows]
-    quoted = _quotations(text, rows)
-    tasks = [row.task for row in rows]
-    for row, own, name, quotes in zip(rows, marks_of(material), names, quoted, strict=True):
-        named = tasks.count(row.task) == 1 and plain_words(row.task.replace("_", " ")) in plain_words(text)
-        quotes = quotes["own"] or (named and quotes["any"])
-        marks = own - name
-        hits = marks & said
+    tasks = [row.task.replace("_", " ") for row in rows]
+    names, quoted = marks_of(tasks), _quotations(text, rows)
+    for place, (row, marks, quotes) in enumerate(zip(rows, marks_of(material), quoted, strict=True)):
+        task = tasks.count(tasks[place]) == 1 and plain_words(tasks[place]) in plain_words(text)
+        named = task or names[place] & said or re.search(rf"\b{_ORDINALS[place]}\b", text.lower())
+        hits = (marks - content_words(tasks[place])) & said
         number = any(mark[0].isdigit() and len(mark) > 1 for mark in hits)
-        if not (number or quotes or len(hits) >= min(2, len(marks))):
+        if not (number or quotes["own"] or (named and quotes["any"]) or len(hits) >= min(2, len(marks))):
             return f"says nothing that is particular to problem {row.id}"
     return None
 
 
 def _quotations(text: str, rows: Sequence[Problem]) -> list[dict[str, bool]]:
-    """For each problem, whether `text` has its whole answer (two words or more) or four words in a row of it.
+    """For each problem, whether `text` has its whole answer or a formula (two words or more), or four words in a row of it.
 
     'own': what no other problem of the group has; 'any': whatever it has.
     """
-    said = f" {plain_words(text)} "
+    said = f" {_plain(text)} "
     runs = [_runs(row) for row in rows]
     found = []
     for place, own in enumerate(runs):
@@ -171,9 +171,14 @@ def _quotations(text: str, rows: Sequence[Problem]) -> list[dict[str, bool]]:
 
 
 def _runs(row: Problem) -> set[str]:
-    answer, words = plain_words(row.answer).split(), plain_words(f"{row.question}\n{row.answer}").split()
+    answer, words = _plain(row.answer).split(), _plain(f"{row.question}\n{row.answer}").split()
+    formulas = {_plain(formula) for formula in re.findall(r"\$[^$]+\$", row.question)}
     runs = {" ".join(words[start : start + 4]) for start in range(len(words) - 3)}
-    return runs | ({" ".join(answer)} if len(answer) > 1 else set())
+    return runs | {formula for formula in formulas if " " in formula} | ({" ".join(answer)} if len(answer) > 1 else set())
+
+
+def _plain(text: str) -> str:
+    return plain_words(text.replace("$", " "))
 
 
 OWN_CHECKS: dict[str, Callable[[Candidate], str | None]] = {
