@@ -243,11 +243,12 @@ def test_an_endpoint_that_is_away_is_given_up(server, second_server, tmp_path):
     ("header", "seconds"),
     [
         *[("2", 2.0), ("0.5", 0.5), ("", 0.0), ("-5", 0.0), ("nan", 0.0), ("soon", 0.0), ("1e999", float("inf"))],
-        *[(formatdate(time.time() + 600), pytest.approx(600, abs=60)), (formatdate(0), 0.0), ("Thu, 99 Xyz 1e9", 0.0)],
+        *[(formatdate(0), 0.0), ("Thu, 99 Xyz 1e9", 0.0)],
     ],
 )
 def test_retry_after_is_seconds_or_a_date_and_nothing_else_is_waited_for(header, seconds):
     assert waiting_time(header) == seconds
+    assert waiting_time(formatdate(time.time() + 600)) == pytest.approx(600, abs=60)
 
 
 def test_requests_go_to_the_least_busy_of_several_servers(server, second_server, tmp_path):
