@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 KEY = "sk-secret-0123456789"
+PATIENCE = 4.0  # seconds of a client that waits for servers that hang: a machine with other work stalls for one or two
 
 
 class LlmServer(ThreadingHTTPServer):
@@ -99,12 +100,12 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "broken":
             self.send(500, b"<html>Internal error, key " + self.headers["Authorization"].encode() + b"</html>")
         elif mode == "hang":
-            time.sleep(3)
+            time.sleep(3 * PATIENCE)
         elif mode == "drip":
             self.send_response(200)
             self.send_header("Content-Length", "100000")
             self.end_headers()
-            for _ in range(30):
+            for _ in range(int(30 * PATIENCE)):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(0.1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import fasttext
 import numpy as np
 import pytest
-from llm_server import KEY, LlmServer, kill_once_it_kept, serving
+from llm_server import KEY, PATIENCE, LlmServer, kill_once_it_kept, serving
 
 from trait_kit import params as parameters
 from trait_kit import runs, tables
@@ -114,7 +114,8 @@ def test_every_document_ends_with_a_rating_or_a_counted_fault(server, tmp_path):
         "html": "not the OpenAI protocol",
     }
     texts = [f"Document {k} on {GRADES[3]}, mode-{mode} here." for k, mode in enumerate(expected)]
-    judge = endpoint(server, timeout=1.0, max_retries=1, usd_per_million_in=1.0, usd_per_million_out=2.0, concurrency=16)
+    prices = {"usd_per_million_in": 1.0, "usd_per_million_out": 2.0}
+    judge = endpoint(server, timeout=PATIENCE, max_retries=1, concurrency=16, **prices)
     cache = tmp_path / "answers.jsonl"
     table, bill = ratings.rate([*texts, "", " \x00 "], judge, cache)
     frame = table.to_pandas()

@@ -15,7 +15,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from llm_server import KEY, LlmServer, kill_once_it_kept, serving
+from llm_server import KEY, PATIENCE, LlmServer, kill_once_it_kept, serving
 
 from trait_kit.errors import TraitError
 from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
@@ -107,7 +107,7 @@ def test_every_request_ends_with_a_value_or_a_fault(server, tmp_path):
     }
     server.usage_of = lambda number: (500 + 7 * number, 250 + 13 * number)
     cache = tmp_path / "answers.jsonl"
-    teacher = endpoint(server, timeout=1.0, max_retries=1, usd_per_million_in=1.0, usd_per_million_out=2.0)
+    teacher = endpoint(server, timeout=PATIENCE, max_retries=1, usd_per_million_in=1.0, usd_per_million_out=2.0)
     replies, ledger = ask(teacher, list(expected), cache)
 
     for (mode, pattern), reply in zip(expected.items(), replies, strict=True):

@@ -97,7 +97,7 @@ def test_running_again_does_nothing_and_is_quick(tiny_run):
     result = trait_kit("run", TINY, "--run-dir", tiny_run)
     assert result.returncode == 0, result.stderr
     assert executed(result.stdout) == []
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 120
 
 
 def test_a_training_parameter_changes_training_and_what_follows(tiny_copy):
