@@ -90,6 +90,7 @@ def test_report_is_one_file_that_asks_the_network_for_nothing(tiny_run):
     assert html.count("data:image/") + html.count("<svg") >= 6
     for arm in ["base", *SEED_ARMS]:
         assert arm in html
+    assert 'class="badge bad">unreadable' not in html
 
 
 def test_running_again_does_nothing_and_is_quick(tiny_run):

@@ -175,7 +175,9 @@ def _small_tables(folder: Path) -> list[dict[str, Any]]:
 def _selections(folder: Path) -> list[dict[str, Any]]:
     """The best and the last three documents of every selection (rows are best first)."""
     found = []
-    for path in sorted(folder.glob("selections/*.parquet")) + sorted(folder.glob("selection*.parquet")):
+    for path in sorted(folder.glob("selections/*.parquet")):
+        if path.stem in ("contaminated", "near_duplicates"):  # evidence of what was dropped
+            continue
         frame = tables.read(path, "selection").to_pandas()
         samples = [("best", frame.head(3)), ("just above the cut", frame.iloc[3:].tail(3))]
         rows = []
