@@ -1,22 +1,29 @@
-"""Evaluation: numbers equal a direct computation, killed runs go on, marks survive hostile text, statistics match scipy."""
+"""Evaluation: numbers equal a direct computation, killed runs go on, marks survive hostile text."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
 import shutil
 import socket
+import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+import yaml
+from answer_strings import answer_strings
+from local_tasks import BENCHMARKS, LOCAL, local_task
 
+from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
 from trait_kit.errors import TraitError
-from trait_kit.evaluation import comparison, metrics
-from trait_kit.evaluation.suites import evaluate_model, prompt
+from trait_kit.evaluation import metrics
+from trait_kit.evaluation.answers import judge
+from trait_kit.evaluation.suites import evaluate_model, prompt, worked_examples, write_lm_eval_tasks
 from trait_kit.params import EvaluationParams
 
 TEXTS = [
@@ -84,17 +91,20 @@ def problems() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+_ABOUT = {"about": "", "metrics": ["exact_match"], "source": "reasoning_gym:gsm_symbolic"}
+TASKS = {"sums": Task(name="sums", kind="number", **_ABOUT), "products / hard": Task(name="p", kind="choice", **_ABOUT)}
 DOCUMENTS = {"general": [TEXTS[2], TEXTS[3], TEXTS[2] * 40], "in_domain": [TEXTS[0]]}
 
 
 def _params(**changes) -> EvaluationParams:
-    common = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
-    fields = {"test_items_per_task": 20, "batch_size": 2, "precision": "float32"}
-    return EvaluationParams(**common, **{**fields, **changes})
+    fields = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
+    fields |= {"test_items_per_task": 20, "batch_size": 2, "precision": "float32"}
+    return EvaluationParams(**{**fields, **changes})
 
 
 def _evaluate(model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", **more) -> pd.DataFrame:
     params = _params(**more.pop("params", {}))
+    more.setdefault("tasks", TASKS)
     return evaluate_model(model_dir, arm, 3, problems, documents, params, out_dir, **more)
 
 
@@ -242,6 +252,10 @@ def test_only_what_changed_is_evaluated_again(model_dir, problems, finished, tmp
     lines = []
     _evaluate(model_dir, changed, folder, report=lines.append)
     assert ["kept" in line for line in lines] == [False, True, True, True]
+    lines = []
+    newer = {**TASKS, "sums": TASKS["sums"].model_copy(update={"version": 2})}
+    _evaluate(model_dir, problems, folder, report=lines.append, tasks=newer)
+    assert "sums version 2" in lines[0] and ["kept" in line for line in lines] == [False, True, True, True]
     other = _tiny_model(tmp_path / "other", seed=1)
     values = _evaluate(other, problems, folder, arm="other")["value"]
     assert (values - outcomes["value"]).abs().max() > 0.01
@@ -265,9 +279,14 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     found = _evaluate(model_dir, problems, tmp_path, {}, params=settings, few_shot_problems=shots)
     marked = found[found["metric"] == "exact_match"]
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
+    assert len(found[found["metric"] == "exact_match_strict"]) == 4
     assert not marked["prediction"].str.contains("Question:").any() and marked["prediction"].str.len().max() > 0
     item = (tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0]
     assert item.count("Question:") == 2 and "The answer is 7.\\n\\nQuestion: Tom has 3" in item
+    (letters,) = (tmp_path / "lm_eval" / "items").glob("products*_generation.jsonl")
+    asked = json.loads(letters.read_text().splitlines()[0])["prompt"]
+    assert asked.count("\n(A) 13\n(B) 12\n(C) 22\n(D) 120\nAnswer:") == 2
+    assert "Answer: We combine 3 and 4.\nThe answer is (B).\n\nQuestion:" in asked
 
 
 def test_bfloat16_is_near_float32(model_dir, problems, outcomes, tmp_path):
@@ -322,206 +341,166 @@ def test_a_diverged_model_is_an_error_not_a_nan(model_dir, problems, tmp_path):
     assert not list((tmp_path / "run" / "outcomes").glob("*"))
 
 
-@pytest.mark.parametrize(
-    ("prediction", "gold", "right"),
-    [
-        ("12 + 30 = 42\nThe answer is 42.", "42", True),
-        ("The answer is 42 because 6 * 7 = 42. Another fact: 9.", "42", True),
-        ("It costs $1,000.00 in all.\n#### 1,000", "1000", True),
-        ("So we get \\boxed{\\frac{1}{2}}.", "1/2", True),
-        ("The answer is 2/4.", "1/2", True),
-        ("The answer is -5.", "5", False),
-        ("from 10-3 we get 7", "7", True),
-        ("The answer is 41.", "42", False),
-        ("42 at first, but 43 in the end", "42", False),
-        ("No idea.", "42", False),
-        ("The answer is x = 3.", "x = 3", True),
-        ("The answer is $3 + 2x$.", "2x + 3", True),
-        ("The answer is $3 - 2x$.", "2x + 3", False),
-        (" Relevant.\nQuestion", "relevant", True),
-        ("irrelevant", "relevant", False),
-        ("Answer: Machu  Picchu — luxury tours!", "machu picchu luxury tours", True),
-        ("", "42", False),
-        ("", "relevant", False),
-    ],
-)
-def test_exact_match(prediction, gold, right):
-    assert metrics.exact_match(prediction, gold) is right
+@pytest.mark.parametrize("kind", ["number", "expression", "choice", "text"])
+def test_answers_are_judged_as_a_teacher_would(kind):
+    strings = list(answer_strings(kind))
+    wrong, seconds = [], []
+    judge("The answer is $3 + 2x$.", "2x + 3", "expression")  # starts the process that compares
+    for string in strings:
+        started = time.monotonic()
+        found = judge(string.prediction, string.gold, kind, string.choices)
+        seconds.append(time.monotonic() - started)
+        if found != (string.flexible, string.strict):
+            wrong.append(f"{string.group}: {string.prediction!r} for {string.gold!r} gives {found}")
+    print(*wrong, sep="\n")
+    assert len(strings) >= 300 and len(set(strings)) == len(strings)
+    assert len(wrong) <= 0.01 * len(strings), wrong
+    assert statistics.median(seconds) < 0.05
 
 
-@pytest.mark.parametrize(
-    "prediction",
-    [
-        "9" * 1_000_000,
-        "The answer is " + "9" * 5_000,
-        "The answer is $9^{9^{9^{9}}}$",
-        "The answer is $10000000!$",
-        "the answer is " * 100_000,
-        "\\boxed{" * 100_000,
-        "(" * 50_000 + ")" * 50_000,
-        "####" * 50_000,
-        "1,1,1," * 50_000,
-        "The answer is 1/0",
-        "The answer is \x00\ud800\n",
-        "\u202e\ufffd" * 9_000,
-        "The answer is $\\frac{1}{0}$",
-        "The answer is $\\sum_{n=1}^{10^{12}} n!$",
-    ],
-    ids=lambda text: text[:16].encode("ascii", "backslashreplace").decode(),
-)
-@pytest.mark.parametrize("gold", ["42", "\\sqrt{2}x", "relevant"])
-def test_hostile_predictions_are_wrong_in_bounded_time(prediction, gold, monkeypatch):
-    monkeypatch.setattr(metrics, "VERIFY_SECONDS", 1)
-    started = time.monotonic()
-    assert metrics.exact_match(prediction, gold) is False
-    assert time.monotonic() - started < 20
-    assert metrics.exact_match("The answer is 42.", "42") is True
+def test_without_a_kind_it_is_read_off_the_gold_answer():
+    assert judge("So 3 + 4 = 7.", "7") == (True, False)
+    assert judge("The answer is $3 + 2x$.", "2x + 3") == (True, True)
+    assert judge(" Relevant.\nQuestion: x", "relevant") == (True, True)
 
 
-def _outcomes(values: dict[str, dict[str, list[float]]], metric: str = "bits_per_byte", seed: int = 0) -> pd.DataFrame:
-    rows = [
-        {"arm": arm, "seed": seed, "task": task, "item_id": f"i{n}", "metric": metric, "value": float(value)}
-        for arm, tasks in values.items()
-        for task, numbers in tasks.items()
-        for n, value in enumerate(numbers)
+HOSTILE = {
+    "ten megabytes of digits": "9" * 10_000_000,
+    "ten megabytes of text": "The answer is " + "a b " * 2_500_000,
+    "ten megabytes of line breaks": "\n" * 10_000_000,
+    "ten megabytes of HTML": "<script>alert(1)</script>" * 400_000,
+    "ten megabytes of announcements": "the answer is " * 700_000,
+    "announcements that never end": "answer " * 100_000,
+    "a long number": "The answer is " + "9" * 5_000,
+    "a tower": "The answer is 9**9**9**9.",
+    "a tower in LaTeX": "The answer is $9^{9^{9^{9}}}$.",
+    "a tower in a box": "\\boxed{9**9**9}",
+    "two towers": "The answer is $9^{9^{9}}$ = $8^{8^{8^{8}}}$.",
+    "a factorial": "The answer is $10000000!$.",
+    "a sum": "The answer is $\\sum_{n=1}^{10^{12}} n!$",
+    "an integral": "The answer is $\\int_0^1 x^{x^{x^x}} dx$",
+    "a binomial": "The answer is $\\binom{10000000}{5000000}$",
+    "a huge power": "The answer is $(10^{100})^{10^{100}}$",
+    "a huge polynomial": "The answer is $(a+b+c+d+x+y+z)^{60}$",
+    "an exponent": "The answer is 1e999999999",
+    "boxes": "\\boxed{" * 100_000,
+    "closed boxes": "\\boxed{" * 500 + "1" + "}" * 500,
+    "brackets": "The answer is $" + "(" * 190 + "1" + ")" * 190 + "$",
+    "fractions": "The answer is $" + "\\frac{" * 60 + "1" + "}{2}" * 60 + "$",
+    "exponents": "The answer is $x" + "^{x" * 90 + "}" * 90 + "$",
+    "hashes": "####" * 50_000,
+    "commas": "1,1,1," * 50_000,
+    "equations": "The answer is " + "1=" * 2_000,
+    "letters": "(A)" * 1_000_000,
+    "division by zero": "The answer is $\\frac{1}{0}$ or 1/0",
+    "control characters": "The answer is \x00\x1b[2J\ud800\n",
+    "characters that grow": "\ufdfa½" * 9_000,
+    "right to left": "\u202e\ufffd" * 9_000,
+    "the child's protocol": '"]\n["42", "42", 9]\ntrue\n',
+    "python": "\\boxed{__import__('pathlib').Path('TOUCHED').touch()}",
+    "python in a sentence": "The answer is __import__('pathlib').Path('TOUCHED').touch().",
+    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('TOUCHED').touch()}$",
+    "TeX": "\\boxed{\\immediate\\write18{touch TOUCHED}\\input{/etc/passwd}}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = HOSTILE[name].replace("TOUCHED", str(tmp_path / "touched"))
+    for kind, gold, choices in (
+        ("number", "42", ()),
+        ("expression", "\\sqrt{2}x", ()),
+        ("text", "relevant", ()),
+        ("choice", "43", ("41", "42", "43")),
+    ):
+        started = time.monotonic()
+        assert judge(text, gold, kind, choices) == (False, False)
+        assert time.monotonic() - started < 5 * (1 + os.getloadavg()[0] / os.cpu_count())  # 3 s where nothing else runs
+    assert list(tmp_path.iterdir()) == []
+    assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
+
+
+def _task_file(folder: Path, name: str, kind: str, splits: dict[str, list[dict] | None], **more) -> str:
+    for split, rows in splits.items():
+        if rows is not None:
+            (folder / f"{name}_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {column: f"{{{column}}}" for column in next(rows[0] for rows in splits.values() if rows)}
+    raw = {"name": name, "about": name, "kind": kind, "metrics": ["exact_match"], "source": str(folder), "fields": fields}
+    raw["splits"] = {split: f"{name}_{split}.jsonl" if rows is not None else None for split, rows in splits.items()}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({**raw, **more}))
+    return str(folder / f"{name}.yaml")
+
+
+def _sum_rows(start: int, n: int) -> list[dict]:
+    question = "Ada has {} red pens in one box and {} blue pens in another box. How many pens has Ada?"
+    return [
+        {"question": question.format(a, 2 * a), "answer": str(3 * a), "solution": f"{a} + {2 * a} = {3 * a}"}
+        for a in range(start, start + n)
     ]
-    return pd.DataFrame(rows).assign(prediction="", gold="")
 
 
-def test_arm_table_weighs_tasks_equally_and_keeps_forgetting_apart():
-    table = comparison.arm_table(
-        _outcomes({"a": {"x": [1, 1, 1, 1], "y": [3, 3], "held_out/general": [9, 9]}, "b": {"x": [2], "y": [5]}})
-    ).set_index(["arm", "task"])
-    assert table.loc[("a", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [2, 2, 2, 6]
-    assert table.loc[("a", "held_out/general"), "mean"] == 9
-    assert table.loc[("b", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [3.5, 3.5, 3.5, 2]
+def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
+    leaked = {**_sum_rows(500, 1)[0]}
+    sums = _task_file(tmp_path, "sums", "number", {"train": [*_sum_rows(0, 40), leaked], "test": _sum_rows(100, 5)})
+    asked = [
+        {"question": leaked["question"], "answer": "1500", "choices": ["1500", "7"]},
+        {"question": "Pick three.", "answer": "3", "choices": ["3", "4", "5"]},
+    ]
+    picks = _task_file(tmp_path, "picks", "choice", {"train": None, "test": asked}, examples_from="sums")
+    alone = _task_file(tmp_path, "alone", "number", {"train": None, "test": _sum_rows(300, 2)})
+    found = worked_examples([sums, picks, alone], 3, 100, seed=1)
+    assert found.groupby("task").size().to_dict() == {"sums": 3, "picks": 3}
+    assert not set(found["question"]) & set(every_test_question([sums, picks, alone], 100))
+    for row in found[found["task"] == "picks"].to_dict("records"):
+        assert row["answer"] in row["choices"] and len(set(row["choices"])) == 4
+    pd.testing.assert_frame_equal(found, worked_examples([sums, picks, alone], 3, 100, seed=1))
+    assert not found["question"].equals(worked_examples([sums, picks, alone], 3, 100, seed=2)["question"])
+    everything = worked_examples([sums, picks], 60, 100)
+    assert leaked["question"] not in set(everything["question"])
+    with pytest.raises(TraitError, match="None of the tasks alone has a train split or examples_from"):
+        worked_examples([alone], 1, 100)
 
 
-def test_compare_pairs_items_and_corrects_for_several_arms():
-    draw = np.random.default_rng(0)
-    hard = draw.normal(1, 0.5, size=40)
-    noise = draw.normal(0, 0.5, size=10)
-    noise = np.concatenate([noise, -noise])  # no difference on average
-    arms = {
-        "trait": {"x": hard[:20] - 0.05, "y": hard[20:] - 0.05, "held_out/general": hard[:9] + 0.2},
-        "base": {"x": hard[:20], "y": hard[20:], "held_out/general": hard[:9]},
-        "noisy": {
-            "x": hard[:20] + noise,
-            "y": hard[20:] + noise,
-            "held_out/general": hard[:9],
-        },
-    }
-    outcomes = _outcomes(arms)
-    by_task = outcomes.sort_values(["task", "item_id"], ascending=False, kind="stable")  # rows in another order
-    table = comparison.compare(by_task, "trait", "bits_per_byte").set_index("arm")
-    assert list(table.index) == ["base", "noisy"] and set(table["n"]) == {40} and set(table["task"]) == {comparison.MACRO}
-    base = table.loc["base"]
-    assert base["difference"] == pytest.approx(-0.05) and base["reference_better"]
-    assert base["percent"] == pytest.approx(-5 / hard.mean()) and base["low"] == pytest.approx(base["high"])
-    assert base["p_value"] == pytest.approx(1 / 20_001) and base["p_holm"] == pytest.approx(2 / 20_001)
-    noisy = table.loc["noisy"]  # trait is 0.05 better here too, but items vary ten times as much
-    assert noisy["difference"] == pytest.approx(-0.05) and noisy["low"] < -0.05 < 0 < noisy["high"]
-    assert 0.3 < noisy["p_value"] < 0.8 and noisy["p_holm"] == noisy["p_value"]
-    forgetting = comparison.compare(outcomes, "trait", "bits_per_byte", task="held_out/general").set_index("arm").loc["base"]
-    assert forgetting["difference"] == pytest.approx(0.2) and not forgetting["reference_better"] and forgetting["n"] == 9
-    everything = comparison.compare_all(outcomes, "trait")
-    assert len(everything) == 8 and everything[["task", "arm"]].drop_duplicates().shape == (8, 2)
-    # unpaired intervals overlap although the paired difference is certain: why the tests are paired
-    means = comparison.arm_table(outcomes).set_index(["arm", "task"])
-    assert means.loc[("trait", comparison.MACRO), "high"] > means.loc[("base", comparison.MACRO), "low"]
+def test_the_suite_is_written_for_lm_evals_own_command_line(tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    sums = _task_file(tmp_path, "sums", "number", {"train": _sum_rows(0, 9), "test": _sum_rows(100, 5)}, version=3)
+    asked = [{"question": "Pick three.", "answer": "3", "choices": ["3", "4", "5"]}]
+    picks = _task_file(tmp_path, "picks", "choice", {"train": None, "test": asked}, examples_from="sums")
+    params = _params(tasks=[sums, picks], few_shot=1, generate_items=2)
+    names = write_lm_eval_tasks(params, tmp_path / "suite")
+    assert names == ["sums_solution_bits", "sums_generation", "picks_solution_bits", "picks_choices", "picks_generation"]
+    manager = TaskManager(include_defaults=False, include_path=str(tmp_path / "suite"))
+    assert set(names) <= set(manager.all_tasks)
+    tasks = manager.load(["sums_generation", "picks_generation"])["tasks"]
+    assert tasks["sums_generation"].VERSION == 3
+    (doc,) = tasks["picks_generation"].test_docs()
+    marks = [tasks["picks_generation"].process_results(doc, [text]) for text in ("The answer is (A).", "B", "3")]
+    assert [(found["exact_match"], found["exact_match_strict"]) for found in marks] == [(1, 1), (0, 0), (1, 0)]
+    assert doc["prompt"].endswith("Question: Pick three.\n(A) 3\n(B) 4\n(C) 5\nAnswer:")
 
 
-def test_binary_metrics_use_mcnemar():
-    outcomes = _outcomes({"trait": {"x": [1] * 12 + [0] * 8}, "base": {"x": [0] * 9 + [1] * 4 + [0] * 7}}, "choice_accuracy")
-    row = comparison.compare(outcomes, "trait", "choice_accuracy").iloc[0]
-    assert row["p_value"] == pytest.approx(stats.binomtest(9, 10, 0.5).pvalue)
-    assert row["difference"] == pytest.approx(0.4) and row["reference_better"]
-    assert row["low"] < 0.4 < row["high"]
+@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
+def test_worked_examples_of_the_benchmarks(tmp_path):
+    names = [local_task(tmp_path, shipped) for shipped in BENCHMARKS]
+    found = worked_examples(names, 8, 5_000)
+    assert found.groupby("task").size().to_dict() == dict.fromkeys(BENCHMARKS, 8)
+    sources = {task: row["id"].partition("/")[0] for task, row in found.groupby("task").first().iterrows()}
+    assert sources == {task: load_task(task).examples_from or task for task in BENCHMARKS}
+    assert not set(found["question"]) & set(every_test_question(names, 5_000))
+    assert found["solution"].str.contains(r"The answer is [^\n]+\.$").all()
 
 
-def test_seeds_are_averaged_item_by_item():
-    two = pd.concat([_outcomes({"a": {"x": [1, 2]}}, seed=0), _outcomes({"a": {"x": [3, 6]}}, seed=1)])
-    assert comparison.item_values(two)["value"].tolist() == [2, 4]
-
-
-def test_what_cannot_be_compared_is_named():
-    outcomes = _outcomes({"trait": {"x": [1, 2, 3]}, "base": {"x": [1, 2]}})
-    with pytest.raises(TraitError, match=r"same items.*'base': 1"):
-        comparison.compare(outcomes, "trait", "bits_per_byte")
-    with pytest.raises(TraitError, match="reference arm 'selected' was not evaluated"):
-        comparison.compare(outcomes, "selected", "bits_per_byte")
-    with pytest.raises(TraitError, match="metric 'accuracy'; there are: bits_per_byte"):
-        comparison.compare(outcomes, "trait", "accuracy")
-    with pytest.raises(TraitError, match="for y; its tasks are: x"):
-        comparison.compare(outcomes, "trait", "bits_per_byte", task="y")
-    with pytest.raises(TraitError, match="twice"):
-        comparison.arm_table(pd.concat([outcomes, outcomes]))
-    with pytest.raises(TraitError, match="no outcomes"):
-        comparison.arm_table(outcomes.iloc[:0])
-
-
-def test_the_exact_permutation_test_is_scipys():
-    draw = np.random.default_rng(1)
-    for n in (4, 9, 12):
-        differences = draw.normal(0.4, 1, n)
-        reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
-        assert comparison.sign_flip_p_value([differences]) == pytest.approx(reference.pvalue)
-        signed_ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
-        assert comparison.sign_flip_p_value([signed_ranks]) == pytest.approx(
-            stats.wilcoxon(differences, method="exact").pvalue
-        )
-    assert comparison.sign_flip_p_value([np.zeros(5)]) == 1.0
-
-
-def test_random_sign_flips_agree_with_the_exact_test(monkeypatch):
-    draw = np.random.default_rng(2)
-    groups = [draw.normal(0.35, 1, 9), draw.normal(0.35, 1, 6)]
-    exact = comparison.sign_flip_p_value(groups)
-    monkeypatch.setattr(comparison, "EXACT_ITEMS", 3)
-    assert 0.01 < exact < 0.9
-    assert comparison.sign_flip_p_value(groups) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
-
-
-def test_mcnemar_holm_and_wilson_are_statsmodels():
-    contingency_tables = pytest.importorskip("statsmodels.stats.contingency_tables")
-    from statsmodels.stats.multitest import multipletests
-    from statsmodels.stats.proportion import proportion_confint
-
-    draw = np.random.default_rng(3)
-    for n in (5, 30, 200):
-        first, second = draw.integers(0, 2, (2, n))
-        table = [[np.sum((first == a) & (second == b)) for b in (0, 1)] for a in (0, 1)]
-        reference = contingency_tables.mcnemar(table, exact=True).pvalue
-        assert comparison.mcnemar_exact(first, second) == pytest.approx(min(1.0, reference))
-        _share, low, high = comparison.wilson(int(first.sum()), n, 0.9)
-        assert (low, high) == pytest.approx(proportion_confint(first.sum(), n, 0.1, "wilson"))
-    for p_values in ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.9], [0.2]):
-        assert comparison.holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
-
-
-def test_intervals_cover_what_they_claim(monkeypatch):
-    monkeypatch.setattr(comparison, "RESAMPLES", 2_000)
-    draw = np.random.default_rng(4)
-    repeats = 400
-    covered = {"normal": 0, "skewed": 0, "two tasks": 0, "binary": 0}
-    for seed in range(repeats):
-        samples = {
-            "normal": ([draw.normal(1, 2, 12)], 1),
-            "skewed": ([draw.gamma(2, 1, 20)], 2),
-            "two tasks": ([draw.normal(0, 1, 8), draw.normal(3, 2, 15)], 1.5),
-            "binary": ([draw.binomial(1, 0.3, 20).astype(float)], 0.3),
-        }
-        for name, (groups, truth) in samples.items():
-            _, low, high = comparison.mean_interval(groups, 0.9, seed)
-            covered[name] += low <= truth <= high
-    for name, count in covered.items():  # 400 repeats: standard error 1.5 points; skew costs a little
-        assert 0.85 <= count / repeats <= 0.96, (name, count / repeats)
-
-
-def test_the_permutation_test_keeps_its_level(monkeypatch):
-    monkeypatch.setattr(comparison, "FLIPS", 400)
-    draw = np.random.default_rng(5)
-    p_values = [comparison.sign_flip_p_value([draw.normal(0, 1, 18), draw.normal(0, 3, 9)], seed) for seed in range(500)]
-    assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
-    shifted = [comparison.sign_flip_p_value([draw.normal(0.8, 1, 18), draw.normal(0.8, 1, 9)], seed) for seed in range(60)]
-    assert np.mean(np.array(shifted) <= 0.05) > 0.9
+@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
+def test_the_subset_of_math_is_the_same_for_every_seed(tmp_path):
+    whole = load_problems([local_task(tmp_path, "math")], "test", 10_000)
+    raw = yaml.safe_load((tmp_path / "math.yaml").read_text())
+    (tmp_path / "math500.yaml").write_text(yaml.safe_dump({**raw, "name": "math500", "test_subset": 500}))
+    one, two = (load_problems([str(tmp_path / "math500.yaml")], "test", 10_000, seed)["question"] for seed in (0, 1))
+    assert len(one) == 500 and set(one) == set(two) and set(one) <= set(whole["question"])
+    assert load_task("math500").model_dump(exclude={"origin", "about", "name", "examples_from", "test_subset"}) == load_task(
+        "math"
+    ).model_dump(exclude={"origin", "about", "name", "examples_from", "test_subset"})
+    shares = [whole.loc[rows, "topic"].value_counts(normalize=True) for rows in (whole["question"].isin(one), whole.index)]
+    assert (shares[0] - shares[1]).abs().max() < 0.06

@@ -16,7 +16,7 @@ from trait_kit import tables
 from trait_kit.data.embedding import embed
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import arm_table, compare
-from trait_kit.figures import curves, style, umap_map
+from trait_kit.figures import curves, gains, style, umap_map
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.table_text import Cell, Table
 from trait_kit.figures.tables import ablation_table, main_table, plot_arms, plot_gain_and_forgetting
@@ -176,6 +176,38 @@ def test_main_table_has_paired_tests_and_forgetting_beside_the_gain():
     assert accuracy.rows[0][1].text == "33.3%"
     with pytest.raises(TraitError, match="exact_match"):
         main_table(arms, metric="exact_match")
+
+
+def test_gains_are_counted_drawn_and_browsed_item_by_item():
+    data = outcomes()
+    gained = gains.item_gains(data, "trait", "base")
+    assert len(gained) == 24 and gained["gain"].is_monotonic_decreasing
+    means = data[data["metric"] == "bits_per_byte"].groupby(["arm", "task"])["value"].mean()
+    counts = gains.won_and_lost(data, "trait", ["base", "raw"]).set_index(["against", "task"])
+    assert counts.loc[("base", "sums"), "mean_gain"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
+    assert (counts["won"] == 12).all() and (counts["lost"] == 0).all()
+    assert counts.groupby("against")["share_of_gain"].sum().tolist() == pytest.approx([1, 1])
+    ties = gains.won_and_lost(data, "trait", ["base"], "choice_accuracy")
+    assert ties["tied"].tolist() == [12, 12] and ties["share_of_gain"].isna().all()
+    figure = gains.plot_item_gains(data, "trait", ["base", "raw"])
+    said = " ".join(texts_of(figure).split())
+    assert "24 of 24 items against base model" in said and "12/12" in said
+    with pytest.raises(TraitError, match="nobody"):
+        gains.item_gains(data, "trait", "nobody")
+
+
+def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():
+    data = outcomes()
+    data["prediction"] = HOSTILE
+    questions = [{"task": task, "id": f"{task}/{n}", "question": HOSTILE, "answer": HOSTILE, "solution": None}
+                 for task in ("sums", "fractions") for n in range(12)]  # fmt: skip
+    page = gains.browse_items(data, pd.DataFrame(questions), "trait", "base", most=5)
+    assert page._repr_html_() == str(page)
+    assert page.count("<details") == 5 and "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
+    gained = gains.item_gains(data, "trait", "base")
+    for place in (0, -1):
+        assert f"{gained['gain'].iloc[place]:+.3f}" in page and gained["item_id"].iloc[place] in page
+    assert "right" in page and "wrong" in page
 
 
 def test_ablation_table_adds_one_part_a_row():

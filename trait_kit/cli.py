@@ -97,6 +97,25 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--megabytes", type=int, default=60, help="of text")
     bench.set_defaults(command=_bench)
 
+    compare = commands.add_parser(
+        "compare", help="paired tests of arms across finished runs, over the items that they share"
+    )
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN[:ARM]",
+        help="a run folder, or one arm of it; runs that differ in seed only are joined",
+    )
+    against = compare.add_mutually_exclusive_group()
+    against.add_argument("--reference", metavar="ARM", help="the arm that others are compared with; else the first run's")
+    against.add_argument("--all-pairs", action="store_true", help="every arm with every other")
+    compare.add_argument("--metric", help="one metric; else all that the runs share")
+    compare.add_argument("--confidence", type=float, help="of every interval; else the first run's")
+    compare.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="also write the table, and the items behind its numbers"
+    )
+    compare.set_defaults(command=_compare)
+
     report = commands.add_parser("report", help="write a run's report.html afresh")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
@@ -190,6 +209,29 @@ def _bench(options: argparse.Namespace) -> None:
     from trait_kit.selection import bench
 
     bench.main(options.model, options.input, options.megabytes)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from trait_kit.evaluation import across_runs, comparison
+    from trait_kit.figures.paper_tables import save_comparison
+
+    if options.confidence is not None and not 0.5 < options.confidence < 1:
+        raise TraitError(f"--confidence {options.confidence:g}: it must be above 0.5 and below 1, for instance 0.95.")
+    together = across_runs.gather(options.runs)
+    outcomes = together.outcomes
+    if options.metric:
+        known = list(dict.fromkeys(outcomes["metric"]))
+        if options.metric not in known:
+            raise TraitError(
+                f"--metric {options.metric}: the runs have no items of it in common, but of {', '.join(known)}."
+            )
+        outcomes = outcomes[outcomes["metric"] == options.metric]
+    reference = together.arm(options.reference) if options.reference else together.reference
+    reference = None if options.all_pairs else reference
+    tests = comparison.compare_all(outcomes, reference, options.confidence or together.confidence)
+    print(save_comparison(tests, outcomes, together.notes, options.output).to_text())
+    if options.output:
+        print(f"Written: {options.output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 
 
 def _report(options: argparse.Namespace) -> None:

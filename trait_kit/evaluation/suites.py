@@ -1,10 +1,11 @@
 """Evaluate one arm: its held-out problems and documents, one outcome an item and metric.
 
 Four measures (DESIGN.md, section 5). Bits per byte of the gold solution given the question, the choice preferred by
-likelihood, exact match of a generated answer where asked for, and bits per byte of held-out documents: the general ones
-show what was forgotten. Every arm sees the same items in the same words, so arms can be compared item by item.
-Outcomes are kept in files named by what shaped them (the model's bytes, the items, the settings): an evaluation that was
-killed goes on, and arms that share a model share its outcomes.
+likelihood, exact match of a generated answer where asked for (flexible and strict, see answers.py; the choices are then
+shown with letters), and bits per byte of held-out documents: the general ones show what was forgotten. Every arm sees
+the same items in the same words, so arms can be compared item by item. Outcomes are kept in files named by what shaped
+them (the model's bytes, the items, the settings, the task's version): an evaluation that was killed goes on, and arms
+that share a model share its outcomes.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import gc
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
 
 from trait_kit import tables
+from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
 from trait_kit.errors import TraitError
 from trait_kit.evaluation import metrics
 from trait_kit.files import digest, sha256
@@ -30,7 +33,11 @@ from trait_kit.params import EvaluationParams
 HELD_OUT = "held_out/"  # prefix of the tasks that are documents, not problems
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
-_SCORING = 1  # raise when a change here or in harness.py changes a number, so that kept outcomes are not used
+MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
+_EXAMPLE_CHOICES = 4  # shown with an example that is borrowed from a task without choices
+_OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_SCORING = 2  # raise when a change here or in harness.py changes a number, so that kept outcomes are not used
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,20 @@ class Unit:
     kind: str  # likelihood | generation | documents
     items: list[dict[str, Any]]
     settings: dict[str, Any]
+    version: int = 1  # of the task file
 
     def path(self, folder: Path, model: str, precision: str) -> Path:
-        shaped = [_SCORING, version("lm-eval"), model, precision, self.task, self.kind, self.items, self.settings]
+        shaped = [
+            _SCORING,
+            version("lm-eval"),
+            model,
+            precision,
+            self.task,
+            self.version,
+            self.kind,
+            self.items,
+            self.settings,
+        ]
         return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', self.task)}-{self.kind}-{digest(shaped)[:20]}.parquet"
 
 
@@ -57,15 +75,18 @@ def evaluate_model(
     out_dir: Path | str,
     few_shot_problems: pd.DataFrame | None = None,
     report: Callable[[str], None] | None = None,
+    tasks: Mapping[str, Task] | None = None,
 ) -> pd.DataFrame:
     """Outcomes (tables.SCHEMAS['outcomes']) of one model on test problems and on held-out documents by name.
 
     `documents` maps 'general' and 'in_domain' to texts; they become the tasks held_out/general and held_out/in_domain.
-    `few_shot_problems` (needed when params.few_shot > 0) are worked examples, the same for every item of a task.
-    A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
+    `few_shot_problems` (needed when params.few_shot > 0) are `worked_examples`, the same for every item of a task.
+    A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit. `tasks`
+    are the task files by name, read from params.tasks if not given.
     """
     out_dir = Path(out_dir)
-    units = [*_problem_units(problems, few_shot_problems, params), *_document_units(documents, params)]
+    tasks = load_tasks(params.tasks) if tasks is None else tasks
+    units = [*_problem_units(problems, few_shot_problems, params, tasks), *_document_units(documents, params)]
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     folder = model_folder(model_dir)
@@ -86,7 +107,7 @@ def evaluate_model(
         found.append(tables.read(path, "outcomes").to_pandas())
         if report:
             how = "kept from before" if kept else f"{time.monotonic() - started:.1f} s"
-            report(f"{arm}: {unit.task} ({unit.kind}), {len(unit.items)} items, {how}")
+            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {len(unit.items)} items, {how}")
     if language_model is not None:
         del language_model
         gc.collect()
@@ -94,9 +115,66 @@ def evaluate_model(
     return outcomes.assign(arm=arm, seed=int(seed))
 
 
-def prompt(question: str) -> str:
-    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used."""
-    return f"Question: {question}\nAnswer:"
+def prompt(question: str, choices: list[str] | None = None) -> str:
+    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
+
+    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    """
+    shown = [f"\n({letter}) {choice}" for letter, choice in zip(_LETTERS, choices or [], strict=False)]
+    return f"Question: {question}{''.join(shown)}\nAnswer:"
+
+
+def load_tasks(names: list[str]) -> dict[str, Task]:
+    """The task files by the tasks' names: their versions belong into a run's record."""
+    return {task.name: task for name in names for task in load_task(name).parts}
+
+
+def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
+    """Up to `n_examples` worked examples of each task, for few-shot prompts: a problems table.
+
+    From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that name
+    first, then a shipped one or a path). Always with a solution, short, without drawings or tables in code, and neither a
+    test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A choice task that
+    borrows from one without choices gets some made: the example's answer among those of other examples.
+    """
+    from trait_kit.data.contamination import TestQuestions
+
+    parts = [(name, load_task(name).parts) for name in names]
+    files = {task.name: name if len(tasks) == 1 else f"{name}#{task.name}" for name, tasks in parts for task in tasks}
+    tested = TestQuestions(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
+    found = []
+    for task in (task for _, tasks in parts for task in tasks):
+        source = files.get(task.examples_from or task.name, task.examples_from or "")
+        if not load_task(source).generated and load_task(source).splits.get("train") is None:
+            continue
+        pool = load_problems([source], "train", 50 + 20 * n_examples, seed)
+        pool = pool[[_is_short_example(row) for row in pool.to_dict("records")]].reset_index(drop=True)
+        pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
+        if task.kind == "choice" and pool["choices"].isna().all():
+            pool = _with_choices(pool)
+        found.append(pool.head(n_examples).assign(task=task.name))
+    if not found:
+        raise TraitError(f"None of the tasks {', '.join(files)} has a train split or examples_from. Set few_shot: 0.")
+    return pd.concat(found, ignore_index=True)
+
+
+def _is_short_example(row: dict[str, Any]) -> bool:
+    text = f"{row['question']} {row['solution']}"
+    drawn = "[asy]" in text or "\\begin{" in text
+    return isinstance(row["solution"], str) and len(text) <= MAX_EXAMPLE_CHARACTERS and not drawn
+
+
+def _with_choices(pool: pd.DataFrame) -> pd.DataFrame:
+    """Problems whose answers are whole numbers, each with answers of the next ones as wrong choices, in a drawn order."""
+    pool = pool[pool["answer"].str.fullmatch(r"-?\d{1,9}")]
+    answers = list(dict.fromkeys(pool["answer"]))
+    if len(answers) < _EXAMPLE_CHOICES:
+        return pool.head(0)
+    places = map(answers.index, pool["answer"])
+    choices = [[answers[(place + step) % len(answers)] for step in range(_EXAMPLE_CHOICES)] for place in places]
+    for question, shown in zip(pool["question"], choices, strict=True):
+        Random(f"choices {question}").shuffle(shown)
+    return pool.assign(choices=choices)
 
 
 def model_folder(model: Path | str) -> Path:
@@ -122,20 +200,26 @@ def model_digest(folder: Path) -> str:
     return digest([[path.name, sha256(path)] for path in files])
 
 
-def _problem_units(problems: pd.DataFrame, examples: pd.DataFrame | None, params: EvaluationParams) -> Iterator[Unit]:
-    for task, rows in problems.groupby("task", sort=False):
+def _problem_units(
+    problems: pd.DataFrame, examples: pd.DataFrame | None, params: EvaluationParams, tasks: Mapping[str, Task]
+) -> Iterator[Unit]:
+    for name, rows in problems.groupby("task", sort=False):
         rows = rows.head(params.test_items_per_task)
-        prefix = _few_shot_prefix(str(task), rows, examples, params.few_shot)
-        items = [_item(row, prefix) for row in rows.to_dict("records")]
+        kind, version = (tasks[name].kind, tasks[name].version) if name in tasks else ("", 1)
+        shots = _few_shot(str(name), rows, examples, params.few_shot)
+        items = [_item(row, _shown(shots)) for row in rows.to_dict("records")]
         if len({item["id"] for item in items}) != len(items):
-            raise TraitError(f"Task {task}: two test problems have the same id. Ids must be unique within a task.")
-        yield Unit(str(task), "likelihood", items, {})
+            raise TraitError(f"Task {name}: two test problems have the same id. Ids must be unique within a task.")
+        yield Unit(str(name), "likelihood", items, {}, version)
         if params.generate_items:
-            settings = {"max_gen_toks": params.max_new_tokens}
-            yield Unit(str(task), "generation", items[: params.generate_items], settings)
+            prefix = _shown(shots, kind)
+            asked = rows.head(params.generate_items).to_dict("records")
+            items = [{"kind": kind, "choices": [], **_item(row, prefix, kind)} for row in asked]
+            yield Unit(str(name), "generation", items, {"max_gen_toks": params.max_new_tokens}, version)
 
 
-def _item(row: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _item(row: dict[str, Any], prefix: str, kind: str = "") -> dict[str, Any]:
+    """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target."""
     where = f"Test problem {row.get('id')} of task {row.get('task')}"
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field].strip():
@@ -154,20 +238,30 @@ def _item(row: dict[str, Any], prefix: str) -> dict[str, Any]:
         if row["answer"] not in choices or not all(choice.strip() for choice in choices) or len(choices) < 2:
             raise TraitError(f"{where}: its choices must be two or more, none empty, and hold the answer {row['answer']!r}.")
         item |= {"choices": choices, "gold": choices.index(row["answer"])}
+        if kind == "choice":
+            reasoning = "" if solution == row["answer"] else solution
+            reasoning = reasoning.removesuffix(f"The answer is {row['answer'].rstrip('.')}.")
+            item["prompt"] = prefix + prompt(row["question"], choices)
+            item["target"] = f" {reasoning}The answer is ({_LETTERS[item['gold']]})."
     return item
 
 
-def _few_shot_prefix(task: str, tested: pd.DataFrame, examples: pd.DataFrame | None, n_examples: int) -> str:
+def _few_shot(task: str, tested: pd.DataFrame, examples: pd.DataFrame | None, n_examples: int) -> list[dict[str, Any]]:
     if n_examples == 0:
-        return ""
+        return []
     pool = examples[examples["task"] == task] if examples is not None else tested.iloc[:0]
     pool = pool[~pool["question"].isin(set(tested["question"]))].head(n_examples)
     if len(pool) < n_examples:
         raise TraitError(
             f"few_shot is {n_examples}, but task {task} has {len(pool)} worked example(s) besides its test items."
         )
-    shown = [f"{prompt(row['question'])}{_item({**row, 'split': None}, '')['target']}" for row in pool.to_dict("records")]
-    return "\n\n".join(shown) + "\n\n"
+    return [{**row, "split": None} for row in pool.to_dict("records")]
+
+
+def _shown(shots: list[dict[str, Any]], kind: str = "") -> str:
+    """The worked examples as they stand before a question."""
+    items = [_item(row, "", kind) for row in shots]
+    return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
 
 
 def _document_units(documents: dict[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
@@ -183,30 +277,52 @@ def _document_units(documents: dict[str, list[str]], params: EvaluationParams) -
             yield Unit(f"{HELD_OUT}{name}", "documents", items, {})
 
 
-def _score(unit: Unit, language_model: Any, folder: Path, whose: str) -> list[dict[str, Any]]:
-    """Run a unit through lm-eval and read outcome rows off its samples."""
+def write_lm_eval_tasks(params: EvaluationParams, folder: Path | str) -> list[str]:
+    """The suite as lm-eval task files and items, without a model: their names, for `lm_eval --include_path FOLDER --tasks`.
+
+    The same prompts, worked examples and marks as a run with these parameters has.
+    """
+    problems = load_problems(params.tasks, "test", params.test_items_per_task, params.seed)
+    examples = None
+    if params.few_shot:
+        examples = worked_examples(params.tasks, params.few_shot, params.test_items_per_task, params.seed)
+    units = _problem_units(problems, examples, params, load_tasks(params.tasks))
+    return [name for unit in units for name in _write(unit, Path(folder)).values()]
+
+
+def _write(unit: Unit, folder: Path) -> dict[str, str]:
+    """Write a unit's lm-eval tasks; the name of each by its template."""
     from trait_kit.evaluation.harness import write_task
 
+    about = {"metadata": {"version": unit.version}}
     names: dict[str, str] = {}
     if unit.kind == "documents":
-        names["document_bits"] = write_task(folder, "document_bits", unit.task, unit.items)
+        names["document_bits"] = write_task(folder, "document_bits", unit.task, unit.items, **about)
     elif unit.kind == "generation":
         settings = {"generation_kwargs": {"until": ["\nQuestion:"], "do_sample": False, **unit.settings}}
-        names["generation"] = write_task(folder, "generation", unit.task, _columns(unit.items, ["answer"]), **settings)
+        columns = _columns(unit.items, ["answer", "kind", "choices"])
+        names["generation"] = write_task(folder, "generation", unit.task, columns, **settings, **about)
     else:
-        names["solution_bits"] = write_task(folder, "solution_bits", unit.task, _columns(unit.items, ["target"]))
+        columns = _columns(unit.items, ["target"])
+        names["solution_bits"] = write_task(folder, "solution_bits", unit.task, columns, **about)
         if choosing := [item for item in unit.items if "choices" in item]:
             columns = _columns(choosing, ["answer", "choices", "gold"])
-            names["choices"] = write_task(folder, "choices", unit.task, columns)
+            names["choices"] = write_task(folder, "choices", unit.task, columns, **about)
+    return names
+
+
+def _score(unit: Unit, language_model: Any, folder: Path, whose: str) -> list[dict[str, Any]]:
+    """Run a unit through lm-eval and read outcome rows off its samples."""
+    names = _write(unit, folder)
     samples = language_model.run(folder, list(names.values()))
     rows = []
     for template, name in names.items():
         for sample in sorted(samples[name], key=lambda sample: sample["doc_id"]):
-            metric, value, prediction, gold = _outcome(template, sample)
-            if not math.isfinite(value):
-                raise TraitError(f"{whose} gives no finite {metric} for {sample['doc']['id']}: its training diverged.")
-            item = {"item_id": sample["doc"]["id"], "metric": metric, "value": value, "prediction": prediction, "gold": gold}
-            rows.append({"arm": "", "seed": 0, "task": unit.task, **item})
+            for metric, value, prediction, gold in _outcomes(template, sample):
+                if not math.isfinite(value):
+                    raise TraitError(f"{whose} gives no finite {metric} for {sample['doc']['id']}: its training diverged.")
+                item = {"item_id": sample["doc"]["id"], "metric": metric, "value": value}
+                rows.append({"arm": "", "seed": 0, "task": unit.task, **item, "prediction": prediction, "gold": gold})
     return rows
 
 
@@ -214,15 +330,17 @@ def _columns(items: list[dict[str, Any]], names: list[str]) -> list[dict[str, An
     return [{name: item[name] for name in ("id", "prompt", *names)} for item in items]
 
 
-def _outcome(template: str, sample: dict[str, Any]) -> tuple[str, float, str, str]:
+def _outcomes(template: str, sample: dict[str, Any]) -> Iterator[tuple[str, float, str, str]]:
     """(metric, value, prediction, gold) of one lm-eval sample."""
     doc, responses = sample["doc"], sample["filtered_resps"]
     if template == "choices":
         chosen = metrics.best_choice(doc["choices"], [log_probability for log_probability, _greedy in responses])
         finite = all(math.isfinite(log_probability) for log_probability, _greedy in responses)
         value = sample["choice_accuracy"] if finite else math.nan
-        return "choice_accuracy", value, doc["choices"][chosen], doc["answer"]
-    if template == "generation":
-        return "exact_match", sample["exact_match"], responses[0][:MAX_PREDICTION_CHARACTERS], doc["answer"]
-    value = metrics.bits_per_byte(*sample["bits_per_byte"])
-    return "bits_per_byte", value, "", doc["target"].strip() if template == "solution_bits" else ""
+        yield "choice_accuracy", value, doc["choices"][chosen], doc["answer"]
+    elif template == "generation":
+        for metric in ("exact_match", "exact_match_strict"):
+            yield metric, sample[metric], responses[0][:MAX_PREDICTION_CHARACTERS], doc["answer"]
+    else:
+        value = metrics.bits_per_byte(*sample["bits_per_byte"])
+        yield "bits_per_byte", value, "", doc["target"].strip() if template == "solution_bits" else ""

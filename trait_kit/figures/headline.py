@@ -11,6 +11,7 @@ from markupsafe import Markup
 from trait_kit import tables
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import MACRO, arm_table, compare
+from trait_kit.figures.paper_tables import chain_of, contamination_table
 from trait_kit.figures.style import label
 from trait_kit.figures.tables import GENERAL, ablation_table, main_table
 
@@ -64,9 +65,11 @@ def _results(run_dir: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     if with_base and (outcomes["task"] == GENERAL).any():
         forgetting = compare(outcomes, "base", _METRIC, confidence, task=GENERAL)
     extra = []
-    chain = [arm for arm in ("base", "raw", "selected", "trait") if arm in present]
-    if len(chain) > 2:
-        extra.append(("Ablation: what does each part add?", Markup(ablation_table(arms, chain).to_html())))
+    chain = chain_of(arms)
+    if len(chain) > 1:
+        pairs = compare(outcomes[outcomes["arm"].isin(chain)], None, _METRIC, confidence)
+        extra.append(("Ablation: what does each part add?", Markup(ablation_table(arms, chain, pairs).to_html())))
+    extra.append(("What the test sets shared with the training texts", Markup(contamination_table(run_dir).to_html())))
     extra.append(("Every task, by bits per byte", Markup(main_table(arms, None, None, reference=reference).to_html())))
     for metric in dict.fromkeys(arms["metric"]):
         if metric != _METRIC and ((arms["metric"] == metric) & (arms["task"] == MACRO)).any():

@@ -1,4 +1,4 @@
-"""The main table and the ablation table (the paper's Tables 1, 2 and 4), as Markdown, LaTeX and HTML, and arms as figures.
+"""The main table and the ablation table (the paper's Tables 1, 2 and 4), and arms as figures.
 
 They are made from what evaluation.comparison returns: `arms` from arm_table (mean and interval of each arm, task, metric);
 `comparison` from compare or compare_all (paired difference, reference arm minus arm, its interval and p values). Forgetting
@@ -15,12 +15,15 @@ import pandas as pd
 
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
+from trait_kit.figures.items import item_file, pair_file
+from trait_kit.figures.measures import change_text, metric_name, number_text, p_text, scale_of, signed_text
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, marker, new_figure, plain, styled
 from trait_kit.figures.table_text import Cell, Table
 
 GENERAL, IN_DOMAIN = f"{HELD_OUT}general", f"{HELD_OUT}in_domain"
 DOCUMENTS = {GENERAL: "General text", IN_DOMAIN: "In-domain text"}
-_METRICS = {"bits_per_byte": "bits per byte", "choice_accuracy": "choice accuracy", "exact_match": "exact match"}
+CHAIN = ("base", "raw", "selected", "trait")  # of the ablation
+ALPHA = 0.05  # of a star in a table, after Holm's correction
 
 
 def main_table(
@@ -31,8 +34,11 @@ def main_table(
     metric: str = "bits_per_byte",
     reference: str = "trait",
     per_task: bool = True,
+    title: str = "",
 ) -> Table:
     """Every arm: average over tasks, paired difference to the reference arm with p, forgetting, and each task.
+
+    Where `comparison` has the single tasks too (compare_all), a star says which of them differ from the reference arm.
 
     `forgetting`, from compare(outcomes, "base", "bits_per_byte", task="held_out/general"), gives the change on general text
     a paired interval; without it the change stands alone.
@@ -45,8 +51,9 @@ def main_table(
     if comparison is not None:
         compared = _by_arm(comparison, metric, MACRO)
         header += [f"{label(reference)} minus this arm", "p (Holm)"]
-        columns.append([_difference(compared.get(arm), metric, arm == reference) for arm in names])
-        columns.append([Cell(_p_value(compared.get(arm))) for arm in names])
+        links = {arm: pair_file(reference, arm, metric) for arm in compared}
+        columns.append([_difference(compared.get(arm), metric, arm == reference, links.get(arm, "")) for arm in names])
+        columns.append([Cell(p_text(compared.get(arm)), link=links.get(arm, "")) for arm in names])
     for name in documents:
         header.append(DOCUMENTS[name])
         paired = _by_arm(forgetting, "bits_per_byte", GENERAL) if forgetting is not None and name == GENERAL else {}
@@ -55,28 +62,43 @@ def main_table(
         )
     for name in tasks if per_task else []:
         header.append(label(name))
-        columns.append(_column(values[values["task"] == name].set_index("arm"), names, metric))
+        differ = _significant(comparison, metric, name)
+        columns.append(_column(values[values["task"] == name].set_index("arm"), names, metric, differ=differ))
     better = "lower" if metric in LOWER_IS_BETTER else "higher"
-    notes = [
-        f"{_METRICS.get(metric, metric).capitalize()}: {better} is better; [confidence interval]; bold: best of its column."
-    ]
+    notes = [f"{metric_name(metric).capitalize()}: {better} is better; [confidence interval]; bold: best of its column."]
     if comparison is not None:
         notes.append(
             f"{label(reference)} minus this arm: paired over the same items; p corrected for the number of arms (Holm)."
         )
+        if any(cell.small.endswith("*") for column in columns for cell in column):
+            notes.append(
+                f"*: differs from {label(reference)} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm)."
+            )
+        notes += _what_could_show(comparison, metric)
     if documents:
         notes.append(
             "General and in-domain text: held-out documents, bits per byte (change from the base model); above 0 is worse."
         )
     return Table(
-        f"All arms by {_METRICS.get(metric, metric)}", header, [list(row) for row in zip(*columns, strict=True)], notes
+        title or f"All arms by {metric_name(metric)}",
+        header,
+        [list(row) for row in zip(*columns, strict=True)],
+        notes,
     )
 
 
 def ablation_table(
-    arms: pd.DataFrame, chain: Sequence[str] = ("base", "raw", "selected", "trait"), *, metric: str = "bits_per_byte"
+    arms: pd.DataFrame,
+    chain: Sequence[str] = CHAIN,
+    pairs: pd.DataFrame | None = None,
+    *,
+    metric: str = "bits_per_byte",
+    title: str = "",
 ) -> Table:
-    """What each part adds (the paper's Table 4): base, + raw in-domain, + selected web text, + synthetic passages."""
+    """What each part adds (the paper's Table 4): base, + raw in-domain, + selected web text, + synthetic passages.
+
+    `pairs`, from compare(outcomes, None, metric), gives every change its paired interval and p value.
+    """
     values, _, documents = _rows_of(arms, metric)
     averages = values[values["task"] == MACRO].set_index("arm")
     names = [arm for arm in chain if arm in averages.index]
@@ -96,7 +118,8 @@ def ablation_table(
         steps = [Cell("–"), Cell("–")]
         if place:
             steps = [
-                Cell(_change(mean, float(averages.loc[other, "mean"]), metric)) for other in (names[place - 1], names[0])
+                _step(arm, other, mean, float(averages.loc[other, "mean"]), metric, pairs)
+                for other in (names[place - 1], names[0])
             ]
         cells = [Cell(what.get(arm, f"+ {label(arm)}")), _column(averages, names, metric)[place], *steps]
         for name in documents:
@@ -112,10 +135,11 @@ def ablation_table(
         *(DOCUMENTS[name] for name in documents),
     ]
     better = "negative is better" if metric in LOWER_IS_BETTER else "positive is better"
-    notes = [
-        f"{_METRICS.get(metric, metric).capitalize()}; changes: {better}. Every trained arm saw the same number of tokens."
-    ]
-    return Table("What does each part add?", header, rows, notes)
+    notes = [f"{metric_name(metric).capitalize()}; changes: {better}. Every trained arm saw the same number of tokens."]
+    if pairs is not None:
+        notes.append("[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).")
+        notes += _what_could_show(pairs, metric)
+    return Table(title or "What does each part add?", header, rows, notes)
 
 
 @styled
@@ -126,11 +150,9 @@ def plot_arms(arms: pd.DataFrame, metric: str = "bits_per_byte") -> KitFigure:
     names = list(averages.index)
     lower = metric in LOWER_IS_BETTER
     best = averages["mean"].idxmin() if lower else averages["mean"].idxmax()
-    title = (
-        f"{label(best)} has the best average {_METRICS.get(metric, metric)}: {_number(averages.loc[best, 'mean'], metric)}"
-    )
+    title = f"{label(best)} has the best average {metric_name(metric)}: {number_text(averages.loc[best, 'mean'], metric)}"
     if "base" in names and best != "base":
-        title += f" (base model {_number(averages.loc['base', 'mean'], metric)})"
+        title += f" (base model {number_text(averages.loc['base', 'mean'], metric)})"
     panels = [("average of tasks", averages)]
     if len(tasks) > 1:
         panels += [(label(task), values[values["task"] == task].set_index("arm")) for task in tasks]
@@ -152,7 +174,7 @@ def plot_arms(arms: pd.DataFrame, metric: str = "bits_per_byte") -> KitFigure:
         _dots(axes, table[["mean", "low", "high"]] * scale, names)
         axes.set_title(plain(title), loc="left", weight="bold" if place == 0 else "normal")
         if place >= len(panels) - columns:
-            axes.set_xlabel(_METRICS.get(metric, metric) + ("" if lower else " (%)"))
+            axes.set_xlabel(metric_name(metric) + ("" if lower else " (%)"))
     return figure
 
 
@@ -184,7 +206,7 @@ def plot_gain_and_forgetting(gain: pd.DataFrame, forgetting: pd.DataFrame, metri
         )
     arm = "trait" if "trait" in names else names[-1]
     parts = [
-        f"{_signed(frame.loc[arm, 'mean'], name, before.get(arm))} {where}"
+        f"{signed_text(frame.loc[arm, 'mean'], name, before.get(arm))} {where}"
         for (_, name, frame, before), where in zip(panels, ("on the tasks", "on general text"), strict=True)
         if arm in frame.index
     ]
@@ -252,6 +274,7 @@ def _column(
     metric: str,
     from_base: bool = False,
     paired: Mapping[str, dict[str, Any]] | None = None,
+    differ: Sequence[str] = (),
 ) -> list[Cell]:
     """Cells of one column; small text: the interval, or with `from_base` the change from the base model."""
     present = rows.loc[[arm for arm in names if arm in rows.index], "mean"]
@@ -262,43 +285,63 @@ def _column(
             cells.append(Cell("–"))
             continue
         mean = float(rows.loc[arm, "mean"])
-        small = f"[{_number(rows.loc[arm, 'low'], metric)}, {_number(rows.loc[arm, 'high'], metric)}]"
+        small = f"[{number_text(rows.loc[arm, 'low'], metric)}, {number_text(rows.loc[arm, 'high'], metric)}]" + "*" * (
+            arm in differ
+        )
         if from_base and "base" in rows.index:
-            small = "" if arm == "base" else f"({_change(mean, float(rows.loc['base', 'mean']), metric)})"
+            small = "" if arm == "base" else f"({change_text(mean, float(rows.loc['base', 'mean']), metric)})"
             if paired and arm in paired:
                 small = f"({-paired[arm]['difference']:+.3f} [{-paired[arm]['high']:+.3f}, {-paired[arm]['low']:+.3f}])"
-        cells.append(Cell(_number(mean, metric), small, bool(mean == best)))
+        link = item_file(arm, str(rows.loc[arm, "task"]), metric)
+        cells.append(Cell(number_text(mean, metric), small, bool(mean == best), link))
     return cells
 
 
-def _difference(row: dict[str, Any] | None, metric: str, is_reference: bool) -> Cell:
+def _step(arm: str, other: str, mean: float, before: float, metric: str, pairs: pd.DataFrame | None) -> Cell:
+    """The change from another arm, with its paired interval where `pairs` has it, in either direction."""
+    text = change_text(mean, before, metric)
+    for reference, compared, sign in ((arm, other, 1), (other, arm, -1)) if pairs is not None else ():
+        row = _by_arm(pairs[pairs["reference"] == reference], metric, MACRO).get(compared)
+        if row is not None:
+            scale, digits = scale_of(metric)
+            low, high = sorted(sign * scale * row[end] for end in ("low", "high"))
+            small = f"[{low:+.{digits}f}, {high:+.{digits}f}], p {p_text(row)}"
+            return Cell(text, small, link=pair_file(reference, compared, metric))
+    return Cell(text)
+
+
+def _significant(comparison: pd.DataFrame | None, metric: str, task: str) -> list[str]:
+    rows = _by_arm(comparison, metric, task) if comparison is not None else {}
+    return [arm for arm, row in rows.items() if row["p_holm"] < ALPHA]
+
+
+def _what_could_show(comparison: pd.DataFrame, metric: str) -> list[str]:
+    """A note on the smallest true gains that the items at hand would have shown: the largest over the arms, by task."""
+    if "smallest_gain" not in comparison.columns:
+        return []
+    rows = comparison[(comparison["metric"] == metric) & ~comparison["task"].str.startswith(HELD_OUT)]
+    gains = rows.groupby("task", sort=False)["smallest_gain"].max()
+    scale, digits = scale_of(metric)
+    unit = "" if metric in LOWER_IS_BETTER else " points"
+    shown = [
+        f"{'average' if task == MACRO else label(task)} "
+        + (
+            f"{scale * gain:.{digits}f}{unit} (n {rows.loc[rows['task'] == task, 'n'].max():,})"
+            if gain < math.inf
+            else "none"
+        )
+        for task, gain in gains.items()
+    ]
+    return [
+        "Smallest true difference that these items would have shown (80% power at the corrected 5%): "
+        + ", ".join(shown)
+        + "."
+    ]
+
+
+def _difference(row: dict[str, Any] | None, metric: str, is_reference: bool, link: str = "") -> Cell:
     if row is None or pd.isna(row["difference"]):
         return Cell("reference" if is_reference else "–")
-    scale, digits = (1, 3) if metric in LOWER_IS_BETTER else (100, 1)
+    scale, digits = scale_of(metric)
     low, high = row["low"] * scale, row["high"] * scale
-    return Cell(f"{row['difference'] * scale:+.{digits}f}", f"[{low:+.{digits}f}, {high:+.{digits}f}]")
-
-
-def _p_value(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    p = row.get("p_holm", row.get("p_value"))
-    if p is None or pd.isna(p):
-        return "–"
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
-
-
-def _change(value: float, before: float, metric: str) -> str:
-    if metric not in LOWER_IS_BETTER:
-        return f"{100 * (value - before):+.1f} points"
-    return f"{value - before:+.3f}, {100 * (value / before - 1):+.1f}%" if before else f"{value - before:+.3f}"
-
-
-def _signed(change: float, metric: str, before: float | None) -> str:
-    if metric in LOWER_IS_BETTER and before:
-        return f"{100 * change / before:+.1f}% bits per byte"
-    return f"{change:+.3f} bits per byte" if metric in LOWER_IS_BETTER else f"{change:+.1f} points"
-
-
-def _number(value: float, metric: str) -> str:
-    return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f}%"
+    return Cell(f"{row['difference'] * scale:+.{digits}f}", f"[{low:+.{digits}f}, {high:+.{digits}f}]", link=link)
