@@ -1255,6 +1255,10 @@ CHOICE = [
         -- E
         -- It must be (A).
         -- It is (A), not (B).
+        +- (A) is wrong and (C) is wrong, so it must be (B).
+        +- The correct choice is b).
+        -- The correct option is c).
+        -- (B) is wrong, so it must be (A).
         -- The answer is not (B).
         -- (A) or (B)
         -- Both (B) and (C).

@@ -38,7 +38,7 @@ from trait_kit.evaluation.equality import (
 _ENDS = ("\nQuestion:", "\nProblem:", "\nQ:", "<|endoftext|>", "<|im_end|>", "</s>")  # what follows is another text
 _MARK = re.compile(
     r"\\(?:boxed|fbox)\s{0,3}(?=\{)|####"
-    r"|\bans(?:wers?)?\b[*_]{0,2}\s{0,3}(?:[\w'$()]{1,30}\s{1,3}){0,10}?"
+    r"|\b(?:ans(?:wers?)?|(?:correct|right|best)\s(?:choice|option|letter))\b[*_]{0,2}\s{0,3}(?:[\w'$()]{1,30}\s{1,3}){0,10}?"
     r"(?:(?:is|are|was|equals|(?:must|should|would|will|to)\sbe)\b(?!n[’']t)[*_]{0,2}\s{0,3}:?|[:=])",
     re.IGNORECASE,
 )
@@ -57,6 +57,7 @@ _LETTER = re.compile(
     r"|(?P<b>[A-H])(?:\)[.:,]?|[.:](?=\s|$)|(?=\s*$)|(?=,?\s(?:because|since|is|as|which|-)\s)))\s*",
     re.IGNORECASE,
 )
+_RULED_OUT = re.compile(r"\(?\b[A-H]\)?\s(?:is|are)\s(?:wrong|incorrect|false|out|not)\b(?:\s(?:and|but)\b)?")
 _MENTION = re.compile(r"(?<!\w)\(([A-H])\)(?!\w)|\b(?:[Oo]ption|[Cc]hoice)\s([A-H])\b")
 
 
@@ -236,6 +237,7 @@ class _Choices(_Reader):
         return None if place is None else self._is_gold(place)
 
     def unannounced(self, text: str) -> bool:
+        text = _RULED_OUT.sub("", text)
         first, last = _first_line(text), _last_line(text)
         places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
         places += [self._mentioned(last), self._mentioned(text), self._held(last)]
@@ -293,10 +295,9 @@ class _Choices(_Reader):
             for place, option in held.items()
             if not any(option != other and option in other for other in held.values())
         }
-        if len(held) != 1:
-            return -1 if held else None
-        ((place, option),) = held.items()
-        return -1 if re.search(rf"\b(?:not|never|isnt|arent|no)(?: an?| the)?{re.escape(option)}", words) else place
+        denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
+        named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
+        return named[0] if len(named) == 1 else -1 if held else None
 
 
 class _Texts(_Reader):
