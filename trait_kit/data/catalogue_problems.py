@@ -323,12 +323,21 @@ TASKS = {
 def task_fields(name: str) -> dict[str, Any]:
     """What a task file on a catalogue need not write down; without a name, for all seven."""
     task = TASKS.get(name)
+    limits = list(_LIMITS.get(name, ()))
     about = task.about if task else "The seven ads tasks for the products of a catalogue."
     return {
         "about": f"{about} Queries are real where the catalogue has them, else made of the titles' words.",
         "kind": task.kind if task else "text",
-        "metrics": ["bits_per_byte", "choice_accuracy", "exact_match"],
+        "metrics": ["bits_per_byte", "choice_accuracy", "exact_match", *_marks(task, limits)],
+        "limits": limits,
     }
+
+
+def _marks(task: AdsTask | None, limits: list[int]) -> list[str]:
+    if task is not None and task.kind == "choice":
+        return ["auc", "f1"]
+    within_limit = ["within_limit"] if limits else []
+    return ["rouge_l", "chrf", *within_limit, "keyword_coverage", "attribute_coverage", "faithful"]
 
 
 def _fault(draft: Draft, task: str, product: Product) -> str | None:

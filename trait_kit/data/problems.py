@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from trait_kit.data import catalogue_problems, math_problems
 from trait_kit.data.arithmetic import check_arithmetic
@@ -33,6 +33,19 @@ from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("tasks")
 Split = Literal["train", "validation", "test"]
+Metric = Literal[
+    "bits_per_byte",
+    "choice_accuracy",
+    "exact_match",
+    "rouge_l",  # this and the next five: of written ads
+    "chrf",
+    "within_limit",
+    "keyword_coverage",
+    "attribute_coverage",
+    "faithful",
+    "auc",  # this and the next: of the choice 'relevant' or 'irrelevant'
+    "f1",
+]
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 _GENERATED = ("reasoning_gym", "travel_ads", "catalogue")
 
@@ -65,7 +78,10 @@ class Task(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     about: str  # one line for tables and prompts
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
-    metrics: list[Literal["bits_per_byte", "choice_accuracy", "exact_match"]] = Field(min_length=1)
+    metrics: list[Metric] = Field(min_length=1)
+    limits: list[PositiveInt] = Field(
+        default_factory=list
+    )  # most characters of the answer's parts 'a | b' (ads); empty: none
     # reasoning_gym:<generator> | travel_ads:<task> | catalogue[:<ads task>] | hf:owner/name[@config] | a file, or a folder
     source: str = Field(min_length=1)
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.

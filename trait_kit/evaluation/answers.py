@@ -35,7 +35,7 @@ from trait_kit.evaluation.equality import (
     unwrap,
 )
 
-_ENDS = ("\nQuestion:", "\nProblem:", "\nQ:", "<|endoftext|>", "<|im_end|>", "</s>")  # what follows is another text
+ENDS = ("\nQuestion:", "\nProblem:", "\nQ:", "<|endoftext|>", "<|im_end|>", "</s>")  # what follows is another text
 _MARK = re.compile(
     r"\\(?:boxed|fbox)\s{0,3}(?=\{)|####"
     r"|\b(?:ans(?:wers?)?|(?:correct|right|best)\s(?:choice|option|letter))\b[*_]{0,2}\s{0,3}(?:[\w'$()]{1,30}\s{1,3}){0,10}?"
@@ -84,7 +84,7 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
 
 def _this_answer(prediction: str) -> str:
     text = str(prediction)
-    for mark in _ENDS:
+    for mark in ENDS:
         text = text.partition(mark)[0]
     return text[-MAX_CHARACTERS:]
 

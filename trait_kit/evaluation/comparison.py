@@ -21,6 +21,7 @@ import pandas as pd
 
 from trait_kit.errors import TraitError
 from trait_kit.evaluation import statistics
+from trait_kit.evaluation.set_metrics import SCORE, with_set_metrics
 
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
@@ -32,7 +33,7 @@ def arm_table(outcomes: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -
 
     Intervals: statistics.mean_interval. A single item has no spread: low = high = mean, and n says so.
     """
-    _check(outcomes)
+    outcomes = prepared(outcomes)
     rows = []
     for (metric, arm), part in outcomes.groupby(["metric", "arm"], sort=False):
         by_task = {task: _grid(of_task) for task, of_task in part.groupby("task", sort=False)}
@@ -71,7 +72,7 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: f
     Holm's correction is over what is read as one table: the averages of a metric, all cells of its single tasks, each set
     of held-out documents.
     """
-    tables = []
+    tables, outcomes = [], prepared(outcomes)
     for metric in dict.fromkeys(outcomes["metric"]):
         names = list(dict.fromkeys(outcomes.loc[outcomes["metric"] == metric, "task"]))
         problems = [name for name in names if not name.startswith(HELD_OUT)]
@@ -121,6 +122,15 @@ def compare_pair(
     }
 
 
+def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The outcomes that are averaged: relevance as AUC and F1, whose item values follow from the whole set's scores."""
+    _check(outcomes)
+    if SCORE not in set(outcomes["metric"]):
+        return outcomes
+    outcomes = with_set_metrics(outcomes)
+    return outcomes[outcomes["metric"] != SCORE].reset_index(drop=True)
+
+
 def item_values(outcomes: pd.DataFrame) -> pd.DataFrame:
     """One value an (arm, metric, task, item): the mean over training seeds."""
     _check(outcomes)
@@ -140,7 +150,7 @@ def _check(outcomes: pd.DataFrame) -> None:
 def _rows(
     outcomes: pd.DataFrame, reference_arm: str | None, metric: str, confidence: float, task: str | None, seed: int
 ) -> list[dict[str, Any]]:
-    _check(outcomes)
+    outcomes = prepared(outcomes)
     values = outcomes[outcomes["metric"] == metric]
     if values.empty:
         raise TraitError(f"No outcome has the metric '{metric}'; there are: {', '.join(sorted(set(outcomes['metric'])))}.")

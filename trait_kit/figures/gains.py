@@ -15,6 +15,7 @@ import pandas as pd
 
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, item_values
+from trait_kit.evaluation.set_metrics import SCORE
 from trait_kit.figures.measures import metric_name, number_text, scale_of
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, new_figure, plain, styled
 from trait_kit.passages.quality import Page
@@ -156,6 +157,8 @@ def _arm(arm: str, marks: pd.DataFrame, names: list[str]) -> dict[str, object]:
 def _value_text(value: float, metric: str) -> str:
     if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
         return "right" if value else "wrong"
+    if metric == SCORE:
+        return f"{value:+.3f}"
     return number_text(value, metric)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from trait_kit.evaluation.comparison import HELD_OUT, MACRO
+from trait_kit.evaluation.comparison import HELD_OUT, MACRO, prepared
 from trait_kit.figures.table_text import csv_text
 from trait_kit.files import atomic_path, digest
 
@@ -32,7 +32,7 @@ def write_items(outcomes: pd.DataFrame, folder: Path | str, comparisons: pd.Data
 
     `comparisons`: from compare or compare_all, over the same outcomes.
     """
-    folder, written = Path(folder), 0
+    folder, written, outcomes = Path(folder), 0, prepared(outcomes)
     for (arm, metric), part in outcomes.groupby(["arm", "metric"], sort=False):
         problems = part[~part["task"].str.startswith(HELD_OUT)]
         for task, rows in [*([(MACRO, problems)] if len(problems) else []), *part.groupby("task", sort=False)]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
 
-_NAMES = {"bits_per_byte": "bits per byte", "choice_accuracy": "choice accuracy", "exact_match": "exact match"}
+_NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 
 
 def scale_of(metric: str) -> tuple[int, int]:
