@@ -21,16 +21,12 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources, write_model
 
 from trait_kit.errors import TraitError
-from trait_kit.params import TrainingParams, load
 from trait_kit.training import sampling, schedule
 from trait_kit.training.packing import IGNORED, pack
 from trait_kit.training.stages import TrainingResult, plan_stages, train_arms
-
-ROOT = Path(__file__).resolve().parents[1]
-CONTEXT, BATCH = 32, 128
-STAGE_STEPS = 16
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,23 +39,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2-layer random Llama with a tokenizer of single bytes, in the ordinary transformers format."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("model")
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, eos_token_id=256, bos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +52,6 @@ def model(model_dir: Path) -> torch.nn.Module:
 def _documents(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     generator = np.random.default_rng(seed)
     return [generator.integers(0, 256, length).astype(np.int32) for length in lengths]
-
-
-def _params(model_dir: Path, **changes: object) -> TrainingParams:
-    values = {
-        **load(ROOT / "params" / "demo.yaml").training.model_dump(), "base_model": str(model_dir), "precision": "float32",
-        "arms": {"selected": ["in_domain+random", "in_domain+random"], "trait": ["random+in_domain", "passages"]},
-        "stage_tokens": [BATCH * STAGE_STEPS, BATCH * STAGE_STEPS], "context_length": CONTEXT, "tokens_per_batch": BATCH,
-        "rows_per_device": 2, "learning_rate": 1e-3, "evaluations_per_stage": 2, "held_out_items": 3,
-    }  # fmt: skip
-    return TrainingParams(**{**values, **changes})
-
-
-def _sources() -> dict[str, list[str]]:
-    return {
-        "in_domain": [f"The sum of {a} and {a + 1} is {2 * a + 1}." for a in range(70)],
-        "random": [f"Item {a} of the list is {'red' if a % 2 else 'blue'}. " * (1 + a % 3) for a in range(60)],
-        "passages": [f"{a}+{a}?\nAnswer: {a}+{a}={2 * a}" for a in range(150)],
-    }
-
-
-HELD_OUT = {
-    "solutions": [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}") for a in range(200, 206)],
-    "general": [("", "The colour of the sky is blue.")],
-}
 
 
 # Packing
@@ -229,7 +185,7 @@ def test_shares_are_equal_exact_and_go_on() -> None:
 @pytest.fixture(scope="module")
 def reference(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
     out_dir = tmp_path_factory.mktemp("reference")
-    return train_arms(_params(model_dir), _sources(), HELD_OUT, out_dir), out_dir
+    return train_arms(tiny_params(model_dir), tiny_sources(), HELD_OUT, out_dir), out_dir
 
 
 def _same(result: TrainingResult, expected: TrainingResult) -> bool:
@@ -256,7 +212,7 @@ def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[Tra
     accounting = result.accounting.set_index(["arm", "stage", "source"])
     assert accounting.loc[("trait", 1, "in_domain"), "tokens"] == tokens // 2
     assert accounting.loc[("trait", 2, "passages"), "tokens"] == tokens
-    in_domain = sum(len(text.encode()) + 1 for text in _sources()["in_domain"])
+    in_domain = sum(len(text.encode()) + 1 for text in tiny_sources()["in_domain"])
     assert accounting.loc[("selected", 2, "in_domain"), "epochs"] == pytest.approx(tokens / 2 / in_domain)
 
     for arm, log in result.log.groupby("arm"):
@@ -293,9 +249,7 @@ def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[Train
 def test_running_again_trains_nothing(model_dir: Path, reference: tuple[TrainingResult, Path]) -> None:
     expected, out_dir = reference
     stamps = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()}
-    began = time.monotonic()
-    again = train_arms(_params(model_dir), _sources(), HELD_OUT, out_dir)
-    assert time.monotonic() - began < 3
+    again = train_arms(tiny_params(model_dir), tiny_sources(), HELD_OUT, out_dir)
     assert not again.stages["new"].any()
     assert _same(again, expected)
     assert {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()} == stamps
@@ -303,13 +257,13 @@ def test_running_again_trains_nothing(model_dir: Path, reference: tuple[Training
 
 def test_a_key_covers_what_shapes_a_stage_and_nothing_else(model_dir: Path) -> None:
     def names(sources: dict[str, list[str]] | None = None, **changes: object) -> dict[str, list[str]]:
-        return plan_stages(_params(model_dir, **changes), sources or _sources(), "base", "held_out")[1]
+        return plan_stages(tiny_params(model_dir, **changes), sources or tiny_sources(), "base", "held_out")[1]
 
     plain = names()
     assert names(checkpoint_tokens=512) == plain
     for changes in ({"learning_rate": 2e-3}, {"seed": 1}, {"precision": "bfloat16"}, {"stage_tokens": [256, 2048]}):
         assert not set(names(**changes)["trait"]) & set(plain["trait"])
-    passages = names({**_sources(), "passages": ["other text"]})
+    passages = names({**tiny_sources(), "passages": ["other text"]})
     assert passages["selected"] == plain["selected"]
     assert passages["trait"][0] == plain["trait"][0]
     assert passages["trait"][1] != plain["trait"][1]
@@ -319,36 +273,25 @@ def test_a_key_covers_what_shapes_a_stage_and_nothing_else(model_dir: Path) -> N
 def test_a_killed_worker_goes_on_to_the_identical_result(
     model_dir: Path, reference: tuple[TrainingResult, Path], tmp_path: Path, checkpoint_tokens: int
 ) -> None:
-    params = _params(model_dir, checkpoint_tokens=checkpoint_tokens)
+    params = tiny_params(model_dir, checkpoint_tokens=checkpoint_tokens)
     pattern = "work/2-*/checkpoint-*/complete.json" if checkpoint_tokens else "stages/1-*/stage.json"
-    killer = threading.Thread(target=_kill_worker_when, args=(tmp_path, pattern))
+    killer = threading.Thread(target=kill_worker_when, args=(tmp_path, pattern))
     killer.start()
     with pytest.raises(TraitError, match="signal 9"):
-        train_arms(params, _sources(), HELD_OUT, tmp_path)
+        train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
     killer.join()
-    result = train_arms(params, _sources(), HELD_OUT, tmp_path)
+    result = train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
     assert not result.stages.loc[result.stages["stage"] == 1, "new"].any()
     reports = [json.loads(path.read_text()) for path in (tmp_path / "stages").glob("2-*/stage.json")]
     assert any(report["resumed"] for report in reports) == bool(checkpoint_tokens)
     assert _same(result, reference[0])
 
 
-def _kill_worker_when(out_dir: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(out_dir.glob(pattern)):
-            for child in psutil.Process().children(recursive=True):
-                if "trait_kit.training.worker" in " ".join(child.cmdline()):
-                    child.kill()
-                    return
-        time.sleep(0.005)
-
-
 def test_a_killed_driver_leaves_no_worker_and_the_run_goes_on(
     model_dir: Path, reference: tuple[TrainingResult, Path], tmp_path: Path
 ) -> None:
-    params = _params(model_dir, checkpoint_tokens=4 * BATCH)
-    (tmp_path / "input.json").write_text(json.dumps([params.model_dump(), _sources(), HELD_OUT, str(tmp_path / "out")]))
+    params = tiny_params(model_dir, checkpoint_tokens=4 * BATCH)
+    (tmp_path / "input.json").write_text(json.dumps([params.model_dump(), tiny_sources(), HELD_OUT, str(tmp_path / "out")]))
     code = (
         "import json, sys; from trait_kit.params import TrainingParams; from trait_kit.training.stages import train_arms; "
         "params, *rest = json.load(open(sys.argv[1])); train_arms(TrainingParams(**params), *rest)"
@@ -363,8 +306,8 @@ def test_a_killed_driver_leaves_no_worker_and_the_run_goes_on(
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert workers
-    assert not psutil.wait_procs(workers, timeout=10)[1]
-    assert _same(train_arms(params, _sources(), HELD_OUT, tmp_path / "out"), reference[0])
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert _same(train_arms(params, tiny_sources(), HELD_OUT, tmp_path / "out"), reference[0])
 
 
 # Errors
@@ -385,21 +328,21 @@ def test_bad_input_stops_before_any_training(
     model_dir: Path, tmp_path: Path, changes: dict, sources: dict, message: str
 ) -> None:
     with pytest.raises(TraitError, match=message):
-        train_arms(_params(model_dir, **changes), {**_sources(), **sources}, HELD_OUT, tmp_path)
+        train_arms(tiny_params(model_dir, **changes), {**tiny_sources(), **sources}, HELD_OUT, tmp_path)
     assert not list((tmp_path / "stages").iterdir())
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TraitError, match="'passages', but only in_domain"):
-        train_arms(_params(model_dir), {"in_domain": ["a text"], "random": ["another"]}, HELD_OUT, tmp_path)
+        train_arms(tiny_params(model_dir), {"in_domain": ["a text"], "random": ["another"]}, HELD_OUT, tmp_path)
     with pytest.raises(TraitError, match="'solutions' has an item without a target"):
-        train_arms(_params(model_dir), _sources(), {"solutions": [("Question", "")]}, tmp_path)
+        train_arms(tiny_params(model_dir), tiny_sources(), {"solutions": [("Question", "")]}, tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(model_dir: Path, tmp_path: Path) -> None:
-    params = _params(
+    params = tiny_params(
         model_dir, learning_rate=1e30, precision="bfloat16", arms={"raw": ["in_domain"]}, stage_tokens=[4 * BATCH]
     )
     with pytest.raises(TraitError, match=r"(loss|held_out/\w+) became (nan|inf) at step .* Lower learning_rate .*1.0e\+30"):
-        train_arms(params, _sources(), HELD_OUT, tmp_path)
+        train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
     assert not any((tmp_path / "stages").glob("1-*"))

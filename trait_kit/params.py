@@ -37,7 +37,7 @@ class Common(BaseModel):
 
 
 class TeacherParams(Common):
-    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
+    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages, 05 for its judge."""
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1; several servers of the model: separate with commas
@@ -196,12 +196,18 @@ class TrainingParams(Common):
     held_out_items: int = Field(12, ge=1)  # validation problems, and documents of each kind, in those scores
     checkpoint_tokens: int = Field(0, ge=0)  # tokens between checkpoints within a stage; 0: only its end
     accelerate_config: str = ""  # an accelerate YAML for several GPUs or nodes; empty: one process
+    fine_tune_epochs: int = Field(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
+    fine_tune_learning_rate: float = Field(5e-6, gt=0)  # maximum of its cosine schedule
+    fine_tune_problems: int = Field(1_000, ge=1)  # train problems of each task, at most
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
         sources = {"in_domain", "passages", "random", "dsir", "fasttext", "fasttext_educational"}
         if "base" in self.arms:
             raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
+        taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
+        if taken:
+            raise ValueError(f"arms: {taken[0]} ends like the arms that fine_tune_epochs adds; choose another name")
         for arm, stages in self.arms.items():
             if len(stages) != len(self.stage_tokens):
                 raise ValueError(
@@ -225,7 +231,7 @@ class TrainingParams(Common):
         return self
 
 
-class EvaluationParams(Common):
+class EvaluationParams(TeacherParams):
     """05: every arm on the tasks' held-out problems, and what it forgot."""
 
     general_documents: int = Field(60, ge=1)  # held-out general documents, for forgetting
@@ -233,10 +239,32 @@ class EvaluationParams(Common):
     few_shot: int = Field(0, ge=0)  # worked examples before each problem
     generate_items: int = Field(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = Field(192, ge=1)  # of a generated answer
-    batch_size: int = Field(8, ge=1)  # sequences scored at once
+    likelihood: bool = True  # bits per byte, choices and documents; false where an endpoint gives no log-probabilities
+    general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
+    general_items: int = Field(200, ge=1)  # items of each general task
+    backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
+    endpoint_url: str = ""  # endpoint: for instance http://127.0.0.1:8000/v1
+    endpoint_model: str = ""  # endpoint: the name it expects; it must have the tokenizer of base_model
+    endpoint_version: int = Field(1, ge=1)  # endpoint: raise when another model is served under the same name
+    endpoint_key_variable: str = "OPENAI_API_KEY"  # endpoint: environment variable that holds the key; never the key itself
+    endpoint_timeout: float = Field(120.0, ge=1)  # endpoint: seconds a request
+    batch_size: int = Field(8, ge=1)  # sequences scored at once; of an endpoint, requests in flight
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     confidence: float = Field(0.95, gt=0.5, lt=1)  # of every interval
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
+    judge_items: int = Field(0, ge=0)  # generated ads of each task and arm that a language model compares with the reference's
+
+    @model_validator(mode="after")
+    def _something_to_ask(self) -> EvaluationParams:
+        if self.judge_items:
+            self._require_endpoint("judge_items is set")
+        if self.judge_items > self.generate_items:
+            raise ValueError("judge_items must not be larger than generate_items, which writes the texts")
+        if self.backend == "endpoint" and not (self.endpoint_url and self.endpoint_model):
+            raise ValueError("backend is endpoint, so endpoint_url and endpoint_model must be set")
+        if not (self.likelihood or self.generate_items):
+            raise ValueError("likelihood is false, so generate_items must be above 0")
+        return self
 
 
 class FigureParams(Common):
@@ -279,6 +307,8 @@ class Experiment(BaseModel):
             for source in {source for stage in stages for source in stage.split("+")} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
+        if self.training.fine_tune_epochs:
+            arms |= {f"{arm}_fine_tuned" for arm in arms}
         for field, names in (
             ("evaluation.reference_arm", [self.evaluation.reference_arm]),
             ("figures.curve_arms", self.figures.curve_arms),

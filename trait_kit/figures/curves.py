@@ -215,7 +215,7 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str] | None = None) -> KitFigure
     for axes in (upper, lower) if boundary else ():
         axes.axvline(boundary, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.5)
     if ends:
-        end_labels(upper, float(log["tokens"].max()), ends)
+        end_labels(upper, float(log.loc[log["arm"].isin(arms), "tokens"].max()), ends)
     upper.set_ylabel("loss (nats a token)")
     lower.set(xlabel="tokens trained on", ylabel="learning rate")
     lower.set_ylim(bottom=0)

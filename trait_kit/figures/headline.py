@@ -12,7 +12,7 @@ from trait_kit import tables
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.comparison import MACRO, arm_table, compare
 from trait_kit.figures.paper_tables import chain_of, contamination_table
-from trait_kit.figures.style import label
+from trait_kit.figures.style import FINE_TUNED, label
 from trait_kit.figures.tables import GENERAL, ablation_table, main_table
 
 ALPHA = 0.01  # what the kit calls significant, after Holm's correction
@@ -140,7 +140,7 @@ def _cost_card(run_dir: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:
         parts.append(f"{len(seconds)} of {len(steps)} steps done")
     log = _read(run_dir / "04_train_two_stages" / "log.parquet", "log", ["arm", "tokens"])
     if log is not None and len(log):
-        longest = log.groupby("arm")["tokens"].max()
+        longest = log[~log["arm"].str.endswith(FINE_TUNED)].groupby("arm")["tokens"].max()
         parts.append(f"{int(longest.max()):,} tokens trained in each of {len(longest)} arms")
     written = [
         _read(run_dir / "03_write_passages" / f"{kind}.parquet", kind, ["tokens_in", "tokens_out", "cost_usd"])

@@ -27,6 +27,7 @@ WIDTH = 7.2  # inches
 DPI = 200  # twice a screen's: figures stay sharp on a dense display
 INK, QUIET, GRID = "#1f2430", "#5d6472", "#e4e7ec"
 
+FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
 COLOURS = {
     "general": "#8ec6ee",
     "in_domain": "#7a3fa6",
@@ -113,16 +114,21 @@ def canonical(name: str) -> str:
 
 def colour(name: str) -> str:
     """An arm the kit does not know gets a colour from its name alone, so it too is the same in every figure."""
+    name = name.removesuffix(FINE_TUNED)
     return COLOURS.get(canonical(name)) or _SPARE_COLOURS[_number(name) % len(_SPARE_COLOURS)]
 
 
 def marker(name: str) -> str:
+    if name.endswith(FINE_TUNED):
+        return "*"  # in the colour of the arm that was fine-tuned
     name = "selected" if canonical(name) == "fasttext+educational" else name
     return _MARKERS.get(name) or _SPARE_MARKERS[_number(name) // 7 % len(_SPARE_MARKERS)]
 
 
 def label(name: str) -> str:
     """The name a reader sees: 'trait' is TRAIT; a name the kit does not know is shown as it is."""
+    if name.endswith(FINE_TUNED):
+        return f"{label(name.removesuffix(FINE_TUNED))}, fine-tuned"
     return _LABELS.get(canonical(name), str(name).replace("_", " "))
 
 

@@ -44,15 +44,16 @@ def labels_of(input_ids: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
     return np.where(position_ids == 0, IGNORED, input_ids)
 
 
-def pack(documents: Sequence[np.ndarray], context_length: int, eos: int, *, seed: int = 0) -> Packed:
+def pack(documents: Sequence[np.ndarray], context_length: int, eos: int, *, seed: int = 0, whole: bool = False) -> Packed:
     """Pack every token of `documents` into the fewest rows; `eos` fills what is left of the last rows.
 
     Longest piece first, into the row it fills best. A piece that fits in no row (too long, or only small gaps are left)
     fills the emptiest row and its rest is placed in turn, so fewer than `context_length` slots are padding in all. Rows
     come back in a seeded random order, for placement sorts them by length. Documents bring their own end token.
+    `whole`: as many rows as it takes to cut nothing; no document may be longer than a row.
     """
     total = sum(len(document) for document in documents)
-    n_rows = -(-total // context_length)
+    n_rows = _rows_for_whole(documents, context_length) if whole else -(-total // context_length)
     shape = (n_rows, context_length)
     input_ids, position_ids = np.full(shape, eos, np.int32), np.zeros(shape, np.int32)
     owner = np.full(shape, -1, np.int32)
@@ -72,6 +73,13 @@ def pack(documents: Sequence[np.ndarray], context_length: int, eos: int, *, seed
         position_ids[slots] = np.arange(length)
         owner[slots] = index
     return Packed(input_ids, position_ids, owner, total, len(cut))
+
+
+def _rows_for_whole(documents: Sequence[np.ndarray], context_length: int) -> int:
+    """Rows that best fit opens where it may always open one more; given just those, it places every document alike."""
+    rows = _Rows(len(documents), context_length)
+    lengths = sorted((len(document) for document in documents if len(document)), reverse=True)
+    return 1 + max((rows.place(length)[0] for length in lengths), default=-1)
 
 
 class _Rows:

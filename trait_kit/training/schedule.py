@@ -1,8 +1,8 @@
-"""The learning rate of a stage: warm up, stay, decay exponentially (WSD).
+"""The learning rate of a stage: warm up, stay, decay exponentially (WSD); of fine-tuning: warm up, then half a cosine.
 
 The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (appendix). The
 library's own WSD offers only linear, cosine and square-root tails, so this one is written out. Each stage has a whole
-schedule of its own: stage 2 starts from weights alone.
+schedule of its own: stage 2 starts from weights alone. Fine-tuning has the same share of warm-up (appendix).
 """
 
 from __future__ import annotations
@@ -37,6 +37,17 @@ def wsd_factor(
     if step < warmup + stable or not decay:
         return 1.0
     return final_ratio ** min(1.0, (step - warmup - stable + 1) / decay)
+
+
+def cosine_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
+    """As `wsd_factor`, for fine-tuning: with w steps of warm-up, (step + 1) / (w + 1), then half a cosine from 1 towards 0.
+
+    (1 + cos(pi * (step - w) / (total_steps - w))) / 2: 0 is reached one step after the last, which is not wasted on it.
+    """
+    warmup, falling, _ = wsd_phases(total_steps, warmup_fraction, 0.0)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / falling))) / 2
 
 
 def _ceil(steps: float) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from trait_kit import tables
+from trait_kit.data.contamination import TestQuestions
 from trait_kit.data.documents import load_documents, load_held_out
-from trait_kit.data.problems import load_problems
+from trait_kit.data.problems import every_test_question, load_problems
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.suites import prompt
 from trait_kit.params import TrainingParams
@@ -40,8 +43,37 @@ def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     problems = problems.sort_values("id", kind="stable").groupby("task", sort=False).head(per_task)
     order = problems.groupby("task", sort=False).cumcount()
     problems = problems.assign(order=order).sort_values("order", kind="stable").head(params.held_out_items)
-    pairs = {"solutions": [(prompt(row.question), f" {row.solution or row.answer}") for row in problems.itertuples()]}
+    pairs = {"solutions": _pairs(problems)}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
         texts = load_held_out(spec, params.seed)["text"].to_pylist()[-params.held_out_items :]
         pairs[kind] = [("", text) for text in texts]
     return pairs
+
+
+def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
+    """(prompt, target) of the tasks' train problems, up to `fine_tune_problems` of each; none without fine-tuning.
+
+    What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
+    the tasks, by the rule that holds for the selections and the passages; how many were is printed. TraitError where
+    nothing is left.
+    """
+    if not params.fine_tune_epochs:
+        return []
+    problems = load_problems(params.tasks, "train", params.fine_tune_problems, params.seed)
+    pairs = _pairs(problems)
+    tested = TestQuestions(every_test_question(params.tasks, params.test_items_per_task, params.seed))
+    held = set(tested.find([given + target for given, target in pairs])["text_index"])
+    lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
+    note = f" No train problems: {', '.join(lacking)}." if lacking else ""
+    print(
+        f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.{note}"
+    )
+    if len(held) == len(pairs):
+        raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
+    return [pair for place, pair in enumerate(pairs) if place not in held]
+
+
+def _pairs(problems: pd.DataFrame) -> list[tuple[str, str]]:
+    """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
+    targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
+    return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]

@@ -3,7 +3,8 @@
 Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented passages), and chains with
 the same beginning form a tree. A stage is known by the digest of everything that shapes its result, its parent's digest
 included; its folder appears whole or not at all. So a second call trains nothing, a changed parameter trains what
-depends on it, and a killed run goes on from the last stage, or from the last checkpoint inside one.
+depends on it, and a killed run goes on from the last stage, or from the last checkpoint inside one. Fine-tuning, where
+asked for, is one more stage after each chain and after the base model, in arms of its own: 'trait_fine_tuned'.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trait_kit import tables
 from trait_kit.errors import TraitError
 from trait_kit.files import atomic_path, digest, read_json, sha256, write_json
 from trait_kit.params import TrainingParams
+from trait_kit.training import fine_tuning
 from trait_kit.training.sampling import shares
 from trait_kit.training.worker import USER_ERROR
 
@@ -53,7 +55,8 @@ class TrainingResult:
     """What training leaves behind.
 
     log: the 'log' table; an arm's rows run through all its stages, so those of a shared stage appear in each arm.
-    models: arm -> folder of its last stage (transformers format, float32). The untrained 'base' is not among them.
+    models: arm -> folder of its last stage (transformers format, float32). The untrained 'base' is not among them;
+    with fine-tuning, 'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
     accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (its tokens).
     stages: arm, stage, name, mixture, tokens, steps, efficiency, documents, cut, seconds, evaluation_seconds,
     tokens_per_second, precision, device, shared (trained once for several arms), new (trained by this call), folder.
@@ -70,12 +73,14 @@ def train_arms(
     sources: Mapping[str, Sequence[str]],
     held_out: Mapping[str, Sequence[tuple[str, str]]],
     out_dir: Path | str,
+    problems: Sequence[tuple[str, str]] = (),
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
     `sources`: texts of every source that params.arms names. `held_out`: name -> (prompt, target) pairs; a document is
-    ('', text); at most params.held_out_items of each set are scored, evenly spaced. Raises TraitError before any
-    training where a source is missing, empty or smaller than its part of a batch, or the context too long for the model.
+    ('', text); at most params.held_out_items of each set are scored, evenly spaced. `problems`: (prompt, target) pairs
+    for fine-tuning, unused without it. Raises TraitError before any training where a source is missing, empty or
+    smaller than its part of a batch, or the context too long for the model.
     """
     from trait_kit.data.demo import resolve_model
 
@@ -92,9 +97,10 @@ def train_arms(
         "stages_dir": str(stages_dir),
         "work": str(work),
         "held_out": str(work / "held_out.json"),
+        "problems": str(work / "problems.json"),
         "launched": bool(params.accelerate_config),
     }
-    plan, chains = plan_stages(params, sources, job["base_digest"], job["held_out_digest"])
+    plan, chains = plan_stages(params, sources, job["base_digest"], job["held_out_digest"], problems)
     missing = [stage for stage in plan if not (stages_dir / stage["name"] / "stage.json").exists()]
     if missing:
         names = {stage["name"] for stage in missing}
@@ -102,17 +108,23 @@ def train_arms(
             if leftover.name not in names:  # a killed run's half-written results, or work on stages nobody wants any more
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_json(work / "held_out.json", scored)
+        write_json(work / "problems.json", list(problems))
         job["texts"] = _write_texts(missing, sources, work / "texts")
         job["stages"] = missing
         total, done = sum(stage["tokens"] for stage in missing), len(plan) - len(missing)
-        print(f"Training {len(missing)} stage(s), {total:,} tokens; {done} stage(s) are done.", flush=True)
+        fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
+        print(f"Training {len(missing)} stage(s), {total:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
         _train(job, params)
     shutil.rmtree(work, ignore_errors=True)
     return _collect(params, chains, stages_dir, {stage["name"] for stage in missing})
 
 
 def plan_stages(
-    params: TrainingParams, sources: Mapping[str, Sequence[str]], base_digest: str, held_out_digest: str
+    params: TrainingParams,
+    sources: Mapping[str, Sequence[str]],
+    base_digest: str,
+    held_out_digest: str,
+    problems: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """The tree of stages, parents first, and each arm's chain of stage names."""
     if not params.arms:
@@ -148,7 +160,28 @@ def plan_stages(
             chains[arm].append(name)
             consumed.update({part.source: part.tokens for part in parts})
             parent, parent_key, before = name, key, before + tokens
+    if params.fine_tune_epochs:
+        shaping |= {"learning_rate": params.fine_tune_learning_rate, "decay_fraction": None}
+        shaped_by = [CODE_VERSION, _pairs_digest(problems), params.fine_tune_epochs, shaping, held_out_digest]
+        for arm, chain in [("base", []), *chains.items()]:
+            stage = _fine_tuning_stage(params, plan[chain[-1]] if chain else None, base_digest, shaped_by)
+            plan.setdefault(stage["name"], stage)["arms"].append(f"{arm}{fine_tuning.SUFFIX}")
+            chains[f"{arm}{fine_tuning.SUFFIX}"] = [*chain, stage["name"]]
     return sorted(plan.values(), key=lambda stage: stage["place"]), chains
+
+
+def _fine_tuning_stage(
+    params: TrainingParams, parent: dict[str, Any] | None, base_digest: str, shaped_by: list[Any]
+) -> dict[str, Any]:
+    """A stage that reads problems; its steps and tokens are known when they have been tokenised and packed."""
+    key = digest([parent["key"] if parent else base_digest, *shaped_by])
+    place, before = (parent["place"] + 1, parent["tokens_before"] + parent["tokens"]) if parent else (1, 0)
+    return {
+        "name": f"{place}{fine_tuning.SUFFIX}-{key[:12]}", "key": key, "parent": parent and parent["name"],
+        "place": place, "places": place, "mixture": fine_tuning.SOURCE, "shares": [], "texts": {},
+        "epochs": params.fine_tune_epochs, "learning_rate": params.fine_tune_learning_rate,
+        "steps": 0, "tokens": 0, "tokens_before": before, "arms": [],
+    }  # fmt: skip
 
 
 def _train(job: dict[str, Any], params: TrainingParams) -> None:
@@ -257,6 +290,16 @@ def _texts_digest(name: str, sources: Mapping[str, Sequence[str]]) -> str:
     if empty:
         raise TraitError(f"training: the source '{name}' has no text. Look at the step that writes it, or leave it out.")
     return state.hexdigest()
+
+
+def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
+    """Digest of the (prompt, target) pairs to fine-tune on; TraitError where there are none."""
+    if not problems:
+        raise TraitError("training: fine_tune_epochs is set, but there are no train problems. Set it to 0, or add a task.")
+    for prompt, target in problems:
+        if not (prompt.strip() and target.strip()):
+            raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
+    return digest(list(problems))
 
 
 def _write_texts(stages: list[dict[str, Any]], sources: Mapping[str, Sequence[str]], folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The Trainer of a stage: packed rows, WSD schedule, cheap held-out scores, checkpoints that resume bit for bit."""
+"""The Trainer of a stage: packed rows, its schedule, cheap held-out scores, checkpoints that resume bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trait_kit.errors import TraitError
 from trait_kit.files import digest, read_json, write_json
 from trait_kit.training.held_out import bits_per_byte, encode, token_losses
 from trait_kit.training.packing import labels_of
-from trait_kit.training.schedule import wsd_factor
+from trait_kit.training.schedule import cosine_factor, wsd_factor
 
 PROGRESS_SECONDS = 10.0
 CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
@@ -30,18 +30,24 @@ GRADIENT_CHECKPOINTING_PARAMETERS = 1_000_000_000  # from here on activations, n
 
 
 class Rows(Dataset):
-    """Packed rows from disk, memory-mapped: a stage larger than memory trains as well."""
+    """Packed rows from disk, memory-mapped: a stage larger than memory trains as well.
+
+    Where the folder has labels of its own (fine-tuning masks its prompts), they are taken, else every token is learnt.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._input_ids = np.load(folder / "input_ids.npy", mmap_mode="r")
         self._position_ids = np.load(folder / "position_ids.npy", mmap_mode="r")
+        labels = folder / "labels.npy"
+        self._labels = np.load(labels, mmap_mode="r") if labels.exists() else None
 
     def __len__(self) -> int:
         return len(self._input_ids)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         input_ids, position_ids = np.array(self._input_ids[row]), np.array(self._position_ids[row])
-        values = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels_of(input_ids, position_ids)}
+        labels = labels_of(input_ids, position_ids) if self._labels is None else np.array(self._labels[row])
+        values = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
         return {name: torch.from_numpy(value.astype(np.int64)) for name, value in values.items()}
 
 
@@ -63,9 +69,11 @@ class StageTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
             params = self.job["params"]
-            fractions = params["warmup_fraction"], params["decay_fraction"]
+            factor, fractions = wsd_factor, (params["warmup_fraction"], params["decay_fraction"])
+            if self.stage.get("epochs"):
+                factor, fractions = cosine_factor, fractions[:1]
             self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: wsd_factor(step, num_training_steps, *fractions)
+                optimizer or self.optimizer, lambda step: factor(step, num_training_steps, *fractions)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -102,11 +110,12 @@ class StageTrainer(Trainer):
         return scores
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        rate = "fine_tune_learning_rate" if self.stage.get("epochs") else "learning_rate"
         for name in ("loss", *(name for name in logs if name.startswith("held_out/"))):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise TraitError(
                     f"training: {name} became {logs[name]} at step {self.state.global_step} of {self.state.max_steps} in "
-                    f"stage {self.stage['name']}. Nothing of this stage is kept. Lower learning_rate (it is "
+                    f"stage {self.stage['name']}. Nothing of this stage is kept. Lower {rate} (it is "
                     f"{self.args.learning_rate:.1e}) or max_gradient_norm, or set precision to float32, and run again."
                 )
         super().log(logs, start_time)
@@ -201,7 +210,7 @@ def build_trainer(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any, wo
         max_steps=steps,
         per_device_train_batch_size=params["rows_per_device"],
         gradient_accumulation_steps=1,  # set below: it depends on the number of processes
-        learning_rate=params["learning_rate"],
+        learning_rate=stage.get("learning_rate", params["learning_rate"]),
         weight_decay=params["weight_decay"],
         adam_beta2=0.95,
         max_grad_norm=params["max_gradient_norm"],

@@ -50,6 +50,8 @@ def run(job: dict[str, Any]) -> None:
         _check_context(job, getattr(config.get_text_config(), "max_position_embeddings", None))
         _prepare(job, tokenizer)
     missing = [stage for stage in job["stages"] if stage["name"] in job["train"]]
+    for stage in missing:
+        stage |= read_json(Path(job["work"]) / stage["name"] / "prepared.json")
     job["tokens_left"] = sum(stage["tokens"] for stage in missing)
     for stage in missing:
         train_stage(job, stage, tokenizer)
@@ -68,6 +70,7 @@ def _prepare(job: dict[str, Any], tokenizer: Any) -> None:
     """Tokenise each text once; write every stage's packed rows and its accounting under <work>/<stage>/."""
     import pyarrow.parquet as pq
 
+    from trait_kit.training import fine_tuning
     from trait_kit.training.held_out import encode
     from trait_kit.training.packing import pack
     from trait_kit.training.sampling import Share, check_size, draw, tokenise
@@ -88,6 +91,9 @@ def _prepare(job: dict[str, Any], tokenizer: Any) -> None:
     for stage in job["stages"]:
         folder = Path(job["work"]) / stage["name"]
         if (folder / "prepared.json").exists():
+            continue
+        if stage.get("epochs"):
+            fine_tuning.prepare(read_json(job["problems"]), tokenizer, params, folder)
             continue
         pieces, accounting = [], []
         for share, key, available in ((item[1], item[2], item[3]) for item in planned if item[0] is stage):
@@ -119,7 +125,7 @@ def train_stage(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any) -> N
             tokenizer.save_pretrained(folder / "model")
             write_json(folder / "log.json", log_rows(trainer.state.log_history, stage))
             seconds = {"seconds": time.monotonic() - began, "resumed": checkpoint is not None}
-            write_json(folder / "stage.json", {**stage, **read_json(work / "prepared.json"), **trainer.report(), **seconds})
+            write_json(folder / "stage.json", {**stage, **trainer.report(), **seconds})
     else:
         trainer.save_model(str(work / "model"))  # sharded weights are gathered by all processes; rank 0 writes them
     trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,90 @@
+"""The last stage, where asked for: fine-tuning on the train problems of the downstream tasks.
+
+The paper's fine-tuned setting (5 epochs, cosine, 5e-6: appendix) answers what a practitioner asks: is continual
+pre-training still worth it where one fine-tunes anyway? An example is the prompt that evaluation asks with and the target
+that it scores, with the end token, so that a generated answer ends. Only the target has a loss. Examples are packed
+whole: half of one would be a target without its question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trait_kit.errors import TraitError
+from trait_kit.files import write_json
+from trait_kit.training.packing import IGNORED, pack
+from trait_kit.training.sampling import prefix_tokens
+
+SUFFIX = "_fine_tuned"  # of the arm that a fine-tuned model is
+SOURCE = "train_problems"  # what it reads, in the accounting
+
+
+def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) -> tuple[list[np.ndarray], np.ndarray, int]:
+    """Tokens of (prompt, target) pairs with the end token; how many of each are prompt; how many pairs had to be cut.
+
+    Prompt and target are tokenised together and parted where the prompt alone would end, as lm-eval does when it scores
+    them. Of a pair longer than `context_length`, the target keeps at least half of it and the prompt its end.
+    """
+    begin = prefix_tokens(tokenizer)
+    room = context_length - len(begin)
+    ids = [
+        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for texts in ([prompt for prompt, _ in pairs], [prompt + target for prompt, target in pairs])
+    ]
+    examples, n_prompt, n_cut = [], [], 0
+    for given, whole in zip(*ids, strict=True):
+        target = [*whole[len(given) :], tokenizer.eos_token_id]
+        n_cut += len(given) + len(target) > room
+        target = target[: max(room // 2, room - len(given))]
+        given = [*begin, *given[-(room - len(target)) :]]
+        examples.append(np.array([*given, *target], np.int32))
+        n_prompt.append(len(given))
+    return examples, np.array(n_prompt), n_cut
+
+
+def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the rows of all epochs (input_ids, position_ids, labels) and prepared.json into `folder`; return the latter.
+
+    Each epoch has every problem once, its rows in an order of its own. Rows are spread over the batches evenly, and empty
+    ones fill them up: a last batch of a single row would weigh as much as a full one. Raises TraitError where an epoch
+    does not fill a batch.
+    """
+    context_length, epochs = params["context_length"], params["fine_tune_epochs"]
+    examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
+    packed = pack(examples, context_length, tokenizer.eos_token_id, seed=params["seed"], whole=True)
+    n_rows, rows_a_batch = len(packed.input_ids), params["tokens_per_batch"] // context_length
+    if n_rows < rows_a_batch:
+        raise TraitError(
+            f"training: the {len(pairs):,} train problems have {packed.n_tokens:,} tokens and fill {n_rows:,} row(s), less "
+            f"than one batch ({rows_a_batch:,} rows, {params['tokens_per_batch']:,} tokens). Raise fine_tune_problems, "
+            "lower tokens_per_batch, or set fine_tune_epochs to 0."
+        )
+    orders = [np.random.default_rng([params["seed"], epoch]).permutation(n_rows) for epoch in range(epochs)]
+    steps = -(-n_rows * epochs // rows_a_batch)
+    batches = np.full((steps, rows_a_batch), n_rows)  # an empty row comes after the packed ones
+    for batch, rows in zip(batches, np.array_split(np.concatenate(orders), steps), strict=True):
+        batch[: len(rows)] = rows
+    labels = np.where(packed.position_ids < n_prompt[packed.document], IGNORED, packed.labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows, nothing in (
+        ("input_ids", packed.input_ids, tokenizer.eos_token_id),
+        ("position_ids", packed.position_ids, 0),
+        ("labels", labels, IGNORED),
+    ):
+        empty = np.full((1, context_length), nothing, np.int32)
+        np.save(folder / f"{name}.npy", np.concatenate([rows.astype(np.int32), empty])[batches.ravel()])
+    tokens, slots = packed.n_tokens * epochs, batches.size * context_length
+    report = {
+        "accounting": [{"source": SOURCE, "tokens": tokens, "epochs": float(epochs), "available": packed.n_tokens}],
+        "efficiency": tokens / slots,
+        "documents": len(pairs) * epochs,
+        "cut": n_cut * epochs,
+        "steps": steps,
+        "tokens": slots,  # as every stage counts them, in whole batches; the accounting has those of problems
+    }
+    write_json(folder / "prepared.json", report)
+    return report
