@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 import socket
 import statistics
@@ -18,12 +17,13 @@ import pytest
 import yaml
 from answer_strings import answer_strings
 from local_tasks import BENCHMARKS, LOCAL, local_task
+from sklearn.metrics import roc_auc_score
 
 from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
 from trait_kit.errors import TraitError
-from trait_kit.evaluation import metrics
+from trait_kit.evaluation import ads, comparison, metrics
 from trait_kit.evaluation.answers import judge
-from trait_kit.evaluation.suites import evaluate_model, prompt, worked_examples, write_lm_eval_tasks
+from trait_kit.evaluation.suites import evaluate_model, load_tasks, prompt, worked_examples, write_lm_eval_tasks
 from trait_kit.params import EvaluationParams
 
 TEXTS = [
@@ -416,7 +416,7 @@ def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypat
     ):
         started = time.monotonic()
         assert judge(text, gold, kind, choices) == (False, False)
-        assert time.monotonic() - started < 5 * (1 + os.getloadavg()[0] / os.cpu_count())  # 3 s where nothing else runs
+        assert time.monotonic() - started < 30  # 3 s where nothing else runs
     assert list(tmp_path.iterdir()) == []
     assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
 
@@ -492,15 +492,35 @@ def test_worked_examples_of_the_benchmarks(tmp_path):
     assert found["solution"].str.contains(r"The answer is [^\n]+\.$").all()
 
 
-@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
-def test_the_subset_of_math_is_the_same_for_every_seed(tmp_path):
-    whole = load_problems([local_task(tmp_path, "math")], "test", 10_000)
-    raw = yaml.safe_load((tmp_path / "math.yaml").read_text())
-    (tmp_path / "math500.yaml").write_text(yaml.safe_dump({**raw, "name": "math500", "test_subset": 500}))
-    one, two = (load_problems([str(tmp_path / "math500.yaml")], "test", 10_000, seed)["question"] for seed in (0, 1))
-    assert len(one) == 500 and set(one) == set(two) and set(one) <= set(whole["question"])
-    assert load_task("math500").model_dump(exclude={"origin", "about", "name", "examples_from", "test_subset"}) == load_task(
-        "math"
-    ).model_dump(exclude={"origin", "about", "name", "examples_from", "test_subset"})
-    shares = [whole.loc[rows, "topic"].value_counts(normalize=True) for rows in (whole["question"].isin(one), whole.index)]
-    assert (shares[0] - shares[1]).abs().max() < 0.06
+def test_math_500_is_read_in_the_columns_of_its_source(tmp_path):
+    row = {"problem": "What is $1+1$?", "solution": "It is $\\boxed{2}$.", "answer": "2", "subject": "Algebra", "level": 1}
+    (tmp_path / "test.jsonl").write_text(json.dumps({**row, "unique_id": "test/algebra/1.json"}))
+    raw = load_task("math500").model_dump(exclude={"origin"})
+    raw |= {"source": str(tmp_path), "splits": {**raw["splits"], "test": "test.jsonl"}}
+    (tmp_path / "math500.yaml").write_text(yaml.safe_dump(raw))
+    (found,) = load_problems([str(tmp_path / "math500.yaml")], "test", 10).to_dict("records")
+    assert [found[name] for name in ("question", "answer", "topic")] == [row["problem"], "2", "Algebra"]
+    assert found["solution"] == f"{row['solution']} The answer is 2."
+
+
+def test_ads_are_marked_and_relevance_is_ranked(model_dir, tmp_path):
+    names = ["title_generation", "ad_generation", "query_ad_relevance"]
+    problems = load_problems(names, "test", 6)
+    wanted = {"tasks": names, "generate_items": 2, "max_new_tokens": 8, "test_items_per_task": 6}
+    found = _evaluate(model_dir, problems, tmp_path, documents={}, tasks=load_tasks(names), params=wanted)
+    counts = found.groupby(["task", "metric"]).size().unstack(fill_value=0)
+    texts = ["title_generation", "ad_generation"]
+    assert (counts.loc[texts, [*ads.METRICS, "exact_match"]] == 2).all(axis=None)
+    assert (counts.loc["query_ad_relevance", ["relevance_score", "choice_accuracy"]] == 6).all()
+    assert counts.loc["query_ad_relevance", list(ads.METRICS)].sum() == 0
+    rows = problems.set_index("id")
+    tasks = load_tasks(names)
+    for row in found[found["metric"] == "chrf"].to_dict("records"):
+        item = rows.loc[row["item_id"]]
+        marks = ads.marks(row["prediction"], item["question"], item["answer"], item["entity"], tasks[row["task"]].limits)
+        assert row["value"] == marks["chrf"]
+    table = comparison.arm_table(found).set_index(["task", "metric"])["mean"]
+    scores = found[found["metric"] == "relevance_score"]
+    assert ((scores["value"] > 0) == (scores["prediction"] == "relevant")).all()
+    assert table["query_ad_relevance", "auc"] == pytest.approx(roc_auc_score(scores["gold"] == "relevant", scores["value"]))
+    assert "relevance_score" not in table.index.get_level_values("metric")

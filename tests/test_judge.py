@@ -16,6 +16,7 @@ from trait_kit.errors import TraitError
 from trait_kit.evaluation import judge
 from trait_kit.evaluation.judge import agreement, estimate_bill, judge_pairs, preferences, read_verdict
 from trait_kit.files import write_json
+from trait_kit.params import EvaluationParams
 from trait_kit.teaching.endpoint import Endpoint
 
 INJECTION = (
@@ -278,3 +279,29 @@ def test_the_interval_of_the_win_rate_covers():
         row = preferences(pd.DataFrame({"task": "x", "value": values})).iloc[0]
         covered += count * (row["low"] <= 0.6 <= row["high"])
     assert 0.95 <= covered / 2_000 <= 0.995
+
+
+def test_every_arms_texts_are_judged_against_the_references(server, tmp_path, monkeypatch, capsys):
+    said = {"trait": "a title of twenty letters", "dsir": "short", "base": "The answer is a title of twenty letters."}
+    problems = pd.DataFrame({"task": "titles", "id": ["i1", "i2", "i3"], "question": ["Write 1.", "Write 2.", "Write 3."]})
+    outcomes = pd.DataFrame(
+        [
+            {"arm": arm, "task": "titles", "item_id": name, "metric": metric, "prediction": text}
+            for arm, text in said.items()
+            for name in problems["id"]
+            for metric in ("rouge_l", "chrf")
+        ]
+    )
+    common = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["t"], "test_items_per_task": 3}
+    chosen = {"generate_items": 3, "teacher_model": "judge", "teacher_base_url": server.url}
+    params = EvaluationParams(
+        **common, **chosen, base_model="demo:smollm2-135m", judge_items=2, teacher_key_variable="TEST_TEACHER_KEY"
+    )
+    found = judge.judge_arms(outcomes, problems, params, tmp_path).set_index(["against", "task"])
+    assert found.loc[("dsir", "titles"), ["n", "wins", "win_rate", "order_agreement", "failed"]].tolist() == [2, 2, 1, 1, 0]
+    assert found.loc[("base", "titles"), ["n", "ties", "win_rate"]].tolist() == [2, 2, 0.5]  # the same text, nobody asked
+    assert len(server.asked) == 4  # two questions in both orders
+    assert "4 requests" in capsys.readouterr().out
+    assert judge.judge_arms(outcomes, problems, params.model_copy(update={"judge_items": 0}), tmp_path).empty
+    with pytest.raises(ValueError, match="judge_items must not be larger"):
+        EvaluationParams(**common, **{**chosen, "generate_items": 1}, base_model="m", judge_items=2)

@@ -244,7 +244,7 @@ class EvaluationParams(TeacherParams):
     general_items: int = Field(200, ge=1)  # items of each general task
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
     endpoint_url: str = ""  # endpoint: for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # endpoint: the name it expects; it must have the tokenizer of base_model
+    endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with the tokenizer of base_model
     endpoint_version: int = Field(1, ge=1)  # endpoint: raise when another model is served under the same name
     endpoint_key_variable: str = "OPENAI_API_KEY"  # endpoint: environment variable that holds the key; never the key itself
     endpoint_timeout: float = Field(120.0, ge=1)  # endpoint: seconds a request
@@ -252,7 +252,9 @@ class EvaluationParams(TeacherParams):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     confidence: float = Field(0.95, gt=0.5, lt=1)  # of every interval
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    judge_items: int = Field(0, ge=0)  # generated ads of each task and arm that a language model compares with the reference's
+    judge_items: int = Field(
+        0, ge=0
+    )  # generated ads of each task that a language model compares, every arm's with the reference's
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> EvaluationParams:

@@ -92,7 +92,6 @@ class Task(BaseModel):
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
     version: int = Field(1, ge=1)  # raise when a change of this file changes scores: outcomes of other versions are not used
     examples_from: str | None = None  # the task whose train split gives few-shot prompts their examples; null: this one
-    test_subset: int | None = Field(None, ge=1)  # test on the questions with the smallest digests only, whatever the seed
     catalogue: CatalogueFiles | None = None  # your products, for the source 'catalogue': the seven ads tasks, or one of them
     origin: str = ""  # the task file's path, for messages
 
@@ -292,9 +291,6 @@ def _from_rows(task: Task, split: Split, seed: int, skipped: Counter[str]) -> It
         else:
             order = hashlib.sha256(f"{seed} {task.name} {split} {key}".encode()).digest()
             drafts.append((order, draft))
-    if split == "test" and task.test_subset is not None:
-        drafts.sort(key=lambda pair: hashlib.sha256(plain(pair[1].question).encode()).digest())
-        drafts = drafts[: task.test_subset]
     yield from (draft for _, draft in sorted(drafts, key=lambda pair: pair[0]))
 
 

@@ -23,8 +23,10 @@ _ITEM = ["metric", "seed", "task", "item_id"]
 # Parameters of 05 that choose what is asked, or how it is reported; any other one changes how items are asked.
 _NO_MATTER = {
     *("run_dir", "seed", "in_domain", "web", "tasks", "test_items_per_task", "base_model", "general_documents"),
-    *("in_domain_documents", "generate_items", "batch_size", "confidence", "reference_arm"),
+    *("in_domain_documents", "generate_items", "batch_size", "confidence", "reference_arm", "likelihood", "general_tasks"),
+    *("general_items", "backend", "judge_items", "max_cost_usd", "prices"),
 }
+_NO_MATTER_PREFIXES = ("endpoint_", "teacher_")
 _REPORTING = {"run_dir", "seed", "confidence", "reference_arm", "batch_size", "workers"}  # of any step
 
 
@@ -113,6 +115,7 @@ def _refuse_other_questions(found: list[_Run]) -> None:
     first = found[0]
     for other in found[1:]:
         names = {name for run in (first, other) for name in run.params} - _NO_MATTER
+        names = {name for name in names if not name.startswith(_NO_MATTER_PREFIXES)}
         unlike = {f"evaluation.{name}": (first.params.get(name), other.params.get(name)) for name in sorted(names)}
         shared = first.versions.keys() & other.versions.keys()
         unlike |= {f"the version of {task}": (first.versions[task], other.versions[task]) for task in sorted(shared)}

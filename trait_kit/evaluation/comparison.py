@@ -131,6 +131,20 @@ def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
     return outcomes[outcomes["metric"] != SCORE].reset_index(drop=True)
 
 
+def main_metric(outcomes: pd.DataFrame) -> str:
+    """Bits per byte of the tasks; where no likelihood was asked for, the first metric of theirs."""
+    metrics = list(dict.fromkeys(outcomes.loc[~outcomes["task"].str.startswith(HELD_OUT), "metric"]))
+    return "bits_per_byte" if "bits_per_byte" in metrics or not metrics else metrics[0]
+
+
+def forgetting_of(outcomes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame | None:
+    """`compare` with the base model on held-out general text; None where that was not evaluated."""
+    there = outcomes[outcomes["task"] == f"{HELD_OUT}general"]
+    if "base" not in set(there["arm"]) or there["arm"].nunique() < 2:
+        return None
+    return compare(outcomes, "base", "bits_per_byte", confidence, f"{HELD_OUT}general")
+
+
 def item_values(outcomes: pd.DataFrame) -> pd.DataFrame:
     """One value an (arm, metric, task, item): the mean over training seeds."""
     _check(outcomes)

@@ -9,12 +9,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from trait_kit.evaluation import ads
 from trait_kit.evaluation.answers import judge
 
 
 def bits_per_byte(log_probability: float, n_bytes: int) -> float:
     """-log2 p of a text over its UTF-8 bytes; `log_probability` is in nats."""
     return -log_probability / math.log(2) / n_bytes
+
+
+def relevance_score(choices: list[str], log_probabilities: list[float]) -> float:
+    """log p('relevant') - log p('irrelevant'), each per byte of its text, in nats: what ranks pairs for an AUC."""
+    scores = {choice: value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)}
+    return scores["relevant"] - scores["irrelevant"]
 
 
 def best_choice(choices: list[str], log_probabilities: list[float]) -> int:
@@ -42,6 +49,19 @@ def choice_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/generation.yaml: the final answer wherever it stands, and in the asked-for form only."""
-    flexible, strict = judge(results[0], doc["answer"], doc.get("kind") or "", doc.get("choices") or ())
-    return {"exact_match": float(flexible), "exact_match_strict": float(strict)}
+    """lm-eval hook of tasks/generation.yaml."""
+    return generation_marks(results[0], doc)
+
+
+def generation_marks(prediction: str, item: dict[str, Any]) -> dict[str, float]:
+    """Marks of a generated text by metric: the final answer wherever it stands, and in the asked-for form only; of an ad
+    also those of `ads.marks` that its task's file names.
+
+    `item` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
+    """
+    flexible, strict = judge(prediction, item["answer"], item.get("kind") or "", item.get("choices") or ())
+    marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
+    if wanted := item.get("marks"):
+        found = ads.marks(prediction, item["question"], item["answer"], item["entity"], item["limits"])
+        marked |= {name: value for name, value in found.items() if name in wanted}
+    return marked

@@ -2,21 +2,16 @@
 
 Four measures (DESIGN.md, section 5). Bits per byte of the gold solution given the question, the choice preferred by
 likelihood, exact match of a generated answer where asked for (flexible and strict, see answers.py; the choices are then
-shown with letters), and bits per byte of held-out documents: the general ones show what was forgotten. Every arm sees
-the same items in the same words, so arms can be compared item by item. Outcomes are kept in files named by what shaped
-them (the model's bytes, the items, the settings, the task's version): an evaluation that was killed goes on, and arms
-that share a model share its outcomes.
+shown with letters), and bits per byte of held-out documents: the general ones show what was forgotten, and so do lm-eval's
+own tasks, by their own metric. Every arm sees the same items in the same words, so arms can be compared item by item.
+Outcomes are kept by what shaped them (units.py): an evaluation that was killed goes on, more items or tasks repeat nothing,
+and arms that share a model share its outcomes.
 """
 
 from __future__ import annotations
 
-import gc
-import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,43 +21,17 @@ import pandas as pd
 from trait_kit import tables
 from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
 from trait_kit.errors import TraitError
-from trait_kit.evaluation import metrics
+from trait_kit.evaluation import ads
+from trait_kit.evaluation.units import HELD_OUT, Unit, evaluate_unit, write_unit
 from trait_kit.files import digest, sha256
 from trait_kit.params import EvaluationParams
 
-HELD_OUT = "held_out/"  # prefix of the tasks that are documents, not problems
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
-MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
+
 MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
 _EXAMPLE_CHOICES = 4  # shown with an example that is borrowed from a task without choices
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_SCORING = 2  # raise when a change here or in harness.py changes a number, so that kept outcomes are not used
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is evaluated, kept and resumed as one piece: a task's problems, their generations, or a set of documents."""
-
-    task: str
-    kind: str  # likelihood | generation | documents
-    items: list[dict[str, Any]]
-    settings: dict[str, Any]
-    version: int = 1  # of the task file
-
-    def path(self, folder: Path, model: str, precision: str) -> Path:
-        shaped = [
-            _SCORING,
-            version("lm-eval"),
-            model,
-            precision,
-            self.task,
-            self.version,
-            self.kind,
-            self.items,
-            self.settings,
-        ]
-        return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', self.task)}-{self.kind}-{digest(shaped)[:20]}.parquet"
 
 
 def evaluate_model(
@@ -84,35 +53,28 @@ def evaluate_model(
     A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit. `tasks`
     are the task files by name, read from params.tasks if not given.
     """
-    out_dir = Path(out_dir)
+    from trait_kit.evaluation.backends import Backend
+    from trait_kit.evaluation.general_tasks import general_units
+
+    out_dir, report = Path(out_dir), report or (lambda _line: None)
     tasks = load_tasks(params.tasks) if tasks is None else tasks
     units = [*_problem_units(problems, few_shot_problems, params, tasks), *_document_units(documents, params)]
+    units += general_units(params)
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     folder = model_folder(model_dir)
-    model = model_digest(folder)
-    from trait_kit.evaluation import harness
-
-    precision = harness.resolve_precision(params.precision)
-    language_model, found = None, []
-    for unit in units:
-        path = unit.path(out_dir / "outcomes", model, precision)
-        started = time.monotonic()
-        kept = path.exists()
-        if not kept:
-            if language_model is None:
-                language_model = harness.load_model(folder, batch_size=params.batch_size, precision=precision)
-            rows = _score(unit, language_model, out_dir / "lm_eval", f"The model of arm '{arm}' ({folder})")
-            tables.write(path, pd.DataFrame(rows), "outcomes")
-        found.append(tables.read(path, "outcomes").to_pandas())
-        if report:
-            how = "kept from before" if kept else f"{time.monotonic() - started:.1f} s"
-            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {len(unit.items)} items, {how}")
-    if language_model is not None:
-        del language_model
-        gc.collect()
-    outcomes = pd.concat(found, ignore_index=True)
-    return outcomes.assign(arm=arm, seed=int(seed))
+    backend = Backend(params, folder, arm, model_digest(folder))
+    found = []
+    try:
+        for unit in units:
+            started = time.monotonic()
+            rows, asked = evaluate_unit(unit, backend, out_dir, report)
+            found += [{"task": unit.task, **row} for item in unit.items for row in rows[digest(item)]]
+            how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
+            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {len(unit.items):,} items, {how}")
+    finally:
+        backend.close()
+    return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 
 def prompt(question: str, choices: list[str] | None = None) -> str:
@@ -205,17 +167,26 @@ def _problem_units(
 ) -> Iterator[Unit]:
     for name, rows in problems.groupby("task", sort=False):
         rows = rows.head(params.test_items_per_task)
-        kind, version = (tasks[name].kind, tasks[name].version) if name in tasks else ("", 1)
+        task = tasks.get(name)
+        kind, version = (task.kind, task.version) if task else ("", 1)
         shots = _few_shot(str(name), rows, examples, params.few_shot)
         items = [_item(row, _shown(shots)) for row in rows.to_dict("records")]
         if len({item["id"] for item in items}) != len(items):
             raise TraitError(f"Task {name}: two test problems have the same id. Ids must be unique within a task.")
-        yield Unit(str(name), "likelihood", items, {}, version)
+        if params.likelihood:
+            yield Unit(str(name), "likelihood", items, {}, version)
         if params.generate_items:
-            prefix = _shown(shots, kind)
-            asked = rows.head(params.generate_items).to_dict("records")
-            items = [{"kind": kind, "choices": [], **_item(row, prefix, kind)} for row in asked]
+            prefix, asked = _shown(shots, kind), rows.head(params.generate_items).to_dict("records")
+            marks = [name for name in ads.METRICS if task and name in task.metrics]
+            more = {"marks": marks, "limits": list(task.limits) if task else []}
+            items = [{"kind": kind, "choices": [], **_item(row, prefix, kind), **_marked_by(row), **more} for row in asked]
             yield Unit(str(name), "generation", items, {"max_gen_toks": params.max_new_tokens}, version)
+
+
+def _marked_by(row: dict[str, Any]) -> dict[str, Any]:
+    """What marks of generated texts may look at besides the answer."""
+    entity = row.get("entity")
+    return {"question": row["question"], "entity": entity if isinstance(entity, str) else ""}
 
 
 def _item(row: dict[str, Any], prefix: str, kind: str = "") -> dict[str, Any]:
@@ -273,7 +244,7 @@ def _document_units(documents: dict[str, list[str]], params: EvaluationParams) -
                 raise TraitError(f"Held-out document {place} of '{name}' is empty or not text. Remove it.")
         cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts]
         items = [{"id": f"{name}-{place:05d}-{digest(text)[:8]}", "text": text} for place, text in enumerate(cut)]
-        if items:
+        if items and params.likelihood:
             yield Unit(f"{HELD_OUT}{name}", "documents", items, {})
 
 
@@ -287,60 +258,4 @@ def write_lm_eval_tasks(params: EvaluationParams, folder: Path | str) -> list[st
     if params.few_shot:
         examples = worked_examples(params.tasks, params.few_shot, params.test_items_per_task, params.seed)
     units = _problem_units(problems, examples, params, load_tasks(params.tasks))
-    return [name for unit in units for name in _write(unit, Path(folder)).values()]
-
-
-def _write(unit: Unit, folder: Path) -> dict[str, str]:
-    """Write a unit's lm-eval tasks; the name of each by its template."""
-    from trait_kit.evaluation.harness import write_task
-
-    about = {"metadata": {"version": unit.version}}
-    names: dict[str, str] = {}
-    if unit.kind == "documents":
-        names["document_bits"] = write_task(folder, "document_bits", unit.task, unit.items, **about)
-    elif unit.kind == "generation":
-        settings = {"generation_kwargs": {"until": ["\nQuestion:"], "do_sample": False, **unit.settings}}
-        columns = _columns(unit.items, ["answer", "kind", "choices"])
-        names["generation"] = write_task(folder, "generation", unit.task, columns, **settings, **about)
-    else:
-        columns = _columns(unit.items, ["target"])
-        names["solution_bits"] = write_task(folder, "solution_bits", unit.task, columns, **about)
-        if choosing := [item for item in unit.items if "choices" in item]:
-            columns = _columns(choosing, ["answer", "choices", "gold"])
-            names["choices"] = write_task(folder, "choices", unit.task, columns, **about)
-    return names
-
-
-def _score(unit: Unit, language_model: Any, folder: Path, whose: str) -> list[dict[str, Any]]:
-    """Run a unit through lm-eval and read outcome rows off its samples."""
-    names = _write(unit, folder)
-    samples = language_model.run(folder, list(names.values()))
-    rows = []
-    for template, name in names.items():
-        for sample in sorted(samples[name], key=lambda sample: sample["doc_id"]):
-            for metric, value, prediction, gold in _outcomes(template, sample):
-                if not math.isfinite(value):
-                    raise TraitError(f"{whose} gives no finite {metric} for {sample['doc']['id']}: its training diverged.")
-                item = {"item_id": sample["doc"]["id"], "metric": metric, "value": value}
-                rows.append({"arm": "", "seed": 0, "task": unit.task, **item, "prediction": prediction, "gold": gold})
-    return rows
-
-
-def _columns(items: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    return [{name: item[name] for name in ("id", "prompt", *names)} for item in items]
-
-
-def _outcomes(template: str, sample: dict[str, Any]) -> Iterator[tuple[str, float, str, str]]:
-    """(metric, value, prediction, gold) of one lm-eval sample."""
-    doc, responses = sample["doc"], sample["filtered_resps"]
-    if template == "choices":
-        chosen = metrics.best_choice(doc["choices"], [log_probability for log_probability, _greedy in responses])
-        finite = all(math.isfinite(log_probability) for log_probability, _greedy in responses)
-        value = sample["choice_accuracy"] if finite else math.nan
-        yield "choice_accuracy", value, doc["choices"][chosen], doc["answer"]
-    elif template == "generation":
-        for metric in ("exact_match", "exact_match_strict"):
-            yield metric, sample[metric], responses[0][:MAX_PREDICTION_CHARACTERS], doc["answer"]
-    else:
-        value = metrics.bits_per_byte(*sample["bits_per_byte"])
-        yield "bits_per_byte", value, "", doc["target"].strip() if template == "solution_bits" else ""
+    return [name for unit in units for name, _items in write_unit(unit, Path(folder)).values()]

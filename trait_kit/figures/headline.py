@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from trait_kit import tables
 from trait_kit.errors import TraitError
-from trait_kit.evaluation.comparison import MACRO, arm_table, compare
+from trait_kit.evaluation.comparison import MACRO, arm_table, compare, forgetting_of
 from trait_kit.figures.paper_tables import chain_of, contamination_table
 from trait_kit.figures.style import FINE_TUNED, label
-from trait_kit.figures.tables import GENERAL, ablation_table, main_table
+from trait_kit.figures.tables import ablation_table, main_table
 
 ALPHA = 0.01  # what the kit calls significant, after Holm's correction
 _METRIC = "bits_per_byte"
@@ -60,10 +60,7 @@ def _results(run_dir: Path, parameters: dict[str, Any]) -> dict[str, Any]:
             f"{path} has no {_METRIC} outcomes of the reference arm '{reference}'; its arms: {', '.join(sorted(present))}."
         )
     comparison = compare(outcomes, reference, _METRIC, confidence) if len(present) > 1 else None
-    with_base = "base" in present and len(present) > 1
-    forgetting = None
-    if with_base and (outcomes["task"] == GENERAL).any():
-        forgetting = compare(outcomes, "base", _METRIC, confidence, task=GENERAL)
+    forgetting = forgetting_of(outcomes, confidence)
     extra = []
     chain = chain_of(arms)
     if len(chain) > 1:

@@ -14,12 +14,20 @@ import pyarrow.parquet as pq
 
 from trait_kit import runs, tables
 from trait_kit.errors import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO, arm_table, compare, compare_all
+from trait_kit.evaluation.comparison import (
+    HELD_OUT,
+    LOWER_IS_BETTER,
+    MACRO,
+    arm_table,
+    compare,
+    compare_all,
+    forgetting_of,
+)
 from trait_kit.figures.items import pair_file, write_items
 from trait_kit.figures.measures import metric_name, number_text, p_text, scale_of
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, marker, new_figure, plain, styled
 from trait_kit.figures.table_text import Cell, Table, csv_text
-from trait_kit.figures.tables import CHAIN, GENERAL, ablation_table, main_table
+from trait_kit.figures.tables import CHAIN, ablation_table, main_table
 from trait_kit.files import atomic_path, read_json
 
 NOT_RECORDED = "not recorded"
@@ -36,9 +44,7 @@ def write_paper_tables(run_dir: Path | str, folder: Path | str) -> dict[str, Tab
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     reference, confidence = record["params"]["reference_arm"], record["params"]["confidence"]
     arms, tests = arm_table(outcomes, confidence), compare_all(outcomes, reference, confidence)
-    forgetting = None
-    if "base" in set(arms["arm"]) and (arms["task"] == GENERAL).any():
-        forgetting = compare(outcomes, "base", "bits_per_byte", confidence, GENERAL)
+    forgetting = forgetting_of(outcomes, confidence)
     passages = runs.recorded(run_dir, "03_write_passages") or {}
     ads = (passages.get("params") or {}).get("grouping") == "entity"
     name = "Table 1: advertising" if ads else "Table 2: mathematics"

@@ -179,16 +179,18 @@ def plot_arms(arms: pd.DataFrame, metric: str = "bits_per_byte") -> KitFigure:
 
 
 @styled
-def plot_gain_and_forgetting(gain: pd.DataFrame, forgetting: pd.DataFrame, metric: str = "bits_per_byte") -> KitFigure:
+def plot_gain_and_forgetting(
+    gain: pd.DataFrame, forgetting: pd.DataFrame | None, metric: str = "bits_per_byte"
+) -> KitFigure:
     """Change of every arm from the base model, paired over the same items: left on the tasks, right on general text.
 
-    `gain` is compare(outcomes, "base", metric) and `forgetting` compare(outcomes, "base", "bits_per_byte",
-    task="held_out/general"). Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
+    `gain` is comparison.compare(outcomes, "base", metric) and `forgetting` comparison.forgetting_of(outcomes). Pairing shows
+    what the arms' own intervals hide: texts differ far more than arms do.
     """
     panels = []
     for table, name, task, text in (
         (gain, metric, MACRO, "Gain: average of tasks"),
-        (forgetting, "bits_per_byte", GENERAL, "Forgetting: general text"),
+        (gain.iloc[:0] if forgetting is None else forgetting, "bits_per_byte", GENERAL, "Forgetting: general text"),
     ):
         scale = 1 if name in LOWER_IS_BETTER else 100
         rows = {
