@@ -252,9 +252,7 @@ class EvaluationParams(TeacherParams):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     confidence: float = Field(0.95, gt=0.5, lt=1)  # of every interval
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    judge_items: int = Field(
-        0, ge=0
-    )  # generated ads of each task that a language model compares, every arm's with the reference's
+    judge_items: int = Field(0, ge=0)  # generated ads of each task that a language model compares with the reference arm's
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> EvaluationParams:
