@@ -15,7 +15,7 @@ import pytest
 from trait_kit import tables
 from trait_kit.data.embedding import embed
 from trait_kit.errors import TraitError
-from trait_kit.evaluation.comparison import arm_table, compare
+from trait_kit.evaluation.comparison import arm_table, compare, forgetting_of
 from trait_kit.figures import curves, gains, style, umap_map
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.table_text import Cell, Table
@@ -191,9 +191,21 @@ def test_gains_are_counted_drawn_and_browsed_item_by_item():
     assert ties["tied"].tolist() == [12, 12] and ties["share_of_gain"].isna().all()
     figure = gains.plot_item_gains(data, "trait", ["base", "raw"])
     said = " ".join(texts_of(figure).split())
-    assert "24 of 24 items against base model" in said and "12/12" in said
+    assert "wins 24 and loses 0 of 24 items against base model, 24 and loses 0 of 24 items against raw" in said
+    assert said.count("12 : 0") == 4
+    said = " ".join(texts_of(gains.plot_item_gains(data, "base", ["trait"])).split())
+    assert "base model wins 0 and loses 24 of 24 items against TRAIT" in said and said.count("0 : 12") == 2
     with pytest.raises(TraitError, match="nobody"):
         gains.item_gains(data, "trait", "nobody")
+
+
+def test_without_general_text_the_figure_says_that_it_was_not_evaluated():
+    data = outcomes()
+    tasks = data[~data["task"].str.startswith("held_out/")]
+    assert forgetting_of(tasks) is None and forgetting_of(data) is not None
+    gain = compare(tasks, "base", "choice_accuracy")
+    assert "not evaluated" in texts_of(plot_gain_and_forgetting(gain, forgetting_of(tasks), "choice_accuracy"))
+    assert "not evaluated" not in texts_of(plot_gain_and_forgetting(gain, forgetting_of(data), "choice_accuracy"))
 
 
 def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():

@@ -67,16 +67,17 @@ def won_and_lost(
 def plot_item_gains(
     outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = "bits_per_byte"
 ) -> KitFigure:
-    """Every item as a dot at its gain over each arm of `others`, a row a task, with how many of them were won."""
+    """Every item as a dot at its gain over each arm of `others`, a row a task, with how many were won and lost."""
     found = {other: item_gains(outcomes, reference, other, metric) for other in others}
     tasks = _tasks(outcomes, pd.concat(found.values()))
     parts = []
     for other, gains in found.items():
-        parts.append(f"{int((gains['gain'] > 0).sum()):,} of {len(gains):,} items against {label(other)}")
+        won, lost = int((gains["gain"] > 0).sum()), int((gains["gain"] < 0).sum())
+        parts.append(f"{won:,} and loses {lost:,} of {len(gains):,} items against {label(other)}")
     figure, grid = new_figure(
-        f"{label(reference)} wins " + " and ".join(parts),
+        f"{label(reference)} wins " + ", ".join(parts),
         f"Each dot is an item; bar: mean of the task; right of the dashed line {label(reference)} is better; "
-        "beside it: items won of all",
+        "beside it: items won : lost",
         width=9.6, height=1.0 + 0.62 * len(tasks), columns=len(found), squeeze=False, sharey=True, sharex=True,
     )  # fmt: skip
     scale, _ = scale_of(metric)
@@ -90,8 +91,9 @@ def plot_item_gains(
                 heights = place + _apart(values)[of_side]
                 axes.plot(values[of_side], heights, "o", color=shade, markersize=4.6, alpha=0.55, markeredgewidth=0)
             axes.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=2.4)
+            won, lost = int((values > 0).sum()), int((values < 0).sum())
             axes.annotate(
-                f"{int((values > 0).sum()):,}/{len(values):,}", (1.0, place), xycoords=("axes fraction", "data"),
+                f"{won:,} : {lost:,}", (1.0, place), xycoords=("axes fraction", "data"),
                 xytext=(4, 0), textcoords="offset points", va="center", size=11, color=INK, annotation_clip=False,
             )  # fmt: skip
         axes.set_ylim(-0.6, len(tasks) - 0.4)

@@ -218,7 +218,9 @@ def plot_gain_and_forgetting(
         width=9.6, height=1.35 + 0.46 * len(names), columns=2, sharey=True,
     )  # fmt: skip
     for axes, (text, name, frame, _) in zip(grid, panels, strict=True):
-        axes.axvline(0, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.3)
+        if frame.empty:
+            axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=QUIET)
+        axes.axvline(0, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.3 if len(frame) else 0)
         _dots(axes, frame, names, f"{{:+.{3 if name in LOWER_IS_BETTER else 1}f}}")
         axes.set_title(text, loc="left", weight="bold")
         axes.set_xlabel("bits per byte (left is better)" if name in LOWER_IS_BETTER else "points (right is better)")
