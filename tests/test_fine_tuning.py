@@ -23,7 +23,9 @@ from trait_kit.evaluation.suites import prompt
 from trait_kit.training import fine_tuning, schedule
 from trait_kit.training.packing import IGNORED, pack
 from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
-from trait_kit.training.stages import TrainingResult, plan_stages, train_arms
+from trait_kit.training.plan import plan_stages
+from trait_kit.training.rows import Rows
+from trait_kit.training.stages import TrainingResult, train_arms
 
 EPOCHS, RATE = 24, 2e-3
 # 10 to 14 tokens with the end token; two or three fill a row of 32
@@ -78,11 +80,10 @@ def _bytes(text: str) -> list[int]:
 
 def _prepared(tokenizer, folder: Path, pairs: list[tuple[str, str]] = PAIRS, **changes: object):
     """The rows as the trainer gets them, and the report."""
-    from trait_kit.training.trainer import Rows
-
     params = tiny_params(Path("unused"), **{**TUNED, **changes})
-    report = fine_tuning.prepare(pairs, tokenizer, params.model_dump(), folder)
-    rows = Rows(folder)
+    stage = {"place": 1, "epochs": params.fine_tune_epochs, "tokens_per_batch": params.tokens_per_batch}
+    report = fine_tuning.prepare(pairs, tokenizer, stage, params.model_dump(), folder)
+    rows = Rows(folder, CONTEXT, tokenizer.eos_token_id)
     return {name: torch.stack([rows[place][name] for place in range(len(rows))]) for name in rows[0]}, report
 
 
@@ -159,7 +160,7 @@ def test_every_epoch_has_every_problem_once_and_batches_are_even(tokenizer, tmp_
     assert filled.max() - filled.min() <= 1
     n_tokens = sum(len(given) + len(target) + 1 for given, target in PAIRS)
     assert report["accounting"] == [
-        {"source": "train_problems", "tokens": n_tokens * epochs, "epochs": epochs, "available": n_tokens}
+        {"stage": 1, "source": "train_problems", "tokens": n_tokens * epochs, "epochs": epochs, "available": n_tokens}
     ]
     assert report["tokens"] == report["steps"] * BATCH == rows["input_ids"].numel()
     assert report["efficiency"] == pytest.approx(n_tokens * epochs / rows["input_ids"].numel())

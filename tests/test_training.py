@@ -26,7 +26,8 @@ from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_
 from trait_kit.errors import TraitError
 from trait_kit.training import sampling, schedule
 from trait_kit.training.packing import IGNORED, pack
-from trait_kit.training.stages import TrainingResult, plan_stages, train_arms
+from trait_kit.training.plan import plan_stages
+from trait_kit.training.stages import TrainingResult, train_arms
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,12 +164,19 @@ def test_schedule_of_very_short_stages_reaches_its_maximum() -> None:
 def test_a_stream_goes_on_where_it_ended_and_repeats_only_when_it_has_run_out() -> None:
     documents = _documents([7, 3, 11, 5])
     total = 26
-    first, second = ([*sampling.draw(documents, start, 20, seed=3)] for start in (0, 20))
+    first, second, longer, other = (
+        _drawn(documents, *stretch) for stretch in ((0, 20, 3), (20, 20, 3), (0, 40, 3), (0, 40, 4))
+    )
     assert sum(map(len, first)) == sum(map(len, second)) == 20
     both = np.concatenate([*first, *second])
-    assert (both == np.concatenate([*sampling.draw(documents, 0, 40, seed=3)])).all()
+    assert (both == np.concatenate(longer)).all()
     assert sorted(both[:total].tolist()) == sorted(np.concatenate(documents).tolist())
-    assert (both == np.concatenate([*sampling.draw(documents, 0, 40, seed=4)])).mean() < 0.9
+    assert (both == np.concatenate(other)).mean() < 0.9
+
+
+def _drawn(documents: list[np.ndarray], start: int, tokens: int, seed: int) -> list[np.ndarray]:
+    pieces = zip(*sampling.draw(np.array([len(document) for document in documents]), start, tokens, seed), strict=True)
+    return [documents[index][first : first + length] for index, first, length in pieces]
 
 
 def test_shares_are_equal_exact_and_go_on() -> None:

@@ -90,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--slurm-partition", default="")
         command.add_argument("--slurm-time", default="20:00:00")
 
+    train = commands.add_parser(
+        "train", help="train the arms of an experiment whose selections and passages are there; also under accelerate launch"
+    )
+    train.add_argument("experiment", type=Path, help="an experiment file, for instance params/math_mistral7b.yaml")
+    train.add_argument("--run-dir", help="the run, instead of the file's common.run_dir")
+    train.add_argument("--set", dest="overrides", action="append", metavar="SECTION.FIELD=VALUE", help="override a parameter")
+    train.set_defaults(command=_train)
+
     bench = commands.add_parser("bench", help="measure the speed of selection on this machine")
     bench.add_argument("what", choices=["selection"])
     bench.add_argument("--model", required=True, help="a fastText .bin")
@@ -197,6 +205,14 @@ def _select(options: argparse.Namespace) -> None:
         place=_place(options),
     )
     print(side_by_side.funnel(selected).set_index("method").astype(object).T.to_string())
+
+
+def _train(options: argparse.Namespace) -> None:
+    from trait_kit import params
+    from trait_kit.training import command
+
+    experiment = params.load(options.experiment, options.overrides, options.run_dir)
+    command.train(experiment.training, Path(experiment.training.run_dir).absolute())
 
 
 def _place(options: argparse.Namespace):

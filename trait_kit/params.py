@@ -183,21 +183,36 @@ class TrainingParams(Common):
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]]
     stage_tokens: list[int] = Field(min_length=1)  # tokens of each stage, the same for all arms
+    replay: list[float] = []  # part of each stage that is general text (the random selection), for instance [0.0, 0.05]
+    max_epochs: float = Field(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
+    schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # or across_stages; one_stage: all texts mixed
     context_length: int = Field(512, ge=16)  # tokens a packed row
     tokens_per_batch: int = Field(1_024, ge=16)  # tokens an optimizer step
-    rows_per_device: int = Field(1, ge=1)  # micro-batch; gradient accumulation makes up tokens_per_batch
+    rows_per_device: int = Field(1, ge=0)  # micro-batch; accumulation makes up tokens_per_batch; 0: as many as fit
     learning_rate: float = Field(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = Field(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = Field(0.10, ge=0, lt=1)  # exponential decay over this last part
     weight_decay: float = Field(0.1, ge=0)  # of AdamW
     max_gradient_norm: float = Field(1.0, gt=0)  # gradients are clipped to this
+    max_loss_rise: float = Field(3.0, ge=0)  # nats above the recent median, three steps on end, stop the run; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it fast
     evaluations_per_stage: int = Field(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = Field(12, ge=1)  # validation problems, and documents of each kind, in those scores
+    task_scores_per_stage: int = Field(0, ge=0)  # scores of the tasks' validation problems in each stage; 0: none
     checkpoint_tokens: int = Field(0, ge=0)  # tokens between checkpoints within a stage; 0: only its end
+    checkpoint_minutes: float = Field(0.0, ge=0)  # minutes between checkpoints; 0: by tokens only
+    checkpoints_kept: int = Field(2, ge=1)  # of the stage that is being trained
     accelerate_config: str = ""  # an accelerate YAML for several GPUs or nodes; empty: one process
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"  # auto: flash attention where it is installed
+    activation_checkpointing: Literal["auto", "always", "never"] = "auto"  # auto: where memory would not do without
+    compile_layers: bool = False  # torch.compile of each layer: minutes at the start, then faster
+    fused_loss: bool = False  # Liger's kernels: no logits in memory; needs liger-kernel and CUDA
+    lora_rank: int = Field(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
+    price_per_gpu_hour: float = Field(0.0, ge=0)  # for the cost in progress and report, in any currency
+    report_to: Literal["none", "tensorboard"] = "none"  # also log to runs/.../tensorboard
     fine_tune_epochs: int = Field(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
     fine_tune_learning_rate: float = Field(5e-6, gt=0)  # maximum of its cosine schedule
+    fine_tune_tokens_per_batch: int = Field(0, ge=0)  # 0: as tokens_per_batch
     fine_tune_problems: int = Field(1_000, ge=1)  # train problems of each task, at most
 
     @model_validator(mode="after")
@@ -216,11 +231,19 @@ class TrainingParams(Common):
             for source in {source for stage in stages for source in stage.split("+")}:
                 if source not in sources:
                     raise ValueError(f"arms: {arm} names the source '{source}'{_suggest(source, sources)}")
-        if self.tokens_per_batch % (self.context_length * self.rows_per_device):
-            raise ValueError(
-                f"tokens_per_batch ({self.tokens_per_batch}) must be a multiple of context_length x rows_per_device "
-                f"({self.context_length} x {self.rows_per_device})"
-            )
+        rows = max(1, self.rows_per_device)
+        for field in ("tokens_per_batch", "fine_tune_tokens_per_batch"):
+            if getattr(self, field) % (self.context_length * rows):
+                raise ValueError(
+                    f"{field} ({getattr(self, field)}) must be a multiple of context_length x rows_per_device "
+                    f"({self.context_length} x {rows})"
+                )
+        if self.replay and len(self.replay) != len(self.stage_tokens):
+            raise ValueError(f"replay has {len(self.replay)} fraction(s), but there are {len(self.stage_tokens)} stage(s)")
+        if any(not 0 <= fraction < 1 for fraction in self.replay):
+            raise ValueError(f"replay ({self.replay}): each fraction must be at least 0 and below 1")
+        if self.lora_rank and self.accelerate_config:
+            raise ValueError("lora_rank trains on one device: leave accelerate_config empty")
         for tokens in self.stage_tokens:
             if tokens < self.tokens_per_batch:
                 raise ValueError(
@@ -304,7 +327,8 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", "passages"} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
-            for source in {source for stage in stages for source in stage.split("+")} - available:
+            replayed = {"random"} if any(self.training.replay) else set()
+            for source in ({source for stage in stages for source in stage.split("+")} | replayed) - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:

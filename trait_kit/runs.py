@@ -39,6 +39,9 @@ from trait_kit.files import digest, read_json, sha256, write_json, write_text
 PACKAGE = Path(__file__).parent
 
 
+BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where notebooks run with nobody watching: text instead of a live figure
+
+
 @dataclass(frozen=True)
 class StepSpec:
     """What a step is made of: its parameter section, the steps it reads, the sub-packages whose code shapes it."""

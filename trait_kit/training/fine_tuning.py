@@ -16,8 +16,9 @@ import numpy as np
 
 from trait_kit.errors import TraitError
 from trait_kit.files import write_json
-from trait_kit.training.packing import IGNORED, pack
-from trait_kit.training.sampling import prefix_tokens
+from trait_kit.training.packing import plan_rows
+from trait_kit.training.rows import mean_attended, piece_records, save_rows
+from trait_kit.training.tokens import prefix_tokens, write_store
 
 SUFFIX = "_fine_tuned"  # of the arm that a fine-tuned model is
 SOURCE = "train_problems"  # what it reads, in the accounting
@@ -46,43 +47,48 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) 
     return examples, np.array(n_prompt), n_cut
 
 
-def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the rows of all epochs (input_ids, position_ids, labels) and prepared.json into `folder`; return the latter.
+def prepare(
+    pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Mapping[str, Any], params: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Write the rows of all epochs and prepared.json into `folder`; return the latter.
 
     Each epoch has every problem once, its rows in an order of its own. Rows are spread over the batches evenly, and empty
     ones fill them up: a last batch of a single row would weigh as much as a full one. Raises TraitError where an epoch
     does not fill a batch.
     """
-    context_length, epochs = params["context_length"], params["fine_tune_epochs"]
+    context_length, epochs, tokens_per_batch = params["context_length"], stage["epochs"], stage["tokens_per_batch"]
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
-    packed = pack(examples, context_length, tokenizer.eos_token_id, seed=params["seed"], whole=True)
-    n_rows, rows_a_batch = len(packed.input_ids), params["tokens_per_batch"] // context_length
+    lengths = np.array([len(example) for example in examples])
+    plan = plan_rows(lengths, context_length, seed=params["seed"], whole=True)
+    n_rows, rows_a_batch = len(plan.row_ends), tokens_per_batch // context_length
     if n_rows < rows_a_batch:
         raise TraitError(
-            f"training: the {len(pairs):,} train problems have {packed.n_tokens:,} tokens and fill {n_rows:,} row(s), less "
-            f"than one batch ({rows_a_batch:,} rows, {params['tokens_per_batch']:,} tokens). Raise fine_tune_problems, "
-            "lower tokens_per_batch, or set fine_tune_epochs to 0."
+            f"training: the {len(pairs):,} train problems have {lengths.sum():,} tokens and fill {n_rows:,} row(s), less "
+            f"than one batch ({rows_a_batch:,} rows, {tokens_per_batch:,} tokens). Raise fine_tune_problems, lower "
+            "fine_tune_tokens_per_batch, or set fine_tune_epochs to 0."
         )
+    store = write_store(examples, folder / "tokens")
+    one_epoch = piece_records([store], np.zeros(len(plan.document), np.uint8), plan.document, plan.start)
+    one_epoch["length"], one_epoch["unlearnt"] = plan.length, np.maximum(n_prompt[plan.document], 1)
+    rows = [*np.split(one_epoch, plan.row_ends[:-1]), one_epoch[:0]]  # an empty row comes after the packed ones
     orders = [np.random.default_rng([params["seed"], epoch]).permutation(n_rows) for epoch in range(epochs)]
     steps = -(-n_rows * epochs // rows_a_batch)
-    batches = np.full((steps, rows_a_batch), n_rows)  # an empty row comes after the packed ones
-    for batch, rows in zip(batches, np.array_split(np.concatenate(orders), steps), strict=True):
-        batch[: len(rows)] = rows
-    labels = np.where(packed.position_ids < n_prompt[packed.document], IGNORED, packed.labels)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows, nothing in (
-        ("input_ids", packed.input_ids, tokenizer.eos_token_id),
-        ("position_ids", packed.position_ids, 0),
-        ("labels", labels, IGNORED),
-    ):
-        empty = np.full((1, context_length), nothing, np.int32)
-        np.save(folder / f"{name}.npy", np.concatenate([rows.astype(np.int32), empty])[batches.ravel()])
-    tokens, slots = packed.n_tokens * epochs, batches.size * context_length
+    batches = np.full((steps, rows_a_batch), n_rows)
+    for batch, chosen in zip(batches, np.array_split(np.concatenate(orders), steps), strict=True):
+        batch[: len(chosen)] = chosen
+    ordered = [rows[index] for index in batches.ravel()]
+    pieces = np.concatenate(ordered)
+    save_rows(folder, pieces, np.cumsum([len(row) for row in ordered]))
+    tokens, slots = store.tokens * epochs, batches.size * context_length
     report = {
-        "accounting": [{"source": SOURCE, "tokens": tokens, "epochs": float(epochs), "available": packed.n_tokens}],
+        "accounting": [
+            {"stage": stage["place"], "source": SOURCE, "tokens": tokens, "epochs": float(epochs), "available": store.tokens}
+        ],
         "efficiency": tokens / slots,
         "documents": len(pairs) * epochs,
         "cut": n_cut * epochs,
+        "mean_attended": mean_attended(pieces),
+        "stores": ["tokens"],
         "steps": steps,
         "tokens": slots,  # as every stage counts them, in whole batches; the accounting has those of problems
     }

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from trait_kit.errors import TraitError
-from trait_kit.training.sampling import prefix_tokens
+from trait_kit.training.tokens import prefix_tokens
 
 MAX_TARGET_TOKENS = 192  # the rest of a longer target is not scored, nor are its bytes counted
 MAX_PROMPT_TOKENS = 192  # the end of a longer prompt is kept
@@ -59,9 +59,26 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> l
     return items
 
 
-@torch.no_grad()
+def encode_choices(problems: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[Item]]:
+    """One list a problem (prompt, right target, wrong targets ...): each of its targets as an item, the right one first."""
+    return [encode([(prompt, target) for target in targets], tokenizer, max_tokens) for prompt, *targets in problems]
+
+
 def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> float:
     """Mean over items of -log2 p(target | prompt) / bytes; `forward` is the wrapped model where several processes train."""
+    return float(item_bits_per_byte(model, items, forward=forward).mean())
+
+
+def choice_accuracy(model: Any, problems: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
+    """Share of the problems whose right target has the fewest bits per byte of its choices."""
+    scores = item_bits_per_byte(model, [item for choices in problems for item in choices], forward=forward)
+    parts = np.split(scores, np.cumsum([len(choices) for choices in problems])[:-1])
+    return float(np.mean([part.argmin() == 0 for part in parts]))
+
+
+@torch.no_grad()
+def item_bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> np.ndarray:
+    """Bits per byte of each item, float64 [n_items]."""
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
     while order:
@@ -71,7 +88,7 @@ def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> 
         batch, order = order[:size], order[size:]
         for index, bits in zip(batch, _bits(model, forward, [items[index] for index in batch]), strict=True):
             scores[index] = bits / items[index].n_bytes
-    return float(scores.mean())
+    return scores
 
 
 def _bits(model: Any, forward: Any, items: list[Item]) -> list[float]:

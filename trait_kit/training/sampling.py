@@ -1,20 +1,20 @@
-"""What a stage reads: exact token shares of its sources, drawn in a seeded order and packed.
+"""What a stage reads: exact token shares of its sources, drawn in a seeded order.
 
 A source is an endless stream: its documents in a random order, then again in another one. A stage takes a stretch of
 each stream; a later stage that mixes the same source goes on where the earlier one ended, so data repeat only when they
-have run out. Shares are equal unless a mixture names a source more than once.
+have run out. Shares are equal unless a mixture names a source more than once; a fraction of the stage may be general text,
+replayed against forgetting; and a cap on the passes over a source hands what is above it to the others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from trait_kit.errors import TraitError
+REPLAYED = "random"  # the source of general text: documents drawn at random from the web corpus
 
 
 @dataclass(frozen=True)
@@ -26,62 +26,76 @@ class Share:
     tokens: int
 
 
-def shares(mixture: str, tokens: int, consumed: Counter[str]) -> list[Share]:
+def sources_of(mixture: str, replay: float = 0.0) -> list[str]:
+    """The sources of a mixture, each once, in alphabetical order: a+b and b+a are one stage."""
+    return sorted({*mixture.split("+"), *([REPLAYED] if replay else [])})
+
+
+def shares(
+    mixture: str,
+    tokens: int,
+    consumed: Counter[str],
+    *,
+    replay: float = 0.0,
+    available: Mapping[str, int] | None = None,
+    max_epochs: float = 0.0,
+) -> list[Share]:
     """Split a stage's tokens over the '+'-joined sources; `consumed` says how much of each stream is used up.
 
-    Sources are in alphabetical order, so that a+b and b+a are one stage; the first ones take the tokens left over.
+    `replay`: the fraction that is general text. `max_epochs` (0: none) caps the passes over a source, earlier stages
+    included; `available` are the tokens of one pass. What is above a cap goes to the mixture's other sources by their
+    weights; where none has room, all go over it alike, for every arm sees the same number of tokens.
     """
-    weights = Counter(sorted(mixture.split("+")))
+    weights = {source: float(weight) for source, weight in Counter(mixture.split("+")).items()}
     total = sum(weights.values())
-    edges = [-(-tokens * weight // total) for weight in np.cumsum([0, *weights.values()]).tolist()]
-    return [
-        Share(source, consumed[source], end - begin) for source, begin, end in zip(weights, edges, edges[1:], strict=False)
-    ]
+    weights = {source: weight / total * (1 - replay) for source, weight in weights.items()}
+    if replay:
+        weights[REPLAYED] = weights.get(REPLAYED, 0.0) + replay
+    weights = dict(sorted(weights.items()))
+    wanted = _split(tokens, weights)
+    if max_epochs and available is not None:
+        room = {source: max(0, int(max_epochs * available[source]) - consumed[source]) for source in weights}
+        wanted = _capped(tokens, weights, room)
+    return [Share(source, consumed[source], count) for source, count in wanted.items() if count]
 
 
-def tokenise(texts: Sequence[str], tokenizer: Any, batch: int = 1_000) -> list[np.ndarray]:
-    """One int32 array a text, with the end token; a begin token only where the tokenizer itself adds one."""
-    begin = prefix_tokens(tokenizer)
-    documents = []
-    for first in range(0, len(texts), batch):
-        encoded = tokenizer(list(texts[first : first + batch]), add_special_tokens=False, verbose=False)
-        documents += [np.array([*begin, *ids, tokenizer.eos_token_id], np.int32) for ids in encoded["input_ids"] if ids]
-    return documents
+def _split(tokens: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Whole tokens in proportion; the first sources take what is left over."""
+    edges = np.ceil(np.round(np.cumsum([0.0, *weights.values()]) / sum(weights.values()) * tokens, 6)).astype(int)
+    return dict(zip(weights, np.diff(edges).tolist(), strict=True))
 
 
-def prefix_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text by itself: its begin token for some families, nothing for others."""
-    if tokenizer.eos_token_id is None:
-        raise TraitError("The base model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json.")
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []
+def _capped(tokens: int, weights: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    if sum(room.values()) < tokens:
+        over = tokens - sum(room.values())
+        return {source: room[source] + more for source, more in _split(over, weights).items()}
+    fixed: dict[str, int] = {}
+    while True:
+        free = {source: weight for source, weight in weights.items() if source not in fixed}
+        split = _split(tokens - sum(fixed.values()), free)
+        full = {source: room[source] for source, count in split.items() if count > room[source]}
+        if not full:
+            return {source: {**split, **fixed}[source] for source in weights}
+        fixed |= full
 
 
-def draw(documents: Sequence[np.ndarray], start: int, tokens: int, seed: int) -> Iterator[np.ndarray]:
-    """The documents of tokens [start, start + tokens) of the stream; those at its two ends may be cut."""
-    lengths = np.array([len(document) for document in documents])
+def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [start, start + tokens) of the stream of documents with these lengths: (document, first token, tokens).
+
+    Three int64 arrays, one entry a piece, in the stream's order; the documents at its two ends may be cut.
+    """
     epoch, skip = divmod(start, int(lengths.sum()))
+    pieces = []
     while tokens:
-        for index in np.random.default_rng([seed, epoch]).permutation(len(documents)):
-            if skip >= lengths[index]:
-                skip -= int(lengths[index])
-                continue
-            piece = documents[index][skip : skip + tokens]
-            skip = 0
-            tokens -= len(piece)
-            yield piece
-            if not tokens:
-                return
-        epoch += 1
-
-
-def check_size(share: Share, documents: Sequence[np.ndarray], stage_tokens: int, tokens_per_batch: int) -> int:
-    """Tokens of a source; TraitError where it cannot fill its part of even one batch."""
-    available = sum(len(document) for document in documents)
-    needed = tokens_per_batch * share.tokens // stage_tokens
-    if available < needed:
-        raise TraitError(
-            f"training: the source '{share.source}' has {available:,} tokens in {len(documents):,} documents, less than its "
-            f"part of one batch ({needed:,} tokens). Give it more text, or lower tokens_per_batch."
-        )
-    return available
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+        ends = np.cumsum(lengths[order])
+        begins = np.maximum(ends - lengths[order], skip)  # within the epoch
+        stops = np.minimum(ends, skip + tokens)
+        taken = begins < stops
+        first = begins - (ends - lengths[order])
+        pieces.append((order[taken], first[taken], (stops - begins)[taken]))
+        tokens -= int(pieces[-1][2].sum())
+        skip, epoch = 0, epoch + 1
+    if not pieces:
+        return (np.zeros(0, np.int64),) * 3
+    return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))

@@ -5,38 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from trait_kit import tables
 from trait_kit.data.contamination import TestQuestions
 from trait_kit.data.documents import load_documents, load_held_out
 from trait_kit.data.problems import every_test_question, load_problems
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.suites import prompt
 from trait_kit.params import TrainingParams
+from trait_kit.training.plan import Source, named_sources
 
 
-def training_sources(params: TrainingParams, selections: Path, passages: Path) -> dict[str, list[str]]:
-    """Texts of every source that `params.arms` names: in_domain, passages, or a selection in the folder `selections`."""
-    names = {source for stages in params.arms.values() for stage in stages for source in stage.split("+")}
-    sources = {}
-    for name in sorted(names):
+def training_sources(params: TrainingParams, selections: Path, passages: Path) -> dict[str, Source]:
+    """Every source that `params.arms` names: in_domain (texts), passages and selections (files, read as they are needed).
+
+    TraitError where one of them is empty.
+    """
+    sources: dict[str, Source] = {}
+    for name in sorted(named_sources(params)):
         if name == "in_domain":
-            texts = load_documents(params.in_domain, params.seed)["text"]
-        elif name == "passages":
-            texts = tables.read(passages, "passages")["text"]
+            sources[name] = load_documents(params.in_domain, params.seed)["text"].to_pylist()
         else:
-            texts = tables.read(selections / f"{name}.parquet", "selection")["text"]
-        if not len(texts):
+            sources[name] = passages if name == "passages" else selections / f"{name}.parquet"
+        if not n_texts(sources[name]):
             raise TraitError(f"The source '{name}' is empty, but an arm trains on it. Look at the notebook that makes it.")
-        sources[name] = texts.to_pylist()
     return sources
+
+
+def n_texts(source: Source) -> int:
+    """How many texts a source has."""
+    if not isinstance(source, Path):
+        return len(source)
+    try:
+        return pq.read_metadata(source).num_rows
+    except FileNotFoundError:
+        raise TraitError(f"{source} does not exist. Run the notebook that writes it first.") from None
+    except pa.ArrowException as error:
+        raise TraitError(
+            f"{source} cannot be read ({error}). Delete it and run the notebook that writes it again."
+        ) from None
 
 
 def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     """(prompt, target) pairs scored during training, `held_out_items` of each kind.
 
     `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
-    documents (their prompt is empty), taken from the end of the held-out sets whose beginning notebook 05 scores.
+    documents (their prompt is empty), taken from the end of the held-out sets whose beginning notebook 05 scores. With
+    `task_scores_per_stage`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
     """
     per_task = -(-params.held_out_items // len(params.tasks))
     problems = load_problems(params.tasks, "validation", per_task, params.seed)
@@ -47,6 +63,13 @@ def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
         texts = load_held_out(spec, params.seed)["text"].to_pylist()[-params.held_out_items :]
         pairs[kind] = [("", text) for text in texts]
+    if params.task_scores_per_stage:
+        asked = load_problems(params.tasks, "validation", params.held_out_items, params.seed)
+        for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
+            pairs[f"task/{task}"] = [
+                (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
+                for row in rows.itertuples()
+            ]
     return pairs
 
 
