@@ -22,9 +22,9 @@ from trait_kit.errors import TraitError
 from trait_kit.evaluation.suites import prompt
 from trait_kit.training import fine_tuning, schedule
 from trait_kit.training.packing import IGNORED, pack
-from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
 from trait_kit.training.plan import plan_stages
 from trait_kit.training.rows import Rows
+from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
 from trait_kit.training.stages import TrainingResult, train_arms
 
 EPOCHS, RATE = 24, 2e-3

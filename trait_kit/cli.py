@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("experiment", type=Path, help="an experiment file, for instance params/math_mistral7b.yaml")
     train.add_argument("--run-dir", help="the run, instead of the file's common.run_dir")
-    train.add_argument("--set", dest="overrides", action="append", metavar="SECTION.FIELD=VALUE", help="override a parameter")
+    train.add_argument("--set", dest="overrides", action="append", metavar="SECTION.FIELD=VALUE", help="as for run")
     train.set_defaults(command=_train)
 
     bench = commands.add_parser("bench", help="measure the speed of selection on this machine")

@@ -185,7 +185,7 @@ class TrainingParams(Common):
     stage_tokens: list[int] = Field(min_length=1)  # tokens of each stage, the same for all arms
     replay: list[float] = []  # part of each stage that is general text (the random selection), for instance [0.0, 0.05]
     max_epochs: float = Field(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
-    schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # or across_stages; one_stage: all texts mixed
+    schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # one_stage: texts mixed
     context_length: int = Field(512, ge=16)  # tokens a packed row
     tokens_per_batch: int = Field(1_024, ge=16)  # tokens an optimizer step
     rows_per_device: int = Field(1, ge=0)  # micro-batch; accumulation makes up tokens_per_batch; 0: as many as fit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from trait_kit.errors import TraitError
-from trait_kit.files import read_json, write_json
+from trait_kit.files import write_json
 from trait_kit.params import TrainingParams
-from trait_kit.training.worker import RANK_VARIABLES, USER_ERROR
+from trait_kit.training.worker import RANK_VARIABLES, USER_MESSAGE
 
 # Environment of a worker, where the user has not set it. Measured with a 135M model on two cores: threads that wait by
 # spinning (the default) make a step 4 times slower as soon as anything else runs on the machine; and glibc gives large
@@ -87,23 +88,25 @@ def _child(command: list[str], job: dict[str, Any], watch: Callable[[], None] | 
     """
     work = Path(job["work"])
     path = write_json(work / "job.json", job)
-    (work / "error.json").unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parents[2])
     outside = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment = {**WORKER_ENVIRONMENT, **outside, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     last: collections.deque[str] = collections.deque(maxlen=40)
+    message = ""
     process = subprocess.Popen(
         [*command, str(path), "--watch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", env=environment,
     )  # fmt: skip
     try:
-        with (work / "worker.log").open("a", encoding="utf-8") as log, _handing_on(signal.SIGTERM, process):
+        with (work / "worker.log").open("ab", buffering=0) as log, _handing_on(signal.SIGTERM, process):
             for line in process.stdout:
-                log.write(line)
-                log.flush()
+                with contextlib.suppress(OSError):  # a full disk must not keep the reason from the user
+                    log.write(line.encode(errors="replace"))
                 last.append(line)
-                if line.startswith("> "):
+                if line.startswith(USER_MESSAGE):
+                    message = json.loads(line.removeprefix(USER_MESSAGE))
+                elif line.startswith("> "):
                     print(line.removeprefix("> "), end="", flush=True)
                     if watch:
                         watch()
@@ -115,9 +118,9 @@ def _child(command: list[str], job: dict[str, Any], watch: Callable[[], None] | 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if (work / "error.json").exists():
-        raise TraitError(read_json(work / "error.json")["message"])
-    if code and code != USER_ERROR:
+    if message:
+        raise TraitError(message)
+    if code:
         reason = f"was ended by signal {-code}" if code < 0 else f"failed with exit status {code}"
         hint = " Most likely memory ran out: lower rows_per_device or context_length." if code == -9 else ""
         raise TraitError(

@@ -219,9 +219,10 @@ class StageTrainer(Trainer):
         price = self.job["params"]["price_per_gpu_hour"]
         cost = f", {throughput.cost(left, self.args.world_size, price):,.2f} to pay for it" if price else ""
         write_json(Path(self.args.output_dir) / "live.json", log_rows(self.state.log_history, self.stage))
+        stage = self.stage
         print(
-            f"> {'+'.join(self.stage['arms'])} stage {self.stage['place']}/{self.stage['places']} "
-            f"({self.stage['mixture']}): {step * per_batch:,} of {self.stage['tokens']:,} tokens, loss {loss:.3f}, {speed:,.0f} tokens/s "
+            f"> {'+'.join(stage['arms'])} stage {stage['place']}/{stage['places']} ({stage['mixture']}): "
+            f"{step * per_batch:,} of {stage['tokens']:,} tokens, loss {loss:.3f}, {speed:,.0f} tokens/s "
             f"(MFU {self._mfu(speed):.0%}), {_duration(left)} left in all{cost}",
             flush=True,
         )

@@ -8,6 +8,7 @@ in; and each result is renamed into place whole. Lines that begin with "> " are 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,10 @@ import numpy as np
 from trait_kit.errors import TraitError
 from trait_kit.files import atomic_path, digest, read_json, write_json
 
-USER_ERROR = 3  # exit status; the message is in <work>/error.json
+USER_ERROR = 3  # exit status
+USER_MESSAGE = (
+    "! "  # a line that begins so holds, as JSON, what to tell the user; a file could not be written on a full disk
+)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -35,7 +39,7 @@ def main(arguments: list[str]) -> int:
         run(job)
     except Exception as error:
         if message := _for_the_user(error, job):
-            write_json(Path(job["work"]) / "error.json", {"message": message})
+            print(f"\n{USER_MESSAGE}{json.dumps(message)}", flush=True)
             return USER_ERROR
         raise
     return 0
