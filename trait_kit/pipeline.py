@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from trait_kit import params as parameters
@@ -59,6 +60,7 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     runs.quiet_libraries()
+    os.environ[runs.BATCH_VARIABLE] = "1"
     try:
         papermill.execute_notebook(
             str(root / "notebooks" / f"{name}.ipynb"),
@@ -91,27 +93,57 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
 def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
     """Run an experiment once for each point of a grid; steps that a point shares with an earlier one are not repeated.
 
-    The sweep file has `experiment` (a path relative to it) and `grid` (section.field -> list of values).
+    The sweep file has `experiment` (a path relative to it), `grid` (section.field -> list of values) and, where all points
+    differ from the experiment alike, `set` (section.field -> value). A grid of training.stage_tokens, with or without
+    seeds, ends with the token-budget study: study.csv, study.svg and study.png beside the runs.
     """
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-        base, grid = path.parent / plan["experiment"], plan["grid"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise TraitError(
-            f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values): {error}"
-        ) from None
+    experiment, fixed, grid = read_sweep(path)
     root = runs_dir or runs.project_root() / "runs" / path.stem
     points = grid_points(grid)
     folders = [root / _point_name(point) for point in points]
     pairs = zip(points, folders, strict=True)
-    experiments = [parameters.load(base, as_overrides(point), str(folder)) for point, folder in pairs]
+    experiments = [parameters.load(experiment, as_overrides(fixed | point), str(folder)) for point, folder in pairs]
     reports = []
-    for number, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
+    for number, (point, folder) in enumerate(zip(experiments, folders, strict=True)):
         print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
         for done in folders[:number]:
-            adopt_steps(experiment, done, folder)
-        reports.append(run(experiment))
+            adopt_steps(point, done, folder)
+            adopt_stages(done, folder)
+        reports.append(run(point))
+    if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "common.seed"}:
+        write_study(folders, root)
     return reports
+
+
+def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
+    """The experiment's file, what is set for every point, and the grid; TraitError says what a sweep file needs."""
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        experiment, fixed, grid = path.parent / plan["experiment"], plan.get("set") or {}, plan["grid"]
+        if unknown := plan.keys() - {"experiment", "set", "grid"}:
+            raise TypeError(f"unknown key '{min(unknown, key=str)}'")
+        if not isinstance(fixed, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise TypeError("`set` maps fields to values, and `grid` maps fields to lists of values")
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
+        raise TraitError(
+            f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values), and may have `set` "
+            f"(section.field: value): {error}"
+        ) from None
+    if both := fixed.keys() & grid.keys():
+        raise TraitError(f"{path}: {min(both)} is in `set` and in `grid`. Leave it in one of them.")
+    return experiment, fixed, grid
+
+
+def write_study(run_dirs: list[Path], folder: Path) -> pd.DataFrame:
+    """The token-budget study of finished runs, as study.csv, study.svg and study.png in `folder`."""
+    from trait_kit.figures import budget, style
+
+    table = budget.study(run_dirs)
+    with atomic_path(folder / "study.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    figure = style.save(budget.plot(table), folder, "study")
+    print(f"{budget.verdict(table)}. Table: {folder / 'study.csv'}; figure: {figure}", flush=True)
+    return table
 
 
 def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -138,6 +170,18 @@ def adopt_steps(experiment: parameters.Experiment, done: Path, folder: Path) -> 
                 shutil.copytree(done / name, temporary, copy_function=os.link)
             (folder / "notebooks").mkdir(exist_ok=True)
             shutil.copy2(done / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb")
+
+
+def adopt_stages(done: Path, folder: Path) -> None:
+    """Copy (as hard links) another run's finished training stages: those that this run would repeat have the same names."""
+    if runs.recorded(folder, "04_train_two_stages") is not None:
+        return
+    stages = Path("04_train_two_stages", "models", "stages")
+    for report in sorted((done / stages).glob("[!.]*/stage.json")):
+        name = report.parent.name
+        if not (folder / stages / name).exists():
+            with atomic_path(folder / stages / name) as temporary:
+                shutil.copytree(report.parent, temporary, copy_function=os.link)
 
 
 def _point_name(point: dict[str, Any]) -> str:

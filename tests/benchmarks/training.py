@@ -81,7 +81,7 @@ def main() -> None:
 def throughput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Contestants in turns; ratios of tokens of text a second."""
     cuda = torch.cuda.is_available()
-    context, batch = (4_096, 2**18) if cuda else (512, 4_096)
+    context, batch = (4_096, 2**18) if cuda else (512, 2_048)
     base = {"folder": str(folder), "model": _model(options.model, folder), "context": context, "batch": batch}
     base |= {"steps": options.steps, "texts": str(_texts(options.model, folder, batch * (options.steps + 2)))}
     dtype = "bfloat16" if cuda or torch.cpu._is_amx_tile_supported() else "float32"

@@ -27,16 +27,11 @@ class Fit:
         self.attention = _attention(params["attention"], device, precision)
         rows_a_step = stage["tokens_per_batch"] // params["context_length"] // arguments.world_size
         self.available = int(smallest_of_all(memory.available_bytes(device), arguments))
-        sharding = "none"
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            sharding = "fsdp"
-        elif os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            sharding = "zero1"
 
         def estimate(rows: int, checkpointing: bool) -> memory.Memory:
             return memory.estimate(
                 config, rows=rows, context_length=params["context_length"], autocast=precision == "bfloat16",
-                checkpointing=checkpointing, processes=arguments.world_size, sharding=sharding,
+                checkpointing=checkpointing, processes=arguments.world_size, sharding=sharding(),
                 lora_rank=params["lora_rank"], fused_loss=params["fused_loss"], flash=self.attention != "sdpa",
             )  # fmt: skip
 
@@ -88,6 +83,13 @@ def check_room(job: dict[str, Any], stages: list[dict[str, Any]]) -> None:
         )
     if params["fused_loss"] and not (torch.cuda.is_available() and transformers.utils.is_liger_kernel_available()):
         raise TraitError("training: fused_loss needs a CUDA device and the package liger-kernel. Set it to false.")
+
+
+def sharding() -> str:
+    """What the launcher has been configured to spread over the processes: none, zero1 or fsdp."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "fsdp"
+    return "zero1" if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else "none"
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

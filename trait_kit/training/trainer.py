@@ -25,7 +25,7 @@ from trait_kit.errors import TraitError
 from trait_kit.files import digest, read_json, write_json
 from trait_kit.training import throughput
 from trait_kit.training.checkpoints import CHECKPOINT_MARK, Milestones
-from trait_kit.training.fit import Fit, best_device, resolve_precision
+from trait_kit.training.fit import Fit, best_device, resolve_precision, sharding
 from trait_kit.training.held_out import bits_per_byte, choice_accuracy, encode, encode_choices, token_losses
 from trait_kit.training.rows import Rows
 from trait_kit.training.schedule import cosine_factor, wsd_factor
@@ -155,6 +155,8 @@ class StageTrainer(Trainer):
             model = self.model.cpu().float().merge_and_unload()
             model.save_pretrained(folder)
             return
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         self.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
 
@@ -259,7 +261,9 @@ def build_trainer(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any, wo
         disable_tqdm=True,
         seed=params["seed"],
         dataloader_pin_memory=not cpu,
-        use_cpu=cpu,
+        use_cpu=cpu and sharding() == "none",  # the others would silently be left out
+        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=False,
     )
     fit = Fit(job, stage, arguments, work)
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = fit.rows, fit.accumulation

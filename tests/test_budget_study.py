@@ -1,0 +1,255 @@
+"""The token-budget study: its numbers against those made here, its sentence against the table, its sweep on real runs."""
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, TINY
+
+from trait_kit import params, pipeline, runs, tables
+from trait_kit.errors import TraitError
+from trait_kit.figures import budget, style
+from trait_kit.files import write_json
+
+ITEMS = {"algebra": 30, "geometry": 12, "held_out/general": 20}
+
+
+def make_run(
+    folder: Path, second: int, skill: float, *, seed: int = 0, arm: str = "trait", metric: str = "bits_per_byte",
+    processes: int = 1, general: bool = True, forgotten: float = 0.05, **training: object,
+) -> Path:  # fmt: skip
+    """Records and outcomes of a run: the arm beats the base model by about `skill` on each problem."""
+    rng = np.random.default_rng([second, seed])
+    items = np.random.default_rng(100 + seed)
+    rows = []
+    for task, count in ITEMS.items():
+        held_out = task.startswith("held_out/")
+        if held_out and not general:
+            continue
+        hard = items.uniform(1, 2, count)
+        change = forgotten if held_out else -skill if metric == "bits_per_byte" else skill
+        values = {"base": hard, arm: hard + change + rng.normal(0, 0.02, count)}
+        for name, of_arm in values.items():
+            for item, value in enumerate(of_arm):
+                rows.append((name, seed, task, f"{task}-{item}", "bits_per_byte" if held_out else metric, value, "", ""))
+    columns = tables.SCHEMAS["outcomes"].names
+    tables.write(folder / "05_evaluate" / "outcomes.parquet", pd.DataFrame(rows, columns=columns), "outcomes")
+    common = {"run_dir": str(folder), "seed": seed}
+    stages = [
+        {"arm": arm, "stage": 1, "tokens": 1_024, "seconds": 99.0, "tokens_per_second": 256.0, "device": "cuda:0"},
+        {"arm": arm, "stage": 2, "tokens": second, "seconds": 99.0, "tokens_per_second": 512.0, "device": "cuda:0"},
+        {"arm": "raw", "stage": 1, "tokens": 7, "seconds": 1e6, "tokens_per_second": 1.0, "device": "cpu"},
+    ]
+    accounting = [
+        {"arm": arm, "stage": 1, "source": "in_domain", "tokens": 1_024, "epochs": 9.0, "available": 114},
+        {"arm": arm, "stage": 2, "source": "passages", "tokens": second, "epochs": second / 2_000, "available": 2_000},
+    ]
+    summary = {"stages": [row | {"processes": processes} for row in stages], "accounting": accounting}
+    recorded = {"stage_tokens": [1_024, second], "learning_rate": 1e-4} | training | common
+    write_json(folder / "04_train_two_stages" / "report.json", {"key": "k", "params": recorded, "summary": summary})
+    evaluation = {"reference_arm": arm, "confidence": 0.99} | common
+    write_json(folder / "05_evaluate" / "report.json", {"key": "k", "params": evaluation, "summary": {}})
+    return folder
+
+
+def curve(folder: Path, *skills: float, **options) -> pd.DataFrame:
+    """The study of one run a skill, each with twice the tokens of the one before in its second stage."""
+    return budget.study([make_run(folder / str(n), 1_024 * 2**n, skill, **options) for n, skill in enumerate(skills)])
+
+
+def by_hand(folder: Path) -> pd.Series:
+    """The mean of base minus trait by task: the gain in bits per byte without any of the kit's statistics."""
+    outcomes = pd.read_parquet(folder / "05_evaluate" / "outcomes.parquet")
+    wide = outcomes.pivot(index=["task", "item_id"], columns="arm", values="value")
+    return (wide["base"] - wide["trait"]).groupby("task").mean()
+
+
+def test_numbers_are_those_of_the_outcomes_and_of_the_training_records(tmp_path):
+    folders = [make_run(tmp_path / "b", 4_096, 0.3, processes=4), make_run(tmp_path / "a", 1_024, 0.1, processes=4)]
+    found = budget.study(folders)
+    assert list(found.columns) == list(budget.COLUMNS)
+    assert found["tokens"].tolist() == [2_048, 5_120]
+    assert found["stage_tokens"].tolist() == ["1024 + 1024", "1024 + 4096"]
+    assert found["passes_over_passages"].tolist() == [1_024 / 2_000, 4_096 / 2_000]
+    np.testing.assert_allclose(found["training_seconds"], [1_024 / 256 + 1_024 / 512, 1_024 / 256 + 4_096 / 512])
+    np.testing.assert_allclose(found["device_hours"], 4 * found["training_seconds"] / 3_600)
+    assert set(found["device"]) == {"cuda"}
+    hand = [by_hand(folder) for folder in reversed(folders)]
+    gains = [means[["algebra", "geometry"]].mean() for means in hand]
+    np.testing.assert_allclose(found["gain"], gains)
+    np.testing.assert_allclose(found["base_score"] - found["score"], gains)
+    np.testing.assert_allclose(found["step_gain"], [np.nan, gains[1] - gains[0]])
+    np.testing.assert_allclose(found["forgetting"], [-means["held_out/general"] for means in hand])
+    for value in ("gain", "forgetting"):
+        assert (found[f"{value}_low"] < found[value]).all()
+        assert (found[value] < found[f"{value}_high"]).all()
+    assert found["step_low"][1] < found["step_gain"][1] < found["step_high"][1]
+    assert set(found["confidence"]) == {0.99}
+
+
+def test_gain_is_positive_when_better_where_higher_is_better(tmp_path):
+    found = curve(tmp_path, 0.1, 0.3, metric="choice_accuracy")
+    assert set(found["metric"]) == {"choice_accuracy"}
+    np.testing.assert_allclose(found["gain"], [0.1, 0.3], atol=0.02)
+    assert found["step_gain"][1] == pytest.approx(0.2, abs=0.02)
+    assert (found["gain_low"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("skills", "expected"),
+    [
+        ((0.1, 0.3, 0.5, 0.5, 0.5), "TRAIT: from 5.12k tokens on, the next larger budget gains less than its interval"),
+        ((0.3, 0.3), "TRAIT: from 2.05k tokens on, the next larger budget gains less than its interval"),
+        ((0.1, 0.3, 0.5), "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough"),
+        ((0.1, 0.1, 0.5), "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough"),
+        ((0.1, 0.5, 0.5, 0.2), "TRAIT: bits per byte gets worse from 5.12k to 9.22k tokens"),
+        ((-0.1, -0.2), "TRAIT: no budget up to 3.07k tokens gains more over the base model than its interval"),
+        ((0.2,), "TRAIT gains at 2.05k tokens; a single budget does not say how many are enough"),
+    ],
+)
+def test_the_title_says_what_the_table_holds(skills, expected, tmp_path):
+    found = curve(tmp_path, *skills)
+    assert budget.verdict(found) == expected
+    title = " ".join(budget.plot(found).texts[0].get_text().split())
+    assert title == expected
+
+
+def test_seeds_of_a_budget_are_joined_and_steps_pair_the_seeds_that_both_have(tmp_path):
+    small = [make_run(tmp_path / f"small-{seed}", 1_024, 0.1 + 0.1 * seed, seed=seed) for seed in (0, 1)]
+    large = [make_run(tmp_path / f"large-{seed}", 2_048, 0.4, seed=seed) for seed in (0, 1, 2)]
+    found = budget.study([*large, *small])
+    assert found["seeds"].tolist() == [2, 3]
+    gains = {folder.name: by_hand(folder)[["algebra", "geometry"]].mean() for folder in (*small, *large)}
+    np.testing.assert_allclose(found["gain"][0], np.mean([gains["small-0"], gains["small-1"]]))
+    np.testing.assert_allclose(found["gain"][1], np.mean([gains[f"large-{seed}"] for seed in (0, 1, 2)]))
+    steps = [gains[f"large-{seed}"] - gains[f"small-{seed}"] for seed in (0, 1)]
+    np.testing.assert_allclose(found["step_gain"][1], np.mean(steps))
+    assert "2-3 seeds" in budget.plot(found).texts[1].get_text().replace("\n", " ")
+
+
+def test_runs_that_differ_in_something_else_are_refused(tmp_path):
+    first = make_run(tmp_path / "a", 1_024, 0.1)
+    with pytest.raises(TraitError, match="differ in learning_rate of 04_train_two_stages"):
+        budget.study([first, make_run(tmp_path / "b", 2_048, 0.1, learning_rate=2e-4)])
+    with pytest.raises(TraitError, match="have the same budget and seed"):
+        budget.study([first, make_run(tmp_path / "c", 1_024, 0.1)])
+    with pytest.raises(TraitError, match="did not train the arm 'dsir'; it trained trait, raw"):
+        budget.study([first], arm="dsir")
+    with pytest.raises(TraitError, match="has not finished 04_train_two_stages"):
+        budget.study([tmp_path / "nothing"])
+    with pytest.raises(TraitError, match="at least one"):
+        budget.study([])
+
+
+def test_the_figure_draws_the_table(tmp_path):
+    found = curve(tmp_path, 0.1, 0.3, 0.5, metric="choice_accuracy")
+    figure = budget.plot(found)
+    drawn = {}
+    for axes in figure.axes:
+        line = axes.containers[0].lines[0]
+        drawn[axes.get_title(loc="left")] = line.get_xdata(), line.get_ydata()
+        assert axes.get_xscale() == "log"
+    assert set(drawn) == {"By tokens", "By GPU hours", "General text (forgetting)"}
+    np.testing.assert_allclose(drawn["By tokens"], [found["tokens"], 100 * found["gain"]])
+    np.testing.assert_allclose(drawn["By GPU hours"], [found["device_hours"], 100 * found["gain"]])
+    np.testing.assert_allclose(drawn["General text (forgetting)"], [found["tokens"], found["forgetting"]])
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert {"0.51x", "1x", "2x"} <= texts
+
+
+def test_a_hostile_arm_and_no_general_text_are_drawn(tmp_path):
+    arm = "$x^{\\evil<b>" + "long " * 30
+    found = curve(tmp_path, 0.1, 0.3, arm=arm, general=False)
+    assert found["forgetting"].isna().all()
+    figure = budget.plot(found)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["By tokens", "By GPU hours"]
+    assert style.save(figure, tmp_path, "study").stat().st_size > 10_000
+
+
+def test_a_table_that_lacks_columns_is_refused():
+    with pytest.raises(TraitError, match=r"lacks the column\(s\) arm, stage_tokens"):
+        budget.plot(pd.DataFrame({"tokens": [1]}))
+    with pytest.raises(TraitError, match="no rows"):
+        budget.plot(pd.DataFrame(columns=list(budget.COLUMNS)))
+
+
+def test_the_study_read_back_from_its_file_gives_the_same_figure(tmp_path, capsys):
+    folders = [make_run(tmp_path / str(n), 1_024 * 2**n, skill) for n, skill in enumerate((0.1, 0.3, 0.3))]
+    table = pipeline.write_study(folders, tmp_path)
+    assert str(tmp_path / "study.csv") in capsys.readouterr().out
+    assert (tmp_path / "study.svg").exists()
+    again = pd.read_csv(tmp_path / "study.csv")
+    pd.testing.assert_frame_equal(again, table)
+    first = (tmp_path / "study.png").read_bytes()
+    assert style.save(budget.plot(again), tmp_path, "again").read_bytes() == first
+
+
+def test_the_shipped_sweep_trains_one_arm_at_doubled_budgets():
+    experiment, fixed, grid = pipeline.read_sweep(ROOT / "params" / "sweeps" / "token_budget.yaml")
+    seconds = []
+    for point in pipeline.grid_points(grid):
+        found = params.load(experiment, pipeline.as_overrides(fixed | point))
+        assert set(found.training.arms) == {"trait"}
+        seconds.append(found.training.stage_tokens[1])
+    assert [later / earlier for earlier, later in itertools.pairwise(seconds)] == [2] * (len(seconds) - 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"experiment": "x.yaml"}, "a sweep needs `experiment`"),
+        ({"experiment": "x.yaml", "grid": {"a.b": [1]}, "sett": {}}, "unknown key 'sett'"),
+        ({"experiment": "x.yaml", "grid": {"a.b": 1}}, "`grid` maps fields to lists"),
+        ({"experiment": "x.yaml", "grid": {"a.b": [1]}, "set": [1]}, "`set` maps fields to values"),
+        ({"experiment": "x.yaml", "grid": {"a.b": [1]}, "set": {"a.b": 2}}, "a.b is in `set` and in `grid`"),
+        (["experiment"], "a sweep needs `experiment`"),
+    ],
+)
+def test_a_wrong_sweep_file_says_what_is_wrong(plan, expected, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(TraitError, match=re.escape(expected)):
+        pipeline.read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_finished_stages_of_another_run_are_adopted_and_half_finished_ones_are_not(tmp_path):
+    stages = Path("04_train_two_stages", "models", "stages")
+    for name, report in (("1-in_domain-abc", True), (".2-passages-def.tmp-1", True), ("2-passages-ghi", False)):
+        (tmp_path / "done" / stages / name / "model").mkdir(parents=True)
+        (tmp_path / "done" / stages / name / "model" / "weights").write_bytes(b"weights")
+        if report:
+            (tmp_path / "done" / stages / name / "stage.json").write_text("{}")
+    pipeline.adopt_stages(tmp_path / "done", tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new" / stages).iterdir()] == ["1-in_domain-abc"]
+    assert (tmp_path / "new" / stages / "1-in_domain-abc" / "model" / "weights").read_bytes() == b"weights"
+
+
+@pytest.mark.slow
+def test_a_sweep_over_budgets_ends_with_its_study(tmp_path):
+    plan = {
+        "experiment": str(TINY),
+        "set": {
+            "training.arms": {"trait": ["in_domain+fasttext_educational", "passages"]},
+            "figures.curve_arms": ["trait"],
+        },
+        "grid": {"training.stage_tokens": [[1_024, 512], [1_024, 2_048]]},
+    }
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump(plan))
+    pipeline.sweep(tmp_path / "tokens.yaml", tmp_path / "runs")
+    folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/report.html"))
+    assert len(folders) == 2
+    found = pd.read_csv(tmp_path / "runs" / "study.csv")
+    assert found["tokens"].tolist() == [1_536, 3_072]
+    assert found["passes_over_passages"][1] == pytest.approx(4 * found["passes_over_passages"][0])
+    for row, folder in zip(found.to_dict("records"), reversed(folders), strict=True):
+        tests = pd.read_csv(folder / "05_evaluate" / "paired_tests.csv")
+        against = tests.query("arm == 'base' and task == 'macro average' and metric == 'bits_per_byte'").iloc[0]
+        assert math.isclose(row["gain"], -against["difference"])
+        assert math.isclose(row["gain_low"], -against["high"])
+    second = runs.recorded(tmp_path / "runs" / "stage_tokens--1024-2048", "04_train_two_stages")["summary"]["stages"]
+    assert [(stage["stage"], stage["new"]) for stage in second] == [(1, False), (2, True)]
+    assert {"study.csv", "study.svg", "study.png"} <= {path.name for path in (tmp_path / "runs").iterdir()}
