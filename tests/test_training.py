@@ -354,3 +354,38 @@ def test_a_loss_that_is_not_a_number_stops_the_run(model_dir: Path, tmp_path: Pa
     with pytest.raises(TraitError, match=r"(loss|held_out/\w+) became (nan|inf) at step .* Lower learning_rate .*1.0e\+30"):
         train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
     assert not any((tmp_path / "stages").glob("1-*"))
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flash_attention_sees_no_other_document(model_dir: Path) -> None:
+    pytest.importorskip("flash_attn")
+    from transformers import AutoModelForCausalLM
+
+    named = {"dtype": torch.bfloat16, "attn_implementation": "flash_attention_2", "device_map": "cuda"}
+    model = AutoModelForCausalLM.from_pretrained(model_dir, **named).eval()
+    packed = pack(_documents([12, 10, 10, 32, 20, 12]), 32, eos=256)
+    other = packed.input_ids.copy()
+    other[packed.document == 0] = 7
+    rows = [torch.from_numpy(array.astype(np.int64)).cuda().reshape(1, -1) for array in (packed.input_ids, other)]
+    positions = torch.from_numpy(packed.position_ids.astype(np.int64)).cuda().reshape(1, -1)
+    with torch.no_grad():
+        before, after = (model(input_ids=ids, position_ids=positions, use_cache=False).logits[0] for ids in rows)
+    rest = torch.from_numpy(packed.document.reshape(-1) != 0).cuda()
+    assert torch.equal(before[rest], after[rest])
+    assert not torch.equal(before[~rest], after[~rest])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{"fused_loss": True}, {"compile_layers": True}, {"attention": "flash_attention_2"}])
+def test_gpu_kernels_change_no_loss(model_dir: Path, tmp_path: Path, changes: dict) -> None:
+    pytest.importorskip({"fused_loss": "liger_kernel", "attention": "flash_attn"}.get(next(iter(changes)), "torch"))
+    common = {"precision": "bfloat16", "arms": {"trait": ["in_domain+random", "passages"]}}
+    plain = train_arms(tiny_params(model_dir, **common, attention="sdpa"), tiny_sources(), HELD_OUT, tmp_path / "plain")
+    faster = tiny_params(model_dir, **{**common, "attention": "sdpa", **changes})
+    result = train_arms(faster, tiny_sources(), HELD_OUT, tmp_path / "faster")
+    assert result.log["value"].tolist() == pytest.approx(plain.log["value"].tolist(), rel=1e-2)

@@ -24,6 +24,7 @@ from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_
 
 from trait_kit.errors import TraitError
 from trait_kit.params import TrainingParams
+from trait_kit.training.schedule import wsd_factor
 from trait_kit.training.stages import TrainingResult, train_arms
 
 ONE_ARM = {"arms": {"trait": ["in_domain+random", "passages"]}}
@@ -334,3 +335,51 @@ def test_a_file_of_texts_trains_like_the_texts(model_dir: Path, undisturbed: Tra
     changed = params.model_copy(update={"learning_rate": 2e-3})
     assert train_arms(changed, sources, HELD_OUT, tmp_path / "out").stages["new"].all()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")} == tokenised
+
+
+# What is watched
+
+
+def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trait_kit.figures import curves
+
+    problems = [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}", " blue", f" {a}", " the list") for a in range(200, 212)]
+    held_out = {**HELD_OUT, "task/sums": problems}
+    params = tiny_params(model_dir, **ONE_ARM, task_scores_per_stage=2, held_out_items=12, learning_rate=3e-3)
+    result = train_arms(params, tiny_sources(), held_out, tmp_path)
+    scores = result.log[result.log["metric"] == "task/sums"]
+    stage = BATCH * STAGE_STEPS
+    assert scores["tokens"].tolist() == [0, stage // 2, stage, 3 * stage // 2, 2 * stage]
+    tokenizer = AutoTokenizer.from_pretrained(result.models["trait"])
+    model = AutoModelForCausalLM.from_pretrained(result.models["trait"], dtype=torch.float32)
+    right = 0
+    for prompt, *targets in problems:
+        bits = []
+        for target in targets:
+            n_prompt, ids = len(tokenizer(prompt)["input_ids"]), torch.tensor([tokenizer(prompt + target)["input_ids"]])
+            with torch.no_grad():
+                logged = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[n_prompt - 1 :, 0]
+            bits.append(-logged.sum().item() / len(target.encode()))
+        right += bits.index(min(bits)) == 0
+    assert scores["value"].iloc[-1] == pytest.approx(right / len(problems))
+    title = curves.plot_task_scores(result.log, ["trait"])._suptitle
+    assert title is None or f"{right / len(problems):.0%}" in title.get_text()
+
+
+def test_replayed_text_and_one_schedule_are_accounted_for_stage_by_stage(model_dir: Path, tmp_path: Path) -> None:
+    changes = {"arms": {"trait": ["in_domain", "passages"]}, "replay": [0.0, 0.25], "schedule": "across_stages"}
+    result = train_arms(tiny_params(model_dir, **changes), tiny_sources(), HELD_OUT, tmp_path)
+    stage = BATCH * STAGE_STEPS
+    tokens = result.accounting.set_index(["stage", "source"])["tokens"].to_dict()
+    assert tokens == {(1, "in_domain"): stage, (2, "passages"): 3 * stage // 4, (2, "random"): stage // 4}
+    rates = result.log[result.log["metric"] == "learning_rate"]["value"].tolist()
+    factors = [wsd_factor(step, 2 * STAGE_STEPS, 0.03, 0.1) for step in range(2 * STAGE_STEPS)]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors])
+    assert result.log.groupby("stage")["tokens"].max().to_dict() == {1: stage, 2: 2 * stage}
+    mixed = train_arms(tiny_params(model_dir, **{**changes, "schedule": "one_stage"}), tiny_sources(), HELD_OUT, tmp_path)
+    assert mixed.accounting.groupby("source")["tokens"].sum().to_dict() == {
+        "in_domain": stage, "passages": 3 * stage // 4, "random": stage // 4,
+    }  # fmt: skip
+    assert set(mixed.log["stage"]) == {1}

@@ -189,6 +189,26 @@ def plot_training_curves(
 
 
 @styled
+def plot_task_scores(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
+    """The paper's Figure 4 on downstream tasks: share of validation problems with the right choice, mean over tasks.
+
+    `log` holds rows 'task/<name>' where `task_scores_per_stage` asked for them. TraitError where it has none.
+    """
+    scores = log[log["metric"].str.startswith("task/") & log["arm"].isin(arms)]
+    if scores.empty:
+        raise TraitError("The training log has no task scores: set task_scores_per_stage, with tasks that have choices.")
+    tasks = scores["metric"].nunique()
+    means = scores.groupby(["arm", "seed", "stage", "tokens"], as_index=False)["value"].mean()
+    last = means[means["arm"] == arms[-1]].groupby("tokens")["value"].mean()
+    title = f"{label(arms[-1])}: {last.iloc[0]:.0%} to {last.iloc[-1]:.0%} of validation problems right"
+    subtitle = f"Mean over {tasks} task(s) with choices; the choice with the fewest bits per byte counts"
+    figure, axes = new_figure(title, subtitle, height=3.9)
+    _held_out_panel(axes, means, [arm for arm in arms if (means["arm"] == arm).any()], _boundary(log[log["arm"].isin(arms)]))
+    axes.set(xlabel="tokens trained on", ylabel="share right")
+    return figure
+
+
+@styled
 def plot_loss(log: pd.DataFrame, arms: Sequence[str] | None = None) -> KitFigure:
     """Training loss (nats a token) and learning rate against tokens: did every stage run as planned?
 

@@ -91,6 +91,7 @@ def _child(command: list[str], job: dict[str, Any], watch: Callable[[], None] | 
     root = str(Path(__file__).resolve().parents[2])
     outside = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment = {**WORKER_ENVIRONMENT, **outside, "PYTHONUNBUFFERED": "1"}
+    environment["TOKENIZERS_PARALLELISM"] = "true"  # a notebook turns it off for its own good; nothing forks here
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     last: collections.deque[str] = collections.deque(maxlen=40)
     message = ""
