@@ -10,7 +10,7 @@ first step is left out. On CUDA with the paper's 4,096 context; `--output` adds 
 `random:mistral-7b` has the shape of Mistral-7B and random weights, and makes its own texts.
 `resume`: a corpus of many short documents is tokenised and packed, training is killed, and the time from starting again to
 the next finished step is taken, beside that of a corpus of a thousand.
-`memory`: a corpus that is larger than the memory the processes may take (RLIMIT_DATA) is tokenised, packed and trained on.
+`memory`: a corpus larger than the memory that the processes together may take (a control group) is tokenised and trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--documents", type=int, default=10_000_000)
     parser.add_argument("--gigabytes", type=float, default=6.0)
-    parser.add_argument("--limit", type=float, default=2.0, help="GB that each process may take")
+    parser.add_argument("--limit", type=float, default=2.0, help="GB that driver and worker may take")
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="FIELD=VALUE", help="of the kit's side"
     )
@@ -280,15 +279,15 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_tokens=512)
     began = time.monotonic()
     peaks: dict[str, int] = {}
-    steps = _until_checkpoint(params, texts, folder / "out", limit=int(options.limit * 2**30), peaks=peaks)
+    group = _memory_group(int(options.limit * 2**30))
+    steps = _until_checkpoint(params, texts, folder / "out", group=group, peaks=peaks)
     seconds = time.monotonic() - began
     prepared = read_json(next((folder / "out").glob("work/1-*/prepared.json")))
     kept = ("documents", "cut", "efficiency", "accounting")
     peaks_gb = {name: value / 1e9 for name, value in peaks.items()}
-    return {
-        "machine": machine(), "corpus_gb": size / 1e9, "limit_gb": options.limit, "steps": steps, "seconds": seconds,
-        "peak_anonymous_gb": peaks_gb, **{name: prepared[name] for name in kept},
-    }  # fmt: skip
+    found = {"machine": machine(), "corpus_gb": size / 1e9, "limit_gib": options.limit if group else None}
+    found |= {"steps": steps, "seconds": seconds, "peak_anonymous_gb": peaks_gb}
+    return {**found, **{name: prepared[name] for name in kept}}
 
 
 def _word_model(folder: Path) -> Path:
@@ -325,8 +324,24 @@ def _large_corpus(folder: Path, gigabytes: float) -> tuple[Path, int]:
     return path, size
 
 
+def _memory_group(limit: int) -> Path | None:
+    """A control group that gets `limit` bytes, cached file pages included; none where one may not make it."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, kinds, own = line.split(":", 2)
+        root, name = (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes") if kinds == "memory" else (None, "")
+        if not kinds and Path("/sys/fs/cgroup/cgroup.controllers").exists():
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        with contextlib.suppress(OSError):
+            if root:
+                group = root / own.strip("/") / "training_benchmark"
+                group.mkdir(exist_ok=True)
+                (group / name).write_text(str(limit))
+                return group
+    return None
+
+
 def _until_checkpoint(
-    params: TrainingParams, texts: Path, out: Path, *, limit: int = 0, peaks: dict[str, int] | None = None
+    params: TrainingParams, texts: Path, out: Path, *, group: Path | None = None, peaks: dict[str, int] | None = None
 ) -> int:
     """Train in a process of its own until there is a new whole checkpoint, then kill it; return that checkpoint's step."""
     job = write_json(out.with_suffix(".json"), [params.model_dump(), str(texts), HELD_OUT, str(out)])
@@ -336,7 +351,7 @@ def _until_checkpoint(
         "train_arms(TrainingParams(**p), {'in_domain': pathlib.Path(texts)}, held_out, out)"
     )
     known = _steps(out)
-    bounded = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))) if limit else None
+    bounded = (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None
     process = subprocess.Popen([sys.executable, "-c", code, str(job)], cwd=ROOT, preexec_fn=bounded)
     family = psutil.Process(process.pid)
     try:
@@ -349,7 +364,7 @@ def _until_checkpoint(
         return min(new)
     finally:
         children = family.children(recursive=True) if process.poll() is None else []
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         psutil.wait_procs(children, timeout=60)
 

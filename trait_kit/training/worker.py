@@ -255,6 +255,10 @@ def _for_the_user(error: Exception, job: dict[str, Any]) -> str:
     """What to tell the user; nothing where it is a bug."""
     if isinstance(error, TraitError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return (
+            "training: memory ran out while texts were read or packed. Free some, and run again: finished shards are kept."
+        )
     if "No space left" in str(error) or shutil.disk_usage(job["work"]).free < 2**20:
         return (
             f"training: no room on the disk of {job['work']}. Free some space and run again: finished stages and whole "
