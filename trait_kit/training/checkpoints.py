@@ -46,8 +46,8 @@ class Milestones(TrainerCallback):
         control.should_evaluate = state.global_step in self.evaluate_at
         self.trainer.scoring = state.global_step in self.score_at
         due = self.checkpoint_steps and state.global_step % self.checkpoint_steps == 0
-        late = self.checkpoint_seconds and time.monotonic() - self._saved > self.checkpoint_seconds
-        control.should_save = (bool(due) or self._agreed(bool(late))) and state.global_step < state.max_steps
+        late = self.checkpoint_seconds and self._agreed(time.monotonic() - self._saved > self.checkpoint_seconds)
+        control.should_save = bool(due or late) and state.global_step < state.max_steps
         if state.global_step < state.max_steps and self._agreed(STOP.is_set()):
             self.trainer.stop_here()
         return control

@@ -269,6 +269,7 @@ def build_trainer(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any, wo
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = fit.rows, fit.accumulation
     if arguments.process_index == 0:
         print(f"> {fit}\n{fit.memory}", flush=True)  # the details go to the log only
+    _matrix_rate(arguments.device.type, precision)  # measured while the device is empty
     frozen = torch.bfloat16 if params["lora_rank"] and precision == "bfloat16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(source, dtype=frozen, attn_implementation=fit.attention)
     use_cache = model.config.use_cache
