@@ -288,14 +288,14 @@ def test_a_server_that_comes_back_is_asked_again(server, second_server, monkeypa
     assert len(server.asked) > 5
 
 
-def _asking_process(server: LlmServer, cache: Path) -> subprocess.Popen:
+def _asking_process(server: LlmServer, cache: Path, count: int = 40) -> subprocess.Popen:
     script = textwrap.dedent(
         f"""
         import sys
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_openai_teacher as t
         teacher = t.Endpoint({server.url!r}, "test-model", key_variable="TEST_TEACHER_KEY", concurrency=2)
-        t.ask(teacher, t.numbered(12), t.Path({str(cache)!r}))
+        t.ask(teacher, t.numbered({count}), t.Path({str(cache)!r}))
         """
     )
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -305,20 +305,20 @@ def test_a_killed_run_loses_nothing_that_was_paid_for(server, tmp_path):
     server.delay = 0.2
     cache = tmp_path / "answers.jsonl"
     kept = kill_once_it_kept(4, _asking_process(server, cache), cache)
-    assert 4 <= kept < 12
+    assert 4 <= kept < 40
     server.asked.clear()
-    replies, ledger = ask(endpoint(server, concurrency=2), numbered(12), cache)
+    replies, ledger = ask(endpoint(server, concurrency=8), numbered(40), cache)
     assert all(reply.value for reply in replies)
-    assert len(server.asked) == 12 - kept == ledger.new_requests
+    assert len(server.asked) == 40 - kept == ledger.new_requests
 
 
 def test_an_interrupted_run_keeps_what_is_in_flight(server, tmp_path):
     server.delay = 0.3
     cache = tmp_path / "answers.jsonl"
-    child = _asking_process(server, cache)
+    child = _asking_process(server, cache, count=400)  # a busy machine must not finish them before it is interrupted
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(server.asked) < 5:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    assert child.wait(10) != 0
-    assert 5 <= cache.read_bytes().count(b"\n") == len(server.billed) < 12
+    assert child.wait(120) != 0
+    assert 5 <= cache.read_bytes().count(b"\n") == len(server.billed) < 400
