@@ -36,5 +36,21 @@ def tiny_copy(tiny_run, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "tiny"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """A model as small as the tiny one is fastest on one thread, above all where the machine is busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    """The folder of a tiny random model."""
+    from tiny_llama import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
 def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

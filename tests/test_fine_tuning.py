@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, HELD_OUT, kill_worker_when, tiny_params, tiny_sources, write_model
+from tiny_llama import BATCH, CONTEXT, HELD_OUT, kill_worker_when, tiny_params, tiny_sources
 
 from trait_kit.errors import TraitError
 from trait_kit.evaluation.suites import prompt
@@ -34,16 +33,7 @@ ARMS = {"arms": {"trait": ["in_domain", "passages"]}, "stage_tokens": [2 * BATCH
 TUNED = {**ARMS, "fine_tune_epochs": EPOCHS, "fine_tune_learning_rate": RATE}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources, write_model
+from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources
 
 from trait_kit.errors import TraitError
 from trait_kit.training import sampling, schedule
@@ -29,18 +28,7 @@ from trait_kit.training.packing import IGNORED, pack
 from trait_kit.training.plan import plan_stages
 from trait_kit.training.stages import TrainingResult, train_arms
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A model this small is fastest on one thread, above all where the machine is busy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_llama import HELD_OUT, ROOT, tiny_params, tiny_sources, write_model
+from tiny_llama import HELD_OUT, ROOT, tiny_params, tiny_sources
 
 from trait_kit.training import launch, stages
 
 ARM = {"arms": {"trait": ["in_domain+random", "passages"]}, "evaluations_per_stage": 1}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CONFIGURATIONS = ["ddp", "fsdp2", "zero1"]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

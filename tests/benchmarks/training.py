@@ -312,8 +312,6 @@ def _large_corpus(folder: Path, gigabytes: float) -> tuple[Path, int]:
     """Documents of some thousand characters, many times the demo's; one row group is as large as the limit itself."""
     words = " ".join(load_documents("demo:math/web", 0)["text"].to_pylist())
     generator, size, path = np.random.default_rng(0), 0, folder / "large.parquet"
-    if path.exists():
-        return path, int(gigabytes * 1e9)
     with pq.ParquetWriter(path, pa.schema([("text", pa.string())]), compression="zstd") as writer:
         while size < gigabytes * 1e9:
             starts = generator.integers(0, len(words) - 40_000, 50_000)
