@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from trait_kit.data.problems import load_task
+from trait_kit.tasks import load_task
 
 LOCAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 _OPTIONS = {"answer": "{options|lettered|pick:Answer}", "choices": "{options|lettered}"}

@@ -12,11 +12,11 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from trait_kit import tables
-from trait_kit.data.catalogue_problems import TASKS, task_fields
-from trait_kit.data.problems import load_problems, load_task
-from trait_kit.errors import TraitError
+from trait_kit.catalogue_problems import TASKS, task_fields
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
 from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics
+from trait_kit.tasks import load_problems, load_task
 
 PAGE = (
     "Acme Trail 200 Hiking Boots. These waterproof boots of brown leather have a rubber sole, weigh 900 g and cost $89. "

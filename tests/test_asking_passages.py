@@ -18,14 +18,14 @@ from llm_server import KEY, PATIENCE, LlmServer, serving
 from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
+from trait_kit.engine import local_server
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.asking import ask_in_shards
 from trait_kit.passages.grouping import Group
 from trait_kit.passages.planning import plan_groups
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import estimate_bill, write_passages
-from trait_kit.teaching import local_server
-from trait_kit.teaching.ledger import Ledger
 
 TASKS = ("word_problems", "linear_equations", "fraction_simplification")
 OUTCOMES = {  # what the server does -> the reason of the rejection, None where a passage comes of it

@@ -12,9 +12,8 @@ import yaml
 from conftest import ROOT, TINY
 
 from trait_kit import params, pipeline, runs, tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, write_json
 from trait_kit.figures import budget, style
-from trait_kit.files import write_json
 
 ITEMS = {"algebra": 30, "geometry": 12, "held_out/general": 20}
 

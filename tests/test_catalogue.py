@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from trait_kit import tables
-from trait_kit.data.catalogue import Catalogue, CatalogueFiles
-from trait_kit.data.catalogue_problems import TASKS
-from trait_kit.data.problems import fingerprint, load_problems, load_task
-from trait_kit.data.product_texts import MAX_DESCRIPTION, MAX_TITLE, Text, clean
-from trait_kit.errors import TraitError
+from trait_kit.catalogue import Catalogue, CatalogueFiles
+from trait_kit.catalogue_problems import TASKS
+from trait_kit.engine.files import TraitError
+from trait_kit.product_texts import MAX_DESCRIPTION, MAX_TITLE, Text, clean
+from trait_kit.tasks import fingerprint, load_problems, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT / ".." / "shared" / "data" / "ads" / "products_vespa" / "products.jsonl.gz"
@@ -189,7 +189,7 @@ def test_no_product_is_in_two_splits_and_seeds_only_order(shop: str, train: pd.D
 
 
 def test_the_first_problems_are_the_same_in_every_process(shop: str, train: pd.DataFrame) -> None:
-    code = f"from trait_kit.data.problems import load_problems; print(*load_problems([{shop!r}], 'train', 5)['id'])"
+    code = f"from trait_kit.tasks import load_problems; print(*load_problems([{shop!r}], 'train', 5)['id'])"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment

@@ -13,13 +13,12 @@ import pytest
 from scipy import stats
 
 from trait_kit import cli, tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison, statistics
 from trait_kit.evaluation.across_runs import gather
 from trait_kit.figures import paper_tables
 from trait_kit.figures.items import item_file, pair_file, write_items
 from trait_kit.figures.table_text import Cell, Table, csv_text
-from trait_kit.files import write_json
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import intervals

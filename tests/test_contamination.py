@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from trait_kit.data import contamination
-from trait_kit.data.contamination import COLUMNS, find_contaminated, normalise
-from trait_kit.data.documents import load_documents
-from trait_kit.errors import TraitError
-from trait_kit.selection.ngrams import buffers, text_array
+from trait_kit.engine import questions as contamination
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ngrams import buffers, text_array
+from trait_kit.engine.questions import COLUMNS, find_contaminated, normalise
+from trait_kit.selection.documents import load_documents
 
 QUESTION = (
     "A farmer has 12 rows of 8 apple trees. Each tree gives 25 apples in a season, and he sells the apples at $0.50 each. "

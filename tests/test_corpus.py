@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trait_kit.data import corpus, documents, identity
-from trait_kit.data.corpus import Shard, list_shards, read_rows, read_shard, sample
-from trait_kit.data.documents import load_documents, load_held_out, load_with_quarantine
-from trait_kit.errors import TraitError
+from trait_kit.engine import identity
+from trait_kit.engine.files import TraitError
+from trait_kit.selection import corpus, documents
+from trait_kit.selection.corpus import Shard, list_shards, read_rows, read_shard, sample
+from trait_kit.selection.documents import load_documents, load_held_out, load_with_quarantine
 
 
 def rows(n: int, words: int = 30, start: int = 0) -> list[dict[str, str]]:
@@ -121,7 +122,7 @@ def test_shards_give_the_same_in_any_order_and_in_any_process(tmp_path: Path) ->
     forwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards}
     backwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards[::-1]}
     assert forwards == backwards
-    code = f"from trait_kit.data.corpus import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
+    code = f"from trait_kit.selection.corpus import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     assert output == [shard.key for shard in list_shards(str(tmp_path / "*.parquet"))]
     assert identity.id_hashes(pa.array(["a", "ü"])).tolist() == [13950350942979735504, 6689755093696353227]
@@ -407,7 +408,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
                 ids = [str(start + index) for index in range(5_000)]
                 writer.write_table(pa.table([ids, [text] * 5_000], schema), row_group_size=5_000)
     code = (
-        "import resource, sys; from trait_kit.data.corpus import *\n"
+        "import resource, sys; from trait_kit.selection.corpus import *\n"
         "shards = list_shards(sys.argv[1], shard_rows=10**9)\n"
         "unit = 2 ** (20 if sys.platform == 'darwin' else 10)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit\n"

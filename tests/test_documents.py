@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trait_kit.data import documents
-from trait_kit.data.documents import fingerprint, load_documents, load_labels, load_with_quarantine, truth_label
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.selection import documents
+from trait_kit.selection.documents import fingerprint, load_documents, load_labels, load_with_quarantine, truth_label
 from trait_kit.tables import SCHEMAS
 
 GOOD = [{"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"}, {"id": "b", "text": "Gamma delta — ünï."}]
@@ -60,9 +60,7 @@ def test_demo_parts_are_disjoint_and_their_truth_is_known(domain: str, least: in
 def test_the_seed_decides_which_third_is_known_in_every_process_alike() -> None:
     first, other = (set(ids(load_documents("demo:math/in_domain", seed=seed))) for seed in (0, 1))
     assert first != other
-    code = (
-        "from trait_kit.data.documents import *; print(*load_documents('demo:math/in_domain')['id'].to_pylist(), sep='\\n')"
-    )
+    code = "from trait_kit.selection.documents import *; print(*load_documents('demo:math/in_domain')['id'].to_pylist(), sep='\\n')"
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONIOENCODING": "utf-8"}
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True).stdout.decode()
     assert output.split("\n")[:-1] == ids(load_documents("demo:math/in_domain", seed=0))
@@ -301,7 +299,7 @@ def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_next_step() -> None:
-    code = "from trait_kit.data.documents import *; load_documents('hf:owner/nothing-of-this-name')"
+    code = "from trait_kit.selection.documents import *; load_documents('hf:owner/nothing-of-this-name')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 1

@@ -19,13 +19,13 @@ from llm_server import KEY, PATIENCE, LlmServer, kill_once_it_kept, serving
 
 from trait_kit import params as parameters
 from trait_kit import runs, tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.endpoint import Endpoint
+from trait_kit.engine.files import TraitError
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, ratings
 from trait_kit.selection.classifier import TrainingOptions, normalise_lines, train_educational_model
 from trait_kit.selection.educational import LABELS, educational_weak_labels, label_points, rating_label
 from trait_kit.selection.educational_sources import educational_model, educational_sample, estimate, model_file
-from trait_kit.teaching.endpoint import Endpoint
 
 GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "good examples", "a whole lesson")
 

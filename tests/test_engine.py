@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trait_kit.errors import TraitError
-from trait_kit.selection import engine, scoring
+from trait_kit.engine import shards as engine
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.shards import Place
+from trait_kit.selection import scoring
 from trait_kit.selection.budget import Filters, Limit
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.engine import Place
 from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard
 from trait_kit.selection.selecting import select
 

@@ -19,12 +19,12 @@ from answer_strings import answer_strings
 from local_tasks import BENCHMARKS, LOCAL, local_task
 from sklearn.metrics import roc_auc_score
 
-from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics
 from trait_kit.evaluation.answers import judge
 from trait_kit.evaluation.suites import evaluate_model, load_tasks, prompt, worked_examples, write_lm_eval_tasks
 from trait_kit.params import EvaluationParams
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task
 
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_evaluation import _params, _tiny_model
 
-from trait_kit.data.problems import Task
 from trait_kit.evaluation import harness
 from trait_kit.evaluation.suites import evaluate_model
+from trait_kit.tasks import Task
 
 N_ITEMS, SLICE = 20, 4
 TASKS = {

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, digest, read_json, write_json, write_text
+from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json, write_text
 
 
 @pytest.fixture

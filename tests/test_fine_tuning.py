@@ -17,10 +17,10 @@ import yaml
 from safetensors.torch import load_file
 from tiny_llama import BATCH, CONTEXT, HELD_OUT, kill_worker_when, tiny_params, tiny_sources
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.packing import IGNORED, pack
 from trait_kit.evaluation.suites import prompt
 from trait_kit.training import fine_tuning, schedule
-from trait_kit.training.packing import IGNORED, pack
 from trait_kit.training.plan import plan_stages
 from trait_kit.training.rows import Rows
 from trait_kit.training.sources import fine_tuning_pairs, held_out_sets

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trait_kit.data.documents import load_documents
-from trait_kit.errors import TraitError
-from trait_kit.selection.near_duplicates import banding, clusters, duplicates_of, signatures
-from trait_kit.selection.ngrams import normalise
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.minhash import banding, clusters, duplicates_of, signatures
+from trait_kit.engine.ngrams import normalise
+from trait_kit.selection.documents import load_documents
 
 PAIRS = 5_000
 

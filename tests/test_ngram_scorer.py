@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trait_kit.errors import TraitError
-from trait_kit.selection import NgramScorer, linear, ngrams
+from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ngrams import normalise
+from trait_kit.selection import NgramScorer
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.ngrams import normalise
 
 PIECES = [
     "the", "a", "of", "b", "Über", "naïve", "数学", "数", "مرحبا", "😀", "👩‍👩‍👧", "</s>", "__label__x", "__label__0",

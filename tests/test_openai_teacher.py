@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from llm_server import KEY, PATIENCE, LlmServer, kill_once_it_kept, serving
 
-from trait_kit.errors import TraitError
-from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
-from trait_kit.teaching.exchange import read_object
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.servers import waiting_time
+from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
+from trait_kit.engine.exchange import read_object
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.servers import waiting_time
 
 
 def good_answer(prompt: str) -> str:
@@ -278,7 +278,7 @@ def test_when_one_of_two_servers_dies_nothing_is_lost_and_the_other_is_not_overr
 
 
 def test_a_server_that_comes_back_is_asked_again(server, second_server, monkeypatch, tmp_path):
-    monkeypatch.setattr("trait_kit.teaching.servers._AWAY_SECONDS", 0.3)
+    monkeypatch.setattr("trait_kit.engine.servers._AWAY_SECONDS", 0.3)
     server.delay = second_server.delay = 0.05
     teacher = endpoint(server, second_server, concurrency=2)
     assert ask(teacher, ["cut", *numbered(4)], tmp_path / "c")[0][0].fault.startswith("no connection")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from trait_kit import params, pipeline
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted({*(ROOT / "params").glob("*.yaml")} - {ROOT / "params" / "prices.yaml"})

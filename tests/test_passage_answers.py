@@ -9,10 +9,10 @@ import time
 import pytest
 from passage_problems import ads_problems, math_problems
 
+from trait_kit.engine.ledger import Completion, Ledger
 from trait_kit.passages import prompts
 from trait_kit.passages.answers import arithmetic_slips, is_mathematical, math_equal, reaches
 from trait_kit.passages.drafts import parse_answer, problem_rows
-from trait_kit.teaching.ledger import Completion, Ledger
 
 # --- answers
 

@@ -10,7 +10,8 @@ import pytest
 from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
 from trait_kit.figures.passages import plot_passages
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
@@ -20,7 +21,6 @@ from trait_kit.passages.related import concepts, link_entities, make_related_gro
 from trait_kit.passages.screening import REASONS, screen_problems
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_passages
-from trait_kit.teaching.ledger import Ledger
 
 
 def table(rows: list[tuple[str, str, str, str | None]], **columns) -> pd.DataFrame:

@@ -12,14 +12,14 @@ import pytest
 from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.checks import OWN_CHECKS, Candidate, own_fault
 from trait_kit.passages.drafts import Draft, Problem, problem_rows
 from trait_kit.passages.grouping import Group, coverage, make_groups
 from trait_kit.passages.novelty import NearDuplicates
 from trait_kit.passages.teachers import OfflineTeacher, make_teacher
 from trait_kit.passages.writing import compose_text, write_passages
-from trait_kit.teaching.ledger import Ledger
 
 # --- groups
 

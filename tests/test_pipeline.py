@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, TINY, trait_kit
 
 from trait_kit import params, pipeline, runs, tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 SEED_ARMS = ["raw", "random", "dsir", "selected", "trait"]
 
@@ -74,8 +74,8 @@ def test_every_arm_was_scored_on_the_same_items(tiny_run):
 
 
 def test_passages_and_test_items_are_disjoint(tiny_run):
-    from trait_kit.data.contamination import find_contaminated
-    from trait_kit.data.problems import load_problems
+    from trait_kit.engine.questions import find_contaminated
+    from trait_kit.tasks import load_problems
 
     experiment = params.load(TINY).passages
     passages = tables.read(tiny_run / "03_write_passages" / "passages.parquet", "passages").to_pandas()
@@ -187,8 +187,8 @@ def test_a_domain_of_ones_own_is_three_files(tmp_path):
     """Documents and problems from files, no hidden labels, no shipped task: what a user brings."""
     import yaml
 
-    from trait_kit.data.documents import load_documents
-    from trait_kit.data.problems import load_problems
+    from trait_kit.selection.documents import load_documents
+    from trait_kit.tasks import load_problems
 
     for name in ("in_domain", "web"):
         texts = load_documents(f"demo:math/{name}")["text"].to_pylist()[:1_500]

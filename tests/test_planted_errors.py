@@ -6,7 +6,7 @@ import pytest
 from benchmarks.planted_errors import FAULTS, Outcome, benchmark_set, demo_sets, run
 from local_tasks import LOCAL
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 
 def check(outcome: Outcome, least_planted: int) -> None:

@@ -18,13 +18,12 @@ import pytest
 import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
-from trait_kit import tables
-from trait_kit.data import math_problems
-from trait_kit.data.arithmetic import as_number, check_arithmetic
-from trait_kit.data.fields import FieldError, render
-from trait_kit.data.problems import load_problems, load_task, plain, task_names
-from trait_kit.data.word_problems import WORD_TEMPLATES
-from trait_kit.errors import TraitError
+from trait_kit import math_problems, tables
+from trait_kit.engine.files import TraitError
+from trait_kit.fields import FieldError, render
+from trait_kit.passages.arithmetic import as_number, check_arithmetic
+from trait_kit.tasks import load_problems, load_task, plain, task_names
+from trait_kit.word_problems import WORD_TEMPLATES
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
 ADS = [
@@ -132,7 +131,7 @@ def test_splits_are_disjoint_also_across_seeds() -> None:
 
 
 def test_word_problems_are_split_by_story() -> None:
-    from trait_kit.data.word_problems import _template_splits
+    from trait_kit.word_problems import _template_splits
 
     where = _template_splits()
     assert sorted(where) == sorted(number for numbers in WORD_TEMPLATES.values() for number in numbers)
@@ -141,9 +140,7 @@ def test_word_problems_are_split_by_story() -> None:
 
 
 def test_asking_for_more_extends_the_same_list_in_every_process(math_train: pd.DataFrame) -> None:
-    code = (
-        f"from trait_kit.data.problems import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
-    )
+    code = f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     small = done.stdout.split()
     assert len(small) == 50
@@ -154,7 +151,7 @@ def test_asking_for_more_extends_the_same_list_in_every_process(math_train: pd.D
 
 def test_wrong_generator_solutions_are_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Template 75 halves odd numbers wrongly about half of the time; 55 is fine."""
-    from trait_kit.data import word_problems
+    from trait_kit import word_problems
 
     monkeypatch.setattr(word_problems, "_template_splits", lambda: {75: ("t", "train"), 69: ("t", "train")})
     skipped: Counter[str] = Counter()

@@ -15,8 +15,8 @@ import pytest
 
 from trait_kit import tables
 from trait_kit.cli import main
-from trait_kit.data.tokens import token_counter
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.models import token_counter
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Filters, Limit, rank_keys, value_keys
 from trait_kit.selection.classifier import train_domain_classifier, train_educational_model

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit import tables
-from trait_kit.data.documents import load_documents, load_labels, truth_label
-from trait_kit.data.tokens import token_counter
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.models import token_counter
 from trait_kit.selection import NgramScorer, scoring
 from trait_kit.selection.budget import METHODS, Filters, Limit, choose, cut_key, rank_keys, value_keys
 from trait_kit.selection.classifier import (
@@ -26,6 +25,7 @@ from trait_kit.selection.classifier import (
     train_domain_classifier,
     train_educational_model,
 )
+from trait_kit.selection.documents import load_documents, load_labels, truth_label
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, educational_weak_labels
 from trait_kit.selection.scoring import ModelFiles, score_corpus
@@ -589,7 +589,7 @@ def test_quality_counts_against_the_whole_corpus():
 def test_tokens_are_counted_as_the_base_model_sees_them(web):
     from transformers import AutoTokenizer
 
-    from trait_kit.data.demo import base_model_dir
+    from trait_kit.demo import base_model_dir
 
     texts = ["", " ", "😀 数学 \x00", "a" * 20_000, "<|im_start|>user", *web["text"].to_pylist()[:50]]
     tokenizer = AutoTokenizer.from_pretrained(base_model_dir("tiny-random"))

@@ -19,13 +19,13 @@ import pytest
 import yaml
 from passage_problems import params
 
-from trait_kit.errors import TraitError
+from trait_kit.engine import local_server
+from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
+from trait_kit.engine.exchange import read_object
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import CapReached, Completion, Ledger
+from trait_kit.engine.money import Estimate, agree, prices
 from trait_kit.params import PassageParams
-from trait_kit.teaching import local_server
-from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
-from trait_kit.teaching.exchange import read_object
-from trait_kit.teaching.ledger import CapReached, Completion, Ledger
-from trait_kit.teaching.money import Estimate, agree, prices
 
 # --- paid answers ----------------------------------------------------------------------------------------------------
 

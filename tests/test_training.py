@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.packing import IGNORED, pack
 from trait_kit.training import sampling, schedule
-from trait_kit.training.packing import IGNORED, pack
 from trait_kit.training.plan import plan_stages
 from trait_kit.training.stages import TrainingResult, train_arms
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.params import TrainingParams
 from trait_kit.training import launch, stages
 from trait_kit.training.schedule import wsd_factor
@@ -167,7 +167,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(model_dir: Pat
     changes |= {"activation_checkpointing": "never", "evaluations_per_stage": 1}
     sources = {name: texts * 40 for name, texts in tiny_sources().items()}
     code = (  # what a worker takes before it trains: its libraries, and compiling what packs
-        "import psutil, trait_kit.training.trainer; from trait_kit.training.packing import plan_rows; plan_rows([3, 4], 8); "
+        "import psutil, trait_kit.training.trainer; from trait_kit.engine.packing import plan_rows; plan_rows([3, 4], 8); "
         "print(psutil.Process().memory_info().data)"
     )
     environment = {**os.environ, **launch.WORKER_ENVIRONMENT}

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.training import memory, throughput
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.memory import Memory, estimate, largest_micro_batch

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from trait_kit.data import web_pages
-from trait_kit.data.corpus import Part, list_shards, read_shard
-from trait_kit.data.documents import load_documents
-from trait_kit.data.records import Damage
-from trait_kit.data.streams import find
-from trait_kit.data.web_pages import read_web
-from trait_kit.errors import TraitError
+from trait_kit.engine import web as web_pages
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.records import Damage
+from trait_kit.engine.streams import find
+from trait_kit.engine.web import read_web
+from trait_kit.selection.corpus import Part, list_shards, read_shard
+from trait_kit.selection.documents import load_documents
 
 LOCAL = Path(__file__).parent.parent / ".." / "shared" / "data" / "web"
 needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="../shared/data/web (public web pages) is not there")
@@ -266,7 +266,7 @@ def test_a_killed_extraction_leaves_whole_parts_and_goes_on_after_them(
     monkeypatch.setattr(web_pages, "_PART_RECORDS", 10)
     path = write(tmp_path / "d.warc.gz", [good(number) for number in range(1, 46)])
     code = (
-        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.data.streams import find\n"
+        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.engine.streams import find\n"
         "web_pages._PART_RECORDS = 10\n"
         "for part in web_pages.read_web(find(sys.argv[1])[0]):\n    print(part.documents.num_rows, flush=True)\n"
     )
@@ -289,7 +289,7 @@ def test_a_killed_extraction_leaves_whole_parts_and_goes_on_after_them(
 def test_processes_that_ask_at_once_share_the_work(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "d.warc.gz", [good(number) for number in range(1, 31)])
     code = (
-        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.data.streams import find\n"
+        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.engine.streams import find\n"
         "web_pages._PART_RECORDS = 10\nextract = web_pages._extract\n"
         "web_pages._extract = lambda *given: (print('extracted'), extract(*given))\n"
         "for part in web_pages.read_web(find(sys.argv[1])[0]):\n    print(*part.documents['row'].to_pylist())\n"

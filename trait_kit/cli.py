@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,7 +151,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _assets(_: argparse.Namespace) -> None:
-    from trait_kit.data import demo
+    from trait_kit import demo
 
     demo.wikipedia()
     for name in ("demo:smollm2-135m", "demo:all-minilm-l6-v2"):
@@ -182,10 +182,10 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
-    from trait_kit.data.documents import load_documents
-    from trait_kit.data.problems import load_problems
     from trait_kit.selection import scoring, selecting, side_by_side
     from trait_kit.selection.budget import Filters, Limit
+    from trait_kit.selection.documents import load_documents
+    from trait_kit.tasks import load_problems
 
     scored = scoring.open_scoring(options.scores.absolute())
     tests = (
@@ -216,7 +216,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _place(options: argparse.Namespace):
-    from trait_kit.selection.engine import Place
+    from trait_kit.engine.shards import Place
 
     return Place(options.executor, options.workers, options.slurm_partition, options.slurm_time)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 Budget = int  # tokens of the base model's tokenizer

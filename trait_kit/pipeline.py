@@ -17,9 +17,8 @@ import yaml
 
 from trait_kit import params as parameters
 from trait_kit import runs
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, atomic_path, write_text
 from trait_kit.figures.report import write_report
-from trait_kit.files import atomic_path, write_text
 
 
 def run(experiment: parameters.Experiment, start_from: str | None = None) -> Path:

@@ -33,8 +33,7 @@ import psutil
 import yaml
 
 from trait_kit import params as parameters
-from trait_kit.errors import TraitError
-from trait_kit.files import digest, read_json, sha256, write_json, write_text
+from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
 
 PACKAGE = Path(__file__).parent
 
@@ -52,15 +51,15 @@ class StepSpec:
 
 
 STEPS: dict[str, StepSpec] = {
-    "01_domain_classifier": StepSpec("classifier", (), ("data", "selection", "teaching")),
-    "02_filter_web": StepSpec("selection", ("01_domain_classifier",), ("data", "selection")),
-    "03_write_passages": StepSpec("passages", (), ("data", "passages", "selection", "teaching")),
-    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages"), ("data", "training")),
-    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",), ("data", "evaluation")),
+    "01_domain_classifier": StepSpec("classifier", (), ("",)),
+    "02_filter_web": StepSpec("selection", ("01_domain_classifier",), ("",)),
+    "03_write_passages": StepSpec("passages", (), ("",)),
+    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages"), ("",)),
+    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",), ("",)),
     "06_figures": StepSpec(
         "figures",
         ("01_domain_classifier", "02_filter_web", "03_write_passages", "04_train_two_stages", "05_evaluate"),
-        ("data", "evaluation", "figures"),
+        ("",),
     ),
 }
 
@@ -215,7 +214,9 @@ def _peak_memory_gb() -> float:
 
 
 def _inputs(validated: parameters.Common) -> dict[str, Any]:
-    from trait_kit.data import demo, documents, problems
+    from trait_kit import demo
+    from trait_kit import tasks as problems
+    from trait_kit.selection import documents
 
     model = Path(demo.resolve_model(validated.base_model)) if not validated.base_model.startswith("demo:") else None
     weights = sorted(model.glob("*.safetensors")) if model and model.is_dir() else []

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path
+from trait_kit.engine.files import TraitError, atomic_path
 
 _BATCH_ROWS = 2_000  # that `writer` holds in memory
 _strings = pa.list_(pa.string())

@@ -12,9 +12,9 @@ import fasttext
 import psutil
 import pyarrow as pa
 
-from trait_kit.data.documents import load_documents, load_labels
+from trait_kit.engine.ngrams import Normalisation, normalise, text_array
 from trait_kit.selection import NgramScorer, bench
-from trait_kit.selection.ngrams import Normalisation, normalise, text_array
+from trait_kit.selection.documents import load_documents, load_labels
 
 DEMO, SEED_SPEC = "demo:math/web", "demo:math/in_domain"
 TOPICS = ("Technology", "Physical sciences", "Mathematics")  # what the trained models call in-domain

@@ -31,11 +31,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from local_tasks import BENCHMARKS, local_task
 
-from trait_kit.data.demo import resolve_model
-from trait_kit.data.problems import load_problems
+from trait_kit.demo import resolve_model
+from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import harness, suites
-from trait_kit.files import read_json, write_json
 from trait_kit.params import EvaluationParams
+from trait_kit.tasks import load_problems
 
 MODEL = Path(resolve_model("demo:smollm2-135m"))
 SCORED = ["gsm8k", "math", "mathqa", "mmlu_stem"]

@@ -11,10 +11,11 @@ import numpy as np
 from corpora import DEMO, SEED_SPEC, Setup, one_core, ratio
 from scipy.stats import spearmanr
 
-from trait_kit.data.documents import load_documents
-from trait_kit.selection import bench, linear
+from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine.ngrams import Texts, normalise
+from trait_kit.selection import bench
+from trait_kit.selection.documents import load_documents
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.ngrams import Texts, normalise
 
 os.environ["TQDM_DISABLE"] = "1"
 SMOOTHING = 1e-8  # the package's, added to probabilities

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
-from trait_kit.data.contamination import TestQuestions
-from trait_kit.data.problems import every_test_question, load_problems
-from trait_kit.data.tokens import token_counter
-from trait_kit.files import read_json, write_json
+from trait_kit.engine.files import read_json, write_json
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.questions import TestQuestions
+from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
 from trait_kit.passages.planning import plan_groups
@@ -30,7 +30,7 @@ from trait_kit.passages.screening import screen_problems
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_passages
 from trait_kit.selection import bench
-from trait_kit.teaching.ledger import Ledger
+from trait_kit.tasks import every_test_question, load_problems
 
 _SHOP = f"""about: Products of a toy and music shop.
 catalogue:

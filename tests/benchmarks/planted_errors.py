@@ -31,7 +31,7 @@ from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, hold
 from local_tasks import LOCAL, local_task
 
 from trait_kit import tables
-from trait_kit.data.problems import load_problems
+from trait_kit.engine.ledger import Ledger
 from trait_kit.params import PassageParams
 from trait_kit.passages.drafts import Draft, Problem, problem_rows
 from trait_kit.passages.grouping import COLUMN, Group, make_groups
@@ -39,7 +39,7 @@ from trait_kit.passages.related import tag_concepts
 from trait_kit.passages.screening import screen_problems
 from trait_kit.passages.teachers import OfflineTeacher
 from trait_kit.passages.writing import write_passages
-from trait_kit.teaching.ledger import Ledger
+from trait_kit.tasks import load_problems
 
 
 @dataclass(frozen=True)

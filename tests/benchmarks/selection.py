@@ -21,10 +21,10 @@ from corpora import DEMO, LARGE, SMALL, Setup, one_core, ratio
 from exactness import exactness
 from importance import agreement, dsir
 
-from trait_kit.files import read_json, write_json
+from trait_kit.engine.files import read_json, write_json
+from trait_kit.engine.shards import Place
 from trait_kit.selection import bench
 from trait_kit.selection.budget import Limit
-from trait_kit.selection.engine import Place
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 STEPS = {

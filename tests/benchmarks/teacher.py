@@ -17,9 +17,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from trait_kit.teaching.endpoint import Endpoint, ask_all
-from trait_kit.teaching.exchange import read_object
-from trait_kit.teaching.ledger import Ledger
+from trait_kit.engine.endpoint import Endpoint, ask_all
+from trait_kit.engine.exchange import read_object
+from trait_kit.engine.ledger import Ledger
 
 WORDS = "the train leaves at noon and each of its wagons holds forty people so that in all there are some "
 PROMPT = (WORDS * 40)[:3_000]

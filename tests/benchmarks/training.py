@@ -38,9 +38,9 @@ import pyarrow.parquet as pq
 import torch
 from tiny_llama import HELD_OUT, ROOT, write_model
 
-from trait_kit.data.documents import load_documents
-from trait_kit.files import read_json, write_json
+from trait_kit.engine.files import read_json, write_json
 from trait_kit.params import TrainingParams, load
+from trait_kit.selection.documents import load_documents
 from trait_kit.training import stages, worker
 
 ROUNDS = 2  # each contestant's best counts
@@ -203,7 +203,7 @@ def _in_process(command: list[str]) -> dict[str, Any]:
 
 def _model(name: str, folder: Path) -> str:
     if name != "random:mistral-7b":
-        from trait_kit.data.demo import resolve_model
+        from trait_kit.demo import resolve_model
 
         return str(resolve_model(name))
     from transformers import MistralConfig, MistralForCausalLM

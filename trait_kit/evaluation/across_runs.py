@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import runs, tables
-from trait_kit.errors import TraitError
-from trait_kit.files import digest
+from trait_kit.engine.files import TraitError, digest
 
 _STEP = "05_evaluate"
 _ITEM = ["metric", "seed", "task", "item_id"]

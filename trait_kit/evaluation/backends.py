@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import harness
 from trait_kit.params import EvaluationParams
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import statistics
 from trait_kit.evaluation.set_metrics import SCORE, with_set_metrics
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation import harness
 from trait_kit.evaluation.units import HELD_OUT, Unit
-from trait_kit.files import digest
 from trait_kit.params import EvaluationParams
 
 

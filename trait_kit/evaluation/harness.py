@@ -26,9 +26,8 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from transformers import DynamicCache
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, atomic_path, digest, write_text
 from trait_kit.evaluation.generation import SharedPrefix, generate, n_shared_tokens
-from trait_kit.files import atomic_path, digest, write_text
 
 TEMPLATES = Path(__file__).parent / "tasks"
 CPU_SLICE_ITEMS, GPU_SLICE_ITEMS = 64, 512  # asked and kept at once: seconds to a minute of work, and full batches

@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trait_kit.data.tokens import token_counter
-from trait_kit.errors import TraitError
+from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
+from trait_kit.engine.exchange import as_data, clean, read_object
+from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.local_server import serving
+from trait_kit.engine.money import Estimate, agree, usd
 from trait_kit.evaluation import statistics
 from trait_kit.evaluation.ads import written
-from trait_kit.files import digest
+from trait_kit.models import token_counter
 from trait_kit.params import EvaluationParams
-from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
-from trait_kit.teaching.exchange import as_data, clean, read_object
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.local_server import serving
-from trait_kit.teaching.money import Estimate, agree, usd
 
 COLUMNS = ("item_id", "task", "question", "first", "second")  # of the pairs
 MAX_TEXT, MAX_QUESTION = 1_000, 4_000  # characters that are sent

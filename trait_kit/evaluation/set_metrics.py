@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 SCORE = "relevance_score"  # the rows that both are computed from: how much more 'relevant' is preferred, in any real unit
 METRICS = ("auc", "f1")

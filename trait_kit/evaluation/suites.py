@@ -19,12 +19,11 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.data.problems import Task, every_test_question, load_problems, load_task
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, digest, sha256
 from trait_kit.evaluation import ads
 from trait_kit.evaluation.units import HELD_OUT, Unit, evaluate_unit, write_unit
-from trait_kit.files import digest, sha256
 from trait_kit.params import EvaluationParams
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task
 
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 
@@ -99,7 +98,7 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A choice task that
     borrows from one without choices gets some made: the example's answer among those of other examples.
     """
-    from trait_kit.data.contamination import TestQuestions
+    from trait_kit.engine.questions import TestQuestions
 
     parts = [(name, load_task(name).parts) for name in names]
     files = {task.name: name if len(tasks) == 1 else f"{name}#{task.name}" for name, tasks in parts for task in tasks}

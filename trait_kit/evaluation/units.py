@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, atomic_path, digest
 from trait_kit.evaluation import metrics
-from trait_kit.files import atomic_path, digest
 
 if TYPE_CHECKING:
     from trait_kit.evaluation.backends import Backend

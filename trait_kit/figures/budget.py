@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from trait_kit import runs
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER
 from trait_kit.figures.measures import metric_name, scale_of

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, end_labels, label, marker, new_figure, plain, styled
 
 _HELD_OUT = "held_out/"

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, item_values
 from trait_kit.evaluation.set_metrics import SCORE
 from trait_kit.figures.measures import metric_name, number_text, scale_of

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import MACRO, arm_table, compare, forgetting_of
 from trait_kit.figures.paper_tables import chain_of, contamination_table
 from trait_kit.figures.style import FINE_TUNED, label
@@ -197,7 +197,7 @@ def _synthetic(run_dir: Path, steps: list[dict[str, Any]], parameters: dict[str,
 
 def _source(task: str) -> str:
     """The kind of source in the task's file, before its colon."""
-    from trait_kit.data.problems import load_task
+    from trait_kit.tasks import load_task
 
     try:
         return load_task(task).source.partition(":")[0]

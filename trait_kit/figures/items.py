@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from trait_kit.engine.files import atomic_path, digest
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, prepared
 from trait_kit.figures.table_text import csv_text
-from trait_kit.files import atomic_path, digest
 
 _COLUMNS = ["task", "seed", "item_id", "value", "prediction", "gold"]
 

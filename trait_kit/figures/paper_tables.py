@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from trait_kit import runs, tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, atomic_path, read_json
 from trait_kit.evaluation.comparison import (
     HELD_OUT,
     LOWER_IS_BETTER,
@@ -28,7 +28,6 @@ from trait_kit.figures.measures import metric_name, number_text, p_text, scale_o
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, marker, new_figure, plain, styled
 from trait_kit.figures.table_text import Cell, Table, csv_text
 from trait_kit.figures.tables import CHAIN, ablation_table, main_table
-from trait_kit.files import atomic_path, read_json
 
 NOT_RECORDED = "not recorded"
 _SAME, _OVERLAPS = "same as a test question", "overlaps a test question"  # passages.screening's reasons

@@ -20,10 +20,9 @@ import yaml
 from markupsafe import Markup
 
 from trait_kit import tables
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError, read_json, write_text
 from trait_kit.figures import headline
 from trait_kit.figures.style import label
-from trait_kit.files import read_json, write_text
 
 STEPS = {  # folder -> (title, the question that it answers)
     "01_domain_classifier": ("Domain classifier", "Can a small model tell in-domain text from the rest?"),

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.data import corpus
-from trait_kit.data.documents import load_documents
-from trait_kit.data.problems import load_problems
 from trait_kit.params import FigureParams
+from trait_kit.selection import corpus
+from trait_kit.selection.documents import load_documents
+from trait_kit.tasks import load_problems
 
 
 def map_texts(params: FigureParams, selection: Path, passages: Path) -> pd.DataFrame:

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trait_kit.files import atomic_path
+from trait_kit.engine.files import atomic_path
 
 WIDTH = 7.2  # inches
 DPI = 200  # twice a screen's: figures stay sharp on a dense display

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
 from trait_kit.figures.items import item_file, pair_file
 from trait_kit.figures.measures import change_text, metric_name, number_text, p_text, scale_of, signed_text

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, new_figure, plain, styled
 
 KINDS = ("general", "in_domain", "downstream", "trait")

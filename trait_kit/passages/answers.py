@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
-from trait_kit.data.arithmetic import evaluate, plain_operators
+from trait_kit.passages.arithmetic import evaluate, plain_operators
 
 MAX_ANSWER = 200  # characters of an answer that are compared
 MAX_TEXT = 20_000  # characters of a paragraph that are read

@@ -15,15 +15,15 @@ from pathlib import Path
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.files import digest, write_json
+from trait_kit.engine import shards as engine
+from trait_kit.engine.endpoint import ask_all
+from trait_kit.engine.files import digest, write_json
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.local_server import serving
 from trait_kit.params import PassageParams
 from trait_kit.passages.drafts import Problem, Rejection, problem_rows
 from trait_kit.passages.grouping import Group
 from trait_kit.passages.teachers import make_teacher
-from trait_kit.selection import engine
-from trait_kit.teaching.endpoint import ask_all
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.local_server import serving
 
 
 def ask_in_shards(

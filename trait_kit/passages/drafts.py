@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trait_kit.teaching.exchange import clean, read_object
+from trait_kit.engine.exchange import clean, read_object
 
 
 class Problem(NamedTuple):

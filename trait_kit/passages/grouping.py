@@ -16,8 +16,7 @@ from typing import Self
 
 import pandas as pd
 
-from trait_kit.errors import TraitError
-from trait_kit.files import digest
+from trait_kit.engine.files import TraitError, digest
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
 Kind = tuple[str, str]  # task, subject

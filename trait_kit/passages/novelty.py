@@ -6,10 +6,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from trait_kit.data import demo
-from trait_kit.data.embedding import embed
+from trait_kit import demo
+from trait_kit.embedding import embed
+from trait_kit.engine.minhash import EMPTY, WINDOW, band_keys, signatures
 from trait_kit.params import PassageParams
-from trait_kit.selection.near_duplicates import EMPTY, WINDOW, band_keys, signatures
 
 _SAME_ENLIGHTENMENT, _SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trait_kit.data import demo
-from trait_kit.data.embedding import embed
-from trait_kit.errors import TraitError
+from trait_kit import demo
+from trait_kit.embedding import embed
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import Group, make_groups
 from trait_kit.passages.related import link_entities, make_related_groups, tag_concepts
 from trait_kit.passages.topics import ask_topics
-from trait_kit.teaching.ledger import Ledger
 
 
 def plan_groups(problems: pd.DataFrame, params: PassageParams, ledger: Ledger) -> tuple[pd.DataFrame, list[Group]]:

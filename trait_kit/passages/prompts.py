@@ -14,10 +14,10 @@ from pathlib import Path
 
 import jinja2
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.exchange import as_data, templates
+from trait_kit.engine.files import TraitError
 from trait_kit.passages.answers import is_mathematical
 from trait_kit.passages.drafts import Problem
-from trait_kit.teaching.exchange import as_data, templates
 
 FOLDER = Path(__file__).parent / "prompts"
 ADS_TASKS = frozenset(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.passages.drafts import Problem, problem_rows
 from trait_kit.passages.grouping import Group, refuse_bad
 from trait_kit.passages.words import content_words

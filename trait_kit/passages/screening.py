@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from trait_kit.data.contamination import TestQuestions
+from trait_kit.engine.questions import TestQuestions
 
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
 _BATCH = 5_000  # problems whose n-grams are in memory at a time

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trait_kit.engine.endpoint import Endpoint
+from trait_kit.engine.exchange import clean
+from trait_kit.engine.ledger import Ledger
 from trait_kit.params import PassageParams
 from trait_kit.passages import checks, enlightenment, prompts, techniques
 from trait_kit.passages.drafts import Draft, Problem, Rejection, parse_answer
 from trait_kit.passages.grouping import Group
-from trait_kit.teaching.endpoint import Endpoint
-from trait_kit.teaching.exchange import clean
-from trait_kit.teaching.ledger import Ledger
 
 
 def make_teacher(params: PassageParams) -> Teacher:

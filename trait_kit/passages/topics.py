@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
+from trait_kit.engine.exchange import as_data, read_object, templates
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.local_server import serving
+from trait_kit.engine.money import agree
 from trait_kit.params import PassageParams
 from trait_kit.passages.prompts import FOLDER
-from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
-from trait_kit.teaching.exchange import as_data, read_object, templates
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.local_server import serving
-from trait_kit.teaching.money import agree
 
 _MAX_QUESTION = 4_000  # characters that are sent
 _MAX_WORDS = 6

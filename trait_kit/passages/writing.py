@@ -17,17 +17,17 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.data.contamination import TestQuestions
-from trait_kit.errors import TraitError
+from trait_kit.engine.endpoint import ask_all
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.money import Estimate
+from trait_kit.engine.questions import TestQuestions
 from trait_kit.params import PassageParams
 from trait_kit.passages.checks import Candidate, own_fault
 from trait_kit.passages.drafts import Draft, Problem, Rejection, problem_rows
 from trait_kit.passages.grouping import Group
 from trait_kit.passages.novelty import Novelty
 from trait_kit.passages.teachers import OpenAITeacher, Refused, Teacher
-from trait_kit.teaching.endpoint import ask_all
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.money import Estimate
 
 _BATCH = 2_000  # passages checked and written at a time: bounds memory
 _ESTIMATED = 1_000  # groups whose prompts are rendered for an estimate

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from trait_kit import tables
-from trait_kit.data.identity import id_hashes
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.identity import id_hashes
 from trait_kit.params import Method
 
 METHODS: tuple[str, ...] = get_args(Method)

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit import tables
-from trait_kit.data.contamination import TestQuestions
-from trait_kit.data.corpus import read_rows
-from trait_kit.data.tokens import TokenCounter, token_counter
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, digest, read_json, write_json
+from trait_kit.engine import minhash as near_duplicates
+from trait_kit.engine import shards as engine
+from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
+from trait_kit.engine.questions import TestQuestions
+from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method
-from trait_kit.selection import engine, near_duplicates
 from trait_kit.selection.budget import Filters, Limit, check_method, cut_key, rank_keys, value_keys
+from trait_kit.selection.corpus import read_rows
 from trait_kit.selection.scoring import KEY, Scoring, has_key, open_scoring
 
 _ADDED = [pa.field("row", pa.int64()), pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.ngrams import Texts, normalise
+from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.selection.educational import LABELS, POINTS, educational_weak_labels
-from trait_kit.selection.ngram_scorer import LABEL_PREFIX, NgramScorer
-from trait_kit.selection.ngrams import Texts, normalise
 
 __all__ = [
     "ClassifierReport",

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trait_kit.errors import TraitError
-from trait_kit.selection import linear, mapped
-from trait_kit.selection.linear import LinearTable
-from trait_kit.selection.ngrams import Normalisation, Texts
+from trait_kit.engine import mapped
+from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ngram_tables import LinearTable
+from trait_kit.engine.ngrams import Normalisation, Texts
 
 _KIND = "dsir 2"  # in the file's header
 

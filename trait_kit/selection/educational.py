@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 LABELS = ("Low", "Mid", "High")
 POINTS = {label: float(value) for value, label in enumerate(LABELS)}

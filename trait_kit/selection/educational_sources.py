@@ -20,17 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trait_kit import tables
-from trait_kit.data import corpus
-from trait_kit.data.tokens import token_counter
-from trait_kit.errors import TraitError
+from trait_kit.engine import local_server
+from trait_kit.engine.endpoint import Endpoint
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.money import Estimate
+from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
+from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
-from trait_kit.selection import ratings
+from trait_kit.selection import corpus, ratings
 from trait_kit.selection.classifier import EducationalReport, train_educational_model
 from trait_kit.selection.educational import educational_weak_labels, label_points, points, rating_label
-from trait_kit.selection.ngram_scorer import LABEL_PREFIX, NgramScorer
-from trait_kit.teaching import local_server
-from trait_kit.teaching.endpoint import Endpoint
-from trait_kit.teaching.money import Estimate
 
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text

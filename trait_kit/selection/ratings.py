@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from trait_kit import tables
-from trait_kit.teaching.endpoint import Endpoint, Reply, ask_all
-from trait_kit.teaching.exchange import as_data, clean, read_object, templates
-from trait_kit.teaching.ledger import Ledger
-from trait_kit.teaching.money import Estimate
+from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
+from trait_kit.engine.exchange import as_data, clean, read_object, templates
+from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.money import Estimate
 
 MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
 _TYPICAL_ANSWER = 100  # tokens, for the estimate

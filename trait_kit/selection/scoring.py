@@ -22,16 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trait_kit import tables
-from trait_kit.data.corpus import Columns, Shard, list_shards, read_shard
-from trait_kit.data.tokens import TokenCounter, token_counter
-from trait_kit.data.web_pages import SKIPPED
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, digest, write_json
-from trait_kit.selection import engine, linear
+from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import shards as engine
+from trait_kit.engine.files import TraitError, atomic_path, digest, write_json
+from trait_kit.engine.ngrams import Normalisation, Texts, text_array
+from trait_kit.engine.scorer import NgramScorer
+from trait_kit.engine.web import SKIPPED
+from trait_kit.models import TokenCounter, token_counter
+from trait_kit.selection.corpus import Columns, Shard, list_shards, read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
-from trait_kit.selection.ngram_scorer import NgramScorer
-from trait_kit.selection.ngrams import Normalisation, Texts, text_array
 
 KEY = b"trait_kit.key"  # in a shard's Parquet metadata: digest of what it was computed from
 

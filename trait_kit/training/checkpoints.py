@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from trait_kit.errors import TraitError
-from trait_kit.files import read_json, write_json
+from trait_kit.engine.files import TraitError, read_json, write_json
 
 CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
 STOP = threading.Event()  # set by SIGTERM: write a checkpoint and leave

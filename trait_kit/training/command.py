@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trait_kit.files import read_json, write_json
+from trait_kit.engine.files import read_json, write_json
 from trait_kit.params import TrainingParams
 from trait_kit.training import launch, stages, worker
 from trait_kit.training.sources import fine_tuning_pairs, held_out_sets, training_sources

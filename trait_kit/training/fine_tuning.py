@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from trait_kit.errors import TraitError
-from trait_kit.files import write_json
-from trait_kit.training.packing import plan_rows
+from trait_kit.engine.files import TraitError, write_json
+from trait_kit.engine.packing import plan_rows
 from trait_kit.training.rows import mean_attended, piece_records, save_rows
 from trait_kit.training.tokens import prefix_tokens, write_store
 

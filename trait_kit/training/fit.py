@@ -12,8 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, TrainingArguments
 
-from trait_kit.errors import TraitError
-from trait_kit.files import read_json
+from trait_kit.engine.files import TraitError, read_json
 from trait_kit.training import memory
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 from trait_kit.training.tokens import prefix_tokens
 
 MAX_TARGET_TOKENS = 192  # the rest of a longer target is not scored, nor are its bytes counted

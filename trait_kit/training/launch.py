@@ -19,8 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trait_kit.errors import TraitError
-from trait_kit.files import write_json
+from trait_kit.engine.files import TraitError, write_json
 from trait_kit.params import TrainingParams
 from trait_kit.training.worker import RANK_VARIABLES, USER_MESSAGE
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import psutil
 import torch
 
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
 
 ROOM = 0.9  # of the available memory: the rest is for what is not counted
 CPU_TENSORS = 0.8  # of a CPU process's memory; SmolLM2-135M's resident memory was 1.20 to 1.24 times this estimate

@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trait_kit.errors import TraitError
-from trait_kit.files import digest, read_json, sha256, write_json
+from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json
 from trait_kit.params import TrainingParams
 from trait_kit.training import fine_tuning
 from trait_kit.training.sampling import sources_of

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trait_kit.files import read_json
-from trait_kit.training.packing import IGNORED
+from trait_kit.engine.files import read_json
+from trait_kit.engine.packing import IGNORED
 from trait_kit.training.tokens import TokenStore, open_store
 
 PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt", "i4")])

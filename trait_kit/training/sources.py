@@ -8,12 +8,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.data.contamination import TestQuestions
-from trait_kit.data.documents import load_documents, load_held_out
-from trait_kit.data.problems import every_test_question, load_problems
-from trait_kit.errors import TraitError
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.questions import TestQuestions
 from trait_kit.evaluation.suites import prompt
 from trait_kit.params import TrainingParams
+from trait_kit.selection.documents import load_documents, load_held_out
+from trait_kit.tasks import every_test_question, load_problems
 from trait_kit.training.plan import Source, named_sources
 
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 
 SHARD_TOKENS = 2**26  # 128 MB as uint16
 BATCH_CHARACTERS = 2**21  # texts tokenised at once: the tokenizer's own objects take some 100 bytes a token

@@ -21,8 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
-from trait_kit.errors import TraitError
-from trait_kit.files import digest, read_json, write_json
+from trait_kit.engine.files import TraitError, digest, read_json, write_json
 from trait_kit.training import throughput
 from trait_kit.training.checkpoints import CHECKPOINT_MARK, Milestones
 from trait_kit.training.fit import Fit, best_device, resolve_precision, sharding

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from trait_kit.errors import TraitError
-from trait_kit.files import atomic_path, digest, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
 
 USER_ERROR = 3  # exit status
 USER_MESSAGE = (
@@ -105,7 +104,7 @@ def _prepare(job: dict[str, Any], tokenizer: Any) -> None:
 
 
 def _prepare_stage(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any, folder: Path) -> None:
-    from trait_kit.training.packing import plan_rows
+    from trait_kit.engine.packing import plan_rows
     from trait_kit.training.rows import PIECE, mean_attended, piece_records, save_rows
     from trait_kit.training.sampling import draw, shares
 

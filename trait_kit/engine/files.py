@@ -1,0 +1,103 @@
+"""Files that are whole or absent: written under a temporary name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: no lock there; the atomic rename still keeps files whole
+    fcntl = None
+
+
+class TraitError(Exception):
+    """A message for the user, not a bug: what is wrong, where, and what to do next. The command line prints it alone."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; rename it to `path` if the block succeeds, else remove it.
+
+    A reader (or a run that is resumed after a kill) therefore never sees half a file under its final name.
+    Works for files and for folders that the block creates under the temporary name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        elif temporary.is_file():
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TraitError(
+                f"No room on the disk while writing {path}. Free some space and run again: "
+                "finished work is kept, and nothing half-written was left behind."
+            ) from error
+        raise
+    finally:
+        _remove(temporary)
+
+
+@contextlib.contextmanager
+def maker_of(path: Path) -> Iterator[None]:
+    """Only one process at a time makes `path`; what a killed maker left behind is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            for left in path.parent.glob(f".{path.name}*.tmp-*"):
+                _remove(left)
+        yield
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Write JSON (UTF-8, no NaN: a NaN in a report is a bug, so it raises ValueError)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def read_json(path: Path | str) -> Any:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TraitError(f"{path} does not exist. Run the step that writes it first.") from None
+    except json.JSONDecodeError as error:
+        raise TraitError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete it and run again.") from None
+
+
+def sha256(path: Path | str) -> str:
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON-able value; equal values give equal digests whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
