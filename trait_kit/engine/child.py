@@ -1,0 +1,177 @@
+"""Child processes: one supervisor for workers that train, servers that answer, and drivers of a cluster's jobs.
+
+Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other end
+of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM first,
+so that a trainer can save itself, SIGKILL ten seconds later. No child is ever left behind, and none reads our terminal.
+A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on this side.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from trait_kit.engine.files import TraitError
+
+_SHOWN, _ERROR = "> ", "!TraitError "
+_GRACE_SECONDS = 10.0
+
+
+def run(
+    command: Sequence[str],
+    what: str,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    hint: str = "",
+) -> None:
+    """Run `command` to its end; what it tells is printed (or given to `on_line`), all that it prints is in `log`.
+
+    Raises TraitError with the child's own message, or with how it ended and its last lines. SIGTERM is handed to it.
+    """
+    last: collections.deque[str] = collections.deque(maxlen=30)
+    message = ""
+    with started(command, log, environment, subprocess.PIPE) as process, _handing_on(process):
+        with log.open("ab", buffering=0) as stream:
+            for line in process.stdout:
+                with contextlib.suppress(OSError):  # a full disk must not keep the reason from the user
+                    stream.write(line)
+                text = line.decode(errors="replace")
+                last.append(text)
+                if text.startswith(_ERROR):
+                    message = json.loads(text.removeprefix(_ERROR))
+                elif text.startswith(_SHOWN):
+                    (on_line or _print)(text.removeprefix(_SHOWN).rstrip("\n"))
+        code = process.wait()
+    if message:
+        raise TraitError(message)
+    if code:
+        raise TraitError(f"{what} {_ending(code)}{hint} Its last lines (all in {log}):\n{''.join(last)}")
+
+
+@contextlib.contextmanager
+def serving(
+    command: Sequence[str],
+    what: str,
+    log: Path,
+    ready: Callable[[], bool],
+    environment: dict[str, str] | None = None,
+    seconds: float = 3_600,
+) -> Iterator[None]:
+    """A server that lives as long as the block; `ready` is asked until it says yes. TraitError if it ends before."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream, started(command, log, environment, stream) as process:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            code = process.poll()
+            if code is not None or time.monotonic() > deadline:
+                ended = _ending(code) if code is not None else f"did not answer within {seconds:.0f} s."
+                end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+                raise TraitError(f"{what} {ended} Its last lines (all in {log}):\n{end}")
+            time.sleep(0.2)
+        yield
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None, output: int | object = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen]:
+    """The guarded child, ended with all that it started when the block is left."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    shared = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "trait_kit.engine.child", *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=shared | (environment or {}),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(2 * _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def tell(text: str) -> None:
+    """In a child: a line of progress for the person who waits."""
+    print(f"{_SHOWN}{text}", flush=True)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """In a child: a TraitError ends it and is raised again by the `run` that started it."""
+    try:
+        yield
+    except TraitError as error:
+        print(f"{_ERROR}{json.dumps(str(error))}", flush=True)
+        sys.exit(1)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _ending(code: int) -> str:
+    if code > 128 or code < 0:
+        number = code - 128 if code > 128 else -code
+        memory = " (most likely memory ran out)" if number == signal.SIGKILL else ""
+        return f"was ended by signal {number}{memory}."
+    return f"ended with exit status {code}."
+
+
+@contextlib.contextmanager
+def _handing_on(process: subprocess.Popen) -> Iterator[None]:
+    """SIGTERM for us goes to the child, whose end is ours; only the main thread may ask for this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _guard(command: list[str]) -> None:
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = child.wait()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the child has left behind goes with it
+    os.killpg(0, signal.SIGTERM)
+    os._exit(128 - code if code < 0 else code)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _guard(sys.argv[1:])

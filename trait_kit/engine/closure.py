@@ -1,0 +1,72 @@
+"""Which code shapes a result: the files of this package that some modules import, computed from their source.
+
+A hand-kept list of folders is wrong the day after it is written. Here imports are followed wherever they stand, also
+inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts.yaml').
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
+PACKAGE = Path(__file__).resolve().parents[1]
+_DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
+
+
+def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
+    """Hex SHA-256 of the import closure of `entries`: module names ('trait_kit.training.worker') or Python source.
+
+    `without` names modules that are left out, with what only they import: those that watch a result and do not shape it.
+    """
+    files: set[Path] = set()
+    waiting = [name for entry in entries for name in ([entry] if _file(entry) else _imports(entry))]
+    seen = set(without)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if path := _file(name):
+            files |= {path, *_data_beside(path)}
+            waiting += _imports(path.read_text(encoding="utf-8"))
+    hashes = [[str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in sorted(files)]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
+
+
+def _imports(source: str) -> list[str]:
+    """Modules of this package that the source imports; `from package import name` may name a module or a function."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.split(".")[0] == PACKAGE.name and _file(name)]
+
+
+def _file(name: str) -> Path | None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    path = ROOT.joinpath(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _data_beside(path: Path) -> Iterable[Path]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for name in names:
+        if name and "\n" not in name and len(name) < 100 and name.isprintable() and not name.startswith((".", "/")):
+            there = path.parent / name
+            if there.suffix in _DATA and there.is_file():
+                yield there
+            elif there.is_dir() and not (there / "__init__.py").exists():
+                yield from (file for file in sorted(there.rglob("*")) if file.suffix in _DATA)
+
+
+@functools.cache
+def _sha256(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
