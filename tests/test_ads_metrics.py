@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
+from trait_kit.catalogue_problems import TASKS, task_fields
 
 from trait_kit import tables
-from trait_kit.catalogue_problems import TASKS, task_fields
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
 from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics

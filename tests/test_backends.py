@@ -57,7 +57,7 @@ def test_texts_are_those_of_lm_evals_own_model(model_dir, prefix, changes):
 
 
 def test_texts_of_the_demo_model_too():
-    from trait_kit.demo import resolve_model
+    from trait_kit.models import resolve_model
 
     questions = [f"Question: Tom has {n} apples and {n + 1} pears. How many fruits?\nAnswer:" for n in (2, 30)]
     theirs, ours = _both(Path(resolve_model("demo:smollm2-135m")), [SHOTS + text for text in questions])

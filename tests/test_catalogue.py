@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from trait_kit.catalogue_problems import TASKS
+from trait_kit.product_texts import MAX_DESCRIPTION, MAX_TITLE, Text, clean
 
 from trait_kit import tables
 from trait_kit.catalogue import Catalogue, CatalogueFiles
-from trait_kit.catalogue_problems import TASKS
 from trait_kit.engine.files import TraitError
-from trait_kit.product_texts import MAX_DESCRIPTION, MAX_TITLE, Text, clean
 from trait_kit.tasks import fingerprint, load_problems, load_task
 
 ROOT = Path(__file__).resolve().parents[1]

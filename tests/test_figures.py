@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from trait_kit import tables
-from trait_kit.embedding import embed
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation.comparison import arm_table, compare, forgetting_of
 from trait_kit.figures import curves, gains, style, umap_map
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.table_text import Cell, Table
 from trait_kit.figures.tables import ablation_table, main_table, plot_arms, plot_gain_and_forgetting
+from trait_kit.models import embed
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)></details></body> {{ 7*7 }} {% raw %} $x^2$ \x07 | & é 中"
 ARMS = ["base", "raw", "selected", "trait"]

@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
+from trait_kit.word_problems import WORD_TEMPLATES
 
 from trait_kit import math_problems, tables
 from trait_kit.engine.files import TraitError
 from trait_kit.fields import FieldError, render
 from trait_kit.passages.arithmetic import as_number, check_arithmetic
 from trait_kit.tasks import load_problems, load_task, plain, task_names
-from trait_kit.word_problems import WORD_TEMPLATES
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
 ADS = [

@@ -151,11 +151,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _assets(_: argparse.Namespace) -> None:
-    from trait_kit import demo
+    from trait_kit import demo, models
 
     demo.wikipedia()
     for name in ("demo:smollm2-135m", "demo:all-minilm-l6-v2"):
-        print(f"{name}: {demo.resolve_model(name)}")
+        print(f"{name}: {models.resolve_model(name)}")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -214,11 +214,11 @@ def _peak_memory_gb() -> float:
 
 
 def _inputs(validated: parameters.Common) -> dict[str, Any]:
-    from trait_kit import demo
+    from trait_kit import models as named
     from trait_kit import tasks as problems
     from trait_kit.selection import documents
 
-    model = Path(demo.resolve_model(validated.base_model)) if not validated.base_model.startswith("demo:") else None
+    model = Path(named.resolve_model(validated.base_model)) if not validated.base_model.startswith("demo:") else None
     weights = sorted(model.glob("*.safetensors")) if model and model.is_dir() else []
     educational = Path(getattr(validated, "educational_model", ""))
     models = [*weights, educational] if educational.is_file() else weights

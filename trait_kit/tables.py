@@ -60,6 +60,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("choices", _strings),  # null where the task is not a choice; else holds `answer`
             ("entity", pa.string()),  # entity-centred domains: what the problem is about
             ("topic", pa.string()),  # knowledge-centred domains: the technique it needs
+            ("template", pa.string()),  # what its solution follows, where that is known: no independent evidence within one
             ("split", pa.string()),  # train | validation | test
         ]
     ),

@@ -8,6 +8,7 @@ from fractions import Fraction
 from random import Random
 
 from trait_kit.ads_problems import TASKS as ADS
+
 from trait_kit.passages.drafts import Problem
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]

@@ -31,9 +31,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from local_tasks import BENCHMARKS, local_task
 
-from trait_kit.demo import resolve_model
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import harness, suites
+from trait_kit.models import resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import load_problems
 

@@ -203,7 +203,7 @@ def _in_process(command: list[str]) -> dict[str, Any]:
 
 def _model(name: str, folder: Path) -> str:
     if name != "random:mistral-7b":
-        from trait_kit.demo import resolve_model
+        from trait_kit.models import resolve_model
 
         return str(resolve_model(name))
     from transformers import MistralConfig, MistralForCausalLM

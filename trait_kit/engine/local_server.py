@@ -39,7 +39,7 @@ def serving(params: Params, folder: Path) -> Iterator[Params]:
     if not params.teacher_serve:
         yield params
         return
-    from trait_kit.demo import resolve_model
+    from trait_kit.models import resolve_model
 
     model = Path(resolve_model(params.teacher_model))
     is_folder = model.is_dir()

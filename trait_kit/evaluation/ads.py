@@ -19,8 +19,8 @@ from pathlib import Path
 import yaml
 
 from trait_kit.evaluation.answers import ENDS
+from trait_kit.evaluation.product_words import Text, sentences, stem, telling, words
 from trait_kit.passages.words import numbers
-from trait_kit.product_texts import Text, sentences, stem, telling, words
 
 METRICS = ("rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage", "faithful")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at

@@ -28,6 +28,7 @@ from transformers import DynamicCache
 
 from trait_kit.engine.files import TraitError, atomic_path, digest, write_text
 from trait_kit.evaluation.generation import SharedPrefix, generate, n_shared_tokens
+from trait_kit.models import resolve_precision
 
 TEMPLATES = Path(__file__).parent / "tasks"
 CPU_SLICE_ITEMS, GPU_SLICE_ITEMS = 64, 512  # asked and kept at once: seconds to a minute of work, and full batches
@@ -293,15 +294,6 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
         return PackedLM(
             model, tokenizer, batch_size=batch_size, autocast=torch.bfloat16 if half and device == "cpu" else None
         )
-
-
-def resolve_precision(precision: str) -> str:
-    """'auto' becomes bfloat16 where the hardware multiplies it fast: a GPU that supports it, or a CPU with AMX tiles."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "float32"
 
 
 def load_written(folder: Path, names: list[str]) -> dict[str, Any]:

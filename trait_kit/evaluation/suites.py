@@ -19,11 +19,12 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, digest, sha256
+from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation import ads
 from trait_kit.evaluation.units import HELD_OUT, Unit, evaluate_unit, write_unit
+from trait_kit.models import model_digest, model_folder
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks
 
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 
@@ -85,11 +86,6 @@ def prompt(question: str, choices: list[str] | None = None) -> str:
     return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
-def load_tasks(names: list[str]) -> dict[str, Task]:
-    """The task files by the tasks' names: their versions belong into a run's record."""
-    return {task.name: task for name in names for task in load_task(name).parts}
-
-
 def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `n_examples` worked examples of each task, for few-shot prompts: a problems table.
 
@@ -136,29 +132,6 @@ def _with_choices(pool: pd.DataFrame) -> pd.DataFrame:
     for question, shown in zip(pool["question"], choices, strict=True):
         Random(f"choices {question}").shuffle(shown)
     return pool.assign(choices=choices)
-
-
-def model_folder(model: Path | str) -> Path:
-    """The folder itself, or the local snapshot of a hub id (downloaded once; safetensors only, never pickles)."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise TraitError(f"The model folder {model} does not exist. Run the training step first, or name a hub model.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
-    except Exception as error:  # the hub client raises a dozen kinds; the user needs one answer
-        raise TraitError(f"The model {model} is neither a folder nor available from the hub: {error}") from error
-
-
-def model_digest(folder: Path) -> str:
-    """Digest of a model's weights, configuration and tokenizer files."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model"))
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise TraitError(f"{folder} holds no *.safetensors file. Name a folder that transformers' save_pretrained wrote.")
-    return digest([[path.name, sha256(path)] for path in files])
 
 
 def _problem_units(

@@ -19,8 +19,8 @@ ALPHA = 0.01  # what the kit calls significant, after Holm's correction
 _METRIC = "bits_per_byte"
 _ORDER = ("base", "raw", "random", "dsir", "selected", "trait")
 _GENERATED = {
-    "reasoning_gym": "Problems that programs generated, with computed answers",
-    "travel_ads": "Synthetic travel advertising, written by the kit about real places (no company or offer in it exists)",
+    "demo:math": "Problems that programs generated, with computed answers",
+    "demo:ads": "Synthetic travel advertising, written by the kit about real places (no company or offer in it exists)",
 }
 
 
@@ -200,7 +200,7 @@ def _source(task: str) -> str:
     from trait_kit.tasks import load_task
 
     try:
-        return load_task(task).source.partition(":")[0]
+        return load_task(task).source.partition("/")[0]
     except TraitError:  # the user's task file may have been moved since the run
         return ""
 

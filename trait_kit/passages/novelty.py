@@ -6,9 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from trait_kit import demo
-from trait_kit.embedding import embed
 from trait_kit.engine.minhash import EMPTY, WINDOW, band_keys, signatures
+from trait_kit.models import embed
 from trait_kit.params import PassageParams
 
 _SAME_ENLIGHTENMENT, _SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
@@ -109,7 +108,7 @@ class Meanings:
         if self._new:
             self._blocks.append(self._vectors[self._new])
         self._new = []
-        self._vectors = embed(texts, demo.resolve_model(self.model), max_tokens=512)
+        self._vectors = embed(texts, self.model, max_tokens=512)
         self._nearest = np.zeros(len(texts), np.int64)  # among the accepted of earlier batches
         self._cosine = np.full(len(texts), -2.0, np.float32)
         first = 0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from trait_kit import demo
-from trait_kit.embedding import embed
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger
+from trait_kit.models import embed
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import Group, make_groups
 from trait_kit.passages.related import link_entities, make_related_groups, tag_concepts
@@ -31,7 +30,7 @@ def plan_groups(problems: pd.DataFrame, params: PassageParams, ledger: Ledger) -
     }
     if params.shared_from != "embedding":
         return problems, make_groups(problems, params.grouping, **shape)
-    vectors = embed(problems["question"].tolist(), demo.resolve_model(params.embedding_model))
+    vectors = embed(problems["question"].tolist(), params.embedding_model)
     return problems, make_related_groups(problems, vectors, max_similarity=params.max_similarity, **shape)
 
 

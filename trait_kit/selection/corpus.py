@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from trait_kit import demo_corpora
+from trait_kit import demo
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.identity import HELD_OUT_MOST, HELD_OUT_SHARE, Identities, below, held_out_share, share_of
 from trait_kit.engine.records import (
@@ -116,9 +116,9 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         pieces, documents = _pieces(sources, shard_rows)
         small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
     else:
-        data = demo_corpora.part(rest, seed) if kind == "demo" else _hub(rest)
+        data = demo.part(rest, seed) if kind == "demo" else _hub(rest)
         documents = len(data)
-        state = [demo_corpora.demo_digest(spec), seed] if kind == "demo" else [getattr(data, "_fingerprint", "")]
+        state = [demo.demo_digest(spec), seed] if kind == "demo" else [getattr(data, "_fingerprint", "")]
         starts = range(0, max(documents, 1), shard_rows)
         pieces = [(spec, first, min(first + shard_rows, documents), 0, state) for first in starts]
         small = kind == "hf" and data.data.nbytes <= _SMALL_BYTES
@@ -175,7 +175,7 @@ def fingerprint(spec: str) -> str:
     plain, _ = _named(spec)
     kind, _ = _kind(plain)
     if kind == "demo":
-        return demo_corpora.demo_digest(plain)
+        return demo.demo_digest(plain)
     return digest([spec] if kind == "hf" else [spec, [list(source) for source in find(plain)]])
 
 
@@ -218,7 +218,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     name = shard.source
     kind, rest = _kind(name)
     if kind == "demo":
-        rows = demo_corpora.part(rest, seed).slice(shard.first, shard.stop - shard.first)
+        rows = demo.part(rest, seed).slice(shard.first, shard.stop - shard.first)
         found = {column: rows[column].combine_chunks() for column in COLUMNS}
         yield Part(documents_table(found, np.arange(rows.num_rows) + shard.first + 1, name), [])
     elif kind == "hf":

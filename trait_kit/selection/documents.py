@@ -10,8 +10,8 @@ import logging
 
 import pyarrow as pa
 
-from trait_kit import demo_corpora, tables
-from trait_kit.demo_corpora import DEMO_PARTS, DEMO_TRUTH
+from trait_kit import demo, tables
+from trait_kit.demo import DEMO_PARTS, DEMO_TRUTH
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.records import COLUMNS, no_documents
 from trait_kit.selection import corpus
@@ -68,9 +68,9 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
     """The documents of a corpus that are never trained on: bits per byte on them show learning and forgetting."""
     kind, _, rest = spec.partition(":")
     if kind == "demo":
-        domain, part = demo_corpora.names_in(rest)
+        domain, part = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
-        return demo_corpora.part(f"{domain}/{twins.get(part, part)}", seed).select(COLUMNS)
+        return demo.part(f"{domain}/{twins.get(part, part)}", seed).select(COLUMNS)
     return corpus.held_out(spec)
 
 
@@ -85,11 +85,11 @@ def load_labels(spec: str, seed: int = 0) -> dict[str, str] | None:
     kind, _, rest = spec.partition(":")
     if kind != "demo":
         return None
-    table = demo_corpora.part(rest, seed)
+    table = demo.part(rest, seed)
     return dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 def truth_label(spec: str) -> str | None:
     """The label that an on-topic document of this corpus has in `load_labels`; None where there is no truth."""
     kind, _, rest = spec.partition(":")
-    return DEMO_TRUTH[demo_corpora.names_in(rest)[0]] if kind == "demo" else None
+    return DEMO_TRUTH[demo.names_in(rest)[0]] if kind == "demo" else None

@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, TrainingArguments
 
 from trait_kit.engine.files import TraitError, read_json
+from trait_kit.models import resolve_precision
 from trait_kit.training import memory
 
 
@@ -89,16 +90,6 @@ def sharding() -> str:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         return "fsdp"
     return "zero1" if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else "none"
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """bfloat16 where the hardware multiplies it fast (CUDA from Ampere on, CPUs with AMX), else float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bfloat16" if device.type == "cpu" and tiles() else "float32"
 
 
 def _attention(wanted: str, device: torch.device, precision: str) -> str:

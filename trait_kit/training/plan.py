@@ -9,9 +9,7 @@ with their texts mixed.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,27 +184,3 @@ def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
         if not (prompt.strip() and target.strip()):
             raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
     return digest(list(problems))
-
-
-def model_digest(base: str) -> str:
-    """Digest of every file of a model folder, or of the name and revision of a hub model."""
-    folder = Path(base)
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if not files:
-            raise TraitError(f"training: the base model's folder {base} is empty.")
-        facts = [(str(path.relative_to(folder)), path.stat()) for path in files]
-        stamps = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
-        return _folder_digest(base, json.dumps(stamps))
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return digest([base, model_info(base).sha])
-    except (HfHubHTTPError, OSError, ValueError):
-        return digest([base])  # no hub within reach: the local copy of the hub is what will be loaded
-
-
-@functools.lru_cache(maxsize=8)
-def _folder_digest(folder: str, stamps: str) -> str:
-    return digest([[name, sha256(Path(folder) / name)] for name, _, _ in json.loads(stamps)])

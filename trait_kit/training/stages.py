@@ -19,9 +19,10 @@ import pandas as pd
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
+from trait_kit.models import model_digest
 from trait_kit.params import TrainingParams
 from trait_kit.training import launch
-from trait_kit.training.plan import Source, model_digest, plan_stages
+from trait_kit.training.plan import Source, plan_stages
 
 KEPT = (
     "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "evaluation_seconds",
@@ -87,7 +88,7 @@ def prepare_job(
     problems: Sequence[tuple[str, str]] = (),
 ) -> tuple[Work, dict[str, list[str]]]:
     """Plan all stages and write what the missing ones need; nothing is tokenised or trained yet."""
-    from trait_kit.demo import resolve_model
+    from trait_kit.models import resolve_model
 
     out_dir = out_dir.absolute()
     stages_dir, work, tokens = out_dir / "stages", out_dir / "work", out_dir / "tokens"

@@ -22,9 +22,10 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from trait_kit.engine.files import TraitError, digest, read_json, write_json
+from trait_kit.models import resolve_precision
 from trait_kit.training import throughput
 from trait_kit.training.checkpoints import CHECKPOINT_MARK, Milestones
-from trait_kit.training.fit import Fit, best_device, resolve_precision, sharding
+from trait_kit.training.fit import Fit, best_device, sharding
 from trait_kit.training.held_out import bits_per_byte, choice_accuracy, encode, encode_choices, token_losses
 from trait_kit.training.rows import Rows
 from trait_kit.training.schedule import cosine_factor, wsd_factor
