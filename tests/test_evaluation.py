@@ -91,7 +91,7 @@ def problems() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_ABOUT = {"about": "", "metrics": ["exact_match"], "source": "reasoning_gym:gsm_symbolic"}
+_ABOUT = {"about": "", "metrics": ["exact_match"], "source": "demo:math/word_problems"}
 TASKS = {"sums": Task(name="sums", kind="number", **_ABOUT), "products / hard": Task(name="p", kind="choice", **_ABOUT)}
 DOCUMENTS = {"general": [TEXTS[2], TEXTS[3], TEXTS[2] * 40], "in_domain": [TEXTS[0]]}
 

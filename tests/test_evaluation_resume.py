@@ -20,7 +20,7 @@ from trait_kit.tasks import Task
 
 N_ITEMS, SLICE = 20, 4
 TASKS = {
-    name: Task(name=name, about="", kind="number", metrics=["exact_match"], source="reasoning_gym:gsm_symbolic")
+    name: Task(name=name, about="", kind="number", metrics=["exact_match"], source="demo:math/word_problems")
     for name in ("sums", "more")
 }
 # Kills itself without warning when it is about to ask the `limit`-th slice.

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +30,7 @@ from trait_kit.rows import Row, read_rows
 
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
-MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS = 300, 3_000  # of a title and a description; longer ones are no ad
+MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS = 300, 2_000  # of a title and a description; longer ones are no ad
 _RIVALS = 3  # other products of the category whose texts are the wrong choices
 _GONE = ("judgments", "queries", "events")
 
@@ -64,7 +66,7 @@ class CatalogueFiles(BaseModel):
 
 @lru_cache(maxsize=2)
 def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]], Counter[str]]:
-    """(split -> its products, sorted by id; how many rows were skipped by reason)."""
+    """(split -> its products; how many rows were skipped by reason)."""
     skipped: Counter[str] = Counter()
     found: dict[str, list[Row]] = defaultdict(list)
     seen: set[str] = set()
@@ -82,8 +84,8 @@ def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]
             skipped[reason] += 1
             first = first or detail
             continue
-        family = " ".join(re.findall(r"[^\W\d]+", product["title"].lower())[:4])
-        split = split_of(f"product {family}", SHARES)
+        product["family"] = " ".join(re.findall(r"[^\W\d]+", product["title"].lower())[:4])
+        split = split_of(f"product {product['family']}", SHARES)
         if product["query"] and split_of(f"query {product['query'].lower()}", SHARES) != split:
             skipped["query belongs to another split than its product"] += 1  # the product stays, without it
             product["query"] = ""
@@ -91,7 +93,7 @@ def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]
     if not found:
         reasons = ", ".join(f"{count} rows: {reason}" for reason, count in skipped.most_common(3)) or "no rows"
         raise TraitError(f"{files.products} has no usable product ({reasons}). {first or 'Look at its columns.'}")
-    return {split: sorted(rows, key=lambda row: row["id"]) for split, rows in found.items()}, skipped
+    return found, skipped
 
 
 def _field(files: CatalogueFiles, name: str, row: Row) -> str:
@@ -113,20 +115,26 @@ def _field(files: CatalogueFiles, name: str, row: Row) -> str:
     return text
 
 
-def catalogue_rows(files: CatalogueFiles, content: str, task: str, split: str, skipped: Counter[str]) -> list[Row]:
-    """The products of a split as rows for one task's templates; `content` is the file's digest, so that it is read once."""
-    products, lost = _products(files, content)
+def catalogue_rows(
+    files: CatalogueFiles, digest: str, task: str, split: str, seed: int, skipped: Counter[str]
+) -> Iterator[Row]:
+    """The products of a split as rows for one task's templates, in an order that all seven tasks share.
+
+    `digest` is that of the products' file, which is read once for all tasks and splits.
+    """
+    products, lost = _products(files, digest)
     skipped.update(lost)
-    chosen = products.get(split, [])
+    chosen = sorted(products.get(split, []), key=lambda product: sha(f"{seed} {split} {product['id']}"))
     by_category: dict[str, list[Row]] = defaultdict(list)
-    for product in chosen:
+    for product in sorted(chosen, key=lambda product: product["id"]):
         by_category[product["category"]].append(product)
-    rows = []
     for product in chosen:
         rng = Random(f"{product['id']} {task}")
         pool = by_category[product["category"]] if len(by_category[product["category"]]) > _RIVALS else chosen
-        drawn = rng.sample(pool, min(len(pool), 3 * _RIVALS))
-        near = [other for other in drawn if other["description"] != product["description"]][:_RIVALS]
+        drawn = rng.sample(pool, min(len(pool), 5 * _RIVALS))
+        near = [other for other in drawn if all(other[name] != product[name] for name in ("family", "description"))][
+            :_RIVALS
+        ]
         if len(near) < _RIVALS:
             skipped["too few products to make wrong choices of"] += 1
             continue
@@ -135,16 +143,16 @@ def catalogue_rows(files: CatalogueFiles, content: str, task: str, split: str, s
         titles, descriptions = ([one[name] for one in shuffled] for name in ("title", "description"))
         ads = [f"{title} | {text}" for title, text in zip(titles, descriptions, strict=True)]
         offer = {"fits": fits, "shown_title": shown["title"], "shown_description": shown["description"]}
-        choices = {"titles": titles, "descriptions": descriptions, "ads": ads, "other_title": near[0]["title"]}
-        rows.append({**product, **offer, **choices})
-    return rows
+        choices = {"titles": titles, "descriptions": descriptions, "ads": ads, "labels": ["relevant", "irrelevant"]}
+        yield {**product, **offer, **choices, "other_title": near[0]["title"]}
+
+
+def sha(key: str) -> bytes:
+    """32 bytes that decide an order or a split, the same in every process (unlike `hash`)."""
+    return hashlib.sha256(key.encode()).digest()
 
 
 def split_of(key: str, shares: dict[str, int]) -> str:
-    """The split a key belongs to, the same in every process and for every seed (a digest, not `hash`)."""
-    point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % sum(shares.values())
-    for name, share in shares.items():
-        if point < share:
-            return name
-        point -= share
-    raise AssertionError(key)
+    """The split a key belongs to, the same for every seed; `shares` in any unit."""
+    point = int.from_bytes(sha(key)[:8], "big") % sum(shares.values())
+    return next(name for name, end in zip(shares, accumulate(shares.values()), strict=True) if point < end)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from trait_kit import demo
-from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, split_of
+from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
 from trait_kit.engine.files import TraitError, content
 from trait_kit.fields import FieldError, check, render
 from trait_kit.rows import Row, hub_rows, read_rows
@@ -197,7 +198,7 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
             report[task.name] = {"asked": per_task, "taken": 0, "skipped": {}, "note": f"the task file has no {split} split"}
             continue
         skipped: Counter[str] = Counter()
-        taken = _unique(task, split, seed, skipped)[:per_task]
+        taken = list(islice(_unique(task, split, seed, skipped), per_task))
         rows += [{"id": _id(task, row), "task": task.name, **row, "split": split} for row in taken]
         report[task.name] = {"asked": per_task, "taken": len(taken), "skipped": dict(sorted(skipped.items()))}
     if not rows:
@@ -213,8 +214,8 @@ def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0
     questions = []
     for task in load_tasks(tasks).values():
         if task.generated or task.splits.get("test") is not None:
-            rows = _unique(task, "test", seed, Counter())
-            questions += [row["question"] for row in (rows[:per_generated_task] if task.generated else rows)]
+            rows = islice(_unique(task, "test", seed, Counter()), per_generated_task if task.generated else None)
+            questions += [row["question"] for row in rows]
     return questions
 
 
@@ -238,38 +239,36 @@ def plain(question: str) -> str:
 
 
 def _id(task: Task, row: Row) -> str:
-    return f"{task.name}/{_point(plain(row['question']) + ' ' + row['answer']).hex()[:12]}"
+    return f"{task.name}/{sha(plain(row['question']) + ' ' + row['answer']).hex()[:12]}"
 
 
-def _unique(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
+def _unique(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
     """The task's problems in this split, each question once, in the order that the seed draws."""
-    rest = task.source.partition(":")[2]
-    if task.source.startswith("demo:"):
+    seen: set[str] = set()
+    for row in _drawn(task, split, seed, skipped):
+        key = plain(row["question"])
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def _drawn(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterable[Row]:
+    kind, _, rest = task.source.partition(":")
+    if kind == "demo":
         rows = [row for row in _frozen(rest) if row["split"] == split]
-        rows = _drawn(rows, f"{seed} {split}") if seed else rows
-    elif task.catalogue is not None:
+        # another seed: in an order that all tasks of a place share, so that the first few of each are about the same ones
+        return sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}")) if seed else rows
+    if task.catalogue is not None:
         path = _products_path(task)
         files = task.catalogue.model_copy(update={"products": str(path)})
-        made = catalogue_rows(files, content(path), rest, split, skipped)
-        rows = _drawn(_read_rows(task, str(path), made, skipped), f"{seed} {split}")
-    else:
-        rows = _from_source(task, split, seed, skipped)
-    return list({plain(row["question"]): row for row in reversed(rows)}.values())[::-1]
+        return _read_rows(task, str(path), catalogue_rows(files, content(path), rest, split, seed, skipped), skipped)
+    return _from_source(task, split, seed, skipped)
 
 
 def _frozen(name: str) -> list[Row]:
     """The demo's problems 'math/word_problems'; none under another name."""
     domain, _, task = name.partition("/")
     return demo.problems(domain).get(task, []) if domain in demo.DEMO_TRUTH else []
-
-
-def _drawn(rows: list[Row], draw: str) -> list[Row]:
-    """In an order that all tasks of an entity share, so that the first few of each are about the same places or products."""
-    return sorted(rows, key=lambda row: _point(f"{draw} {row['entity'] or plain(row['question'])}"))
-
-
-def _point(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def _from_source(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
@@ -291,7 +290,7 @@ def _from_source(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
             skipped["printed arithmetic is wrong or rounded"] += 1
         else:
             kept.setdefault(key, row)
-    return [kept[key] for key in sorted(kept, key=lambda key: _point(f"{seed} {task.name} {split} {key}"))]
+    return [kept[key] for key in sorted(kept, key=lambda key: sha(f"{seed} {task.name} {split} {key}"))]
 
 
 def _prints_wrong_arithmetic(solution: str | None) -> bool:
@@ -300,7 +299,7 @@ def _prints_wrong_arithmetic(solution: str | None) -> bool:
     return bool(check_arithmetic(solution or "").wrong)
 
 
-def _read_split(task: Task, name: str, skipped: Counter[str]) -> list[Row]:
+def _read_split(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
     if task.source.startswith("hf:"):
         rows = hub_rows(task.source.removeprefix("hf:"), name, task.origin)
         return _read_rows(task, f"{task.source} split {name}", rows, skipped)
@@ -313,17 +312,15 @@ def _file_rows(path: Path, _digest: str) -> list[Row]:
     return read_rows(path)
 
 
-def _read_rows(task: Task, where: str, rows: list[Row], skipped: Counter[str]) -> list[Row]:
-    problems = []
+def _read_rows(task: Task, where: str, rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         try:
-            problems.append(_read_row(task, row))
+            yield _read_row(task, row)
         except FieldError as error:
             if task.bad_rows == "stop":
                 advice = f"Repair the row or the template in {task.origin}, or set bad_rows: skip there."
                 raise TraitError(f"{where}, row {number}, {error}. {advice}") from None
             skipped["row cannot be read"] += 1
-    return problems
 
 
 def _read_row(task: Task, row: Row) -> Row:
