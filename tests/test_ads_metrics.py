@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
-from trait_kit.catalogue_problems import TASKS, task_fields
+from trait_kit.catalogue import ADS_TASKS as TASKS
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError

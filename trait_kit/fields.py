@@ -26,7 +26,10 @@ class FieldError(ValueError):
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
     """Fill one template from one row; raises FieldError naming the column or the filter at fault."""
-    compiled, columns = _compile(template.strip())
+    template = template.strip()
+    if template[1:-1] in row and template[0] + template[-1] == "{}":  # the usual one, without Jinja's price
+        return row[template[1:-1]]
+    compiled, columns = _compile(template)
     for column in columns:
         if column not in row:
             raise FieldError(f"there is no column '{column}' (columns: {', '.join(map(str, row))})")
@@ -38,7 +41,7 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
         raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
     if len(parts) == 1 and not isinstance(parts[0], str):
         return parts[0]
-    return re.sub(r"[ \t]+", " ", "".join(map(_text, parts))).strip()
+    return "".join(map(_text, parts)).strip()
 
 
 def check(template: str) -> None:
