@@ -7,14 +7,17 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from trait_kit import demo
-from trait_kit.engine.files import TraitError
+from trait_kit import demo, models
+from trait_kit.engine.files import TraitError, digest
 
+PARTS = demo.DEMO_PARTS
+PARTS_DIGEST = "a73554a8a2c41279bfa481c1e5d85dd48a7262efc6f72a7a0c88739545a0737c"
 PYTHON = [sys.executable, "-c"]
 
 
@@ -61,18 +64,21 @@ def test_cleaning_removes_what_packaging_left_and_nothing_else(packaged: str, cl
 
 
 def test_places_are_places() -> None:
-    titles = set(demo.places()["title"].to_pylist())
-    assert {
-        "Kyoto",
-        "Jamaica",
-        "Mount Everest",
-        "Lake Victoria",
-        "California",
-        "Iceland",
-        "Yellowstone National Park",
-    } <= titles
-    assert not {"Suburb", "Baltic Sea", "Map projection", "Equator", "National park", "Zoning", "Capital city"} & titles
-    assert 900 < len(titles) < 1_050
+    slugs = set((demo.DATA / "places.txt").read_text(encoding="utf-8").split())
+    assert {"Kyoto", "Jamaica", "Mount_Everest", "Lake_Victoria", "California", "Yellowstone_National_Park"} <= slugs
+    assert not {"Suburb", "Baltic_Sea", "Map_projection", "Equator", "National_park", "Zoning", "Capital_city"} & slugs
+    assert {f"wikipedia/{slug}" for slug in slugs} <= set(demo.wikipedia()["id"].to_pylist())
+    assert len(slugs) == 959
+
+
+def test_the_parts_at_seed_0_are_those_that_were_measured() -> None:
+    """The digest of the ids of all parts, before places were frozen."""
+    ids = {
+        f"{domain}/{part}": demo.part(f"{domain}/{part}", 0)["id"].to_pylist()
+        for domain in demo.DEMO_TRUTH
+        for part in PARTS
+    }
+    assert digest(ids) == PARTS_DIGEST
 
 
 # Fetching
@@ -140,7 +146,7 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
     left = models / ".all-minilm-l6-v2-1.tmp-999999"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    code = "from trait_kit.data import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
+    code = "from trait_kit import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
     environment = {**os.environ, "TRAIT_KIT_CACHE": str(tmp_path)}
     makers = [subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
     outputs = [maker.communicate()[0] for maker in makers]
@@ -153,11 +159,11 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
 
 
 def test_names_of_models_resolve(tmp_path: Path) -> None:
-    assert demo.resolve_model("demo:tiny-random") == str(demo.base_model_dir("tiny-random"))
-    assert demo.resolve_model("demo:all-minilm-l6-v2") == str(demo.embedding_model_dir())
-    assert demo.resolve_model(str(tmp_path)) == str(tmp_path)
-    assert demo.resolve_model("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
-    assert demo.resolve_model("gpt2") == "gpt2"
+    assert models.resolve_model("demo:tiny-random") == str(demo.base_model_dir("tiny-random"))
+    assert models.resolve_model("demo:all-minilm-l6-v2") == str(demo.embedding_model_dir())
+    assert models.resolve_model(str(tmp_path)) == str(tmp_path)
+    assert models.resolve_model("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
+    assert models.resolve_model("gpt2") == "gpt2"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def test_names_of_models_resolve(tmp_path: Path) -> None:
 )
 def test_names_of_no_model_are_errors(name: str, message: str) -> None:
     with pytest.raises(TraitError, match=re.escape(message)):
-        demo.resolve_model(name)
+        models.resolve_model(name)
 
 
 def test_the_tokenizer_loads_without_gguf_and_ends_documents_with_endoftext() -> None:
@@ -209,24 +215,6 @@ def test_the_tiny_model_is_a_small_untrained_llama() -> None:
     assert loss.item() == pytest.approx(10.8, abs=0.3)  # log(49,152): it knows nothing
 
 
-def test_the_embedding_model_knows_what_is_alike() -> None:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = demo.embedding_model_dir()
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    batch = tokenizer(
-        ["A prime number", "An integer without divisors", "A beach in Brazil"], padding=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    near, far = (vectors[0] @ vectors[1]).item(), (vectors[0] @ vectors[2]).item()
-    assert vectors.shape == (3, 384)
-    assert near > far + 0.2
-
-
 @pytest.mark.slow
 def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: Path) -> None:
     import torch
@@ -249,3 +237,83 @@ def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: P
         assert torch.equal(output.logits, original(input_ids=ids).logits)
     bits_per_byte = output.loss.item() * (ids.shape[1] - 1) / 0.6931 / len(text.encode())
     assert bits_per_byte < 0.9
+
+
+# What all rooms use
+
+
+def test_precision_is_what_this_machine_multiplies_faster() -> None:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = models.fast_precision()
+    assert models.resolve_precision("auto") == chosen == models.resolve_precision("auto", torch.device(device))
+    assert models.resolve_precision("float32") == "float32"
+    if device == "cpu":
+        rates = {}
+        for precision in ("float32", "bfloat16"):
+            factor = torch.ones((512, 512), dtype=getattr(torch, precision))
+            seconds = []
+            for _ in range(4):
+                started = time.perf_counter()
+                torch.mm(factor, factor)
+                seconds.append(time.perf_counter() - started)
+            rates[precision] = 1 / min(seconds)
+        ratio = rates["bfloat16"] / rates["float32"]
+        assert chosen == "bfloat16" if ratio > 2 else chosen == "float32" if ratio < 1.1 else True
+    assert models.fast_precision("mps") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"), [((85e9, 351e9), "bfloat16"), ((90e9, 1e9), "float32"), ((90e9, 95e9), "float32")]
+)
+def test_a_small_gain_of_bfloat16_is_not_worth_its_rounding(monkeypatch, rates: tuple, chosen: str) -> None:
+    measured = dict(zip(("float32", "bfloat16"), rates, strict=True))
+    monkeypatch.setattr(models, "_matrix_rate", measured.__getitem__)
+    assert models.fast_precision.__wrapped__("cpu") == chosen
+
+
+def test_a_models_digest_follows_content_and_not_times(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+    os.utime(tmp_path / "b" / "config.json", (1, 1))
+    before = models.model_digest(tmp_path / "a")
+    assert before == models.model_digest(str(tmp_path / "b"))
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"weightz")
+    assert models.model_digest(tmp_path / "b") != before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TraitError, match="empty"):
+        models.model_digest(tmp_path / "empty")
+
+
+def test_whatever_cannot_be_loaded_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TraitError, match=r"base_model: .*tokenizer\.json could not be loaded .*copy the model again"):
+        models.token_counter(str(tmp_path))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(TraitError, match=r"base_model: .*bare could not be loaded .*demo:smollm2-135m"):
+        models.token_counter(str(tmp_path / "bare"))
+
+
+def test_tokens_are_counted_without_special_ones_and_never_cut() -> None:
+    from transformers import AutoTokenizer
+
+    counter = models.token_counter("demo:tiny-random")
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve_model("demo:tiny-random"))
+    texts = ["", "one two 34", "word " * 9_000]
+    assert counter(texts).tolist() == [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert counter.fingerprint == models.token_counter("demo:tiny-random").fingerprint
+
+
+def test_embeddings_are_unit_vectors_whatever_the_order() -> None:
+    texts = ["A prime number", "An integer without divisors", "A beach in Brazil " * 30]
+    vectors = models.embed(texts, "demo:all-minilm-l6-v2")
+    assert vectors.shape == (3, 384)
+    assert abs((vectors**2).sum(1) - 1).max() < 1e-3
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+    again = models.embed(texts[::-1], "demo:all-minilm-l6-v2", batch_size=1)[::-1]
+    assert (vectors * again).sum(1).min() > 0.999
+    with pytest.raises(TraitError, match="Text 1 to embed is NoneType"):
+        models.embed(["a", None], "demo:all-minilm-l6-v2")
