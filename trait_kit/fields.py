@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.nativetypes import NativeEnvironment
+from pydantic import AfterValidator
 
 _NUMBER = r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?"
 _FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
@@ -44,9 +45,13 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
     return "".join(map(_text, parts)).strip()
 
 
-def check(template: str) -> None:
-    """Raise FieldError for what is no template, before any row is read."""
+def check(template: str) -> str:
+    """The template itself; FieldError for what is none, before any row is read."""
     _compile(template.strip())
+    return template
+
+
+Template = Annotated[str, AfterValidator(check)]  # a pydantic field
 
 
 @lru_cache(maxsize=512)

@@ -19,29 +19,21 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from trait_kit import demo
 from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
 from trait_kit.engine.files import TraitError, content
-from trait_kit.fields import FieldError, check, render
+from trait_kit.fields import FieldError, Template, render
 from trait_kit.rows import Row, hub_rows, read_rows
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
-Metric = Literal[
-    "bits_per_byte",
-    "choice_accuracy",
-    "exact_match",
-    "rouge_l",  # this and the next four: of written ads
-    "chrf",
-    "within_limit",
-    "keyword_coverage",
-    "attribute_coverage",
-    "auc",  # this and the next: of the choice 'relevant' or 'irrelevant'
-    "f1",
-]
+_OfAnswers = Literal["bits_per_byte", "choice_accuracy", "exact_match"]
+_OfWrittenAds = Literal["rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage"]
+_OfRelevance = Literal["auc", "f1"]  # of the choice 'relevant' or 'irrelevant'
+Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 
 
@@ -50,20 +42,13 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
-    solution: str | None = None  # the worked reasoning, without 'The answer is ...', which is added
-    choices: str | None = None
-    entity: str | None = None
-    topic: str | None = None
-    template: str | None = None  # what the solution follows: problems of one template are no independent evidence
-
-    @field_validator("*")
-    @classmethod
-    def _is_template(cls, template: str | None) -> str | None:
-        if template is not None:
-            check(template)
-        return template
+    question: Template
+    answer: Template
+    solution: Template | None = None  # the worked reasoning, without 'The answer is ...', which is added
+    choices: Template | None = None
+    entity: Template | None = None
+    topic: Template | None = None
+    template: Template | None = None  # what the solution follows: problems of one template are no independent evidence
 
 
 class Task(BaseModel):
@@ -227,9 +212,10 @@ def fingerprint(name_or_path: str) -> list[str]:
     if kind == "demo":
         paths.append(demo.DATA / f"{rest.partition('/')[0]}.jsonl.gz")
     elif task.catalogue is not None:
-        paths.append(_products_path(task))
+        paths.append(_products(task))
     elif kind != "hf":
-        paths += [_local_path(task, name) for name in sorted({name for name in task.splits.values() if name})]
+        names = sorted({name for name in task.splits.values() if name})
+        paths += [_file(task, "source", task.source, name) for name in names]
     return [content(path) for path in paths]
 
 
@@ -259,7 +245,7 @@ def _drawn(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterab
         # another seed: in an order that all tasks of a place share, so that the first few of each are about the same ones
         return sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}")) if seed else rows
     if task.catalogue is not None:
-        path = _products_path(task)
+        path = _products(task)
         files = task.catalogue.model_copy(update={"products": str(path)})
         return _read_rows(task, str(path), catalogue_rows(files, content(path), rest, split, seed, skipped), skipped)
     return _from_source(task, split, seed, skipped)
@@ -303,7 +289,7 @@ def _read_split(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
     if task.source.startswith("hf:"):
         rows = hub_rows(task.source.removeprefix("hf:"), name, task.origin)
         return _read_rows(task, f"{task.source} split {name}", rows, skipped)
-    path = _local_path(task, name)
+    path = _file(task, "source", task.source, name)
     return _read_rows(task, str(path), _file_rows(path, content(path)), skipped)
 
 
@@ -346,23 +332,15 @@ def _read_row(task: Task, row: Row) -> Row:
     return values
 
 
-def _local_path(task: Task, name: str) -> Path:
-    """The file of one split: `source` itself, or the file `name` in the folder that `source` is."""
-    base = _beside(task, task.source)
-    return _existing(base / name if base.is_dir() else base, f"{task.origin}, field source")
-
-
-def _products_path(task: Task) -> Path:
-    assert task.catalogue is not None
-    return _existing(_beside(task, task.catalogue.products), f"{task.origin}, field catalogue.products")
-
-
-def _beside(task: Task, name: str) -> Path:
-    """A path of a task file: relative to that file, or else to the working directory."""
-    return next((path for path in (Path(task.origin).parent / name, Path(name)) if path.exists()), Path(name))
-
-
-def _existing(path: Path, where: str) -> Path:
+def _file(task: Task, field: str, name: str, inside: str = "") -> Path:
+    """A path of a task file: relative to that file, or else to the working directory; of a folder, the file `inside`."""
+    path = next((path for path in (Path(task.origin).parent / name, Path(name)) if path.exists()), Path(name))
+    path = path / inside if path.is_dir() else path
     if not path.is_file():
+        where = f"{task.origin}, field {field}"
         raise TraitError(f"{where}: {path} does not exist (looked beside the task file and from {Path.cwd()}).")
     return path
+
+
+def _products(task: Task) -> Path:
+    return _file(task, "catalogue.products", task.catalogue.products if task.catalogue else "")

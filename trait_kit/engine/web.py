@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.demo import cache_dir
 from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, write_json
 from trait_kit.engine.records import PART_BYTES, Part, cut_off, documents_table, records_in
 from trait_kit.engine.streams import Gap, Source, TooLong, blocks, split, suffix
+from trait_kit.engine.wheels import cache_dir
 
 PAGE_BYTES = 8_000_000  # a larger response is not parsed
 SKIPPED = "skipped: "  # an ordinary page without text to read, no loss
