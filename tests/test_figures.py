@@ -19,7 +19,6 @@ from trait_kit.figures import curves, gains, style, umap_map
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.table_text import Cell, Table
 from trait_kit.figures.tables import ablation_table, main_table, plot_arms, plot_gain_and_forgetting
-from trait_kit.models import embed
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)></details></body> {{ 7*7 }} {% raw %} $x^2$ \x07 | & é 中"
 ARMS = ["base", "raw", "selected", "trait"]
@@ -254,7 +253,7 @@ def test_every_table_format_escapes_its_own_special_letters():
     assert r"\$x\textasciicircum{}2\$" in latex
 
 
-def test_embeddings_do_not_depend_on_order_and_nearest_kinds_counts_neighbours():
+def test_nearest_kinds_counts_neighbours():
     vectors = np.eye(6, dtype=np.float32)
     vectors[1] = vectors[0]  # the trait text next to the problem
     shares = umap_map.nearest_kinds(
@@ -264,43 +263,6 @@ def test_embeddings_do_not_depend_on_order_and_nearest_kinds_counts_neighbours()
     assert shares["general"] == 0.0
     with pytest.raises(TraitError, match="downstream"):
         umap_map.nearest_kinds(vectors, ["general"] * 6)
-    with pytest.raises(TraitError, match="not a string"):
-        embed(["a", None], "nowhere")
-    with pytest.raises(TraitError, match="could not be loaded"):
-        embed(["a"], "/no/such/folder")
-
-
-def test_embed_pools_only_real_tokens_and_keeps_the_order(tmp_path):
-    folder = tiny_bert(tmp_path)
-    texts = ["the cat", "a dog ran over the wide hill and the cat", "", "the cat", "hill " * 500]
-    together = embed(texts, folder, batch_size=4)
-    assert together.shape == (5, 16)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-3)
-    alone = np.concatenate([embed([text], folder) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=0.02)  # padding changes nothing but the rounding of bfloat16
-    np.testing.assert_allclose(together[0], together[3], atol=1e-6)
-    assert np.abs(together[0] - together[1]).max() > 0.03
-    assert embed([], folder).shape == (0, 16)
-
-
-def tiny_bert(folder):
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "ran", "over", "wide", "hill", "and"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "initializer_range": 1.0,
-    }
-    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
-    return folder
 
 
 def test_umap_separates_two_groups_and_repeats_itself():
