@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal
 
 import pandas as pd
@@ -217,6 +218,15 @@ def fingerprint(name_or_path: str) -> list[str]:
         names = sorted({name for name in task.splits.values() if name})
         paths += [_file(task, "source", task.source, name) for name in names]
     return [content(path) for path in paths]
+
+
+def prompt(question: str, choices: list[str] | None = None) -> str:
+    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
+
+    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    """
+    shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
+    return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
 def plain(question: str) -> str:

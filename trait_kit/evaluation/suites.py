@@ -24,14 +24,13 @@ from trait_kit.evaluation import ads
 from trait_kit.evaluation.units import HELD_OUT, Unit, evaluate_unit, write_unit
 from trait_kit.models import model_digest, model_folder
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 
 MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
 _EXAMPLE_CHOICES = 4  # shown with an example that is borrowed from a task without choices
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def evaluate_model(
@@ -75,15 +74,6 @@ def evaluate_model(
     finally:
         backend.close()
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
-
-
-def prompt(question: str, choices: list[str] | None = None) -> str:
-    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
-
-    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
-    """
-    shown = [f"\n({letter}) {choice}" for letter, choice in zip(_LETTERS, choices or [], strict=False)]
-    return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
 def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
