@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics
-from trait_kit.evaluation.answers import judge
+from trait_kit.answers import judge
 from trait_kit.evaluation.suites import evaluate_model, load_tasks, prompt, worked_examples, write_lm_eval_tasks
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task

@@ -21,7 +21,7 @@ from local_tasks import BENCHMARKS, LOCAL, local_task
 from trait_kit import math_problems, tables
 from trait_kit.engine.files import TraitError
 from trait_kit.fields import FieldError, render
-from trait_kit.passages.arithmetic import as_number, check_arithmetic
+from trait_kit.generated_arithmetic import as_number, check_arithmetic
 from trait_kit.tasks import load_problems, load_task, plain, task_names
 from trait_kit.word_problems import WORD_TEMPLATES
 

@@ -402,14 +402,14 @@ class _Words(_Reader):
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SENTENCE_END.finditer(answer), 4)]
-        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (answer, *ends))
+        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (answer, unwrap(answer), *ends))
 
     def unannounced(self, text: str) -> bool:
         first = _first_line(text)
         return any(map(self.whole, (first, _last_line(text), re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", first))))
 
     def whole(self, answer: str) -> bool:
-        return plain_words(unwrap(answer)) == plain_words(self.gold) != ""
+        return plain_words(answer) == plain_words(self.gold) != ""
 
     def bare(self, text: str) -> bool:
         return "\n" not in text.strip() and not text.lstrip().startswith("####") and self.whole(text)

@@ -7,7 +7,7 @@ and nothing else keeps the value's type, so that "{choices}" stays a list.
 | extractor | does |
 |---|---|
 | one_line | single blanks instead of line breaks and runs of blanks |
-| number | the first number in the value, printed plainly: '43.0', '43 (apples)' and '$43' give '43' |
+| number | the value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43' |
 | after_hashes | what follows the last '####' (GSM8K's final answer) |
 | before_hashes | what precedes it, without the '<<48/2=24>>' calculator marks |
 | after:TEXT, before:TEXT | what follows, or precedes, the first TEXT |
@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trait_kit.passages.arithmetic import NUMBER, as_number, print_number
+from trait_kit.engine.numbers import print_number, quantity
 
 _REFERENCE = re.compile(r"\{([^{}|]+)((?:\|[^{}|]+)*)\}")
 
@@ -75,13 +75,11 @@ def _one_line(value: Any, row: Mapping[str, Any], argument: str) -> str:
 
 
 def _number(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    match = re.search(rf"-?(?:{NUMBER})(?:/\d+)?", re.sub(r"[$£€]", "", _text(value)))
-    if match is None:
-        raise FieldError(f"there is no number in {_text(value)[:80]!r}")
-    text = match.group().replace(",", "")
-    exact = as_number(text)
-    printed = print_number(exact) if exact is not None and "/" not in text else None
-    return printed or text
+    number = quantity(_text(value))
+    if number is None:
+        raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
+    exact = number.value * number.scale
+    return print_number(exact) or str(exact)
 
 
 def _after_hashes(value: Any, row: Mapping[str, Any], argument: str) -> str:

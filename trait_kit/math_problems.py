@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from random import Random
 
-from trait_kit.passages.arithmetic import as_number, check_arithmetic
+from trait_kit.generated_arithmetic import as_number, check_arithmetic
 from trait_kit.task_drafts import (
     EUCLID,
     GROUPS,

@@ -25,7 +25,7 @@ from trait_kit import catalogue_problems, math_problems
 from trait_kit.catalogue import Catalogue, CatalogueFiles, open_catalogue
 from trait_kit.engine.files import TraitError, sha256
 from trait_kit.fields import FieldError, check, render
-from trait_kit.passages.arithmetic import check_arithmetic
+from trait_kit.passages.arithmetic import arithmetic_slips
 from trait_kit.tables import SCHEMAS
 from trait_kit.task_drafts import Draft, split_of
 from trait_kit.task_rows import file_rows, hub_rows
@@ -285,7 +285,7 @@ def _from_rows(task: Task, split: Split, seed: int, skipped: Counter[str]) -> It
             continue
         if key in held_out:
             skipped["also in a later split"] += 1
-        elif split != "test" and task.check_arithmetic and check_arithmetic(draft.solution).wrong:
+        elif split != "test" and task.check_arithmetic and arithmetic_slips(draft.solution):
             skipped["printed arithmetic is wrong or rounded"] += 1
         else:
             order = hashlib.sha256(f"{seed} {task.name} {split} {key}".encode()).digest()

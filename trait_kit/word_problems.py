@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
-from trait_kit.passages.arithmetic import as_number, check_arithmetic, plain_operators, print_number
+from trait_kit.generated_arithmetic import as_number, check_arithmetic, plain_operators, print_number
 from trait_kit.task_drafts import GROUPS, INVERSE, PARTS, Draft, make_draft
 
 # gsm_symbolic templates by the technique they need. Left out: templates whose question is garbled ("for 2 the amount

@@ -31,8 +31,8 @@ from lm_eval.tasks import TaskManager
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from local_tasks import LOCAL
 
+from trait_kit.answers import judge
 from trait_kit.demo import resolve_model
-from trait_kit.evaluation.answers import judge
 from trait_kit.evaluation.harness import load_model, quiet, write_task
 from trait_kit.evaluation.suites import prompt
 from trait_kit.fields import FieldError, render
