@@ -17,22 +17,13 @@ from itertools import islice
 from string import ascii_uppercase
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import (
-    MAX_CHARACTERS,
-    NUMBER,
-    TEXT,
-    Number,
-    fractions,
-    only_number,
-    plain,
-    quantity,
-    read_number,
-    tidy,
-)
+from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, only_number, plain, quantity, read_number, tidy
 
+MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
+MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
 _NEXT_TURN = re.compile(
-    r"\n[#*\s]{0,6}(?:Question|Problem|Q|Instruction)\s?\d{0,3}[*\s]{0,3}:|\n\s{0,3}(?:Human|User):|\[/?INST\]"
+    r"\n[#* ]{0,6}(?:Question|Problem|Q|Instruction)\s?\d{0,3}[*\s]{0,3}:|\n\s{0,3}(?:Human|User):|\[/?INST\]"
     r"|<\|(?:endoftext|end_of_text|im_end|im_start|eot_id|start_header_id)\|>|</s>"
 )
 _MARK = re.compile(
@@ -42,9 +33,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"\bthe answer is (?=([^\n]{1,400}))", re.IGNORECASE)
-_DENIED = re.compile(
-    r"\banswer\s(?:is\s(?:not|never)|isn[’']t|cannot\sbe)\b[^.,;!?\n]{0,80}", re.IGNORECASE
-)  # 'The answer is not 8' names no answer
+_DENIED = re.compile(r"\banswer\s(?:is\s(?:not|never)|isn[’']t|cannot\sbe)\b[^.,;!?\n]{0,80}", re.IGNORECASE)
 _REASON = re.compile(
     r"[.!?;](?=\s|$)|,?\s(?:because|since|as|so|which|where|when|if|after|given|not|but|for|by)\b|\s[-–—]\s(?=[A-Za-z])"
 )
@@ -55,6 +44,14 @@ _HEDGE = re.compile(r"\s*(?:,|or|and|to|[-–—~:])\s*")
 _OPERATOR = re.compile(r"\s*(?:[-+*/^x]|\\[a-z]+)[\s(]*")
 _ALSO = re.compile(r"[\s$]+(?:or|and|\\text\{\s?(?:or|and)\s?\})[\s$]+(?:[a-z]\s?=)?")
 _UNIT_TEXT = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?$")
+_LETTER = re.compile(
+    r"(?:(?:the\s)?(?:correct\s)?(?:option|choice|letter|answer)\s)?(?:[(\[]\s?(?P<a>[A-Z])\s?[)\]][.:,]?"
+    r"|(?P<b>[A-Z])(?:\)[.:,]?|[.:](?=\s|$)|(?=\s*$)|(?=,?\s(?:because|since|is|as|which|-)\s)))\s*",
+    re.IGNORECASE,
+)
+_RULED_OUT = re.compile(r"\(?\b[A-Z]\)?\s(?:is|are)\s(?:wrong|incorrect|false|out|not)\b(?:\s(?:and|but)\b)?")
+_NOT_LETTER = re.compile(r"\b[Nn]ot\s(?:option\s|choice\s)?\(?[A-Z]\)?(?!\w)")
+_MENTION = re.compile(r"(?<!\w)\(([A-Z])\)(?!\w)|\b(?:[Oo]ption|[Cc]hoice)\s([A-Z])\b")
 _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
 
 
@@ -68,11 +65,13 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
     if not kind or (kind == "choice" and not choices):
         kind = "number" if only_number(gold) else "expression" if is_mathematical(gold) else "text"
-    reader: _Reader = _Options(gold, choices) if kind == "choice" else _Words(gold) if kind == "text" else _Value(gold, kind, question)
+    reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
+    if kind == "choice":
+        reader = _Options(gold, choices)
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])
-    if reader.bare(text):
+    if isinstance(reader, _Words) and reader.bare(text):
         return True, True
-    text = _DENIED.sub("", text)
+    text = _DENIED.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
     flexible = bool(reader.unannounced(text) if verdict is None else verdict)
     return flexible, flexible and any(map(reader.whole, _asked_for(text)))
@@ -107,7 +106,7 @@ def readable(gold: str, kind: str) -> bool:
 
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
-    text = str(text).rpartition("</think>")[2]
+    text = str(text)[:MAX_TEXT].rpartition("</think>")[2]
     turn = _NEXT_TURN.search(text)
     return text[: turn.start()] if turn else text
 
@@ -117,8 +116,13 @@ def is_mathematical(answer: str) -> bool:
     return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
 
 
+def _long_words(text: str) -> list[str]:
+    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
+
+
 def is_words(gold: str) -> bool:
-    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", gold))
+    """Whether a gold answer is compared by its words."""
+    words = _long_words(gold)
     return len(words) >= 2 or (bool(words) and not any(character.isdigit() for character in gold) and "\\" not in gold)
 
 
@@ -198,42 +202,22 @@ def _final(text: str) -> list[str]:
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
 
 
-# ---- one reader a kind of answer
+# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever else stands in its line, is
+# the gold one (None: it names none), `unannounced` whether a text that announces nothing ends in it, `whole` whether X of
+# 'The answer is X.' is the gold answer and nothing else, `bare` whether a text without that sentence has the asked-for form
 
 
-class _Reader:
-    """Compares answers with the gold one."""
-
-    def __init__(self, gold: str) -> None:
-        self.gold = gold
-
-    def announced(self, answer: str) -> bool | None:
-        """Whether an announced answer, with whatever else stands in its line, is the gold one; None: it names none."""
-        raise NotImplementedError
-
-    def unannounced(self, text: str) -> bool:
-        """Whether a text that announces nothing ends in the gold answer."""
-        raise NotImplementedError
-
-    def whole(self, answer: str) -> bool:
-        """Whether X of 'The answer is X.' is the gold answer and nothing else."""
-        raise NotImplementedError
-
-    def bare(self, text: str) -> bool:
-        """Whether a text without that sentence is in the asked-for form all the same."""
-        return False
-
-
-class _Value(_Reader):
+class _Value:
     """A number by value (1,000 = 1000.0, 0.5 = 1/2), a formula as written, and what is left by equivalence."""
 
     def __init__(self, gold: str, kind: str, question: str) -> None:
-        super().__init__(gold)
-        self.kind, self.question = kind, compact(plain(question))
+        self.gold, self.kind, self.question = gold, kind, compact(plain(question))
         self.wanted = quantity(gold)
 
     def announced(self, answer: str) -> bool | None:
         stated = fractions(tidy(_REASON.split(answer, maxsplit=1)[0]))
+        if self._repeats(_SENTENCE_END.split(answer, maxsplit=1)[0]):
+            return False
         if self.wanted and (number := only_number(stated)):
             return self._is_wanted(number)
         for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
@@ -262,10 +246,8 @@ class _Value(_Reader):
             return self._is_wanted(number)
         candidates = [first, unwrap(_last_line(text)), *_final(text)]
         if not self.wanted:
-            final = candidates[-1]
-            return any(alike(candidate, self.gold) for candidate in candidates if candidate) or bool(
-                final and not _is_prose(final) and self._same(final)
-            )
+            as_written = any(alike(candidate, self.gold) for candidate in candidates if candidate)
+            return as_written or bool(candidates[-1] and not _is_prose(candidates[-1]) and self._same(candidates[-1]))
         for line in reversed(text.splitlines()):
             sides = fractions(tidy(line)).split("=")
             if found := list(NUMBER.finditer(sides[-1])):
@@ -281,15 +263,18 @@ class _Value(_Reader):
     def _is_wanted(self, number: Number | None) -> bool:
         return bool(number and self.wanted and number.equals(self.wanted))
 
+    def _repeats(self, answer: str) -> bool:
+        """Whether it is an expression of the question, and not the gold answer as it stands."""
+        written = compact(answer)
+        computed = re.search(r".[-+*/^\\]|^\\", written) and written != compact(self.gold)
+        return bool(computed) and written in self.question
+
     def _same(self, formula: str) -> bool | None:
-        """By math-verify; not what the question says already; bases must agree, and a pair is no set: (1,2) is not 2,1."""
-        written = compact(formula)
-        if re.search(r".[-+*/^\\]|^\\", written) and written in self.question:
-            return False
+        """By math-verify; bases must agree where both are given, and a pair is no set: (1,2) is not 2,1."""
         formula, gold = (tidy(_ALSO.sub(",", _UNIT_TEXT.sub("", unwrap(text)))) for text in (formula, self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
-        if len(formula) > MAX_ANSWER or len(gold) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
+        if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
             return False
         if re.fullmatch(r"[(\[].*,.*[)\]]", gold) and not re.match(r"[(\[\\A-Za-z]", formula):
             formula = f"({formula})"
@@ -297,8 +282,7 @@ class _Value(_Reader):
 
 
 def _is_prose(text: str) -> bool:
-    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", TEXT.sub("", text)))
-    return any(word not in _FUNCTIONS for word in words)
+    return not _FUNCTIONS.issuperset(_long_words(TEXT.sub("", text)))
 
 
 def alike(candidate: str, gold: str) -> bool:
@@ -314,43 +298,32 @@ def alike(candidate: str, gold: str) -> bool:
 
 def compact(text: str) -> str:
     """A formula without layout, blanks and a leading 'x =': what two spellings of it share."""
-    text = re.sub(r"\\[cd]?times|\\cdot", "*", tidy(unwrap(text)))
+    text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
     text = re.sub(r"^(?:[A-Za-z]|\\[a-z]+)(?:\([a-z]\))?\s?(?:=|\\in)\s?(?!.*=)", "", text)
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 
-class _Options(_Reader):
+class _Options:
     """One of several choices: by letter, by its text, or by both if they agree."""
 
     def __init__(self, gold: str, choices: Sequence[str]) -> None:
-        super().__init__(gold)
-        self.choices = [plain(choice) for choice in choices]
-        last = ascii_uppercase[min(max(len(choices), 8), 26) - 1]
-        letter = f"[A-{last}]"
-        self.letter = re.compile(
-            rf"(?:(?:the\s)?(?:correct\s)?(?:option|choice|letter|answer)\s)?(?:[(\[]\s?(?P<a>{letter})\s?[)\]][.:,]?"
-            rf"|(?P<b>{letter})(?:\)[.:,]?|[.:](?=\s|$)|(?=\s*$)|(?=,?\s(?:because|since|is|as|which|-)\s)))\s*",
-            re.IGNORECASE,
-        )
-        self.ruled_out = re.compile(rf"\(?\b{letter}\)?\s(?:is|are)\s(?:wrong|incorrect|false|out|not)\b(?:\s(?:and|but)\b)?")
-        self.denied = re.compile(rf"\b[Nn]ot\s(?:option\s|choice\s)?\(?{letter}\)?(?!\w)")
-        self.mention = re.compile(rf"(?<!\w)\(({letter})\)(?!\w)|\b(?:[Oo]ption|[Cc]hoice)\s({letter})\b")
+        self.gold, self.choices = gold, [plain(choice) for choice in choices]
 
     def announced(self, answer: str) -> bool | None:
-        place = next((place for read in (self._plainly, self._mentioned, self._held) if (place := read(answer)) is not None), None)
-        if place is None and only_number(unwrap(answer)) is None:
-            return None
-        return self._is_gold(-1 if place is None else place)
+        for read in (self._plainly, self._mentioned, self._held):
+            if (place := read(answer)) is not None:
+                return self._is_gold(place)
+        return None if only_number(unwrap(answer)) is None else False
 
     def unannounced(self, text: str) -> bool:
-        text = self.ruled_out.sub("", text)
+        text = _RULED_OUT.sub("", text)
         first, last = _first_line(text), _last_line(text)
         places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
         places += [self._mentioned(last), self._mentioned(text), self._held(last)]
         return self._is_gold(next((place for place in places if place is not None), -1))
 
     def whole(self, answer: str) -> bool:
-        letter = self.letter.match(answer)
+        letter = _LETTER.match(answer)
         rest = unwrap(answer[letter.end() :]) if letter else answer
         return not rest or self._stated(rest) is not None
 
@@ -363,7 +336,7 @@ class _Options(_Reader):
         stated = (place for reading in readings if (place := self._stated(reading)) is not None)
         if (place := next(stated, None)) is not None:
             return place
-        letter = self.letter.match(readings[0]) if readings else None
+        letter = _LETTER.match(readings[0]) if readings else None
         if letter is None:
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
@@ -379,7 +352,7 @@ class _Options(_Reader):
         return None
 
     def _mentioned(self, text: str) -> int | None:
-        letters = {first or second for first, second in self.mention.findall(self.denied.sub("", text))}
+        letters = {first or second for first, second in _MENTION.findall(_NOT_LETTER.sub("", text))}
         return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
 
     def _held(self, text: str) -> int | None:
@@ -388,17 +361,17 @@ class _Options(_Reader):
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
         denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
-        named = [
-            place
-            for place, option in held.items()
-            if not any(option != other and option in other for other in held.values())
-            and not re.search(denial + re.escape(option), words)
-        ]
+        within = {option for option in held.values() for other in held.values() if option != other and option in other}
+        named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
+        named = [place for place in named if held[place] not in within]
         return named[0] if len(named) == 1 else -1 if held else None
 
 
-class _Words(_Reader):
+class _Words:
     """A text by its words, without case and punctuation."""
+
+    def __init__(self, gold: str) -> None:
+        self.gold = gold
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SENTENCE_END.finditer(answer), 4)]

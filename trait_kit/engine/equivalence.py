@@ -7,6 +7,7 @@ Why a process: the texts come from language models, math-verify hands them to sy
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -15,12 +16,13 @@ import sys
 import threading
 from pathlib import Path
 
-SECONDS = 2  # of processor time for one comparison, so that a busy machine changes no verdict; five times that of the clock
+SECONDS = 1  # of processor time for one comparison, so that a busy machine changes no verdict; five times that of the clock
 BYTES = 4 << 30  # address space of the process that compares
 _lock = threading.Lock()
 _child: subprocess.Popen[str] | None = None
 
 
+@functools.lru_cache(maxsize=4_096)
 def equivalent(gold: str, answer: str) -> bool | None:
     """Whether a LaTeX answer means what the gold one does; None where the child had to be ended over it. From any thread."""
     global _child

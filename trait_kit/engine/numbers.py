@@ -12,7 +12,6 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-MAX_CHARACTERS = 4_000  # of a text that are looked at: its end, where the answer is
 MAX_DIGITS = 40  # of a number; longer ones are none
 ROUNDED_DECIMALS = 4  # a number printed with this many decimals or more may be rounded at its last
 FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
@@ -29,11 +28,9 @@ NUMBER = re.compile(
 _UNIT = re.compile(
     r"\s*\(?(?:(?![xyzntkab]\b)[A-Za-z][A-Za-z.]*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
 )
-_SIGNS = {"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"}
+_SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
-_CURRENCY = re.compile(
-    r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE
-)
+_CURRENCY = re.compile(r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE)
 _LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|(?<!\\)\\[!,;:> ]|~")
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
 
@@ -96,12 +93,6 @@ def quantity(text: str) -> Number | None:
     return read_number(match) if match and whole else None
 
 
-def as_number(text: object) -> Fraction | None:
-    """The exact value of a text that is one number ('25%' is 25); None for anything else."""
-    number = only_number(plain(str(text)))
-    return number.value * number.scale if number else None
-
-
 def print_number(value: Fraction) -> str | None:
     """Print exactly: '12', '1687.5'; None where more than three decimals would be needed."""
     decimals = next((places for places in range(4) if (value * 10**places).denominator == 1), None)
@@ -123,19 +114,10 @@ def plain(text: str) -> str:
     if text.isascii() and text.replace("\n", " ").isprintable():
         return text
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
-    text = re.sub(r"–(?=[\d.$£€])", "-", text)
-    text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{unicodedata.normalize('NFKC', run.group())}}}", text)
-    return "".join(map(_plain_character, text))[-MAX_CHARACTERS:]
-
-
-def _plain_character(character: str) -> str:
-    if " " <= character <= "~" or character == "\n":
-        return character
-    if (category := unicodedata.category(character)) in ("Cc", "Cf", "Cs"):
-        return " " if category == "Cc" else ""
-    if unicodedata.decomposition(character).startswith("<fraction>"):
-        return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/")
-    return _SIGNS.get(character) or unicodedata.normalize("NFKC", character)
+    text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{run.group()}}}", re.sub(r"–(?=[\d.$£€])", "-", text))
+    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(_SIGNS)
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 
 
 def tidy(text: str) -> str:

@@ -102,7 +102,9 @@ class QuestionIndex:
         try:
             array.validate(full=True)
         except pa.ArrowInvalid as error:
-            raise TraitError(f"A text is not valid UTF-8 ({error}). load_documents puts such records in quarantine.") from None
+            raise TraitError(
+                f"A text is not valid UTF-8 ({error}). load_documents puts such records in quarantine."
+            ) from None
         if self._matches_anything:
             return list(range(len(array)))
         unified, raw = _characters()
@@ -137,7 +139,11 @@ class QuestionIndex:
                     question = self.questions[number]
                     found[number].add(gram)
                     first.setdefault(number, at)
-                    if number not in exact and question[:length] == gram and tuple(words[at : at + len(question)]) == question:
+                    if (
+                        number not in exact
+                        and question[:length] == gram
+                        and tuple(words[at : at + len(question)]) == question
+                    ):
                         exact[number] = at
         for number, grams in found.items():
             overlap = 1.0 if number in exact else len(grams) / self.n_grams[number]

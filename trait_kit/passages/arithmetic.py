@@ -35,7 +35,7 @@ _PLAIN = [
         (r"\\div", "/"),
         (r"(?<=\w)\s+–\s+(?=[\d$£€])", " - "),
         (r"(?<=[\w%)])\s+x\s+(?=[\d.$£€(])|(?<=\d)x(?=\d)", " * "),
-        (r"(?<![\d.,/])(\d{1,3}(?: \d{3})+)(?![\d.,/]| \d)", lambda match: match.group().replace(" ", "")),
+        (r"(?<![\d.,/])(\d{1,3}(?: \d{3})+)(?![\d.,]| \d|(?<!000)/)", lambda match: match.group().replace(" ", "")),
     )
 ]
 _UNITS = r"(?:\s?/\s?[a-z]+|\s+[a-z]+(?:/[a-z]+)?){1,3}"
@@ -165,7 +165,9 @@ def _has_operator(side: str) -> bool:
 
 
 def _agrees(value: Fraction, left: str, right: str, rest: str) -> bool:
-    remainder = re.match(r"\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|r)\s*(?:of\s+)?(\d{1,30})\b", rest, re.IGNORECASE)
+    remainder = re.match(
+        r"\s*,?\s*(?:with\s+)?(?:a\s+)?(?:remainder|rem\.?|r)\s*(?:of\s+)?(\d{1,30})\b", rest, re.IGNORECASE
+    )
     division = re.fullmatch(r"(\d+)\s*/\s*(\d+)", left)
     if remainder and division and right.isdigit():
         return int(division[1]) == int(right) * int(division[2]) + int(remainder[1])
