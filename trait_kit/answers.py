@@ -68,7 +68,7 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
     if kind == "choice":
         reader = _Options(gold, choices)
-    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])
+    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if isinstance(reader, _Words) and reader.bare(text):
         return True, True
     text = _DENIED.sub("", text)  # 'The answer is not 8' names no answer

@@ -16,8 +16,6 @@ nobody's duplicate. (One-permutation hashing, arXiv 1703.04664, was measured: no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 
 from trait_kit.engine.files import TraitError
@@ -52,8 +50,8 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """
     leader = np.arange(len(signatures))
     rows = _with_words(signatures)
-    for shift, keys_of in _passes(threshold, signatures.shape[1]):
-        keys = keys_of(signatures, rows)
+    for shift, *where in _passes(threshold, signatures.shape[1]):
+        keys = _keys(signatures, rows, shift, *where)
         order = np.argsort(keys, kind="stable")
         _join(keys[order], rows[order], shift, signatures, threshold, leader)
         if shift == 0:
@@ -73,23 +71,16 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
         raise TraitError(f"Signatures of {signatures.shape[1]} and {seed_signatures.shape[1]} hashes. Make both alike.")
     found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
     rows, seeds = _with_words(signatures), _with_words(seed_signatures)
-    for shift, keys_of in _passes(threshold, signatures.shape[1]):
-        keys = keys_of(seed_signatures, seeds)
+    for shift, *where in _passes(threshold, signatures.shape[1]):
+        keys = _keys(seed_signatures, seeds, shift, *where)
         if shift == 0:
             _, first = np.unique(keys, return_index=True)
             keys, seeds = keys[first], seeds[first]
         order = np.argsort(keys, kind="stable")
-        asked = keys_of(signatures, rows)
+        asked = _keys(signatures, rows, shift, *where)
         _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found, best)
         seeds = np.sort(seeds)
     return found
-
-
-def band_keys(signatures: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
-    """For each band, the rows' keys, uint64 [n]: rows that may be alike to `threshold` or more have one in common."""
-    bands, width = banding(threshold, signatures.shape[1])
-    for band in range(bands):
-        yield _keys(signatures, np.arange(len(signatures)), band * width, width)
 
 
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
@@ -112,20 +103,10 @@ def _with_words(signatures: np.ndarray) -> np.ndarray:
     return np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
 
 
-def _passes(threshold: float, n_hashes: int) -> Iterator[tuple[int, Callable[[np.ndarray, np.ndarray], np.ndarray]]]:
-    """What rows meet by: their whole signature, then each band. A key's lowest `shift` bits only order a bucket's rows."""
+def _passes(threshold: float, n_hashes: int) -> list[tuple[int, int, int, int]]:
+    """What rows meet by, as arguments of `_keys`: their whole signature, then each band, rows ordered by the next."""
     bands, width = banding(threshold, n_hashes)
-    half = np.uint64(32)
-    yield 0, lambda signatures, rows: _keys(signatures, rows, 0, n_hashes)
-    for band in range(bands):
-        places = [which % bands * width for which in (band, band + 1)]
-        yield (
-            32,
-            lambda signatures, rows, places=places: (
-                (_keys(signatures, rows, places[0], width) >> half << half)
-                | (_keys(signatures, rows, places[1], width) >> half)
-            ),
-        )
+    return [(0, 0, 0, n_hashes), *((32, band * width, (band + 1) % bands * width, width) for band in range(bands))]
 
 
 @inlined
@@ -170,14 +151,23 @@ def _signatures(values, offsets, shingle_words, leaves, out):
                 break
 
 
+@inlined
+def _key(signature, first, width):
+    key = np.uint64(width)
+    for k in range(first, first + width):
+        key = _mixed(key * _FACTOR + np.uint64(signature[k]))
+    return key
+
+
 @kernel
-def _keys(signatures, rows, first, width):
+def _keys(signatures, rows, shift, first, second, width):
+    """A key a row: hashes from `first` on, by which rows meet; in its lowest `shift` bits those from `second` on."""
     out = np.empty(len(rows), np.uint64)
+    low = np.uint64(shift)
     for i in range(len(rows)):
-        key = np.uint64(width)
-        for k in range(first, first + width):
-            key = _mixed(key * _FACTOR + np.uint64(signatures[rows[i], k]))
-        out[i] = key
+        out[i] = _key(signatures[rows[i]], first, width)
+        if shift:
+            out[i] = out[i] >> low << low | _key(signatures[rows[i]], second, width) >> low
     return out
 
 

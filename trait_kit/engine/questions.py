@@ -7,13 +7,12 @@ while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different qu
 text that holds the prompt without its answer choices or its answer has a finding too.
 
 Nearly all texts hold nothing, so a filter passes over them and only the rest are compared word by word. It may let a text
-through in vain and must never lose one. Why it does not: let u be a text in one spelling (`_unified`). Its *marks* are its
-maximal runs of letters, each single digit, and each sign of `+*/=<>^%`, in order. Every mark lies in exactly one word of u,
-and letters that touch in u touch in their word; so the marks of u are those of its words, one word after the other, and the
-first few marks of an n-gram that stands in u are a run of the marks of u. The filter hashes every run of a few lengths and
-looks for those of all n-grams: equal runs have equal hashes. (Digits are single because "1,234" is one word and "1, 234"
-two; "-" is no mark because it is a word in some places only. An n-gram without marks switches the filter off.) The tokens
-of ngrams.py cannot serve: in "3x" they are one, here two.
+through in vain and must never lose one. Let u be a text in one spelling (`_unified`) and its *marks* the maximal runs of
+letters, the single digits, and each sign of `+*/=<>^%`, in order. Every mark lies in exactly one word of u and letters that
+touch in u touch in their word, so the first few marks of an n-gram that stands in u are a run of the marks of u. The filter
+hashes every run of a few lengths and looks for those of all n-grams; equal runs have equal hashes. (Digits are single, as
+"1,234" is one word and "1, 234" two; an n-gram without marks switches the filter off; the tokens of ngrams.py cannot serve,
+as "3x" is one of them and two words here.)
 """
 
 from __future__ import annotations
