@@ -250,7 +250,7 @@ HOSTILE = {
 }
 
 
-SLOW = ("two towers", "a sum", "a binomial", "a huge power", "a huge polynomial", "an integral")
+SLOW = ("two towers", "a sum", "a binomial", "a huge power", "a huge polynomial", "an integral", "exponents")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in HOSTILE])
