@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
-from trait_kit.catalogue import ADS_TASKS as TASKS
 
 from trait_kit import tables
+from trait_kit.catalogue import ADS_TASKS as TASKS
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
 from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics
@@ -193,7 +193,7 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
 
 def test_task_files_and_catalogues_have_the_same_marks_and_limits():
     for name in TASKS:
-        task, fields = load_task(name), task_fields(name)
+        task, fields = load_task(name), TASKS[name]
         assert task.metrics == fields["metrics"] and task.limits == fields["limits"]
         marked = {*ads.METRICS} - (set() if task.limits else {"within_limit"})
         assert {*task.metrics[3:]} == (marked if task.kind == "text" else {"auc", "f1"})

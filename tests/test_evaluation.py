@@ -7,21 +7,17 @@ import json
 import math
 import shutil
 import socket
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from answer_strings import answer_strings
 from local_tasks import BENCHMARKS, LOCAL, local_task
 from sklearn.metrics import roc_auc_score
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics
-from trait_kit.evaluation.answers import judge
 from trait_kit.evaluation.suites import evaluate_model, load_tasks, prompt, worked_examples, write_lm_eval_tasks
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task
@@ -339,86 +335,6 @@ def test_a_diverged_model_is_an_error_not_a_nan(model_dir, problems, tmp_path):
     with pytest.raises(TraitError, match=r"arm 'broken'.*diverged"):
         _evaluate(tmp_path / "nan", problems, tmp_path / "run", arm="broken")
     assert not list((tmp_path / "run" / "outcomes").glob("*"))
-
-
-@pytest.mark.parametrize("kind", ["number", "expression", "choice", "text"])
-def test_answers_are_judged_as_a_teacher_would(kind):
-    strings = list(answer_strings(kind))
-    wrong, seconds = [], []
-    judge("The answer is $3 + 2x$.", "2x + 3", "expression")  # starts the process that compares
-    for string in strings:
-        started = time.monotonic()
-        found = judge(string.prediction, string.gold, kind, string.choices)
-        seconds.append(time.monotonic() - started)
-        if found != (string.flexible, string.strict):
-            wrong.append(f"{string.group}: {string.prediction!r} for {string.gold!r} gives {found}")
-    print(*wrong, sep="\n")
-    assert len(strings) >= 300 and len(set(strings)) == len(strings)
-    assert len(wrong) <= 0.01 * len(strings), wrong
-    assert statistics.median(seconds) < 0.05
-
-
-def test_without_a_kind_it_is_read_off_the_gold_answer():
-    assert judge("So 3 + 4 = 7.", "7") == (True, False)
-    assert judge("The answer is $3 + 2x$.", "2x + 3") == (True, True)
-    assert judge(" Relevant.\nQuestion: x", "relevant") == (True, True)
-
-
-HOSTILE = {
-    "ten megabytes of digits": "9" * 10_000_000,
-    "ten megabytes of text": "The answer is " + "a b " * 2_500_000,
-    "ten megabytes of line breaks": "\n" * 10_000_000,
-    "ten megabytes of HTML": "<script>alert(1)</script>" * 400_000,
-    "ten megabytes of announcements": "the answer is " * 700_000,
-    "announcements that never end": "answer " * 100_000,
-    "a long number": "The answer is " + "9" * 5_000,
-    "a tower": "The answer is 9**9**9**9.",
-    "a tower in LaTeX": "The answer is $9^{9^{9^{9}}}$.",
-    "a tower in a box": "\\boxed{9**9**9}",
-    "two towers": "The answer is $9^{9^{9}}$ = $8^{8^{8^{8}}}$.",
-    "a factorial": "The answer is $10000000!$.",
-    "a sum": "The answer is $\\sum_{n=1}^{10^{12}} n!$",
-    "an integral": "The answer is $\\int_0^1 x^{x^{x^x}} dx$",
-    "a binomial": "The answer is $\\binom{10000000}{5000000}$",
-    "a huge power": "The answer is $(10^{100})^{10^{100}}$",
-    "a huge polynomial": "The answer is $(a+b+c+d+x+y+z)^{60}$",
-    "an exponent": "The answer is 1e999999999",
-    "boxes": "\\boxed{" * 100_000,
-    "closed boxes": "\\boxed{" * 500 + "1" + "}" * 500,
-    "brackets": "The answer is $" + "(" * 190 + "1" + ")" * 190 + "$",
-    "fractions": "The answer is $" + "\\frac{" * 60 + "1" + "}{2}" * 60 + "$",
-    "exponents": "The answer is $x" + "^{x" * 90 + "}" * 90 + "$",
-    "hashes": "####" * 50_000,
-    "commas": "1,1,1," * 50_000,
-    "equations": "The answer is " + "1=" * 2_000,
-    "letters": "(A)" * 1_000_000,
-    "division by zero": "The answer is $\\frac{1}{0}$ or 1/0",
-    "control characters": "The answer is \x00\x1b[2J\ud800\n",
-    "characters that grow": "\ufdfa½" * 9_000,
-    "right to left": "\u202e\ufffd" * 9_000,
-    "the child's protocol": '"]\n["42", "42", 9]\ntrue\n',
-    "python": "\\boxed{__import__('pathlib').Path('TOUCHED').touch()}",
-    "python in a sentence": "The answer is __import__('pathlib').Path('TOUCHED').touch().",
-    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('TOUCHED').touch()}$",
-    "TeX": "\\boxed{\\immediate\\write18{touch TOUCHED}\\input{/etc/passwd}}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = HOSTILE[name].replace("TOUCHED", str(tmp_path / "touched"))
-    for kind, gold, choices in (
-        ("number", "42", ()),
-        ("expression", "\\sqrt{2}x", ()),
-        ("text", "relevant", ()),
-        ("choice", "43", ("41", "42", "43")),
-    ):
-        started = time.monotonic()
-        assert judge(text, gold, kind, choices) == (False, False)
-        assert time.monotonic() - started < 30  # 3 s where nothing else runs
-    assert list(tmp_path.iterdir()) == []
-    assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
 
 
 def _task_file(folder: Path, name: str, kind: str, splits: dict[str, list[dict] | None], **more) -> str:

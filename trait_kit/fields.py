@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -17,7 +16,8 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
-_NUMBER = r"-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+from trait_kit.engine.numbers import print_number, quantity
+
 _FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
@@ -76,12 +76,12 @@ def one_line(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """The first number in the value, printed plainly: '43.0', '43 (apples)' and '$43' give '43'."""
-    match = re.search(_NUMBER, re.sub(r"[$£€]", "", _text(value)))
-    if match is None:
-        raise FieldError(f"there is no number in {_text(value)[:80]!r}")
-    text = match.group().replace(",", "")
-    return text if "/" in text else format(Decimal(text).normalize(), "f")
+    """The value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43'."""
+    found = quantity(_text(value))
+    if found is None:
+        raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
+    exact = found.value * found.scale
+    return print_number(exact) or str(exact)
 
 
 def after_hashes(value: Any) -> str:

@@ -290,9 +290,9 @@ def _from_source(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
 
 
 def _prints_wrong_arithmetic(solution: str | None) -> bool:
-    from trait_kit.passages.arithmetic import check_arithmetic
+    from trait_kit.passages.arithmetic import arithmetic_slips
 
-    return bool(check_arithmetic(solution or "").wrong)
+    return bool(arithmetic_slips(solution or ""))
 
 
 def _read_split(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:

@@ -31,11 +31,11 @@ from lm_eval.tasks import TaskManager
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from local_tasks import LOCAL
 
-from trait_kit.evaluation.answers import judge
+from trait_kit.answers import judge
 from trait_kit.evaluation.harness import load_model, quiet, write_task
-from trait_kit.evaluation.suites import prompt
 from trait_kit.fields import FieldError, render
 from trait_kit.models import resolve_model
+from trait_kit.tasks import prompt
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 FORMS = (  # how a text may end in a result, and what it has before it

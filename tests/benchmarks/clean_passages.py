@@ -8,7 +8,6 @@ from fractions import Fraction
 from random import Random
 
 from trait_kit.catalogue import ADS_TASKS as ADS
-
 from trait_kit.passages.drafts import Problem
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from trait_kit.answers import judge
 from trait_kit.evaluation import ads
-from trait_kit.evaluation.answers import judge
 
 
 def bits_per_byte(log_probability: float, n_bytes: int) -> float:
@@ -59,7 +59,9 @@ def generation_marks(prediction: str, item: dict[str, Any]) -> dict[str, float]:
 
     `item` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
     """
-    flexible, strict = judge(prediction, item["answer"], item.get("kind") or "", item.get("choices") or ())
+    flexible, strict = judge(
+        prediction, item["answer"], item.get("kind") or "", item.get("choices") or (), item.get("question") or ""
+    )
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
     if wanted := item.get("marks"):
         found = ads.marks(prediction, item["question"], item["answer"], item["entity"], item["limits"])

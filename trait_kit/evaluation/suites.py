@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
+from string import ascii_uppercase
 from typing import Any
 
 import pandas as pd
@@ -84,11 +85,11 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A choice task that
     borrows from one without choices gets some made: the example's answer among those of other examples.
     """
-    from trait_kit.engine.questions import TestQuestions
+    from trait_kit.engine.questions import QuestionIndex
 
     parts = [(name, load_task(name).parts) for name in names]
     files = {task.name: name if len(tasks) == 1 else f"{name}#{task.name}" for name, tasks in parts for task in tasks}
-    tested = TestQuestions(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
+    tested = QuestionIndex(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
     found = []
     for task in (task for _, tasks in parts for task in tasks):
         source = files.get(task.examples_from or task.name, task.examples_from or "")
@@ -175,7 +176,7 @@ def _item(row: dict[str, Any], prefix: str, kind: str = "") -> dict[str, Any]:
             reasoning = "" if solution == row["answer"] else solution
             reasoning = reasoning.removesuffix(f"The answer is {row['answer'].rstrip('.')}.")
             item["prompt"] = prefix + prompt(row["question"], choices)
-            item["target"] = f" {reasoning}The answer is ({_LETTERS[item['gold']]})."
+            item["target"] = f" {reasoning}The answer is ({ascii_uppercase[item['gold']]})."
     return item
 
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from trait_kit.passages.answers import arithmetic_slips, conclusion, plain_words, reaches
+from trait_kit.answers import conclusion, plain_words, reaches
+from trait_kit.engine.numbers import numbers
+from trait_kit.passages.arithmetic import arithmetic_slips
 from trait_kit.passages.drafts import Draft, Problem
-from trait_kit.passages.words import content_words, marks_of, numbers
+from trait_kit.passages.words import content_words, marks_of
 
 _MIN_ENLIGHTENMENT_WORDS = 15
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -100,7 +102,7 @@ def _reasoning(candidate: Candidate) -> str | None:
 
 def _gold(candidate: Candidate) -> str | None:
     for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
-        right, found = reaches(row.answer, paragraph, row.choices or None)
+        right, found = reaches(row.answer, paragraph, row.choices or (), row.question)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None

@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from trait_kit.passages.answers import arithmetic_slips, conclusion, is_mathematical
+from trait_kit.answers import conclusion, is_mathematical
+from trait_kit.engine.numbers import numbers
+from trait_kit.passages.arithmetic import arithmetic_slips
 from trait_kit.passages.drafts import Problem
 from trait_kit.passages.related import concepts
 from trait_kit.passages.techniques import ROLES, TECHNIQUES
-from trait_kit.passages.words import content_words, numbers
+from trait_kit.passages.words import content_words
 
 _NUMBER = r"\$?\d+(?:[.,]\d+)*%?"
 _EQUATION = re.compile(rf"{_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+ ?= ?{_NUMBER}|{_NUMBER} = {_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+")

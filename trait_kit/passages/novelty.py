@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from trait_kit.engine.minhash import EMPTY, WINDOW, band_keys, signatures
+from trait_kit.engine.minhash import EMPTY, WINDOW, _keys, banding, signatures
 from trait_kit.models import embed
 from trait_kit.params import PassageParams
 
@@ -70,7 +70,9 @@ class NearDuplicates:
         self._names = dict(enumerate(self._names.values()))
         self._first = len(self._names)
         self._bands: list[tuple[np.ndarray, dict[int, list[int]]]] = []  # bucket of each new text; bucket -> accepted rows
-        for keys in band_keys(self._rows, self.threshold):
+        bands, width = banding(self.threshold, self._rows.shape[1])
+        for band in range(bands):
+            keys = _keys(self._rows, np.arange(len(self._rows)), 0, band * width, 0, width)
             _, bucket, size = np.unique(keys, return_inverse=True, return_counts=True)
             bucket[size[bucket] == 1] = -1  # most texts are alone in theirs
             accepted: dict[int, list[int]] = defaultdict(list)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jinja2
 
+from trait_kit.answers import is_mathematical
 from trait_kit.engine.exchange import as_data, templates
 from trait_kit.engine.files import TraitError
-from trait_kit.passages.answers import is_mathematical
 from trait_kit.passages.drafts import Problem
 
 FOLDER = Path(__file__).parent / "prompts"

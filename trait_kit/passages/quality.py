@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from trait_kit.engine.minhash import signatures
+from trait_kit.engine.numbers import numbers
 from trait_kit.passages.drafts import problem_rows
-from trait_kit.passages.words import content_words, marks_of, numbers
+from trait_kit.passages.words import content_words, marks_of
 
 _SAMPLE = 2_000  # passages compared with each other, n-grams counted: the numbers depend on how many
 _EXAMPLE = 120  # characters of a reason that are shown

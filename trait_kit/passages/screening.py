@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
@@ -30,10 +30,10 @@ def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tu
             reasons[place] = REASONS[2]
     kinds: dict[int, set[str]] = defaultdict(set)
     tests = list(test_questions)
-    for row in TestQuestions(tests).find(texts).itertuples(index=False):
+    for row in QuestionIndex(tests).find(texts).itertuples(index=False):
         kinds[row.text_index].add(row.kind)
     for first in range(0, len(problems), _BATCH):
-        some = TestQuestions(problems["question"].iloc[first : first + _BATCH].tolist())
+        some = QuestionIndex(problems["question"].iloc[first : first + _BATCH].tolist())
         for row in some.find(tests).itertuples(index=False):
             kinds[first + row.test_index].add(row.kind)
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from trait_kit.engine.numbers import numbers
+
 _STOP_WORDS = """
 about above after again also another answer because been before being between both called cannot come comes could does
 each either every find first following from give gives given have hence here into itself just know like look make many
@@ -19,16 +21,6 @@ def content_words(text: str) -> set[str]:
     """Lower-case words of at least four letters that carry content; a plural 's' is dropped."""
     words = re.findall(r"[^\W\d_]{4,}", text.lower())
     return {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in _STOP}
-
-
-def numbers(text: str) -> set[str]:
-    """Numbers of a text in one form: '1,200' and '1200.0' are both '1200'."""
-    found = set()
-    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
-        whole, _, decimals = printed.replace(",", "").partition(".")
-        decimals = decimals.rstrip("0")
-        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
-    return found
 
 
 def marks_of(texts: list[str]) -> list[set[str]]:

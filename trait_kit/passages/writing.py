@@ -21,7 +21,7 @@ from trait_kit.engine.endpoint import ask_all
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger
 from trait_kit.engine.money import Estimate
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.params import PassageParams
 from trait_kit.passages.checks import Candidate, own_fault
 from trait_kit.passages.drafts import Draft, Problem, Rejection, problem_rows
@@ -59,7 +59,7 @@ def write_passages(
     the `test_questions` is rejected. `progress` is called with (done, all) while the teacher is asked.
     """
     rows_of = _rows_of(groups, problem_rows(problems))
-    tested, novelty = TestQuestions(test_questions), Novelty(params)
+    tested, novelty = QuestionIndex(test_questions), Novelty(params)
     bill = _Bill(teacher)
     refused: dict[int, Refused] = {}
     places = list(range(len(groups)))
@@ -151,7 +151,7 @@ def _judge(
     drafts: Sequence[tuple[Group, list[Problem], Draft | Rejection]],
     attempt: int,
     novelty: Novelty,
-    tested: TestQuestions,
+    tested: QuestionIndex,
     count_tokens: Callable[[list[str]], np.ndarray],
     params: PassageParams,
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -187,7 +187,7 @@ def _compared(
             yield name, find(place)
 
 
-def _contamination(texts: list[str], tested: TestQuestions) -> dict[int, str]:
+def _contamination(texts: list[str], tested: QuestionIndex) -> dict[int, str]:
     found: dict[int, str] = {}
     for row in tested.find(texts).itertuples(index=False):
         detail = f"{row.kind} overlap ({row.overlap:.0%}) with test question {row.test_index}: {row.excerpt[:100]!r}"

@@ -21,7 +21,7 @@ from trait_kit import tables
 from trait_kit.engine import minhash as near_duplicates
 from trait_kit.engine import shards as engine
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import Filters, Limit, check_method, cut_key, rank_keys, value_keys
@@ -203,5 +203,5 @@ def _counter(base_model: str) -> TokenCounter:
 
 
 @functools.lru_cache(maxsize=2)
-def _test_questions(path: Path, digest_of_them: str) -> TestQuestions:
-    return TestQuestions(read_json(path))
+def _test_questions(path: Path, digest_of_them: str) -> QuestionIndex:
+    return QuestionIndex(read_json(path))

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.questions import TestQuestions
-from trait_kit.tasks import prompt
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.params import TrainingParams
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.tasks import every_test_question, load_problems
+from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training.plan import Source, named_sources
 
 
@@ -84,7 +83,7 @@ def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
         return []
     problems = load_problems(params.tasks, "train", params.fine_tune_problems, params.seed)
     pairs = _pairs(problems)
-    tested = TestQuestions(every_test_question(params.tasks, params.test_items_per_task, params.seed))
+    tested = QuestionIndex(every_test_question(params.tasks, params.test_items_per_task, params.seed))
     held = set(tested.find([given + target for given, target in pairs])["text_index"])
     lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
     note = f" No train problems: {', '.join(lacking)}." if lacking else ""
