@@ -193,6 +193,9 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
         ("{o|lettered|pick(g)}", {"o": ["(A)one", "(B)two"], "g": [1]}, "two"),
         ("{o|pick(g)}", {"o": ["one", "two"], "g": 1}, "two"),
         ("{a|number}", {"a": "43.0 (apples)"}, "43"),
+        ("{a|number}", {"a": "0.8333333333"}, "0.8333333333"),
+        ("{a|number}", {"a": "$1,200"}, "1200"),
+        ("{a|number}", {"a": "-3/4"}, "-3/4"),
         ("{e|equation} = {a|number}", {"e": "( 290.0 / 2.0 )", "a": 145.0}, "290 / 2 = 145"),
         ("{q|fill(n)}", {"q": "number0 eggs and number1 pans", "n": "56.0 9.0"}, "56 eggs and 9 pans"),
         ("{a}", {"a": "(1,2)"}, "(1,2)"),  # never read as Python

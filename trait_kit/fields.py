@@ -81,7 +81,9 @@ def number(value: Any) -> str:
     if found is None:
         raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
     exact = found.value * found.scale
-    return print_number(exact) or str(exact)
+    if printed := str(exact) if "/" in _text(value) else print_number(exact):
+        return printed
+    return re.search(r"-?[\d.,]+(?:/\d+)?", _text(value))[0].replace(",", "")  # type: ignore[index]  # a long decimal stays
 
 
 def after_hashes(value: Any) -> str:
