@@ -138,12 +138,8 @@ class QuestionIndex:
                     question = self.questions[number]
                     found[number].add(gram)
                     first.setdefault(number, at)
-                    if (
-                        number not in exact
-                        and question[:length] == gram
-                        and tuple(words[at : at + len(question)]) == question
-                    ):
-                        exact[number] = at
+                    if question[:length] == gram and tuple(words[at : at + len(question)]) == question:
+                        exact.setdefault(number, at)
         for number, grams in found.items():
             overlap = 1.0 if number in exact else len(grams) / self.n_grams[number]
             if overlap >= self.share:
