@@ -41,12 +41,13 @@ class TeacherParams(Common):
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = ""  # for instance http://127.0.0.1:8000/v1; several servers of the model: separate with commas
-    teacher_serve: Literal["", "vllm", "transformers"] = ""  # instead of an address: the kit starts this server itself
+    teacher_serve: str = ""  # instead of an address: the command of a server to start, for instance "vllm serve Qwen/Qwen3-32B"
     teacher_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; never the key itself
     teacher_concurrency: int = Field(8, ge=1)  # requests in flight at each address
     teacher_timeout: float = Field(120.0, gt=0)  # seconds a request
-    teacher_max_tokens: int = Field(4_096, ge=1)  # of an answer, thinking aloud included
+    teacher_max_tokens: int = Field(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_temperature: float | None = Field(None, ge=0, le=2)  # None: the endpoint's own
+    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: thinking off, stop at a blank line, seed
     prices: str = "params/prices.yaml"  # what models cost; at an address outside your network the model must be listed
     max_cost_usd: float = Field(0.0, ge=0)  # stop asking before this is passed; 0 agrees only to what costs nothing
 
@@ -142,21 +143,18 @@ class PassageParams(TeacherParams):
     max_uses: int = Field(2, ge=1)  # passages that one problem may appear in
     entity_names: str = ""  # text: a file with one name a line, beside the entities that the problems have
     embedding_model: str = "demo:all-minilm-l6-v2"  # of problems and passages: a local folder or hub id
-    max_similarity: float = Field(0.9, gt=0, le=1)  # embedding: problems more alike than this (cosine) are not joined
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
-    teacher: Literal["offline", "openai"] = "offline"  # offline composes from gold solutions; openai asks an LLM
-    prompt: str = ""  # a Jinja template of your own (its path) instead of the kit's
-    max_attempts: int = Field(1, ge=1)  # times that a group is asked for, as long as its passage is rejected
+    # none: worked solutions are joined, nothing is written; offline: sentences composed around them; openai: asks an LLM
+    teacher: Literal["none", "offline", "openai"] = "offline"
+    paragraphs: Literal["gold", "teacher"] = "gold"  # gold: worked solutions where there are any; teacher: always asked for
+    teacher_steps: Literal["paragraph", "sentences"] = "paragraph"  # the enlightenment in one request, or one a sentence
+    prompt: str = ""  # a Jinja template of your own (its path) instead of the kit's turns
+    max_attempts: int = Field(3, ge=1)  # times that one thing is asked for, as long as it fails a check
     min_passage_tokens: int = Field(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = Field(1_024, ge=1)  # longer passages are rejected
     paraphrase_similarity: float = Field(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all are
-    groups_per_shard: int = Field(1_000, ge=1)  # with several workers: the unit of work and of resume
-    executor: Literal["local", "ray", "slurm"] = "local"  # what asks; a cluster needs a folder that all nodes see
-    workers: int = Field(1, ge=1)  # processes, each with teacher_concurrency; a single local one is the notebook's own
-    slurm_partition: str = ""  # slurm: where to run
-    slurm_time: str = "20:00:00"  # slurm: limit of one task
 
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
@@ -171,8 +169,6 @@ class PassageParams(TeacherParams):
             self._require_endpoint("shared_from is teacher")
         if self.prompt and not self.prompt.endswith(".jinja"):
             raise ValueError("prompt must be the path of a file that ends in .jinja")
-        if self.executor == "slurm" and not self.slurm_partition:
-            raise ValueError("executor is slurm, so slurm_partition must be set")
         return self
 
 

@@ -219,7 +219,9 @@ class _Server:
     async def post(self, body: dict[str, Any], timeout: float) -> bytes:
         """What the server sends, bounded in bytes and in time: one may send a byte a second for ever."""
         received = b""
-        async with self.client.chat.completions.with_streaming_response.create(**body, extra_headers=self.headers) as response:
+        async with self.client.chat.completions.with_streaming_response.create(
+            **body, extra_headers=self.headers
+        ) as response:
             async with asyncio.timeout(timeout):
                 try:
                     async for chunk in response.iter_bytes():

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from trait_kit.evaluation.answers import ENDS
-from trait_kit.passages.words import numbers
+from trait_kit.passages.material import numbers
 from trait_kit.product_texts import Text, sentences, stem, telling, words
 
 METRICS = ("rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage", "faithful")

@@ -1,8 +1,8 @@
 """The offline teacher's enlightenment paragraph: what the problems of a group share, and what is particular to each.
 
-It is composed, not written by a language model: the shared technique is explained in words kept in techniques.py, everything
-particular (numbers, facts, the step where the technique bites, the answer) is read from the problem and its worked
-solution. Wording is drawn by seed, so that a thousand paragraphs are not one sentence with blanks.
+It is composed, not written by a language model: the sentences are kept in offline.yaml, everything particular (numbers,
+facts, the step where the technique bites, the answer) is read from the problem and its worked solution. Wording is drawn by
+seed, so that a thousand paragraphs are not one sentence with blanks.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trait_kit.passages.answers import arithmetic_slips, conclusion, is_mathematical
-from trait_kit.passages.drafts import Problem
-from trait_kit.passages.related import concepts
-from trait_kit.passages.techniques import ROLES, TECHNIQUES
-from trait_kit.passages.words import content_words, numbers
+from trait_kit.passages.material import Problem, content, content_words, numbers
 
 _NUMBER = r"\$?\d+(?:[.,]\d+)*%?"
 _EQUATION = re.compile(rf"{_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+ ?= ?{_NUMBER}|{_NUMBER} = {_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+")
@@ -27,13 +24,14 @@ _COUNTED = re.compile(r"(?:\d|\b(?:many|of|the|some|his|her|their|several|these)
 _QUOTED = re.compile(r"[\"“]([^\"”\n]{4,90})[\"”]")
 _COUNT = {2: "Both", 3: "All three", 4: "All four", 5: "All five", 6: "All six", 7: "All seven", 8: "All eight"}
 _ORDINAL = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_SIGNS = {"addition": r"\d ?\+ ?\$?\d", "subtraction": r"\d - \$?\d", "multiplication": r"\d ?[*×] ?\$?\d"}
+_SIGNS["division"] = r"\d ?[/÷] ?\$?\d"
 
 
 def compose(rows: Sequence[Problem], grouping: str, shared: str, seed: int | str) -> str:
     """The paragraph for `rows` (in the passage's order, with worked solutions) that share `shared`."""
     rng = random.Random(f"{seed}/" + "/".join(row.id for row in rows))
-    names = _names(rows)
-    particular = _distinctive_words(rows, shared)
+    names, particular = _names(rows), _distinctive_words(rows, shared)
     roles = _task_roles(rows, shared if grouping == "knowledge" else "", rng)
     opening = _opening(rows, grouping, shared, rng)
     order = rng.sample(range(4), 4)
@@ -46,28 +44,26 @@ def compose(rows: Sequence[Problem], grouping: str, shared: str, seed: int | str
 
 def _opening(rows: Sequence[Problem], grouping: str, shared: str, rng: random.Random) -> str:
     everyone = _COUNT.get(len(rows), "All of them")
-    if grouping == "entity":
-        return _entity_opening(rows, shared, everyone, rng)
-    why = _why(rows, shared, rng)
-    if _is_wording(rows, shared):
-        words = _listed([f"'{word}'" for word in shared.split(", ")])
-        return rng.choice(
-            (
-                f"{everyone} speak of {words}, and there the way in is to be found: {why}.",
-                f"What these problems share shows in their words, {words}: {why}.",
-                f"Different as they look, {everyone.lower()} come back to {words}: {why}.",
-                f"Where {words} stand in a problem, the same thought helps: {why}.",
-            )
-        )
-    return rng.choice(
-        (
-            f"{everyone} rest on {_the(shared)}: {why}.",
-            f"What these problems share is {_the(shared)}: {why}.",
-            f"With {_the(shared)} {everyone.lower()} can be solved: {why}.",
-            f"The problems look different, yet {everyone.lower()} use {_the(shared)}. There, {why}.",
-            f"The common idea here is {_the(shared)}, and it works because {why}.",
-        )
-    )
+    fields = {"everyone": everyone, "every": everyone.lower(), "shared": shared, "idea": _the(shared)}
+    wording = content("offline")["openings"]
+    if grouping == "knowledge":
+        fields["why"] = _why(rows, shared, rng)
+        fields["words"] = _listed([f"'{word}'" for word in shared.split(", ")])
+        return rng.choice(wording["words" if _is_wording(rows, shared) else "topic"]).format(**fields)
+    topics = {row.topic for row in rows}
+    intent = next(iter(topics)) if len(topics) == 1 else None
+    if isinstance(intent, str) and intent.strip():
+        return rng.choice(wording["intent"]).format(**fields, intent=intent)
+    common = _common_words(rows, shared)
+    told = f" They also have {_listed(common)} in common." if common else ""
+    return rng.choice(wording["entity"]).format(**fields) + told
+
+
+def _closing(rows: Sequence[Problem], names: list[str], grouping: str, shared: str, rng: random.Random) -> str:
+    fields = {"shared": shared, "first": names[0], "last": names[-1]}
+    fields["idea"] = "the common idea" if _is_wording(rows, shared) else _the(shared)
+    fields["different"] = f"{rows[0].answer} in the {names[0]} and {rows[-1].answer} in the {names[-1]}"
+    return rng.choice(content("offline")["closings"][grouping]).format(**fields)
 
 
 def _is_wording(rows: Sequence[Problem], shared: str) -> bool:
@@ -75,41 +71,14 @@ def _is_wording(rows: Sequence[Problem], shared: str) -> bool:
     return shared not in {row.topic for row in rows} and all(word.islower() for word in shared.split(", "))
 
 
-def _entity_opening(rows: Sequence[Problem], shared: str, everyone: str, rng: random.Random) -> str:
-    """Names the entity and the intent: the problems' common topic where they have one, else words that all of them use."""
-    topics = {row.topic for row in rows}
-    intent = next(iter(topics)) if len(topics) == 1 else None
-    if isinstance(intent, str) and intent.strip():
-        return rng.choice(
-            (
-                f"{everyone} turn on {shared} and one intent behind it: {intent}.",
-                f"What joins these tasks is one wish, {intent}, and one subject, {shared}.",
-                f"Whoever asks about {shared} here is after {intent}, and each task serves that wish.",
-                f"{shared} is the subject of {everyone.lower()}, and every answer must meet the same intent, {intent}.",
-            )
-        )
-    common = _common_words(rows, shared)
-    told = f" They also have {_listed(common)} in common." if common else ""
-    return (
-        rng.choice(
-            (
-                f"{everyone} turn on {shared}: whoever asks about it wants one thing, and each task serves that wish.",
-                f"{everyone} are about {shared}, so the same facts and the same intent decide each of them.",
-                f"{shared} is the subject of {everyone.lower()}, and every answer must meet its reader's intent.",
-            )
-        )
-        + told
-    )
-
-
 def _why(rows: Sequence[Problem], shared: str, rng: random.Random) -> str:
-    if shared in concepts():
-        return rng.choice(concepts()[shared]["why"])
-    for words, reasons in TECHNIQUES:
-        if all(word in shared.lower() for word in words):
-            return rng.choice(reasons)
+    if shared in content("concepts"):
+        return rng.choice(content("concepts")[shared]["why"])
+    for technique in content("offline")["techniques"]:
+        if all(word in shared.lower() for word in technique["words"]):
+            return rng.choice(technique["why"])
     operations = Counter(name for row in rows for name in _operations(row.solution))
-    always = [name for name in ("addition", "subtraction", "multiplication", "division") if operations[name] == len(rows)]
+    always = [name for name in _SIGNS if operations[name] == len(rows)]
     if always:
         return f"each solution comes down to {_listed(always)}"
     common = _common_words(rows, shared)
@@ -119,10 +88,10 @@ def _why(rows: Sequence[Problem], shared: str, rng: random.Random) -> str:
 def _task_roles(rows: Sequence[Problem], topic: str, rng: random.Random) -> list[str]:
     """What the technique does in each problem's task; a task that occurs twice gets two wordings. '' where unknown."""
     known: dict[str, list[str]] = {}
-    for (word, task), texts in ROLES.items():
-        if word in topic.lower() and task not in known:
-            known[task] = rng.sample(texts, len(texts))
-    roles = []
+    for role in content("offline")["roles"]:
+        if role["topic"] in topic.lower() and role["task"] not in known:
+            known[role["task"]] = rng.sample(role["does"], len(role["does"]))
+    roles: list[str] = []
     for row in rows:
         operations = _operations(row.solution) if is_mathematical(row.answer) else ()
         default = f"it takes {_listed(list(operations))}" if operations else ""
@@ -133,60 +102,21 @@ def _task_roles(rows: Sequence[Problem], topic: str, rng: random.Random) -> list
 
 def _particular(row: Problem, name: str, words: list[str], role: str, form: int, rng: random.Random) -> str:
     mathematical = is_mathematical(row.answer)
-    facts = _facts(row, words, mathematical)
-    result = row.answer if mathematical else f'"{_short(row.answer, 60)}"'
+    fields = {"name": name, "facts": _facts(row, words, mathematical), "role": role, "asked": _asked(row)}
+    fields["result"] = row.answer if mathematical else f'"{_short(row.answer, 60)}"'
     if not mathematical and len(row.answer.split()) == 1:
-        result += _because(row)  # a verdict says nothing without its reason
+        fields["result"] += _because(row)  # a verdict says nothing without its reason
+    wording = content("offline")["particulars"]
     step = _step(row, rng) if mathematical else ""
     if step:
-        role_first = f"{role}, as in {step}" if role else f"the step to see is {step}"
-        return (
-            f"In the {name} {facts}, {role_first}, and the answer is {result}.",
-            f"The {name} {facts} is particular in this: {role or 'its own numbers'}. Its telling step is {step}.",
-            f"For the {name} {facts}, look at {step}: {role or 'here the idea is at work'}. It ends at {result}.",
-            f"The {name} {facts} leads to {result}; there {role_first}.",
-        )[form]
+        fields |= {"role": role or "its own numbers", "role_here": role or "here the idea is at work", "step": step}
+        fields["role_first"] = f"{role}, as in {step}" if role else f"the step to see is {step}"
+        return wording["step"][form].format(**fields)
     cues = _cues(row)
     if mathematical and not cues:
-        asked = _asked(row)
-        because = f", where {role}" if role else ""
-        return (
-            f"In the {name} {facts} it is asked: {asked} That comes to {result}{because}.",
-            f"The {name} {facts} is particular in its question: {asked} The answer is {result}{because}.",
-            f"For the {name} {facts}, the answer is {result}{because}; what it asks is this: {asked}",
-            f"The {name} {facts} leads to {result}{because}, since it asks: {asked}",
-        )[form]
-    role = role or "its own facts decide"
-    role += f", and {_listed(cues)} {'tells' if len(cues) == 1 else 'tell'} what is wanted" if cues else ""
-    return (
-        f"In the {name} {facts}, {role}, which gives {result}.",
-        f"The {name} {facts} is particular in this: {role}. Hence {result}.",
-        f"For the {name} {facts}, the answer is {result}: {role}.",
-        f"The {name} {facts} leads to {result}: {role}.",
-    )[form]
-
-
-def _closing(rows: Sequence[Problem], names: list[str], grouping: str, shared: str, rng: random.Random) -> str:
-    first, last = names[0], names[-1]
-    if grouping == "entity":
-        return rng.choice(
-            (
-                f"So {shared} stays the same from the {first} to the {last}; only the form of the answer changes.",
-                f"Whoever knows what {shared} means to its searcher can do the {first} and the {last} alike.",
-                f"The {first} and the {last} differ in what they hand back, not in the intent behind {shared}.",
-            )
-        )
-    idea = "the common idea" if _is_wording(rows, shared) else _the(shared)
-    answers = [row.answer for row in rows]
-    different = f"{answers[0]} in the {first} and {answers[-1]} in the {last}"
-    return rng.choice(
-        (
-            f"One idea thus gives {different}.",
-            f"What changes from the {first} to the {last} is where {idea} enters and what is done with its result.",
-            f"Seeing that the {first} and the {last} are the same kind of work is half of the solution.",
-            f"The same reasoning ends in {different}, since each asks for something else at the end.",
-        )
-    )
+        return wording["asked"][form].format(**fields, because=f", where {role}" if role else "")
+    told = f", and {_listed(cues)} {'tells' if len(cues) == 1 else 'tell'} what is wanted" if cues else ""
+    return wording["role"][form].format(**{**fields, "role": (role or "its own facts decide") + told})
 
 
 def _names(rows: Sequence[Problem]) -> list[str]:
@@ -266,8 +196,7 @@ def _step(row: Problem, rng: random.Random) -> str:
 
 def _asked(row: Problem) -> str:
     """The question's last sentence, or the end of it."""
-    text = " ".join(row.question.split())
-    last = re.split(r"(?<=[.?!])\s+(?=[A-Z$])", text)[-1]
+    last = re.split(r"(?<=[.?!])\s+(?=[A-Z$])", " ".join(row.question.split()))[-1]
     words = last.split()
     return last if len(words) <= 24 else "... " + " ".join(words[-24:])
 
@@ -292,9 +221,7 @@ def _short(text: str, limit: int) -> str:
 
 
 def _operations(solution: str) -> tuple[str, ...]:
-    marks = {"addition": r"\d ?\+ ?\$?\d", "subtraction": r"\d - \$?\d", "multiplication": r"\d ?[*×] ?\$?\d"}
-    marks["division"] = r"\d ?[/÷] ?\$?\d"
-    return tuple(name for name, mark in marks.items() if re.search(mark, solution))
+    return tuple(name for name, sign in _SIGNS.items() if re.search(sign, solution))
 
 
 def _listed(items: list[str]) -> str:
