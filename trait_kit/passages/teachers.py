@@ -143,21 +143,16 @@ class EndpointTeacher:
 
     def _begun(self, order: Order) -> Draft:
         """The paragraphs of a passage; the first passage that holds one pays for it."""
-        version = prompts.version(self._prompt(order.rows))
-        draft, paragraphs = Draft((), "", self.name, version), []
-        asked = {row.id for row in self._to_ask(order.rows)}
-        for row in order.rows:
-            if row.id not in asked:
-                paragraphs.append(clean(row.solution or ""))
-                continue
-            reply = self.paragraphs[row.id]
-            if row.id not in self._charged:
-                self._charged.add(row.id)
-                draft = _charged(draft, reply)
-            if reply.fault:
-                return replace(draft, fault=reply.fault, answer=reply.content)
-            paragraphs.append(reply.value)
-        return replace(draft, paragraphs=tuple(paragraphs))
+        draft = Draft((), "", self.name, prompts.version(self._prompt(order.rows)))
+        asked = {row.id: self.paragraphs[row.id] for row in self._to_ask(order.rows)}
+        for name in asked.keys() - self._charged:
+            draft = _charged(draft, asked[name])
+        self._charged |= asked.keys()
+        failed = next((reply for reply in asked.values() if reply.fault), None)
+        if failed:
+            return replace(draft, fault=failed.fault, answer=failed.content)
+        told = (asked[row.id].value if row.id in asked else clean(row.solution or "") for row in order.rows)
+        return replace(draft, paragraphs=tuple(told))
 
     def _enlightenment(self, order: Order, paragraphs: Sequence[str]) -> list[Request]:
         group, rows, name = order.group, order.rows, self._prompt(order.rows)
