@@ -154,7 +154,7 @@ def _reasoning(candidate: Candidate) -> str | None:
 
 def _gold(candidate: Candidate) -> str | None:
     for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
-        right, found = reaches(row.answer, paragraph, row.choices or None)
+        right, found = reaches(row.answer, paragraph, row.choices)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None
