@@ -16,7 +16,7 @@ from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
-from trait_kit.passages.relating import link_entities, make_related_groups, plan_groups, tag_concepts
+from trait_kit.passages.relating import link_entities, plan_groups, tag_concepts, tag_neighborhoods
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_groups
 
@@ -117,26 +117,23 @@ def neighbourhoods(n: int = 30, d: int = 16) -> tuple[pd.DataFrame, np.ndarray, 
     return table(rows), vectors.astype(np.float32), place
 
 
-def test_related_groups_join_neighbours_of_different_tasks_that_are_not_copies():
-    problems, vectors, place = neighbourhoods()
-    shape = {"n_groups": 40, "problems_per_group": 3, "max_uses": 4, "most_alike": 0.98, "seed": 0}
-    groups = make_related_groups(problems, vectors, **shape)
-    where, task = dict(zip(problems["id"], place, strict=True)), problems.set_index("id")["task"]
-    assert len(groups) >= 35
-    assert len({frozenset(group.problem_ids) for group in groups}) == len(groups)
-    assert max(Counter(problem for group in groups for problem in group.problem_ids).values()) <= 4
+def test_neighborhoods_relate_problems_of_different_tasks_that_are_not_copies():
+    problems, vectors, place = neighbourhoods(36)
+    tagged = tag_neighborhoods(problems, vectors)
+    where = dict(zip(problems["id"], place, strict=True))
+    groups = make_groups(tagged, "knowledge", n_groups=40, problems_per_group=3, max_uses=4, seed=0)
+    assert len(groups) >= 20
     together = sum(len({where[problem] for problem in group.problem_ids}) == 1 for group in groups)
     assert together >= 0.9 * len(groups)
-    for group in groups:
-        assert len({task[problem] for problem in group.problem_ids}) == 2
-        inside = vectors[[problems.index[problems["id"] == problem][0] for problem in group.problem_ids]]
-        assert np.triu(inside @ inside.T, 1).max() <= 0.98
-        assert group.shared
+    named = {"triangle altitude": 0, "compound interest": 1, "prime divisors": 2}
+    for topic, some in tagged.dropna(subset="topic").groupby("topic"):
+        inside = vectors[some.index] @ vectors[some.index].T
+        assert np.triu(inside, 1).max() <= 0.9
+        assert any(set(words.split()) & set(topic.split(", ")) for words in named)
+    assert tagged["topic"].isna().sum() >= 3  # the copies
     shuffled = problems.sample(frac=1, random_state=1)
-    assert make_related_groups(shuffled, vectors[shuffled.index], **shape) == groups
-    assert make_related_groups(problems, vectors, **{**shape, "seed": 1}) != groups
-    alone = make_related_groups(problems, vectors, **shape, one_task=True)
-    assert all(len({task[problem] for problem in group.problem_ids}) == 1 for group in alone)
+    again = tag_neighborhoods(shuffled, vectors[shuffled.index])
+    assert again["topic"].sort_index().fillna("").tolist() == tagged["topic"].fillna("").tolist()
 
 
 def test_plans_follow_the_parameters(tmp_path):
@@ -147,9 +144,7 @@ def test_plans_follow_the_parameters(tmp_path):
     assert linked["entity"].notna().all()
     assert sorted(group.shared for group in groups) == ["Kyoto", "Lisbon", "Machu Picchu"]
     with pytest.raises(TraitError, match="entity_names"):
-        plan_groups(
-            problems, params(grouping="entity", shared_from="text", entity_names=str(tmp_path / "none"))
-        )
+        plan_groups(problems, params(grouping="entity", shared_from="text", entity_names=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="grouping must be entity"):
         params(shared_from="text")
 

@@ -8,7 +8,6 @@ enlightenment that is refused beside other passages is asked for again (`max_att
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,7 +135,7 @@ def write_groups(
     A passage that holds one of the `test_questions` is rejected.
     """
     judge = _Judge(params, teacher, TestQuestions(test_questions), count_tokens)
-    bill, orders = _Bill(teacher), orders_of(groups, problems)
+    orders = orders_of(groups, problems)
     with (
         tables.writer(folder / "passages.parquet", "passages") as keep,
         tables.writer(folder / "rejected.parquet", "rejected") as reject,
@@ -146,7 +145,6 @@ def write_groups(
             for first in range(0, len(orders), _BATCH):
                 some, written = orders[first : first + _BATCH], drafts[first : first + _BATCH]
                 for order, draft, (row, reason) in zip(some, written, judge(some, written, attempt), strict=True):
-                    bill.add(row, reason)
                     if not reason:
                         keep(row)
                         continue
@@ -154,7 +152,7 @@ def write_groups(
                     if not draft.fault and reason.partition(":")[0] in teacher.can_mend:
                         refused.append(replace(order, refused=(*order.refused, (draft.enlightenment, reason))))
             orders = refused
-    return bill.total(len(groups), ledger or Ledger(None))
+    return _bill(folder, teacher, len(groups), ledger or Ledger(None))
 
 
 class _Judge:
@@ -219,41 +217,27 @@ def _row(order: Order, draft: Draft, attempt: int) -> dict[str, Any]:
     }
 
 
-class _Bill:
-    """What was written, rejected and paid for, row by row."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
-        self.versions: set[str] = set()
-        self.reasons: Counter[str] = Counter()
-        self.passages = 0
-        self.rejected_usd = self.cost_usd = 0.0
-        self.usd_by_task: dict[str, float] = defaultdict(float)
-
-    def add(self, row: dict[str, Any], reason: str | None) -> None:
-        self.versions.add(row["prompt_version"])
-        self.cost_usd += row["cost_usd"]
-        for task in row["tasks"]:  # a passage's cost is shared evenly by its problems
-            self.usd_by_task[task] += row["cost_usd"] / len(row["tasks"])
-        if reason:
-            self.reasons[reason.partition(":")[0]] += 1
-            self.rejected_usd += row["cost_usd"]
-        else:
-            self.passages += 1
-
-    def total(self, groups: int, ledger: Ledger) -> dict[str, Any]:
-        return {
-            "teacher": self.teacher.name,
-            "prompt_versions": sorted(self.versions - {""}),
-            "groups": groups,
-            "passages": self.passages,
-            "rejected": dict(self.reasons.most_common()),
-            "refused_answers": dict(getattr(self.teacher, "refusals", Counter()).most_common()),
-            "cost_usd_rejected": self.rejected_usd,
-            "cost_usd_per_passage": self.cost_usd / max(1, self.passages),
-            "cost_usd_by_task": dict(sorted(self.usd_by_task.items())),
-            **ledger.bill(),
-        }
+def _bill(folder: Path, teacher: Teacher, groups: int, ledger: Ledger) -> dict[str, Any]:
+    """What was written, rejected and paid for; a passage's cost is shared evenly by its problems."""
+    columns = ["tasks", "cost_usd", "prompt_version"]
+    kept, rejected = (
+        pd.read_parquet(folder / f"{name}.parquet", columns=[*columns, *more])
+        for name, more in (("passages", []), ("rejected", ["reason"]))
+    )
+    every = pd.concat([kept, rejected], ignore_index=True)
+    shares = every.assign(share=every["cost_usd"] / every["tasks"].map(len)).explode("tasks")
+    return {
+        "teacher": teacher.name,
+        "prompt_versions": sorted(set(every["prompt_version"]) - {""}),
+        "groups": groups,
+        "passages": len(kept),
+        "rejected": rejected["reason"].str.split(":").str[0].value_counts().to_dict(),
+        "refused_answers": dict(getattr(teacher, "refusals", {})),
+        "cost_usd_rejected": float(rejected["cost_usd"].sum()),
+        "cost_usd_per_passage": float(every["cost_usd"].sum()) / max(1, len(kept)),
+        "cost_usd_by_task": shares.groupby("tasks")["share"].sum().to_dict(),
+        **ledger.bill(),
+    }
 
 
 def _say(done: int, count: int) -> None:
