@@ -89,20 +89,10 @@ class Endpoint:
     def of(cls, params: Any) -> Endpoint:
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
+        fields = ("model", "key_variable", "concurrency", "timeout", "max_tokens", "temperature", "extra")
         price_in, price_out = prices(params.prices, params.teacher_model, _addresses(address))
-        return cls(
-            address,
-            params.teacher_model,
-            params.teacher_key_variable,
-            params.teacher_concurrency,
-            params.teacher_timeout,
-            params.teacher_max_tokens,
-            params.teacher_temperature,
-            params.teacher_extra,
-            price_in,
-            price_out,
-            params.max_cost_usd,
-        )
+        money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
+        return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
 
     @property
     def urls(self) -> list[str]:

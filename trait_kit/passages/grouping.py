@@ -40,8 +40,6 @@ def make_groups(
     groups than asked for come back where the problems run out (`coverage` shows where). The result depends on the problems
     and the seed, not on the order of the rows.
     """
-    if grouping not in COLUMN:
-        raise TraitError(f"grouping is '{grouping}'; it must be knowledge (problems share a topic) or entity.")
     column = COLUMN[grouping]
     refuse_bad(problems)
     shuffle = random.Random(f"groups/{seed}")
@@ -70,20 +68,16 @@ def make_groups(
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
     """One row a task: its problems, how many are used in a passage, places they take, and the tasks they meet there."""
-    task_of = dict(zip(problems["id"], problems["task"], strict=True))
-    used: dict[str, set[str]] = defaultdict(set)
-    places: dict[str, int] = defaultdict(int)
-    meets: dict[str, set[str]] = defaultdict(set)
-    for group in groups:
-        tasks = [task_of[problem_id] for problem_id in group.problem_ids]
-        for problem_id, task in zip(group.problem_ids, tasks, strict=True):
-            used[task].add(problem_id)
-            places[task] += 1
-            meets[task].update(other for other in tasks if other != task)
+    tasks = problems.set_index("id")["task"]
+    placed = pd.DataFrame([(group.id, name) for group in groups for name in group.problem_ids], columns=["group", "id"])
+    placed["task"] = placed["id"].map(tasks)
+    together = placed.groupby("group")["task"].agg(set)
     rows = []
     for task, count in problems.groupby("task", sort=True).size().items():
-        joined = ", ".join(sorted(meets[task]))
-        rows.append((task, int(count), len(used[task]), int(count) - len(used[task]), places[task], joined))
+        own = placed[placed["task"] == task]
+        meets = set().union(*together[own["group"].unique()]) - {task}
+        used = own["id"].nunique()
+        rows.append((task, int(count), used, int(count) - used, len(own), ", ".join(sorted(meets))))
     return pd.DataFrame(rows, columns=["task", "problems", "used", "unused", "places", "joined_with"])
 
 

@@ -38,20 +38,12 @@ def choose(rows: Sequence[Problem], grouping: str) -> str:
 def conversation(
     part: str, name: str, group: Group, rows: Sequence[Problem], paragraphs: Sequence[str] = (), place: int = 0
 ) -> list[Message]:
-    """The turns that ask for one `part` of the passage of `group`: of the problem at `place`, or of all with their `paragraphs`.
+    """The turns that ask for one `part` of the passage of `group`: of the problem at `place`, or of all.
 
     `name` is that of shipped prompts, or the path of a template that ends in .jinja.
     """
-    problems = [
-        {
-            "task": row.task.replace("_", " "),
-            "question": as_data(row.question),
-            "answer": as_data(row.answer),
-            "solution": as_data(row.solution or ""),
-            "paragraph": as_data(paragraph),
-        }
-        for row, paragraph in zip(rows, [*paragraphs, *[""] * (len(rows) - len(paragraphs))], strict=True)
-    ]
+    told = [*paragraphs, *[""] * (len(rows) - len(paragraphs))]
+    problems = [_problem(row, paragraph) for row, paragraph in zip(rows, told, strict=True)]
     shared = {"grouping": group.grouping, "shared": as_data(group.shared)[:200]}
     if name.endswith(".jinja"):
         return [_user(_own(name), part, problems, place, shared)]
@@ -87,6 +79,11 @@ def version(name: str) -> str:
 def as_data(text: str) -> str:
     """One line in which no model's control tokens can occur, whatever the text says."""
     return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", " ".join(clean(text).split()))[:_MAX_FIELD]
+
+
+def _problem(row: Problem, paragraph: str) -> dict[str, str]:
+    fields = {"question": row.question, "answer": row.answer, "solution": row.solution or "", "paragraph": paragraph}
+    return {"task": row.task.replace("_", " "), **{name: as_data(text) for name, text in fields.items()}}
 
 
 def _user(template: jinja2.Template, part: str, problems: list[dict], place: int, shared: dict[str, str]) -> Message:

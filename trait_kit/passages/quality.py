@@ -89,14 +89,13 @@ def ranked(passages: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     `named`: of what only one of its problems has (words, numbers), how many the enlightenment takes up, for the problem
     that it says least about. `nearest`: as in `diversity`. `score` = named / (named + 3) - nearest.
     """
-    rows = problem_rows(problems)
+    rows, named = problem_rows(problems), []
     sample = passages.sample(min(_SAMPLE, len(passages)), random_state=0)
-    named = []
     for passage in sample.itertuples(index=False):
-        group = [rows[problem] for problem in passage.problem_ids]
-        material = [f"{row.question} {text}" for row, text in zip(group, passage.paragraphs, strict=True)]
+        pairs = zip(passage.problem_ids, passage.paragraphs, strict=True)
+        marks = marks_of([f"{rows[problem].question} {text}" for problem, text in pairs])
         said = content_words(passage.enlightenment) | numbers(passage.enlightenment)
-        named.append(min(len(marks & said) for marks in marks_of(material)))
+        named.append(min(len(some & said) for some in marks))
     sample = sample.assign(named=named, nearest=nearest_similarity(sample["enlightenment"].tolist()))
     sample["score"] = sample["named"] / (sample["named"] + 3) - sample["nearest"]
     return sample.sort_values(["score", "id"], ascending=[False, True]).reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""What relates problems, as a column of their table, and the groups that come of it: a field, a name found in the text, a concept, a topic, nearness.
+"""What relates problems, as a column of their table, and the groups that come of it.
 
 For entities it is names found in the questions. For knowledge it is mathematical concepts recognised there (concepts.yaml),
 topics that a language model is asked for, or neighbours in an embedding, for any domain.
@@ -103,13 +103,13 @@ def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, ledger: Ledger | None
 def read_topic(answer: str) -> str:
     """The topic of a model's reply in lower case and one spelling; ValueError says what is wrong with it."""
     words = re.findall(r"[\w'-]+", answer.strip().partition("\n")[0].casefold().removeprefix("topic:"))
-    if not 1 <= len(words) <= _MAX_TOPIC_WORDS or not re.search(r"[^\W\d_]", answer):
+    if not 1 <= len(words) <= _MAX_TOPIC_WORDS:
         raise ValueError(f"a topic is a name of two to four words, and this has {len(words)}")
     return " ".join(words)
 
 
 def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """The problems with the neighbourhood of their embedding as `topic`, named by its rare words; what they had is `subject`.
+    """The problems with the neighbourhood of their embedding as `topic`, named by its rare words.
 
     `vectors` are unit vectors, float32 [n_problems, d], in the order of the rows. Neighbourhoods are clusters of about
     a dozen problems (k-means); of two that are more alike than a copy would be, the later one gets no topic.

@@ -118,11 +118,6 @@ class EndpointTeacher:
         requests = len(rows) + n_around
         return self.endpoint.estimate(requests, round(len(rows) * means[0] + n_around * means[1]), 90 * requests)
 
-    def conversation(self, order: Order) -> list[Message]:
-        """The turns that ask for the first thing of a passage: for a reader who wants to see them."""
-        to_ask = self._to_ask(order.rows)
-        return self._paragraph(to_ask[0]) if to_ask else self._enlightenment(order, _solutions(order.rows))[0].messages()
-
     def _to_ask(self, rows: Sequence[Problem]) -> list[Problem]:
         return [row for row in rows if self.params.paragraphs == "teacher" or not (row.solution or "").strip()]
 
@@ -156,18 +151,17 @@ class EndpointTeacher:
 
     def _enlightenment(self, order: Order, paragraphs: Sequence[str]) -> list[Request]:
         group, rows, name = order.group, order.rows, self._prompt(order.rows)
-        if self.params.teacher_steps == "paragraph":
-            turns = prompts.conversation("enlightenment", name, group, rows, paragraphs)
-            for answer, reason in order.refused:
-                turns = again(turns, answer, reason)
-            return [Request(turns, functools.partial(checks.read_enlightenment, group, rows, paragraphs))]
+        whole = self.params.teacher_steps == "paragraph"
+        parts = [("enlightenment", None)] if whole else [("opening", None), *(("sentence", n) for n in range(len(rows)))]
         requests = []
-        for place in (None, *range(len(rows))):
-            part = "opening" if place is None else "sentence"
+        for part, place in parts:
             turns = prompts.conversation(part, name, group, rows, paragraphs, place or 0)
             for answer, reason in order.refused:
                 turns = again(turns, answer, reason)
-            requests.append(Request(turns, functools.partial(checks.read_sentence, rows, paragraphs, place)))
+            read = functools.partial(checks.read_sentence, rows, paragraphs, place)
+            if whole:
+                read = functools.partial(checks.read_enlightenment, group, rows, paragraphs)
+            requests.append(Request(turns, read))
         return requests
 
 
@@ -206,12 +200,8 @@ def _ended(draft: Draft, replies: Sequence[Reply]) -> Draft:
 
 
 def _charged(draft: Draft, reply: Reply) -> Draft:
-    return replace(
-        draft,
-        tokens_in=draft.tokens_in + reply.tokens_in,
-        tokens_out=draft.tokens_out + reply.tokens_out,
-        cost_usd=draft.cost_usd + reply.cost_usd,
-    )
+    paid = {name: getattr(draft, name) + getattr(reply, name) for name in ("tokens_in", "tokens_out", "cost_usd")}
+    return replace(draft, **paid)
 
 
 def _mean_tokens(conversations: Sequence[list[Message]], count_tokens: Counts) -> float:

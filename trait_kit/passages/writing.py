@@ -176,28 +176,23 @@ class _Judge:
         counts = self.count_tokens(texts)
         for place, (order, draft, row, others) in enumerate(zip(orders, drafts, rows, beside, strict=True)):
             row["n_tokens"] = int(counts[place])
-            reason = draft.fault or self._own(order, draft, row) or self._beside(others, row)
+            group = order.group
+            candidate = Candidate(draft, order.rows, group.grouping, group.shared, row["n_tokens"], self.limits)
+            reason = draft.fault
+            if not reason:
+                row["checks"], reason = own_fault(candidate, self.skip)
+            for name, fault in () if reason else others:
+                if fault and name not in self.skip:
+                    reason = f"{name}: {fault}"
+                    break
+                row["checks"] += [name] if name not in self.skip else []
             if not reason:
                 self.accepted.add(place, row["id"])
             yield row, reason
 
-    def _own(self, order: Order, draft: Draft, row: dict[str, Any]) -> str | None:
-        group = order.group
-        candidate = Candidate(draft, order.rows, group.grouping, group.shared, row["n_tokens"], self.limits)
-        row["checks"], reason = own_fault(candidate, self.skip)
-        return reason
-
-    def _beside(self, others: Iterator[tuple[str, str | None]], row: dict[str, Any]) -> str | None:
-        for name, fault in others:
-            if name in self.skip:
-                continue
-            if fault:
-                return f"{name}: {fault}"
-            row["checks"].append(name)
-        return None
-
 
 def _row(order: Order, draft: Draft, attempt: int) -> dict[str, Any]:
+    names = ("enlightenment", "teacher", "prompt_version", "tokens_in", "tokens_out", "cost_usd")
     return {
         "id": order.group.id,
         "problem_ids": list(order.group.problem_ids),
@@ -205,15 +200,10 @@ def _row(order: Order, draft: Draft, attempt: int) -> dict[str, Any]:
         "grouping": order.group.grouping,
         "shared": order.group.shared,
         "paragraphs": list(draft.paragraphs),
-        "enlightenment": draft.enlightenment,
         "text": draft.answer if draft.fault else compose_text(order.rows, draft),
         "attempt": attempt,
-        "teacher": draft.teacher,
-        "prompt_version": draft.prompt_version,
-        "tokens_in": draft.tokens_in,
-        "tokens_out": draft.tokens_out,
-        "cost_usd": draft.cost_usd,
         "checks": [],
+        **{name: getattr(draft, name) for name in names},
     }
 
 
