@@ -1,7 +1,7 @@
 """How busy does the kit keep an endpoint? `python tests/benchmarks/teacher.py [--slots 256 --latency 5]`
 
-A server process with `--slots` places answers each request after `--latency` seconds, as a language model on a node of GPUs
-does. The whole way is measured: prompt, HTTP, reading the answer, the answer on disk. Printed: the mean number of requests in
+A server process with `--slots` places answers each request after `--latency` seconds, as a language model on a node
+of GPUs does. The whole way is measured: prompt, HTTP, reading the answer, the answer on disk. Printed: the mean number of requests in
 flight at the server over the middle 80% of the run, as a share of its places.
 """
 
@@ -90,7 +90,7 @@ def main() -> None:
     print(
         f"{options.count:,} requests, {sum(bool(reply.fault) for reply in replies)} faults: "
         f"{(busy_2 - busy_1) / (time_2 - time_1) / options.slots:.1%} of {options.slots} places busy, "
-        f"{options.count / seconds:.0f} requests/s, {cpu / options.count * 1e3:.2f} ms of CPU each, peak memory {peak:.2f} GB"
+        f"{options.count / seconds:.0f} requests/s, {cpu / options.count * 1e3:.2f} ms of CPU each, {peak:.2f} GB"
     )
 
 
