@@ -30,7 +30,9 @@ from trait_kit.passages.writing import orders_of, write_groups
 
 TASKS = ("word_problems", "linear_equations", "fraction_simplification")
 OUTCOMES = {  # what the server does when asked for an enlightenment -> why there is no passage, None: there is one
-    **dict.fromkeys(("good", "repaired", "busy", "busy-bare", "no-usage", "old-parameter", "thinking", "reasoning", "chatty")),
+    **dict.fromkeys(
+        ("good", "repaired", "busy", "busy-bare", "no-usage", "old-parameter", "thinking", "reasoning", "chatty")
+    ),
     "off-topic": "enlightenment: only 7 words",
     "broken": r"endpoint error 500: .*\[key\]",
     "hang": "no answer in time",

@@ -141,6 +141,12 @@ def test_an_answer_belongs_to_what_shapes_it_and_not_to_where_it_came_from(serve
     assert others == told
 
 
+def test_the_same_question_is_paid_for_once_however_many_ask_it_at_once(server, tmp_path):
+    server.delay = 0.1
+    replies = ask([Request("mode-good", read)] * 20, endpoint(server), tmp_path / "c")
+    assert len(server.asked) == 1 and len(set(reply.value for reply in replies)) == 1
+
+
 def test_the_cost_cap_is_not_passed_and_not_renewed_by_a_second_run(server, tmp_path):
     options = {"price_in": 100.0, "price_out": 200.0, "max_cost_usd": 0.75, "max_tokens": 300}  # an answer costs 0.10
     replies, ledger = ask_modes(endpoint(server, **options), numbered(12), tmp_path / "c")

@@ -1,8 +1,8 @@
 """How busy does the kit keep an endpoint? `python tests/benchmarks/teacher.py [--slots 256 --latency 5]`
 
 A server process with `--slots` places answers each request after `--latency` seconds, as a language model on a node
-of GPUs does. The whole way is measured: prompt, HTTP, reading the answer, the answer on disk. Printed: the mean number of requests in
-flight at the server over the middle 80% of the run, as a share of its places.
+of GPUs does. The whole way is measured: prompt, HTTP, reading the answer, the answer on disk. Printed: the mean number of
+requests in flight at the server over the middle 80% of the run, as a share of its places.
 """
 
 from __future__ import annotations

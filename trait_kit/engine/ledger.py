@@ -1,4 +1,4 @@
-"""What was paid for: answers and money in one sqlite file, a cap that is never passed, and the bill before anything is asked.
+"""What was paid for: answers and money in one sqlite file, a cap that is never passed, the bill before anything is asked.
 
 An answer is committed before it is used, so a killed process pays for nothing twice, and what it left half-written sqlite
 undoes by itself. The key of an answer is the digest of its request; no API key or header is ever written. Prices live in a
@@ -121,7 +121,7 @@ class Ledger:
             self.new_requests += 1
 
     def reserve(self, most_usd: float) -> bool:
-        """Set aside the most that a request can cost. False: only requests in flight may leave room; CapReached: nothing can."""
+        """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
         with self._lock:
             if self.cap_usd and self.paid_usd + self._reserved + most_usd > self.cap_usd:
                 self.stopped_by_cap = self.stopped_by_cap or not self._flying

@@ -9,6 +9,7 @@ No JSON is asked for: a reader takes plain text, and what a model thinks aloud b
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -63,7 +64,7 @@ class Endpoint:
     """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
 
     The API key is read from the environment variable when it is needed and is kept nowhere; on this machine and its private
-    network, and where `key_variable` is empty, none is needed. `extra` goes into each request's body (thinking off, stop, seed).
+    network, and where `key_variable` is empty, none is needed. `extra` goes into each request's body (thinking off, seed).
     """
 
     base_url: str
@@ -233,6 +234,7 @@ class _Session:
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
         self.stopped = False
+        self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
         replies: list[Any] = [None] * len(requests)
@@ -297,11 +299,12 @@ class _Session:
         if endpoint.temperature is not None:
             request["temperature"] = endpoint.temperature
         key = digest([request, endpoint.extra])
-        found = self.ledger.find(key)
-        if found is not None:
-            return found
-        size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
-        most, answered = self.ledger.cost(size, endpoint.max_tokens), False
+        async with self.asking[key]:  # two that ask the same at once pay once
+            return self.ledger.find(key) or await self._pay(key, request)
+
+    async def _pay(self, key: str, request: dict[str, Any]) -> Completion:
+        size = sum(len(message["content"].encode()) + 32 for message in request["messages"])  # a token is a byte at least
+        most, answered = self.ledger.cost(size, request["max_tokens"]), False
         while not self.ledger.reserve(most):
             await asyncio.sleep(0.02)
         try:
