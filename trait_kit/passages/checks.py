@@ -13,7 +13,6 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from trait_kit.engine.llm import clean
@@ -55,17 +54,6 @@ def own_fault(candidate: Candidate, skip: Container[str] = ()) -> tuple[list[str
             return passed, f"{name}: {fault}"
         passed.append(name)
     return passed, None
-
-
-def explain(candidate: Candidate) -> pd.DataFrame:
-    """Every check of one draft, and what it says: for a reader who wants to see them work."""
-    rows = []
-    for name, check in OWN_CHECKS.items():
-        try:
-            rows.append((name, check(candidate) or "passed"))
-        except ValueError:  # after a form that does not fit
-            rows.append((name, "not made"))
-    return pd.DataFrame(rows, columns=["check", "result"])
 
 
 def read_paragraph(row: Problem, content: str, skip: Container[str] = ()) -> str:

@@ -20,29 +20,14 @@ _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
 
 
-def compared(
-    texts: list[str], enlightenments: list[str], tested: TestQuestions, accepted: Accepted
-) -> Iterator[Iterator[tuple[str, str | None]]]:
-    """For each text of a batch its checks, as (name, fault or None); say `accepted.add` for what passed before the next."""
-    contaminated: dict[int, str] = {}
-    for row in tested.find(texts).itertuples(index=False):
-        detail = f"{row.kind} overlap ({row.overlap:.0%}) with test question {row.test_index}: {row.excerpt[:100]!r}"
-        contaminated.setdefault(int(row.text_index), detail)
-    accepted.begin(texts, enlightenments)
+class Beside:
+    """The checks that compare a passage with test questions, and with the passages accepted before it.
 
-    def checks(place: int) -> Iterator[tuple[str, str | None]]:
-        yield "contamination", contaminated.get(place)
-        for name, told, index in accepted.indexes:
-            near = index.find(place)
-            yield name, told.format(name=near[0], share=near[1]) if near else None
+    Passages come in batches (`begin`) and are then named by their place in the batch.
+    """
 
-    return (checks(place) for place in range(len(texts)))
-
-
-class Accepted:
-    """The passages accepted so far, as the checks that compare with them see them."""
-
-    def __init__(self, paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
+    def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
+        self.tested = TestQuestions(test_questions)
         same = "the enlightenment is {share:.0%} that of passage {name}"
         self.indexes: list[tuple[str, str, NearDuplicates | Meanings]] = [
             ("boilerplate", same, NearDuplicates(SAME_ENLIGHTENMENT)),
@@ -53,10 +38,21 @@ class Accepted:
             self.indexes.append(("paraphrase", said, Meanings(embedding_model, paraphrase_similarity)))
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
+        self.leaks: dict[int, str] = {}
+        for row in self.tested.find(texts).itertuples(index=False):
+            told = f"{row.kind} overlap ({row.overlap:.0%}) with test question {row.test_index}: {row.excerpt[:100]!r}"
+            self.leaks.setdefault(int(row.text_index), told)
         for name, _, index in self.indexes:
             index.begin(enlightenments if name == "boilerplate" else texts)
 
-    def add(self, place: int, name: str) -> None:
+    def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
+        """Each check's name and what it finds wrong, or None."""
+        yield "contamination", self.leaks.get(place)
+        for name, told, index in self.indexes:
+            near = index.find(place)
+            yield name, told.format(name=near[0], share=near[1]) if near else None
+
+    def accept(self, place: int, name: str) -> None:
         for _, _, index in self.indexes:
             index.accept(place, name)
 

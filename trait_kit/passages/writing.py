@@ -20,12 +20,11 @@ from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
-from trait_kit.engine.questions import TestQuestions
 from trait_kit.models import token_counter
 from trait_kit.passages.checks import Candidate, own_fault
 from trait_kit.passages.grouping import coverage
 from trait_kit.passages.material import Draft, Group, compose_text, problem_rows
-from trait_kit.passages.novelty import Accepted, compared, screen_problems
+from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Order, Teacher, make_teacher
 from trait_kit.tasks import every_test_question, load_problems
@@ -106,16 +105,13 @@ def first_order(step) -> Order:
 
 
 def orders_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[Order]:
-    """What a teacher is given; TraitError for a group of problems that are not there or are no train problems."""
+    """What a teacher is given; TraitError for a group of problems that are not there."""
     by_id = problem_rows(problems)
     for problem_id in dict.fromkeys(problem_id for group in groups for problem_id in group.problem_ids):
         if problem_id not in by_id:
             raise TraitError(
                 f"A group names the problem {problem_id}, which is not in the problems table. Make groups again."
             )
-        if by_id[problem_id].split != "train":
-            split = by_id[problem_id].split
-            raise TraitError(f"Problem {problem_id} is from the split '{split}'; passages may only hold train problems.")
     return [Order(group, [by_id[problem_id] for problem_id in group.problem_ids]) for group in groups]
 
 
@@ -134,7 +130,7 @@ def write_groups(
 
     A passage that holds one of the `test_questions` is rejected.
     """
-    judge = _Judge(params, teacher, TestQuestions(test_questions), count_tokens)
+    judge = _Judge(params, teacher, test_questions, count_tokens)
     orders = orders_of(groups, problems)
     with (
         tables.writer(folder / "passages.parquet", "passages") as keep,
@@ -158,10 +154,10 @@ def write_groups(
 class _Judge:
     """The checks, made in the order of the drafts: the row of each, and the reason of its rejection, or None."""
 
-    def __init__(self, params, teacher: Teacher, tested: TestQuestions, count_tokens: Callable) -> None:
-        self.tested, self.count_tokens, self.variant = tested, count_tokens, params.variant
+    def __init__(self, params, teacher: Teacher, test_questions: Sequence[str], count_tokens: Callable) -> None:
+        self.count_tokens, self.variant = count_tokens, params.variant
         self.limits = params.min_passage_tokens, params.max_passage_tokens
-        self.accepted = Accepted(params.paraphrase_similarity, params.embedding_model)
+        self.beside = Beside(test_questions, params.paraphrase_similarity, params.embedding_model)
         joined = isinstance(teacher, JoiningTeacher) and params.variant == "full"
         self.skip = _SKIPPED["no_enlightenment" if joined else params.variant]
 
@@ -172,22 +168,22 @@ class _Judge:
             drafts = [replace(draft, enlightenment="") for draft in drafts]
         rows = [_row(order, draft, attempt) for order, draft in zip(orders, drafts, strict=True)]
         texts = [row["text"] for row in rows]
-        beside = compared(texts, [row["enlightenment"] for row in rows], self.tested, self.accepted)
+        self.beside.begin(texts, [row["enlightenment"] for row in rows])
         counts = self.count_tokens(texts)
-        for place, (order, draft, row, others) in enumerate(zip(orders, drafts, rows, beside, strict=True)):
+        for place, (order, draft, row) in enumerate(zip(orders, drafts, rows, strict=True)):
             row["n_tokens"] = int(counts[place])
             group = order.group
             candidate = Candidate(draft, order.rows, group.grouping, group.shared, row["n_tokens"], self.limits)
             reason = draft.fault
             if not reason:
                 row["checks"], reason = own_fault(candidate, self.skip)
-            for name, fault in () if reason else others:
+            for name, fault in () if reason else self.beside.faults(place):
                 if fault and name not in self.skip:
                     reason = f"{name}: {fault}"
                     break
                 row["checks"] += [name] if name not in self.skip else []
             if not reason:
-                self.accepted.add(place, row["id"])
+                self.beside.accept(place, row["id"])
             yield row, reason
 
 
