@@ -260,7 +260,7 @@ class _Session:
             self.servers = [_Server(self.endpoint, url, self.key) for url in self.endpoint.urls]
             for server in self.servers:
                 await stack.enter_async_context(server.client)
-            crowd = [work() for _ in range(min(len(requests), self.endpoint.places))]
+            crowd = [work() for _ in range(min(len(requests), self.endpoint.places * 5 // 4))]  # one is ready where one ends
             for result in await asyncio.gather(*crowd, return_exceptions=True):
                 if result is not None:
                     raise result
