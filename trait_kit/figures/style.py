@@ -2,8 +2,8 @@
 
 The map's colours are those of the paper's Figure 3 (general light blue, in-domain purple, downstream grey, TRAIT green); an
 arm takes the colour of the text it adds. Hues are far apart for the common colour-vision deficiencies (Okabe and Ito's
-set where the paper leaves the choice), and markers repeat what colours say. Sizes are for a README that shows a figure at
-half its width. Figures are made without pyplot, so that no global state or display is touched.
+set where the paper leaves the choice), and markers repeat what colours say. Figures are made without pyplot, so that no
+global state or display is touched.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from trait_kit.engine.files import atomic_path
 
 WIDTH = 7.2  # inches
 DPI = 200  # twice a screen's: figures stay sharp on a dense display
-INK, QUIET, GRID = "#1f2430", "#5d6472", "#e4e7ec"
-
+INK, QUIET, LOST = "#1f2430", "#5d6472", "#c8553d"
+DASHED = {"color": QUIET, "linestyle": (0, (4, 3)), "linewidth": 1.4}
+STYLE = dict(matplotlib.rc_params_from_file(Path(__file__).with_name("trait.mplstyle"), use_default_template=False))
 FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
+
 COLOURS = {
     "general": "#8ec6ee",
     "in_domain": "#7a3fa6",
@@ -37,15 +40,13 @@ COLOURS = {
     "raw": "#7a3fa6",
     "random": "#56b4e9",
     "dsir": "#e08e0b",
-    "fasttext": "#c8553d",
+    "fasttext": LOST,
     "fasttext+educational": "#0b5fa5",
     "selected": "#0b5fa5",
 }
 _MARKERS = {"base": "o", "raw": "v", "random": "s", "dsir": "^", "fasttext": "P", "selected": "D", "trait": "o"}
 _LABELS = {
-    "general": "general",
     "in_domain": "in-domain",
-    "downstream": "downstream",
     "trait": "TRAIT",
     "base": "base model",
     "dsir": "DSIR",
@@ -54,35 +55,6 @@ _LABELS = {
 }
 _SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2a")  # arms that the kit does not know
 _SPARE_MARKERS = ("X", "*", "h", "<", ">", "p")
-
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
-    "font.size": 12.5,
-    "axes.titlesize": 12.5,
-    "axes.labelsize": 12.5,
-    "xtick.labelsize": 11.5,
-    "ytick.labelsize": 11.5,
-    "axes.edgecolor": "#b9bfca",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.9,
-    "lines.linewidth": 2.2,
-    "lines.solid_capstyle": "round",
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "trait-kit",  # the same figure gives the same bytes
-    "svg.fonttype": "path",
-}
 
 
 class KitFigure(Figure):
@@ -152,24 +124,24 @@ def new_figure(
     headline = _wrap(title, int(points / (15 * 0.64)))
     below = _wrap(subtitle, int(points / (11.5 * 0.53)))
     head = (12 + 19 * len(headline) + 15.5 * len(below) + 4) / 72
-    figure = KitFigure(figsize=(width, height + head))
-    figure.set_layout_engine(
-        "constrained", rect=(0.005, 0.005, 0.985, height / (height + head) - 0.005), wspace=0.06, hspace=0.08
-    )
-    top = 1 - 9 / 72 / (height + head)
-    left = 0.11 / width
+    whole = height + head
+    figure = KitFigure(figsize=(width, whole))
+    room = (0.005, 0.005, 0.985, height / whole - 0.005)
+    figure.set_layout_engine("constrained", rect=room, wspace=0.06, hspace=0.08)
+    top, left = 1 - 9 / 72 / whole, 0.11 / width
     figure.text(left, top, "\n".join(headline), size=15, weight="bold", va="top", linespacing=1.15)
     if below:
-        top -= (19 * len(headline) + 2) / 72 / (height + head)
+        top -= (19 * len(headline) + 2) / 72 / whole
         figure.text(left, top, "\n".join(below), size=11.5, color=QUIET, va="top", linespacing=1.15)
     return figure, figure.subplots(rows, columns, **subplots) if rows else None
 
 
 def _wrap(text: str, width: int) -> list[str]:
     """Lines of about equal length: as few as `width` letters allow, with no word left alone on the last one."""
-    lines = textwrap.wrap(plain(text), max(20, width))
-    for narrower in range(max(20, width) - 1, 19, -1):
-        balanced = textwrap.wrap(plain(text), narrower)
+    text, width = plain(text), max(20, width)
+    lines = textwrap.wrap(text, width)
+    for narrower in range(width - 1, 19, -1):
+        balanced = textwrap.wrap(text, narrower)
         if len(balanced) > len(lines):
             break
         lines = balanced
@@ -191,24 +163,35 @@ def plain(text: Any) -> str:
     return str(text).replace("$", r"\$")
 
 
+def note(axes: Axes, text: str, place: tuple[float, float], shift: tuple[float, float] = (0, 0), **options: Any) -> None:
+    """A text beside a place of the data, `shift` points away from it."""
+    options = {"color": INK, "size": 11.5, "annotation_clip": False} | options
+    axes.annotate(plain(text), place, xytext=shift, textcoords="offset points", **options)
+
+
+def names_down(axes: Axes, names: Iterable[str], **limits: float) -> None:
+    """Names on the rows of an axes, the first one at the top."""
+    names = list(names)[::-1]
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.set_ylim(limits.get("bottom", -0.6), limits.get("top", len(names) - 0.4))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+def tokens_text(value: float, _: Any = None) -> str:
+    """5120 -> 5.12k: in three digits, so that neighbours of a doubling stay apart."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
 def spread(places: Iterable[float], gap: float) -> np.ndarray:
     """Move numbers apart until neighbours are at least `gap` from each other, moving each as little as needed."""
     places = np.asarray(list(places), dtype=float)
-    order = np.argsort(places, kind="stable")
-    result = places.copy()
-    clusters: list[list[float]] = []  # [sum of wanted places, count]: labels that touch are centred as one block
-    for index in order:
-        clusters.append([places[index], 1])
-        while len(clusters) > 1:
-            (sum_a, n_a), (sum_b, n_b) = clusters[-2:]
-            if sum_b / n_b - sum_a / n_a >= gap * (n_a + n_b) / 2:
-                break
-            clusters[-2:] = [[sum_a + sum_b, n_a + n_b]]
-    position = 0
-    for total, count in clusters:
-        for place in range(int(count)):
-            result[order[position]] = total / count + (place - (count - 1) / 2) * gap
-            position += 1
+    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    result = np.empty_like(places)
+    result[order] = isotonic_regression(places[order] - steps).x + steps  # least squares under order, less the gaps
     return result
 
 
@@ -220,7 +203,4 @@ def end_labels(axes: Axes, x: float, places: list[tuple[str, float, str]], size:
     low, high = axes.get_ylim()
     gap = abs(high - low) * size * 1.3 / 72 * axes.figure.dpi / axes.get_window_extent().height
     for (text, _, shade), y in zip(places, spread([place[1] for place in places], gap), strict=True):
-        axes.annotate(
-            plain(text), (x, y), xytext=(9, 0), textcoords="offset points", color=shade, size=size, weight="bold",
-            va="center", annotation_clip=False,
-        )  # fmt: skip
+        note(axes, text, (x, y), (9, 0), color=shade, size=size, weight="bold", va="center")
