@@ -26,6 +26,8 @@ from trait_kit.evaluation.set_metrics import SCORE, with_set_metrics
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
 LOWER_IS_BETTER = {"bits_per_byte"}
+ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
+CONFIDENCE = 1 - ALPHA  # of its intervals
 
 
 def arm_table(outcomes: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:

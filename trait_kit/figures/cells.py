@@ -21,19 +21,13 @@ from trait_kit.evaluation.comparison import LOWER_IS_BETTER
 _NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
-_LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "<": "$<$",
-    ">": "$>$",
-}
+_LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "–": "--"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`link`: the items' file, relative to the table's folder; written only on request (it may be shown elsewhere)."""
+    """`link`: the items' file, relative to the table's folder; written only on request (a table is shown elsewhere too)."""
 
     text: str
     small: str = ""
@@ -51,27 +45,19 @@ class Table:
 
     @classmethod
     def of(cls, title: str, columns: Mapping[str, Sequence[Cell | str]], notes: Sequence[str] = ()) -> Table:
-        cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in column] for column in columns.values()]
-        rows = list(zip(*cells, strict=True))
-        return cls(title, pd.DataFrame(rows, columns=list(columns), dtype=object), notes)
+        rows = list(zip(*columns.values(), strict=True))
+        frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
+        return cls(title, frame.map(lambda cell: cell if isinstance(cell, Cell) else Cell(cell)), notes)
 
     def to_markdown(self, links: bool = False) -> str:
-        def form(cell: Cell, text: str, small: str) -> str:
-            text = f"**{text}**" if cell.best else text
-            return f"[{text}]({cell.link}) {small}" if links and cell.link else f"{text} {small}"
-
-        frame = self._written(_markdown, form)
+        frame = self._written(_markdown, "**{}**", " {}", "[{0}]({1})" if links else "{0}")
         align = ["left"] + ["right"] * (frame.shape[1] - 1)
         body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
         notes = "  \n".join(map(_markdown, self.notes))
         return f"**{_markdown(self.title)}**\n\n{body}\n\n{notes}".rstrip() + "\n"
 
     def to_latex(self) -> str:
-        def form(cell: Cell, text: str, small: str) -> str:
-            text = rf"\textbf{{{text}}}" if cell.best else text
-            return text + (rf" {{\scriptsize {small}}}" if small else "")
-
-        frame, title = self._written(_latex, form), _latex(self.title)
+        frame, title = self._written(_latex, r"\textbf{{{}}}", r" {{\scriptsize {}}}", "{0}"), _latex(self.title)
         shape = "l" + "r" * (frame.shape[1] - 1)
         body = frame.to_latex(index=False, escape=False, caption=title, column_format=shape, position="t")
         notes = "".join(rf"\par\smallskip{{\footnotesize {_latex(note)}}}" + "\n" for note in self.notes)
@@ -80,19 +66,17 @@ class Table:
 
     def to_html(self, links: bool = False) -> str:
         """A <figure class="table">; every text in it is escaped, so it may be put into a page as it is."""
-
-        def form(cell: Cell, text: str, small: str) -> str:
-            text = f"<strong>{text}</strong>" if cell.best else text
-            text = f'<a href="{html.escape(cell.link)}">{text}</a>' if links and cell.link else text
-            return text + (f'<small style="display:block">{small}</small>' if small else "")
-
-        frame = self._written(html.escape, form)
+        link, small = '<a href="{1}">{0}</a>' if links else "{0}", '<small style="display:block">{}</small>'
+        frame = self._written(html.escape, "<strong>{}</strong>", small, link)
+        rows = frame.set_index(frame.columns[0]).rename_axis(index=None, columns=frame.columns[0])
         with pd.option_context("display.max_colwidth", None):  # else pandas cuts texts
-            rows = frame.set_index(frame.columns[0]).rename_axis(index=None, columns=frame.columns[0])
-            body = rows.to_html(escape=False, border=0, classes="data", justify="inherit")
+            body = rows.to_html(escape=False, border=0, justify="inherit")
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         title = f"<figcaption>{html.escape(self.title)}</figcaption>"
         return f'<figure class="table">{title}<div class="scroll">{body}</div>{notes}</figure>'
+
+    def _repr_html_(self) -> str:  # a notebook shows the table by itself
+        return self.to_html()
 
     def to_csv(self) -> str:
         """Every column, and after it what its cells say in small, where any do."""
@@ -106,23 +90,25 @@ class Table:
 
     def to_text(self) -> str:
         """Aligned columns for a terminal."""
-        frame = self._written(_one_line, lambda cell, text, small: f"{text} {small}")
+        frame = self._written(_one_line, "{}", " {}", "{0}")
         body = frame.to_markdown(index=False, tablefmt="plain", disable_numparse=True)
         return _UNPRINTABLE.sub("?", "\n".join([_one_line(self.title), "", body, "", *self.notes])) + "\n"
 
-    def _repr_html_(self) -> str:  # a notebook shows the table by itself
-        return self.to_html()
-
-    def _written(self, escape: Callable[[str], str], form: Callable[[Cell, str, str], str]) -> pd.DataFrame:
-        shown = self.frame.map(lambda cell: form(cell, escape(cell.text), escape(cell.small)).strip())
-        return shown.rename(columns=escape)
-
-    def save(self, folder: Path | str, name: str, links: bool = False) -> Path:
-        """Write folder/name.md, .tex, .csv and .html; return the path of the Markdown file."""
+    def save(self, folder: Path | str, name: str, links: bool = False) -> None:
+        """Write folder/name.md, .tex, .csv and .html."""
         written = {"html": self.to_html(links), "csv": self.to_csv(), "tex": self.to_latex(), "md": self.to_markdown(links)}
         for suffix, text in written.items():
-            path = write_text(Path(folder) / f"{name}.{suffix}", text)
-        return path
+            write_text(Path(folder) / f"{name}.{suffix}", text)
+
+    def _written(self, escape: Callable[[str], str], best: str, small: str, link: str) -> pd.DataFrame:
+        """The frame as strings, by the format's own forms of what is best, small or a link."""
+
+        def write(cell: Cell) -> str:
+            text = best.format(escape(cell.text)) if cell.best else escape(cell.text)
+            text = link.format(text, cell.link) if cell.link else text
+            return text + (small.format(escape(cell.small)) if cell.small else "")
+
+        return self.frame.map(write).rename(columns=escape)
 
 
 def csv_text(text: str) -> str:
@@ -164,8 +150,6 @@ def gain_text(gain: float, metric: str) -> str:
 
 
 def p_text(p: float) -> str:
-    if pd.isna(p):
-        return "–"
     return "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
 
 

@@ -20,6 +20,7 @@ from trait_kit.embedding import embed
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.figures.style import KitFigure, colour, label, new_figure, plain, styled
 from trait_kit.params import method_folder
+from trait_kit.runs import recorded
 from trait_kit.selection.corpus import sample
 from trait_kit.selection.documents import load_documents
 from trait_kit.tasks import load_problems
@@ -33,9 +34,9 @@ KINDS = {
 
 
 def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coordinates (kind, part, x, y) and what nearest_kinds found; made once, then read from map.parquet and nearest.csv."""
+    """Coordinates (kind, part, x, y) and what nearest_kinds found; of a finished step read from its files."""
     files = step.path("map.parquet"), step.path("nearest.csv")
-    if not (step.done or all(file.exists() for file in files)):
+    if not step.done:
         texts = map_texts(step)
         vectors = embed(texts["text"].tolist(), resolve_model(step.params.embedding_model))
         x, y = umap_coordinates(vectors, step.params.umap_neighbors, seed=step.params.seed).T
@@ -77,9 +78,10 @@ def map_texts(step: Any) -> pd.DataFrame:
 
 def selections_of(step: Any) -> list[str]:
     """The selections that the reference arm's stages name; of an arm that names none, the run's last method."""
-    recorded = {name: step.recorded(name)["params"] for name in ("02_filter_web", "04_train_two_stages", "05_evaluate")}
-    there = [method_folder(method) for method in recorded["02_filter_web"]["methods"]]
-    stages = recorded["04_train_two_stages"]["arms"].get(recorded["05_evaluate"]["reference_arm"], [])
+    names = ("02_filter_web", "04_train_two_stages", "05_evaluate")
+    selection, training, evaluation = ((recorded(step.run_dir, name) or {}).get("params", {}) for name in names)
+    there = [method_folder(method) for method in selection.get("methods", [])]
+    stages = training.get("arms", {}).get(evaluation.get("reference_arm"), [])
     named = {source for stage in stages for source in stage.split("+")}
     return [method for method in there if method in named] or there[-1:]
 
@@ -107,16 +109,15 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], of: str = "downs
     be as frequent among the neighbours as it is among them.
     """
     kinds = np.asarray(kinds)
-    inside, outside = kinds == of, kinds != of
-    if not inside.any() or not outside.any():
+    inside, others = kinds == of, kinds[kinds != of]
+    if not inside.any() or not len(others):
         known = sorted(set(kinds.tolist()))
         raise TraitError(f"nearest_kinds needs texts of kind '{of}' and of at least one other kind; got {known}.")
-    similarity = embeddings[inside] @ embeddings[outside].T
-    found = kinds[outside][np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]]
-    others = pd.Index(dict.fromkeys(kinds[outside].tolist()), name="kind")
-    shares = {name: [float((part == kind).mean()) for kind in others] for name, part in
-              (("share", found), ("by_chance", kinds[outside]))}
-    return pd.DataFrame(shares, index=others)
+    similarity = embeddings[inside] @ embeddings[~inside].T
+    found = others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]]
+    parts = {"share": found.ravel(), "by_chance": others}
+    shares = pd.DataFrame({name: pd.Series(part).value_counts(normalize=True) for name, part in parts.items()})
+    return shares.reindex(pd.Index(dict.fromkeys(others.tolist()), name="kind")).fillna(0.0)
 
 
 @styled

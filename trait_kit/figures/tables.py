@@ -1,4 +1,4 @@
-"""The paper's tables: main (1 and 2), ablation (4), and pairs of arms.
+"""The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
 
 `arms` is what comparison.arm_table returns; `tests` what compare, compare_all or forgetting_of return. Forgetting (held-out
 general text) always stands beside the gain.
@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from trait_kit.engine.files import TraitError, digest
-from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO
-from trait_kit.figures.cells import Cell, Table, change_text, gain_text, interval_text, metric_name, number_text, p_text
+from trait_kit.engine.files import TraitError, atomic_path, digest
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, prepared
+from trait_kit.figures import cells
+from trait_kit.figures.cells import Cell, Table, change_text, interval_text, metric_name
 from trait_kit.figures.style import label
 
-GENERAL, IN_DOMAIN = f"{HELD_OUT}general", f"{HELD_OUT}in_domain"
-DOCUMENTS = {GENERAL: "General text", IN_DOMAIN: "In-domain text"}
-BITS = "bits_per_byte"
+BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
+DOCUMENTS = {GENERAL: "General text", f"{HELD_OUT}in_domain": "In-domain text"}
 CHAIN = {  # of the ablation: arm -> what it adds
     "base": "base model",
     "raw": "+ raw in-domain documents",
     "selected": "+ selected web documents",
     "trait": "+ TRAIT passages",
 }
+_Pairs = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def main_table(
@@ -43,25 +45,20 @@ def main_table(
 
     Where `tests` has the single tasks too (compare_all), a star says which of them differ from the reference arm.
     """
-    names, tasks = _arms_and_tasks(arms, metric)
-    pairs = {f"{label(reference)} minus this arm": [(reference, arm) for arm in names]} if tests is not None else {}
-    table = _table(arms, metric, names, {"Arm": [label(arm) for arm in names]}, pairs, tests, forgetting)
-    stars = 0
-    for task in tasks if per_task else []:
-        found = {arm: paired(tests, reference, arm, metric, task) for arm in names}
-        differ = [arm for arm, row in found.items() if row and row["p_holm"] < ALPHA]
-        table[label(task)] = _scores(arms, metric, task, names, differ)
-        stars += len(differ)
-    better = "lower" if metric in LOWER_IS_BETTER else "higher"
-    notes = [f"{metric_name(metric).capitalize()}: {better} is better; [confidence interval]; bold: best of its column."]
+    rows = _rows(arms, metric)
+    names, name = list(rows[MACRO].index), label(reference)
+    pairs = {f"{name} minus this arm": [(reference, arm) for arm in names]} if tests is not None else {}
+    columns = {"Arm": [label(arm) for arm in names]} | _columns(rows, metric, names, pairs, tests, forgetting)
+    for task in rows if per_task else ():
+        if task not in (MACRO, *DOCUMENTS):
+            found = {arm: paired(tests, reference, arm, metric, task) for arm in names}
+            differ = [arm for arm, row in found.items() if row and row["p_holm"] < ALPHA]
+            columns[label(task)] = _scores(rows[task], metric, task, names, differ)
+    notes = [f"{_direction(metric)} is better; [confidence interval]; bold: best of its column."]
     if tests is not None:
-        notes.append(f"{label(reference)} minus this arm: paired over the same items; p corrected for all arms (Holm).")
-    if stars:
-        notes.append(f"*: differs from {label(reference)} on this task, p < {ALPHA:g}, over all arms and tasks (Holm).")
-    notes += _what_could_show(tests, metric)
-    if set(DOCUMENTS.values()) & table.keys():
-        notes.append("General and in-domain text: held-out documents, bits per byte (change from base); above 0 is worse.")
-    return Table.of(title or f"All arms by {metric_name(metric)}", table, notes)
+        notes.append(f"{name} minus this arm: paired over the same items; p corrected for all arms (Holm).")
+        notes.append(f"*: differs from {name} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm).")
+    return Table.of(title or f"All arms by {metric_name(metric)}", columns, notes + _what_could_show(tests, metric))
 
 
 def ablation_table(
@@ -74,34 +71,71 @@ def ablation_table(
     title: str = "",
 ) -> Table:
     """What each part adds (the paper's Table 4); `pairs`, from compare(outcomes, None, metric), has interval and p."""
-    names = [arm for arm in chain if arm in _arms_and_tasks(arms, metric)[0]]
+    rows = _rows(arms, metric)
+    names = [arm for arm in chain if arm in rows[MACRO].index]
     if len(names) < 2:
-        known = ", ".join(dict.fromkeys(arms["arm"]))
+        known = ", ".join(rows[MACRO].index)
         raise TraitError(f"The ablation needs two of the arms {', '.join(chain)}; the results have {known}.")
-    first = {"Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names]}
-    steps = {"Change by this step": [names[0], *names[:-1]], "Change from base": [names[0]] * len(names)}
-    changes = {name: list(zip(names, before, strict=True)) for name, before in steps.items()}
-    table = _table(arms, metric, names, first, changes, pairs, forgetting)
-    better = "negative is better" if metric in LOWER_IS_BETTER else "positive is better"
-    notes = [f"{metric_name(metric).capitalize()}; changes: {better}. Every trained arm saw the same number of tokens."]
+    before = {"Change by this step": [names[0], *names[:-1]], "Change from base": [names[0]] * len(names)}
+    steps = {header: list(zip(names, others, strict=True)) for header, others in before.items()}
+    columns = {"Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names]}
+    columns |= _columns(rows, metric, names, steps, pairs, forgetting)
+    notes = [f"{_direction(metric)} is better. Every trained arm saw the same number of tokens."]
     if pairs is not None:
         notes.append("[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).")
-    return Table.of(title or "What does each part add?", table, [*notes, *_what_could_show(pairs, metric)])
+    return Table.of(title or "What does each part add?", columns, notes + _what_could_show(pairs, metric))
 
 
 def comparison_table(tests: pd.DataFrame, title: str = "Pairs of arms", notes: Sequence[str] = ()) -> Table:
     """One row a comparison of compare or compare_all: the difference with its interval, effect, p, and what could show."""
-    rows = [_compared(row) for row in tests.to_dict("records")]
+    rows = pd.DataFrame([_compared(row) for row in tests.to_dict("records")])
     lower = ", ".join(metric_name(name) for name in sorted(LOWER_IS_BETTER & set(tests["metric"])))
     about = (
         "Paired over the same items; shares in points. p: McNemar or sign flips, with several seeds hierarchical bootstrap; "
         "Holm's correction over the averages of a metric, and over all cells of its tasks. "
         f"Better: p < {ALPHA:g}." + (f" Lower is better: {lower}." if lower else "")
     )
-    one = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
-    many = "Intervals and p speak of the recipes, trained anew on other seeds and asked other items."
-    seeds = many if (tests["seeds"] > 1).any() else one
-    return Table.of(title, pd.DataFrame(rows).to_dict("list"), [about, seeds, *notes])
+    seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
+    if (tests["seeds"] > 1).any():
+        seeds = "Intervals and p speak of the recipes, trained anew on other seeds and asked other items."
+    return Table.of(title, {name: list(rows[name]) for name in rows}, [about, seeds, *notes])
+
+
+def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
+    """The table of `tests`; with a folder also written there, the CSV with all columns and digits, and with its items."""
+    table = comparison_table(tests, notes=notes)
+    if folder:
+        write_items(outcomes, folder, tests)
+        table.save(folder, "comparison", links=True)
+        _write(tests, folder / "comparison.csv")
+    return table
+
+
+def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame | None = None) -> int:
+    """Write the items behind every number, as files beside its table; return how many.
+
+    One an arm, metric and task, and one a pair of `tests`. Questions are not in them: they are the test set's own.
+    """
+    outcomes, files = prepared(outcomes), {}
+    keys = ["task", "seed", "item_id"]
+    for (arm, metric), part in outcomes.groupby(["arm", "metric"], sort=False):
+        for task in (MACRO, *dict.fromkeys(part["task"])):
+            files[item_file(arm, task, metric)] = of_task(part, task)[[*keys, "value", "prediction", "gold"]]
+    for row in tests.to_dict("records") if tests is not None else ():
+        asked = of_task(outcomes[outcomes["metric"] == row["metric"]], row["task"])
+        sides = [asked.loc[asked["arm"] == row[side], [*keys, "value"]] for side in ("reference", "arm")]
+        both = sides[0].merge(sides[1], on=keys, suffixes=("_reference", "_arm"))
+        files[_pair_file(row)] = both.assign(difference=both["value_reference"] - both["value_arm"])
+    files = {name: rows for name, rows in files.items() if len(rows)}
+    for name, rows in files.items():
+        _write(rows, Path(folder) / name)
+    return len(files)
+
+
+def of_task(outcomes: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The average's items are those of all tasks that are not documents."""
+    wanted = ~outcomes["task"].str.startswith(HELD_OUT) if task == MACRO else outcomes["task"] == task
+    return outcomes[wanted]
 
 
 def chain_of(arms: pd.DataFrame) -> list[str]:
@@ -112,26 +146,32 @@ def chain_of(arms: pd.DataFrame) -> list[str]:
 
 
 def paired(tests: pd.DataFrame | None, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
-    """What `tests` says of arm minus other, whichever of them was its reference; None where it does not compare them."""
-    if tests is None:
-        return None
-    rows = tests[(tests["metric"] == metric) & (tests["task"] == task)]
-    for reference, compared, sign in ((arm, other, 1), (other, arm, -1)):
-        found = rows[(rows["reference"] == reference) & (rows["arm"] == compared)]
+    """What `tests` says of arm minus other, whichever of them was its reference; None where it does not compare them.
+
+    `mean` and `before` are the means of the two.
+    """
+    for reference, compared, sign in ((arm, other, 1), (other, arm, -1)) if tests is not None else ():
+        found = tests[(tests["reference"] == reference) & (tests["arm"] == compared)]
+        found = found[(found["metric"] == metric) & (found["task"] == task)]
         if len(found):
             row = found.iloc[0].to_dict()
             low, high = sorted(sign * row[end] for end in ("low", "high"))
-            return row | {"difference": sign * row["difference"], "low": low, "high": high}
+            mean, before = (row["reference_mean"], row["arm_mean"])[::sign]
+            return row | {"difference": sign * row["difference"], "low": low, "high": high, "mean": mean, "before": before}
     return None
 
 
 def item_file(arm: str, task: str, metric: str) -> str:
-    """Where the outcomes behind a number stand, relative to its table; evidence.write_items writes them."""
+    """Where the outcomes behind a number stand, relative to its table."""
     return f"items/{_slug(arm)}-{_slug(task)}-{_slug(metric)}.csv"
 
 
 def pair_file(reference: str, arm: str, metric: str, task: str = MACRO) -> str:
     return f"items/{_slug(reference)}-minus-{_slug(arm)}-{_slug(task)}-{_slug(metric)}.csv"
+
+
+def _pair_file(row: Mapping[str, Any]) -> str:
+    return pair_file(*(row[name] for name in ("reference", "arm", "metric", "task")))
 
 
 def _slug(name: str) -> str:
@@ -141,78 +181,79 @@ def _slug(name: str) -> str:
     return kept if kept == name and len(kept) <= 60 else f"{kept[:60]}_{digest(name)[:8]}"
 
 
-def _arms_and_tasks(arms: pd.DataFrame, metric: str) -> tuple[list[str], list[str]]:
-    """Of one metric, in the order in which they come."""
-    rows = arms[(arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)]
-    names = list(dict.fromkeys(rows.loc[rows["task"] == MACRO, "arm"]))
-    if not names:
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    texts = rows.select_dtypes(exclude=["number", "bool"]).columns
+    rows = rows.assign(**{name: rows[name].fillna("").astype(str).map(cells.csv_text) for name in texts})
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False)
+
+
+def _rows(arms: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    """By task the rows of a metric, by arm: the average first, then held-out documents (always in bits), then tasks."""
+    documents = (arms["metric"] == BITS) & arms["task"].isin(list(DOCUMENTS))
+    wanted = ((arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)) | documents
+    by_task = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
+    if MACRO not in by_task:
         known = ", ".join(sorted(set(arms["metric"])))
         raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
-    return names, [task for task in dict.fromkeys(rows["task"]) if task != MACRO]
+    first = [task for task in (MACRO, *DOCUMENTS) if task in by_task]
+    return {task: by_task[task] for task in (*first, *by_task)}
 
 
-def _table(
-    arms: pd.DataFrame,
+def _columns(
+    rows: dict[str, pd.DataFrame],
     metric: str,
     names: Sequence[str],
-    first: Mapping[str, Sequence[Any]],
-    pairs: Mapping[str, Sequence[tuple[str, str]]],
+    pairs: _Pairs,
     tests: pd.DataFrame | None,
     forgetting: pd.DataFrame | None,
-) -> dict[str, Sequence[Any]]:
-    """Columns of a row an arm: its average, a pair of arms a row and column, and what it forgot."""
-    columns = dict(first) | {"Average of tasks": _scores(arms, metric, MACRO, names)}
-    means = arms[(arms["metric"] == metric) & (arms["task"] == MACRO)].set_index("arm")["mean"]
+) -> dict[str, list[Cell]]:
+    """Of a row an arm: its average, a pair of arms in each row of the columns `pairs`, and what it forgot."""
+    columns, means = {"Average of tasks": _scores(rows[MACRO], metric, MACRO, names)}, rows[MACRO]["mean"]
     for header, of_rows in pairs.items():
         columns[header] = [_pair(means, *pair, metric, tests) for pair in of_rows]
     for task, header in DOCUMENTS.items():
-        if ((arms["task"] == task) & (arms["metric"] == BITS)).any():
-            columns[header] = _scores(arms, BITS, task, names, against_base=forgetting)
+        if task in rows:
+            columns[f"{header}, bits per byte"] = _scores(rows[task], BITS, task, names, forgetting=forgetting)
     return columns
 
 
 def _scores(
-    arms: pd.DataFrame,
+    rows: pd.DataFrame,
     metric: str,
     task: str,
     names: Sequence[str],
     differ: Sequence[str] = (),
-    against_base: pd.DataFrame | None = None,
+    forgetting: pd.DataFrame | None = None,
 ) -> list[Cell]:
     """One column's means, the best in bold, each with its interval, or on documents with its change from the base model."""
-    rows = arms[(arms["metric"] == metric) & (arms["task"] == task)].set_index("arm")
-    present = rows["mean"].reindex(names)
-    best = present.min() if metric in LOWER_IS_BETTER else present.max()
-    cells = []
-    for arm in names:
-        if arm not in rows.index:
-            cells.append(Cell("–"))
+    means = rows["mean"].reindex(names)
+    best = means.min() if metric in LOWER_IS_BETTER else means.max()
+    column = []
+    for arm, mean in means.items():
+        if math.isnan(mean):
+            column.append(Cell("–"))
             continue
-        mean, low, high = (float(rows.loc[arm, name]) for name in ("mean", "low", "high"))
-        small = f"[{number_text(low, metric)}, {number_text(high, metric)}]" + "*" * (arm in differ)
+        low, high = (cells.number_text(rows.loc[arm, end], metric) for end in ("low", "high"))
+        small = f"[{low}, {high}]" + "*" * (arm in differ)
         if task in DOCUMENTS and "base" in rows.index:
-            small = "" if arm == "base" else f"({_from_base(rows['mean'], arm, task, against_base)})"
-        cells.append(Cell(number_text(mean, metric), small, mean == best, item_file(arm, task, metric)))
-    return cells
+            change = _pair(rows["mean"], arm, "base", metric, forgetting, task)
+            small = f"{change.text} {change.small}".strip("– ")
+        column.append(Cell(cells.number_text(mean, metric), small, mean == best, item_file(arm, task, metric)))
+    return column
 
 
-def _from_base(means: pd.Series, arm: str, task: str, tests: pd.DataFrame | None) -> str:
-    row, base = paired(tests, arm, "base", BITS, task), float(means["base"])
-    if row is None:
-        return change_text(float(means[arm]) - base, BITS, base)
-    return f"{change_text(row['difference'], BITS)} {interval_text(row['low'], row['high'], BITS)}"
-
-
-def _pair(means: pd.Series, arm: str, other: str, metric: str, tests: pd.DataFrame | None) -> Cell:
+def _pair(means: pd.Series, arm: str, other: str, metric: str, tests: pd.DataFrame | None, task: str = MACRO) -> Cell:
     """arm minus other: the difference of the averages, and where it was tested its paired interval and p."""
     if arm == other:
         return Cell("–")
     text = change_text(float(means[arm] - means[other]), metric, float(means[other]))
-    row = paired(tests, arm, other, metric)
+    row = paired(tests, arm, other, metric, task)
     if row is None:
         return Cell(text)
-    small = f"{interval_text(row['low'], row['high'], metric)}, p {p_text(row['p_holm'])}"
-    return Cell(text, small, link=pair_file(row["reference"], row["arm"], metric))
+    return Cell(
+        text, f"{interval_text(row['low'], row['high'], metric)}, p {cells.p_text(row['p_holm'])}", link=_pair_file(row)
+    )
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
@@ -227,16 +268,19 @@ def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
         "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
     }
     numbers = {
-        "Means": " and ".join(number_text(row[f"{side}_mean"], metric) for side in ("reference", "arm")),
-        "Difference, interval": change_text(row["difference"], metric),
+        "Means": " and ".join(cells.number_text(row[f"{side}_mean"], metric) for side in ("reference", "arm")),
+        "Difference [interval]": change_text(row["difference"], metric),
         "Effect": f"{row['effect']} {row['effect_size']:+.2f}{odds}",
-        "p (Holm)": p_text(row["p_holm"]),
+        "p (Holm)": cells.p_text(row["p_holm"]),
         "Better": better if row["p_holm"] < ALPHA else "–",
-        "Smallest that could show": gain_text(row["smallest_gain"], metric),
+        "Smallest that could show": cells.gain_text(row["smallest_gain"], metric),
     }
-    small = {"Difference, interval": interval_text(row["low"], row["high"], metric)}
-    link = pair_file(reference, arm, metric, task)
-    return named | {name: Cell(text, small.get(name, ""), link=link) for name, text in numbers.items()}
+    small = {"Difference [interval]": interval_text(row["low"], row["high"], metric)}
+    return named | {name: Cell(text, small.get(name, ""), link=_pair_file(row)) for name, text in numbers.items()}
+
+
+def _direction(metric: str) -> str:
+    return f"{metric_name(metric).capitalize()}: {'lower' if metric in LOWER_IS_BETTER else 'higher'}"
 
 
 def _what_could_show(tests: pd.DataFrame | None, metric: str) -> list[str]:
@@ -244,10 +288,9 @@ def _what_could_show(tests: pd.DataFrame | None, metric: str) -> list[str]:
     if tests is None:
         return []
     rows = tests[(tests["metric"] == metric) & ~tests["task"].str.startswith(HELD_OUT)]
-    by_task = rows.groupby("task", sort=False).agg(gain=("smallest_gain", "max"), n=("n", "max"))
     shown = [
-        f"{'average' if task == MACRO else label(task)} {gain_text(gain, metric)} (n {n:,})"
-        for task, gain, n in by_task.itertuples()
+        f"{'average' if task == MACRO else label(task)} {cells.gain_text(part['smallest_gain'].max(), metric)} "
+        f"(n {part['n'].max():,})"
+        for task, part in rows.groupby("task", sort=False)
     ]
-    level = f"80% power at the corrected {ALPHA:.0%}"
-    return [f"Smallest true difference that these items would have shown ({level}): {', '.join(shown)}."]
+    return [f"Smallest true difference that would have shown (80% power at the corrected {ALPHA:.0%}): {', '.join(shown)}."]
