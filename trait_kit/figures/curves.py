@@ -260,7 +260,8 @@ def _stage_title(scores: pd.DataFrame, arm: str, name: str, boundary: int | None
     first, last, before = values.iloc[0], values.iloc[-1], values[values.index <= (boundary or 0)]
     if len(before) < 2 or len(before) == len(values):
         return f"{_panel(name)}, {label(arm)}: {first:.3f} to {last:.3f} bits per byte"
-    return f"{_panel(name)}, {label(arm)}: {first:.3f} to {before.iloc[-1]:.3f} bits per byte in stage 1, to {last:.3f} in stage 2"
+    stages = f"{first:.3f} to {before.iloc[-1]:.3f} bits per byte in stage 1, to {last:.3f} in stage 2"
+    return f"{_panel(name)}, {label(arm)}: {stages}"
 
 
 def _boundary(log: pd.DataFrame) -> int | None:

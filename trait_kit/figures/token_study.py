@@ -69,7 +69,7 @@ def study(run_dirs: Sequence[Path | str], arm: str | None = None, metric: str | 
         together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
         outcomes, metric = together.outcomes, metric or comparison.main_metric(together.outcomes)
         gain = comparison.compare(outcomes, arm, metric, together.confidence).iloc[0]
-        cost = pd.DataFrame([_cost(folder, read[folder][_TRAINING]["summary"], arm) for folder in folders])
+        cost = pd.DataFrame([_cost(read[folder][_TRAINING]["summary"], arm) for folder in folders])
         row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "device": ", ".join(set(cost.pop("device")))}
         row |= {"seeds": int(gain["seeds"]), "metric": metric, "confidence": together.confidence, **cost.mean()}
         row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"]}
@@ -158,15 +158,12 @@ def _refuse_other_differences(read: dict[Path, dict[str, Any]]) -> None:
         seen[point] = folder
 
 
-def _cost(folder: Path, training: dict[str, Any], arm: str) -> dict[str, Any]:
+def _cost(training: dict[str, Any], arm: str) -> dict[str, Any]:
     """Of all stages of the arm's chain, whichever run or arm trained them.
 
     Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
     """
     stages = [row for row in training["stages"] if row["arm"] == arm]
-    if not stages:
-        arms = ", ".join(dict.fromkeys(row["arm"] for row in training["stages"]))
-        raise TraitError(f"{folder} did not train the arm '{arm}'; it trained {arms}.")
     passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]
     found = pd.DataFrame(stages)
     seconds = (found["tokens"] / found["tokens_per_second"].astype(float)).fillna(found["seconds"])
