@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser

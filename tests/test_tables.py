@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_ablation_adds_one_part_a_row_and_its_figure_says_the_same(outcomes):
     assert [row[0] for row in texts(table)] == parts
     mean = arms[arms["task"] == comparison.MACRO].query("metric == 'bits_per_byte'").set_index("arm")["mean"]
     steps = [cell.text.partition(",")[0] for cell in table.frame["Change by this step"]]
-    assert steps[1:] == [f"{mean[b] - mean[a]:+.3f}" for a, b in zip(ARMS, ARMS[1:4], strict=False)]
+    assert steps[1:] == [f"{mean[b] - mean[a]:+.3f}" for a, b in pairwise(ARMS[:4])]
     assert table.frame.loc[3, "Change from base"].text.startswith(f"{mean['trait'] - mean['base']:+.3f}")
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["selected"]
     assert table.frame.loc[3, "Change by this step"].small.startswith(f"[{row['low']:+.3f}, {row['high']:+.3f}], p ")

@@ -55,7 +55,8 @@ def plot_arms(arms: pd.DataFrame, metric: str = BITS) -> KitFigure:
         _dots(axes, table, averages.index, metric)
         if "base" in table.index:
             axes.axvline(table.loc["base", "mean"] * _scale(metric), **style.DASHED)
-        axes.set_title(style.plain(label(task)), loc="left", weight="bold" if task == MACRO else "normal")
+        name = "average of tasks" if task == MACRO else label(task)
+        axes.set_title(style.plain(name), loc="left", weight="bold" if task == MACRO else "normal")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
@@ -194,7 +195,7 @@ def plot_item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str
     said = [
         f"{row.won:,} and loses {row.lost:,} of {row.items:,} items against {label(row.Index)}" for row in sums.itertuples()
     ]
-    below = f"Each dot is an item; bar: mean of the task; right of the dashed line {label(reference)} is better; "
+    below = f"Each dot is an item; bar: mean of the task; right of the dashed line: {label(reference)} is better; "
     shape = {"ncols": len(others), "squeeze": False, "sharey": True, "sharex": True}
     size = {"width": 9.6, "height": 1.0 + 0.62 * len(tasks)}
     title = f"{label(reference)} wins {', '.join(said)}"
