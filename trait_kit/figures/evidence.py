@@ -56,7 +56,7 @@ def paper_tables(found: Evidence, run_dir: Path | str) -> dict[str, Table]:
     paper, chain = "Table 1: advertising" if ads else "Table 2: mathematics", chain_of(found.arms)
     arms, forgetting = found.arms, found.forgetting
     made = {}
-    for metric in _metrics(arms):
+    for metric in sorted(_metrics(arms), key=lambda metric: metric != found.metric):
         behind, name = "" if metric == BITS else f"_{metric}", metric_name(metric)
         shown = {"metric": metric, "title": f"{paper}, all arms by {name}"}
         made[f"main_table{behind}"] = main_table(arms, found.tests, forgetting, reference=found.reference, **shown)

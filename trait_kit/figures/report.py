@@ -27,7 +27,7 @@ from trait_kit.figures import curves, evidence, gains
 from trait_kit.figures.cells import Table, change_text, metric_name, number_text, p_text
 from trait_kit.figures.map import draw_map, plot_map
 from trait_kit.figures.style import FINE_TUNED, KitFigure, label
-from trait_kit.figures.tables import BITS, GENERAL, main_table, paired
+from trait_kit.figures.tables import BITS, GENERAL, paired
 from trait_kit.tasks import load_task
 
 TITLES = {  # step -> (title, the question that it answers)
@@ -117,8 +117,7 @@ def _results(run_dir: Path) -> dict[str, Any]:
     except _UNREADABLE as error:
         return {"missing": str(error)}
     metric, reference = found.metric, found.reference
-    chosen = {"metric": metric, "reference": reference}
-    first = main_table(found.arms, found.tests, found.forgetting, per_task=False, **chosen)
+    chosen = {"metric": metric, "reference": reference, "main": Markup(next(iter(made.values())).to_html())}
     others = [arm for arm in dict.fromkeys(found.arms["arm"]) if arm != reference]
     tests = {arm: row for arm in others if (row := paired(found.tests, reference, arm, metric))}
     lower = metric in LOWER_IS_BETTER
@@ -130,8 +129,7 @@ def _results(run_dir: Path) -> dict[str, Any]:
         "best_other": min(tests, key=lambda arm: tests[arm]["before"] * (1 if lower else -1), default=""),
         "not_better_than": [arm for arm, row in tests.items() if not row["reference_better"] or row["p_holm"] >= ALPHA],
         "forgetting": paired(found.forgetting, reference, "base", BITS, GENERAL),
-        "main": Markup(first.to_html()),
-        "tables": {table.title: Markup(table.to_html()) for table in made.values()},
+        "tables": {table.title: Markup(table.to_html()) for table in list(made.values())[1:]},
     }
 
 

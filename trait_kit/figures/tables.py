@@ -28,33 +28,22 @@ CHAIN = {  # of the ablation: arm -> what it adds
     "selected": "+ selected web documents",
     "trait": "+ TRAIT passages",
 }
-_Pairs = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def main_table(
-    arms: pd.DataFrame,
-    tests: pd.DataFrame | None = None,
-    forgetting: pd.DataFrame | None = None,
-    *,
-    metric: str = BITS,
-    reference: str = "trait",
-    per_task: bool = True,
-    title: str = "",
-) -> Table:
+    arms: pd.DataFrame, tests: pd.DataFrame | None = None, forgetting: pd.DataFrame | None = None, *,
+    metric: str = BITS, reference: str = "trait", title: str = "",
+) -> Table:  # fmt: skip
     """Every arm: average over tasks, paired difference of the reference arm with p, forgetting, and each task.
 
     Where `tests` has the single tasks too (compare_all), a star says which of them differ from the reference arm.
     """
-    rows = _rows(arms, metric)
-    names, name = list(rows[MACRO].index), label(reference)
+    shown, name = _Arms(arms, metric, tests, forgetting), label(reference)
+    names = list(shown.rows[MACRO].index)
     pairs = {f"{name} minus this arm": [(reference, arm) for arm in names]} if tests is not None else {}
-    columns = {"Arm": [label(arm) for arm in names]} | _columns(rows, metric, names, pairs, tests, forgetting)
-    for task in rows if per_task else ():
-        if task not in (MACRO, *DOCUMENTS):
-            found = {arm: paired(tests, reference, arm, metric, task) for arm in names}
-            differ = [arm for arm, row in found.items() if row and row["p_holm"] < ALPHA]
-            columns[label(task)] = _scores(rows[task], metric, task, names, differ)
-    notes = [f"{_direction(metric)} is better; [confidence interval]; bold: best of its column."]
+    columns = {"Arm": list(map(label, names))} | shown.columns(names, pairs)
+    columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
+    notes = [f"{shown.direction} is better; [confidence interval]; bold: best of its column."]
     if tests is not None:
         notes.append(f"{name} minus this arm: paired over the same items; p corrected for all arms (Holm).")
         notes.append(f"*: differs from {name} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm).")
@@ -62,25 +51,19 @@ def main_table(
 
 
 def ablation_table(
-    arms: pd.DataFrame,
-    chain: Iterable[str] = CHAIN,
-    pairs: pd.DataFrame | None = None,
-    forgetting: pd.DataFrame | None = None,
-    *,
-    metric: str = BITS,
-    title: str = "",
-) -> Table:
+    arms: pd.DataFrame, chain: Iterable[str] = CHAIN, pairs: pd.DataFrame | None = None,
+    forgetting: pd.DataFrame | None = None, *, metric: str = BITS, title: str = "",
+) -> Table:  # fmt: skip
     """What each part adds (the paper's Table 4); `pairs`, from compare(outcomes, None, metric), has interval and p."""
-    rows = _rows(arms, metric)
-    names = [arm for arm in chain if arm in rows[MACRO].index]
+    shown = _Arms(arms, metric, pairs, forgetting)
+    known = shown.rows[MACRO].index
+    names = [arm for arm in chain if arm in known]
     if len(names) < 2:
-        known = ", ".join(rows[MACRO].index)
-        raise TraitError(f"The ablation needs two of the arms {', '.join(chain)}; the results have {known}.")
+        raise TraitError(f"The ablation needs two of the arms {', '.join(chain)}; the results have {', '.join(known)}.")
     before = {"Change by this step": [names[0], *names[:-1]], "Change from base": [names[0]] * len(names)}
     steps = {header: list(zip(names, others, strict=True)) for header, others in before.items()}
-    columns = {"Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names]}
-    columns |= _columns(rows, metric, names, steps, pairs, forgetting)
-    notes = [f"{_direction(metric)} is better. Every trained arm saw the same number of tokens."]
+    columns = {"Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names]} | shown.columns(names, steps)
+    notes = [f"{shown.direction} is better. Every trained arm saw the same number of tokens."]
     if pairs is not None:
         notes.append("[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).")
     return Table.of(title or "What does each part add?", columns, notes + _what_could_show(pairs, metric))
@@ -188,72 +171,54 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
         rows.to_csv(temporary, index=False)
 
 
-def _rows(arms: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
-    """By task the rows of a metric, by arm: the average first, then held-out documents (always in bits), then tasks."""
-    documents = (arms["metric"] == BITS) & arms["task"].isin(list(DOCUMENTS))
-    wanted = ((arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)) | documents
-    by_task = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
-    if MACRO not in by_task:
-        known = ", ".join(sorted(set(arms["metric"])))
-        raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
-    first = [task for task in (MACRO, *DOCUMENTS) if task in by_task]
-    return {task: by_task[task] for task in (*first, *by_task)}
+class _Arms:
+    """The rows of one metric, a frame a task with arms as its index, and the cells that tables are made of."""
 
+    def __init__(self, arms: pd.DataFrame, metric: str, tests: pd.DataFrame | None, forgetting: pd.DataFrame | None):
+        documents = (arms["metric"] == BITS) & arms["task"].isin(list(DOCUMENTS))  # beside every metric of the tasks
+        wanted = ((arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)) | documents
+        self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
+        self.tasks = [task for task in self.rows if task not in (MACRO, *DOCUMENTS)]
+        self.metric, self.tests, self.forgetting = metric, tests, forgetting
+        self.direction = f"{metric_name(metric).capitalize()}: {'lower' if metric in LOWER_IS_BETTER else 'higher'}"
+        if MACRO not in self.rows:
+            known = ", ".join(sorted(set(arms["metric"])))
+            raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
 
-def _columns(
-    rows: dict[str, pd.DataFrame],
-    metric: str,
-    names: Sequence[str],
-    pairs: _Pairs,
-    tests: pd.DataFrame | None,
-    forgetting: pd.DataFrame | None,
-) -> dict[str, list[Cell]]:
-    """Of a row an arm: its average, a pair of arms in each row of the columns `pairs`, and what it forgot."""
-    columns, means = {"Average of tasks": _scores(rows[MACRO], metric, MACRO, names)}, rows[MACRO]["mean"]
-    for header, of_rows in pairs.items():
-        columns[header] = [_pair(means, *pair, metric, tests) for pair in of_rows]
-    for task, header in DOCUMENTS.items():
-        if task in rows:
-            columns[f"{header}, bits per byte"] = _scores(rows[task], BITS, task, names, forgetting=forgetting)
-    return columns
+    def columns(self, names: Sequence[str], pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[Cell]]:
+        """Of a row an arm: its average, a pair of arms in each row of the columns `pairs`, and what it forgot."""
+        columns = {"Average of tasks": self.scores(MACRO, names)}
+        columns |= {header: [self.pair(*pair) for pair in of_rows] for header, of_rows in pairs.items()}
+        documents = {task: header for task, header in DOCUMENTS.items() if task in self.rows}
+        return columns | {f"{header}, bits per byte": self.scores(task, names) for task, header in documents.items()}
 
+    def scores(self, task: str, names: Sequence[str], starred_against: str = "") -> list[Cell]:
+        """Means, the best in bold, each with its interval, or on documents with its change from the base model."""
+        rows, metric = self.rows[task], BITS if task in DOCUMENTS else self.metric
+        means, column = rows["mean"].reindex(names), []
+        best = means.min() if metric in LOWER_IS_BETTER else means.max()
+        for arm, mean in means.items():
+            if math.isnan(mean):
+                column.append(Cell("–"))
+                continue
+            small = f"[{', '.join(cells.number_text(rows.loc[arm, end], metric) for end in ('low', 'high'))}]"
+            against = paired(self.tests, starred_against, arm, metric, task)
+            small += "*" if against and against["p_holm"] < ALPHA else ""
+            if task in DOCUMENTS and "base" in rows.index:
+                change = self.pair(arm, "base", task)
+                small = f"{change.text} {change.small}".strip("– ")
+            column.append(Cell(cells.number_text(mean, metric), small, mean == best, item_file(arm, task, metric)))
+        return column
 
-def _scores(
-    rows: pd.DataFrame,
-    metric: str,
-    task: str,
-    names: Sequence[str],
-    differ: Sequence[str] = (),
-    forgetting: pd.DataFrame | None = None,
-) -> list[Cell]:
-    """One column's means, the best in bold, each with its interval, or on documents with its change from the base model."""
-    means = rows["mean"].reindex(names)
-    best = means.min() if metric in LOWER_IS_BETTER else means.max()
-    column = []
-    for arm, mean in means.items():
-        if math.isnan(mean):
-            column.append(Cell("–"))
-            continue
-        low, high = (cells.number_text(rows.loc[arm, end], metric) for end in ("low", "high"))
-        small = f"[{low}, {high}]" + "*" * (arm in differ)
-        if task in DOCUMENTS and "base" in rows.index:
-            change = _pair(rows["mean"], arm, "base", metric, forgetting, task)
-            small = f"{change.text} {change.small}".strip("– ")
-        column.append(Cell(cells.number_text(mean, metric), small, mean == best, item_file(arm, task, metric)))
-    return column
-
-
-def _pair(means: pd.Series, arm: str, other: str, metric: str, tests: pd.DataFrame | None, task: str = MACRO) -> Cell:
-    """arm minus other: the difference of the averages, and where it was tested its paired interval and p."""
-    if arm == other:
-        return Cell("–")
-    text = change_text(float(means[arm] - means[other]), metric, float(means[other]))
-    row = paired(tests, arm, other, metric, task)
-    if row is None:
-        return Cell(text)
-    return Cell(
-        text, f"{interval_text(row['low'], row['high'], metric)}, p {cells.p_text(row['p_holm'])}", link=_pair_file(row)
-    )
+    def pair(self, arm: str, other: str, task: str = MACRO) -> Cell:
+        """arm minus other: the difference of their means, and where it was tested its paired interval and p."""
+        if arm == other:
+            return Cell("–")
+        metric, tests = (BITS, self.forgetting) if task in DOCUMENTS else (self.metric, self.tests)
+        mean, before = (float(self.rows[task].loc[name, "mean"]) for name in (arm, other))
+        row = paired(tests, arm, other, metric, task)
+        small = f"{interval_text(row['low'], row['high'], metric)}, p {cells.p_text(row['p_holm'])}" if row else ""
+        return Cell(change_text(mean - before, metric, before), small, link=_pair_file(row) if row else "")
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
@@ -279,18 +244,13 @@ def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
     return named | {name: Cell(text, small.get(name, ""), link=_pair_file(row)) for name, text in numbers.items()}
 
 
-def _direction(metric: str) -> str:
-    return f"{metric_name(metric).capitalize()}: {'lower' if metric in LOWER_IS_BETTER else 'higher'}"
-
-
 def _what_could_show(tests: pd.DataFrame | None, metric: str) -> list[str]:
     """A note on the smallest true gains that the items at hand would have shown: the largest over the arms, by task."""
     if tests is None:
         return []
     rows = tests[(tests["metric"] == metric) & ~tests["task"].str.startswith(HELD_OUT)]
-    shown = [
-        f"{'average' if task == MACRO else label(task)} {cells.gain_text(part['smallest_gain'].max(), metric)} "
-        f"(n {part['n'].max():,})"
-        for task, part in rows.groupby("task", sort=False)
-    ]
+    shown = []
+    for task, part in rows.groupby("task", sort=False):
+        gain = cells.gain_text(part["smallest_gain"].max(), metric)
+        shown.append(f"{'average' if task == MACRO else label(task)} {gain} (n {part['n'].max():,})")
     return [f"Smallest true difference that would have shown (80% power at the corrected {ALPHA:.0%}): {', '.join(shown)}."]
