@@ -28,14 +28,12 @@ _REASONS = 6  # bars of the passages' figure; the others are one
 
 
 @style.styled
-def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float | None = None) -> KitFigure:
+def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float) -> KitFigure:
     """Precision against recall of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
 
     `base_rate` is the share of in-domain documents among the held-out ones: the precision of guessing.
     """
     curve = curve.sort_values(["recall", "precision"], ascending=[True, False])
-    if average_precision is None:
-        average_precision = float((curve["recall"].diff().fillna(curve["recall"]) * curve["precision"]).sum())
     found = f"average precision {average_precision:.2f} ({base_rate:.2f} by chance)"
     figure, axes = new_figure(f"Held-out in-domain documents are found with {found}", height=4.0)
     axes.plot(curve["recall"], curve["precision"], color=colour("in_domain"), drawstyle="steps-pre")
@@ -142,22 +140,20 @@ def plot_passages(passages: pd.DataFrame, rejected: pd.DataFrame, likeness: Sequ
 
 
 @style.styled
-def plot_training_curves(
-    log: pd.DataFrame, arms: Sequence[str], boundary_tokens: int | None = None, metrics: Sequence[str] | None = None
-) -> KitFigure:
+def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    `log` has the columns of tables.SCHEMAS['log']; `metrics` are names after 'held_out/' (default: all, solutions first).
-    The last of `arms` is the one the title speaks of. Several seeds: mean, with the range shaded.
+    `log` has the columns of tables.SCHEMAS['log']; the last of `arms` is the one the title speaks of. Several seeds: mean,
+    with the range shaded.
     """
     held_out = log[log["metric"].str.startswith(_HELD_OUT) & log["arm"].isin(arms)]
     there = set(held_out["metric"].str.removeprefix(_HELD_OUT))
-    names = list(metrics or [name for name in dict.fromkeys([*_PANELS, *sorted(there)]) if name in there])
+    names = [name for name in dict.fromkeys([*_PANELS, *sorted(there)]) if name in there]
     arms = [arm for arm in arms if (held_out["arm"] == arm).any()]
     if not arms or not names:
         raise TraitError(f"The training log has no held-out scores of the arms asked for; it has {sorted(set(log['arm']))}.")
     parts = {name: held_out[held_out["metric"] == _HELD_OUT + name] for name in names}
-    boundary = boundary_tokens or _boundary(log[log["arm"].isin(arms)])
+    boundary = _boundary(log[log["arm"].isin(arms)])
     trained = parts[names[0]].query("tokens > 0").sort_values("tokens").groupby("arm")["value"].first()
     shared = "; arms that share a stage lie on one line" if trained.nunique() < len(arms) else ""
     columns, down = min(len(names), 2), -(-len(names) // 2)

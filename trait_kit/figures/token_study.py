@@ -30,7 +30,6 @@ COLUMNS = (
     *("forgetting", "forgetting_low", "forgetting_high", "confidence"),
 )
 _TRAINING, _EVALUATION = "04_train_two_stages", "05_evaluate"
-_VARIED = {"run_dir", "seed", "stage_tokens"}
 
 
 def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
@@ -50,14 +49,13 @@ def study(run_dirs: Sequence[Path | str], arm: str | None = None, metric: str | 
     share; device_hours: the same times processes, in hours; both are means over seeds. passes_over_passages: NaN for an
     arm without passages. gain: over the base model in units of the metric, positive when better; step_gain: over the
     budget before (NaN for the first); forgetting: bits per byte of general text above the base model's, positive when
-    worse, NaN where it was not evaluated. Intervals pair items, at `confidence`. TraitError where runs differ in more
-    than budget and seed, or one budget was run twice with one seed.
+    worse, NaN where it was not evaluated. Intervals pair items, at `confidence`. The runs must differ in stage_tokens and
+    seed alone, as those of a sweep do, or the curve shows more than what the budget does.
     """
     read = {Path(folder): _records(Path(folder)) for folder in run_dirs}
     if not read:
         raise TraitError("A token-budget study needs at least one finished run.")
     arm = arm or next(iter(read.values()))[_EVALUATION]["params"]["reference_arm"]
-    _refuse_other_differences(read)
     budgets: dict[tuple[int, ...], list[Path]] = {}
     for folder, records in read.items():
         budgets.setdefault(tuple(records[_TRAINING]["params"]["stage_tokens"]), []).append(folder)
@@ -70,7 +68,11 @@ def study(run_dirs: Sequence[Path | str], arm: str | None = None, metric: str | 
         outcomes, metric = together.outcomes, metric or comparison.main_metric(together.outcomes)
         gain = comparison.compare(outcomes, arm, metric, together.confidence).iloc[0]
         cost = pd.DataFrame([_cost(read[folder][_TRAINING]["summary"], arm) for folder in folders])
-        row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "device": ", ".join(sorted(set(cost.pop("device"))))}
+        row = {
+            "arm": arm,
+            "stage_tokens": " + ".join(map(str, budget)),
+            "device": ", ".join(sorted(set(cost.pop("device")))),
+        }
         row |= {"seeds": int(gain["seeds"]), "metric": metric, "confidence": together.confidence, **cost.mean()}
         row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"]}
         row |= _gain(gain, "gain", "gain")
@@ -140,24 +142,6 @@ def _records(folder: Path) -> dict[str, Any]:
     return {name: record for name, record in records.items() if record}
 
 
-def _refuse_other_differences(read: dict[Path, dict[str, Any]]) -> None:
-    """Budget and seed alone may vary, and each pair of them once: else the curve would not show what the budget does."""
-    (one, first), seen = next(iter(read.items())), {}
-    for folder, records in read.items():
-        for step in first.keys() & records.keys():
-            before, now = first[step]["params"], records[step]["params"]
-            if unlike := sorted(key for key in (before.keys() & now.keys()) - _VARIED if before[key] != now[key]):
-                raise TraitError(
-                    f"{one} and {folder} differ in {unlike[0]} of {step}, so the study would not show what the budget does. "
-                    "Give it runs that differ in stage_tokens and seed alone."
-                )
-        training = records[_TRAINING]["params"]
-        point = (*training["stage_tokens"], training["seed"])
-        if point in seen:
-            raise TraitError(f"{seen[point]} and {folder} have the same budget and seed. Leave one of them out.")
-        seen[point] = folder
-
-
 def _cost(training: dict[str, Any], arm: str) -> dict[str, Any]:
     """Of all stages of the arm's chain, whichever run or arm trained them.
 
@@ -199,9 +183,7 @@ def _curve(axes: Axes, study: pd.DataFrame, cost: str, value: str, scale: float)
 
 
 def _subtitle(study: pd.DataFrame) -> str:
-    low, high = study["seeds"].min(), study["seeds"].max()
-    over = "one training seed" if high == 1 else f"{low}-{high} seeds" if low < high else f"{low} seeds"
+    seeds = "-".join(map(str, sorted({study["seeds"].min(), study["seeds"].max()})))
     gain = f"Gain in {metric_name(study['metric'].iloc[0])} over the base model on the same items"
-    text = f"{gain}, with {100 * study['confidence'].iloc[0]:.3g}% intervals; {over}"
-    passes = study["passes_over_passages"].notna().any()
-    return text + ("; below the points: passes over the passages" if passes else "")
+    text = f"{gain}, with {100 * study['confidence'].iloc[0]:.3g}% intervals; training seeds: {seeds}"
+    return text + ("; below the points: passes over the passages" if study["passes_over_passages"].notna().any() else "")
