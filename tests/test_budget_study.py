@@ -38,7 +38,7 @@ def make_run(
                 rows.append((name, seed, task, f"{task}-{item}", "bits_per_byte" if held_out else metric, value, "", ""))
     columns = tables.SCHEMAS["outcomes"].names
     tables.write(folder / "05_evaluate" / "outcomes.parquet", pd.DataFrame(rows, columns=columns), "outcomes")
-    common = {"run_dir": str(folder), "seed": seed}
+    common = {"seed": seed}
     stages = [
         {"arm": arm, "stage": 1, "tokens": 1_024, "seconds": 99.0, "tokens_per_second": 256.0, "device": "cuda:0"},
         {"arm": arm, "stage": 2, "tokens": second, "seconds": 99.0, "tokens_per_second": 512.0, "device": "cuda:0"},
@@ -50,9 +50,10 @@ def make_run(
     ]
     summary = {"stages": [row | {"processes": processes} for row in stages], "accounting": accounting}
     recorded = {"stage_tokens": [1_024, second], "learning_rate": 1e-4} | training | common
-    write_json(folder / "04_train_two_stages" / "report.json", {"key": "k", "params": recorded, "summary": summary})
-    evaluation = {"reference_arm": arm, "confidence": 0.99} | common
-    write_json(folder / "05_evaluate" / "report.json", {"key": "k", "params": evaluation, "summary": {}})
+    evaluation = {"reference_arm": arm} | common
+    for step, values, found in (("04_train_two_stages", recorded, summary), ("05_evaluate", evaluation, {})):
+        record = {"key": "k", "params": values, "shaped_by": {"params": values}, "summary": found}
+        write_json(folder / step / "report.json", record)
     return folder
 
 
@@ -98,7 +99,7 @@ def test_numbers_are_those_of_the_outcomes_and_of_the_training_records(tmp_path)
         assert (found[f"{value}_low"] < found[value]).all()
         assert (found[value] < found[f"{value}_high"]).all()
     assert found["step_low"][1] < found["step_gain"][1] < found["step_high"][1]
-    assert set(found["confidence"]) == {0.99}
+    assert set(found["confidence"]) == {0.95}
 
 
 def test_gain_is_positive_when_better_where_higher_is_better(tmp_path):
@@ -190,7 +191,7 @@ def test_the_shipped_sweep_trains_one_arm_at_doubled_budgets():
     experiment, fixed, grid = pipeline.read_sweep(ROOT / "params" / "sweeps" / "token_budget.yaml")
     seconds = []
     for point in pipeline.grid_points(grid):
-        found = params.load(experiment, pipeline.as_overrides(fixed | point))
+        found = params.load(experiment, fixed | point)
         assert set(found.training.arms) == {"trait"}
         seconds.append(found.training.stage_tokens[1])
     assert [later / earlier for earlier, later in itertools.pairwise(seconds)] == [2] * (len(seconds) - 1)

@@ -214,6 +214,7 @@ def test_nearest_kinds_counts_neighbours_and_says_what_chance_would_give():
         figure_map.nearest_kinds(vectors, ["general"] * 6)
 
 
+@pytest.mark.slow  # compiling UMAP takes half a minute
 def test_umap_separates_two_groups_and_repeats_itself():
     random = np.random.default_rng(0)
     centres = np.repeat(np.eye(8)[:2], 30, axis=0)
