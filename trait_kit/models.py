@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trait_kit.demo import resolve_model
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, digest, sha256
 
 _BATCH = 1_000  # texts encoded at a time: bounds memory
 
@@ -53,3 +54,40 @@ def token_counter(base_model: str) -> TokenCounter:
     if not tokenizer.is_fast:
         raise TraitError(f"base_model '{base_model}' has only a slow tokenizer; convert it to tokenizer.json first.")
     return TokenCounter(tokenizer.backend_tokenizer)
+
+
+def model_digest(base: str) -> str:
+    """Digest of the content of every file of a model folder, or of the name and revision of a hub model."""
+    folder = Path(base)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        if not files:
+            raise TraitError(f"The base model's folder {base} is empty.")
+        return digest([[str(path.relative_to(folder)), sha256(path)] for path in files])
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return digest([base, model_info(base).sha])
+    except (HfHubHTTPError, OSError, ValueError):
+        return digest([base])  # no hub within reach: the local copy of the hub is what will be loaded
+
+
+@functools.cache
+def fast_precision() -> str:
+    """bfloat16 where this machine's device multiplies matrices in it clearly faster than in float32, else float32."""
+    import time
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(512, 576, device=device, dtype=dtype), torch.randn(576, 1536, device=device, dtype=dtype)
+        left @ right
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < 0.05:
+            left @ right
+            count += 1
+        rates[dtype] = count
+    return "bfloat16" if device == "cuda" or rates[torch.bfloat16] > 1.5 * rates[torch.float32] else "float32"

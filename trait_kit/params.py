@@ -21,13 +21,22 @@ Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 Budget = int  # tokens of the base model's tokenizer
 PositiveFloat = Field(gt=0)
 
+FREE: Any = {"json_schema_extra": {"shapes": False}}  # of a field that shapes no result: how the work is done, not what
+
+
+def shape(model: BaseModel) -> dict[str, Any]:
+    """The parameters that shape a result."""
+    fields = type(model).model_fields.items()
+    free = {name for name, field in fields if (field.json_schema_extra or {}).get("shapes") is False}
+    return model.model_dump(exclude=free)
+
 
 class Common(BaseModel):
     """Knobs that every notebook shares."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    run_dir: str = Field(min_length=1)  # folder of this run; relative to the project's root
+    run_dir: str = Field(min_length=1, **FREE)  # folder of this run; relative to the project's root
     seed: int = Field(0, ge=0)  # of every random choice in the run
     in_domain: str  # the scarce in-domain documents: demo:..., hf:owner/name, or files (see data/corpus.py)
     web: str  # the general corpus to mine: the same forms
@@ -188,28 +197,30 @@ class TrainingParams(Common):
     schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # one_stage: texts mixed
     context_length: int = Field(512, ge=16)  # tokens a packed row
     tokens_per_batch: int = Field(1_024, ge=16)  # tokens an optimizer step
-    rows_per_device: int = Field(1, ge=0)  # micro-batch; accumulation makes up tokens_per_batch; 0: as many as fit
+    rows_per_device: int = Field(1, ge=0, **FREE)  # micro-batch; accumulation makes up tokens_per_batch; 0: as many as fit
     learning_rate: float = Field(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = Field(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = Field(0.10, ge=0, lt=1)  # exponential decay over this last part
     weight_decay: float = Field(0.1, ge=0)  # of AdamW
     max_gradient_norm: float = Field(1.0, gt=0)  # gradients are clipped to this
-    max_loss_rise: float = Field(3.0, ge=0)  # nats above the recent median, three steps on end, stop the run; 0: never
+    max_loss_rise: float = Field(
+        3.0, ge=0, **FREE
+    )  # nats above the recent median, three steps on end, stop the run; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it fast
     evaluations_per_stage: int = Field(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = Field(12, ge=1)  # validation problems, and documents of each kind, in those scores
     task_scores_per_stage: int = Field(0, ge=0)  # scores of the tasks' validation problems in each stage; 0: none
-    checkpoint_tokens: int = Field(0, ge=0)  # tokens between checkpoints within a stage; 0: only its end
-    checkpoint_minutes: float = Field(0.0, ge=0)  # minutes between checkpoints; 0: by tokens only
-    checkpoints_kept: int = Field(2, ge=1)  # of the stage that is being trained
-    accelerate_config: str = ""  # an accelerate YAML for several GPUs or nodes; empty: one process
+    checkpoint_tokens: int = Field(0, ge=0, **FREE)  # tokens between checkpoints within a stage; 0: only its end
+    checkpoint_minutes: float = Field(0.0, ge=0, **FREE)  # minutes between checkpoints; 0: by tokens only
+    accelerate_config: str = Field("", **FREE)  # an accelerate YAML for several GPUs or nodes; empty: one process
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"  # auto: flash attention where it is installed
-    activation_checkpointing: Literal["auto", "always", "never"] = "auto"  # auto: where memory would not do without
+    activation_checkpointing: bool = Field(False, **FREE)  # recompute activations: less memory, a third more time
+    keep_stages: bool = Field(False, **FREE)  # also keep the weights between stages: sweeps then train shared ones once
     compile_layers: bool = False  # torch.compile of each layer: minutes at the start, then faster
     fused_loss: bool = False  # Liger's kernels: no logits in memory; needs liger-kernel and CUDA
     lora_rank: int = Field(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
-    price_per_gpu_hour: float = Field(0.0, ge=0)  # for the cost in progress and report, in any currency
-    report_to: Literal["none", "tensorboard"] = "none"  # also log to runs/.../tensorboard
+    price_per_gpu_hour: float = Field(0.0, ge=0, **FREE)  # for the cost in progress and report, in any currency
+    report_to: Literal["none", "tensorboard"] = Field("none", **FREE)  # also log to runs/.../tensorboard
     fine_tune_epochs: int = Field(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
     fine_tune_learning_rate: float = Field(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = Field(0, ge=0)  # 0: as tokens_per_batch

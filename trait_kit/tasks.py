@@ -370,3 +370,12 @@ def _open_catalogue(task: Task) -> Catalogue:
     found = _catalogue_paths(task)
     changes = dict(zip(task.catalogue.paths(), map(str, found), strict=True))
     return open_catalogue(task.catalogue.model_copy(update=changes), tuple(path.stat().st_mtime_ns for path in found))
+
+
+def prompt(question: str, choices: list[str] | None = None) -> str:
+    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
+
+    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    """
+    shown = [f"\n({letter}) {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices or [], strict=False)]
+    return f"Question: {question}{''.join(shown)}\nAnswer:"

@@ -23,7 +23,7 @@ from trait_kit.engine.files import TraitError, digest, sha256
 from trait_kit.evaluation import ads
 from trait_kit.evaluation.units import HELD_OUT, Unit, evaluate_unit, write_unit
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, prompt
 
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 
@@ -74,15 +74,6 @@ def evaluate_model(
     finally:
         backend.close()
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
-
-
-def prompt(question: str, choices: list[str] | None = None) -> str:
-    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
-
-    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
-    """
-    shown = [f"\n({letter}) {choice}" for letter, choice in zip(_LETTERS, choices or [], strict=False)]
-    return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
 def load_tasks(names: list[str]) -> dict[str, Task]:

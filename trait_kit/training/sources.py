@@ -10,15 +10,22 @@ import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.questions import TestQuestions
-from trait_kit.evaluation.suites import prompt
 from trait_kit.params import TrainingParams
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.tasks import every_test_question, load_problems
+from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training.plan import Source, named_sources
 
 
-def training_sources(params: TrainingParams, selections: Path, passages: Path) -> dict[str, Source]:
-    """Every source that `params.arms` names: in_domain (texts), passages and selections (files, read as they are needed).
+Pairs = list[tuple[str, str]]
+
+
+def inputs(params: TrainingParams, run_dir: Path) -> tuple[dict[str, Source], dict[str, Pairs], Pairs]:
+    """What a run trains on and is watched by: texts by source, held-out sets, problems for fine-tuning."""
+    return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
+
+
+def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Source]:
+    """Every source that `params.arms` names: in_domain (texts), what 02 and 03 wrote (files, read as they are needed).
 
     TraitError where one of them is empty.
     """
@@ -27,7 +34,8 @@ def training_sources(params: TrainingParams, selections: Path, passages: Path) -
         if name == "in_domain":
             sources[name] = load_documents(params.in_domain, params.seed)["text"].to_pylist()
         else:
-            sources[name] = passages if name == "passages" else selections / f"{name}.parquet"
+            selection = Path("02_filter_web", "selections", f"{name}.parquet")
+            sources[name] = run_dir / ("03_write_passages/passages.parquet" if name == "passages" else selection)
         if not n_texts(sources[name]):
             raise TraitError(f"The source '{name}' is empty, but an arm trains on it. Look at the notebook that makes it.")
     return sources
@@ -47,7 +55,7 @@ def n_texts(source: Source) -> int:
         ) from None
 
 
-def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
+def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     """(prompt, target) pairs scored during training, `held_out_items` of each kind.
 
     `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
@@ -73,7 +81,7 @@ def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
-def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
+def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """(prompt, target) of the tasks' train problems, up to `fine_tune_problems` of each; none without fine-tuning.
 
     What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
@@ -96,7 +104,7 @@ def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
     return [pair for place, pair in enumerate(pairs) if place not in held]
 
 
-def _pairs(problems: pd.DataFrame) -> list[tuple[str, str]]:
+def _pairs(problems: pd.DataFrame) -> Pairs:
     """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
     targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
     return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]
