@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import torch
+from safetensors.torch import load_file
 
 from trait_kit.params import TrainingParams, load
+from trait_kit.training import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, BATCH = 32, 128
@@ -58,12 +64,59 @@ HELD_OUT = {
 }
 
 
-def kill_worker_when(out_dir: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if any(out_dir.glob(pattern)):
-            for child in psutil.Process().children(recursive=True):
-                if "trait_kit.training.worker" in " ".join(child.cmdline()):
-                    child.kill()
-                    return
-        time.sleep(0.005)
+def trained(params: TrainingParams, out: Path, sources=None, held_out=None, problems=(), watch=None):
+    """What `stages.train` makes of the tiny texts."""
+    return stages.train(params, sources or tiny_sources(), held_out or HELD_OUT, problems, out, watch)
+
+
+def same(result: stages.TrainingResult, expected: stages.TrainingResult) -> bool:
+    """Bit by bit the same log and models."""
+    assert result.log.equals(expected.log)
+    assert result.accounting.equals(expected.accounting)
+    assert result.models.keys() == expected.models.keys()
+    for arm, folder in expected.models.items():
+        weights, wanted = load_file(result.models[arm] / "model.safetensors"), load_file(folder / "model.safetensors")
+        assert weights.keys() == wanted.keys()
+        assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    return True
+
+
+def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **options: object) -> subprocess.Popen:
+    """`trained` in a process of its own, which writes into folder/out."""
+    (folder / "input.json").write_text(json.dumps([params.model_dump(), sources or tiny_sources(), HELD_OUT]))
+    code = (
+        "import json, sys; from trait_kit.params import TrainingParams; from trait_kit.training.stages import train; "
+        "params, *rest = json.load(open(sys.argv[1])); train(TrainingParams(**params), *rest, (), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, str(folder / "input.json"), str(folder / "out")]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def workers(of: int | None = None) -> list[psutil.Process]:
+    """The training workers among the descendants of a process (this one), without their guards."""
+    family = psutil.Process(of).children(recursive=True)
+    return [one for one in family if "trait_kit.training.worker" in (line := _line(one)) and "engine.child" not in line]
+
+
+def kill_worker_when(out_dir: Path, pattern: str) -> threading.Thread:
+    """Kill the worker as soon as there is such a file; the thread that waits for it."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any(out_dir.glob(pattern)):
+                for worker in workers():
+                    worker.kill()
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

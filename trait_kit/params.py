@@ -205,7 +205,7 @@ class TrainingParams(Common):
     max_gradient_norm: float = Field(1.0, gt=0)  # gradients are clipped to this
     max_loss_rise: float = Field(
         3.0, ge=0, **FREE
-    )  # nats above the recent median, three steps on end, stop the run; 0: never
+    )  # nats above the median, three steps on end, stop the run; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it fast
     evaluations_per_stage: int = Field(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = Field(12, ge=1)  # validation problems, and documents of each kind, in those scores

@@ -15,7 +15,6 @@ from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training.plan import Source, named_sources
 
-
 Pairs = list[tuple[str, str]]
 
 

@@ -29,7 +29,6 @@ from trait_kit.training.schedule import cosine_factor, wsd_factor
 from trait_kit.training.throughput import flops_per_token, matrix_rate
 from trait_kit.training.tokens import Prepared, Rows
 
-
 PROGRESS_SECONDS = 10.0
 LOSSES_WATCHED, RISES_ALLOWED = 50, 3  # a rise is measured against the median of so many losses before it
 

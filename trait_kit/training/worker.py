@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from trait_kit.engine import child
@@ -127,7 +126,7 @@ def micro_batches(job: Job, stage: Stage) -> tuple[int, Callable[[], int]]:
             )
         write_json(noted, rows)
         line = (
-            f"Memory ran out with {before} rows at once: {rows} at once and {rows_a_step // rows} times a step from here on. "
+            f"Memory ran out with {before} rows at once: {rows} at once and {rows_a_step // rows} times a step from now on. "
             f"The batch stays {stage.tokens_per_batch:,} tokens."
         )
         if processes() > 1:
