@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams, load
-from trait_kit.training import stages
+from trait_kit.training import launch, stages, worker
+from trait_kit.training.plan import Job
+from trait_kit.training.tokens import Rows, piece_records, save_rows, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, BATCH = 32, 128
@@ -64,9 +71,37 @@ HELD_OUT = {
 }
 
 
-def trained(params: TrainingParams, out: Path, sources=None, held_out=None, problems=(), watch=None):
-    """What `stages.train` makes of the tiny texts."""
-    return stages.train(params, sources or tiny_sources(), held_out or HELD_OUT, problems, out, watch)
+def trained(params: TrainingParams, out: Path, sources=None, held_out=None, problems=(), watch=None, child=False):
+    """What `stages.train` makes of the tiny texts: in this process, which spares an import of torch, or in a `child`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not child:
+            patch.setattr(launch, "run", _here)
+        return stages.train(params, sources or tiny_sources(), held_out or HELD_OUT, problems, out, watch)
+
+
+def _here(job: Job, on_line: Callable[[str], None]) -> None:
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trait_kit.engine.child.tell", on_line)
+            worker.prepare(job)
+            worker.train(job)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def packed(documents: list[np.ndarray], folder: Path, context_length: int = CONTEXT) -> dict[str, torch.Tensor]:
+    """input_ids, position_ids, labels [rows, context_length] of documents that are packed as training packs them."""
+    store = write_store(documents, folder / "store")
+    plan = plan_rows(store.lengths, context_length)
+    pieces = piece_records([store], np.zeros(len(plan.document), np.uint8), plan.document, plan.start)
+    pieces["length"] = plan.length
+    save_rows(folder, pieces, plan.row_ends, ["store"])
+    rows = Rows(folder, context_length, eos=256)
+    return {name: torch.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
 
 
 def same(result: stages.TrainingResult, expected: stages.TrainingResult) -> bool:
@@ -82,7 +117,7 @@ def same(result: stages.TrainingResult, expected: stages.TrainingResult) -> bool
 
 
 def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **options: object) -> subprocess.Popen:
-    """`trained` in a process of its own, which writes into folder/out."""
+    """Training in a process of its own, which writes into folder/out."""
     (folder / "input.json").write_text(json.dumps([params.model_dump(), sources or tiny_sources(), HELD_OUT]))
     code = (
         "import json, sys; from trait_kit.params import TrainingParams; from trait_kit.training.stages import train; "
