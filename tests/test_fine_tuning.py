@@ -225,12 +225,12 @@ def test_a_killed_fine_tuning_goes_on_to_the_identical_result(
     model_dir: Path, tuned: TrainingResult, tmp_path: Path
 ) -> None:
     params = tiny_params(model_dir, **TUNED, checkpoint_tokens=4 * BATCH)
-    killer = kill_worker_when(tmp_path, "work/1_fine_tuned-*/checkpoint-*/complete.json")
+    killer = kill_worker_when(tmp_path, "work/1-fine_tuned-*/checkpoint-*/complete.json")
     with pytest.raises(TraitError, match="signal 9"):
         trained(params, tmp_path, problems=PAIRS, child=True)
     killer.join()
     result = trained(params, tmp_path, problems=PAIRS)
-    report = json.loads(next((tmp_path / "stages").glob("1_fine_tuned-*/stage.json")).read_text())
+    report = json.loads(next((tmp_path / "stages").glob("1-fine_tuned-*/stage.json")).read_text())
     assert report["resumed"]
     assert same(result, tuned)
 

@@ -156,7 +156,7 @@ def test_one_row_that_does_not_fit_is_said_and_processes_begin_anew(model_dir: P
     with pytest.raises(TraitError, match="micro-batch of one row"):
         fewer()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TraitError, match="1 at once and 2 times a step from now on.* Run the same command again"):
+    with pytest.raises(TraitError, match=r"1 at once and 2 times a step from now on.* Run the same command again"):
         worker.micro_batches(job, job.stages[1])[1]()
 
 

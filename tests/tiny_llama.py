@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,7 +27,7 @@ from trait_kit.training.tokens import Rows, piece_records, save_rows, write_stor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, BATCH = 32, 128
-STAGE_STEPS = 16
+STAGE_STEPS = 12
 
 
 def write_model(folder: Path) -> Path:
@@ -76,7 +78,16 @@ def trained(params: TrainingParams, out: Path, sources=None, held_out=None, prob
     with pytest.MonkeyPatch.context() as patch:
         if not child:
             patch.setattr(launch, "run", _here)
-        return stages.train(params, sources or tiny_sources(), held_out or HELD_OUT, problems, out, watch)
+        texts = text_files(sources or tiny_sources(), out)
+        return stages.train(params, texts, held_out or HELD_OUT, problems, out, watch)
+
+
+def text_files(sources: dict[str, list[str]], folder: Path) -> dict[str, Path]:
+    """Each source's texts as a Parquet file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, texts in sources.items():
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / f"{name}.parquet")
+    return {name: folder / f"{name}.parquet" for name in sources}
 
 
 def _here(job: Job, on_line: Callable[[str], None]) -> None:
@@ -118,10 +129,14 @@ def same(result: stages.TrainingResult, expected: stages.TrainingResult) -> bool
 
 def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **options: object) -> subprocess.Popen:
     """Training in a process of its own, which writes into folder/out."""
-    (folder / "input.json").write_text(json.dumps([params.model_dump(), sources or tiny_sources(), HELD_OUT]))
+    texts = text_files(sources or tiny_sources(), folder)
+    values = [params.model_dump(), {name: str(path) for name, path in texts.items()}, HELD_OUT]
+    (folder / "input.json").write_text(json.dumps(values))
     code = (
-        "import json, sys; from trait_kit.params import TrainingParams; from trait_kit.training.stages import train; "
-        "params, *rest = json.load(open(sys.argv[1])); train(TrainingParams(**params), *rest, (), sys.argv[2])"
+        "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
+        "from trait_kit.training.stages import train; params, texts, held_out = json.load(open(sys.argv[1])); "
+        "texts = {name: pathlib.Path(path) for name, path in texts.items()}; "
+        "train(TrainingParams(**params), texts, held_out, (), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(folder / "input.json"), str(folder / "out")]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)

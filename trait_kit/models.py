@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -54,6 +55,16 @@ def token_counter(base_model: str) -> TokenCounter:
     if not tokenizer.is_fast:
         raise TraitError(f"base_model '{base_model}' has only a slow tokenizer; convert it to tokenizer.json first.")
     return TokenCounter(tokenizer.backend_tokenizer)
+
+
+def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
+    """The fast transformers tokenizer of a model; `where` is the field that names it, for the error."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
+    if not tokenizer.is_fast:
+        raise TraitError(f"{where}: {model} has only a slow tokenizer. Convert it to tokenizer.json first.")
+    return tokenizer
 
 
 def model_digest(base: str) -> str:

@@ -33,14 +33,7 @@ def run(job: Job, on_line: Callable[[str], None]) -> None:
         return
     _child(job, [sys.executable, *worker, "prepare"], on_line)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, *_processes_of(config)]
-    while True:
-        before = _micro_batches(job)
-        try:
-            _child(job, [*launcher, *worker, "train"], on_line)
-            return
-        except TraitError:
-            if _micro_batches(job) == before:  # else memory ran out: again with smaller parts
-                raise
+    _child(job, [*launcher, *worker, "train"], on_line)
 
 
 def _child(job: Job, command: list[str], on_line: Callable[[str], None]) -> None:
@@ -63,10 +56,6 @@ def _processes_of(config: str) -> list[str]:
     import torch
 
     return ["--num_processes", str(max(1, torch.cuda.device_count()) * known.get("num_machines", 1))]
-
-
-def _micro_batches(job: Job) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(job.work.glob("*/micro_batch.json"))]
 
 
 def is_launched() -> bool:

@@ -9,7 +9,6 @@ key. Fine-tuning, where asked for, is one more stage after each chain and after 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,7 @@ from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
 from trait_kit.training.sampling import sources_of
 
-Source = Sequence[str] | Path  # texts, or a Parquet file with a column `text`
-
-FINE_TUNED = "_fine_tuned"  # ends the name of the arm that a fine-tuned model is
+FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
 PROBLEMS = "train_problems"  # what fine-tuning reads, in the accounting
 
 # A stage's key holds what these lead to (its texts, parts, rates, held-out items) and not these themselves.
@@ -56,14 +53,14 @@ class Stage:
     key: str
     parent: str | None  # name of the stage whose weights it starts from; None: the base model
     place: int  # 1 for the first stage of a chain
-    places: int
-    mixture: str
-    texts: dict[str, str]  # source -> digest of its texts
-    parts: list[Part]
-    tokens_per_batch: int
-    learning_rate: float
     tokens_before: int  # that the stages before have read
+    places: int = 1
+    mixture: str = ""
+    texts: dict[str, str] = field(default_factory=dict)  # source -> digest of its texts
+    parts: list[Part] = field(default_factory=list)
     together: bool = False  # all parts mixed
+    tokens_per_batch: int = 0
+    learning_rate: float = 0.0
     epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
     steps: int = 0
     tokens: int = 0
@@ -81,7 +78,7 @@ class Job:
     held_out_digest: str
     folder: Path
     stages: list[Stage]  # a parent before its children
-    texts: dict[str, Path] = field(default_factory=dict)  # digest -> Parquet file with a column `text`
+    texts: dict[str, Path]  # source -> Parquet file with a column `text`
     launched: bool = False  # in the processes of a launcher
 
     @property
@@ -112,7 +109,7 @@ class Job:
 
 def plan_stages(
     params: TrainingParams,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Path],
     base_digest: str,
     held_out_digest: str,
     problems: Sequence[tuple[str, str]] = (),
@@ -133,7 +130,7 @@ def plan_stages(
         _add(plan, chains, arm, chain)
         if tuned_on:
             chain = [*chain, _tuning(params, shape, chain[-1] if chain else None, [base_digest, tuned_on, *shared])]
-            _add(plan, tuned, arm + FINE_TUNED, chain)
+            _add(plan, tuned, f"{arm}_{FINE_TUNED}", chain)
     return list(plan.values()), {arm: chain for arm, chain in (chains | tuned).items() if chain}
 
 
@@ -183,73 +180,44 @@ def _stage(
 ) -> Stage:
     named = [sources_of(part.mixture, part.replay) for part in parts]
     texts = {source: digests[source] for sources in named for source in sources}
-    before, together = _read_before(parent), params.schedule == "one_stage"
+    together = params.schedule == "one_stage"
     read = [[part.mixture, part.replay, part.tokens] for part in parts]
-    key = stage_key(shape, parent.key if parent else "", read, together, texts, before, *facts)
-    place = parent.place + 1 if parent else 1
-    return Stage(
-        name=f"{place}-{'+'.join(sorted(texts))}-{key[:12]}",
-        key=key,
-        parent=parent.name if parent else None,
-        place=place,
-        places=len(params.stage_tokens) if len(parts) == 1 else 1,
-        mixture="+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named),
-        texts=texts,
-        parts=parts,
-        tokens_per_batch=params.tokens_per_batch,
-        learning_rate=params.learning_rate,
-        tokens_before=before,
-        together=together,
-        steps=sum(part.steps for part in parts),
-        tokens=sum(part.tokens for part in parts),
-    )
+    stage = _after(parent, stage_key(shape, parent.key if parent else "", read, together, texts, *facts), sorted(texts))
+    stage.places = len(params.stage_tokens) if len(parts) == 1 else 1
+    stage.mixture = "+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named)
+    stage.texts, stage.parts, stage.together = texts, parts, together
+    stage.tokens_per_batch, stage.learning_rate = params.tokens_per_batch, params.learning_rate
+    stage.steps, stage.tokens = sum(part.steps for part in parts), sum(part.tokens for part in parts)
+    return stage
 
 
 def _tuning(params: TrainingParams, shape: Mapping[str, Any], parent: Stage | None, facts: list[Any]) -> Stage:
     batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
     rate = params.fine_tune_learning_rate
     shape = {**shape, "learning_rate": rate, "decay_fraction": None, "tokens_per_batch": batch, "max_epochs": None}
-    key = stage_key(shape, parent.key if parent else "", params.fine_tune_epochs, *facts)
-    place = parent.place + (1 if parent.together else len(parent.parts)) if parent else 1
-    return Stage(
-        name=f"{place}{FINE_TUNED}-{key[:12]}",
-        key=key,
-        parent=parent.name if parent else None,
-        place=place,
-        places=place,
-        mixture=PROBLEMS,
-        texts={},
-        parts=[],
-        tokens_per_batch=batch,
-        learning_rate=rate,
-        tokens_before=_read_before(parent),
-        epochs=params.fine_tune_epochs,
-    )
+    stage = _after(parent, stage_key(shape, parent.key if parent else "", params.fine_tune_epochs, *facts), [FINE_TUNED])
+    stage.places, stage.mixture, stage.epochs = stage.place, PROBLEMS, params.fine_tune_epochs
+    stage.tokens_per_batch, stage.learning_rate = batch, rate
+    return stage
 
 
-def _read_before(parent: Stage | None) -> int:
-    return parent.tokens_before + parent.tokens if parent else 0
+def _after(parent: Stage | None, key: str, reads: list[str]) -> Stage:
+    """A stage that begins where its parent ends."""
+    place, before = 1, 0
+    if parent:
+        place = parent.place + (1 if parent.together else len(parent.parts))
+        before = parent.tokens_before + parent.tokens
+    name = f"{place}-{'+'.join(reads)}-{key[:12]}"
+    return Stage(name=name, key=key, parent=parent.name if parent else None, place=place, tokens_before=before)
 
 
-def _texts_digest(name: str, sources: Mapping[str, Source]) -> str:
-    """Digest of a source's texts in their order; TraitError where there is nothing to train on."""
+def _texts_digest(name: str, sources: Mapping[str, Path]) -> str:
     if name not in sources:
         given = ", ".join(sorted(sources)) or "none"
         raise TraitError(f"training.arms names the source '{name}', but only {given} were given.")
-    source = sources[name]
-    if isinstance(source, Path):
-        if not source.is_file():
-            raise TraitError(f"training: {source} does not exist. Run the step that writes it first.")
-        return sha256(source)
-    state = hashlib.sha256()
-    for row, text in enumerate(source):
-        if not isinstance(text, str):
-            raise TraitError(f"training: row {row} of the source '{name}' is {type(text).__name__}, not text.")
-        encoded = text.encode("utf-8", "surrogatepass")
-        state.update(len(encoded).to_bytes(8, "little") + encoded)
-    if not any(text.strip() for text in source):
-        raise TraitError(f"training: the source '{name}' has no text. Look at the step that writes it, or leave it out.")
-    return state.hexdigest()
+    if not sources[name].is_file():
+        raise TraitError(f"training: {sources[name]} does not exist. Run the step that writes it first.")
+    return sha256(sources[name])
 
 
 def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:

@@ -120,7 +120,7 @@ def _store(job: Job, source: str, texts: str, tokenizer: Any, say: Callable[[str
     key = digest([rules, tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
     folder = job.folder / "tokens" / f"{source}-{key[:12]}"
     new, began = not (folder / "store.json").exists(), time.monotonic()
-    store = tokenise(job.texts[texts], tokenizer, folder)
+    store = tokenise(job.texts[source], tokenizer, folder)
     if not store.tokens:
         raise TraitError(f"training: the source '{source}' has no text. Look at the step that writes it, or leave it out.")
     if new:

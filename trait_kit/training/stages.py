@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.demo import resolve_model
-from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
-from trait_kit.models import model_digest
+from trait_kit.engine.files import TraitError, digest, read_json, write_json
+from trait_kit.models import model_digest, resolve_model
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
 from trait_kit.training import launch, sources
-from trait_kit.training.plan import Job, Source, Stage, plan_stages
+from trait_kit.training.plan import Job, Stage, plan_stages
 
 KEPT = (
     "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "evaluation_seconds", "cost",
@@ -91,7 +90,7 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
 
 def train(
     params: TrainingParams,
-    texts: Mapping[str, Source],
+    texts: Mapping[str, Path],
     held_out: Mapping[str, Sequence[Any]],
     problems: Sequence[tuple[str, str]],
     out_dir: Path | str,
@@ -99,8 +98,8 @@ def train(
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
-    `texts`: of every source that params.arms names, its texts, or a Parquet file with a column `text`, which is never in
-    memory as a whole. `held_out`: name -> (prompt, target) pairs; a document is ('', text); at most params.held_out_items
+    `texts`: of every source that params.arms names, a Parquet file with a column `text`, which is never in memory as a
+    whole. `held_out`: name -> (prompt, target) pairs; a document is ('', text); at most params.held_out_items
     of each set are scored, evenly spaced. `problems`: (prompt, target) pairs for fine-tuning. Raises TraitError before any
     training where a source is missing, empty or smaller than its part of a batch, the context too long for the model, or
     the disk too small.
@@ -119,7 +118,7 @@ def train(
 
 def prepare_job(
     params: TrainingParams,
-    texts: Mapping[str, Source],
+    texts: Mapping[str, Path],
     held_out: Mapping[str, Sequence[Any]],
     problems: Sequence[tuple[str, str]],
     out_dir: Path,
@@ -134,6 +133,7 @@ def prepare_job(
         held_out_digest=digest(scored),
         folder=out_dir.absolute(),
         stages=[],
+        texts={name: path.absolute() for name, path in texts.items()},
         launched=bool(params.accelerate_config) or launch.is_launched(),
     )
     plan, chains = plan_stages(params, texts, job.base_digest, job.held_out_digest, problems)
@@ -142,13 +142,12 @@ def prepare_job(
     if not job.stages:
         shutil.rmtree(job.work, ignore_errors=True)
     else:
-        kept = {stage.name for stage in job.stages} | {"texts"}
+        kept = {stage.name for stage in job.stages}
         for leftover in [*job.work.glob("*"), *job.stages_dir.glob(".*.tmp-*")]:
             if leftover.name not in kept:  # a killed run's half-written results, or work on stages nobody wants any more
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_json(job.work / "held_out.json", scored)
         write_json(job.work / "problems.json", list(problems))
-        job.texts = dict(_text_files(job, texts))
         job.save()
         total, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
         fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
@@ -198,21 +197,6 @@ def _log(job: Job, chains: Chains) -> pd.DataFrame:
                     rows += [{"arm": arm, "seed": job.params.seed, **row} for row in read_json(path)]
                     break
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
-
-
-def _text_files(job: Job, texts: Mapping[str, Source]) -> Iterator[tuple[str, Path]]:
-    """(digest, Parquet file) of every source that the stages read; texts in memory are written to one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for name, key in sorted({item for stage in job.stages for item in stage.texts.items()}):
-        source, path = texts[name], job.work / "texts" / f"{name}-{key[:12]}.parquet"
-        if isinstance(source, Path):
-            path = source.absolute()
-        elif not path.exists():
-            with atomic_path(path) as temporary:
-                pq.write_table(pa.table({"text": pa.array(list(source), pa.large_string())}), temporary)
-        yield key, path
 
 
 def _held_out(held_out: Mapping[str, Sequence[Any]], items: int) -> dict[str, list[list[Any]]]:

@@ -24,7 +24,6 @@ from trait_kit.engine.packing import IGNORED
 
 SHARD_TOKENS = 2**26  # 128 MB as uint16
 BATCH_CHARACTERS = 2**21  # texts tokenised at once: the tokenizer's own objects take some 100 bytes a token
-LONGEST_PIECE = 2**20  # characters; a longer text is tokenised in pieces
 PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt", "i4")])
 
 
@@ -225,22 +224,9 @@ def _encoded(texts: Path, first_row: int, tokenizer: Any, begin: list[int], dtyp
     fast.no_padding()
     before, after = np.array(begin, dtype), np.array([tokenizer.eos_token_id], dtype)
     for batch in _batches(texts, first_row):
-        pieces = [_pieces(text) for text in batch]
-        encodings = iter(fast.encode_batch_fast([piece for parts in pieces for piece in parts], add_special_tokens=False))
-        for parts in pieces:
-            document = [np.array(next(encodings).ids, dtype) for _ in parts]
-            yield np.concatenate([before, *document, after]) if any(map(len, document)) else np.zeros(0, dtype)
-
-
-def _pieces(text: str) -> list[str]:
-    """`text`, or what it is cut into before a line break or a space, where it is too long to tokenise at once."""
-    pieces = []
-    while len(text) > LONGEST_PIECE:
-        cut = max(text.rfind("\n", 1, LONGEST_PIECE), text.rfind(" ", 1, LONGEST_PIECE))
-        cut = cut if cut > 0 else LONGEST_PIECE
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return [*pieces, text]
+        for encoding in fast.encode_batch_fast(batch, add_special_tokens=False):
+            ids = np.array(encoding.ids, dtype)
+            yield np.concatenate([before, ids, after]) if len(ids) else ids
 
 
 def _batches(texts: Path, first_row: int) -> Iterator[list[str]]:

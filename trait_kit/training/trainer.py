@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import os
 import resource
@@ -194,16 +193,6 @@ class StageTrainer(Trainer):
             "processes": self.args.world_size,
             "sharding": sharding(),
         }
-
-    def release(self) -> None:
-        """Drop weights and optimizer state: the next stage of this process needs their memory."""
-        self.accelerator.free_memory()
-        self.model = self.model_wrapped = self.core = self.optimizer = self.lr_scheduler = None
-        self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "bfloat16" and not self.job.launched:

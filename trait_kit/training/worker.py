@@ -84,7 +84,7 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
 
     def trained(rows: int) -> Any:
         nonlocal checkpoint
-        gc.collect()  # of an attempt that had too little memory
+        gc.collect()  # weights and optimizer state of the stage, or the attempt, before
         checkpoint = last_checkpoint(work, stage)
         trainer = build_trainer(job, stage, prepared, tokenizer, rows, tokens_left)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -103,7 +103,6 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
         record = {**asdict(stage), **asdict(prepared), **trainer.report(seconds), "resumed": checkpoint is not None}
         write_json(folder / "stage.json", record)
     trainer.accelerator.wait_for_everyone()
-    trainer.release()
 
 
 def micro_batches(job: Job, stage: Stage) -> tuple[int, Callable[[], int]]:
@@ -138,15 +137,13 @@ def micro_batches(job: Job, stage: Stage) -> tuple[int, Callable[[], int]]:
 
 
 def _tokenizer(job: Job) -> Any:
-    from transformers import AutoTokenizer
     from transformers.utils import logging
+
+    from trait_kit.models import load_tokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(job.base)
-    if not tokenizer.is_fast:
-        raise TraitError(f"{job.params.base_model} has only a slow tokenizer; convert it to tokenizer.json first.")
-    return tokenizer
+    return load_tokenizer(job.base)
 
 
 def _remove_starts(job: Job, needed: set[str | None]) -> None:
