@@ -14,14 +14,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, kill_worker_when, same, tiny_params, tiny_sources, trained
+from tiny_llama import BATCH, CONTEXT, kill_worker_when, planned, same, tiny_params, trained
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED
 from trait_kit.tasks import prompt
 from trait_kit.training import fine_tuning, schedule
 from trait_kit.training.held_out import token_losses
-from trait_kit.training.plan import Stage, plan_stages
+from trait_kit.training.plan import Stage
 from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
 from trait_kit.training.stages import TrainingResult
 from trait_kit.training.tokens import Rows
@@ -71,11 +71,11 @@ def _bytes(text: str) -> list[int]:
 def _prepared(tokenizer, folder: Path, pairs: list[tuple[str, str]] = PAIRS, **changes: object):
     """The rows as the trainer gets them, and the report."""
     params = tiny_params(Path("unused"), **{**TUNED, **changes})
-    plan, _ = plan_stages(params, tiny_sources(), "base", "held_out", pairs)
+    plan, _ = planned(params, folder, problems=pairs)
     stage: Stage = next(stage for stage in plan if stage.epochs)
-    report = fine_tuning.prepare(pairs, tokenizer, stage, params, folder)
+    fine_tuning.prepare(pairs, tokenizer, stage, params, folder)
     rows = Rows(folder, CONTEXT, tokenizer.eos_token_id)
-    return {name: torch.stack([rows[place][name] for place in range(len(rows))]) for name in rows[0]}, report
+    return {name: torch.stack([rows[place][name] for place in range(len(rows))]) for name in rows[0]}, stage
 
 
 # Loss
@@ -238,10 +238,10 @@ def test_a_killed_fine_tuning_goes_on_to_the_identical_result(
 # Keys
 
 
-def test_a_key_covers_what_shapes_fine_tuning_and_zero_epochs_change_no_key() -> None:
+def test_a_key_covers_what_shapes_fine_tuning_and_zero_epochs_change_no_key(tmp_path: Path) -> None:
     def names(pairs: list[tuple[str, str]] = PAIRS, **changes: object) -> dict[str, list[str]]:
         params = tiny_params(Path("unused"), **{**TUNED, **changes})
-        return plan_stages(params, tiny_sources(), "base", "held_out", pairs)[1]
+        return planned(params, tmp_path, problems=pairs)[1]
 
     none, some = names(fine_tune_epochs=0), names()
     assert none == names([], fine_tune_epochs=0, fine_tune_learning_rate=1.0, fine_tune_problems=7)

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, HELD_OUT, STAGE_STEPS, packed, same, tiny_params, tiny_sources, trained
+from tiny_llama import BATCH, CONTEXT, HELD_OUT, STAGE_STEPS, packed, planned, same, tiny_params, tiny_sources, trained
 
 from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import plan_rows
 from trait_kit.training import sampling, schedule, sources, stages
 from trait_kit.training.held_out import token_losses
-from trait_kit.training.plan import plan_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,8 +179,8 @@ def test_a_cap_hands_what_is_above_it_to_the_others_and_never_changes_the_sum() 
 # Keys
 
 
-def _names(model_dir: Path, texts: dict | None = None, **changes: object) -> dict[str, list[str]]:
-    return plan_stages(tiny_params(model_dir, **changes), texts or tiny_sources(), "base", "held_out")[1]
+def _names(folder: Path, texts: dict | None = None, **changes: object) -> dict[str, list[str]]:
+    return planned(tiny_params(Path("unused"), **changes), folder, texts)[1]
 
 
 @pytest.mark.parametrize(
@@ -192,40 +191,37 @@ def _names(model_dir: Path, texts: dict | None = None, **changes: object) -> dic
     ],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
-def test_how_the_work_is_done_is_in_no_key(model_dir: Path, changes: dict) -> None:
-    assert _names(model_dir, **changes) == _names(model_dir)
+def test_how_the_work_is_done_is_in_no_key(tmp_path: Path, changes: dict) -> None:
+    assert _names(tmp_path, **changes) == _names(tmp_path)
 
 
 @pytest.mark.parametrize(
     "changes", [{"learning_rate": 2e-3}, {"seed": 1}, {"precision": "bfloat16"}, {"stage_tokens": [256, 2048]}],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
-def test_what_shapes_a_stage_is_in_its_key(model_dir: Path, changes: dict) -> None:
-    plain = _names(model_dir)
-    assert not set(_names(model_dir, **changes)["trait"]) & set(plain["trait"])
-    other = _names(model_dir, {**tiny_sources(), "passages": ["other text"]})
+def test_what_shapes_a_stage_is_in_its_key(tmp_path: Path, changes: dict) -> None:
+    plain = _names(tmp_path)
+    assert not set(_names(tmp_path, **changes)["trait"]) & set(plain["trait"])
+    other = _names(tmp_path, {**tiny_sources(), "passages": ["other text"]})
     assert other["selected"] == plain["selected"]
     assert other["trait"][0] == plain["trait"][0]
     assert other["trait"][1] != plain["trait"][1]
 
 
-def test_texts_are_known_by_content_and_code_by_what_trains(model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+def test_texts_are_known_by_content_and_code_by_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = tmp_path / "passages.parquet"
-    pq.write_table(pa.table({"text": tiny_sources()["passages"]}), path)
-    texts = {**tiny_sources(), "passages": path}
-    plain = _names(model_dir, texts)
-    os.utime(path, (1, 1))
-    assert _names(model_dir, texts) == plain
+    plain = _names(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        os.utime(path, (1, 1))
+    assert _names(tmp_path) == plain
     entered = []
     monkeypatch.setattr("trait_kit.training.plan.code_digest", lambda *names, without: entered.append(names) or "changed")
-    assert not set(_names(model_dir, texts)["trait"]) & set(plain["trait"])
+    assert not set(_names(tmp_path)["trait"]) & set(plain["trait"])
     assert entered == [("trait_kit.training.worker",)]
-    assert closure.code_digest("trait_kit.training.worker") != closure.code_digest("trait_kit.training.plan")
+    files = {"trait_kit.training.trainer", "trait_kit.training.prepare", "trait_kit.engine.packing"}
+    whole = closure.code_digest("trait_kit.training.worker")
+    assert all(closure.code_digest("trait_kit.training.worker", without=[name]) != whole for name in files)
 
 
 # Runs
@@ -289,11 +285,11 @@ def test_running_again_trains_nothing_and_only_what_an_arm_needs_is_kept(
     expected, out_dir = reference
     assert not list(out_dir.glob("stages/*/start"))
     assert len(list(out_dir.glob("stages/*/model"))) == 2
-    stamps = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()}
+    stamps = {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()}
     again = trained(tiny_params(model_dir), out_dir)
     assert not again.stages["new"].any()
     assert same(again, expected)
-    assert {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()} == stamps
+    assert {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()} == stamps
 
 
 def test_a_start_that_is_gone_is_made_again_and_one_that_is_kept_is_not(
@@ -358,8 +354,8 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
 @pytest.mark.parametrize(
     ("changes", "texts", "message"),
     [
-        ({}, {"passages": []}, "'passages' has no text"),
-        ({}, {"passages": ["fine", None]}, "row 1 of the source 'passages' is NoneType"),
+        ({}, {"passages": [""]}, "'passages' has no text"),
+        ({}, {"passages": ["fine", None]}, r"row 1 of .*passages.parquet has no text"),
         ({}, {"passages": ["too short"]}, "'passages' has 10 tokens in 1 documents"),
         ({"context_length": 128, "rows_per_device": 1}, {}, r"context_length \(128\) is longer than .* \(64 tokens\)"),
     ],

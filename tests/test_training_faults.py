@@ -28,6 +28,7 @@ from tiny_llama import (
     driver,
     kill_worker_when,
     same,
+    text_files,
     tiny_params,
     tiny_sources,
     trained,
@@ -59,7 +60,7 @@ def _wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
 
 
 def _job(params, out: Path, sources: dict | None = None):
-    return stages.prepare_job(params, sources or tiny_sources(), HELD_OUT, (), out)[0]
+    return stages.prepare_job(params, text_files(sources or tiny_sources(), out), HELD_OUT, (), out)[0]
 
 
 # Stopped
@@ -279,22 +280,14 @@ def test_a_loss_that_jumps_and_stays_there_stops_the_run(model_dir: Path, tmp_pa
 # Options that change how, not what
 
 
-def test_files_recomputation_the_micro_batch_and_watching_change_no_loss(
+def test_recomputation_the_micro_batch_and_watching_change_no_loss(
     model_dir: Path, undisturbed: stages.TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
-    sources: dict = tiny_sources()
-    for name in ("random", "passages"):
-        numbered = pa.table({"id": list(range(len(sources[name]))), "text": sources[name]})
-        pq.write_table(numbered, tmp_path / f"{name}.parquet")
-        sources[name] = tmp_path / f"{name}.parquet"
     lengths: list[int] = []
     params = tiny_params(model_dir, **ONE_ARM, activation_checkpointing=True, rows_per_device=4, report_to="tensorboard")
-    result = trained(params, tmp_path / "out", sources, watch=lambda log: lengths.append(len(log)))
+    result = trained(params, tmp_path / "out", watch=lambda log: lengths.append(len(log)))
     assert result.log["value"].tolist() == pytest.approx(undisturbed.log["value"].tolist(), rel=1e-4)
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] <= len(result.log)
@@ -307,7 +300,7 @@ def test_files_recomputation_the_micro_batch_and_watching_change_no_loss(
     tokenised = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")}
     assert len(tokenised) == 3
     changed = params.model_copy(update={"learning_rate": 2e-3})
-    assert trained(changed, tmp_path / "out", sources).stages["new"].all()
+    assert trained(changed, tmp_path / "out").stages["new"].all()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")} == tokenised
 
 

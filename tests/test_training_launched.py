@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_llama import HELD_OUT, ROOT, tiny_params, tiny_sources, trained
+from tiny_llama import HELD_OUT, ROOT, text_files, tiny_params, tiny_sources, trained
 
 from trait_kit.engine.files import TraitError, read_json
 from trait_kit.training import command, launch, stages, worker
@@ -46,7 +46,7 @@ def test_two_processes_have_the_losses_and_the_model_of_one(
     if name == "zero1" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     params = tiny_params(model_dir, **ARM, accelerate_config=f"params/accelerate/{name}.yaml")
-    job, chains = stages.prepare_job(params, tiny_sources(), HELD_OUT, (), tmp_path)
+    job, chains = stages.prepare_job(params, text_files(tiny_sources(), tmp_path), HELD_OUT, (), tmp_path)
     worker.prepare(job)
     _accelerate(name, ROOT / "tests" / "launched_worker.py", job.work / "job.json", "train")
     result = stages.finish(job, chains)
@@ -97,7 +97,8 @@ def test_train_is_one_command_alone_and_under_a_launcher(
     said = capsys.readouterr().out
     assert "False" in said and "True" not in said  # nothing new
     texts, held_out, problems = stages.sources.inputs(params, run)
-    single = trained(params.model_copy(update={"accelerate_config": ""}), out, texts, held_out, problems)
+    known = {name: pq.read_table(path)["text"].to_pylist() for name, path in texts.items()}
+    single = trained(params.model_copy(update={"accelerate_config": ""}), out, known, held_out, problems)
     assert _values(run / "04_train_two_stages" / "models") == pytest.approx(_values(out), abs=1e-4)
     assert set(single.stages["name"]) == {report["name"] for report in reports}
 

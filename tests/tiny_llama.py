@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams, load
 from trait_kit.training import launch, stages, worker
-from trait_kit.training.plan import Job
+from trait_kit.training.plan import Job, Stage, plan_stages
 from trait_kit.training.tokens import Rows, piece_records, save_rows, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,11 @@ def text_files(sources: dict[str, list[str]], folder: Path) -> dict[str, Path]:
     for name, texts in sources.items():
         pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / f"{name}.parquet")
     return {name: folder / f"{name}.parquet" for name in sources}
+
+
+def planned(params: TrainingParams, folder: Path, sources=None, problems=()) -> tuple[list[Stage], dict[str, list[str]]]:
+    """The stages of the tiny texts, and each arm's chain of names."""
+    return plan_stages(params, text_files(sources or tiny_sources(), folder), "base", "held_out", problems)
 
 
 def _here(job: Job, on_line: Callable[[str], None]) -> None:

@@ -113,22 +113,21 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
     from accelerate.utils import find_executable_batch_size
 
     from trait_kit.models import load_tokenizer
-    from trait_kit.training.tokens import Prepared
     from trait_kit.training.trainer import build_trainer
 
     params = _params(
-        job["model"], context_length=job["context"], tokens_per_batch=job["batch"], stage_tokens=[job["batch"] * job["steps"]],
+        job["model"], context_length=job["context"], tokens_per_batch=job["batch"],
+        stage_tokens=[job["batch"] * job["steps"]], rows_per_device=0 if torch.cuda.is_available() else 1,
         **{name: _value(value) for name, value in job["changes"].items()},
     )  # fmt: skip
     out = Path(job["folder"]) / f"kit-{job['turn']}-{params.precision}"
     made, _ = stages.prepare_job(params, {"in_domain": Path(job["texts"])}, HELD_OUT, (), out)
     worker.prepare(made)
     [stage] = made.stages
-    prepared = Prepared.load(made.work / stage.name)
     rows, fewer = worker.micro_batches(made, stage)
 
     def trained(rows: int) -> Any:
-        trainer = build_trainer(made, stage, prepared, load_tokenizer(made.base), rows, stage.tokens)
+        trainer = build_trainer(made, stage, load_tokenizer(made.base), rows, stage.tokens)
         trainer.evaluate = lambda *_, **__: {}
         trainer.train()
         return trainer
@@ -136,8 +135,8 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
     trainer = find_executable_batch_size(trained, rows, fewer)()
     report = trainer.report(0.0)
     kept = ("tokens_per_second", "mfu", "matrix_rate", "micro_batch", "attention", "peak_memory_gb")
-    report["tokens_per_second"] *= prepared.efficiency
-    return {**{name: report[name] for name in kept}, "efficiency": prepared.efficiency, "last_loss": _last_loss(trainer)}
+    report["tokens_per_second"] *= stage.efficiency
+    return {**{name: report[name] for name in kept}, "efficiency": stage.efficiency, "last_loss": _last_loss(trainer)}
 
 
 def plain(job: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +287,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     group = _memory_group(int(options.limit * 2**30))
     steps = _until_checkpoint(params, texts, folder / "out", group=group, peaks=peaks)
     seconds = time.monotonic() - began
-    prepared = read_json(next((folder / "out").glob("work/1-*/prepared.json")))
+    prepared = read_json(next((folder / "out").glob("work/1-*/stage.json")))
     kept = ("documents", "cut", "efficiency", "accounting")
     peaks_gb = {name: value / 1e9 for name, value in peaks.items()}
     found = {"machine": machine(), "corpus_gb": size / 1e9, "limit_gib": options.limit if group else None}

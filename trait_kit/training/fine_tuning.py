@@ -19,7 +19,6 @@ from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams
 from trait_kit.training.plan import PROBLEMS, Stage
 from trait_kit.training.tokens import (
-    Prepared,
     mean_attended,
     pair_tokens,
     piece_records,
@@ -48,8 +47,8 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) 
     return examples, np.array(n_prompt), n_cut
 
 
-def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params: TrainingParams, folder: Path) -> Prepared:
-    """Write the rows of all epochs into `folder` and say what they hold.
+def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params: TrainingParams, folder: Path) -> None:
+    """Write the rows of all epochs into `folder`, and note in `stage` what they hold.
 
     Each epoch has every problem once, its rows in an order of its own. Rows are spread over the batches evenly, and empty
     ones fill them up: a last batch of a single row would weigh as much as a full one. Raises TraitError where an epoch
@@ -79,13 +78,8 @@ def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params
     pieces = np.concatenate(ordered)
     save_rows(folder, pieces, np.cumsum([len(row) for row in ordered]), ["tokens"])
     taken = {"tokens": store.tokens * epochs, "epochs": float(epochs), "available": store.tokens}
-    return Prepared(
-        accounting=[{"stage": stage.place, "source": PROBLEMS, **taken}],
-        consumed={},
-        documents=len(pairs) * epochs,
-        cut=n_cut * epochs,
-        efficiency=store.tokens * epochs / (batches.size * context_length),
-        mean_attended=mean_attended(pieces),
-        steps=steps,
-        tokens=batches.size * context_length,  # as every stage counts them; the accounting has those of problems
-    ).save(folder)
+    stage.steps, stage.tokens = steps, batches.size * context_length  # as every stage counts them
+    stage.accounting = [{"stage": stage.place, "source": PROBLEMS, **taken}]
+    stage.documents, stage.cut = len(pairs) * epochs, n_cut * epochs
+    stage.efficiency, stage.mean_attended = store.tokens * epochs / stage.tokens, mean_attended(pieces)
+    stage.save(folder)

@@ -10,7 +10,7 @@ key. Fine-tuning, where asked for, is one more stage after each chain and after 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,23 @@ class Stage:
     learning_rate: float = 0.0
     epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
     steps: int = 0
-    tokens: int = 0
+    tokens: int = 0  # in whole batches
     ends_arm: bool = False  # its model is an arm's own, and is kept
     arms: list[str] = field(default_factory=list)
+    # What packing found out.
+    accounting: list[dict[str, Any]] = field(default_factory=list)  # stage, source, tokens, epochs, available
+    consumed: dict[str, int] = field(default_factory=dict)  # tokens of each stream that it and the stages before have read
+    documents: int = 0
+    cut: int = 0  # documents, or problems, that were cut
+    efficiency: float = 0.0  # share of the slots that hold a token
+    mean_attended: float = 0.0  # tokens that a token attends to, itself included
+
+    def save(self, folder: Path) -> Path:
+        return write_json(folder / "stage.json", asdict(self))
+
+    @staticmethod
+    def load(folder: Path) -> Stage:
+        return TypeAdapter(Stage).validate_json((folder / "stage.json").read_text(encoding="utf-8"))
 
 
 @dataclass

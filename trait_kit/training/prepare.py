@@ -17,7 +17,7 @@ from trait_kit.training import fine_tuning
 from trait_kit.training.held_out import encode
 from trait_kit.training.plan import Job, Part, Stage
 from trait_kit.training.sampling import Share, draw, shares
-from trait_kit.training.tokens import PIECE, Prepared, TokenStore, mean_attended, piece_records, save_rows, tokenise
+from trait_kit.training.tokens import PIECE, TokenStore, mean_attended, piece_records, save_rows, tokenise
 
 Drawn = list[np.ndarray]  # of each piece: store, document, first token, tokens
 
@@ -31,15 +31,15 @@ def prepare(job: Job, tokenizer: Any, say: Callable[[str], None]) -> None:
         encode([pair[:2] for pair in pairs], tokenizer, job.params.context_length)
     for stage in job.stages:
         folder = job.work / stage.name
-        if (folder / "prepared.json").exists():
+        if (folder / "stage.json").exists():
             continue
         if stage.epochs:
             fine_tuning.prepare(read_json(job.work / "problems.json"), tokenizer, stage, job.params, folder)
             continue
-        packed = _pack(job, stage, tokenizer, folder, say)
+        _pack(job, stage, tokenizer, folder, say)
         say(
-            f"Packed {stage.mixture}: {packed.documents:,} documents, {packed.cut:,} of them cut, into rows of "
-            f"{job.params.context_length:,} tokens, {packed.efficiency:.2%} full."
+            f"Packed {stage.mixture}: {stage.documents:,} documents, {stage.cut:,} of them cut, into rows of "
+            f"{job.params.context_length:,} tokens, {stage.efficiency:.2%} full."
         )
 
 
@@ -57,7 +57,7 @@ def _check_model(job: Job, config: Any, tokenizer: Any) -> None:
         )
 
 
-def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path, say: Callable[[str], None]) -> Prepared:
+def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path, say: Callable[[str], None]) -> None:
     names, context_length = list(stage.texts), job.params.context_length
     stores = [_store(job, name, stage.texts[name], tokenizer, say) for name in names]
     consumed = Counter(_after_parent(job, stage))
@@ -78,16 +78,11 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path, say: Callable[[s
         row_ends = np.concatenate([row_ends, len(pieces) + plan.row_ends])
         pieces, cut = np.concatenate([pieces, packed]), cut + plan.n_cut
     save_rows(folder, pieces, row_ends, [os.path.relpath(store.folder, folder) for store in stores])
-    return Prepared(
-        accounting=accounting,
-        consumed=dict(consumed),
-        documents=sum(len(part[0]) for part in parts),
-        cut=cut,
-        efficiency=float(pieces["length"].sum()) / (len(row_ends) * context_length),
-        mean_attended=mean_attended(pieces),
-        steps=stage.steps,
-        tokens=stage.tokens,
-    ).save(folder)
+    stage.accounting, stage.consumed = accounting, dict(consumed)
+    stage.documents, stage.cut = sum(len(part[0]) for part in parts), cut
+    stage.efficiency = float(pieces["length"].sum()) / (len(row_ends) * context_length)
+    stage.mean_attended = mean_attended(pieces)
+    stage.save(folder)
 
 
 def _draw(
@@ -136,8 +131,8 @@ def _after_parent(job: Job, stage: Stage) -> dict[str, int]:
     """How much of each stream the stages before have used up."""
     if not stage.parent:
         return {}
-    done = job.stages_dir / stage.parent / "stage.json"
-    return read_json(done if done.exists() else job.work / stage.parent / "prepared.json")["consumed"]
+    done = job.stages_dir / stage.parent
+    return Stage.load(done if done.exists() else job.work / stage.parent).consumed
 
 
 def _check_size(share: Share, store: TokenStore, stage_tokens: int, tokens_per_batch: int) -> None:

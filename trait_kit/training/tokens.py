@@ -13,7 +13,7 @@ by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not). `rule` says which, i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,28 +111,6 @@ def pair_tokens(prompt: str, target: str, tokenizer: Any) -> tuple[list[int], li
     scored = (prompt + target)[len(stripped) :]
     ends = [end - len(stripped) for _, end in whole["offset_mapping"][len(given) :]]
     return given, whole["input_ids"][len(given) :], [len(scored[:end].encode()) for end in ends]
-
-
-@dataclass
-class Prepared:
-    """What a stage's rows hold, beside the rows in its folder."""
-
-    accounting: list[dict[str, Any]]  # stage, source, tokens, epochs (passes over the source), available (its tokens)
-    consumed: dict[str, int]  # tokens of each stream that are used up, those of earlier stages included
-    documents: int
-    cut: int  # documents, or problems, that were cut
-    efficiency: float  # share of the slots that hold a token
-    mean_attended: float  # tokens that a token attends to, itself included
-    steps: int
-    tokens: int  # in whole batches
-
-    def save(self, folder: Path) -> Prepared:
-        write_json(folder / "prepared.json", asdict(self))
-        return self
-
-    @staticmethod
-    def load(folder: Path) -> Prepared:
-        return Prepared(**read_json(folder / "prepared.json"))
 
 
 class Rows:

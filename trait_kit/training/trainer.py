@@ -26,7 +26,7 @@ from trait_kit.training.launch import processes, say, sharding
 from trait_kit.training.plan import Job, Stage
 from trait_kit.training.schedule import cosine_factor, wsd_factor
 from trait_kit.training.throughput import flops_per_token, matrix_rate
-from trait_kit.training.tokens import Prepared, Rows
+from trait_kit.training.tokens import Rows
 
 PROGRESS_SECONDS = 10.0
 LOSSES_WATCHED, RISES_ALLOWED = 50, 3  # a rise is measured against the median of so many losses before it
@@ -223,7 +223,7 @@ class StageTrainer(Trainer):
         )
 
 
-def build_trainer(job: Job, stage: Stage, prepared: Prepared, tokenizer: Any, rows: int, tokens_left: int) -> StageTrainer:
+def build_trainer(job: Job, stage: Stage, tokenizer: Any, rows: int, tokens_left: int) -> StageTrainer:
     """A Trainer that starts from the stage's parent (weights only: its optimizer and schedule are new).
 
     `rows` at once on each device; accumulation makes up the batch.
@@ -245,7 +245,7 @@ def build_trainer(job: Job, stage: Stage, prepared: Prepared, tokenizer: Any, ro
     matrix_rate(arguments.device.type, precision)  # measured while the device is empty
     model = _model(job, stage, precision, arguments.device.type)
     use_cache, n_parameters = model.config.use_cache, model.num_parameters()
-    flops = flops_per_token(model.config, n_parameters, prepared.mean_attended)
+    flops = flops_per_token(model.config, n_parameters, stage.mean_attended)
     if params.lora_rank:
         model = _with_adapters(model, params.lora_rank)
     milestones = Milestones(stage, params)

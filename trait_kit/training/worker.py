@@ -16,14 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.training.launch import is_first, processes, say
 from trait_kit.training.plan import Job, Stage
-from trait_kit.training.tokens import Prepared
 
 
 def main(arguments: list[str]) -> None:
@@ -56,9 +55,8 @@ def train(job: Job) -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    for stage in job.stages:
-        prepared = Prepared.load(job.work / stage.name)
-        stage.steps, stage.tokens = prepared.steps, prepared.tokens
+    for number, stage in enumerate(job.stages):
+        job.stages[number] = replace(Stage.load(job.work / stage.name), arms=stage.arms, ends_arm=stage.ends_arm)
     tokenizer = _tokenizer(job)
     _check_room(job)
     for number, stage in enumerate(job.stages):
@@ -79,14 +77,13 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
     from trait_kit.training.trainer import build_trainer, log_rows
 
     began, work = time.monotonic(), job.work / stage.name
-    prepared = Prepared.load(work)
     checkpoint = None
 
     def trained(rows: int) -> Any:
         nonlocal checkpoint
         gc.collect()  # weights and optimizer state of the stage, or the attempt, before
         checkpoint = last_checkpoint(work, stage)
-        trainer = build_trainer(job, stage, prepared, tokenizer, rows, tokens_left)
+        trainer = build_trainer(job, stage, tokenizer, rows, tokens_left)
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
 
@@ -100,7 +97,7 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
         tokenizer.save_pretrained(folder / "model" if stage.ends_arm else folder)
         write_json(folder / "log.json", log_rows(trainer.state.log_history, stage))
         seconds = time.monotonic() - began
-        record = {**asdict(stage), **asdict(prepared), **trainer.report(seconds), "resumed": checkpoint is not None}
+        record = {**asdict(stage), **trainer.report(seconds), "resumed": checkpoint is not None}
         write_json(folder / "stage.json", record)
     trainer.accelerator.wait_for_everyone()
 
