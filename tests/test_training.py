@@ -17,7 +17,7 @@ from tiny_llama import BATCH, CONTEXT, HELD_OUT, STAGE_STEPS, packed, planned, s
 from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import plan_rows
-from trait_kit.training import sampling, schedule, sources, stages
+from trait_kit.training import sampling, schedule, sources, stages, throughput
 from trait_kit.training.held_out import token_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,6 +174,47 @@ def test_a_cap_hands_what_is_above_it_to_the_others_and_never_changes_the_sum() 
         room = {name: max(0, int(cap * size) - consumed[name]) for name, size in {**available, "random": 9}.items()}
         if sum(room.values()) >= total:
             assert all(part.tokens <= room[part.source] for part in parts)
+
+
+# Speed
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_flops_are_those_that_torch_counts(tied: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=96, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=20, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # torch counts no fused attention
+    ids = torch.randint(0, 300, (2, 128))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    counted = counter.get_total_flops() / ids.numel()  # eager attention multiplies what the mask then hides, too
+    found = throughput.flops_per_token(config, model.num_parameters(), 128)
+    assert found == pytest.approx(counted, rel=0.01)
+    assert found - throughput.flops_per_token(config, model.num_parameters(), 28) == 12 * 4 * 4 * 20 * 100
+    assert throughput.matrix_rate("cpu", "float32") > 1e8
+
+
+def test_logits_are_made_only_where_there_is_a_label(model: torch.nn.Module) -> None:
+    """For every family: of a model that cannot be asked for some logits, the others are left out afterwards."""
+    ids = torch.randint(0, 256, (2, 20))
+    labels = torch.where(torch.rand(2, 20) < 0.3, ids, -100)
+
+    class Plain(torch.nn.Module):
+        def forward(self, input_ids, position_ids, use_cache):
+            return model(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+    asked: list[torch.Size] = []
+    hook = model.lm_head.register_forward_hook(lambda *values: asked.append(values[-1].shape))
+    with torch.no_grad():
+        some, plain = token_losses(model, ids, None, labels), token_losses(Plain(), ids, None, labels)
+    hook.remove()
+    assert torch.allclose(some, plain)
+    assert asked[0][1] == int((labels[:, 1:] != -100).any(0).sum()) < asked[1][1] == 20
 
 
 # Keys
@@ -380,10 +421,11 @@ def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("changes", [{"fused_loss": True}, {"compile_layers": True}, {"attention": "flash_attention_2"}])
-def test_gpu_kernels_change_no_loss(model_dir: Path, tmp_path: Path, changes: dict) -> None:
-    pytest.importorskip({"fused_loss": "liger_kernel", "attention": "flash_attn"}.get(next(iter(changes)), "torch"))
-    plain = tiny_params(model_dir, precision="bfloat16", arms={"trait": ["in_domain+random", "passages"]}, attention="sdpa")
-    expected = trained(plain, tmp_path / "plain")
-    result = trained(plain.model_copy(update=changes), tmp_path / "faster")
+def test_flash_attention_changes_no_loss(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flash_attn")
+    params = tiny_params(model_dir, precision="bfloat16", arms={"trait": ["in_domain+random", "passages"]})
+    result = trained(params, tmp_path / "flash")
+    assert set(result.stages["attention"]) == {"flash_attention_2"}
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    expected = trained(params, tmp_path / "sdpa")
     assert result.log["value"].tolist() == pytest.approx(expected.log["value"].tolist(), rel=1e-2)

@@ -304,12 +304,6 @@ def test_recomputation_the_micro_batch_and_watching_change_no_loss(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")} == tokenised
 
 
-@pytest.mark.slow
-def test_compiled_layers_change_no_loss(model_dir: Path, undisturbed, tmp_path: Path) -> None:
-    result = trained(tiny_params(model_dir, **ONE_ARM, compile_layers=True), tmp_path, child=True)
-    assert result.log["value"].tolist() == pytest.approx(undisturbed.log["value"].tolist(), rel=1e-4)
-
-
 def test_adapters_are_merged_into_a_plain_model_and_the_next_stage_goes_on_from_it(model_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM

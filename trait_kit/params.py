@@ -202,7 +202,6 @@ class TrainingParams(Common):
     warmup_fraction: float = Field(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = Field(0.10, ge=0, lt=1)  # exponential decay over this last part
     weight_decay: float = Field(0.1, ge=0)  # of AdamW
-    max_gradient_norm: float = Field(1.0, gt=0)  # gradients are clipped to this
     max_loss_rise: float = Field(
         3.0, ge=0, **FREE
     )  # nats above the median, three steps on end, stop the run; 0: never
@@ -213,11 +212,8 @@ class TrainingParams(Common):
     checkpoint_tokens: int = Field(0, ge=0, **FREE)  # tokens between checkpoints within a stage; 0: only its end
     checkpoint_minutes: float = Field(0.0, ge=0, **FREE)  # minutes between checkpoints; 0: by tokens only
     accelerate_config: str = Field("", **FREE)  # an accelerate YAML for several GPUs or nodes; empty: one process
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"  # auto: flash attention where it is installed
     activation_checkpointing: bool = Field(False, **FREE)  # recompute activations: less memory, a third more time
     keep_stages: bool = Field(False, **FREE)  # also keep the weights between stages: sweeps then train shared ones once
-    compile_layers: bool = False  # torch.compile of each layer: minutes at the start, then faster
-    fused_loss: bool = False  # Liger's kernels: no logits in memory; needs liger-kernel and CUDA
     lora_rank: int = Field(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
     price_per_gpu_hour: float = Field(0.0, ge=0, **FREE)  # for the cost in progress and report, in any currency
     report_to: Literal["none", "tensorboard"] = Field("none", **FREE)  # also log to runs/.../tensorboard

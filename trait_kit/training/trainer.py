@@ -45,7 +45,6 @@ class StageTrainer(Trainer):
 
     def begin(self) -> StageTrainer:
         lora = self.job.params.lora_rank
-        self.plain = not (self.job.launched or self.job.params.fused_loss)  # our own loss; else that of the model
         self.core = self.model.get_base_model() if lora else self.model
         self._begin = self._printed = time.monotonic()
         self._evaluating, self._first_step, self._stopped_at = 0.0, None, None
@@ -74,7 +73,7 @@ class StageTrainer(Trainer):
         if self.core.config._attn_implementation == "flash_attention_2":  # finds documents in a single row only
             inputs = {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
         with self._autocast():
-            if not self.plain:
+            if self.job.launched:  # the wrapped model, and the library's loss
                 return super().compute_loss(model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
             losses = token_losses(self.core, inputs["input_ids"], inputs["position_ids"], inputs["labels"])
         return losses.sum() / num_items_in_batch
@@ -90,7 +89,7 @@ class StageTrainer(Trainer):
             self.model.eval()
             forward = self.model_wrapped if self.job.launched else None
             scores = {}
-            with self._autocast(), torch.compiler.set_stance("force_eager"):  # items of all lengths: nothing to compile
+            with self._autocast():
                 for name, items in self.held_out.items():
                     if not name.startswith("task/"):
                         scores[f"held_out/{name}"] = bits_per_byte(self.core, items, forward=forward)
@@ -133,8 +132,8 @@ class StageTrainer(Trainer):
         rate = "fine_tune_learning_rate" if self.stage.epochs else "learning_rate"
         raise TraitError(
             f"training: {what} at step {self.state.global_step} of {self.state.max_steps} in stage {self.stage.name}. "
-            f"Nothing of this stage is kept but its checkpoints. Lower {rate} (it is {self.args.learning_rate:.1e}) or "
-            "max_gradient_norm, or set precision to float32, and run again."
+            f"Nothing of this stage is kept but its checkpoints. Lower {rate} (it is {self.args.learning_rate:.1e}), "
+            "or set precision to float32, and run again."
         )
 
     def stop_here(self) -> None:
@@ -299,10 +298,8 @@ def _arguments(job: Job, stage: Stage, precision: str, device: str) -> TrainingA
         learning_rate=stage.learning_rate,
         weight_decay=params.weight_decay,
         adam_beta2=0.95,
-        max_grad_norm=params.max_gradient_norm,
         optim="adamw_torch_fused",
         bf16=job.launched and precision == "bfloat16",  # else our autocast
-        use_liger_kernel=params.fused_loss,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide exactly what must stop the run
         save_strategy="no",  # Milestones asks
@@ -320,15 +317,12 @@ def _arguments(job: Job, stage: Stage, precision: str, device: str) -> TrainingA
 def _model(job: Job, stage: Stage, precision: str, device: str) -> Any:
     params = job.params
     flash = device == "cuda" and precision == "bfloat16" and transformers.utils.is_flash_attn_2_available()
-    attention = params.attention if params.attention != "auto" else "flash_attention_2" if flash else "sdpa"
+    attention = "flash_attention_2" if flash else "sdpa"
     frozen = torch.bfloat16 if params.lora_rank and precision == "bfloat16" else torch.float32
     source = job.stages_dir / stage.parent / "start" if stage.parent else job.base
     model = AutoModelForCausalLM.from_pretrained(source, dtype=frozen, attn_implementation=attention)
     if params.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if params.compile_layers:
-        for layer in [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]:
-            layer.compile()
     return model
 
 
