@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, HELD_OUT, STAGE_STEPS, packed, planned, same, tiny_params, tiny_sources, trained
+from tiny_llama import (
+    BATCH,
+    CONTEXT,
+    HELD_OUT,
+    STAGE_STEPS,
+    packed,
+    planned,
+    same,
+    text_files,
+    tiny_params,
+    tiny_sources,
+    trained,
+)
 
 from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError
@@ -373,12 +385,13 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
     from types import SimpleNamespace
 
     params = tiny_params(model_dir)
-    monkeypatch.setattr(sources, "inputs", lambda *_: (tiny_sources(), HELD_OUT, []))
+    files = text_files(tiny_sources(), tmp_path)
+    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT, []))
     step = SimpleNamespace(done=False, params=params, run_dir=tmp_path, folder=tmp_path / "04_train_two_stages")
     stages_dir = step.folder / "models" / "stages"
     stages_dir.parent.mkdir(parents=True)
     for path in (reference[1] / "stages").iterdir():
-        (stages_dir / path.name).parent.mkdir(exist_ok=True)
+        stages_dir.mkdir(exist_ok=True)
         (stages_dir / path.name).symlink_to(path)
     result = stages.train_arms(step)
     monkeypatch.setattr(sources, "inputs", None)  # would raise
