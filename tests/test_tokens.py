@@ -88,16 +88,11 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tokenizer, tmp_path: Pa
         assert again.empty == whole.empty == 2
 
 
-def test_a_text_longer_than_a_piece_is_cut_before_a_space_and_loses_nothing(
-    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "LONGEST_PIECE", 50)
+def test_batches_are_bounded_in_characters_and_lose_nothing(tokenizer, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 120)
-    long = "one two three\n" * 30 + "x" * 170 + " end"
-    store = tokens.tokenise(_file(tmp_path, ["short", long, "after"]), tokenizer, tmp_path / "store")
-    assert [tokenizer.decode(document) for document in _documents(store)] == [
-        f"{text}<|end|>" for text in ("short", long, "after")
-    ]
+    texts = ["short", "one two three\n" * 30 + "x" * 170 + " end", "after"]
+    store = tokens.tokenise(_file(tmp_path, texts), tokenizer, tmp_path / "store")
+    assert [tokenizer.decode(document) for document in _documents(store)] == [f"{text}<|end|>" for text in texts]
 
 
 def test_what_cannot_be_tokenised_is_named(tokenizer, tmp_path: Path) -> None:
