@@ -19,7 +19,7 @@ from tiny_llama import BATCH, CONTEXT, HELD_OUT, kill_worker_when, tiny_params, 
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED, pack
-from trait_kit.evaluation.suites import prompt
+from trait_kit.tasks import prompt
 from trait_kit.training import fine_tuning, schedule
 from trait_kit.training.plan import plan_stages
 from trait_kit.training.rows import Rows

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trait_kit.demo import resolve_model
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, digest, sha256
 
 _BATCH = 1_000  # texts encoded at a time: bounds memory
 
@@ -53,3 +53,35 @@ def token_counter(base_model: str) -> TokenCounter:
     if not tokenizer.is_fast:
         raise TraitError(f"base_model '{base_model}' has only a slow tokenizer; convert it to tokenizer.json first.")
     return TokenCounter(tokenizer.backend_tokenizer)
+
+
+def fast_precision() -> str:
+    """'bfloat16' where this machine multiplies it faster than float32, else 'float32'."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "float32"
+
+
+def model_folder(model: Path | str) -> Path:
+    """The folder itself, or the local snapshot of a hub id (downloaded once; safetensors only, never pickles)."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise TraitError(f"The model folder {model} does not exist. Run the training step first, or name a hub model.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except Exception as error:  # the hub client raises a dozen kinds; the user needs one answer
+        raise TraitError(f"The model {model} is neither a folder nor available from the hub: {error}") from error
+
+
+def model_digest(folder: Path) -> str:
+    """Digest of a model's weights, configuration and tokenizer files."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model"))
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise TraitError(f"{folder} holds no *.safetensors file. Name a folder that transformers' save_pretrained wrote.")
+    return digest([[path.name, sha256(path)] for path in files])

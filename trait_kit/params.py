@@ -254,7 +254,7 @@ class TrainingParams(Common):
         return self
 
 
-class EvaluationParams(TeacherParams):
+class EvaluationParams(Common):
     """05: every arm on the tasks' held-out problems, and what it forgot."""
 
     general_documents: int = Field(60, ge=1)  # held-out general documents, for forgetting
@@ -267,22 +267,15 @@ class EvaluationParams(TeacherParams):
     general_items: int = Field(200, ge=1)  # items of each general task
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
     endpoint_url: str = ""  # endpoint: for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with the tokenizer of base_model
-    endpoint_version: int = Field(1, ge=1)  # endpoint: raise when another model is served under the same name
+    # endpoint: the name it expects, 'mine-{arm}'. Answers are kept by this name: serve another model under another one
+    endpoint_model: str = ""
     endpoint_key_variable: str = "OPENAI_API_KEY"  # endpoint: environment variable that holds the key; never the key itself
-    endpoint_timeout: float = Field(120.0, ge=1)  # endpoint: seconds a request
     batch_size: int = Field(8, ge=1)  # sequences scored at once; of an endpoint, requests in flight
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
-    confidence: float = Field(0.95, gt=0.5, lt=1)  # of every interval
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    judge_items: int = Field(0, ge=0)  # generated ads of each task that a language model compares with the reference arm's
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> EvaluationParams:
-        if self.judge_items:
-            self._require_endpoint("judge_items is set")
-        if self.judge_items > self.generate_items:
-            raise ValueError("judge_items must not be larger than generate_items, which writes the texts")
         if self.backend == "endpoint" and not (self.endpoint_url and self.endpoint_model):
             raise ValueError("backend is endpoint, so endpoint_url and endpoint_model must be set")
         if not (self.likelihood or self.generate_items):

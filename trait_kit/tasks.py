@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal
 
 import pandas as pd
@@ -370,3 +371,12 @@ def _open_catalogue(task: Task) -> Catalogue:
     found = _catalogue_paths(task)
     changes = dict(zip(task.catalogue.paths(), map(str, found), strict=True))
     return open_catalogue(task.catalogue.model_copy(update=changes), tuple(path.stat().st_mtime_ns for path in found))
+
+
+def prompt(question: str, choices: list[str] | None = None) -> str:
+    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
+
+    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    """
+    shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
+    return f"Question: {question}{''.join(shown)}\nAnswer:"

@@ -26,9 +26,12 @@ from trait_kit.evaluation.set_metrics import SCORE, with_set_metrics
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
 LOWER_IS_BETTER = {"bits_per_byte"}
+ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
+CONFIDENCE = 1 - ALPHA  # of its intervals
+MIN_ITEMS = 30  # no verdict from fewer
 
 
-def arm_table(outcomes: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def arm_table(outcomes: pd.DataFrame, confidence: float = CONFIDENCE, seed: int = 0) -> pd.DataFrame:
     """Columns arm, task, metric, mean, low, high, n, seeds: one row an arm, metric and task, and one for the macro average.
 
     Intervals: statistics.mean_interval. A single item has no spread: low = high = mean, and n says so.
@@ -49,7 +52,7 @@ def compare(
     outcomes: pd.DataFrame,
     reference_arm: str | None,
     metric: str,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     task: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -61,12 +64,12 @@ def compare(
     difference (reference minus arm: for bits per byte, below zero is in the reference's favour) with its interval
     low..high, percent (difference over arm_mean), reference_better, test, p_value, effect (d_z, or of binary outcomes
     Cohen's h), effect_size, odds_ratio (of the items on which binary outcomes disagree; else NaN), p_holm (Holm over the
-    rows of this table), smallest_gain (what a test at 5% after that correction would have found with 80% power).
+    rows of this table), smallest_gain (what a test at ALPHA after that correction would have found with 80% power).
     """
     return _table(_rows(outcomes, reference_arm, metric, confidence, task, seed))
 
 
-def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE, seed: int = 0) -> pd.DataFrame:
     """`compare` for every metric, on the macro average and on every task: the rows of the long table.
 
     Holm's correction is over what is read as one table: the averages of a metric, all cells of its single tasks, each set
@@ -137,12 +140,37 @@ def main_metric(outcomes: pd.DataFrame) -> str:
     return "bits_per_byte" if "bits_per_byte" in metrics or not metrics else metrics[0]
 
 
-def forgetting_of(outcomes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame | None:
+def forgetting_of(outcomes: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame | None:
     """`compare` with the base model on held-out general text; None where that was not evaluated."""
     there = outcomes[outcomes["task"] == f"{HELD_OUT}general"]
     if "base" not in set(there["arm"]) or there["arm"].nunique() < 2:
         return None
     return compare(outcomes, "base", "bits_per_byte", confidence, f"{HELD_OUT}general")
+
+
+def verdict(tests: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
+    """headline and good: what the tests of `compare_all` allow to be said of the reference arm, and no more.
+
+    Good is only what is better than every other arm, by enough items, and worse in no other metric of the tasks.
+    """
+    macro = tests[(tests["task"] == MACRO) & (tests["reference"] == reference)]
+    main = macro[macro["metric"] == metric]
+    if main.empty:
+        return {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
+    n, seeds, several = int(main["n"].min()), int(main["seeds"].min()), len(main)
+    named = metric.replace("_", " ")
+    if n < MIN_ITEMS:
+        return {"headline": f"Too few items for a verdict ({n}; at least {MIN_ITEMS} are needed).", "good": False}
+    sure = macro[macro["p_holm"] < ALPHA]
+    won = int((sure["reference_better"] & (sure["metric"] == metric)).sum())
+    lost = sure[~sure["reference_better"]]
+    said = f"By {named}, {reference} is better than {won} of {several} other arms (Holm, p < {ALPHA}; {n:,} items"
+    said += f" x {seeds} seeds)." if seeds > 1 else "; one training seed: it speaks of these models, not of the recipe)."
+    if metric == "bits_per_byte":
+        said += " Bits per byte also measure wording."
+    for row in lost.to_dict("records"):
+        said += f" Worse than {row['arm']} by {row['metric'].replace('_', ' ')}."
+    return {"headline": said, "good": won == several and lost.empty}
 
 
 def item_values(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -191,7 +219,7 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows that are read as one table: Holm's correction, and the gain that its first and hardest step could have shown."""
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "gain"])
     table["p_holm"] = statistics.holm(table["p_value"].to_numpy(dtype=float))
-    table["smallest_gain"] = [gain(0.05 / len(table)) for gain in table.pop("gain")]
+    table["smallest_gain"] = [gain(ALPHA / len(table)) for gain in table.pop("gain")]
     return table
 
 

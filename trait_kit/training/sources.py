@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.questions import TestQuestions
-from trait_kit.evaluation.suites import prompt
+from trait_kit.tasks import prompt
 from trait_kit.params import TrainingParams
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import every_test_question, load_problems
