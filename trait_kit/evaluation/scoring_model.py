@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SEQUENCE = 64  # a packed row holds batch_size times this many tokens
-_WORTH_SHARING = 32  # tokens that all prompts begin with
+_SHARED = 32  # what all prompts begin with is shared in whole blocks of so many tokens
 Request = tuple[Any, list[int], list[int]]  # key, context tokens, continuation tokens
 Answer = tuple[float, bool]  # log probability in nats, is it the greedy continuation
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer each
@@ -72,13 +72,15 @@ class PackedLM(HFLM):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         answers: list[Answer] = [(0.0, False)] * len(requests)
         shared = os.path.commonprefix([context[:-1] for _, context, _ in cut])
-        prefix: Prefix = self._read(shared) if len(cut) > 1 and len(shared) >= _WORTH_SHARING else []
-        n_prefix = len(shared) if prefix else 0
+        n_prefix = len(shared) // _SHARED * _SHARED if len(cut) > 1 else 0
+        prefix: Prefix = self._read(shared[:n_prefix]) if n_prefix else []
         for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
             for index, answer in self._score(row, prefix):
                 answers[index] = answer
                 if requests[index][0] is not None:  # a window of a document: lm-eval keeps the whole
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+            if self.cache_hook.dbdict is not None:  # kept row by row: what is resumed packs the same rows, to the last bit
+                self.cache_hook.dbdict.commit(blocking=True)
         return answers
 
     def _read(self, tokens: list[int]) -> Prefix:
