@@ -194,7 +194,9 @@ def written_by(arms: dict[str, list[str]]) -> pd.DataFrame:
 
 
 PROBLEMS = pd.DataFrame({"task": "ads", "id": [f"i{n}" for n in range(5)], "question": [f"Write {n}" for n in range(5)]})
-WRITTEN = written_by({"trait": ["long text", "a", "abcde", "same size", "equal"], "base": ["short", "abc", "a", "size same", "equal"]})
+WRITTEN = written_by(
+    {"trait": ["long text", "a", "abcde", "same size", "equal"], "base": ["short", "abc", "a", "size same", "equal"]}
+)
 
 
 def prefers_the_longer(chats: list[list[dict[str, str]]]) -> list[str]:

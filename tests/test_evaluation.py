@@ -85,7 +85,9 @@ def params(**changes) -> EvaluationParams:
     return EvaluationParams(**{**fields, **changes})
 
 
-def evaluated(model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more):
+def evaluated(
+    model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more
+):
     """Outcomes of the model on the problems; further arguments are parameters."""
     chosen = params(**more)
     units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files)
@@ -193,7 +195,9 @@ def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model
     from lm_eval.models.huggingface import HFLM
 
     shots = "".join(f"Question: Tom has {n} apples. How many?\nAnswer: {n}.\n\n" for n in range(6))
-    asked = [(f"{shots}Question: {n}{' pears' * n}?\nAnswer:", f" {text}") for n in range(5) for text in ("7", "the sum", "30")]
+    asked = [
+        (f"{shots}Question: {n}{' pears' * n}?\nAnswer:", f" {text}") for n in range(5) for text in ("7", "the sum", "30")
+    ]
     asked.append((shots * 3 + "Question?\nAnswer:", " cut on the left"))
     requests = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(asked)]
     ours = load_model(model_dir, batch_size=4, precision="float32")
@@ -430,7 +434,9 @@ class _Step:
 def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path, monkeypatch):
     sums = _task_file(tmp_path, "sums", "number", {"train": _sum_rows(0, 30), "test": _sum_rows(100, 31)})
     documents = tmp_path / "documents.jsonl"
-    documents.write_text("".join(json.dumps({"text": f"{text} Number {n} of them."}) + "\n" for n in range(40) for text in TEXTS))
+    documents.write_text(
+        "".join(json.dumps({"text": f"{text} Number {n} of them."}) + "\n" for n in range(40) for text in TEXTS)
+    )
     chosen = params(
         tasks=[sums], few_shot=1, in_domain=str(documents), web=str(documents), base_model=str(model_dir),
         general_documents=3, in_domain_documents=2, test_items_per_task=31, batch_size=8,

@@ -37,9 +37,7 @@ class KeptLM(CachingLM):
     an address or a key; marks are not in it, so that they are always those of today's code.
     """
 
-    def __init__(
-        self, params: EvaluationParams, folder: Path, arm: str, cache: Path, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, params: EvaluationParams, folder: Path, arm: str, cache: Path, report: Callable[[str], None]) -> None:
         precision = fast_precision() if params.precision == "auto" else params.precision
         self.served, self.whose = "", f"The model of arm '{arm}' ({folder})"
         identity = [params.backend, model_digest(folder), precision, version("lm-eval")]
@@ -51,7 +49,9 @@ class KeptLM(CachingLM):
         else:
             self.served = params.endpoint_model.replace("{arm}", arm)
             if arm != "base" and self.served == params.endpoint_model:
-                raise TraitError(f"endpoint_model is {self.served} for every arm. Serve each, and put {{arm}} into the name.")
+                raise TraitError(
+                    f"endpoint_model is {self.served} for every arm. Serve each, and put {{arm}} into the name."
+                )
             self.whose = f"The endpoint's model {self.served}"
             identity = ["endpoint", self.served, version("lm-eval")]
             self.lm = _endpoint(folder, params, self.served)

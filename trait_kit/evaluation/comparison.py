@@ -69,7 +69,9 @@ def compare(
     return _table(_rows(outcomes, reference_arm, metric, confidence, task, seed))
 
 
-def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE, seed: int = 0) -> pd.DataFrame:
+def compare_all(
+    outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE, seed: int = 0
+) -> pd.DataFrame:
     """`compare` for every metric, on the macro average and on every task: the rows of the long table.
 
     Holm's correction is over what is read as one table: the averages of a metric, all cells of its single tasks, each set

@@ -124,7 +124,9 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
             item_id = sample["doc"]["id"] if own else f"{place:05d}-{sample['doc_hash'][:8]}"
             for metric, value, prediction, gold in _marks(template, sample):
                 if not math.isfinite(value):
-                    raise TraitError(f"{whose} gives no finite {metric} for {item_id} of {unit.task}: its training diverged.")
+                    raise TraitError(
+                        f"{whose} gives no finite {metric} for {item_id} of {unit.task}: its training diverged."
+                    )
                 row = {"task": unit.task, "item_id": item_id, "metric": metric, "value": value}
                 yield {**row, "prediction": _stored(prediction), "gold": _stored(gold)}
 

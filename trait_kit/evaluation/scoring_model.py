@@ -9,7 +9,6 @@ import contextlib
 import inspect
 import io
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +62,11 @@ class PackedLM(HFLM):
         dtype = self.mixed_precision_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
+    def nats(self, context: str, texts: list[str]) -> list[float]:
+        """Log probability of each text after the context."""
+        asked = [((context, text), *self._encode_pair(context, text)) for text in texts]
+        return [value for value, _greedy in self._loglikelihood_tokens(asked, disable_tqdm=True)]
+
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
@@ -71,9 +75,8 @@ class PackedLM(HFLM):
         if not self.packs or max(len(context) + len(wanted) for _, context, wanted in cut) > self.window + 1:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        shared = os.path.commonprefix([context[:-1] for _, context, _ in cut])
-        n_prefix = len(shared) // _SHARED * _SHARED if len(cut) > 1 else 0
-        prefix: Prefix = self._read(shared[:n_prefix]) if n_prefix else []
+        n_prefix = _n_shared([context[:-1] for _, context, _ in cut]) // _SHARED * _SHARED if len(cut) > 1 else 0
+        prefix: Prefix = self._read(cut[0][1][:n_prefix]) if n_prefix else []
         for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
             for index, answer in self._score(row, prefix):
                 answers[index] = answer
@@ -178,6 +181,12 @@ class PackedLM(HFLM):
             return False
         found = ((index, answer) for rows in (packed, shared) for row in rows for index, answer in row.items())
         return all(abs(answer[0] - single[index][0]) <= allowed for index, answer in found)
+
+
+def _n_shared(rows: list[list[int]]) -> int:
+    """Tokens that all rows begin with."""
+    first, last = min(rows), max(rows)
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
