@@ -137,21 +137,16 @@ def _experiments(found: list[_Run], notes: list[str]) -> dict[str, pd.DataFrame]
 
 
 def _in_step(experiments: dict[str, pd.DataFrame], notes: list[str]) -> pd.DataFrame:
-    """One table of several experiments, over the seeds that all of them have, or else over theirs in order."""
-    seeds = {name: sorted(set(part["seed"])) for name, part in experiments.items()}
-    common = sorted(set.intersection(*map(set, seeds.values())))
-    count = len(common) or min(map(len, seeds.values()))
-    paired = {name: common or of_run[:count] for name, of_run in seeds.items()}
+    """One table of several experiments, over the seeds that all of them have."""
+    seeds = {name: set(part["seed"]) for name, part in experiments.items()}
+    common = set.intersection(*seeds.values())
     if not common:
-        pairs = "; ".join(f"{name}: {', '.join(map(str, of_run))}" for name, of_run in paired.items())
-        notes.append(f"The runs have no seed in common; their seeds are paired in order ({pairs}).")
-    found = []
-    for name, part in experiments.items():
-        if left := [seed for seed in seeds[name] if seed not in paired[name]]:
+        have = "; ".join(f"{name}: {', '.join(map(str, sorted(of_run)))}" for name, of_run in seeds.items())
+        raise TraitError(f"The runs have no seed in common ({have}), so nothing pairs. Run one with a seed of the other.")
+    for name, of_run in seeds.items():
+        if left := sorted(of_run - common):
             notes.append(f"{name}: seed(s) {', '.join(map(str, left))} have no partner and are left out.")
-        place = dict(zip(paired[name], common or range(count), strict=True))
-        found.append(part[part["seed"].isin(paired[name])].assign(seed=lambda rows, of=place: rows["seed"].map(of)))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat([part[part["seed"].isin(common)] for part in experiments.values()], ignore_index=True)
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

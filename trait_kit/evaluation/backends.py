@@ -17,9 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import CachingLM
+from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.evaluator import evaluate
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+from lm_eval.models.utils import resolve_max_length
 from sqlitedict import SqliteDict
+from transformers import AutoConfig, AutoTokenizer
 
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
@@ -57,7 +60,7 @@ class KeptLM(CachingLM):
             self.lm = _endpoint(folder, params, self.served)
         self.cache_db = str(_sound(cache / f"{digest(identity)[:20]}.sqlite", report))
         self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
-        self.lm.set_cache_hook(self.get_cache_hook())
+        self.lm.set_cache_hook(_Hook(self))
 
     def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
         """lm-eval's samples of each of its tasks, in the order of the documents.
@@ -73,10 +76,12 @@ class KeptLM(CachingLM):
             except TraitError:
                 raise
             except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
+                said = f"{type(error).__name__}: {error}"
+                for secret in filter(None, (self.lm.api_key, self.lm.base_url)):
+                    said = said.replace(secret, "...")
                 raise TraitError(
-                    f"The endpoint of {self.served} gave no usable answer: {self.lm.without_secrets(error)}. "
-                    "See that endpoint_url is a completions address that answers and endpoint_model its name; finished "
-                    "requests are kept."
+                    f"The endpoint of {self.served} gave no usable answer: {said[:300]}. See that endpoint_url is a "
+                    "completions address that answers and endpoint_model its name; finished requests are kept."
                 ) from None
 
     def _samples(self, tasks: dict[str, Any], limit: int | None) -> dict[str, list[dict[str, Any]]]:
@@ -89,6 +94,14 @@ class KeptLM(CachingLM):
 
     def __exit__(self, *_error: object) -> None:
         self.dbdict.close()
+
+
+class _Hook(CacheHook):
+    """lm-eval's, which some of its clients also give the windows of a document, whose key is None."""
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        if req is not None:
+            super().add_partial(attr, req, res)
 
 
 def _sound(path: Path, report: Callable[[str], None]) -> Path:
@@ -121,46 +134,9 @@ def _vllm(folder: Path, precision: str) -> Any:
 
 
 def _endpoint(folder: Path, params: EvaluationParams, served: str) -> Any:
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from lm_eval.models.utils import resolve_max_length
-    from transformers import AutoConfig, AutoTokenizer
-
-    class Completions(LocalCompletionsAPI):
-        """lm-eval's client, with the key from its variable and answers that are looked at before they are believed."""
-
-        @property
-        def api_key(self) -> str:
-            return os.environ.get(params.endpoint_key_variable, "")
-
-        @staticmethod
-        def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
-            answers = outputs if isinstance(outputs, list) else [outputs]
-            choices = [choice for answer in answers for choice in answer["choices"]]
-            for choice, asked in zip(choices, tokens, strict=True):
-                given = (choice.get("logprobs") or {}).get("token_logprobs") or []
-                if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
-                    raise _NoLogProbabilities
-            return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)
-
-        def _loglikelihood_tokens(self, requests: list[Any], **more: Any) -> list[tuple[float, bool]]:
-            try:
-                return super()._loglikelihood_tokens(requests, **more)
-            except _NoLogProbabilities:
-                raise TraitError(
-                    f"The endpoint of {served} gives no log-probabilities of the prompt's tokens (echo with "
-                    "logprobs). Serve the model with a server that does, such as `vllm serve`, or set likelihood: false and "
-                    "generate_items."
-                ) from None
-
-        def without_secrets(self, error: Exception) -> str:
-            said = f"{type(error).__name__}: {error}"
-            for secret in (self.api_key, self.base_url):
-                said = said.replace(secret, "...") if secret else said
-            return said[:300]
-
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return Completions(
+        client = Completions(
             base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
             model=served,
             tokenizer=str(folder),
@@ -171,7 +147,28 @@ def _endpoint(folder: Path, params: EvaluationParams, served: str) -> Any:
             timeout=_TIMEOUT,
             max_retries=_ATTEMPTS,
         )
+    client.key_variable = params.endpoint_key_variable
+    return client
 
 
-class _NoLogProbabilities(Exception):
-    """An answer without them."""
+class Completions(LocalCompletionsAPI):
+    """lm-eval's client, with the key from its variable and answers that are looked at before they are believed."""
+
+    key_variable = ""
+
+    @property
+    def api_key(self) -> str:
+        return os.environ.get(self.key_variable, "")
+
+    @staticmethod
+    def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
+        answers = outputs if isinstance(outputs, list) else [outputs]
+        choices = [choice for answer in answers for choice in answer["choices"]]
+        for choice, asked in zip(choices, tokens, strict=True):
+            given = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
+                raise TraitError(
+                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model with "
+                    "a server that does, such as `vllm serve`, or set likelihood: false and generate_items."
+                )
+        return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from string import ascii_uppercase
@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 from lm_eval.tasks import TaskManager
 
-from trait_kit.engine.files import TraitError, atomic_path, digest, write_text
+from trait_kit.engine.files import TraitError, digest, write_text
 from trait_kit.evaluation import ads
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
@@ -37,24 +37,17 @@ _EXAMPLE_CHOICES = 4  # shown with an example that is borrowed from a task witho
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
 
 
-@dataclass(frozen=True)
+@dataclass
 class Unit:
     """What is asked as one piece: a task's problems, their generations, a set of documents, or a task of lm-eval's."""
 
     task: str
     kind: str  # likelihood | generation | documents | general
     version: int | str  # of the task file
-    lm_eval: dict[str, Any]  # lm-eval's task by the template that it is made of
-    limit: int | None = None  # items that are asked, where they are not the kit's own
-
-
-@dataclass(frozen=True)
-class _Plan:
-    task: str
-    kind: str
-    version: int
-    items: dict[str, list[dict[str, Any]]]  # by template
-    settings: dict[str, Any]
+    items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by template
+    settings: dict[str, Any] = field(default_factory=dict)  # of the written task file
+    limit: int | None = None  # items that are asked, where they are lm-eval's
+    lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's task by template
 
 
 def build(
@@ -72,20 +65,16 @@ def build(
     task files by name, read from params.tasks if not given.
     """
     tasks = load_tasks(params.tasks) if tasks is None else tasks
-    plans = [*_problem_plans(problems, examples, params, tasks), *_document_plans(documents, params)]
-    names = [{template: _write(plan, template, Path(folder)) for template in plan.items} for plan in plans]
+    units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents, params)]
+    names = [{template: _write(unit, template, Path(folder)) for template in unit.items} for unit in units]
     with quiet():
         manager = TaskManager(include_defaults=False, include_path=str(folder))
-        loaded = manager.load([name for of_plan in names for name in of_plan.values()])["tasks"] if plans else {}
-    units = [
-        Unit(plan.task, plan.kind, plan.version, {template: loaded[name] for template, name in of_plan.items()})
-        for plan, of_plan in zip(plans, names, strict=True)
-    ]
-    general = _general_tasks(tuple(params.general_tasks)).items()
-    units += [
-        Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), {"general": task}, params.general_items)
-        for name, task in general
-    ]
+        loaded = manager.load([name for of_unit in names for name in of_unit.values()])["tasks"] if units else {}
+    for unit, of_unit in zip(units, names, strict=True):
+        unit.lm_eval = {template: loaded[name] for template, name in of_unit.items()}
+    for name, task in _general_tasks(tuple(params.general_tasks)).items():
+        of_task = {"limit": params.general_items, "lm_eval": {"general": task}}
+        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), **of_task))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     return units
@@ -162,67 +151,54 @@ def _with_choices(pool: pd.DataFrame) -> pd.DataFrame:
 # ---- items
 
 
-def _problem_plans(
+def _problem_units(
     problems: pd.DataFrame, examples: pd.DataFrame | None, params: EvaluationParams, tasks: Mapping[str, Task]
-) -> Iterator[_Plan]:
-    for name, rows in problems.groupby("task", sort=False):
-        rows = rows.head(params.test_items_per_task)
-        if rows["id"].duplicated().any():
+) -> Iterator[Unit]:
+    for name, table in problems.groupby("task", sort=False):
+        table = table.head(params.test_items_per_task)
+        if table["id"].duplicated().any():
             raise TraitError(f"Task {name}: two test problems have the same id. Ids must be unique within a task.")
-        task = tasks.get(name)
+        task, rows = tasks.get(name), table.to_dict("records")
         kind, version = (task.kind, task.version) if task else ("", 1)
-        shots = _few_shot(str(name), rows, examples, params.few_shot)
+        shots = _few_shot(str(name), table, examples, params.few_shot)
         if params.likelihood:
-            items = [_item(row, _shown(shots)) for row in rows.to_dict("records")]
-            split = {"solution_bits": items, "choices": [item for item in items if "choices" in item]}
-            wanted = {"solution_bits": ("prompt", "target"), "choices": ("prompt", "answer", "choices", "gold")}
-            by_template = {template: _columns(split[template], wanted[template]) for template in split if split[template]}
-            yield _Plan(str(name), "likelihood", version, by_template, {})
+            items = [_item(row, _shown(shots)) for row in rows]
+            by_template = {"solution_bits": items, "choices": [item for item in items if item["choices"]]}
+            by_template = {template: asked for template, asked in by_template.items() if asked}
+            yield Unit(str(name), "likelihood", version, by_template)
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if task and metric in task.metrics]
             more = {"kind": kind, "marks": marks, "limits": list(task.limits) if task else []}
-            asked = rows.head(params.generate_items).to_dict("records")
-            items = [{"choices": [], **_item(row, _shown(shots, kind), kind), **_looked_at(row), **more} for row in asked]
-            columns = ("prompt", "question", "answer", "kind", "choices", "entity", "marks", "limits")
+            items = [{**_item(row, _shown(shots, kind), kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
-            by_template = {"generation": _columns(items, columns)}
-            yield _Plan(str(name), "generation", version, by_template, {"generation_kwargs": settings})
+            yield Unit(str(name), "generation", version, {"generation": items}, {"generation_kwargs": settings})
 
 
-def _document_plans(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[_Plan]:
+def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
     limits = {"general": params.general_documents, "in_domain": params.in_domain_documents}
     for name, texts in documents.items():
-        texts = list(texts)[: limits.get(name, len(texts))]
+        texts = texts[: limits[name]]
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise TraitError(f"Held-out document {place} of '{name}' is empty or not text. Remove it.")
         cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts]
         items = [{"id": f"{name}-{place:05d}-{digest(text)[:8]}", "text": text} for place, text in enumerate(cut)]
         if items and params.likelihood:
-            yield _Plan(f"{HELD_OUT}{name}", "documents", 1, {"document_bits": items}, {})
-
-
-def _columns(items: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [{name: item[name] for name in ("id", *names)} for item in items]
-
-
-def _looked_at(row: dict[str, Any]) -> dict[str, Any]:
-    """What marks of generated texts may look at besides the answer."""
-    entity = row.get("entity")
-    return {"question": row["question"], "entity": entity if isinstance(entity, str) else ""}
+            yield Unit(f"{HELD_OUT}{name}", "documents", 1, {"document_bits": items})
 
 
 def _item(row: dict[str, Any], prefix: str, kind: str = "") -> dict[str, Any]:
     """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target."""
     where = f"Test problem {row.get('id')} of task {row.get('task')}"
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise TraitError(f"{where} has no {field}. Add it, or drop the problem.")
+    for name in ("question", "answer"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise TraitError(f"{where} has no {name}. Add it, or drop the problem.")
     if row.get("split") not in (None, "test"):
         raise TraitError(f"{where} is from the {row['split']} split, which may be trained on. Evaluate on the test split.")
-    answer = row["answer"]
+    answer, entity = row["answer"], row.get("entity")
     solution = row["solution"] if isinstance(row.get("solution"), str) and row["solution"].strip() else answer
     item = {"id": str(row["id"]), "prompt": prefix + prompt(row["question"]), "target": f" {solution}", "answer": answer}
+    item |= {"question": row["question"], "entity": entity if isinstance(entity, str) else "", "choices": []}
     if row.get("choices") is None or isinstance(row["choices"], float):  # pandas may hold a null as NaN
         return item
     choices = [str(choice) for choice in row["choices"]]
@@ -257,17 +233,15 @@ def _shown(shots: list[dict[str, Any]], kind: str = "") -> str:
 # ---- lm-eval's tasks
 
 
-def _write(plan: _Plan, template: str, folder: Path) -> str:
+def _write(unit: Unit, template: str, folder: Path) -> str:
     """Write the items and task file of one lm-eval task into `folder`; returns the task's name in lm-eval."""
-    for source in TEMPLATES.glob("*.yaml"):
-        with atomic_path(folder / source.name) as temporary:
-            shutil.copyfile(source, temporary)
-    plain = re.sub(r"\W", "_", plan.task)
-    name = f"{plain if plain == plan.task else f'{plain}_{digest(plan.task)[:6]}'}_{template}"
+    shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
+    plain = re.sub(r"\W", "_", unit.task)
+    name = f"{plain if plain == unit.task else f'{plain}_{digest(unit.task)[:6]}'}_{template}"
     data = folder.resolve() / "items" / f"{name}.jsonl"
-    write_text(data, "".join(json.dumps(item) + "\n" for item in plan.items[template]))
+    write_text(data, "".join(json.dumps(item) + "\n" for item in unit.items[template]))
     config = {"task": name, "include": f"{template}.yaml", "dataset_kwargs": {"data_file": str(data)}}
-    config |= {"metadata": {"version": plan.version}, **plan.settings}
+    config |= {"metadata": {"version": unit.version}, **unit.settings}
     write_text(folder / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))
     return name
 
