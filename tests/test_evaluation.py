@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +458,5 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     pd.testing.assert_frame_equal(read.outcomes, made.outcomes)
     pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
     assert read.summary() == summary
+    others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
+    assert {arm: replace(read, reference=arm).others for arm in others} == others

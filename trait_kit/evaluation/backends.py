@@ -168,7 +168,7 @@ class Completions(LocalCompletionsAPI):
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
                 raise TraitError(
-                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model with "
-                    "a server that does, such as `vllm serve`, or set likelihood: false and generate_items."
+                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model "
+                    "with a server that does, such as `vllm serve`, or set likelihood: false and generate_items."
                 )
         return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)

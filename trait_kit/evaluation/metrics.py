@@ -29,16 +29,10 @@ def preferred(scores: dict[str, float]) -> str:
     return max(scores, key=lambda choice: scores[choice])
 
 
-def solution_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/solution_bits.yaml: (nats, bytes), which lm-eval's aggregation turns into bits per byte."""
-    ((log_probability, _greedy),) = results
-    return {"bits_per_byte": (log_probability, len(doc["target"].encode()))}
-
-
-def document_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/document_bits.yaml."""
-    (log_probability,) = results
-    return {"bits_per_byte": (log_probability, len(doc["text"].encode()))}
+def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
+    """lm-eval hook of tasks/solution_bits.yaml and document_bits.yaml: (nats, bytes); lm-eval's aggregation divides them."""
+    nats = results[0] if "text" in doc else results[0][0]  # a document's, or (nats, is it greedy) of a solution
+    return {"bits_per_byte": (nats, len((doc["text"] if "text" in doc else doc["target"]).encode()))}
 
 
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
