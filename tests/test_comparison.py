@@ -88,7 +88,7 @@ def test_seeds_are_averaged_item_by_item():
 
 def test_what_cannot_be_compared_is_named():
     outcomes = _outcomes({"trait": {"x": [1, 2, 3]}, "base": {"x": [1, 2]}})
-    with pytest.raises(TraitError, match=r"same items.*'base': 1"):
+    with pytest.raises(TraitError, match=r"same items of x; 1 are missing"):
         comparison.compare(outcomes, "trait", "bits_per_byte")
     with pytest.raises(TraitError, match="reference arm 'selected' was not evaluated"):
         comparison.compare(outcomes, "selected", "bits_per_byte")
@@ -293,7 +293,7 @@ def test_a_table_without_differences_is_called_one_time_in_twenty(monkeypatch):
     """Holm over the rows of a table: five arms that are all the same."""
     monkeypatch.setattr(statistics, "FLIPS", 400)
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    draw, count, called = np.random.default_rng(13), 60, 0
+    draw, count, called = np.random.default_rng(13), 40, 0
     for _ in range(count):
         hard = draw.normal(1, 0.5, 30)
         outcomes = _outcomes({arm: {"x": hard + draw.normal(0, 0.2, 30)} for arm in "abcde"})

@@ -31,7 +31,7 @@ CONFIDENCE = 1 - ALPHA  # of its intervals
 MIN_ITEMS = 30  # no verdict from fewer
 
 
-def arm_table(outcomes: pd.DataFrame, confidence: float = CONFIDENCE, seed: int = 0) -> pd.DataFrame:
+def arm_table(outcomes: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """Columns arm, task, metric, mean, low, high, n, seeds: one row an arm, metric and task, and one for the macro average.
 
     Intervals: statistics.mean_interval. A single item has no spread: low = high = mean, and n says so.
@@ -41,7 +41,7 @@ def arm_table(outcomes: pd.DataFrame, confidence: float = CONFIDENCE, seed: int 
     for (metric, arm), part in outcomes.groupby(["metric", "arm"], sort=False):
         by_task = {task: _grid(of_task) for task, of_task in part.groupby("task", sort=False)}
         for task, groups in _with_macro(by_task).items():
-            found = statistics.mean_interval(groups, confidence, seed)
+            found = statistics.mean_interval(groups, confidence)
             n = sum(group.shape[1] for group in groups)
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": found.low, "high": found.high}
             rows.append({**row, "n": n, "seeds": len(groups[0])})
@@ -54,7 +54,6 @@ def compare(
     metric: str,
     confidence: float = CONFIDENCE,
     task: str | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Every other arm against `reference_arm` on one metric, in order of appearance; None: every pair of arms, the later
     one as the reference.
@@ -66,12 +65,10 @@ def compare(
     Cohen's h), effect_size, odds_ratio (of the items on which binary outcomes disagree; else NaN), p_holm (Holm over the
     rows of this table), smallest_gain (what a test at ALPHA after that correction would have found with 80% power).
     """
-    return _table(_rows(outcomes, reference_arm, metric, confidence, task, seed))
+    return _table(_rows(outcomes, reference_arm, metric, confidence, task))
 
 
-def compare_all(
-    outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE, seed: int = 0
-) -> pd.DataFrame:
+def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """`compare` for every metric, on the macro average and on every task: the rows of the long table.
 
     Holm's correction is over what is read as one table: the averages of a metric, all cells of its single tasks, each set
@@ -83,13 +80,13 @@ def compare_all(
         problems = [name for name in names if not name.startswith(HELD_OUT)]
         documents = [[name] for name in names if name.startswith(HELD_OUT)]
         for family in ([None], problems, *documents) if problems else documents:
-            rows = [_rows(outcomes, reference_arm, metric, confidence, task, seed) for task in family]
+            rows = [_rows(outcomes, reference_arm, metric, confidence, task) for task in family]
             tables.append(_table([row for part in rows for row in part]))
     return pd.concat(tables, ignore_index=True)
 
 
 def compare_pair(
-    pairs: list[tuple[np.ndarray, np.ndarray]], metric: str, binary: bool, confidence: float, seed: int
+    pairs: list[tuple[np.ndarray, np.ndarray]], metric: str, binary: bool, confidence: float = CONFIDENCE, seed: int = 0
 ) -> dict[str, Any]:
     """Two arms compared, from (reference's values, arm's values) of each task, [seeds, items]: a row of `compare`, less what
     depends on how many rows there are; 'gain' is smallest_gain as a function of a test's level."""
@@ -192,7 +189,7 @@ def _check(outcomes: pd.DataFrame) -> None:
 
 
 def _rows(
-    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, confidence: float, task: str | None, seed: int
+    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, confidence: float, task: str | None
 ) -> list[dict[str, Any]]:
     outcomes = prepared(outcomes)
     values = outcomes[outcomes["metric"] == metric]
@@ -209,10 +206,9 @@ def _rows(
         raise TraitError(f"The reference arm '{reference_arm}' was not evaluated; the arms are: {', '.join(arms)}.")
     against = [(arm, reference_arm) for arm in arms if arm != reference_arm] if reference_arm else combinations(arms, 2)
     wide = values.pivot(index=["task", "item_id"], columns=["arm", "seed"], values="value")
-    _refuse_unlike_items(wide, metric)
     return [
         {"reference": reference, "arm": arm, "metric": metric, "task": task or MACRO}
-        | compare_pair(_paired(wide, reference, arm, wanted), metric, binary, confidence, seed)
+        | compare_pair(_paired(wide, reference, arm, wanted), metric, binary, confidence)
         for arm, reference in against
     ]
 
@@ -230,27 +226,19 @@ def _paired(wide: pd.DataFrame, reference: str, arm: str, tasks: list[str]) -> l
     seeds = [seed for seed in wide[reference] if seed in wide[arm]]
     if not seeds:
         raise TraitError(f"The arms {reference} and {arm} have no seed in common, so nothing pairs. Evaluate both anew.")
-    sides = wide[reference][seeds].dropna(how="all"), wide[arm][seeds].dropna(how="all")
     pairs = []
     for task in tasks:
-        pair = tuple(side[side.index.get_level_values("task") == task].to_numpy().T for side in sides)
-        if not pair[0].size or np.isnan(pair[0]).all(axis=1).any():
+        pair = [side.loc[task][seeds].to_numpy().T for side in (wide[reference], wide[arm])]
+        asked = ~np.isnan(pair)
+        if (lacking := asked[0] != asked[1]).any():
+            raise TraitError(
+                f"{reference} and {arm} were not evaluated on the same items of {task}; {lacking.sum()} are missing in one "
+                "of them. Run the evaluation again."
+            )
+        if not asked.any(axis=2).all():
             raise TraitError(f"Not every seed of {reference} and {arm} has items of {task}: {seeds}. Evaluate them anew.")
-        pairs.append(pair)
+        pairs.append(tuple(side[:, asked[0].any(axis=0)] for side in pair))
     return pairs
-
-
-def _refuse_unlike_items(wide: pd.DataFrame, metric: str) -> None:
-    """Within a seed, every arm must have been asked the same items."""
-    lacking: dict[str, int] = {}
-    for _, of_seed in wide.T.groupby(level="seed"):
-        for (arm, _), missing in of_seed.dropna(axis=1, how="all").isna().sum(axis=1).items():
-            lacking[arm] = lacking.get(arm, 0) + int(missing)
-    if any(lacking.values()):
-        lacking = {arm: count for arm, count in lacking.items() if count}
-        raise TraitError(
-            f"Arms were not evaluated on the same items of {metric}; missing: {lacking}. Run the evaluation again."
-        )
 
 
 def _grid(values: pd.DataFrame) -> np.ndarray:
