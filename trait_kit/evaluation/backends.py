@@ -107,12 +107,11 @@ class _Hook(CacheHook):
 def _sound(path: Path, report: Callable[[str], None]) -> Path:
     """The path of a database, or of none: what is torn or something else is removed, and that is said."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return path
     try:
         with contextlib.closing(sqlite3.connect(path)) as database:
             found = database.execute("PRAGMA quick_check").fetchone()[0]
-            database.execute("SELECT key, value FROM unnamed LIMIT 1")
+            if database.execute("SELECT name FROM sqlite_master").fetchone():
+                database.execute("SELECT key, value FROM unnamed LIMIT 1")
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
