@@ -229,7 +229,7 @@ def read_jsonl(name: str, columns: Columns) -> Iterator[Part]:
                 records.append(_strings(line, fields))
                 rows.append(row)
             except (ValueError, RecursionError) as error:
-                rejected.append(Reject(name, row, str(error), 1))
+                rejected.append(Reject(name, row, f"{UNREADABLE}: {error}", 1))
         if held > PART_BYTES or len(rows) + len(rejected) >= _PART_ROWS:
             yield part()
             records, rows, rejected, held = [], [], [], 0
@@ -238,22 +238,14 @@ def read_jsonl(name: str, columns: Columns) -> Iterator[Part]:
 
 def _strings(line: bytes, fields: list[str]) -> list[str | None]:
     """The fields of a JSON record as strings, the text second; ValueError says why it cannot be used."""
-    try:
-        record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{UNREADABLE}: {error}") from None
-    text = record.get(fields[1], "") if isinstance(record, dict) else 0
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"{UNREADABLE}: no object with a string '{fields[1]}'")
-    if fields[1] not in record:
-        raise ValueError(f"{NO_TEXT}: no field '{fields[1]}', but {_listed(record)}")
+    record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
+    if not isinstance(record, dict) or not isinstance(record.get(fields[1]), str):
+        found = _listed(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"it has no string '{fields[1]}', but {found}")
     values = [record.get(field) for field in fields]
-    values = [json.dumps(value) if not isinstance(value, str) and value is not None else value for value in values]
-    try:
-        for value in values:
-            value is None or value.isascii() or value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{UNREADABLE}: half a surrogate pair, which is no character") from None
+    values = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
+    for value in values:
+        value is None or value.isascii() or value.encode()  # half a surrogate pair is no character
     return values
 
 

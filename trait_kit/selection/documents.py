@@ -37,13 +37,26 @@ from trait_kit.demo_corpora import DEMO_PARTS as DEMO_PARTS
 from trait_kit.demo_corpora import DEMO_TRUTH, demo_digest, names_in
 from trait_kit.demo_corpora import part as demo_part
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.readers import COLUMNS, DAMAGED, REPEATED, SCHEMA, UNREADABLE, Columns, Part, Reject, clean
-from trait_kit.engine.readers import hub_data, read_hub, read_jsonl, read_parquet, row_groups
+from trait_kit.engine.readers import (
+    COLUMNS,
+    DAMAGED,
+    REPEATED,
+    SCHEMA,
+    Columns,
+    Part,
+    Reject,
+    clean,
+    hub_data,
+    read_hub,
+    read_jsonl,
+    read_parquet,
+    row_groups,
+)
 from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
 from trait_kit.engine.web import read_web
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
-_SMALL_BYTES, _HELD_BYTES = 4_000_000, 100_000_000
+_SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000
 _RULES = 2  # raised whenever the same bytes would give other documents
 _FEW_SHARDS, _SAMPLED_SHARDS, _SAMPLED_SHARE = 8, 64, 4
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
@@ -176,10 +189,10 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 class Identities:
-    """The ids seen so far: 8 bytes a document, in sorted runs that are merged as they grow."""
+    """The ids seen so far, as sorted hashes: 8 bytes a document."""
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self._seen = np.array([2**64 - 1], np.uint64)
 
     def check(self, documents: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
         """(the documents, each with an id; hashes of the ids; bool: the first with its id, counted as seen from now on).
@@ -200,25 +213,19 @@ class Identities:
         return documents, hashes, new
 
     def unique(self, part: Part) -> tuple[Part, np.ndarray]:
-        """(the part's documents that are the first with their id, the others among the rejected; hashes of the ids)."""
+        """(the part without documents whose id was seen before, which are rejected; hashes of the ids)."""
         documents, hashes, new = self.check(part.documents)
-        again = documents.filter(pa.array(~new))
-        places = zip(again["file"].to_pylist(), again["row"].to_pylist(), strict=True)
-        rejected = [*part.rejected, *(Reject(file, row, REPEATED, 1) for file, row in places)]
-        return Part(documents.filter(pa.array(new)), rejected), hashes[new]
+        again = documents.filter(pa.array(~new)).select(["file", "row"]).to_pylist()
+        rejected = [Reject(place["file"], place["row"], REPEATED, 1) for place in again]
+        return Part(documents.filter(pa.array(new)), part.rejected + rejected), hashes[new]
 
     def _fresh(self, hashes: np.ndarray) -> np.ndarray:
         values, first = np.unique(hashes, return_index=True)
-        known = np.zeros(len(values), bool)
-        for run in self._runs:
-            known |= run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
+        places = np.searchsorted(self._seen, values)
+        added = self._seen[np.minimum(places, len(self._seen) - 1)] != values
+        self._seen = np.insert(self._seen, places[added], values[added])
         new = np.zeros(len(hashes), bool)
-        new[first[~known]] = True
-        added = values[~known]
-        while self._runs and len(self._runs[-1]) <= 2 * len(added):
-            added = np.sort(np.concatenate([self._runs.pop(), added]))
-        if len(added):
-            self._runs.append(added)
+        new[first[added]] = True
         return new
 
 
@@ -379,32 +386,22 @@ def truth_label(spec: str) -> str | None:
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Of a corpus of up to 8 shards, uniform without replacement over all documents; one of more than 100 MB on disk is read
-    twice for that. Of a larger one, evenly over 64 shards chosen by the seed (more where these hold too few), each read
-    until it gave four times what is taken of it: a sample must not cost a pass over the web.
+    Of a corpus of up to 8 shards and 200 MB on disk, uniform without replacement over all documents. Of a larger one, evenly
+    over 64 shards chosen by the seed (more where these hold too few), each read until it gave four times what is taken of
+    it: a sample must not cost a pass over the web.
     """
     shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
-    taken = [SCHEMA.empty_table()]
-    if len(shards) <= _FEW_SHARDS:
-        small = sum(shard.bytes for shard in shards) <= _HELD_BYTES
-        held = list(unique_parts(shards, seed)) if small else None
-        rows = generator.permutation(sum(part.documents.num_rows for part in held or unique_parts(shards, seed)))
-        rows, start = np.sort(rows[:n]), 0
-        for part in held or unique_parts(shards, seed):
-            end = start + part.documents.num_rows
-            inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]
-            taken.append(part.documents.take(pa.array(inside - start)))
-            start = end
+    if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:
+        documents = pa.concat_tables(part.documents for part in unique_parts(shards, seed))
+        documents = documents.take(pa.array(np.sort(generator.permutation(documents.num_rows)[:n])))
     else:
         found: dict[int, pa.Table] = {}
         each = -(-n // min(_SAMPLED_SHARDS, len(shards)))
         for number in generator.permutation(len(shards)).tolist():
             missing = n - sum(map(len, found.values()))
-            if missing <= 0:
-                break
-            found[number] = _shard_sample(shards[number], min(each, missing), seed, generator)
-        taken += [found[number] for number in sorted(found)]
-    documents = pa.concat_tables(taken)
+            if missing > 0:
+                found[number] = _shard_sample(shards[number], min(each, missing), seed, generator)
+        documents = pa.concat_tables([SCHEMA.empty_table(), *(found[number] for number in sorted(found))])
     if n > 0 and not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample. Read its quarantine table for the reasons.")
     return documents.select(COLUMNS).combine_chunks()
