@@ -9,8 +9,7 @@ import pandas as pd
 
 from trait_kit import tables
 from trait_kit.params import FigureParams
-from trait_kit.selection import corpus
-from trait_kit.selection.documents import load_documents
+from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
 
 
@@ -23,7 +22,7 @@ def map_texts(params: FigureParams, selection: Path, passages: Path) -> pd.DataF
     problems = load_problems(params.tasks, "test", params.test_items_per_task, params.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
     groups = [
-        ("general", "web", corpus.sample(params.web, n, params.seed)["text"].to_pylist(), n),
+        ("general", "web", sample(params.web, n, params.seed)["text"].to_pylist(), n),
         ("in_domain", "in-domain documents", load_documents(params.in_domain, params.seed)["text"].to_pylist(), n),
         ("downstream", "test problems", solved, n),
         ("trait", "selected documents", tables.read(selection, "selection")["text"].to_pylist(), n - n // 2),

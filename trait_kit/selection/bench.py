@@ -24,7 +24,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import Texts, buffers, normalise, text_array, token_blocks
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.selection.budget import Limit
-from trait_kit.selection.corpus import list_shards, read_shard
+from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 from trait_kit.selection.selecting import select
 

@@ -25,7 +25,7 @@ from trait_kit.engine.questions import TestQuestions
 from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import Filters, Limit, check_method, cut_key, rank_keys, value_keys
-from trait_kit.selection.corpus import read_rows
+from trait_kit.selection.documents import read_rows
 from trait_kit.selection.scoring import KEY, Scoring, has_key, open_scoring
 
 _ADDED = [pa.field("row", pa.int64()), pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]

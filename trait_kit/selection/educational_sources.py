@@ -27,8 +27,9 @@ from trait_kit.engine.money import Estimate
 from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
-from trait_kit.selection import corpus, ratings
+from trait_kit.selection import ratings
 from trait_kit.selection.classifier import EducationalReport, train_educational_model
+from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import educational_weak_labels, label_points, points, rating_label
 
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
@@ -51,7 +52,7 @@ def educational_sample(params: ClassifierParams) -> list[str]:
     size = params.educational_sample
     if params.educational_source == "llm" and params.educational_ratings:
         size = min(size, params.educational_ratings)
-    return corpus.sample(params.web, size, params.seed + 1)["text"].to_pylist()
+    return sample(params.web, size, params.seed + 1)["text"].to_pylist()
 
 
 def estimate(params: ClassifierParams, texts: Sequence[str]) -> Estimate:

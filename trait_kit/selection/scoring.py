@@ -29,7 +29,7 @@ from trait_kit.engine.ngrams import Normalisation, Texts, text_array
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.web import SKIPPED
 from trait_kit.models import TokenCounter, token_counter
-from trait_kit.selection.corpus import Columns, Shard, list_shards, read_shard
+from trait_kit.selection.documents import Columns, Shard, list_shards, read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
 

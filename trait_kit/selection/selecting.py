@@ -19,12 +19,12 @@ from trait_kit import tables
 from trait_kit.engine import minhash as near_duplicates
 from trait_kit.engine import shards as engine
 from trait_kit.engine.files import atomic_path
-from trait_kit.engine.identity import Identities
 from trait_kit.engine.ngrams import Texts
 from trait_kit.params import Method, method_folder
 from trait_kit.selection import candidates
 from trait_kit.selection.budget import Choice, Filters, Limit, choose, rank_keys
 from trait_kit.selection.candidates import Candidates
+from trait_kit.selection.documents import Identities
 from trait_kit.selection.scoring import Scoring
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
