@@ -217,7 +217,7 @@ def read_jsonl(name: str, columns: Columns) -> Iterator[Part]:
         table = pa.table(list(zip(*records, strict=True)) or [[]] * len(COLUMNS), pa.schema(_STRINGS))
         return clean(table, np.array(rows, np.int64), name, rejected=rejected)
 
-    held = 0
+    row = held = 0
     for row, line in enumerate(split(blocks(name), lambda data: data.split(b"\n"), _MOST_BYTES), 1):
         if isinstance(line, Gap):
             rejected.append(torn(name, row - 1, line))
@@ -233,6 +233,8 @@ def read_jsonl(name: str, columns: Columns) -> Iterator[Part]:
         if held > PART_BYTES or len(rows) + len(rejected) >= _PART_ROWS:
             yield part()
             records, rows, rejected, held = [], [], [], 0
+    if not row:
+        rejected.append(Reject(name, 0, f"{UNREADABLE}: the file is empty", 1))
     yield part()
 
 

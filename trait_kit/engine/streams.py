@@ -147,7 +147,8 @@ def split(stream: Iterable[bytes | Gap], cut: Callable[[bytes], list[bytes]], mo
     rest, long = b"", TooLong(0, b"")  # `long`: the piece that is too long and being passed over
     for block in stream:
         if isinstance(block, Gap):
-            yield block
+            cut_off = (long.bytes + len(rest)) // 3  # not yet a piece, and compressed before
+            yield Gap(block.lost + cut_off, max(block.good - cut_off, 1), block.reason)
             return
         pieces = cut(rest + block)
         rest = pieces.pop()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import io
 import re
 import signal
@@ -27,13 +28,14 @@ from loguru import logger
 
 from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of
 from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
-from trait_kit.engine.streams import Gap, Source, TooLong, blocks, documents_in, format_of, split
+from trait_kit.engine.streams import FORMATS, Gap, Source, TooLong, blocks, format_of, split
 
 PAGE_BYTES = 8_000_000  # a larger response is not parsed
 _RULES = 2  # raised whenever the same file would give other documents
 _HEADER_BYTES, _PART_ROWS = 1 << 16, 500
 _RECORD = re.compile(rb"\nWARC/(?=[01]\.\d+\r?\n[\w-]+:)")  # where one begins behind another
 _HEADER = re.compile(rb"(?:WARC/)?[01]\.\d+(\r?\n.*?\n\r?\n)", re.DOTALL)  # of a record, its version apart
+_NO_RECORD = f"{UNREADABLE}: not a WARC record"
 _NO_TEXT, _TOO_LARGE = f"{SKIPPED}no main text", f"{SKIPPED}larger than {PAGE_BYTES // 1_000_000} MB"
 _KEPT = pa.schema(
     dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
@@ -73,9 +75,11 @@ def _decode(page: bytes, charset: str) -> str | bytes:
 
 
 def _guarded(*page: Any) -> str | Exception:
-    """`extract` in the child; an alarm ends a child that nobody has asked for a minute, whose parent may be killed."""
+    """`extract` in the child; an alarm ends a child that nobody has asked for a minute."""
     signal.alarm(0)
     try:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: a child ends with its parent, whose lock it has inherited
         return extract(*page)
     except Exception as error:
         return ValueError(type(error).__name__)
@@ -135,9 +139,9 @@ def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
             if page.html:
                 page = _extracted(page, sandbox)
             if page.text or page.reason:
-                known = isinstance(piece, bytes) or page.reason == _TOO_LARGE
+                size = piece.bytes if isinstance(piece, TooLong) else len(piece)
+                records = max(size // FORMATS[format_of(name)[0]], 1) if page.reason == _NO_RECORD else 1
                 fields = {name: getattr(page, name) or None for name in ("id", "text", "url", "reason")}
-                records = 1 if known else max(documents_in(name, piece.bytes), 1)
                 found.append({**fields, "row": row, "records": records})
             if len(found) >= _PART_ROWS:
                 yield pa.Table.from_pylist(found, _KEPT)
@@ -166,10 +170,10 @@ def _page(piece: bytes | TooLong) -> Page:
     head = _HEADER.match(data)
     body = data[head.end() :] if head else b""
     try:
-        record = io.BytesIO(b"WARC/1.0" + head[1] + body if head else b"")
+        record = io.BytesIO(b"WARC/1.0" + re.sub(rb"\r?\n", b"\r\n", head[1]) + body if head else b"")
         found = next(ArchiveIterator(record, parse_http=False, strict_mode=False), None)
         if found is None:
-            return Page(f"{UNREADABLE}: not a WARC record")
+            return Page(_NO_RECORD)
         if found.record_type not in (WarcRecordType.response, WarcRecordType.conversion):
             return Page()
         headers = {name.lower(): _written(value) for name, value in found.headers.items()}
