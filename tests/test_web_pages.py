@@ -164,24 +164,18 @@ def test_a_lying_length_costs_its_own_record_only(tmp_path: Path, length) -> Non
         assert rejected == [(2, "unreadable: its Content-Length does not fit")]
 
 
-def test_other_line_ends_and_versions_are_read_and_what_is_no_archive_counts_by_its_size(tmp_path: Path) -> None:
+def test_other_versions_and_ends_are_read_and_what_cannot_be_read_counts_by_its_size(tmp_path: Path) -> None:
     records = b"".join(good(number) for number in range(1, 4))
-    variants = {
-        "lf": records.replace(b"\r\n", b"\n"),
-        "old": records.replace(b"WARC/1.0", b"WARC/0.18"),
-        "one": records.replace(b"\r\n\r\nWARC/", b"\r\nWARC/"),
-    }
-    for name, data in variants.items():
-        path = tmp_path / f"{name}.warc"
-        path.write_bytes(re.sub(rb"Content-Length: (\d+)", _shorter, data) if name == "lf" else data)
-        assert [row["row"] for row in read(path)[0]] == [1, 2, 3], name
+    (tmp_path / "old.warc").write_bytes(records.replace(b"WARC/1.0", b"WARC/0.18"))
+    (tmp_path / "one.warc").write_bytes(records.replace(b"\r\n\r\nWARC/", b"\r\nWARC/"))
+    for name in ("old", "one"):
+        assert [row["row"] for row in read(tmp_path / f"{name}.warc")[0]] == [1, 2, 3]
+    (tmp_path / "lf.warc").write_bytes(records.replace(b"\r\n", b"\n"))
+    (part,) = read_web(find(str(tmp_path / "lf.warc"))[0], tmp_path)
+    assert sum(reject.records for reject in part.rejected) == 3
     (tmp_path / "no.warc").write_bytes(b"no WARC at all" * 2_000_000)
     (part,) = read_web(find(str(tmp_path / "no.warc"))[0], tmp_path)
     assert part.rejected == [(str(tmp_path / "no.warc"), 1, "unreadable: not a WARC record", 466)]
-
-
-def _shorter(match: re.Match) -> bytes:
-    return b"Content-Length: %d" % (int(match[1]) - 3)  # an HTTP header of three lines
 
 
 def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else(tmp_path: Path, monkeypatch) -> None:

@@ -24,7 +24,7 @@ NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
 DAMAGED = "damaged"  # a stretch of a file, or all of it
 REPEATED = "its id was seen before"
-SKIPPED = "skipped: "  # an ordinary page of the web without text to read, which is no loss
+SKIPPED = "skipped"  # an ordinary page of the web without text to read, which is no loss
 
 COLUMNS = ("id", "text", "source", "url")
 PART_BYTES = 4_000_000  # of text, about

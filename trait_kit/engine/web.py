@@ -36,7 +36,7 @@ _HEADER_BYTES, _PART_ROWS = 1 << 16, 500
 _RECORD = re.compile(rb"\nWARC/(?=[01]\.\d+\r?\n[\w-]+:)")  # where one begins behind another
 _HEADER = re.compile(rb"(?:WARC/)?[01]\.\d+(\r?\n.*?\n\r?\n)", re.DOTALL)  # of a record, its version apart
 _NO_RECORD = f"{UNREADABLE}: not a WARC record"
-_NO_TEXT, _TOO_LARGE = f"{SKIPPED}no main text", f"{SKIPPED}larger than {PAGE_BYTES // 1_000_000} MB"
+_NO_TEXT, _TOO_LARGE = f"{SKIPPED}: no main text", f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB"
 _KEPT = pa.schema(
     dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
 )
@@ -192,12 +192,14 @@ def _page(piece: bytes | TooLong) -> Page:
         http, html = found.http_headers, found.reader.read(PAGE_BYTES + 1)
     except (OSError, ValueError) as error:
         return Page(f"{UNREADABLE}: its text or HTTP message ({type(error).__name__})")
-    if not http or http.status_code != 200:
-        return Page(f"{SKIPPED}HTTP status {http.status_code if http else 'missing'}")
+    if not http or not http.status_code:
+        return Page(f"{UNREADABLE if 'http' in headers.get('content-type', '') else SKIPPED}: no HTTP response")
+    if http.status_code != 200:
+        return Page(f"{SKIPPED}: HTTP status {http.status_code}")
     kind = re.match(r"[\w/+.-]*", (http.get("Content-Type") or "").strip().lower())[0]
     begins = html.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
     if kind not in ("", "text/html", "application/xhtml+xml") or (not kind and begins not in (b"<", b"")):
-        return Page(f"{SKIPPED}not HTML: {kind[:40] or 'no content type'}")
+        return Page(f"{SKIPPED}: not HTML: {kind[:40] or 'no content type'}")
     if len(html) > PAGE_BYTES or not html.strip():
         return Page(_TOO_LARGE if html.strip() else _NO_TEXT)
     return page._replace(html=html, charset=found.http_charset or "")

@@ -59,6 +59,7 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
 _SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000
 _RULES = 2  # raised whenever the same bytes would give other documents
 _FEW_SHARDS, _SAMPLED_SHARDS, _SAMPLED_SHARE = 8, 64, 4
+_NOTHING = Part(SCHEMA.empty_table(), [])
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ def held_out_share(documents: int) -> float:
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
     """The share that holds out exactly 5% (rounded down) of the documents of a small corpus: none of fewer than 20."""
-    ordered = np.sort(np.concatenate([hashes for _, hashes in _checked(Shard(0, source, columns=columns), 0)]))
+    hashes = [hashes for _, hashes in _checked(Shard(0, source, columns=columns), 0)]
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
     count = int(len(ordered) * HELD_OUT_SHARE)
     return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
 
@@ -280,7 +282,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
     wanted = np.asarray(positions, np.int64)
-    taken, start, done = [SCHEMA.empty_table()], 0, 0
+    taken, start, done = [_NOTHING.documents], 0, 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + part.documents.num_rows
         stop = int(np.searchsorted(wanted, end))
@@ -318,7 +320,7 @@ def load_with_quarantine(spec: str, seed: int = 0) -> tuple[pa.Table, pa.Table]:
 
     So ids are unique across files, and a damaged file is a TraitError that names it, as is a corpus without documents.
     """
-    parts = list(unique_parts(list_shards(spec, seed), seed))
+    parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
     rejected = [reject for part in parts for reject in part.rejected]
     for reject in rejected:
         if reject.reason.startswith(DAMAGED):
@@ -392,7 +394,7 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     """
     shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
     if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:
-        documents = pa.concat_tables(part.documents for part in unique_parts(shards, seed))
+        documents = pa.concat_tables(part.documents for part in (_NOTHING, *unique_parts(shards, seed)))
         documents = documents.take(pa.array(np.sort(generator.permutation(documents.num_rows)[:n])))
     else:
         found: dict[int, pa.Table] = {}
@@ -401,7 +403,7 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
             missing = n - sum(map(len, found.values()))
             if missing > 0:
                 found[number] = _shard_sample(shards[number], min(each, missing), seed, generator)
-        documents = pa.concat_tables([SCHEMA.empty_table(), *(found[number] for number in sorted(found))])
+        documents = pa.concat_tables([_NOTHING.documents, *(found[number] for number in sorted(found))])
     if n > 0 and not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample. Read its quarantine table for the reasons.")
     return documents.select(COLUMNS).combine_chunks()
@@ -409,7 +411,7 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
 
 def _shard_sample(shard: Shard, n: int, seed: int, generator: np.random.Generator) -> pa.Table:
     """The `n` documents with the smallest random keys among the shard's first `_SAMPLED_SHARE` times as many."""
-    kept, keys, seen = SCHEMA.empty_table(), np.empty(0), 0
+    kept, keys, seen = _NOTHING.documents, np.empty(0), 0
     for part in read_shard(shard, seed):
         documents = part.documents.slice(0, n * _SAMPLED_SHARE - seen)
         seen += documents.num_rows
