@@ -7,6 +7,7 @@ file: it stands in `rejected` under one of five reasons, with what exactly behin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -65,8 +66,8 @@ def damaged(name: str, row: int, what: str, records: float) -> Reject:
 
 
 def torn(name: str, row: int, gap: Gap) -> Reject:
-    """A Gap behind so many good records, and about how many it cost."""
-    lost = gap.lost * row / gap.good if row else documents_in(name, gap.lost)
+    """A Gap behind so many records, and about how many it cost."""
+    lost = gap.lost * row / gap.good if row else documents_in(name, gap.lost + gap.good)
     return damaged(name, row, f"its compressed data after record {row} ({gap.reason})", lost)
 
 
@@ -254,6 +255,7 @@ def _strings(line: bytes, fields: list[str]) -> list[str | None]:
 # The hub
 
 
+@functools.lru_cache(maxsize=2)
 def hub_data(rest: str) -> Any:
     """`owner/name[@config][#split]` on the Hugging Face hub, or in its local cache, as a memory-mapped data set."""
     name, _, part = rest.partition("#")

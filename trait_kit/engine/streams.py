@@ -22,9 +22,8 @@ from trait_kit.engine.files import TraitError
 # what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
-_BLOCK, _UNPACKED = 1 << 22, 1 << 18  # bytes read at once; decompressed at once, which is what damage costs before it
-_WHOLE, _PIECES, _PIECE = 1 << 24, 16, 1 << 16
-_HEAD = 1 << 12
+_BLOCK, _UNPACKED = 1 << 22, 1 << 16  # bytes read at once; decompressed at once, which is what damage costs before it
+_WHOLE, _PIECES, _PIECE, _HEAD = 1 << 24, 16, 1 << 16, 1 << 12
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 

@@ -1,18 +1,13 @@
 """Documents of a corpus of any size: named, listed as shards, read part by part, divided and sampled.
 
-A corpus is named by a *spec*, the same string in every notebook:
+A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns:
 
     demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
     hf:owner/name[@config][#split]                                         split is `train` when left out
     path, URL or glob of .parquet, .jsonl, .json, .ndjson, .warc, .wet files, plain, .gz or .zst; URLs are fsspec's
 
-Where a corpus calls its columns otherwise, the spec says so at its end: `web/*.jsonl.gz {text=content, id=key}`.
-
-A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. What cannot be
-used is reported with its file, its row and the reason, and reading goes on behind it.
-
-Held out of a corpus that is not the demo's are the documents whose id hashes below a share of the corpus' size: a
-document's fate depends on its own id and never on the others'.
+A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. Held out are the
+documents whose id hashes below a share: a document's fate depends on its own id and never on the others'.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -94,11 +89,6 @@ def _named(spec: str) -> tuple[str, str, Columns]:
     return (kind, rest, columns) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns)
 
 
-@functools.lru_cache(maxsize=2)
-def _hub(rest: str) -> Any:
-    return hub_data(rest)
-
-
 def fingerprint(spec: str) -> str:
     """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
     kind, rest, _ = _named(spec)
@@ -120,22 +110,18 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         pieces, documents = _cut_files(sources, shard_rows)
         small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
     else:
-        data = demo_part(rest, seed) if kind == "demo" else _hub(rest)
+        data = demo_part(rest, seed) if kind == "demo" else hub_data(rest)
         documents, size = len(data), data.nbytes if kind == "demo" else data.data.nbytes
         state = f"{demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
         stops = [(first, min(first + shard_rows, documents)) for first in range(0, max(documents, 1), shard_rows)]
         each = size // len(stops)
         pieces = [Shard(0, f"{kind}:{rest}", first, stop, each, state) for first, stop in stops]
         small = size <= _SMALL_BYTES
-    if kind == "demo":
-        share = 0.0
-    else:
+    share = 0.0
+    if kind != "demo":
         share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else held_out_share(documents)
-    keys = [digest([_RULES, share, columns, shard.source, shard.first, shard.stop, shard.key]) for shard in pieces]
-    return [
-        shard._replace(number=number, key=keys[number], held_out=share, columns=columns)
-        for number, shard in enumerate(pieces)
-    ]
+    shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
+    return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> tuple[list[Shard], int]:
@@ -168,9 +154,8 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 def held_out_share(documents: int) -> float:
     """The share of a corpus of about so many documents that is held out.
 
-    5% up to 40,000 documents; then half as much whenever the corpus doubles, so that between 2,000 and 4,000 documents are
-    held out; 0.625% from 320,000 documents on, because 2,000 must be found without reading a large corpus to its end. The
-    share falls in steps: a corpus that grows a little keeps its held-out documents, and all the work done on the others.
+    5% up to 40,000 documents, then half as much whenever the corpus doubles, down to 0.625%: 2,000 must be found without
+    reading it to its end. In steps, so that one that grows a little keeps what is held out, and all work on the others.
     """
     doublings = math.floor(math.log2(max(documents * HELD_OUT_SHARE / HELD_OUT_MOST, 1)))
     return HELD_OUT_SHARE / 2 ** min(doublings, 3)
@@ -217,8 +202,8 @@ class Identities:
     def unique(self, part: Part) -> tuple[Part, np.ndarray]:
         """(the part without documents whose id was seen before, which are rejected; hashes of the ids)."""
         documents, hashes, new = self.check(part.documents)
-        again = documents.filter(pa.array(~new)).select(["file", "row"]).to_pylist()
-        rejected = [Reject(place["file"], place["row"], REPEATED, 1) for place in again]
+        again = documents.filter(pa.array(~new)).to_pylist()
+        rejected = [Reject(row["file"], row["row"], REPEATED, 1) for row in again]
         return Part(documents.filter(pa.array(new)), part.rejected + rejected), hashes[new]
 
     def _fresh(self, hashes: np.ndarray) -> np.ndarray:
@@ -248,13 +233,8 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     that the machine or the network cannot give, is a TraitError, because the next attempt may succeed.
     """
     for part, hashes in _checked(shard, seed):
-        kept = hashes >= _limit(shard)
+        kept = hashes >= np.uint64(shard.held_out * 2**64)
         yield part if kept.all() else part._replace(documents=part.documents.filter(pa.array(kept)))
-
-
-def _limit(shard: Shard) -> np.uint64:
-    """Documents whose ids hash below it are held out."""
-    return np.uint64(shard.held_out * 2**64)
 
 
 def _checked(shard: Shard, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
@@ -270,7 +250,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
         rows = np.arange(shard.first, shard.stop)
         yield clean(demo_part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
     elif kind == "hf":
-        yield from read_hub(shard.source, _hub(name), shard.first, shard.stop, shard.columns)
+        yield from read_hub(shard.source, hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
         yield from read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
     elif format_of(name)[0] in (".warc", ".wet"):
@@ -354,13 +334,11 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo_part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     found, documents, count = {}, 0, 0
-    for shard in sorted(list_shards(spec), key=lambda shard: digest([shard.source, shard.first])):
-        for part, hashes in _checked(shard, 0):
-            chosen = hashes < _limit(shard)
-            found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
-            documents, count = documents + len(chosen), count + int(chosen.sum())
-            if count >= HELD_OUT_MOST:
-                break
+    shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
+    for shard, (part, hashes) in ((piece, read) for piece in shards for read in _checked(piece, 0)):
+        chosen = hashes < np.uint64(shard.held_out * 2**64)
+        found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
+        documents, count = documents + len(chosen), count + int(chosen.sum())
         if count >= HELD_OUT_MOST:
             break
     if not count:
