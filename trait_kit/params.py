@@ -65,32 +65,13 @@ class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
 
     negatives_per_positive: int = Field(10, ge=1)  # general documents sampled for one in-domain document
-    held_out_fraction: float = Field(0.2, gt=0, lt=0.9)  # of the labelled documents, for the precision-recall curve
-    min_documents: int = Field(20, ge=2)  # fewest documents a side that are worth training on
     dimension: int = Field(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
     epochs: int = Field(25, ge=1)  # passes over the labelled documents
     learning_rate: float = Field(0.5, gt=0)  # of fastText, falling linearly to 0
-    word_ngrams: int = Field(2, ge=1, le=5)  # words, pairs, ... up to this many words
     buckets: int = Field(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
     educational_sample: int = Field(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-    educational_ratings: int = Field(0, ge=0)  # llm: most documents of the sample that are rated; 0 means all
-    educational_model: str = ""  # model: a fastText .bin, or hf:owner/name/file.bin on the hub
-    educational_normalisation: Literal["none", "words-1"] = "none"  # model: what it was trained on; words-1: the kit's own
-
-    def training_options(self) -> dict[str, Any]:
-        """What both models are trained with, by the names of `selection.classifier`'s functions."""
-        names = (
-            "seed",
-            "dimension",
-            "epochs",
-            "learning_rate",
-            "word_ngrams",
-            "buckets",
-            "held_out_fraction",
-            "min_documents",
-        )
-        return {name: getattr(self, name) for name in names}
+    educational_model: str = ""  # model: a fastText .bin, hf:owner/name/file.bin on the hub, or the kit's own .safetensors
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:

@@ -33,6 +33,7 @@ from trait_kit.engine.web import SKIPPED
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
+_LEFTOVER_SECONDS = 6 * 3600
 _RANKS_PER_WORKER = 8  # shares of the shards on a cluster: small enough to even out, large enough to pay for starting
 _LEAN = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
@@ -107,6 +108,9 @@ class Progress:
 
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies."""
+    for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
+        if time.time() - left.stat().st_mtime > _LEFTOVER_SECONDS:
+            left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
         _on_cluster(work, job, numbers, place, progress)
     elif min(place.workers, len(numbers)) > 1:

@@ -1,8 +1,8 @@
-"""Low, Mid and High educational value: the scale, the labels of foreign models on it, and weak labels by a rule.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of three sources of labels.
 
-The rule looks at the form of a text: does it explain, or only state? The paper filters by educational value with a model
-that it does not describe; judgements by an LLM are the usual source of labels (`ratings`). The rule stands in where there
-are none. Points:
+The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
+web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `model`: a ready fastText model. `weak`: a rule
+stands in where there is neither. It looks at the form of a text: does it explain, or only state? Points:
 
     +1  at least 2 sentences and 40 words: something can be developed
     +1  at least 1 explanatory cue in 100 words, +2 from 3: reasons, examples, definitions, consequences, purposes
@@ -14,81 +14,79 @@ are none. Points:
 
     Low: 0 points or fewer.  Mid: 1 or 2.  High: 3.
 
-It looks at function words and shape, not at what the text is about, so that it adds to the domain classifier instead of
-repeating it; the tests check that no topic is mostly Low or nearly all High, and that topics explain little of the model's
-scores. English only: in another language almost nothing is High, and training says so.
+The rule looks at function words and shape, not at what the text is about, so that it adds to the domain classifier instead
+of repeating it. English only: in another language almost nothing is High, and training says so.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
+import pandas as pd
+import yaml
 
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
+from trait_kit.params import ClassifierParams
+from trait_kit.selection.fitting import TrainingOptions, normalise_lines, options_of, train, trial
 
 LABELS = ("Low", "Mid", "High")
-POINTS = {label: float(value) for value, label in enumerate(LABELS)}
-_PREFIX = "__label__"
-# Label -> points on the scale 0..2, for every set of labels whose meaning is plain. Ratings 0-5 count in the bands that the
-# kit's own ratings are trained in, so that min_educational means the same whichever model scores.
-_SCALES: tuple[dict[str, int], ...] = (
-    {"low": 0, "mid": 1, "high": 2},
-    {"low": 0, "medium": 1, "high": 2},
-    {"0": 0, "1": 0, "2": 1, "3": 1, "4": 2, "5": 2},
-    {"low": 0, "high": 2},
-    {"0": 0, "1": 2},
-    {"no": 0, "yes": 2},
-    {"false": 0, "true": 2},
-    {"negative": 0, "positive": 2},
-    {"bad": 0, "good": 2},
-    {"lq": 0, "hq": 2},
-    {"cc": 0, "hq": 2},  # Common Crawl against high quality
-    {"not_educational": 0, "educational": 2},
-    {"non_educational": 0, "educational": 2},
-)
+MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
+_LISTS = yaml.safe_load((Path(__file__).parent / "educational.yaml").read_text(encoding="utf-8"))
+_PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
+_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
+_EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
+Message = dict[str, str]
+Ask = Callable[[list[list[Message]]], list[str | None]]  # conversations -> the next answer of each; None: none was had
 
-_CUES = re.compile(
-    r"\b(?:because|therefore|thus|hence|consequently|since|so that|in order to|as a result|due to|leads? to|led to"
-    r"|results? in|resulting in|causes?|caused by|depends? on|means?|meaning|for example|for instance|such as|e\.g|i\.e"
-    r"|that is|in other words|namely"
-    r"|(?:is|are|be) (?:defined|described|called|used|considered|understood|thought|seen|determined|measured)"
-    r"|refers? to|consists? of|known as|based on|if|when|whereas|although|however|in contrast|unlike|rather than|allows?"
-    r"|enables?|helps?|requires?|explains?|shows?|usually|typically|generally|often|process|method|how|why|which)\b",
-    re.IGNORECASE,
-)
-_BOILERPLATE = re.compile(
-    r"cookie|subscribe|sign up|log ?in\b|click here|all rights reserved|privacy policy|terms of (?:use|service)|add to cart"
-    r"|read more|free shipping|buy now|follow us|share this|©|https?://|</?[a-z]+[ >/]|\{\{|\}\}|function ?\(",
-    re.IGNORECASE,
-)
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_NUMBER = re.compile(r"\b\d[\d.,:]*")
-_SEPARATOR = re.compile(r"[,;|•·\n\t]")
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
+
+@dataclass
+class EducationalModel:
+    """What one source gave; `educational.safetensors` stands beside it."""
+
+    headline: str
+    distribution: pd.DataFrame  # label, documents, share: of the labels given, or of those that a ready model predicts
+    examples: pd.DataFrame  # label, points | rating | score, text; texts are data: escape them where shown
+    confusion: pd.DataFrame | None  # given labels (rows) against predicted ones; None for a ready model, which has no labels
+    summary: dict[str, Any]  # for the step's record
+
+
+# Labels
 
 
 def label_points(labels: Sequence[str]) -> np.ndarray:
     """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
 
-    For High, Mid and Low that is 2 P(High) + P(Mid). Case and fastText's prefix do not matter. TraitError where the
-    labels' meaning would be a guess.
+    Case and fastText's prefix do not matter. TraitError where the labels' meaning would be a guess.
     """
-    names = [label.removeprefix(_PREFIX).lower().replace("-", "_") for label in labels]
-    for scale in _SCALES:
+    names = [label.removeprefix(LABEL_PREFIX).lower().replace("-", "_") for label in labels]
+    for scale in _LISTS["scales"]:
         if sorted(names) == sorted(scale):
             return np.array([scale[name] for name in names], np.float32)
     shown = ", ".join(repr(label) for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
     raise TraitError(
         f"What the {len(labels)} labels {shown} say of educational value is not plain. Use a model with the labels "
-        f"{'; or '.join(', '.join(scale) for scale in _SCALES[:5])} (in any case)."
+        f"{'; or '.join(', '.join(scale) for scale in _LISTS['scales'][:5])} (in any case)."
     )
 
 
-def rating_label(rating: int) -> str:
-    """Low for a rating of 0 or 1, Mid for 2 or 3, High for 4 or 5."""
-    return LABELS[rating // 2]
+_CUES = re.compile(rf"\b(?:{'|'.join(_LISTS['cues'])})\b", re.IGNORECASE)
+_BOILERPLATE = re.compile("|".join(_LISTS["boilerplate"]), re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_NUMBER = re.compile(r"\b\d[\d.,:]*")
+_SEPARATOR = re.compile(r"[,;|•·\n\t]")
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
 
 
 def points(text: str) -> int:
@@ -116,3 +114,242 @@ def points(text: str) -> int:
 def educational_weak_labels(texts: Iterable[str]) -> list[str]:
     """Low, Mid or High for each text."""
     return ["High" if score >= 3 else "Mid" if score >= 1 else "Low" for score in map(points, texts)]
+
+
+# Ratings by a language model
+
+
+def rate(texts: Sequence[str], ask: Ask) -> list[int | None]:
+    """Educational value 0..5 of each text; None where no rating could be had. Equal texts are asked for once.
+
+    An answer without a rating is shown to the model with what is wrong with it, once.
+    """
+    excerpts = [_excerpt(text) for text in texts]
+    asked = [excerpt for excerpt in dict.fromkeys(excerpts) if excerpt]
+    conversations = [conversation(excerpt) for excerpt in asked]
+    answers = dict(zip(asked, ask(conversations), strict=True))
+    again = [
+        (excerpt, [*said, {"role": "assistant", "content": answers[excerpt]}, {"role": "user", "content": _REPAIR}])
+        for excerpt, said in zip(asked, conversations, strict=True)
+        if answers[excerpt] is not None and read_rating(answers[excerpt]) is None
+    ]
+    if again:
+        answers |= zip([excerpt for excerpt, _ in again], ask([said for _, said in again]), strict=True)
+    return [read_rating(answers.get(excerpt)) for excerpt in excerpts]
+
+
+_REPAIR = "That answer holds no rating. End with a line of its own: Rating: and a whole number from 0 to 5."
+_RATING = re.compile(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", re.IGNORECASE)
+
+
+def read_rating(answer: str | None) -> int | None:
+    """The last 'Rating: N' of an answer, thinking aloud left out; None where it is no whole number from 0 to 5."""
+    found = _RATING.findall((answer or "").rpartition("</think>")[2])
+    return int(found[-1]) if found and found[-1] in "012345" else None
+
+
+def conversation(excerpt: str) -> list[Message]:
+    """The criteria as a system line, and the document as one line of JSON: data, in which no marker can occur."""
+    system = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True).render(
+        cut=len(excerpt) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}"
+    )
+    text = json.dumps({"text": excerpt}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    user = f"<<<DOCUMENT\n{text}\nDOCUMENT>>>"
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a document without control characters and lone surrogates."""
+    text = text[: 2 * MAX_CHARACTERS].encode("utf-8", "replace").decode()
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+
+
+@contextlib.contextmanager
+def _teacher(params: ClassifierParams, folder: Path) -> Iterator[tuple[Ask, Callable[[], dict[str, Any]]]]:
+    """(ask, the bill so far) of the language model that the parameters name: the one place that knows its client."""
+    from trait_kit.engine import endpoint, ledger, local_server
+
+    with local_server.serving(params, folder) as served:
+        model = endpoint.Endpoint.of(served)
+        paid = ledger.Ledger.of(served, folder / "teacher_answers.jsonl")
+
+        def ask(conversations: list[list[Message]]) -> list[str | None]:
+            replies = endpoint.ask_all(
+                len(conversations),
+                lambda place: model.converse(conversations[place], str, str, paid),
+                fault_of=lambda reply: reply.fault,
+                give_up=lambda fault: endpoint.Reply(None, fault, "", 0, 0, 0.0),
+                concurrency=model.concurrency,
+            )
+            return [reply.value for reply in replies]
+
+        yield ask, paid.bill
+
+
+# Models
+
+
+def educational_model(params: ClassifierParams, texts: list[str], folder: Path | str) -> EducationalModel:
+    """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
+
+    Beside it: `educational.bin` where a model was trained; `ratings.parquet` and the paid answers where an LLM was asked.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("educational.safetensors", "educational.bin", "ratings.parquet"):  # of another source
+        if (folder / name).absolute() != Path(params.educational_model).absolute():
+            (folder / name).unlink(missing_ok=True)
+    return {"weak": _weak, "llm": _rated, "model": _ready}[params.educational_source](params, texts, folder)
+
+
+def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+    frame = pd.DataFrame({"label": educational_weak_labels(texts), "points": list(map(points, texts)), "text": texts})
+    return _trained(params, frame, folder, "weak labels by the rule", {})
+
+
+def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+    with _teacher(params, folder) as (ask, bill):
+        ratings = rate(texts, ask)
+        paid = bill()
+    frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})
+    digests = [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in texts]
+    with atomic_path(folder / "ratings.parquet") as temporary:
+        frame.assign(text_sha256=digests)[["text_sha256", "rating"]].to_parquet(temporary)
+    failed, stopped = int(frame["rating"].isna().sum()), paid.get("stopped_by_cap")
+    if failed > _MAX_FAILED * len(texts) and not stopped:
+        raise TraitError(
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
+            "another teacher_model, and run again: what has an answer is not asked again."
+        )
+    frame = frame.dropna().astype({"rating": int})
+    frame.insert(0, "label", [LABELS[rating // 2] for rating in frame["rating"]])
+    try:
+        return _trained(params, frame, folder, f"ratings by {params.teacher_model}", {"bill": paid, "unrated": failed})
+    except TraitError as error:
+        if not stopped:
+            raise
+        cap = f"max_cost_usd ({params.max_cost_usd:g}) was reached after {len(frame)} of {len(texts)} ratings; raise it"
+        raise TraitError(f"{cap}, and only the rest is asked and paid for. {error}") from None
+
+
+def _trained(
+    params: ClassifierParams, frame: pd.DataFrame, folder: Path, labelled_by: str, summary: dict[str, Any]
+) -> EducationalModel:
+    texts, labels = frame["text"].tolist(), frame["label"].tolist()
+    confusion, report = train_educational_model(texts, labels, folder / "educational.bin", **options_of(params))
+    headline = (
+        f"Agreement with held-out {labelled_by}: {report['agreement']:.2f} (the commonest label alone: "
+        f"{report['majority']:.2f}), rank correlation {report['rank_correlation']:.2f}, kappa {report['kappa']:.2f}."
+    )
+    named = {f"educational_{name}": value for name, value in report.items()}
+    summary = {"educational_source": params.educational_source, **named, **summary}
+    return EducationalModel(headline, _distribution(frame, LABELS), _examples(frame, LABELS), confusion, summary)
+
+
+def train_educational_model(
+    texts: list[str], labels: list[str], model_path: Path | str, **options: Any
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Train Low / Mid / High on given labels, write model and scorer: (confusion, report), both of held-out documents.
+
+    The report: n_train, n_held_out, agreement, majority (what always answering the commonest label would score),
+    rank_correlation (Spearman's, expected value against label), kappa (Cohen's, quadratic weights: Low for High costs four
+    times Low for Mid), labels (label -> documents).
+    """
+    settings = TrainingOptions(**options)
+    if unknown := sorted(set(labels) - set(LABELS)):
+        raise TraitError(f"Unknown educational label(s) {', '.join(map(repr, unknown))}; use {', '.join(LABELS)}.")
+    pairs = dict(zip(normalise_lines(texts), labels, strict=True))
+    pairs.pop("", None)
+    lines, labels = list(pairs), list(pairs.values())
+    counts = Counter(labels)
+    for label in LABELS:
+        if counts[label] < 2 or len(lines) < settings.min_documents:
+            found = ", ".join(f"{name} {counts[name]}" for name in LABELS)
+            raise TraitError(
+                f"The educational model needs {settings.min_documents} different documents and each label, but {label} has "
+                f"{counts[label]} of {len(lines)} ({found}). Raise educational_sample, choose another educational_source "
+                "(the rule of 'weak' knows only English), or leave fasttext+educational out of methods."
+            )
+    held_out, judged = trial(lines, labels, settings)
+    order = [judged.column(label) for label in LABELS]
+    probabilities, given = judged.probabilities(list(compress(lines, held_out)))[:, order], list(compress(labels, held_out))
+    predicted = [LABELS[k] for k in probabilities.argmax(axis=1)]
+    train(lines, labels, model_path, settings)
+    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
+    ranks = pd.DataFrame({"given": list(map(LABELS.index, given)), "value": probabilities @ np.arange(3.0)}).rank()
+    report = {
+        "n_train": int((~held_out).sum()),
+        "n_held_out": len(given),
+        "agreement": float(np.mean([a == b for a, b in zip(given, predicted, strict=True)])),
+        "majority": max(Counter(given).values()) / len(given),
+        "rank_correlation": float(np.nan_to_num(np.corrcoef(ranks["given"], ranks["value"])[0, 1])),
+        "kappa": _weighted_kappa(given, predicted),
+        "labels": {label: counts[label] for label in LABELS},
+    }
+    return confusion.reindex(index=LABELS, columns=LABELS, fill_value=0), report
+
+
+def _weighted_kappa(given: list[str], predicted: list[str]) -> float:
+    """0 where all agree on one label: nothing beyond chance can be told."""
+    from sklearn.metrics import cohen_kappa_score
+
+    if len({*given, *predicted}) < 2:
+        return 0.0
+    return float(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic"))
+
+
+def _ready(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+    path = model_file(params.educational_model)
+    scorer = NgramScorer.load(path) if path.suffix == ".safetensors" else NgramScorer.from_fasttext(path)
+    try:
+        values = label_points(scorer.labels)
+    except TraitError as error:
+        raise TraitError(f"educational_model {params.educational_model}: {error}") from None
+    scorer.save(folder / "educational.safetensors")
+    probabilities = scorer.probabilities(texts)
+    names = [label.removeprefix(LABEL_PREFIX) for label in scorer.labels]
+    predicted = [names[k] for k in probabilities.argmax(axis=1)]
+    frame = pd.DataFrame({"label": predicted, "score": np.minimum(probabilities @ values, 2), "text": texts})
+    kept, order = float((frame["score"] >= 1).mean()), [names[k] for k in np.argsort(values, kind="stable")]
+    headline = f"{params.educational_model} gives {kept:.0%} of {len(texts):,} web documents a score of 1 or more, of 2."
+    summary = {
+        "educational_source": "model",
+        "educational_model": params.educational_model,
+        "educational_mean_score": float(frame["score"].mean()),
+        "educational_agreement": None,
+    }
+    return EducationalModel(headline, _distribution(frame, order), _examples(frame, order), None, summary)
+
+
+def model_file(name: str) -> Path:
+    """The local file of `educational_model`; one on the hub (hf:owner/name/file.bin) is fetched, or found in its cache."""
+    if not name.startswith("hf:"):
+        return Path(name)
+    owner, _, rest = name.removeprefix("hf:").partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file):
+        raise TraitError(f"educational_model is '{name}'; write a model on the hub as hf:owner/name/file.bin.")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    except Exception as error:  # the hub client raises dozens of kinds: not found, gated, offline, a name misspelt
+        first = str(error).strip().partition("\n")[0][:200]
+        raise TraitError(
+            f"{name} could not be fetched ({type(error).__name__}: {first}). Check the name, HF_TOKEN and the network. "
+            f"Without one: run `hf download {owner}/{repository} {file}` where there is, bring the file here, and give its "
+            "path as educational_model."
+        ) from None
+
+
+def _distribution(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    counts = frame["label"].value_counts().reindex(order, fill_value=0)
+    return pd.DataFrame(
+        {"label": list(order), "documents": counts.tolist(), "share": (counts / max(len(frame), 1)).tolist()}
+    )
+
+
+def _examples(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """The first few documents of each label, their texts cut to one line."""
+    shown = pd.concat([frame[frame["label"] == label].head(_EXAMPLES) for label in order], ignore_index=True)
+    return shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])

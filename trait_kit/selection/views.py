@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
+from trait_kit.selection.choosing import Filtered, Selected
 from trait_kit.selection.scoring import Scoring
-from trait_kit.selection.selecting import Selected
 
 
 def funnel(selected: Selected) -> pd.DataFrame:
@@ -30,12 +30,12 @@ def funnel(selected: Selected) -> pd.DataFrame:
     return table
 
 
-def quality(selected: Selected, labels: Mapping[str, str] | None, truth: str | None) -> pd.DataFrame:
+def quality(filtered: Filtered) -> pd.DataFrame:
     """Precision, recall, base rate and lift of each method against hidden labels; empty where a corpus has none."""
     rows = []
-    for method, choice in selected.choices.items() if labels else ():
-        ids = selected.candidates.table["id"].take(pa.array(choice.indices)).to_pylist()
-        rows.append({"method": method, **selection_quality(ids, labels, truth)})
+    for method, choice in filtered.selected.choices.items() if filtered.labels else ():
+        ids = filtered.selected.table["id"].take(pa.array(choice.indices)).to_pylist()
+        rows.append({"method": method, **selection_quality(ids, filtered.labels, filtered.truth)})
     return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
 
 
@@ -99,9 +99,9 @@ def around_cut(selected: Selected, method: str, n: int = 4, characters: int = 20
 def _documents(selected: Selected, rows: list[int], characters: int) -> pd.DataFrame:
     """Scores and the first characters of candidates, in the order of these rows of the candidates' table."""
     names = ["id", "domain", "educational", "dsir", "n_tokens"]
-    frame = selected.candidates.table.select(names).take(pa.array(rows, pa.int64())).to_pandas()
+    frame = selected.table.select(names).take(pa.array(rows, pa.int64())).to_pandas()
     wanted, texts, start = np.sort(np.unique(rows)).astype(np.int64), {}, 0
-    for documents in selected.candidates.texts(["text"]):
+    for documents in selected.texts(["text"]):
         inside = wanted[(wanted >= start) & (wanted < start + documents.num_rows)]
         found = documents["text"].take(pa.array(inside - start)).to_pylist()
         texts.update(zip(inside.tolist(), found, strict=True))
@@ -138,3 +138,20 @@ def thresholds(scores: pa.Table, documents: int, hidden: np.ndarray | None = Non
             row["recall"] = hidden[kept].sum() / max(hidden.sum(), 1)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def summary(filtered: Filtered) -> dict[str, Any]:
+    """For the step's record."""
+    found, selected = quality(filtered), filtered.selected
+    lifts = ", ".join(f"{row.method} {row.lift:.1f}" for row in found.itertuples())
+    return {
+        "headline": f"Times better than chance at finding what was hidden: {lifts or 'not known, there are no labels'}.",
+        "good": all(choice.report["enough"] for choice in selected.choices.values()),
+        "documents": selected.documents,
+        "quarantined": selected.unreadable,
+        "contaminated": int(selected.contaminated["id"].nunique()),
+        "tokens_counted": "all" if filtered.scored.exact_tokens else "candidates",
+        "truth_label": filtered.truth,
+        "quality": found.to_dict("records"),
+        "funnel": funnel(selected).to_dict("records"),
+    }
