@@ -46,14 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     assets.set_defaults(command=_assets)
 
     score = commands.add_parser("score", help="score every document of a corpus; finished shards are not repeated")
-    score.add_argument("--model", required=True, help="the domain classifier: .npz of the kit, or a fastText .bin")
+    score.add_argument("--model", required=True, help="the domain classifier: .safetensors of the kit, or a fastText .bin")
     score.add_argument(
         "--input", required=True, help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files, or hf:..."
     )
     score.add_argument("--output", required=True, type=Path, help="folder for the scores")
     score.add_argument("--label", default="in_domain", help="the model's label whose probability is the score")
     score.add_argument("--educational", default="", help="a model with labels such as High, Mid and Low")
-    score.add_argument("--dsir", default="", help="a DSIR model (.npz)")
+    score.add_argument("--dsir", default="", help="a DSIR model (.safetensors)")
     score.add_argument("--normalisation", default="none", choices=["none", "words-1"], help="what texts need for a .bin")
     score.add_argument("--base-model", default="", help="count tokens with its tokenizer; else estimated at 4 bytes a token")
     score.add_argument(
@@ -182,29 +182,27 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
-    from trait_kit.selection import scoring, selecting, side_by_side
-    from trait_kit.selection.budget import Filters, Limit
+    from trait_kit.selection import choosing, scoring, views
+    from trait_kit.selection.budget import Limits
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import load_problems
 
-    scored = scoring.open_scoring(options.scores.absolute())
-    tests = (
-        load_problems(options.tasks, "test", options.test_items, options.seed)["question"].tolist() if options.tasks else []
-    )
-    selected = selecting.select(
-        scored,
+    selected = choosing.select(
+        scoring.open_scoring(options.scores.absolute()),
         options.output,
         options.methods,
-        Limit(options.tokens, options.share, options.threshold),
+        Limits(
+            *(options.tokens, options.share, options.threshold),
+            *(options.min_tokens, options.max_tokens, options.min_educational),
+        ),
         base_model=options.base_model,
         seed=options.seed,
-        filters=Filters(options.min_tokens, options.max_tokens, options.min_educational),
-        test_questions=tests,
+        test_questions=load_problems(options.tasks, "test", options.test_items, options.seed) if options.tasks else None,
         in_domain=load_documents(options.in_domain, options.seed)["text"] if options.in_domain else [],
         near_duplicate=options.near_duplicate,
         place=_place(options),
     )
-    print(side_by_side.funnel(selected).set_index("method").astype(object).T.to_string())
+    print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -222,9 +220,11 @@ def _place(options: argparse.Namespace):
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from trait_kit.selection import bench
+    import subprocess
 
-    bench.main(options.model, options.input, options.megabytes)
+    path = Path(__file__).parents[1] / "tests" / "benchmarks" / "selection.py"
+    given = ["--model", options.model, "--input", options.input, "--megabytes", str(options.megabytes)]
+    subprocess.run([sys.executable, str(path), *given], check=True)
 
 
 def _compare(options: argparse.Namespace) -> None:

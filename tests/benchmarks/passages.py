@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import speed
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
@@ -29,7 +30,6 @@ from trait_kit.passages.planning import plan_groups
 from trait_kit.passages.screening import screen_problems
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_passages
-from trait_kit.selection import bench
 from trait_kit.tasks import every_test_question, load_problems
 
 _SHOP = f"""about: Products of a toy and music shop.
@@ -89,7 +89,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
     subject = dict(zip(problems["id"], problems["task"] + "/" + problems["topic"].fillna(""), strict=True))
     tasks = Counter(task for tasks in passages["tasks"] for task in set(tasks))
     return {
-        "machine": bench.machine(),
+        "machine": speed.machine(),
         "screened": screened.to_dict("records"),
         "test questions": len(questions),
         "groups": len(made),
