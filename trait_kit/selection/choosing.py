@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,12 +29,14 @@ from trait_kit.engine.questions import TestQuestions
 from trait_kit.engine.shards import Place, Progress, read_job, run
 from trait_kit.models import token_counter
 from trait_kit.params import Method, method_folder
-from trait_kit.runs import Step
 from trait_kit.selection.budget import Choice, Limits, check_method, choose, cut_key, rank_keys, value_keys
 from trait_kit.selection.corpus import read_rows
 from trait_kit.selection.documents import load_documents, load_labels, truth_label
 from trait_kit.selection.scoring import KEY, Scoring, has_key, model_files, open_scoring, score_corpus
 from trait_kit.tasks import load_problems
+
+if TYPE_CHECKING:
+    from trait_kit.runs import Step
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _ESTIMATE_SLACK = 2.0  # a document's estimated tokens may be wrong by this factor

@@ -10,18 +10,20 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.runs import Step
 from trait_kit.selection.corpus import sample
 from trait_kit.selection.documents import load_documents
 from trait_kit.selection.educational import EducationalModel, educational_model
 from trait_kit.selection.fitting import TrainingOptions, ngrams_of, normalise_lines, options_of, train, trial
+
+if TYPE_CHECKING:
+    from trait_kit.runs import Step
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 20, 2_000  # n-grams shown a side; documents they are looked for in

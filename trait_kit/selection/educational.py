@@ -48,7 +48,7 @@ _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 Message = dict[str, str]
-Ask = Callable[[list[list[Message]]], list[str | None]]  # conversations -> the next answer of each; None: none was had
+Ask = Callable[[list[list[Message]]], list[int | None]]  # conversations -> what `read_rating` read of each answer
 
 
 @dataclass
@@ -120,32 +120,19 @@ def educational_weak_labels(texts: Iterable[str]) -> list[str]:
 
 
 def rate(texts: Sequence[str], ask: Ask) -> list[int | None]:
-    """Educational value 0..5 of each text; None where no rating could be had. Equal texts are asked for once.
-
-    An answer without a rating is shown to the model with what is wrong with it, once.
-    """
+    """Educational value 0..5 of each text; None where no rating could be had. Equal texts are asked for once."""
     excerpts = [_excerpt(text) for text in texts]
     asked = [excerpt for excerpt in dict.fromkeys(excerpts) if excerpt]
-    conversations = [conversation(excerpt) for excerpt in asked]
-    answers = dict(zip(asked, ask(conversations), strict=True))
-    again = [
-        (excerpt, [*said, {"role": "assistant", "content": answers[excerpt]}, {"role": "user", "content": _REPAIR}])
-        for excerpt, said in zip(asked, conversations, strict=True)
-        if answers[excerpt] is not None and read_rating(answers[excerpt]) is None
-    ]
-    if again:
-        answers |= zip([excerpt for excerpt, _ in again], ask([said for _, said in again]), strict=True)
-    return [read_rating(answers.get(excerpt)) for excerpt in excerpts]
+    ratings = dict(zip(asked, ask([conversation(excerpt) for excerpt in asked]), strict=True))
+    return [ratings.get(excerpt) for excerpt in excerpts]
 
 
-_REPAIR = "That answer holds no rating. End with a line of its own: Rating: and a whole number from 0 to 5."
-_RATING = re.compile(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", re.IGNORECASE)
-
-
-def read_rating(answer: str | None) -> int | None:
-    """The last 'Rating: N' of an answer, thinking aloud left out; None where it is no whole number from 0 to 5."""
-    found = _RATING.findall((answer or "").rpartition("</think>")[2])
-    return int(found[-1]) if found and found[-1] in "012345" else None
+def read_rating(answer: str) -> int:
+    """The last 'Rating: N' of an answer; ValueError says what is wrong with it, in words that the model can be told."""
+    found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
+    if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
+        raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
+    return int(found[-1])
 
 
 def conversation(excerpt: str) -> list[Message]:
@@ -154,8 +141,7 @@ def conversation(excerpt: str) -> list[Message]:
         cut=len(excerpt) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}"
     )
     text = json.dumps({"text": excerpt}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
-    user = f"<<<DOCUMENT\n{text}\nDOCUMENT>>>"
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{text}\nDOCUMENT>>>"}]
 
 
 def _excerpt(text: str) -> str:
@@ -165,23 +151,18 @@ def _excerpt(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _teacher(params: ClassifierParams, folder: Path) -> Iterator[tuple[Ask, Callable[[], dict[str, Any]]]]:
+def _teacher(params: ClassifierParams, folder: Path, count: int) -> Iterator[tuple[Ask, Callable[[], dict[str, Any]]]]:
     """(ask, the bill so far) of the language model that the parameters name: the one place that knows its client."""
-    from trait_kit.engine import endpoint, ledger, local_server
+    from trait_kit.engine import ledger, llm
 
-    with local_server.serving(params, folder) as served:
-        model = endpoint.Endpoint.of(served)
-        paid = ledger.Ledger.of(served, folder / "teacher_answers.jsonl")
+    with llm.served(params, folder) as endpoint:
+        paid = endpoint.ledger(folder / "teacher_answers.sqlite")
+        most = endpoint.estimate(count, count * (MAX_CHARACTERS // 4 + 400), count * 100)
+        print(f"At most {ledger.agree(most, params.max_cost_usd)}", flush=True)
 
-        def ask(conversations: list[list[Message]]) -> list[str | None]:
-            replies = endpoint.ask_all(
-                len(conversations),
-                lambda place: model.converse(conversations[place], str, str, paid),
-                fault_of=lambda reply: reply.fault,
-                give_up=lambda fault: endpoint.Reply(None, fault, "", 0, 0, 0.0),
-                concurrency=model.concurrency,
-            )
-            return [reply.value for reply in replies]
+        def ask(conversations: list[list[Message]]) -> list[int | None]:
+            requests = [llm.Request(messages, read_rating) for messages in conversations]
+            return [reply.value for reply in llm.ask(requests, endpoint, paid, attempts=2)]
 
         yield ask, paid.bill
 
@@ -208,7 +189,7 @@ def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> Education
 
 
 def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
-    with _teacher(params, folder) as (ask, bill):
+    with _teacher(params, folder, len(texts)) as (ask, bill):
         ratings = rate(texts, ask)
         paid = bill()
     frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})

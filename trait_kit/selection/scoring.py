@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +29,12 @@ from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, read_job, run
 from trait_kit.engine.web import SKIPPED
 from trait_kit.models import TokenCounter, token_counter
-from trait_kit.runs import Step
 from trait_kit.selection.corpus import Columns, Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
+
+if TYPE_CHECKING:
+    from trait_kit.runs import Step
 
 KEY = b"trait_kit.key"  # in a shard's Parquet metadata: digest of what it was computed from
 _SAMPLE = 20_000  # web documents that DSIR's general side and the tokens of a byte are taken from

@@ -155,3 +155,10 @@ def summary(filtered: Filtered) -> dict[str, Any]:
         "quality": found.to_dict("records"),
         "funnel": funnel(selected).to_dict("records"),
     }
+
+
+def hidden(filtered: Filtered, scores: pa.Table) -> np.ndarray | None:
+    """bool [n]: which of these scored documents are on topic; None where a corpus has no hidden labels."""
+    if not filtered.labels:
+        return None
+    return np.array([filtered.labels[name] == filtered.truth for name in scores["id"].to_pylist()])
