@@ -20,7 +20,14 @@ from trait_kit.engine.files import TraitError
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, educational
 from trait_kit.selection.corpus import sample
-from trait_kit.selection.educational import LABELS, educational_model, educational_weak_labels, label_points, rate, read_rating
+from trait_kit.selection.educational import (
+    LABELS,
+    educational_model,
+    educational_weak_labels,
+    label_points,
+    rate,
+    read_rating,
+)
 from trait_kit.selection.fitting import normalise_lines, options_of
 
 GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "good examples", "a whole lesson")
@@ -132,14 +139,14 @@ def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path):
 
     texts = [*documents(118), "<b>bold</b> plain facts mode-six", "stub mode-never"]
     made = educational_model(asking(server.url), texts, tmp_path)
-    assert made.summary["bill"]["requests_this_run"] == len(server.asked) == 122
-    assert made.summary["educational_agreement"] > 0.9 > made.summary["educational_majority"]
-    assert made.summary["educational_kappa"] > 0.9
-    assert made.summary["unrated"] == 1
+    assert made.numbers["bill"]["requests_this_run"] == len(server.asked) == 122
+    assert made.numbers["educational_agreement"] > 0.9 > made.numbers["educational_majority"]
+    assert made.numbers["educational_kappa"] > 0.9
+    assert made.numbers["educational_unrated"] == 1
     ratings = pd.read_parquet(tmp_path / "ratings.parquet")["rating"]
     assert (ratings.notna().sum(), ratings.iloc[118]) == (119, 2)
-    assert made.distribution["documents"].sum() == 119
-    assert all(LABELS[row.rating // 2] == row.label for row in made.examples.itertuples())
+    assert sum(made.numbers["educational_labels"].values()) == 119
+    assert all(LABELS[row.rating // 2] == row.label for row in made.tables["examples"].itertuples())
     low, high = educational_values(
         NgramScorer.load(tmp_path / "educational.safetensors"), [f"{GRADES[0]} " * 5, f"{GRADES[5]} " * 5]
     )
@@ -159,8 +166,8 @@ def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server
     priced = {"prices": str(prices), "teacher_max_tokens": 512}
     made = educational_model(asking(server.url, max_cost_usd=8.0, **priced), documents(120), tmp_path)
     assert 60 <= len(server.asked) <= 80
-    assert made.summary["bill"]["stopped_by_cap"]
-    assert made.summary["unrated"] == 120 - len(server.asked)
+    assert made.numbers["bill"]["stopped_by_cap"]
+    assert made.numbers["educational_unrated"] == 120 - len(server.asked)
     educational_model(asking(server.url, max_cost_usd=50.0, **priced), documents(120), tmp_path)
     assert len(server.asked) == 120
     with pytest.raises(TraitError, match=r"max_cost_usd \(1.5\) was reached after \d+ of 120 ratings; raise it, .*needs"):
@@ -183,13 +190,11 @@ def test_weak_labels_train_the_model(tmp_path):
     p = params(epochs=5)
     texts = sample(p.web, 400, 1)["text"].to_pylist()
     made = educational_model(p, texts, tmp_path)
-    _, report = educational.train_educational_model(
-        texts, educational_weak_labels(texts), tmp_path / "x.bin", **options_of(p)
-    )
+    report = educational.train_educational_model(texts, educational_weak_labels(texts), tmp_path / "x.bin", **options_of(p))
     assert (tmp_path / "x.bin").read_bytes() == (tmp_path / "educational.bin").read_bytes()
-    assert made.summary["educational_agreement"] == report["agreement"]
-    assert made.distribution["documents"].sum() == 400
-    assert made.examples["label"].tolist() == [label for label in LABELS for _ in range(3)]
+    assert made.numbers["educational_agreement"] == report.numbers["agreement"]
+    assert sum(made.numbers["educational_labels"].values()) == 400
+    assert made.tables["examples"]["label"].tolist() == [label for label in sorted(LABELS) for _ in range(3)]
     scorer = NgramScorer.load(tmp_path / "educational.safetensors")
     np.testing.assert_array_equal(scorer.probabilities(texts), scorer.probabilities(normalise_lines(texts)))
 
@@ -214,8 +219,8 @@ def test_a_ready_model_is_scored_as_fasttext_scores_it(tmp_path, labels, points)
     for text, value in zip(texts, educational_values(scorer, texts), strict=True):
         predicted = zip(*model.predict(text.replace("\n", " "), k=-1), strict=True)
         assert value == pytest.approx(sum(points[name.removeprefix("__label__")] * p for name, p in predicted), abs=1e-3)
-    assert made.confusion is None
-    assert made.distribution["documents"].sum() == len(texts)
+    assert list(made.tables) == ["examples"]
+    assert sum(made.numbers["educational_labels"].values()) == len(texts)
     folded = NgramScorer.from_fasttext(path, "words-1").save(tmp_path / "own.safetensors")  # the kit's own knows its rules
     educational_model(params(educational_source="model", educational_model=str(folded)), texts, tmp_path / "out")
     assert NgramScorer.load(tmp_path / "out" / "educational.safetensors").normalisation == "words-1"

@@ -406,7 +406,8 @@ def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch)
     again = score(origin, tmp_path / "ray", RAY, **size)
     assert before.items() <= done(tmp_path / "ray").items()
     for number in range(n_shards):
-        assert again.scores(number).read_bytes() == (tmp_path / "here" / "scores" / again.scores(number).name).read_bytes()
+        path = again.path("scores", number)
+        assert path.read_bytes() == (tmp_path / "here" / "scores" / path.name).read_bytes()
 
 
 def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(origin, tmp_path):

@@ -25,7 +25,7 @@ from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import funnel, only_by, sample_scores, thresholds
+from trait_kit.selection.views import funnel, only_by, sample_scores
 
 BASE = "demo:tiny-random"
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -365,13 +365,13 @@ def test_documents_kept_in_the_scoring_pass_are_those_above_the_threshold(files,
     spec = write(tmp_path / "web", documents())
     plain = score_corpus(spec, files, tmp_path / "plain")
     scoring = score_corpus(spec, files, tmp_path / "kept", keep_above=0.6)
-    kept = pa.concat_tables([tables.read(scoring.kept(shard.number), "selection") for shard in scoring.shards])
+    kept = pa.concat_tables([tables.read(scoring.path("kept", shard.number), "selection") for shard in scoring.shards])
     scores = plain.read()
     assert kept["id"].to_pylist() == [row["id"] for row in scores.to_pylist() if row["domain"] >= np.float32(0.6)]
     texts = {record["id"]: record["text"] for record in documents()}
     assert kept["text"].to_pylist() == [texts[name] for name in kept["id"].to_pylist()]
-    scoring.kept(0).unlink()
-    assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).kept(0).exists()
+    scoring.path("kept", 0).unlink()
+    assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).path("kept", 0).exists()
     score_corpus(spec, files, tmp_path / "kept")
     assert not list((tmp_path / "kept").glob("kept-*"))
 
@@ -397,15 +397,11 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     assert "times fastText" in capfd.readouterr().out
 
 
-def test_what_a_threshold_would_keep_and_what_one_method_alone_chose(files, tmp_path):
+def test_what_one_method_alone_chose(files, tmp_path):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
     scores = sample_scores(scoring)
     assert scores.num_rows == scoring.documents
     assert 60 < sample_scores(scoring, 100).num_rows < 140
-    table = thresholds(scores, 10 * scoring.documents, scores["domain"].to_numpy() > 0.5)
-    kept = scores["domain"].to_numpy() >= 0.9
-    row = table[table["threshold"] == 0.9].iloc[0]
-    assert (row["documents"], row["precision"]) == (10 * kept.sum(), 1.0)
     selected = select(scoring, tmp_path, ["random", "fasttext"], limits(tokens=3_000))
     alone = only_by(selected)
     chosen = {method: set(chosen_ids(selected, method)) for method in ("random", "fasttext")}

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,6 @@ import pyarrow.parquet as pq
 
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, read_json, write_json, write_text
-from trait_kit.engine.web import SKIPPED
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
@@ -62,48 +60,30 @@ def _read_job(path: Path, *_: int) -> dict[str, Any]:
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
-    def __init__(self, noun: str, count: int, output: Callable, rejected: Callable, max_quarantined: float = 1.0) -> None:
-        """`output`, `rejected`: shard number -> path of its documents, and of the table of what could not be used."""
-        self.noun, self.count, self.max_quarantined = noun, count, max_quarantined
-        self._output, self._rejected = output, rejected
-        self._documents: dict[int, int] = {}  # by finished shard
-        self._lost: Counter[str] = Counter()  # file -> records
-        self._why: dict[str, str] = {}
+    def __init__(self, noun: str, count: int, path: Callable[[int], Path], check: Callable[[int, int], None] | None = None):
+        """`path`: shard -> its Parquet file. `check`: is told each finished shard and its documents, and may raise."""
+        self.noun, self.count, self._path, self._check = noun, count, path, check
+        self.documents: dict[int, int] = {}  # by finished shard
         self._began = self._printed = time.monotonic()
 
     @property
     def complete(self) -> bool:
-        return len(self._documents) == self.count
+        return len(self.documents) == self.count
 
-    def look(self, final: bool = False) -> None:
-        """Count what is new, say so every ten seconds; TraitError once more is lost than the limit allows at the end."""
-        self._find()
-        done, documents, lost = len(self._documents), sum(self._documents.values()), self._lost.total()
+    def look(self) -> None:
+        """Count what is new; print a line every ten seconds."""
+        folder = self._path(0).parent
+        present = set(os.listdir(folder)) if folder.exists() else set()  # one look, however many shards there are
+        for number in sorted(set(range(self.count)) - set(self.documents)):
+            if self._path(number).name in present:
+                self.documents[number] = pq.read_metadata(self._path(number)).num_rows
+                if self._check:
+                    self._check(number, self.documents[number])
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()
-            rate = documents / (self._printed - self._began)
-            print(f"{self.noun}: {done:,} of {self.count:,} shards, {documents:,} documents, {rate:,.0f}/s", flush=True)
-        ((worst, _),) = self._lost.most_common(1) or [("", 0)]
-        expected = (documents + lost) * (1 if final else self.count / max(done, 1))
-        if lost > self.max_quarantined * expected:
-            raise TraitError(
-                f"{lost:,} of {documents + lost:,} web documents are unreadable, more than max_quarantined "
-                f"({self.max_quarantined:.2%}) allows; most of them: {worst}: {self._why[worst]}. The rejected-*.parquet "
-                "files name each with its reason; repair them, or raise max_quarantined."
-            )
-        if final and not documents:
-            raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
-
-    def _find(self) -> None:
-        folder = self._output(0).parent
-        present = set(os.listdir(folder)) if folder.exists() else set()  # one look, however many shards there are
-        for number in sorted(set(range(self.count)) - set(self._documents)):
-            if self._output(number).name in present:
-                self._documents[number] = pq.read_metadata(self._output(number)).num_rows
-                for row in pq.read_table(self._rejected(number)).to_pylist():
-                    if not row["reason"].startswith(SKIPPED):
-                        self._lost[row["source"]] += row["records"]
-                        self._why[row["source"]] = row["reason"]
+            done, total = len(self.documents), sum(self.documents.values())
+            rate = total / (self._printed - self._began)
+            print(f"{self.noun}: {done:,} of {self.count:,} shards, {total:,} documents, {rate:,.0f}/s", flush=True)
 
 
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:

@@ -77,14 +77,14 @@ def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -
     for stale in folder.glob("c*-*.parquet"):
         if not has_key(stale, digest(job)):
             stale.unlink()
-    progress = Progress("gathering", len(scoring.shards), functools.partial(_path, folder), scoring.rejected)
-    missing = [shard.number for shard in scoring.shards if not _path(folder, shard.number).exists()]
+    progress = Progress("gathering", len(scoring.shards), functools.partial(_path, folder, "candidates"))
+    missing = [shard.number for shard in scoring.shards if not _path(folder, "candidates", shard.number).exists()]
     run(gather_shard, folder / "job.json", missing, place, progress)
-    found = [pq.read_table(_path(folder, shard.number), columns=_IN_MEMORY) for shard in scoring.shards]
+    found = [pq.read_table(_path(folder, "candidates", shard.number), columns=_IN_MEMORY) for shard in scoring.shards]
     return pa.concat_tables(found).combine_chunks()
 
 
-def _path(folder: Path, number: int, kind: str = "candidates") -> Path:
+def _path(folder: Path, kind: str, number: int) -> Path:
     return folder / f"{kind}-{number:05d}.parquet"
 
 
@@ -97,7 +97,7 @@ def gather_shard(job_path: Path, number: int) -> None:
     """Gather one shard's candidates and write its two files, the candidates last."""
     job, folder = read_job(job_path), job_path.parent
     scoring, limits = open_scoring(Path(job["scoring"])), Limits(**job["limits"])
-    scores = tables.conform(pq.read_table(scoring.scores(number)).replace_schema_metadata(None), "scores")
+    scores = tables.conform(pq.read_table(scoring.path("scores", number)).replace_schema_metadata(None), "scores")
     wanted = np.zeros(scores.num_rows, bool)
     for method, cut in job["cuts"].items():
         kept = ~np.logical_or.reduce([*limits.refused(scores, method, job["slack"]).values()])
@@ -120,8 +120,8 @@ def gather_shard(job_path: Path, number: int) -> None:
     columns["signature"] = _signatures(texts) if job["signatures"] else pa.nulls(len(rows), pa.binary())
     columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
     kinds = {name: pa.float64() if name == "overlap" else pa.string() for name in _EVIDENCE}
-    _write(_path(folder, number, "contaminated"), pa.Table.from_pandas(proof, pa.schema(kinds), preserve_index=False), job)
-    _write(_path(folder, number), pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA), job)
+    _write(_path(folder, "contaminated", number), pa.Table.from_pandas(proof, pa.schema(kinds), preserve_index=False), job)
+    _write(_path(folder, "candidates", number), pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA), job)
 
 
 def _signatures(texts: pa.Array) -> pa.Array:
@@ -170,6 +170,10 @@ class Selected:
         }
         table = pa.concat_tables([pq.read_table(path, columns=_IN_MEMORY) for path in _files(folder)])
         return cls(folder, table.replace_schema_metadata(None), choices, said["documents"], said["unreadable"])
+
+    def chosen(self, method: str) -> pa.Table:
+        """What is in memory of the method's documents, best first."""
+        return self.table.take(pa.array(self.choices[method].indices))
 
     @functools.cached_property
     def contaminated(self) -> pd.DataFrame:
@@ -222,16 +226,19 @@ def select(
         table = _gather(scoring, folder / "candidates", job | {"cuts": cuts}, place)
         clean = _Cleaning(table, in_domain, near_duplicate)
         choices = {method: _choose(clean, method, limits, seed, scoring.documents, *nominated[method]) for method in methods}
-        complete = limits.threshold is not None
-        enough = all(choice.report["enough"] or complete or cuts[method] == 0 for method, choice in choices.items())
+        everything = {method for method in methods if limits.threshold is not None or not cuts[method]}
+        enough = all(choice.report["enough"] or method in everything for method, choice in choices.items())
         margin *= 2
     selected = Selected(folder, table, choices, scoring.documents, scoring.lost)
     for method, choice in choices.items():
         _write_selection(selected, choice, method)
-    proof = [pq.read_table(_path(folder / "candidates", shard.number, "contaminated")) for shard in scoring.shards]
+    proof = [pq.read_table(_path(folder / "candidates", "contaminated", shard.number)) for shard in scoring.shards]
     _write(folder / "contaminated.parquet", pa.concat_tables(proof))
     _write(folder / "near_duplicates.parquet", pa.concat_tables(clean.evidence.values()))
-    _write_choices(selected)
+    ranked = [pa.table({"method": [method] * len(one.ranking), "row": one.ranking}) for method, one in choices.items()]
+    _write(folder / "candidates" / "rankings.parquet", pa.concat_tables(ranked))
+    said = {"documents": selected.documents, "unreadable": selected.unreadable}
+    write_json(folder / "candidates" / "choices.json", {**said, "reports": [one.report for one in choices.values()]})
     return selected
 
 
@@ -309,16 +316,6 @@ def _write_selection(selected: Selected, choice: Choice, method: Method) -> None
             start += documents.num_rows
             part = part.append_column("method", pa.array([method] * part.num_rows, pa.string()))
             writer.write_table(tables.conform(part, "selection"))
-
-
-def _write_choices(selected: Selected) -> None:
-    """What `Selected.load` needs beside the candidates."""
-    methods = [name for name, choice in selected.choices.items() for _ in choice.ranking]
-    rows = np.concatenate([choice.ranking for choice in selected.choices.values()])
-    _write(selected.folder / "candidates" / "rankings.parquet", pa.table({"method": methods, "row": rows}))
-    said = {"documents": selected.documents, "unreadable": selected.unreadable}
-    reports = [choice.report for choice in selected.choices.values()]
-    write_json(selected.folder / "candidates" / "choices.json", {**said, "reports": reports})
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,10 @@ of repeating it. English only: in another language almost nothing is High, and t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +36,7 @@ import yaml
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.fitting import TrainingOptions, normalise_lines, options_of, train, trial
+from trait_kit.selection.fitting import Report, TrainingOptions, normalise_lines, options_of, train, trial
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
@@ -49,17 +46,6 @@ _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the m
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 Message = dict[str, str]
 Ask = Callable[[list[list[Message]]], list[int | None]]  # conversations -> what `read_rating` read of each answer
-
-
-@dataclass
-class EducationalModel:
-    """What one source gave; `educational.safetensors` stands beside it."""
-
-    headline: str
-    distribution: pd.DataFrame  # label, documents, share: of the labels given, or of those that a ready model predicts
-    examples: pd.DataFrame  # label, points | rating | score, text; texts are data: escape them where shown
-    confusion: pd.DataFrame | None  # given labels (rows) against predicted ones; None for a ready model, which has no labels
-    summary: dict[str, Any]  # for the step's record
 
 
 # Labels
@@ -170,10 +156,12 @@ def _teacher(params: ClassifierParams, folder: Path, count: int) -> Iterator[tup
 # Models
 
 
-def educational_model(params: ClassifierParams, texts: list[str], folder: Path | str) -> EducationalModel:
+def educational_model(params: ClassifierParams, texts: list[str], folder: Path | str) -> Report:
     """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
 
     Beside it: `educational.bin` where a model was trained; `ratings.parquet` and the paid answers where an LLM was asked.
+    Tables: examples (label, points | rating | score, text; texts are data: escape them where shown) and, where there are
+    labels, confusion (those of held-out documents, in rows, against the model's).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,20 +171,19 @@ def educational_model(params: ClassifierParams, texts: list[str], folder: Path |
     return {"weak": _weak, "llm": _rated, "model": _ready}[params.educational_source](params, texts, folder)
 
 
-def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
     frame = pd.DataFrame({"label": educational_weak_labels(texts), "points": list(map(points, texts)), "text": texts})
-    return _trained(params, frame, folder, "weak labels by the rule", {})
+    return _trained(params, frame, folder, "weak labels by the rule")
 
 
-def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
     with _teacher(params, folder, len(texts)) as (ask, bill):
         ratings = rate(texts, ask)
         paid = bill()
     frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})
-    digests = [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in texts]
     with atomic_path(folder / "ratings.parquet") as temporary:
-        frame.assign(text_sha256=digests)[["text_sha256", "rating"]].to_parquet(temporary)
-    failed, stopped = int(frame["rating"].isna().sum()), paid.get("stopped_by_cap")
+        frame.to_parquet(temporary)
+    failed, stopped = int(frame["rating"].isna().sum()), paid["stopped_by_cap"]
     if failed > _MAX_FAILED * len(texts) and not stopped:
         raise TraitError(
             f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
@@ -205,81 +192,17 @@ def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> Educatio
     frame = frame.dropna().astype({"rating": int})
     frame.insert(0, "label", [LABELS[rating // 2] for rating in frame["rating"]])
     try:
-        return _trained(params, frame, folder, f"ratings by {params.teacher_model}", {"bill": paid, "unrated": failed})
+        report = _trained(params, frame, folder, f"ratings by {params.teacher_model}")
     except TraitError as error:
         if not stopped:
             raise
         cap = f"max_cost_usd ({params.max_cost_usd:g}) was reached after {len(frame)} of {len(texts)} ratings; raise it"
         raise TraitError(f"{cap}, and only the rest is asked and paid for. {error}") from None
+    report.numbers |= {"bill": paid, "educational_unrated": failed}
+    return report
 
 
-def _trained(
-    params: ClassifierParams, frame: pd.DataFrame, folder: Path, labelled_by: str, summary: dict[str, Any]
-) -> EducationalModel:
-    texts, labels = frame["text"].tolist(), frame["label"].tolist()
-    confusion, report = train_educational_model(texts, labels, folder / "educational.bin", **options_of(params))
-    headline = (
-        f"Agreement with held-out {labelled_by}: {report['agreement']:.2f} (the commonest label alone: "
-        f"{report['majority']:.2f}), rank correlation {report['rank_correlation']:.2f}, kappa {report['kappa']:.2f}."
-    )
-    named = {f"educational_{name}": value for name, value in report.items()}
-    summary = {"educational_source": params.educational_source, **named, **summary}
-    return EducationalModel(headline, _distribution(frame, LABELS), _examples(frame, LABELS), confusion, summary)
-
-
-def train_educational_model(
-    texts: list[str], labels: list[str], model_path: Path | str, **options: Any
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train Low / Mid / High on given labels, write model and scorer: (confusion, report), both of held-out documents.
-
-    The report: n_train, n_held_out, agreement, majority (what always answering the commonest label would score),
-    rank_correlation (Spearman's, expected value against label), kappa (Cohen's, quadratic weights: Low for High costs four
-    times Low for Mid), labels (label -> documents).
-    """
-    settings = TrainingOptions(**options)
-    if unknown := sorted(set(labels) - set(LABELS)):
-        raise TraitError(f"Unknown educational label(s) {', '.join(map(repr, unknown))}; use {', '.join(LABELS)}.")
-    pairs = dict(zip(normalise_lines(texts), labels, strict=True))
-    pairs.pop("", None)
-    lines, labels = list(pairs), list(pairs.values())
-    counts = Counter(labels)
-    for label in LABELS:
-        if counts[label] < 2 or len(lines) < settings.min_documents:
-            found = ", ".join(f"{name} {counts[name]}" for name in LABELS)
-            raise TraitError(
-                f"The educational model needs {settings.min_documents} different documents and each label, but {label} has "
-                f"{counts[label]} of {len(lines)} ({found}). Raise educational_sample, choose another educational_source "
-                "(the rule of 'weak' knows only English), or leave fasttext+educational out of methods."
-            )
-    held_out, judged = trial(lines, labels, settings)
-    order = [judged.column(label) for label in LABELS]
-    probabilities, given = judged.probabilities(list(compress(lines, held_out)))[:, order], list(compress(labels, held_out))
-    predicted = [LABELS[k] for k in probabilities.argmax(axis=1)]
-    train(lines, labels, model_path, settings)
-    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
-    ranks = pd.DataFrame({"given": list(map(LABELS.index, given)), "value": probabilities @ np.arange(3.0)}).rank()
-    report = {
-        "n_train": int((~held_out).sum()),
-        "n_held_out": len(given),
-        "agreement": float(np.mean([a == b for a, b in zip(given, predicted, strict=True)])),
-        "majority": max(Counter(given).values()) / len(given),
-        "rank_correlation": float(np.nan_to_num(np.corrcoef(ranks["given"], ranks["value"])[0, 1])),
-        "kappa": _weighted_kappa(given, predicted),
-        "labels": {label: counts[label] for label in LABELS},
-    }
-    return confusion.reindex(index=LABELS, columns=LABELS, fill_value=0), report
-
-
-def _weighted_kappa(given: list[str], predicted: list[str]) -> float:
-    """0 where all agree on one label: nothing beyond chance can be told."""
-    from sklearn.metrics import cohen_kappa_score
-
-    if len({*given, *predicted}) < 2:
-        return 0.0
-    return float(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic"))
-
-
-def _ready(params: ClassifierParams, texts: list[str], folder: Path) -> EducationalModel:
+def _ready(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
     path = model_file(params.educational_model)
     scorer = NgramScorer.load(path) if path.suffix == ".safetensors" else NgramScorer.from_fasttext(path)
     try:
@@ -288,18 +211,70 @@ def _ready(params: ClassifierParams, texts: list[str], folder: Path) -> Educatio
         raise TraitError(f"educational_model {params.educational_model}: {error}") from None
     scorer.save(folder / "educational.safetensors")
     probabilities = scorer.probabilities(texts)
-    names = [label.removeprefix(LABEL_PREFIX) for label in scorer.labels]
-    predicted = [names[k] for k in probabilities.argmax(axis=1)]
-    frame = pd.DataFrame({"label": predicted, "score": np.minimum(probabilities @ values, 2), "text": texts})
-    kept, order = float((frame["score"] >= 1).mean()), [names[k] for k in np.argsort(values, kind="stable")]
+    labels = [scorer.labels[k].removeprefix(LABEL_PREFIX) for k in probabilities.argmax(axis=1)]
+    frame = pd.DataFrame({"label": labels, "score": np.minimum(probabilities @ values, 2), "text": texts})
+    kept = float((frame["score"] >= 1).mean())
     headline = f"{params.educational_model} gives {kept:.0%} of {len(texts):,} web documents a score of 1 or more, of 2."
-    summary = {
-        "educational_source": "model",
-        "educational_model": params.educational_model,
-        "educational_mean_score": float(frame["score"].mean()),
-        "educational_agreement": None,
+    return _report(params, frame, {"headline": headline, "mean_score": float(frame["score"].mean()), "agreement": None})
+
+
+def _trained(params: ClassifierParams, frame: pd.DataFrame, folder: Path, labelled_by: str) -> Report:
+    texts, labels = frame["text"].tolist(), frame["label"].tolist()
+    found = train_educational_model(texts, labels, folder / "educational.bin", **options_of(params))
+    n = found.numbers
+    headline = (
+        f"Agreement with held-out {labelled_by}: {n['agreement']:.2f} (the commonest label alone: {n['majority']:.2f}), "
+        f"rank correlation {n['rank_correlation']:.2f}, kappa {n['kappa']:.2f}."
+    )
+    return _report(params, frame, {"headline": headline, **n}, **found.tables)
+
+
+def _report(params: ClassifierParams, frame: pd.DataFrame, numbers: dict[str, Any], **tables: pd.DataFrame) -> Report:
+    """With how many documents have which label, and the first few of each, their texts cut to one line."""
+    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
+    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]]).reset_index(drop=True)
+    numbers = {"source": params.educational_source, "labels": frame["label"].value_counts().to_dict(), **numbers}
+    return Report({f"educational_{name}": value for name, value in numbers.items()}, {"examples": examples, **tables})
+
+
+def train_educational_model(texts: list[str], labels: list[str], model_path: Path | str, **options: Any) -> Report:
+    """Train Low / Mid / High on given labels, write model and scorer; `options` are the fields of TrainingOptions.
+
+    Of held-out documents: agreement, majority (what always answering the commonest label would score), rank_correlation
+    (Spearman's, expected value against label), kappa (Cohen's, quadratic weights: Low for High costs four times Low for
+    Mid; 0 where all agree on one label, because nothing beyond chance can be told). Table: confusion.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    settings = TrainingOptions(**options)
+    if unknown := sorted(set(labels) - set(LABELS)):
+        raise TraitError(f"Unknown educational label(s) {', '.join(map(repr, unknown))}; use {', '.join(LABELS)}.")
+    pairs = dict(zip(normalise_lines(texts), labels, strict=True))
+    pairs.pop("", None)
+    counts = Counter(pairs.values())
+    for label in LABELS:
+        if counts[label] < 2 or len(pairs) < settings.min_documents:
+            found = ", ".join(f"{name} {counts[name]}" for name in LABELS)
+            raise TraitError(
+                f"The educational model needs {settings.min_documents} different documents and each label, but {label} has "
+                f"{counts[label]} of {len(pairs)} ({found}). Raise educational_sample, choose another educational_source "
+                "(the rule of 'weak' knows only English), or leave fasttext+educational out of methods."
+            )
+    unseen, given, judge = trial(list(pairs), list(pairs.values()), settings)
+    probabilities = judge.probabilities(unseen)[:, [judge.column(label) for label in LABELS]]
+    train(list(pairs), list(pairs.values()), model_path, settings)
+    frame = pd.DataFrame({"given": given, "predicted": [LABELS[k] for k in probabilities.argmax(axis=1)]})
+    value, truth = pd.Series(probabilities @ np.arange(3.0)), frame["given"].map(LABELS.index)
+    numbers = {
+        "agreement": float((frame["given"] == frame["predicted"]).mean()),
+        "majority": float(frame["given"].value_counts(normalize=True).max()),
+        "rank_correlation": float(np.nan_to_num(value.corr(truth, method="spearman"))),
+        "kappa": 0.0,
     }
-    return EducationalModel(headline, _distribution(frame, order), _examples(frame, order), None, summary)
+    if frame.stack().nunique() > 1:
+        numbers["kappa"] = float(cohen_kappa_score(*frame.to_numpy().T, labels=list(LABELS), weights="quadratic"))
+    confusion = pd.crosstab(frame["given"], frame["predicted"]).reindex(index=LABELS, columns=LABELS, fill_value=0)
+    return Report(numbers, {"confusion": confusion})
 
 
 def model_file(name: str) -> Path:
@@ -321,16 +296,3 @@ def model_file(name: str) -> Path:
             f"Without one: run `hf download {owner}/{repository} {file}` where there is, bring the file here, and give its "
             "path as educational_model."
         ) from None
-
-
-def _distribution(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    counts = frame["label"].value_counts().reindex(order, fill_value=0)
-    return pd.DataFrame(
-        {"label": list(order), "documents": counts.tolist(), "share": (counts / max(len(frame), 1)).tolist()}
-    )
-
-
-def _examples(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """The first few documents of each label, their texts cut to one line."""
-    shown = pd.concat([frame[frame["label"] == label].head(_EXAMPLES) for label in order], ignore_index=True)
-    return shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])

@@ -13,13 +13,32 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ngrams import Texts, normalise
 from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.params import ClassifierParams
+
+
+@dataclass
+class Report:
+    """What a training has to say of documents that it has not seen: numbers for the record, tables to look at."""
+
+    numbers: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+    def save(self, path: Path) -> None:
+        write_json(path, [self.numbers, {name: table.to_dict("tight") for name, table in self.tables.items()}])
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        numbers, tables = read_json(path)
+        return cls(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
+
 
 NORMALISATION = "words-1"  # of `normalise_lines`, by its name in model files
 
@@ -61,17 +80,13 @@ def ngrams_of(line: str, longest: int = 2) -> list[str]:
     return [" ".join(span) for n in range(1, longest + 1) for span in zip(*(words[k:] for k in range(n)), strict=False)]
 
 
-def scorer_path(model_path: Path | str) -> Path:
-    """Where the folded scorer of a model stands: the same name, .safetensors."""
-    return Path(model_path).with_suffix(".safetensors")
-
-
-def trial(lines: list[str], labels: list[str], options: TrainingOptions) -> tuple[np.ndarray, NgramScorer]:
-    """The mask of the documents held out, and a model that has not seen them."""
+def trial(lines: list[str], labels: list[str], options: TrainingOptions) -> tuple[list[str], list[str], NgramScorer]:
+    """The lines and labels held out, and a model that has not seen them."""
     held_out = _held_out(labels, options.held_out_fraction, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         seen = list(itertools.compress(lines, ~held_out)), list(itertools.compress(labels, ~held_out))
-        return held_out, train(*seen, Path(folder) / "trial.bin", options)
+        scorer = train(*seen, Path(folder) / "trial.bin", options)
+    return list(itertools.compress(lines, held_out)), list(itertools.compress(labels, held_out)), scorer
 
 
 def _held_out(labels: Sequence[str], fraction: float, seed: int) -> np.ndarray:
@@ -116,5 +131,5 @@ def train(lines: list[str], labels: list[str], path: Path | str, options: Traini
                 f"{path} was not written whole: most likely the disk is full (free some room), else training diverged "
                 f"(lower learning_rate). {error}"
             ) from None
-        scorer.save(scorer_path(path))
+        scorer.save(Path(path).with_suffix(".safetensors"))
         return scorer

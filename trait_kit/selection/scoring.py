@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -164,15 +165,6 @@ class Scoring:
     def path(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number:05d}.parquet"
 
-    def scores(self, number: int) -> Path:
-        return self.path("scores", number)
-
-    def kept(self, number: int) -> Path:
-        return self.path("kept", number)
-
-    def rejected(self, number: int) -> Path:
-        return self.path("rejected", number)
-
     def files(self, number: int) -> list[Path]:
         """What a finished shard has."""
         return [self.path(kind, number) for kind in ("scores", "rejected", "kept")[: 3 if self.keeps else 2]]
@@ -187,7 +179,7 @@ class Scoring:
     @property
     def documents(self) -> int:
         """How many documents were scored."""
-        return sum(pq.read_metadata(self.scores(shard.number)).num_rows for shard in self.shards)
+        return sum(pq.read_metadata(self.path("scores", shard.number)).num_rows for shard in self.shards)
 
     @property
     def lost(self) -> int:
@@ -198,18 +190,18 @@ class Scoring:
 
     def quarantine(self) -> pa.Table:
         """Everything that could not be used, with its file, place and reason."""
-        found = [pq.read_table(self.rejected(shard.number)) for shard in self.shards]
+        found = [pq.read_table(self.path("rejected", shard.number)) for shard in self.shards]
         return tables.conform(pa.concat_tables([tables.empty("quarantine"), *found]), "quarantine")
 
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order, a bounded number of rows at a time."""
         for shard in self.shards:
-            for batch in pq.ParquetFile(self.scores(shard.number)).iter_batches(_BATCH_ROWS):
+            for batch in pq.ParquetFile(self.path("scores", shard.number)).iter_batches(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch])
 
     def read(self) -> pa.Table:
         """All scores as one table; for corpora that fit in memory."""
-        found = [pq.read_table(self.scores(shard.number)) for shard in self.shards]
+        found = [pq.read_table(self.path("scores", shard.number)) for shard in self.shards]
         return tables.conform(pa.concat_tables(found), "scores")
 
 
@@ -252,11 +244,43 @@ def score_corpus(
         shard.number for shard in shards if not all(has_key(path, _key(job, shard)) for path in scoring.files(shard.number))
     ]
     for number in missing:  # out of date or damaged; its presence would pass for progress
-        scoring.scores(number).unlink(missing_ok=True)
-    progress = Progress("scoring", len(shards), scoring.scores, scoring.rejected, max_quarantined)
+        scoring.path("scores", number).unlink(missing_ok=True)
+    losses = _Losses(scoring, max_quarantined)
+    progress = Progress("scoring", len(shards), functools.partial(scoring.path, "scores"), losses.count)
     run(score_shard, folder / "job.json", missing, place, progress)
-    progress.look(final=True)
+    progress.look()
+    losses.refuse(final=True)
     return scoring
+
+
+class _Losses:
+    """Refuses, as early as it is sure, what loses more records than the limit allows."""
+
+    def __init__(self, scoring: Scoring, limit: float) -> None:
+        self.scoring, self.limit = scoring, limit
+        self.shards = self.documents = 0
+        self.lost: Counter[str] = Counter()  # file -> records
+        self.why: dict[str, str] = {}
+
+    def count(self, number: int, documents: int) -> None:
+        self.shards, self.documents = self.shards + 1, self.documents + documents
+        for row in pq.read_table(self.scoring.path("rejected", number)).to_pylist():
+            if not row["reason"].startswith(SKIPPED):
+                self.lost[row["source"]] += row["records"]
+                self.why[row["source"]] = row["reason"]
+        self.refuse()
+
+    def refuse(self, final: bool = False) -> None:
+        lost, worst = self.lost.total(), next((f"{file}: {self.why[file]}" for file, _ in self.lost.most_common(1)), "")
+        expected = (self.documents + lost) * (1 if final else len(self.scoring.shards) / self.shards)
+        if lost > self.limit * expected:
+            raise TraitError(
+                f"{lost:,} of {self.documents + lost:,} web documents are unreadable, more than max_quarantined "
+                f"({self.limit:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name each with its reason; "
+                "repair them, or raise max_quarantined."
+            )
+        if final and not self.documents:
+            raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
 
 
 def open_scoring(folder: Path) -> Scoring:
@@ -279,8 +303,8 @@ def score_shard(job_path: Path, number: int) -> None:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
     key, rejected = _key(job, shard), []
     with contextlib.ExitStack() as files:  # closed in reverse
-        scores = _writer(files, scoring.scores(number), "scores", key)
-        kept = _writer(files, scoring.kept(number), "selection", key) if scoring.keeps else None
+        scores = _writer(files, scoring.path("scores", number), "scores", key)
+        kept = _writer(files, scoring.path("kept", number), "selection", key) if scoring.keeps else None
         for part in read_shard(shard, scoring.seed):
             rejected.extend(part.rejected)
             if not part.documents.num_rows:
@@ -291,7 +315,7 @@ def score_shard(job_path: Path, number: int) -> None:
                 chosen = pc.greater_equal(table["domain"], pa.scalar(job["keep_above"], pa.float32()))
                 kept.write_table(_kept(part.documents, table, chosen).cast(kept.schema))
         rows = [dict(zip(tables.SCHEMAS["quarantine"].names, row, strict=True)) for row in rejected]
-        writer = _writer(files, scoring.rejected(number), "quarantine", key)
+        writer = _writer(files, scoring.path("rejected", number), "quarantine", key)
         writer.write_table(pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]).cast(writer.schema))
 
 

@@ -19,22 +19,21 @@ def funnel(selected: Selected) -> pd.DataFrame:
     """One row a method: n_in -> n_out by reason, tokens, and the score of the last document taken."""
     rows = []
     for method, choice in selected.choices.items():
-        report = choice.report
-        read = {"n_in": report["n_in"] + selected.unreadable, "unreadable": selected.unreadable, **report["dropped"]}
-        rows.append({"method": method, **read, **{name: report[name] for name in ("n_out", "tokens", "threshold")}})
+        report, lost = choice.report, selected.unreadable
+        last = {name: report[name] for name in ("n_out", "tokens", "threshold")}
+        rows.append({"method": method, "n_in": report["n_in"] + lost, "unreadable": lost, **report["dropped"], **last})
     table = pd.DataFrame(rows)
     last = ["beyond the budget", "n_out", "tokens", "threshold"]
     table = table[[name for name in table.columns if name not in last] + last]
-    counts = [name for name in table.columns if name not in ("method", "threshold")]
-    table[counts] = table[counts].fillna(0).astype(int)
-    return table
+    counts = table.columns.drop(["method", "threshold"])
+    return table.astype({"threshold": float}).fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, int))
 
 
 def quality(filtered: Filtered) -> pd.DataFrame:
     """Precision, recall, base rate and lift of each method against hidden labels; empty where a corpus has none."""
     rows = []
-    for method, choice in filtered.selected.choices.items() if filtered.labels else ():
-        ids = filtered.selected.table["id"].take(pa.array(choice.indices)).to_pylist()
+    for method in filtered.selected.choices if filtered.labels else ():
+        ids = filtered.selected.chosen(method)["id"].to_pylist()
         rows.append({"method": method, **selection_quality(ids, filtered.labels, filtered.truth)})
     return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
 
@@ -45,24 +44,15 @@ def selection_quality(ids: Iterable[str], labels: Mapping[str, str], truth_label
     recall and lift are null where the corpus holds no document with the label.
     """
     ids = list(ids)
-    unknown = [name for name in ids if name not in labels]
-    if unknown:
+    if unknown := [name for name in ids if name not in labels]:
         raise TraitError(
             f"{len(unknown)} selected documents have no label, for instance {unknown[0]!r}. Use the labels of this corpus."
         )
     positives = sum(label == truth_label for label in labels.values())
     found = sum(labels[name] == truth_label for name in ids)
-    precision = found / len(ids) if ids else 0.0
-    base_rate = positives / len(labels) if labels else 0.0
-    return {
-        "n_selected": len(ids),
-        "n_positive": positives,
-        "n_found": found,
-        "precision": precision,
-        "recall": found / positives if positives else None,
-        "base_rate": base_rate,
-        "lift": precision / base_rate if base_rate else None,
-    }
+    precision, base_rate = found / max(len(ids), 1), positives / max(len(labels), 1)
+    recall, lift = (found / positives, precision / base_rate) if positives else (None, None)
+    return {"n_selected": len(ids), "precision": precision, "recall": recall, "base_rate": base_rate, "lift": lift}
 
 
 def overlap(selected: Selected) -> pd.DataFrame:
@@ -115,35 +105,25 @@ def sample_scores(scoring: Scoring, n: int = 200_000, seed: int = 0) -> pa.Table
     share = min(1.0, n / max(scoring.documents, 1))
     parts = []
     for shard in scoring.shards:
-        scores = pq.read_table(scoring.scores(shard.number)).replace_schema_metadata(None)
+        scores = pq.read_table(scoring.path("scores", shard.number)).replace_schema_metadata(None)
         if share < 1:
             scores = scores.filter(pa.array(np.random.default_rng([seed, shard.number]).random(scores.num_rows) < share))
         parts.append(scores)
     return pa.concat_tables(parts).combine_chunks()
 
 
-def thresholds(scores: pa.Table, documents: int, hidden: np.ndarray | None = None, steps: int = 9) -> pd.DataFrame:
-    """What a threshold on the domain score would keep: threshold, documents, tokens and, where truth is known, precision.
-
-    `scores`: a sample of a corpus of so many documents; `hidden`: bool [n], which of the sample are in-domain.
-    """
-    domain, lengths = scores["domain"].to_numpy(), scores["n_tokens"].to_numpy().astype(np.int64)
-    scale = documents / max(len(domain), 1)
-    rows = []
-    for threshold in [*np.linspace(0.1, 0.9, steps).round(3).tolist(), 0.95, 0.99]:
-        kept = domain >= threshold
-        row = {"threshold": threshold, "documents": round(kept.sum() * scale), "tokens": round(lengths[kept].sum() * scale)}
-        if hidden is not None:
-            row["precision"] = hidden[kept].mean() if kept.any() else None
-            row["recall"] = hidden[kept].sum() / max(hidden.sum(), 1)
-        rows.append(row)
-    return pd.DataFrame(rows)
+def hidden(filtered: Filtered, scores: pa.Table) -> np.ndarray | None:
+    """bool [n]: which of these scored documents are on topic; None where a corpus has no hidden labels."""
+    if not filtered.labels:
+        return None
+    return np.array([filtered.labels[name] == filtered.truth for name in scores["id"].to_pylist()])
 
 
 def summary(filtered: Filtered) -> dict[str, Any]:
     """For the step's record."""
     found, selected = quality(filtered), filtered.selected
     lifts = ", ".join(f"{row.method} {row.lift:.1f}" for row in found.itertuples())
+    table = funnel(selected).astype(object)
     return {
         "headline": f"Times better than chance at finding what was hidden: {lifts or 'not known, there are no labels'}.",
         "good": all(choice.report["enough"] for choice in selected.choices.values()),
@@ -153,12 +133,5 @@ def summary(filtered: Filtered) -> dict[str, Any]:
         "tokens_counted": "all" if filtered.scored.exact_tokens else "candidates",
         "truth_label": filtered.truth,
         "quality": found.to_dict("records"),
-        "funnel": funnel(selected).to_dict("records"),
+        "funnel": table.where(table.notna(), None).to_dict("records"),
     }
-
-
-def hidden(filtered: Filtered, scores: pa.Table) -> np.ndarray | None:
-    """bool [n]: which of these scored documents are on topic; None where a corpus has no hidden labels."""
-    if not filtered.labels:
-        return None
-    return np.array([filtered.labels[name] == filtered.truth for name in scores["id"].to_pylist()])
