@@ -230,7 +230,8 @@ def test_what_is_not_text_is_named(small, texts, message):
 
 def test_saving_and_loading_changes_nothing(small, tmp_path):
     scorer = small[2]
-    first, second = scorer.save(tmp_path / "a.safetensors"), NgramScorer.from_fasttext(small[1]).save(tmp_path / "b.safetensors")
+    first = scorer.save(tmp_path / "a.safetensors")
+    second = NgramScorer.from_fasttext(small[1]).save(tmp_path / "b.safetensors")
     loaded = NgramScorer.load(first)
     assert first.read_bytes() == second.read_bytes()
     assert (loaded.labels, loaded.fingerprint) == (scorer.labels, scorer.fingerprint)
@@ -308,6 +309,9 @@ def test_damaged_files_are_named(tmp_path, small):
         (tmp_path / "bad.safetensors").write_bytes(content)
         with pytest.raises(TraitError, match=r"bad.safetensors"):
             NgramScorer.load(tmp_path / "bad.safetensors")
+    (tmp_path / "old.npz").write_bytes(b"PK")
+    with pytest.raises(TraitError, match=r"old.npz is a model file of an earlier version .* Make it again"):
+        NgramScorer.load(tmp_path / "old.npz")
 
 
 def test_one_core_scores_at_least_twice_as_fast_as_the_library(tmp_path):

@@ -6,7 +6,9 @@ import functools
 import gzip
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,14 +20,15 @@ from trait_kit import tables
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
 from trait_kit.models import token_counter
+from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, rank_keys, value_keys
-from trait_kit.selection.choosing import select
-from trait_kit.selection.classifier import train_domain_classifier
+from trait_kit.selection.choosing import filter_web, select
+from trait_kit.selection.classifier import train_classifiers, train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import funnel, only_by, sample_scores
+from trait_kit.selection.views import around_cut, funnel, only_by, sample_scores, summary
 
 BASE = "demo:tiny-random"
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -374,6 +377,79 @@ def test_documents_kept_in_the_scoring_pass_are_those_above_the_threshold(files,
     assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).path("kept", 0).exists()
     score_corpus(spec, files, tmp_path / "kept")
     assert not list((tmp_path / "kept").glob("kept-*"))
+
+
+# --- the stages of notebooks 01 and 02
+
+
+@dataclass
+class Step:
+    """What the stages know of a step."""
+
+    name: str
+    experiment: SimpleNamespace
+    run_dir: Path
+    done: bool = False
+
+    @property
+    def params(self):
+        return self.experiment.classifier if self.name == "01_domain_classifier" else self.experiment.selection
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / self.name
+
+    def path(self, *parts: str) -> Path:
+        return self.folder / parts[0] if len(parts) == 1 else self.run_dir.joinpath(*parts)
+
+
+def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]:
+    generator = random.Random(1)
+    seed = [{"id": f"s{k}", "text": text_of(generator, 1.0, 30)} for k in range(60)]
+    common = {"in_domain": write(folder / "seed", seed, ("jsonl",)), "web": write(folder / "web", documents())}
+    common |= {"tasks": ["word_problems"], "test_items_per_task": 5, "base_model": BASE}
+    common |= {"run_dir": "r"} if "run_dir" in ClassifierParams.model_fields else {}
+    small = {"negatives_per_positive": 5, "dimension": 8, "epochs": 10, "buckets": 2_000, "educational_sample": 300}
+    chosen = {"token_budget": 3_000, "methods": methods, "max_tokens": 200, "documents_per_shard": 50, **changes}
+    sections = {"classifier": ClassifierParams(**common, **small), "selection": SelectionParams(**common, **chosen)}
+    steps = [Step(name, SimpleNamespace(**sections), folder) for name in ("01_domain_classifier", "02_filter_web")]
+    for step in steps:
+        step.folder.mkdir(exist_ok=True)
+    return tuple(steps)
+
+
+@pytest.mark.parametrize("counts", ["all", "candidates"])
+def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_path, counts):
+    first, second = both_steps(tmp_path, ["random", "fasttext"], token_counts=counts)
+    trained = train_classifiers(first)
+    assert trained.numbers["roc_auc"] > 0.9
+    assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
+    filtered = filter_web(second)
+    for method in ("random", "fasttext"):
+        table = tables.read(second.folder / "selections" / f"{method}.parquet", "selection")
+        assert 2_800 < sum(table["n_tokens"].to_pylist()) <= 3_000
+        assert table["educational"].null_count == table["dsir"].null_count == len(table)
+    said = summary(filtered)
+    json.dumps(said, allow_nan=False)
+    assert (said["documents"], said["good"], said["quality"]) == (filtered.scored.documents, True, [])
+
+
+def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch):
+    def everything() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    steps = both_steps(tmp_path, ["fasttext", "dsir"])
+    trained, filtered = train_classifiers(steps[0]), filter_web(steps[1])
+    before = everything()
+    for step in steps:
+        step.done = True
+    monkeypatch.setattr("trait_kit.selection.choosing.select", None)
+    again, loaded = train_classifiers(steps[0]), filter_web(steps[1])
+    assert everything() == before
+    assert again.numbers == trained.numbers
+    assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
+    pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
+    pd.testing.assert_frame_equal(around_cut(loaded.selected, "dsir"), around_cut(filtered.selected, "dsir"))
 
 
 def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -82,17 +81,6 @@ def model_files(step: Step, in_domain: Texts) -> ModelFiles:
 
 
 def open_models(files: ModelFiles) -> Models:
-    """The models, opened once in a process for as long as their files stay the same."""
-    return _open_models(files, *(_stamp(path) for path in (files.domain, files.educational, files.dsir)))
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):  # none, or absent, which opening it will say
-        return os.stat(path).st_mtime_ns, os.stat(path).st_ino
-
-
-@functools.lru_cache(maxsize=4)
-def _open_models(files: ModelFiles, *_: tuple[int, int] | None) -> Models:
     domain = open_scorer(files.domain, files.normalisation)
     educational = open_scorer(files.educational, files.normalisation) if files.educational else None
     dsir = DsirModel.load(files.dsir) if files.dsir else None
@@ -101,6 +89,15 @@ def _open_models(files: ModelFiles, *_: tuple[int, int] | None) -> Models:
     prints = [part.fingerprint if part else None for part in (domain, educational, dsir, counter)]
     fingerprint = digest([*prints, column, None if counter else files.bytes_per_token])
     return Models(domain, column, educational, dsir, counter, files.bytes_per_token, fingerprint)
+
+
+@functools.lru_cache(maxsize=1)
+def _models(files: ModelFiles, fingerprint: str) -> Models:
+    """The models of a job, opened once in a process."""
+    models = open_models(files)
+    if models.fingerprint != fingerprint:
+        raise TraitError("A model file has changed since scoring began. Start scoring again.")
+    return models
 
 
 def open_scorer(path: str, normalisation: Normalisation = "none") -> NgramScorer:
@@ -298,9 +295,7 @@ def score_shard(job_path: Path, number: int) -> None:
     job = read_job(job_path)
     scoring = open_scoring(job_path.parent)
     shard = scoring.shards[number]
-    models = open_models(ModelFiles(**job["files"]))
-    if models.fingerprint != job["fingerprint"]:
-        raise TraitError("A model file has changed since scoring began. Start scoring again.")
+    models = _models(ModelFiles(**job["files"]), job["fingerprint"])
     key, rejected = _key(job, shard), []
     with contextlib.ExitStack() as files:  # closed in reverse
         scores = _writer(files, scoring.path("scores", number), "scores", key)
