@@ -145,7 +145,7 @@ def test_one_engine_finishes_what_another_began(origin, expected, tmp_path):
 # Kills
 
 
-def wait_for(condition, seconds: float = 20.0):
+def wait_for(condition, seconds: float = 120.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from trait_kit import tables
 from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
-from trait_kit.engine.identity import Identities
+from trait_kit.engine.identity import id_hashes
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import TestQuestions
 from trait_kit.engine.shards import Place, Progress, read_job, run
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _ESTIMATE_SLACK = 2.0  # a document's estimated tokens may be wrong by this factor
-_ADDED = [pa.field("row", pa.int64()), pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
+_ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
 _SCHEMA = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _SCHEMA.names if name not in ("text", "source", "url")]
 _EVIDENCE = ["id", "question_task", "question_id", "kind", "overlap", "excerpt"]
@@ -116,7 +116,6 @@ def gather_shard(job_path: Path, number: int) -> None:
     ids = np.array(documents["id"].to_pylist(), object)[found["text_index"]]
     named = asked.iloc[found["test_index"]]
     proof = found.assign(id=ids, question_task=named["task"].to_list(), question_id=named["id"].to_list())[_EVIDENCE]
-    columns["row"] = rows
     columns["signature"] = _signatures(texts) if job["signatures"] else pa.nulls(len(rows), pa.binary())
     columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
     kinds = {name: pa.float64() if name == "overlap" else pa.string() for name in _EVIDENCE}
@@ -280,8 +279,8 @@ def _choose(
     table, keys = clean.table, rank_keys(clean.table, method, seed)
     fails = limits.refused(table, method)
     nominated = (keys >= np.uint64(cut)) & ~fails.get("below min_educational", np.zeros(len(keys), bool))
-    again = np.zeros(len(keys), bool)
-    again[nominated] = ~Identities().check(table.filter(pa.array(nominated)))[2]
+    again, nominees = nominated.copy(), np.flatnonzero(nominated)
+    again[nominees[np.unique(id_hashes(table["id"].filter(pa.array(nominated))), return_index=True)[1]]] = False
     dropped = {
         "not nominated": ~nominated,
         "id seen before": again,
