@@ -156,8 +156,8 @@ def wait_for(condition, seconds: float = 120.0):
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The driver's processes that do shards; multiprocessing has one more, which watches its semaphores."""
-    return [child for child in psutil.Process(pid).children() if any("spawn_main" in part for part in child.cmdline())]
+    """The driver's processes that do shards: children of the one from which they are forked."""
+    return [worker for server in psutil.Process(pid).children() for worker in server.children()]
 
 
 def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:

@@ -102,7 +102,8 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: P
 
 
 def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that its threads hold
+    context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
         waiting = {pool.submit(work, job, number): number for number in numbers}
         try:
