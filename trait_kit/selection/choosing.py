@@ -336,9 +336,9 @@ def filter_web(step: Step) -> Filtered:
         options = {"seed": p.seed, "documents_per_shard": p.documents_per_shard, "max_quarantined": p.max_quarantined}
         scored = score_corpus(p.web, model_files(step, in_domain), step.path("scores"), **options, place=place)
         tables.write(step.path("quarantine.parquet"), scored.quarantine(), "quarantine")
+        bounds = {"min_tokens": p.min_tokens, "max_tokens": p.max_tokens, "min_educational": p.min_educational}
         select(
-            *(scored, step.path("selections"), p.methods),
-            Limits(p.token_budget, 0.0, None, p.min_tokens, p.max_tokens, p.min_educational),
+            *(scored, step.path("selections"), p.methods, Limits(tokens=p.token_budget, **bounds)),
             base_model=p.base_model,
             seed=p.seed,
             test_questions=load_problems(p.tasks, "test", p.test_items_per_task, p.seed),
