@@ -1,9 +1,10 @@
-"""Execute the six notebooks of an experiment through papermill, or of many experiments; what is done is not repeated."""
+"""Execute the six notebooks of an experiment through papermill, skipping what is already done."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -11,42 +12,42 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from trait_kit import params as parameters
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, atomic_path, write_text
-from trait_kit.engine.machine import quiet_libraries
-from trait_kit.figures import report, token_study
+from trait_kit.figures.report import write_report
 
 
-def run(experiment: parameters.Experiment, run_dir: Path, start_from: str | None = None) -> Path:
+def run(experiment: parameters.Experiment, start_from: str | None = None) -> Path:
     """Run every step that is not up to date, in order; return the report's path.
 
     `start_from` ("03" or a whole step name) executes that step and the later ones even if they are up to date.
     """
+    run_dir = Path(experiment.figures.run_dir).absolute()
     first = _step_index(start_from) if start_from else len(runs.STEPS)
     started, executed = time.perf_counter(), 0
-    resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
-        write_text(resolved, yaml.safe_dump(parameters.dump(experiment), sort_keys=False, allow_unicode=True))
-        for number, name in enumerate(runs.STEPS):
+        write_text(run_dir / "params.yaml", yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True))
+        for number, (name, spec) in enumerate(runs.STEPS.items()):
+            section = getattr(experiment, spec.section)
+            record = runs.recorded(run_dir, name)
             output = run_dir / "notebooks" / f"{name}.ipynb"
-            place = f"[{number + 1}/{len(runs.STEPS)}] {name}"
-            if number < first and output.exists() and runs.Step.at(name, experiment, run_dir).done:
-                print(f"{place}: up to date", flush=True)
+            wanted = number >= first or record is None or not output.exists()
+            if not wanted and record["key"] == runs.step_key(name, section, run_dir):
+                print(f"[{number + 1}/{len(runs.STEPS)}] {name}: up to date", flush=True)
                 continue
-            print(f"{place} ...", flush=True)
-            if number >= first:
-                (run_dir / name / "report.json").unlink(missing_ok=True)
-            execute(name, {"experiment": str(resolved), "run_dir": str(run_dir)}, output)
+            print(f"[{number + 1}/{len(runs.STEPS)}] {name} ...", flush=True)
+            execute(name, section.model_dump(), output)
             executed += 1
-    page = run_dir / "report.html"
-    if executed or not page.exists():  # killed between the last step's record and the report
-        report.write_report(run_dir)
     seconds = time.perf_counter() - started
-    print(f"{executed} of {len(runs.STEPS)} notebooks executed in {seconds:.0f} s. Report: {page}", flush=True)
-    return page
+    report = run_dir / "report.html"
+    if not report.exists():  # killed between the last step's record and the report
+        write_report(run_dir)
+    print(f"{executed} of {len(runs.STEPS)} notebooks executed in {seconds:.0f} s. Report: {report}", flush=True)
+    return report
 
 
 def execute(name: str, values: dict[str, Any], output: Path) -> None:
@@ -57,9 +58,8 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
     root = runs.project_root()
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    quiet_libraries()
+    runs.quiet_libraries()
     os.environ[runs.BATCH_VARIABLE] = "1"
-    again = f"The notebook up to there: {partial}\nRun the same command again to go on from this step."
     try:
         papermill.execute_notebook(
             str(root / "notebooks" / f"{name}.ipynb"),
@@ -73,29 +73,20 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         )
     except PapermillExecutionError as error:
         what = error.evalue if error.ename == "TraitError" else f"{error.ename}: {error.evalue}"
-        place = f"Notebook {name} failed in code cell {error.exec_count}"
-        raise TraitError(f"{place}:\n\n{what}\n\n{_excerpt(error.source)}\n\n{again}") from error
+        raise TraitError(
+            f"Notebook {name} failed in code cell {error.exec_count}:\n\n{_excerpt(error.source)}\n\n{what}\n\n"
+            f"The notebook up to there: {partial}\nRun the same command again to go on from this step."
+        ) from error
     except OSError as error:
-        raise TraitError(f"Notebook {name} could not be written to {partial}: {error}. Free some room, run again.") from error
+        raise TraitError(
+            f"Notebook {name} could not be written to {partial}: {error}. Free some room and run again."
+        ) from error
     except RuntimeError as error:  # nbclient's DeadKernelError
-        raise TraitError(f"Notebook {name}: its kernel died ({error}), most often for lack of memory.\n{again}") from error
+        raise TraitError(
+            f"Notebook {name}: its kernel died ({error}), most often for lack of memory.\n"
+            f"The notebook up to there: {partial}\nRun the same command again to go on from this step."
+        ) from error
     os.replace(partial, output)
-
-
-def status(experiment: parameters.Experiment, run_dir: Path) -> dict[str, str]:
-    """What a run would do, step by step: 'up to date', or why it would be executed."""
-    found: dict[str, str] = {}
-    for name, spec in runs.STEPS.items():
-        record = runs.recorded(run_dir, name)
-        waiting = [other for other in spec.upstream if found[other] != "up to date"]
-        if record is None:
-            found[name] = "not done yet"
-        elif waiting:
-            found[name] = f"follows {waiting[0]}"
-        else:
-            why = runs.changes(record, runs.dependencies(name, experiment, run_dir))
-            found[name] = "; ".join(why) or "up to date"
-    return found
 
 
 def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
@@ -105,20 +96,21 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
     differ from the experiment alike, `set` (section.field -> value). A grid of training.stage_tokens, with or without
     seeds, ends with the token-budget study: study.csv, study.svg and study.png beside the runs.
     """
-    source, fixed, grid = read_sweep(path)
-    root = (runs_dir or runs.project_root() / "runs" / path.stem).absolute()
+    experiment, fixed, grid = read_sweep(path)
+    root = runs_dir or runs.project_root() / "runs" / path.stem
     points = grid_points(grid)
     folders = [root / _point_name(point) for point in points]
-    experiments = [parameters.load(source, fixed | point) for point in points]
+    pairs = zip(points, folders, strict=True)
+    experiments = [parameters.load(experiment, as_overrides(fixed | point), str(folder)) for point, folder in pairs]
     reports = []
     for number, (point, folder) in enumerate(zip(experiments, folders, strict=True)):
         print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
         for done in folders[:number]:
             adopt_steps(point, done, folder)
             adopt_stages(done, folder)
-        reports.append(run(point, folder))
+        reports.append(run(point))
     if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "common.seed"}:
-        print(token_study.write_study(folders, root), flush=True)
+        write_study(folders, root)
     return reports
 
 
@@ -141,35 +133,54 @@ def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
     return experiment, fixed, grid
 
 
+def write_study(run_dirs: list[Path], folder: Path) -> pd.DataFrame:
+    """The token-budget study of finished runs, as study.csv, study.svg and study.png in `folder`."""
+    from trait_kit.figures import budget, style
+
+    table = budget.study(run_dirs)
+    with atomic_path(folder / "study.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    figure = style.save(budget.plot(table), folder, "study")
+    print(f"{budget.verdict(table)}. Table: {folder / 'study.csv'}; figure: {figure}", flush=True)
+    return table
+
+
 def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Every combination of the grid's values, the last field varying fastest."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
+def as_overrides(point: dict[str, Any]) -> list[str]:
+    return [f"{field}={json.dumps(value)}" for field, value in point.items()]
+
+
 def adopt_steps(experiment: parameters.Experiment, done: Path, folder: Path) -> None:
-    """Take over the finished steps of another run that this run would repeat exactly."""
-    for name in runs.STEPS:
+    """Copy (as hard links) the finished steps of another run that this run would repeat exactly."""
+    for name, spec in runs.STEPS.items():
         record = runs.recorded(done, name)
         if record is None or runs.recorded(folder, name) is not None:
             continue
         try:
-            shaped_by = runs.dependencies(name, experiment, folder)
+            key = runs.step_key(name, getattr(experiment, spec.section), folder)
         except TraitError:  # an earlier step of this run is still to be done
             return
-        if not runs.changes(record, shaped_by):
-            runs.adopt(done, name, folder)
+        if key == record["key"]:
+            with atomic_path(folder / name) as temporary:
+                shutil.copytree(done / name, temporary, copy_function=os.link)
+            (folder / "notebooks").mkdir(exist_ok=True)
+            shutil.copy2(done / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb")
 
 
 def adopt_stages(done: Path, folder: Path) -> None:
-    """Take over another run's finished training stages: those that this run would repeat have the same names."""
+    """Copy (as hard links) another run's finished training stages: those that this run would repeat have the same names."""
     if runs.recorded(folder, "04_train_two_stages") is not None:
         return
     stages = Path("04_train_two_stages", "models", "stages")
-    for report_of in sorted((done / stages).glob("[!.]*/stage.json")):
-        name = report_of.parent.name
+    for report in sorted((done / stages).glob("[!.]*/stage.json")):
+        name = report.parent.name
         if not (folder / stages / name).exists():
             with atomic_path(folder / stages / name) as temporary:
-                shutil.copytree(report_of.parent, temporary, copy_function=os.link)
+                shutil.copytree(report.parent, temporary, copy_function=os.link)
 
 
 def _point_name(point: dict[str, Any]) -> str:

@@ -18,18 +18,12 @@ _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
 
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
-    """Hex SHA-256 of the files of the `closure`: another value where any code changed that shapes the result."""
-    hashes = [[str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in closure(*entries, without=without)]
-    return hashlib.sha256(repr(hashes).encode()).hexdigest()
-
-
-def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
-    """The files that the modules `entries` (or the modules of the functions so named) are made of, imports included.
+    """Hex SHA-256 of the import closure of `entries`: module names ('trait_kit.training.worker') or Python source.
 
     `without` names modules that are left out, with what only they import: those that watch a result and do not shape it.
     """
     files: set[Path] = set()
-    waiting = [entry if _file(entry) else entry.rpartition(".")[0] for entry in entries]
+    waiting = [name for entry in entries for name in ([entry] if _file(entry) else _imports(entry))]
     seen = set(without)
     while waiting:
         name = waiting.pop()
@@ -39,7 +33,8 @@ def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
         if path := _file(name):
             files |= {path, *_data_beside(path)}
             waiting += _imports(path.read_text(encoding="utf-8"))
-    return sorted(files)
+    hashes = [[str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in sorted(files)]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
 def _imports(source: str) -> list[str]:

@@ -53,15 +53,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
-    """Only one process at a time makes `path`; what a killed maker left behind is removed first.
-
-    Raises BlockingIOError where another one does and `wait` is false.
-    """
+def maker_of(path: Path) -> Iterator[None]:
+    """Only one process at a time makes `path`; what a killed maker left behind is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
         if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(stream, fcntl.LOCK_EX)
             for left in path.parent.glob(f".{path.name}*.tmp-*"):
                 _remove(left)
         yield
