@@ -12,7 +12,6 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from trait_kit import tables
-from trait_kit.catalogue_problems import TASKS, task_fields
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
 from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics
@@ -123,48 +122,7 @@ def test_coverage_counts_telling_words():
     without_query = mark("Waterproof Boot", gold="Waterproof boots with a sole", question=f"Write a title for: {PAGE}")
     assert without_query["keyword_coverage"] == pytest.approx(2 / 3)
     nothing = ads.marks("x", "Write: y", "the of", None, [])
-    assert set(nothing) == {"rouge_l", "chrf", "faithful"}
-
-
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        (GOLD, []),
-        ("Acme Boots for Women | The best boots of brown leather, $89.", []),  # 'best' is the query's own
-        ("Trail 200 at 900 g, 20% lighter", []),
-        ("Discover Hiking Boots Today | Order online now. Made in Zurich.", []),
-        ("Award-Winning Acme Boots", []),
-        ("Women's Hiking Boots", []),
-        ("Leathery Waterproofing", []),  # forms of the page's words
-        ("Rugged boots of brown leather", []),  # a sentence begins with a capital
-        ("Rugged Leather Boots", ["name"]),  # a rare but ordinary word in a title: the rule's known mistake
-        ("Six boots", ["number"]),
-        ("Trail 300 boots", ["number"]),
-        ("At most 90 boots", ["number"]),  # a number of the instruction only
-        ("Boots for $900", ["price"]),  # a number of the page, which is no price there
-        ("89% off", ["percentage"]),
-        ("Boots for 49 euros", ["number", "price"]),
-        ("Boots until Friday", ["date", "name"]),
-        ("free boots, guaranteed", ["claim", "claim"]),
-        ("The cheapest boots with free delivery", ["claim", "claim"]),
-        ("worry-free boots", []),  # a word of its own
-        ("The official Acme boots, No. 1 in sales", ["claim", "claim", "number"]),
-        ("Acme boots by Salomon, new", ["claim", "name"]),
-        ("Salomon Hiking Boots", ["name"]),
-        ("Boots of leather from Gore-Tex", ["name", "name"]),
-        ("brown leather boots by salomon", []),  # names in small letters are not found
-    ],
-)
-def test_what_the_source_does_not_say_is_invented(text, kinds):
-    source = QUESTION.replace(" (at most 30 and 90 characters)", "")
-    assert sorted(found.partition(":")[0] for found in ads.invented(text, source)) == kinds
-    assert mark(f"Acme | {text}")["faithful"] == float(not kinds)
-
-
-def test_a_claim_may_be_made_in_other_words_than_the_source_has():
-    assert list(ads.invented("Save on boots", "All boots at a discount")) == []
-    assert list(ads.invented("New York hotels", "Hotels in New York")) == []
-    assert list(ads.invented("New hotels", "Hotels in York")) == ["claim: new"]
+    assert set(nothing) == {"rouge_l", "chrf"}
 
 
 def test_an_empty_text_gets_nothing():
@@ -186,17 +144,7 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
     assert (golds[["rouge_l", "chrf", "attribute_coverage"]] == 1).all(axis=None) and (
         golds["within_limit"].dropna() == 1
     ).all()
-    # these golds are made of templates, and some promise what their page does not say: 'with no booking fee'
-    assert golds["faithful"].mean() > 0.8
-    assert (others[["rouge_l", "chrf", "attribute_coverage", "faithful"]].mean() < (0.6, 0.6, 0.5, 0.4)).all()
-
-
-def test_task_files_and_catalogues_have_the_same_marks_and_limits():
-    for name in TASKS:
-        task, fields = load_task(name), task_fields(name)
-        assert task.metrics == fields["metrics"] and task.limits == fields["limits"]
-        marked = {*ads.METRICS} - (set() if task.limits else {"within_limit"})
-        assert {*task.metrics[3:]} == (marked if task.kind == "text" else {"auc", "f1"})
+    assert (others[["rouge_l", "chrf", "attribute_coverage"]].mean() < (0.6, 0.6, 0.5)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- hostile text
@@ -228,9 +176,49 @@ def test_task_files_and_catalogues_have_the_same_marks_and_limits():
 def test_hostile_text_gets_marks(text):
     for prediction, question, gold, entity in ((text, QUESTION, GOLD, "Acme"), ("Acme Boots", text, text, text)):
         found = ads.marks(prediction, question, gold, entity, LIMITS)
-        assert set(found) - {"keyword_coverage", "attribute_coverage"} == {"rouge_l", "chrf", "within_limit", "faithful"}
+        assert set(found) - {"keyword_coverage", "attribute_coverage"} == {"rouge_l", "chrf", "within_limit"}
         assert all(0 <= value <= 1 for value in found.values())
         assert set(found) == set(ads.marks("", question, gold, entity, LIMITS))  # which marks there are is the item's affair
+
+
+# ------------------------------------------------------------------------------------------------------ a model's judgement
+
+
+def written_by(arms: dict[str, list[str]]) -> pd.DataFrame:
+    rows = [
+        {"task": "ads", "item_id": f"i{n}", "arm": arm, "metric": "rouge_l", "prediction": text}
+        for arm, texts in arms.items()
+        for n, text in enumerate(texts)
+    ]
+    return pd.DataFrame(rows)
+
+
+PROBLEMS = pd.DataFrame({"task": "ads", "id": [f"i{n}" for n in range(5)], "question": [f"Write {n}" for n in range(5)]})
+WRITTEN = written_by(
+    {"trait": ["long text", "a", "abcde", "same size", "equal"], "base": ["short", "abc", "a", "size same", "equal"]}
+)
+
+
+def prefers_the_longer(chats: list[list[dict[str, str]]]) -> list[str]:
+    found = []
+    for _system, user in chats:
+        a, b = (len(line[3:]) for line in user["content"].splitlines() if line[:3] in ("A: ", "B: "))
+        found.append(f"{a} against {b} characters.\n**Better: {'tie' if a == b else 'A' if a > b else 'B'}**")
+    return found
+
+
+def test_a_judge_is_asked_in_both_orders():
+    found = ads.judged(WRITTEN, PROBLEMS, "trait", "base", prefers_the_longer)
+    assert (found["n"], found["wins"], found["ties"], found["losses"], found["unread"]) == (5, 2, 2, 1, 0)
+    assert found["order_agreement"] == 1 and found["p_value"] == 1
+    assert (found["win_rate"], found["low"], found["high"]) == pytest.approx(statistics.wilson(3, 5, 0.95))
+
+
+def test_a_judge_that_takes_the_first_place_says_nothing():
+    found = ads.judged(WRITTEN, PROBLEMS, "trait", "base", lambda chats: ["Better: A"] * len(chats))
+    assert (found["wins"], found["ties"], found["losses"], found["order_agreement"]) == (0, 5, 0, 0)
+    nothing = ads.judged(WRITTEN, PROBLEMS, "trait", "base", lambda chats: ["I cannot say."] * len(chats))
+    assert (nothing["n"], nothing["unread"]) == (1, 8)  # equal texts need no judge
 
 
 # ------------------------------------------------------------------------------------------------------------ AUC and F1

@@ -203,7 +203,7 @@ SPELLINGS = [
 ]
 
 
-def slow(index: contamination.TestQuestions, texts: list[str]):
+def slow(index: contamination.QuestionIndex, texts: list[str]):
     """The findings without the filter: every text is compared word by word."""
     index.suspicious = lambda array: range(len(array))
     return index.find(texts)
@@ -228,7 +228,7 @@ def test_the_filter_loses_nothing_in_texts_made_of_hard_cases(n: int) -> None:
             question = " ".join([*cut, *generator.choice([[], ["zebra", "zebra"]])])
             questions.append(unicodedata.normalize(generator.choice(respell), question))
     texts = [unicodedata.normalize(generator.choice(respell), text) if generator.random() < 0.5 else text for text in texts]
-    index = contamination.TestQuestions(questions, n)
+    index = contamination.QuestionIndex(questions, n)
     fast, suspicious = index.find(texts), index.suspicious(texts)
     assert len(suspicious) < len(texts) * (0.9 if n == 13 else 1)
     assert len(fast) > 200 and set(fast["kind"]) == {"exact", "ngram"}
@@ -237,7 +237,7 @@ def test_the_filter_loses_nothing_in_texts_made_of_hard_cases(n: int) -> None:
 
 def test_the_filter_reads_every_character_as_the_comparison_does() -> None:
     """Raw text through the table of characters gives the marks of normalised text, or is sent to be normalised first."""
-    identity, raw = contamination._tables()
+    identity, raw = contamination._characters()
     for before, after in (("e", "x 1"), ("ᄀ", "ᅡ 1"), ("は", " 2"), ("=", "3")):
         texts = [f"{before}{chr(code)}{after}" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
         texts = texts[:0x21000] + texts[0x2F000:0x30000]
@@ -254,7 +254,7 @@ def test_the_filter_lets_few_real_texts_through_and_loses_none() -> None:
     generator = random.Random(5)
     articles = load_documents("demo:math/web")["text"].to_pylist()[:3000]
     questions = [" ".join(article.split()[3:40]) for article in generator.sample(articles, 100)] + ["What is 12 + 35?"]
-    index = contamination.TestQuestions(questions)
+    index = contamination.QuestionIndex(questions)
     texts = [f"{article} what is 12+35" if number % 500 == 0 else article for number, article in enumerate(articles)]
     fast, suspicious = index.find(pa.array(texts)), index.suspicious(texts)
     assert len(fast) >= 100
@@ -263,7 +263,7 @@ def test_the_filter_lets_few_real_texts_through_and_loses_none() -> None:
 
 
 def test_batches_of_arrow_strings_against_one_index() -> None:
-    index = contamination.TestQuestions([QUESTION])
+    index = contamination.QuestionIndex([QUESTION])
     batches = [
         pa.array([FILLER, QUESTION]),
         pa.chunked_array([[FILLER], [QUESTION]]),
@@ -287,7 +287,7 @@ def test_questions_without_marks_are_found_all_the_same(question: str) -> None:
 
 def test_hostile_sizes() -> None:
     texts = ["apple " * 1_000_000, "7" * 5_000_000, "x" * 50_000_000, f"{FILLER * 50_000} {QUESTION}"]
-    index = contamination.TestQuestions([QUESTION])
+    index = contamination.QuestionIndex([QUESTION])
     assert index.suspicious(texts) == [3]
     assert pairs(find_contaminated([QUESTION] * 1000, [QUESTION])) == [(row, 0, "exact") for row in range(1000)]
 

@@ -26,11 +26,11 @@ from trait_kit.engine import shards as engine
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.selection import scoring
-from trait_kit.selection.budget import Filters, Limit
+from trait_kit.selection.budget import Limits
+from trait_kit.selection.choosing import select
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard
-from trait_kit.selection.selecting import select
 
 SHARDS, ROWS = 24, 20
 METHODS = ("dsir", "fasttext")
@@ -78,7 +78,7 @@ def origin(tmp_path_factory) -> Path:
     pq.write_table(pa.Table.from_pylist(records), folder / "web.parquet", row_group_size=ROWS)
     inside, outside = [f"theorem proof {text}" for text in texts(1, 40)], texts(2, 40)
     train_domain_classifier(inside, outside, folder / "domain.bin", dimension=4, epochs=3, buckets=500)
-    DsirModel.fit(inside, outside, buckets=200).save(folder / "dsir.npz")
+    DsirModel.fit(inside, outside, buckets=200).save(folder / "dsir.safetensors")
     return folder
 
 
@@ -90,13 +90,13 @@ def expected(origin, tmp_path_factory) -> dict[str, bytes]:
 def made(origin: Path, folder: Path, place: Place) -> dict[str, bytes]:
     """Score and select into a folder: the bytes of each selection."""
     scored = score(origin, folder, place)
-    options = {"base_model": "demo:tiny-random", "filters": Filters(5), "place": place}
-    select(scored, folder / "selections", METHODS, Limit(tokens=4_000), **options)
+    options = {"base_model": "demo:tiny-random", "place": place}
+    select(scored, folder / "selections", METHODS, Limits(tokens=4_000, min_tokens=5), **options)
     return {path.name: path.read_bytes() for path in sorted((folder / "selections").glob("*.parquet"))}
 
 
 def score(origin: Path, folder: Path, place: Place, corpus: Path | None = None, **options) -> scoring.Scoring:
-    files = ModelFiles(str(origin / "domain.npz"), dsir=str(origin / "dsir.npz"))
+    files = ModelFiles(str(origin / "domain.safetensors"), dsir=str(origin / "dsir.safetensors"))
     options = {"documents_per_shard": ROWS, "place": place, **options}
     return score_corpus(str(corpus or origin / "web.parquet"), files, folder / "scores", **options)
 
@@ -145,12 +145,7 @@ def test_one_engine_finishes_what_another_began(origin, expected, tmp_path):
 # Kills
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """The processes that do shards: children of the one from which the executor forks them."""
-    return [worker for server in process.children() for worker in server.children()]
-
-
-def wait_for(condition, seconds: float = 20.0):
+def wait_for(condition, seconds: float = 120.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
@@ -160,21 +155,21 @@ def wait_for(condition, seconds: float = 20.0):
     raise AssertionError(f"nothing after {seconds} s")
 
 
-def engine_child(pid: int) -> psutil.Process | None:
-    return next(iter(psutil.Process(pid).children()), None)
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The driver's processes that do shards: children of the one from which they are forked."""
+    return [worker for server in psutil.Process(pid).children() for worker in server.children()]
 
 
 def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:
-    """Start a driver; SIGKILL a worker, the engine's child or the driver when it is `moment` (0 to 1) done: what it says.
+    """Start a driver; SIGKILL a worker or the driver when it is `moment` (0 to 1) done: what it says.
 
     It ends within seconds, and nothing that it started lives on.
     """
     process = driver(origin, folder)
     try:
-        child = wait_for(lambda: engine_child(process.pid))
         wait_for(lambda: len(done(folder)) >= max(1, moment * (SHARDS - 8)))
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        {"worker": lambda: workers_of(child)[0], "child": lambda: child, "driver": lambda: process}[victim]().kill()
+        (workers_of(process.pid)[0] if victim == "worker" else process).kill()
         killed = time.monotonic()
         _, said = process.communicate(timeout=60)
         assert time.monotonic() - killed < 50
@@ -188,24 +183,21 @@ def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:
 def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, bytes], folder: Path, place: Place) -> None:
     said = kill_at(victim, moment, origin, folder)
     before = done(folder)
-    if victim == "worker" and not said:  # it held no shard when it was killed: the pool replaced it, and nothing was lost
-        assert len(before) == SHARDS
-    elif victim != "driver":
-        assert "TraitError: scoring stopped:" in said
-        assert ("a worker process was killed" in said) == (victim == "worker")
-        assert len(before) < SHARDS
+    assert len(before) < SHARDS
+    if victim == "worker":
+        assert "TraitError: scoring stopped: a worker process was killed" in said
     score(origin, folder, place)
     assert before.items() <= done(folder).items()
     assert made(origin, folder, place) == expected
 
 
-@pytest.mark.parametrize(("victim", "moment"), [("worker", 0.6), ("child", 0.1), ("driver", 0.6)])
-def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim, moment):
-    check_kill(victim, moment, origin, expected, tmp_path, Place())
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim):
+    check_kill(victim, 0.6, origin, expected, tmp_path, Place())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["worker", "child", "driver"])
+@pytest.mark.parametrize("victim", ["worker", "driver"])
 def test_after_kills_at_ten_random_moments_the_same_selection(origin, expected, tmp_path, victim):
     generator = random.Random(victim)
     for round_ in range(10):
@@ -414,16 +406,16 @@ def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch)
     again = score(origin, tmp_path / "ray", RAY, **size)
     assert before.items() <= done(tmp_path / "ray").items()
     for number in range(n_shards):
-        assert again.scores(number).read_bytes() == (tmp_path / "here" / "scores" / again.scores(number).name).read_bytes()
+        path = again.path("scores", number)
+        assert path.read_bytes() == (tmp_path / "here" / "scores" / path.name).read_bytes()
 
 
-def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(tmp_path):
-    old, young, whole = (
-        tmp_path / name for name in (".scores-00000.parquet.tmp-1", ".scores-00001.parquet.tmp-2", "scores")
-    )
-    for path in (old, young, whole):
+def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(origin, tmp_path):
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    old, young = folder / ".scores-00000.parquet.tmp-1", folder / ".scores-00001.parquet.tmp-2"
+    for path in (old, young):
         path.write_text("x")
     os.utime(old, (0, 0))
-    os.utime(whole, (0, 0))
-    engine.remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {young.name, whole.name}
+    score(origin, tmp_path, Place())
+    assert young.exists() and not old.exists()

@@ -13,7 +13,7 @@ from trait_kit.engine.minhash import banding, clusters, duplicates_of, signature
 from trait_kit.engine.ngrams import normalise
 from trait_kit.selection.documents import load_documents
 
-PAIRS = 5_000
+PAIRS = 2_500
 
 
 def exact_jaccard(one: list[str], other: list[str]) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_share_of_pairs_found_at_each_similarity_and_precision(pairs) -> None:
     first, second = signatures(one), signatures(other)
     together = clusters(np.concatenate([first, second]))
     for found in (together[PAIRS:] == together[:PAIRS], duplicates_of(second, first) >= 0):
-        share = {at: found[np.abs(exact - at) < 0.015].mean() for at in (0.7, 0.8, 0.9)}
+        share = {at: found[np.abs(exact - at) < 0.02].mean() for at in (0.7, 0.8, 0.9)}
         assert share[0.9] > 0.99
         assert 0.35 < share[0.8] < 0.65
         assert share[0.7] < 0.05
@@ -65,10 +65,10 @@ def test_share_of_pairs_found_at_each_similarity_and_precision(pairs) -> None:
 
 def test_exact_duplicates_are_always_found_whatever_else_their_buckets_hold() -> None:
     generator = np.random.default_rng(1)
-    values = generator.integers(0, 4, size=(3000, 22), dtype=np.uint32)  # one a band: any two bands are those of 190 rows
+    values = generator.integers(0, 4, size=(1000, 22), dtype=np.uint32)  # one a band: any two bands are those of 60 rows
     rows = np.repeat(values, 6, axis=1)[:, :128]
     copies = np.concatenate([rows, rows[::-1]])
-    assert np.array_equal(clusters(copies), [*range(3000), *range(2999, -1, -1)])
+    assert np.array_equal(clusters(copies), [*range(1000), *range(999, -1, -1)])
     assert np.array_equal(duplicates_of(copies, rows), clusters(copies))
 
 
@@ -130,10 +130,10 @@ def test_nothing_is_nothing() -> None:
 
 def test_hostile_texts() -> None:
     sentence = "数学家认为这个问题很难但是他们最终找到了一个漂亮的证明并且发表在一本著名的期刊上"
-    line = " ".join(f"word{number % 99_991}" for number in range(5_500_000))
-    assert len(line) > 50_000_000
+    line = " ".join(f"word{number % 99_991}" for number in range(1_100_000))
+    assert len(line) > 10_000_000
     texts = [
-        "again " * 1_000_000,
+        "again " * 300_000,
         "again again again again again",
         sentence,
         sentence.replace("漂亮", "好看"),
@@ -147,13 +147,13 @@ def test_hostile_texts() -> None:
 
 
 def test_many_copies_and_many_equal_bands_cost_linear_time() -> None:
-    rows = np.random.default_rng(4).integers(0, 1 << 32, size=(100_000, 128), dtype=np.uint32)
+    rows = np.random.default_rng(4).integers(0, 1 << 32, size=(40_000, 128), dtype=np.uint32)
     alike, boilerplate = rows.copy(), rows.copy()
     alike[:, :120] = 7
     boilerplate[:, :60] = 7
-    assert not clusters(np.repeat(rows[:1], 100_000, axis=0)).any()
+    assert not clusters(np.repeat(rows[:1], 40_000, axis=0)).any()
     assert not clusters(alike).any()  # squared, each of these would take minutes
-    assert np.array_equal(clusters(boilerplate), np.arange(100_000))
+    assert np.array_equal(clusters(boilerplate), np.arange(40_000))
 
 
 def test_bands_follow_from_the_threshold() -> None:

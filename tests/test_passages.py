@@ -13,13 +13,12 @@ from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.checks import OWN_CHECKS, Candidate, own_fault
-from trait_kit.passages.drafts import Draft, Problem, problem_rows
-from trait_kit.passages.grouping import Group, coverage, make_groups
+from trait_kit.passages.grouping import coverage, make_groups
+from trait_kit.passages.material import Draft, Group, Problem, compose_text, problem_rows
 from trait_kit.passages.novelty import NearDuplicates
-from trait_kit.passages.teachers import OfflineTeacher, make_teacher
-from trait_kit.passages.writing import compose_text, write_passages
+from trait_kit.passages.teachers import OfflineTeacher, Order, make_teacher
+from trait_kit.passages.writing import write_groups
 
 # --- groups
 
@@ -76,12 +75,12 @@ def test_groups_by_entity_and_only_of_the_train_split():
 def offline_passages(folder: Path, problems: pd.DataFrame, grouping: str = "knowledge", n: int = 8, **changes):
     """(groups, passages, rejected, bill) of the offline teacher; `changes` are parameters, or the test questions."""
     questions = changes.pop("test_questions", [])
-    p = params(grouping=grouping, **changes)
+    p = params(**{"grouping": grouping, "max_attempts": 1, **changes})
     groups = make_groups(
         problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed, one_task=p.variant == "single_task"
     )
     asked = {"folder": folder, "test_questions": questions, "count_tokens": count_tokens, "params": p}
-    bill = write_passages(groups, problems, make_teacher(p), Ledger(None), **asked)
+    bill = write_groups(groups, problems, make_teacher(p), **asked)
     found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")]
     return groups, *found, bill
 
@@ -113,7 +112,7 @@ def test_enlightenment_is_particular_varied_and_reproducible(tmp_path):
     problems = problem_rows(math_problems())
     group = Group("p-1", tuple(first["problem_ids"][0]), "knowledge", first["shared"][0])
     rows = [problems[problem_id] for problem_id in group.problem_ids]
-    by_seed = {OfflineTeacher(seed).write(group, rows, Ledger(None)).enlightenment for seed in range(6)}
+    by_seed = {OfflineTeacher(seed).write([Order(group, rows)])[0].enlightenment for seed in range(6)}
     assert len(by_seed) == 6
     for enlightenment in by_seed:
         for row in rows:
@@ -132,8 +131,8 @@ def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
 def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, list[Problem], Group]:
     by_id = problem_rows(problems)
     group, rows = Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids]
-    draft = OfflineTeacher(1).write(group, rows, Ledger(None))
-    assert isinstance(draft, Draft)
+    (draft,) = OfflineTeacher(1).write([Order(group, rows)])
+    assert not draft.fault
     return draft, rows, group
 
 
@@ -232,8 +231,8 @@ def test_length_boilerplate_and_near_duplicates(tmp_path):
     again = Group("p-again", tuple(ids), "knowledge", "equal groups")
     asked = {"test_questions": [], "count_tokens": count_tokens, "folder": tmp_path}
     for skip, reason in (((), "boilerplate: the enlightenment is 100%"), (("no_enlightenment",), "near-duplicate: 100%")):
-        p = params(**({"variant": skip[0]} if skip else {}))
-        write_passages([group, again], problems, OfflineTeacher(1), Ledger(None), params=p, **asked)
+        p = params(max_attempts=1, **({"variant": skip[0]} if skip else {}))
+        write_groups([group, again], problems, OfflineTeacher(1), params=p, **asked)
         rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pylist()
         assert [row["id"] for row in rejected] == ["p-again"]
         assert rejected[0]["reason"].startswith(reason)
@@ -282,4 +281,4 @@ def test_a_group_that_does_not_fit_the_table_is_refused(tmp_path):
     group = Group("p-0", ("word_problems-0", "linear_equations-99"), "knowledge", "equal groups")
     asked = {"test_questions": [], "count_tokens": count_tokens, "params": params()}
     with pytest.raises(TraitError, match="linear_equations-99"):
-        write_passages([group], math_problems(), OfflineTeacher(), Ledger(None), folder=tmp_path, **asked)
+        write_groups([group], math_problems(), OfflineTeacher(), folder=tmp_path, **asked)

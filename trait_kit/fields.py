@@ -1,32 +1,24 @@
 """Field templates of task files: how a row of a data set becomes a question, an answer, a solution, choices.
 
-A template is text with references in braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick:correct}".
-A reference names a column and may pass its value through extractors, left to right. A template that is one reference
-and nothing else keeps the value's type, so that "{choices}" stays a list.
-
-| extractor | does |
-|---|---|
-| one_line | single blanks instead of line breaks and runs of blanks |
-| number | the first number in the value, printed plainly: '43.0', '43 (apples)' and '$43' give '43' |
-| after_hashes | what follows the last '####' (GSM8K's final answer) |
-| before_hashes | what precedes it, without the '<<48/2=24>>' calculator marks |
-| after:TEXT, before:TEXT | what follows, or precedes, the first TEXT |
-| boxed | the contents of the last \\boxed{...}, whatever braces it contains (MATH's final answer) |
-| lettered | a list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)' |
-| pick:COLUMN | of a list, the item that COLUMN names by letter ('b'), by index from 0 (2), or by a list of one index |
-| equation | '( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0' |
-| fill:COLUMN | 'number0', 'number1' ... replaced by the blank-separated numbers in COLUMN |
+A template is Jinja with single braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick(correct)}". A name
+is a column (one that is no word: {row['its name']}), a filter is one of FILTERS or Jinja's own. A template that is one
+reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any
 
-from trait_kit.passages.arithmetic import NUMBER, as_number, print_number
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.nativetypes import NativeEnvironment
+from pydantic import AfterValidator
 
-_REFERENCE = re.compile(r"\{([^{}|]+)((?:\|[^{}|]+)*)\}")
+from trait_kit.engine.numbers import print_number, quantity
+
+_FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 class FieldError(ValueError):
@@ -34,89 +26,103 @@ class FieldError(ValueError):
 
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
-    """Fill one template from one row; raises FieldError naming the column or extractor at fault."""
-    whole = _REFERENCE.fullmatch(template.strip())
-    if whole:
-        return _resolve(whole, row)
-    return re.sub(r"[ \t]+", " ", _REFERENCE.sub(lambda match: _text(_resolve(match, row)), template)).strip()
+    """Fill one template from one row; raises FieldError naming the column or the filter at fault."""
+    template = template.strip()
+    if template[1:-1] in row and template[0] + template[-1] == "{}":  # the usual one, without Jinja's price
+        return row[template[1:-1]]
+    compiled, columns = _compile(template)
+    for column in columns:
+        if column not in row:
+            raise FieldError(f"there is no column '{column}' (columns: {', '.join(map(str, row))})")
+    try:
+        parts = list(compiled.root_render_func(compiled.new_context({"row": row, **row})))
+    except FieldError:
+        raise
+    except _FAULTS as error:
+        raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
+    if len(parts) == 1 and not isinstance(parts[0], str):
+        return parts[0]
+    return "".join(map(_text, parts)).strip()
 
 
-def check(template: str) -> None:
-    """Raise FieldError for an unknown extractor, before any row is read."""
-    for match in _REFERENCE.finditer(template):
-        for step in match.group(2).split("|")[1:]:
-            name = step.partition(":")[0].strip()
-            if name not in EXTRACTORS:
-                raise FieldError(f"'{template}' uses the extractor '{name}'; there are {', '.join(sorted(EXTRACTORS))}")
+def check(template: str) -> str:
+    """The template itself; FieldError for what is none, before any row is read."""
+    _compile(template.strip())
+    return template
 
 
-def _resolve(match: re.Match[str], row: Mapping[str, Any]) -> Any:
-    column = match.group(1).strip()
-    if column not in row:
-        raise FieldError(f"there is no column '{column}' (columns: {', '.join(map(str, row))})")
-    value = row[column]
-    for step in match.group(2).split("|")[1:]:
-        name, _, argument = step.partition(":")
-        try:
-            value = EXTRACTORS[name.strip()](value, row, argument.strip())
-        except FieldError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise FieldError(f"the extractor '{step}' cannot read {str(row.get(column))[:80]!r} ({error})") from None
-    return value
+Template = Annotated[str, AfterValidator(check)]  # a pydantic field
+
+
+@lru_cache(maxsize=512)
+def _compile(template: str) -> tuple[Any, list[str]]:
+    try:
+        columns = sorted(meta.find_undeclared_variables(_TEMPLATES.parse(template)) - {"row"})
+        return _TEMPLATES.from_string(template), columns
+    except TemplateSyntaxError as error:
+        raise FieldError(
+            f"'{template}': {error.message} A filter's argument stands in brackets, {{query|after('Q: ')}} or "
+            f"{{options|pick(correct)}}; known filters: {', '.join(sorted(FILTERS))}"
+        ) from None
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _one_line(value: Any, row: Mapping[str, Any], argument: str) -> str:
+def one_line(value: Any) -> str:
+    """Single blanks instead of line breaks and runs of blanks."""
     return " ".join(_text(value).split())
 
 
-def _number(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    match = re.search(rf"-?(?:{NUMBER})(?:/\d+)?", re.sub(r"[$£€]", "", _text(value)))
-    if match is None:
-        raise FieldError(f"there is no number in {_text(value)[:80]!r}")
-    text = match.group().replace(",", "")
-    exact = as_number(text)
-    printed = print_number(exact) if exact is not None and "/" not in text else None
-    return printed or text
+def number(value: Any) -> str:
+    """The value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43'."""
+    found = quantity(_text(value))
+    if found is None:
+        raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
+    exact = found.value * found.scale
+    if printed := str(exact) if "/" in _text(value) else print_number(exact):
+        return printed
+    return re.search(r"-?[\d.,]+(?:/\d+)?", _text(value))[0].replace(",", "")  # type: ignore[index]  # a long decimal stays
 
 
-def _after_hashes(value: Any, row: Mapping[str, Any], argument: str) -> str:
+def after_hashes(value: Any) -> str:
+    """What follows the last '####': GSM8K's final answer."""
     _, hashes, after = _text(value).rpartition("####")
     if not hashes or not after.strip():
         raise FieldError(f"there is nothing after '####' in {_text(value)[:80]!r}")
     return after.strip().replace(",", "")
 
 
-def _before_hashes(value: Any, row: Mapping[str, Any], argument: str) -> str:
+def before_hashes(value: Any) -> str:
+    """What precedes it, without the '<<48/2=24>>' calculator marks."""
     text = re.sub(r"<<[^<>]*>>", "", _text(value).rpartition("####")[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines)
 
 
-def _after(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    before, found, after = _text(value).partition(argument)
-    if not found:
-        raise FieldError(f"there is no '{argument}' in {before[:80]!r}")
-    return after.strip()
+def after(value: Any, text: str) -> str:
+    """What follows the first `text`."""
+    return _around(value, text)[2].strip()
 
 
-def _before(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    before, found, _ = _text(value).partition(argument)
-    if not found:
-        raise FieldError(f"there is no '{argument}' in {before[:80]!r}")
-    return before.strip()
+def before(value: Any, text: str) -> str:
+    """What precedes the first `text`."""
+    return _around(value, text)[0].strip()
 
 
-def _boxed(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    text = _text(value)
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        raise FieldError(f"there is no \\boxed{{}} in {text[-80:]!r}")
-    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
+def _around(value: Any, text: str) -> tuple[str, str, str]:
+    if text not in _text(value):
+        raise FieldError(f"there is no '{text}' in {_text(value)[:80]!r}")
+    return _text(value).partition(text)
+
+
+def boxed(value: Any) -> str:
+    r"""The contents of the last \boxed{...}, whatever braces it contains: MATH's final answer."""
+    _, mark, rest = _text(value).replace("\\fbox", "\\boxed").rpartition("\\boxed")
+    rest = rest.lstrip()
+    if not mark:
+        raise FieldError(f"there is no \\boxed{{}} in {_text(value)[-80:]!r}")
     if not rest.startswith("{"):
         return re.split(r"[\s$.,]", rest, maxsplit=1)[0]
     depth = 0
@@ -124,15 +130,16 @@ def _boxed(value: Any, row: Mapping[str, Any], argument: str) -> str:
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return rest[1:position].strip()
-    raise FieldError(f"the braces of \\boxed{{}} do not close in {text[-80:]!r}")
+    raise FieldError(f"the braces of \\boxed{{}} do not close in {rest[-80:]!r}")
 
 
-def _lettered(value: Any, row: Mapping[str, Any], argument: str) -> list[str]:
+def lettered(value: Any) -> list[str]:
+    """A list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
     if not isinstance(value, str):
         return [re.sub(r"^\(?[A-Ea-e]\s?\)\s*", "", str(item)).strip() for item in value]
     text = value.strip().strip("[]'\"")
-    starts = []
-    for letter in "abcdefgh":  # letters in order, so that '(b)' inside option a is not taken for option b too early
+    starts: list[tuple[int, int]] = []
+    for letter in "abcdefgh":  # in order, so that '(b)' inside option a is not taken for option b too early
         option = re.compile(rf"(?:^|[\s,'\"(])(?:[{letter}{letter.upper()}]\s?\)|{letter.upper()}\.)\s*")
         found = option.search(text, starts[-1][1] if starts else 0)
         if found is None:
@@ -144,43 +151,34 @@ def _lettered(value: Any, row: Mapping[str, Any], argument: str) -> list[str]:
     return [text[begin:end].strip(" ,'\"") for (_, begin), end in zip(starts, ends, strict=True)]
 
 
-def _pick(value: Any, row: Mapping[str, Any], argument: str) -> Any:
-    if argument not in row:
-        raise FieldError(f"there is no column '{argument}' to pick by")
-    key = row[argument]
-    key = key[0] if isinstance(key, (list, tuple)) else key
-    items = list(value)
-    if isinstance(key, str) and re.fullmatch(r"[A-Ha-h]", key.strip()):
-        index = ord(key.strip().lower()) - ord("a")
-    else:
-        index = int(key)
-    if not 0 <= index < len(items):
-        raise FieldError(f"column '{argument}' says {key!r}, but there are {len(items)} options")
-    return items[index]
+def pick(value: Any, key: Any) -> Any:
+    """Of a list, the item that `key` names by letter ('b'), by index from 0 (2), or by a list of one index."""
+    key = key[0] if isinstance(key, list | tuple) else key
+    letter = isinstance(key, str) and re.fullmatch(r"[A-Ha-h]", key.strip())
+    index = "abcdefgh".index(key.strip().lower()) if letter else int(key)
+    if not 0 <= index < len(value):
+        raise FieldError(f"{key!r} is picked, but there are {len(value)} options")
+    return value[index]
 
 
-def _equation(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(_text(value).split()))
+def equation(value: Any) -> str:
+    """'( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0'."""
+    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", one_line(value))
     text = re.sub(r"\(\s*", "(", re.sub(r"\s*\)", ")", text))
     inner = text[1:-1] if text.startswith("(") and text.endswith(")") else ""
     return inner if inner and "(" not in inner and ")" not in inner else text
 
 
-def _fill(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    numbers = [re.sub(r"\.0$", "", number) for number in _text(row[argument]).split()]
-    return re.sub(r"\bnumber(\d+)\b", lambda match: numbers[int(match.group(1))], _text(value))
+def fill(value: Any, numbers: Any) -> str:
+    """'number0', 'number1' ... replaced by the blank-separated `numbers`."""
+    found = [re.sub(r"\.0$", "", one) for one in _text(numbers).split()]
+    return re.sub(r"\bnumber(\d+)\b", lambda match: found[int(match[1])], _text(value))
 
 
-EXTRACTORS: dict[str, Callable[[Any, Mapping[str, Any], str], Any]] = {
-    "one_line": _one_line,
-    "number": _number,
-    "after_hashes": _after_hashes,
-    "before_hashes": _before_hashes,
-    "after": _after,
-    "before": _before,
-    "boxed": _boxed,
-    "lettered": _lettered,
-    "pick": _pick,
-    "equation": _equation,
-    "fill": _fill,
+FILTERS: dict[str, Callable[..., Any]] = {
+    filter.__name__: filter
+    for filter in (one_line, number, after_hashes, before_hashes, after, before, boxed, lettered, pick, equation, fill)
 }
+_TEMPLATES = NativeEnvironment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
+_TEMPLATES.globals.clear()
+_TEMPLATES.filters.update(FILTERS)

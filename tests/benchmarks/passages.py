@@ -20,15 +20,14 @@ from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.engine.ledger import Ledger
 from trait_kit.engine.questions import TestQuestions
 from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
-from trait_kit.passages.planning import plan_groups
-from trait_kit.passages.screening import screen_problems
+from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import make_teacher
-from trait_kit.passages.writing import write_passages
+from trait_kit.passages.writing import write_groups
 from trait_kit.selection import bench
 from trait_kit.tasks import every_test_question, load_problems
 
@@ -51,7 +50,7 @@ def math(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
 def math_embedding(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """The same problems, joined as neighbours in an embedding."""
     train, test, _ = math(folder, groups)
-    return train, test, {"grouping": "knowledge", "shared_from": "embedding", "max_similarity": 0.85}
+    return train, test, {"grouping": "knowledge", "shared_from": "embedding"}
 
 
 def ads(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
@@ -77,12 +76,10 @@ def measure(pool, folder: Path, groups: int) -> dict:
     lap("loading")
     kept, screened = screen_problems(problems, questions)
     lap("screening")
-    kept, made = plan_groups(kept, p, Ledger(None))
+    kept, made = plan_groups(kept, p)
     lap("grouping")
-    bill = write_passages(
-        made, kept, make_teacher(p), Ledger(None), folder=folder, test_questions=questions,
-        count_tokens=token_counter(p.base_model), params=p,
-    )  # fmt: skip
+    made_of = {"folder": folder, "test_questions": questions, "count_tokens": token_counter(p.base_model), "params": p}
+    bill = write_groups(made, kept, make_teacher(p), **made_of)
     lap("writing and checking")
     passages = tables.read(folder / "passages.parquet", "passages").to_pandas()
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pandas()

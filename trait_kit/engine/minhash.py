@@ -9,20 +9,12 @@ the texts may stay on disk and come in batches:
     unique = clusters(kept) == np.arange(len(kept))                                   # one document of each cluster
     unique &= duplicates_of(kept, signatures(seed_texts)) < 0                         # and none that the seed holds
 
-Every function is evaluated on every 5-gram, several at once in the lanes of the processor. The other way, one function whose
-range is split into bins (one-permutation hashing with optimal densification, arXiv 1703.04664), takes one step a 5-gram but
-has to fill the empty bins of short documents. Measured from text to signature, it was as fast for documents of 80 words,
-where its error was 1.05 times as large, and 1.2 times as fast for those of 8,000: not worth its case of empty bins. The
-functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram.
-
-Words are those of `ngrams.normalise` without its punctuation: lower case, each Chinese character a word. A document of fewer
-than five words is one shingle of all of them. A document without words is nobody's duplicate: emptiness is not likeness, and
-dropping such documents is the reader's decision.
+The functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram. Words are those of
+`ngrams.normalise` without its punctuation; a document of fewer than five is one shingle of all of them, one without words is
+nobody's duplicate. (One-permutation hashing, arXiv 1703.04664, was measured: not faster enough for its case of empty bins.)
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -52,19 +44,21 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the smallest row of its cluster, int64 [n]; a row that repeats nothing is its own cluster.
 
     Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
-    similarity is at least `threshold`. Equal signatures, so all exact duplicates, are joined first and go on as one row:
-    any number of copies costs what one costs. Of a bucket with more than WINDOW different rows, each is compared with the
-    WINDOW before it, in the order of the next band, so that the likeliest are near; the result depends on the rows' order
-    only, never on a hash table's. Besides the signatures it takes about 50 bytes a document.
+    similarity is at least `threshold`. Equal signatures are joined first and go on as one row: any number of copies costs
+    what one costs. Of a bucket with more than WINDOW different rows, each is compared with the WINDOW before it in
+    the order of the next band, so that the likeliest are near. Besides the signatures it takes about 50 bytes a document.
     """
     leader = np.arange(len(signatures))
-    rows = np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
-    bands, width = banding(threshold, signatures.shape[1])
-    _join(*_sorted(_whole_keys(signatures, rows), rows), 0, signatures, threshold, leader)
-    rows = rows[leader[rows] == rows]
-    for band in range(bands):
-        _join(*_sorted(_band_keys(signatures, rows, band, bands, width), rows), 32, signatures, threshold, leader)
-    return _roots(leader)
+    rows = _with_words(signatures)
+    for shift, *where in _passes(threshold, signatures.shape[1]):
+        keys = _keys(signatures, rows, shift, *where)
+        order = np.argsort(keys, kind="stable")
+        _join(keys[order], rows[order], shift, signatures, threshold, leader)
+        if shift == 0:
+            rows = rows[leader[rows] == rows]
+    while not np.array_equal(leader, leader[leader]):
+        leader = leader[leader]
+    return leader
 
 
 def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
@@ -75,25 +69,18 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
     """
     if signatures.shape[1] != seed_signatures.shape[1]:
         raise TraitError(f"Signatures of {signatures.shape[1]} and {seed_signatures.shape[1]} hashes. Make both alike.")
-    bands, width = banding(threshold, signatures.shape[1])
     found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
-    rows, seeds = (np.flatnonzero(some.min(axis=1, initial=EMPTY) < EMPTY) for some in (signatures, seed_signatures))
-    whole, first = np.unique(_whole_keys(seed_signatures, seeds), return_index=True)
-    seeds = seeds[first]
-    _look_up(whole, seeds, seed_signatures, _whole_keys(signatures, rows), rows, 0, signatures, threshold, found, best)
-    seeds = np.sort(seeds)
-    for band in range(bands):
-        known = _sorted(_band_keys(seed_signatures, seeds, band, bands, width), seeds)
-        asked = _band_keys(signatures, rows, band, bands, width)
-        _look_up(*known, seed_signatures, asked, rows, 32, signatures, threshold, found, best)
+    rows, seeds = _with_words(signatures), _with_words(seed_signatures)
+    for shift, *where in _passes(threshold, signatures.shape[1]):
+        keys = _keys(seed_signatures, seeds, shift, *where)
+        if shift == 0:
+            _, first = np.unique(keys, return_index=True)
+            keys, seeds = keys[first], seeds[first]
+        order = np.argsort(keys, kind="stable")
+        asked = _keys(signatures, rows, shift, *where)
+        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found, best)
+        seeds = np.sort(seeds)
     return found
-
-
-def band_keys(signatures: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
-    """For each band, the rows' keys, uint64 [n]: rows that may be alike to `threshold` or more have one in common."""
-    bands, width = banding(threshold, signatures.shape[1])
-    for band in range(bands):
-        yield _keys(signatures, np.arange(len(signatures)), band * width, width)
 
 
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
@@ -112,20 +99,14 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     return n_hashes // fits[-1], fits[-1]
 
 
-def _sorted(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(keys, kind="stable")
-    return keys[order], rows[order]
+def _with_words(signatures: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
 
 
-def _whole_keys(signatures: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return _keys(signatures, rows, 0, signatures.shape[1])
-
-
-def _band_keys(signatures: np.ndarray, rows: np.ndarray, band: int, bands: int, width: int) -> np.ndarray:
-    """High half: the band, by which rows meet; low half: the next band, by which a large bucket is ordered."""
-    half = np.uint64(32)
-    upper, lower = (_keys(signatures, rows, which % bands * width, width) for which in (band, band + 1))
-    return upper >> half << half | lower >> half
+def _passes(threshold: float, n_hashes: int) -> list[tuple[int, int, int, int]]:
+    """What rows meet by, as arguments of `_keys`: their whole signature, then each band, rows ordered by the next."""
+    bands, width = banding(threshold, n_hashes)
+    return [(0, 0, 0, n_hashes), *((32, band * width, (band + 1) % bands * width, width) for band in range(bands))]
 
 
 @inlined
@@ -170,14 +151,23 @@ def _signatures(values, offsets, shingle_words, leaves, out):
                 break
 
 
+@inlined
+def _key(signature, first, width):
+    key = np.uint64(width)
+    for k in range(first, first + width):
+        key = _mixed(key * _FACTOR + np.uint64(signature[k]))
+    return key
+
+
 @kernel
-def _keys(signatures, rows, first, width):
+def _keys(signatures, rows, shift, first, second, width):
+    """A key a row: hashes from `first` on, by which rows meet; in its lowest `shift` bits those from `second` on."""
     out = np.empty(len(rows), np.uint64)
+    low = np.uint64(shift)
     for i in range(len(rows)):
-        key = np.uint64(width)
-        for k in range(first, first + width):
-            key = _mixed(key * _FACTOR + np.uint64(signatures[rows[i], k]))
-        out[i] = key
+        out[i] = _key(signatures[rows[i]], first, width)
+        if shift:
+            out[i] = out[i] >> low << low | _key(signatures[rows[i]], second, width) >> low
     return out
 
 
@@ -219,24 +209,10 @@ def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, thres
     for i in range(len(rows)):
         row = rows[i]
         key = asked[i] >> np.uint64(shift)
-        low, high = 0, len(keys)
-        while low < high:  # the first seed of the bucket that is not before the asked key in the next band's order
-            middle = (low + high) // 2
-            if keys[middle] < asked[i]:
-                low = middle + 1
-            else:
-                high = middle
+        low = np.searchsorted(keys, asked[i])  # the first seed of the bucket not before it in the next band's order
         for j in range(max(0, low - WINDOW // 2), min(len(keys), low + WINDOW // 2)):
             if keys[j] >> np.uint64(shift) == key:
                 same = _agreeing(signatures[row], seed_signatures[seeds[j]])
                 if same >= needed and (same > best[row] or (same == best[row] and seeds[j] < found[row])):
                     best[row] = same
                     found[row] = seeds[j]
-
-
-@kernel
-def _roots(leader):
-    out = np.empty(len(leader), np.int64)
-    for row in range(len(leader)):
-        out[row] = _root(leader, row)
-    return out

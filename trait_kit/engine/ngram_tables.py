@@ -8,33 +8,20 @@ makes probabilities or log weights of those. Tables are mapped from their file, 
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
+from safetensors.numpy import save
 
-from trait_kit.engine.ngrams import (
-    BLOCK_TOKENS,
-    EOS_STATE,
-    HASH_START,
-    LOW_32,
-    NGRAM_MULTIPLIER,
-    Normalisation,
-    Texts,
-    TokenBlock,
-    buffers,
-    hash_byte,
-    inlined,
-    is_space,
-    kernel,
-    normalise,
-    sign_extend,
-    text_array,
-    token_blocks,
-)
+from trait_kit.engine import ngrams
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.ngrams import Normalisation, Texts, buffers, inlined, kernel, sign_extend, text_array, token_blocks
 
 _LABEL_BYTES = np.frombuffer(b"__label__", np.uint8)
 
@@ -73,13 +60,6 @@ class LinearTable(NamedTuple):
         usual = self.columns <= 2 and longest == 2 and len(self.buckets) and shortest == (2 if words else 1)
         return _LOOK_UP_PAIRS[self.columns, words] if usual else _look_up
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, array in self._asdict().items():
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
-
 
 def empty_cells(entries: int, columns: int) -> np.ndarray:
     """Cells for so many dictionary entries, at most half of them used, each within one cache line where it can be."""
@@ -88,19 +68,66 @@ def empty_cells(entries: int, columns: int) -> np.ndarray:
     return np.zeros((slots, width), np.float32)
 
 
+def to_bytes(header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> bytes:
+    """A model file (safetensors): equal models give equal bytes, and each array of cells lies within whole cache lines."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in table.items()}
+    text = json.dumps(dict(header))  # one entry, because the library gives several in any order
+    start = 8 + int.from_bytes(save(arrays, {"model": text})[:8], "little")
+    return save(arrays, {"model": text + " " * (-start % 64)})
+
+
+def write(path: Path | str, header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Path:
+    """Write a header (its `kind` names the format) and arrays of float32, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(to_bytes(header, table))
+    return Path(path)
+
+
+def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(header, arrays) of a file of this kind, mapped and not read; `how` says in errors what makes one."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        raise TraitError(f"{path} is a model file of an earlier version of the kit. Make it again with {how}.")
+    try:
+        with safetensors.safe_open(path, "np") as file, path.open("rb") as stream:  # which checks the whole layout
+            header = json.loads((file.metadata() or {}).get("model", "{}"))
+            layout = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            start = stream.tell()
+    except FileNotFoundError:
+        raise TraitError(f"{path} does not exist. Make it with {how}.") from None
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise TraitError(f"{path} is not a model file of the kit ({error}). Make it again with {how}.") from None
+    if header.get("kind") != kind:
+        raise TraitError(f"{path} holds '{header.get('kind')}', not '{kind}'. Make it again with {how}.")
+    del layout["__metadata__"]
+    arrays = {}
+    for name, array in layout.items():
+        shape, place = tuple(array["shape"]), start + array["data_offsets"][0]
+        arrays[name] = np.memmap(path, "<f4", "r", place, shape) if np.prod(shape) else np.zeros(shape, np.float32)
+    return header, {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -> LinearTable:
+    """A table that is no longer writable: one type for the kernels, whatever its arrays came from."""
+    table = LinearTable(cells, buckets, np.array(sizes, np.int64))
+    for array in table:
+        array.flags.writeable = False
+    return table
+
+
 def total(
     texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none", workers: int = 1
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
     array = text_array(texts)
     if normalisation != "none" and any(table.reads_bytes for table in tables):
-        array, normalisation = normalise(array), "none"  # the normalised bytes are needed
+        array, normalisation = ngrams.normalise(array), "none"  # the normalised bytes are needed
     values, offsets = buffers(array)
     n_texts = len(offsets) - 1
     results = [(np.zeros((n_texts, table.columns)), np.zeros(n_texts, np.int64)) for table in tables]
 
     def work(first: int, last: int) -> None:
-        scratch = np.empty((2, BLOCK_TOKENS), np.uint64)
+        scratch = np.empty((2, ngrams.BLOCK_TOKENS), np.uint64)
         for block in token_blocks(values, offsets, normalisation, first, last, any(table.reads_bytes for table in tables)):
             for table, (sums, rows) in zip(tables, results, strict=True):
                 careful = table.reads_bytes or (len(block.odd) > 0 and block.texts == 1 and len(block.ends) > 0)
@@ -122,7 +149,9 @@ def total(
     return results
 
 
-def _apply(kernel, values, offsets, block: TokenBlock, table: LinearTable, scratch, sums, rows, careful: bool) -> None:
+def _apply(
+    kernel, values, offsets, block: ngrams.TokenBlock, table: LinearTable, scratch, sums, rows, careful: bool
+) -> None:
     part = slice(block.first, block.first + block.texts)
     kernel(
         *(block.states, block.starts, table.states, *table, *scratch, sums[part], rows[part]),
@@ -145,12 +174,12 @@ def _count(states, starts, longest, counts):
     for d in range(len(starts) - 1):
         first = 0 if d == 0 else starts[d]
         for t in range(starts[d], starts[d + 1]):
-            if states[t] == EOS_STATE:
+            if states[t] == ngrams.EOS_STATE:
                 break
             for length in range(1, min(longest, t - first + 1) + 1):
                 ngram = np.uint64(0)
                 for k in range(t - length + 1, t + 1):
-                    ngram = ngram * NGRAM_MULTIPLIER + sign_extend(states[k])
+                    ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[k])
                 counts[ngram % buckets] += 1
 
 
@@ -175,7 +204,7 @@ def _look_up(states, starts, slot_states, cells, buckets, sizes, slots, tokens, 
     for d in range(len(starts) - 1):
         begin, stop = starts[d], starts[d + 1]
         context = begin if d == 0 else 0  # tokens of the same text that came with the block before
-        if not with_eos and stop > begin and states[stop - 1] == EOS_STATE:
+        if not with_eos and stop > begin and states[stop - 1] == ngrams.EOS_STATE:
             stop -= 1
         if stop == begin:
             continue  # a piece of a text that holds only spaces
@@ -194,9 +223,9 @@ def _look_up(states, starts, slot_states, cells, buckets, sizes, slots, tokens, 
             slots[t - begin + context] = slot
             held = np.int64(cells[slot, last_cell])
             found += held
-            if careful and held <= 0 and state != EOS_STATE:
+            if careful and held <= 0 and state != ngrams.EOS_STATE:
                 start = ends[t]
-                while start > offsets[d] and not is_space(values[start - 1]):
+                while start > offsets[d] and not ngrams.is_space(values[start - 1]):
                     start -= 1
                 if held < 0:
                     found += 1
@@ -216,7 +245,7 @@ def _look_up(states, starts, slot_states, cells, buckets, sizes, slots, tokens, 
                 hashes[:count] = tokens[:count]
             else:
                 for k in range(count - 1, order - 2, -1):
-                    hashes[k] = hashes[k - 1] * NGRAM_MULTIPLIER + tokens[k]
+                    hashes[k] = hashes[k - 1] * ngrams.NGRAM_MULTIPLIER + tokens[k]
             first = max(new, order - 1)
             if order >= shortest and first < count:
                 found += count - first
@@ -256,7 +285,7 @@ def _pairs_kernel(columns: int, words: bool):
         n_buckets = np.uint64(len(buckets))
         for d in range(len(starts) - 1):
             begin, stop = starts[d], starts[d + 1]
-            if not sizes[2] and stop > begin and states[stop - 1] == EOS_STATE:
+            if not sizes[2] and stop > begin and states[stop - 1] == ngrams.EOS_STATE:
                 stop -= 1
             if stop == begin:
                 continue
@@ -281,7 +310,7 @@ def _pairs_kernel(columns: int, words: bool):
                     first, second, held = add_single(
                         state, token, n_buckets, slot_states, cells, buckets, first, second, held
                     )
-                    row = (before * NGRAM_MULTIPLIER + token) % n_buckets
+                    row = (before * ngrams.NGRAM_MULTIPLIER + token) % n_buckets
                     first += buckets[row, 0]
                     if two:
                         second += buckets[row, 1]
@@ -318,18 +347,18 @@ def add_subwords(values, start, stop, buckets, minn, maxn, total):
     for i in range(length):
         if 0 < i < length - 1 and (values[start + i - 1] & 0xC0) == 0x80:
             continue
-        state = HASH_START
+        state = ngrams.HASH_START
         j = i
         n = 1
         while j < length and n <= maxn:
             byte = 60 if j == 0 else (62 if j == length - 1 else np.int64(values[start + j - 1]))
-            state = hash_byte(state, byte)
+            state = ngrams.hash_byte(state, byte)
             j += 1
             while j < length - 1 and (values[start + j - 1] & 0xC0) == 0x80:
-                state = hash_byte(state, values[start + j - 1])
+                state = ngrams.hash_byte(state, values[start + j - 1])
                 j += 1
             if n >= minn and not (n == 1 and (i == 0 or j == length)):
-                row = (state & LOW_32) % n_buckets
+                row = (state & ngrams.LOW_32) % n_buckets
                 for c in range(len(total)):
                     total[c] += buckets[row, c]
                 rows += 1

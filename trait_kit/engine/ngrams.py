@@ -70,6 +70,18 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
     return texts
 
 
+def _from_python(texts: list) -> pa.Array:
+    try:
+        return pa.array(texts, pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TraitError(f"Text {row} is {type(text).__name__}, not a string.") from None
+            if text.encode("utf-8", "replace").decode() != text:
+                raise TraitError(f"Text {row} is not valid Unicode. Decode it with errors='replace'.") from None
+        raise
+
+
 def buffers(array: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
     _, offsets, values = array.buffers()
@@ -99,20 +111,6 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     out = np.empty(2 * int(offsets[-1] - offsets[0]) + 1, np.uint8)  # at most a space before every byte
     used = _normalise(values, offsets, starts, out)
     return pa.LargeStringArray.from_buffers(len(array), pa.py_buffer(starts), pa.py_buffer(out).slice(0, used))
-
-
-def _from_python(texts: list) -> pa.Array:
-    try:
-        return pa.array(texts, pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TraitError(f"Text {row} is {type(text).__name__}, not a string.") from None
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise TraitError(f"Text {row} is not valid Unicode: {error}. Decode it with errors='replace'.") from None
-        raise
 
 
 @inlined

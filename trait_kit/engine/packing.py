@@ -11,7 +11,6 @@ What is packed is a plan, some 20 bytes a piece; tokens stay where they are on d
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,33 +38,6 @@ class Plan:
         return float(self.length.sum()) / slots if slots else 1.0
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rows of `context_length` tokens: three int32 arrays [n_rows, context_length], and what it took to fill them."""
-
-    input_ids: np.ndarray
-    position_ids: np.ndarray  # restart at 0 with each document or part of one; 0 in every padded slot
-    document: np.ndarray  # index of the document each slot came from; -1 is padding
-    n_tokens: int  # slots that are not padding
-    n_cut: int
-
-    @property
-    def efficiency(self) -> float:
-        return self.n_tokens / self.input_ids.size
-
-    @property
-    def labels(self) -> np.ndarray:
-        return labels_of(self.input_ids, self.position_ids)
-
-
-def labels_of(input_ids: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
-    """What each slot should have been predicted to hold: itself, or IGNORED where no earlier token of its document is seen.
-
-    Not shifted: the model's loss compares the prediction at slot t - 1 with the label at slot t.
-    """
-    return np.where(position_ids == 0, IGNORED, input_ids)
-
-
 def plan_rows(lengths: np.ndarray, context_length: int, *, seed: int = 0, whole: bool = False) -> Plan:
     """Place documents of the given lengths in the fewest rows.
 
@@ -86,25 +58,6 @@ def plan_rows(lengths: np.ndarray, context_length: int, *, seed: int = 0, whole:
     row_ends = np.cumsum(np.bincount(row, minlength=n_rows))
     n_cut = len(np.unique(document[length < lengths[document]]))
     return Plan(document[order], start[order], length[order], row_ends, context_length, n_cut)
-
-
-def pack(documents: Sequence[np.ndarray], context_length: int, eos: int, *, seed: int = 0, whole: bool = False) -> Packed:
-    """`plan_rows` carried out in memory; `eos` fills what is left of the last rows. Documents bring their own end token."""
-    lengths = np.array([len(document) for document in documents], np.int64)
-    plan = plan_rows(lengths, context_length, seed=seed, whole=whole)
-    shape = (len(plan.row_ends), context_length)
-    input_ids, position_ids = np.full(shape, eos, np.int32), np.zeros(shape, np.int32)
-    owner = np.full(shape, -1, np.int32)
-    for row, end in enumerate(plan.row_ends):
-        offset = 0
-        for piece in range(plan.row_ends[row - 1] if row else 0, end):
-            index, start, length = plan.document[piece], plan.start[piece], plan.length[piece]
-            slots = (row, slice(offset, offset + length))
-            input_ids[slots] = documents[index][start : start + length]
-            position_ids[slots] = np.arange(length)
-            owner[slots] = index
-            offset += length
-    return Packed(input_ids, position_ids, owner, int(lengths.sum()), plan.n_cut)
 
 
 @kernel

@@ -3,7 +3,7 @@
 A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words,
 character n-grams and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a
 softmax matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
-model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`linear`).
+model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngram_tables`).
 
 Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
 - words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text,
@@ -18,33 +18,25 @@ fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above thes
 from __future__ import annotations
 
 import hashlib
-import json
+import mmap
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from trait_kit.engine import fasttext_file, mapped
 from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import (
-    EOS_STATE,
-    HASH_START,
-    NGRAM_MULTIPLIER,
-    Normalisation,
-    Texts,
-    buffers,
-    hash_byte,
-    kernel,
-    next_token,
-    sign_extend,
-    text_array,
-)
+from trait_kit.engine.ngrams import Normalisation, Texts, kernel
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 3"  # in the file's header
+_KIND = "ngram scorer 4"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
+_MAGIC = 793712314
+_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "one-vs-all (ova)"}
 
 
 class NgramScorer:
@@ -62,7 +54,7 @@ class NgramScorer:
     @classmethod
     def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> NgramScorer:
         """Fold a fastText .bin model; TraitError for quantised models, other losses, and models with NaN."""
-        model = fasttext_file.read(path)
+        model = _read_fasttext(Path(path))
         outputs = model.outputs.astype(np.float64)
         columns = outputs.T if model.loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
         values = np.empty((len(model.inputs), columns.shape[1]), np.float32)
@@ -70,34 +62,32 @@ class NgramScorer:
             values[first : first + _FOLD_ROWS] = model.inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        n_words = len(model.words)
-        own_prefix = not all(label.startswith(LABEL_PREFIX.encode()) for label in model.labels)
-        entries = model.words + model.labels
-        starts = np.zeros(len(entries) + 1, np.int64)
-        np.cumsum([len(entry) for entry in entries], out=starts[1:])
-        table = LinearTable(
-            cells=linear.empty_cells(len(entries), values.shape[1]),
-            buckets=values[n_words:].copy(),
-            sizes=np.array([2, model.word_ngrams, 1, model.minn, model.maxn, own_prefix], np.int64),
-        )
-        _fill_cells(np.frombuffer(b"".join(entries), np.uint8), starts, values[:n_words], table.states, *table)
-        labels = [label.decode("utf-8", errors="replace") for label in model.labels]
-        return cls(labels, mapped.read_only(table), model.loss, normalisation)
+        n_words = len(model.names) - len(outputs)
+        labels = model.names[n_words:]
+        own_prefix = not all(label.startswith(LABEL_PREFIX.encode()) for label in labels)
+        starts = np.cumsum([0, *map(len, model.names)])
+        cells, buckets = linear.empty_cells(len(model.names), values.shape[1]), values[n_words:].copy()
+        sizes = [2, model.word_ngrams, 1, model.minn, model.maxn, own_prefix]
+        table = LinearTable(cells, buckets, np.array(sizes, np.int64))
+        _fill_cells(np.frombuffer(b"".join(model.names), np.uint8), starts, values[:n_words], table.states, *table)
+        names = [label.decode("utf-8", errors="replace") for label in labels]
+        return cls(names, linear.linear_table(*table), model.loss, normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> NgramScorer:
         """A scorer written by `save`; its tables are mapped from the file, so processes share one copy."""
-        header, arrays = mapped.load(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
-        return cls(header["labels"], LinearTable(**arrays), header["loss"], header["normalisation"])
+        header, arrays = linear.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
+        table = linear.linear_table(arrays["cells"], arrays["ngrams"], header["sizes"])
+        return cls(header["labels"], table, header["loss"], header["normalisation"])
 
     def save(self, path: Path | str) -> Path:
-        """Write the tables as an .npz file (no pickles); equal scorers give equal bytes."""
-        return mapped.save(path, self._header(), self.table._asdict())
+        """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
+        return linear.write(path, *self._content())
 
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of everything that shapes the probabilities."""
-        return hashlib.sha256((json.dumps(self._header()) + self.table.fingerprint()).encode()).hexdigest()
+        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
 
     def column(self, label: str) -> int:
         """The column of `label` in the probabilities, with or without fastText's prefix."""
@@ -112,7 +102,7 @@ class NgramScorer:
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Probabilities from what `linear.total` found."""
+        """Probabilities from what `ngram_tables.total` found."""
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         if self.loss == "ova":
@@ -124,15 +114,81 @@ class NgramScorer:
         logits /= logits.sum(axis=1, keepdims=True)
         return logits.astype(np.float32)
 
-    def ngram_weights(self, ngrams: list[str]) -> np.ndarray:
+    def ngram_weights(self, grams: list[str]) -> np.ndarray:
         """float32 [n, n_labels]: what each word or word n-gram alone adds to the logits, relative to the labels' mean."""
-        weights = np.zeros((len(ngrams), len(self.labels)), np.float64)
-        values, offsets = buffers(text_array(ngrams))
+        weights = np.zeros((len(grams), len(self.labels)), np.float64)
+        values, offsets = ngrams.buffers(ngrams.text_array(grams))
         _ngram_weights(values, offsets, self.table.states, *self.table, weights)
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
-    def _header(self) -> dict[str, object]:
-        return {"kind": _KIND, "labels": self.labels, "loss": self.loss, "normalisation": self.normalisation}
+    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
+        header["sizes"] = self.table.sizes.tolist()  # see LinearTable
+        return header, {"cells": self.table.cells, "ngrams": self.table.buckets}  # in this order in the file: cells aligned
+
+
+class _FastText(NamedTuple):
+    names: list[bytes]  # of words, then of labels
+    loss: str  # softmax | ova
+    word_ngrams: int
+    minn: int  # shortest and longest character n-gram; maxn 0 is none
+    maxn: int
+    inputs: np.ndarray  # float32 [words + buckets, dimension], a read-only map of the file
+    outputs: np.ndarray  # float32 [labels, dimension]
+
+
+def _read_fasttext(path: Path) -> _FastText:
+    """A model file (fastText's format 12, or 11), its big matrix mapped: the library copies it (2 GB for a usual web
+    classifier), and gives words as text, so that one that is not UTF-8 is lost. TraitError where it cannot be folded."""
+    if not path.is_file():
+        raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
+    try:
+        with path.open("rb") as stream:
+            return _parse_fasttext(path, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except (struct.error, ValueError) as error:
+        raise TraitError(f"{path} is not a complete fastText model ({error}). Copy or train it again.") from None
+
+
+def _parse_fasttext(path: Path, data: mmap.mmap) -> _FastText:
+    """The layout: header, arguments, dictionary, input matrix, output matrix, little endian."""
+
+    def take(layout: str) -> tuple:
+        return struct.unpack("<" + layout, data.read(struct.calcsize("<" + layout)))
+
+    magic, version = take("ii")
+    if magic != _MAGIC or version not in (11, 12):
+        raise TraitError(f"{path} is not a fastText model (.bin, format 11 or 12).")
+    dimension, _, _, _, _, word_ngrams, loss, model, _, minn, maxn, _, _ = take("12id")
+    if model != 3:
+        raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
+    if loss not in (3, 4):
+        raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
+    size, n_words, n_labels, _, pruned = take("iiiqq")
+    names, matrices = [], []
+    for _ in range(size):  # a name ends with a zero; then come its count (8 bytes) and its type (1 byte)
+        zero = data.find(b"\0", data.tell())
+        if zero < 0 or zero + 10 > len(data):
+            raise ValueError("it ends within its dictionary")
+        names.append(data.read(zero - data.tell()))
+        data.seek(10, 1)
+    for _ in range(2):
+        (quantised,) = take("?")
+        if quantised or pruned >= 0:
+            raise TraitError(f"{path} is a quantised model (.ftz). Use the .bin model that it was made from.")
+        rows, columns = take("qq")
+        matrices.append(np.frombuffer(data, "<f4", rows * columns, data.tell()).reshape(rows, columns))
+        data.seek(min(rows * columns * 4, len(data) - data.tell()), 1)
+    inputs, outputs = matrices
+    if (
+        inputs.shape[1] != dimension
+        or len(outputs) != n_labels
+        or n_labels < 2
+        or n_words + n_labels != size
+        or len(inputs) < n_words
+    ):
+        raise ValueError(f"{n_words} words, {n_labels} labels and matrices of {len(inputs)} and {len(outputs)} rows")
+    maxn = maxn if version == 12 else 0  # as fastText itself reads supervised models of that format
+    return _FastText(names, "softmax" if loss == 3 else "ova", word_ngrams, minn, maxn, inputs, outputs)
 
 
 @kernel
@@ -142,16 +198,16 @@ def _fill_cells(names, starts, values, slot_states, cells, buckets, sizes):
     last_cell = cells.shape[1] - 1
     total = np.zeros(columns)
     for entry in range(len(starts) - 1):
-        state = HASH_START
+        state = ngrams.HASH_START
         for k in range(starts[entry], starts[entry + 1]):
-            state = hash_byte(state, names[k])
+            state = ngrams.hash_byte(state, names[k])
         slot = linear.find_slot(state, slot_states)
         slot_states[slot, 0] = state
         cells[slot, last_cell] = -1
         if entry < len(values):
             total[:] = values[entry]
             rows = 1
-            if sizes[4] > 0 and len(buckets) and state != EOS_STATE:
+            if sizes[4] > 0 and len(buckets) and state != ngrams.EOS_STATE:
                 rows += linear.add_subwords(names, starts[entry], starts[entry + 1], buckets, sizes[3], sizes[4], total)
             cells[slot, last_cell] = rows
             cells[slot, 2 : 2 + columns] = total
@@ -160,7 +216,6 @@ def _fill_cells(names, starts, values, slot_states, cells, buckets, sizes):
 @kernel
 def _ngram_weights(values, offsets, slot_states, cells, buckets, sizes, weights):
     """For a text of one token its word's value; for more tokens the value of the whole n-gram's bucket."""
-    columns = buckets.shape[1]
     n_buckets = np.uint64(len(buckets))
     for d in range(len(offsets) - 1):
         position, end = offsets[d], offsets[d + 1]
@@ -168,15 +223,15 @@ def _ngram_weights(values, offsets, slot_states, cells, buckets, sizes, weights)
         slot = np.uint64(0)
         tokens = 0
         while True:
-            start, position, state = next_token(values, position, end)
+            start, position, state = ngrams.next_token(values, position, end)
             if start == position:
                 break
             if tokens == 0:
                 slot = linear.find_slot(state, slot_states)
-            ngram = ngram * NGRAM_MULTIPLIER + sign_extend(state)
+            ngram = ngram * ngrams.NGRAM_MULTIPLIER + ngrams.sign_extend(state)
             tokens += 1
         rows = cells[slot, cells.shape[1] - 1]
-        for c in range(columns):
+        for c in range(buckets.shape[1]):
             if tokens == 1 and rows > 0:
                 weights[d, c] = cells[slot, 2 + c] / rows
             elif 1 < tokens <= sizes[1] and n_buckets:

@@ -7,7 +7,7 @@ dropped in silence. Runs that put their questions differently (another number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,38 +16,29 @@ import pandas as pd
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, digest
+from trait_kit.evaluation.comparison import CONFIDENCE
 
 _STEP = "05_evaluate"
 _ITEM = ["metric", "seed", "task", "item_id"]
-# Parameters of 05 that choose what is asked, or how it is reported; any other one changes how items are asked.
-_NO_MATTER = {
-    *("run_dir", "seed", "in_domain", "web", "tasks", "test_items_per_task", "base_model", "general_documents"),
-    *("in_domain_documents", "generate_items", "batch_size", "confidence", "reference_arm", "likelihood", "general_tasks"),
-    *("general_items", "backend", "judge_items", "max_cost_usd", "prices"),
-}
-_NO_MATTER_PREFIXES = ("endpoint_", "teacher_")
-_REPORTING = {"run_dir", "seed", "confidence", "reference_arm", "batch_size", "workers"}  # of any step
 
 
 @dataclass
 class _Run:
     name: str
-    folder: Path
-    params: dict[str, Any]  # of its evaluation
-    signature: str  # of all its parameters but the seed
-    versions: dict[str, int]  # of its task files, where they were recorded
+    record: dict[str, Any]  # of its evaluation
+    signature: str  # of all that shapes it but the seed
     outcomes: pd.DataFrame
-    arms: set[str] = field(default_factory=set)  # asked for; empty: all
+    arms: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Together:
-    """Outcomes of all runs that pair, the arm that the first run compares with, its confidence, and what to know."""
+    """Outcomes of all runs that pair, the arm that the first run compares with, and what to know."""
 
     outcomes: pd.DataFrame
     reference: str | None
-    confidence: float
     notes: list[str]
+    confidence: float = CONFIDENCE
 
     def arm(self, name: str) -> str:
         """The arm that `name` means: in full, or without its run where that is enough."""
@@ -69,10 +60,9 @@ def gather(names: Sequence[str]) -> Together:
     arms = list(dict.fromkeys(outcomes["arm"]))
     if len(arms) < 2:
         raise TraitError(f"Only one arm to compare, {arms[0]}. Name another one, or a whole run.")
-    outcomes = _same_items(outcomes, notes)
-    first = found[0].params.get("reference_arm", "trait")
+    first = found[0].record["summary"].get("reference_arm")
     named = next((arm for arm in arms if arm in (first, f"{next(iter(experiments))}:{first}")), None)
-    return Together(outcomes, named, float(found[0].params.get("confidence", 0.95)), notes)
+    return Together(_same_items(outcomes, notes), named, notes)
 
 
 def _read(names: Sequence[str]) -> list[_Run]:
@@ -102,27 +92,26 @@ def _open(name: str, path: Path) -> _Run:
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()
     if outcomes.empty:
         raise TraitError(f"The run {name} has no outcomes. Run its experiment again from 05.")
-    params = record.get("params") or {}
     steps = [runs.recorded(path, step) for step in runs.STEPS if step <= _STEP]
-    shaped = [{k: v for k, v in ((step or {}).get("params") or {}).items() if k not in _REPORTING} for step in steps]
-    return _Run(
-        name.rstrip("/"), path, params, digest(shaped), (record.get("summary") or {}).get("task_versions") or {}, outcomes
-    )
+    shaped = [_shape(step) for step in steps if step]
+    return _Run(name.rstrip("/"), record, digest(shaped), outcomes)
+
+
+def _shape(record: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that shaped a step, as its record says (runs.py, params.shape), but for the seed."""
+    return {name: value for name, value in record["shaped_by"]["params"].items() if name != "seed"}
 
 
 def _refuse_other_questions(found: list[_Run]) -> None:
+    """By what each record says of how it asked (outcomes.evaluate_arms)."""
     first = found[0]
     for other in found[1:]:
-        names = {name for run in (first, other) for name in run.params} - _NO_MATTER
-        names = {name for name in names if not name.startswith(_NO_MATTER_PREFIXES)}
-        unlike = {f"evaluation.{name}": (first.params.get(name), other.params.get(name)) for name in sorted(names)}
-        shared = first.versions.keys() & other.versions.keys()
-        unlike |= {f"the version of {task}": (first.versions[task], other.versions[task]) for task in sorted(shared)}
-        for name, (one, another) in unlike.items():
-            if one != another:
+        one, another = (run.record["summary"].get("how_asked", {}) for run in (first, other))
+        for name in one.keys() & another.keys():
+            if one[name] != another[name]:
                 raise TraitError(
                     f"{first.name} and {other.name} asked their items in different ways, so their outcomes do not pair: "
-                    f"{name} is {one!r} and {another!r}. Evaluate one as the other (--set section.field=value --from 05)."
+                    f"{name} is {one[name]!r} and {another[name]!r}. Evaluate one as the other (--set, --from 05)."
                 )
 
 
@@ -139,9 +128,8 @@ def _experiments(found: list[_Run], notes: list[str]) -> dict[str, pd.DataFrame]
             continue
         if len(members) > 1:
             named = ", ".join(run.name for run in members)
-            notes.append(
-                f"{named} differ in their seed alone ({', '.join(map(str, seeds))}): they are seeds of the same arms."
-            )
+            listed = ", ".join(map(str, seeds))
+            notes.append(f"{named} differ in their seed alone ({listed}): they are seeds of the same arms.")
         experiments[members[0].name] = pd.concat([run.outcomes for run in members], ignore_index=True)
     if len(experiments) == 1:
         return experiments
@@ -150,17 +138,13 @@ def _experiments(found: list[_Run], notes: list[str]) -> dict[str, pd.DataFrame]
 
 def _in_step(experiments: dict[str, pd.DataFrame], notes: list[str]) -> pd.DataFrame:
     """One table of several experiments, over the seeds that all of them have."""
-    seeds = {name: sorted(set(part["seed"])) for name, part in experiments.items()}
-    common = set.intersection(*map(set, seeds.values()))
+    seeds = {name: set(part["seed"]) for name, part in experiments.items()}
+    common = set.intersection(*seeds.values())
     if not common:
-        count = min(map(len, seeds.values()))
-        pairs = "; ".join(f"{name}: {', '.join(map(str, of_run[:count]))}" for name, of_run in seeds.items())
-        notes.append(f"The runs have no seed in common; their seeds are paired in order ({pairs}).")
-        place = {name: {seed: number for number, seed in enumerate(of_run[:count])} for name, of_run in seeds.items()}
-        experiments = {name: part.assign(seed=part["seed"].map(place[name])) for name, part in experiments.items()}
-        return pd.concat([part.dropna(subset="seed").astype({"seed": int}) for part in experiments.values()])
+        have = "; ".join(f"{name}: {', '.join(map(str, sorted(of_run)))}" for name, of_run in seeds.items())
+        raise TraitError(f"The runs have no seed in common ({have}), so nothing pairs. Run one with a seed of the other.")
     for name, of_run in seeds.items():
-        if left := [seed for seed in of_run if seed not in common]:
+        if left := sorted(of_run - common):
             notes.append(f"{name}: seed(s) {', '.join(map(str, left))} have no partner and are left out.")
     return pd.concat([part[part["seed"].isin(common)] for part in experiments.values()], ignore_index=True)
 
@@ -168,18 +152,14 @@ def _in_step(experiments: dict[str, pd.DataFrame], notes: list[str]) -> pd.DataF
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """The outcomes of items that every arm has in a seed, with one gold answer; notes name the others by metric and task."""
     before = outcomes.groupby(["metric", "task"], sort=False)["item_id"].nunique()
-    arms = outcomes["arm"].nunique()
-    items = outcomes.fillna({"gold": ""}).groupby(_ITEM, sort=False)
-    reasons: list[tuple[str, Callable[[pd.DataFrame], pd.Series]]] = [
-        ("not every arm was asked them", lambda frame: frame["arm"] == arms),
-        ("their gold answers differ", lambda frame: frame["gold"] == 1),
-    ]
-    counts = items.agg({"arm": "nunique", "gold": "nunique"})
-    for reason, fine in reasons:
-        lost = counts[~fine(counts)].reset_index().groupby(["metric", "task"], sort=False)["item_id"].nunique()
+    counts = outcomes.fillna({"gold": ""}).groupby(_ITEM, sort=False).agg({"arm": "nunique", "gold": "nunique"})
+    reasons = (("not every arm was asked them", "arm", outcomes["arm"].nunique()), ("their gold answers differ", "gold", 1))
+    for reason, column, wanted in reasons:
+        fine = counts[column] == wanted
+        lost = counts[~fine].reset_index().groupby(["metric", "task"], sort=False)["item_id"].nunique()
         for (metric, task), count in lost.items():
             notes.append(f"{task}, {metric}: {count:,} of {before[metric, task]:,} items do not pair: {reason}.")
-        counts = counts[fine(counts)]
+        counts = counts[fine]
     if counts.empty:
         asked = [f"{arm}: {', '.join(dict.fromkeys(part['task']))}" for arm, part in outcomes.groupby("arm", sort=False)]
         raise TraitError(f"No item was asked of every arm, so nothing pairs. The tasks of {'; of '.join(asked)}.")

@@ -26,9 +26,12 @@ from trait_kit.evaluation.set_metrics import SCORE, with_set_metrics
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
 LOWER_IS_BETTER = {"bits_per_byte"}
+ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
+CONFIDENCE = 1 - ALPHA  # of its intervals
+MIN_ITEMS = 30  # no verdict from fewer
 
 
-def arm_table(outcomes: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def arm_table(outcomes: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """Columns arm, task, metric, mean, low, high, n, seeds: one row an arm, metric and task, and one for the macro average.
 
     Intervals: statistics.mean_interval. A single item has no spread: low = high = mean, and n says so.
@@ -38,7 +41,7 @@ def arm_table(outcomes: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -
     for (metric, arm), part in outcomes.groupby(["metric", "arm"], sort=False):
         by_task = {task: _grid(of_task) for task, of_task in part.groupby("task", sort=False)}
         for task, groups in _with_macro(by_task).items():
-            found = statistics.mean_interval(groups, confidence, seed)
+            found = statistics.mean_interval(groups, confidence)
             n = sum(group.shape[1] for group in groups)
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": found.low, "high": found.high}
             rows.append({**row, "n": n, "seeds": len(groups[0])})
@@ -49,9 +52,8 @@ def compare(
     outcomes: pd.DataFrame,
     reference_arm: str | None,
     metric: str,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     task: str | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Every other arm against `reference_arm` on one metric, in order of appearance; None: every pair of arms, the later
     one as the reference.
@@ -61,12 +63,12 @@ def compare(
     difference (reference minus arm: for bits per byte, below zero is in the reference's favour) with its interval
     low..high, percent (difference over arm_mean), reference_better, test, p_value, effect (d_z, or of binary outcomes
     Cohen's h), effect_size, odds_ratio (of the items on which binary outcomes disagree; else NaN), p_holm (Holm over the
-    rows of this table), smallest_gain (what a test at 5% after that correction would have found with 80% power).
+    rows of this table), smallest_gain (what a test at ALPHA after that correction would have found with 80% power).
     """
-    return _table(_rows(outcomes, reference_arm, metric, confidence, task, seed))
+    return _table(_rows(outcomes, reference_arm, metric, confidence, task))
 
 
-def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """`compare` for every metric, on the macro average and on every task: the rows of the long table.
 
     Holm's correction is over what is read as one table: the averages of a metric, all cells of its single tasks, each set
@@ -78,13 +80,13 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, confidence: f
         problems = [name for name in names if not name.startswith(HELD_OUT)]
         documents = [[name] for name in names if name.startswith(HELD_OUT)]
         for family in ([None], problems, *documents) if problems else documents:
-            rows = [_rows(outcomes, reference_arm, metric, confidence, task, seed) for task in family]
+            rows = [_rows(outcomes, reference_arm, metric, confidence, task) for task in family]
             tables.append(_table([row for part in rows for row in part]))
     return pd.concat(tables, ignore_index=True)
 
 
 def compare_pair(
-    pairs: list[tuple[np.ndarray, np.ndarray]], metric: str, binary: bool, confidence: float, seed: int
+    pairs: list[tuple[np.ndarray, np.ndarray]], metric: str, binary: bool, confidence: float = CONFIDENCE, seed: int = 0
 ) -> dict[str, Any]:
     """Two arms compared, from (reference's values, arm's values) of each task, [seeds, items]: a row of `compare`, less what
     depends on how many rows there are; 'gain' is smallest_gain as a function of a test's level."""
@@ -137,12 +139,37 @@ def main_metric(outcomes: pd.DataFrame) -> str:
     return "bits_per_byte" if "bits_per_byte" in metrics or not metrics else metrics[0]
 
 
-def forgetting_of(outcomes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame | None:
+def forgetting_of(outcomes: pd.DataFrame, confidence: float = CONFIDENCE) -> pd.DataFrame | None:
     """`compare` with the base model on held-out general text; None where that was not evaluated."""
     there = outcomes[outcomes["task"] == f"{HELD_OUT}general"]
     if "base" not in set(there["arm"]) or there["arm"].nunique() < 2:
         return None
     return compare(outcomes, "base", "bits_per_byte", confidence, f"{HELD_OUT}general")
+
+
+def verdict(tests: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
+    """headline and good: what the tests of `compare_all` allow to be said of the reference arm, and no more.
+
+    Good is only what is better than every other arm, by enough items, and worse in no other metric of the tasks.
+    """
+    macro = tests[(tests["task"] == MACRO) & (tests["reference"] == reference)]
+    main = macro[macro["metric"] == metric]
+    if main.empty:
+        return {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
+    n, seeds, several = int(main["n"].min()), int(main["seeds"].min()), len(main)
+    named = metric.replace("_", " ")
+    if n < MIN_ITEMS:
+        return {"headline": f"Too few items for a verdict ({n}; at least {MIN_ITEMS} are needed).", "good": False}
+    sure = macro[macro["p_holm"] < ALPHA]
+    won = int((sure["reference_better"] & (sure["metric"] == metric)).sum())
+    lost = sure[~sure["reference_better"]]
+    said = f"By {named}, {reference} is better than {won} of {several} other arms (Holm, p < {ALPHA}; {n:,} items"
+    said += f" x {seeds} seeds)." if seeds > 1 else "; one training seed: it speaks of these models, not of the recipe)."
+    if metric == "bits_per_byte":
+        said += " Bits per byte also measure wording."
+    for row in lost.to_dict("records"):
+        said += f" Worse than {row['arm']} by {row['metric'].replace('_', ' ')}."
+    return {"headline": said, "good": won == several and lost.empty}
 
 
 def item_values(outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -162,7 +189,7 @@ def _check(outcomes: pd.DataFrame) -> None:
 
 
 def _rows(
-    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, confidence: float, task: str | None, seed: int
+    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, confidence: float, task: str | None
 ) -> list[dict[str, Any]]:
     outcomes = prepared(outcomes)
     values = outcomes[outcomes["metric"] == metric]
@@ -179,10 +206,9 @@ def _rows(
         raise TraitError(f"The reference arm '{reference_arm}' was not evaluated; the arms are: {', '.join(arms)}.")
     against = [(arm, reference_arm) for arm in arms if arm != reference_arm] if reference_arm else combinations(arms, 2)
     wide = values.pivot(index=["task", "item_id"], columns=["arm", "seed"], values="value")
-    _refuse_unlike_items(wide, metric)
     return [
         {"reference": reference, "arm": arm, "metric": metric, "task": task or MACRO}
-        | compare_pair(_paired(wide, reference, arm, wanted), metric, binary, confidence, seed)
+        | compare_pair(_paired(wide, reference, arm, wanted), metric, binary, confidence)
         for arm, reference in against
     ]
 
@@ -191,7 +217,7 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows that are read as one table: Holm's correction, and the gain that its first and hardest step could have shown."""
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "gain"])
     table["p_holm"] = statistics.holm(table["p_value"].to_numpy(dtype=float))
-    table["smallest_gain"] = [gain(0.05 / len(table)) for gain in table.pop("gain")]
+    table["smallest_gain"] = [gain(ALPHA / len(table)) for gain in table.pop("gain")]
     return table
 
 
@@ -200,27 +226,19 @@ def _paired(wide: pd.DataFrame, reference: str, arm: str, tasks: list[str]) -> l
     seeds = [seed for seed in wide[reference] if seed in wide[arm]]
     if not seeds:
         raise TraitError(f"The arms {reference} and {arm} have no seed in common, so nothing pairs. Evaluate both anew.")
-    sides = wide[reference][seeds].dropna(how="all"), wide[arm][seeds].dropna(how="all")
     pairs = []
     for task in tasks:
-        pair = tuple(side[side.index.get_level_values("task") == task].to_numpy().T for side in sides)
-        if not pair[0].size or np.isnan(pair[0]).all(axis=1).any():
+        pair = [side.loc[task][seeds].to_numpy().T for side in (wide[reference], wide[arm])]
+        asked = ~np.isnan(pair)
+        if (lacking := asked[0] != asked[1]).any():
+            raise TraitError(
+                f"{reference} and {arm} were not evaluated on the same items of {task}; {lacking.sum()} are missing in one "
+                "of them. Run the evaluation again."
+            )
+        if not asked.any(axis=2).all():
             raise TraitError(f"Not every seed of {reference} and {arm} has items of {task}: {seeds}. Evaluate them anew.")
-        pairs.append(pair)
+        pairs.append(tuple(side[:, asked[0].any(axis=0)] for side in pair))
     return pairs
-
-
-def _refuse_unlike_items(wide: pd.DataFrame, metric: str) -> None:
-    """Within a seed, every arm must have been asked the same items."""
-    lacking: dict[str, int] = {}
-    for _, of_seed in wide.T.groupby(level="seed"):
-        for (arm, _), missing in of_seed.dropna(axis=1, how="all").isna().sum(axis=1).items():
-            lacking[arm] = lacking.get(arm, 0) + int(missing)
-    if any(lacking.values()):
-        lacking = {arm: count for arm, count in lacking.items() if count}
-        raise TraitError(
-            f"Arms were not evaluated on the same items of {metric}; missing: {lacking}. Run the evaluation again."
-        )
 
 
 def _grid(values: pd.DataFrame) -> np.ndarray:

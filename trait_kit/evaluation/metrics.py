@@ -1,7 +1,8 @@
-"""Marks for one item: bits per byte, the choice a model prefers, and whether a written answer is right.
+"""Marks for one item: bits per byte, the choice a model prefers, whether a written answer is right; lm-eval's hooks.
 
 Why bits per byte first: a 135M model trained for minutes moves the probability of gold solutions long before it moves
-any accuracy, and the number does not depend on the tokenizer. Written answers are judged by trait_kit.evaluation.answers.
+any accuracy, and the number does not depend on the tokenizer. It also measures wording: a model that reasons as well in
+other words has more of them. Hence the accuracies, which form cannot win, beside it.
 """
 
 from __future__ import annotations
@@ -18,50 +19,37 @@ def bits_per_byte(log_probability: float, n_bytes: int) -> float:
     return -log_probability / math.log(2) / n_bytes
 
 
-def relevance_score(choices: list[str], log_probabilities: list[float]) -> float:
-    """log p('relevant') - log p('irrelevant'), each per byte of its text, in nats: what ranks pairs for an AUC."""
-    scores = {choice: value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)}
-    return scores["relevant"] - scores["irrelevant"]
+def per_byte(choices: list[str], log_probabilities: list[float]) -> dict[str, float]:
+    """Log probability of each choice per byte of its text, in nats."""
+    return {choice: value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)}
 
 
-def best_choice(choices: list[str], log_probabilities: list[float]) -> int:
-    """Index of the choice with the highest log probability per byte of its text; the first of equals."""
-    scores = [value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)]
-    return max(range(len(scores)), key=lambda index: scores[index])
+def preferred(scores: dict[str, float]) -> str:
+    """The choice with the highest score; the first of equals."""
+    return max(scores, key=lambda choice: scores[choice])
 
 
-def solution_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/solution_bits.yaml: (nats, bytes), which lm-eval's aggregation turns into bits per byte."""
-    ((log_probability, _greedy),) = results
-    return {"bits_per_byte": (log_probability, len(doc["target"].encode()))}
-
-
-def document_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/document_bits.yaml."""
-    (log_probability,) = results
-    return {"bits_per_byte": (log_probability, len(doc["text"].encode()))}
+def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
+    """lm-eval hook of tasks/solution_bits.yaml and document_bits.yaml: (nats, bytes); lm-eval's aggregation divides them."""
+    nats = results[0] if "text" in doc else results[0][0]  # a document's, or (nats, is it greedy) of a solution
+    return {"bits_per_byte": (nats, len((doc["text"] if "text" in doc else doc["target"]).encode()))}
 
 
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
     """lm-eval hook of tasks/choices.yaml."""
-    best = best_choice(doc["choices"], [log_probability for log_probability, _greedy in results])
-    return {"choice_accuracy": float(doc["choices"][best] == doc["answer"])}
+    scores = per_byte(doc["choices"], [log_probability for log_probability, _greedy in results])
+    return {"choice_accuracy": float(preferred(scores) == doc["answer"])}
 
 
-def generation_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/generation.yaml."""
-    return generation_marks(results[0], doc)
-
-
-def generation_marks(prediction: str, item: dict[str, Any]) -> dict[str, float]:
-    """Marks of a generated text by metric: the final answer wherever it stands, and in the asked-for form only; of an ad
+def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
+    """lm-eval hook of tasks/generation.yaml: the final answer wherever it stands, and in the asked-for form only; of an ad
     also those of `ads.marks` that its task's file names.
 
-    `item` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
+    `doc` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
     """
-    flexible, strict = judge(prediction, item["answer"], item.get("kind") or "", item.get("choices") or ())
+    flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"])
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
-    if wanted := item.get("marks"):
-        found = ads.marks(prediction, item["question"], item["answer"], item["entity"], item["limits"])
-        marked |= {name: value for name, value in found.items() if name in wanted}
+    if doc["marks"]:
+        found = ads.marks(results[0], doc["question"], doc["answer"], doc["entity"], doc["limits"])
+        marked |= {name: value for name, value in found.items() if name in doc["marks"]}
     return marked

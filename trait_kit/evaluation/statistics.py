@@ -157,9 +157,12 @@ def wilson(successes: int, n: int, confidence: float) -> tuple[float, float, flo
 
 def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided exact McNemar p value of paired 0/1 outcomes: a fair coin over the items on which they disagree."""
-    only_first, only_second = discordant(first, second)
-    disagree = only_first + only_second
-    return float(stats.binomtest(only_first, disagree, 0.5).pvalue) if disagree else 1.0
+    return sign_test(*discordant(first, second))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p value that a fair coin fell so."""
+    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
 def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0) -> float:

@@ -27,7 +27,6 @@ def loss_curve(arms: Sequence[str]) -> Iterator[Callable[[pd.DataFrame], None] |
     if shell is None or not hasattr(shell, "kernel"):
         yield None
         return
-    import matplotlib.pyplot as plt
     from IPython.display import HTML, display
 
     handle = display(HTML("<i>The curve appears after the first steps.</i>"), display_id=True)
@@ -37,9 +36,7 @@ def loss_curve(arms: Sequence[str]) -> Iterator[Callable[[pd.DataFrame], None] |
         nonlocal drawn
         if time.monotonic() - drawn < SECONDS_BETWEEN or not (log["metric"] == "loss").any():
             return
-        figure = curves.plot_loss(log, [arm for arm in arms if arm in set(log["arm"])])
-        handle.update(figure)
-        plt.close(figure)
+        handle.update(curves.plot_loss(log, [arm for arm in arms if arm in set(log["arm"])]))
         drawn = time.monotonic()
 
     try:

@@ -1,351 +1,256 @@
-"""The main table and the ablation table (the paper's Tables 1, 2 and 4), and arms as figures.
+"""The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
 
-They are made from what evaluation.comparison returns: `arms` from arm_table (mean and interval of each arm, task, metric);
-`comparison` from compare or compare_all (paired difference, reference arm minus arm, its interval and p values). Forgetting
-(held-out general text) always stands beside the gain. Bits per byte: lower is better.
+`arms` is what comparison.arm_table returns; `tests` what compare, compare_all or forgetting_of return. Forgetting (held-out
+general text) always stands beside the gain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
-from trait_kit.figures.items import item_file, pair_file
-from trait_kit.figures.measures import change_text, metric_name, number_text, p_text, scale_of, signed_text
-from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, marker, new_figure, plain, styled
-from trait_kit.figures.table_text import Cell, Table
+from trait_kit.engine.files import TraitError, atomic_path, digest
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, prepared
+from trait_kit.figures import cells
+from trait_kit.figures.cells import Cell, Table, change_text, interval_text, metric_name
+from trait_kit.figures.style import label
 
-GENERAL, IN_DOMAIN = f"{HELD_OUT}general", f"{HELD_OUT}in_domain"
-DOCUMENTS = {GENERAL: "General text", IN_DOMAIN: "In-domain text"}
-CHAIN = ("base", "raw", "selected", "trait")  # of the ablation
-ALPHA = 0.05  # of a star in a table, after Holm's correction
+BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
+DOCUMENTS = {GENERAL: "General text", f"{HELD_OUT}in_domain": "In-domain text"}
+CHAIN = {  # of the ablation: arm -> what it adds
+    "base": "base model",
+    "raw": "+ raw in-domain documents",
+    "selected": "+ selected web documents",
+    "trait": "+ TRAIT passages",
+}
 
 
 def main_table(
-    arms: pd.DataFrame,
-    comparison: pd.DataFrame | None = None,
-    forgetting: pd.DataFrame | None = None,
-    *,
-    metric: str = "bits_per_byte",
-    reference: str = "trait",
-    per_task: bool = True,
-    title: str = "",
-) -> Table:
-    """Every arm: average over tasks, paired difference to the reference arm with p, forgetting, and each task.
+    arms: pd.DataFrame, tests: pd.DataFrame | None = None, forgetting: pd.DataFrame | None = None, *,
+    metric: str = BITS, reference: str = "trait", title: str = "",
+) -> Table:  # fmt: skip
+    """Every arm: average over tasks, paired difference of the reference arm with p, forgetting, and each task.
 
-    Where `comparison` has the single tasks too (compare_all), a star says which of them differ from the reference arm.
-
-    `forgetting`, from compare(outcomes, "base", "bits_per_byte", task="held_out/general"), gives the change on general text
-    a paired interval; without it the change stands alone.
+    Where `tests` has the single tasks too (compare_all), a star says which of them differ from the reference arm.
     """
-    values, tasks, documents = _rows_of(arms, metric)
-    names = list(dict.fromkeys(values["arm"]))
-    averages = values[values["task"] == MACRO].set_index("arm")
-    header = ["Arm", "Average of tasks"]
-    columns = [[Cell(label(arm)) for arm in names], _column(averages, names, metric)]
-    if comparison is not None:
-        compared = _by_arm(comparison, metric, MACRO)
-        header += [f"{label(reference)} minus this arm", "p (Holm)"]
-        links = {arm: pair_file(reference, arm, metric) for arm in compared}
-        columns.append([_difference(compared.get(arm), metric, arm == reference, links.get(arm, "")) for arm in names])
-        columns.append([Cell(p_text(compared.get(arm)), link=links.get(arm, "")) for arm in names])
-    for name in documents:
-        header.append(DOCUMENTS[name])
-        paired = _by_arm(forgetting, "bits_per_byte", GENERAL) if forgetting is not None and name == GENERAL else {}
-        columns.append(
-            _column(values[values["task"] == name].set_index("arm"), names, "bits_per_byte", from_base=True, paired=paired)
-        )
-    for name in tasks if per_task else []:
-        header.append(label(name))
-        differ = _significant(comparison, metric, name)
-        columns.append(_column(values[values["task"] == name].set_index("arm"), names, metric, differ=differ))
-    better = "lower" if metric in LOWER_IS_BETTER else "higher"
-    notes = [f"{metric_name(metric).capitalize()}: {better} is better; [confidence interval]; bold: best of its column."]
-    if comparison is not None:
-        notes.append(
-            f"{label(reference)} minus this arm: paired over the same items; p corrected for the number of arms (Holm)."
-        )
-        if any(cell.small.endswith("*") for column in columns for cell in column):
-            notes.append(
-                f"*: differs from {label(reference)} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm)."
-            )
-        notes += _what_could_show(comparison, metric)
-    if documents:
-        notes.append(
-            "General and in-domain text: held-out documents, bits per byte (change from the base model); above 0 is worse."
-        )
-    return Table(
-        title or f"All arms by {metric_name(metric)}",
-        header,
-        [list(row) for row in zip(*columns, strict=True)],
-        notes,
-    )
+    shown, name = _Arms(arms, metric, tests, forgetting), label(reference)
+    names = list(shown.rows[MACRO].index)
+    pairs = {f"{name} minus this arm": [(reference, arm) for arm in names]} if tests is not None else {}
+    columns = {"Arm": list(map(label, names))} | shown.columns(names, pairs)
+    columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
+    notes = [f"{shown.direction} is better; [confidence interval]; bold: best of its column."]
+    if tests is not None:
+        notes.append(f"{name} minus this arm: paired over the same items; p corrected for all arms (Holm).")
+        notes.append(f"*: differs from {name} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm).")
+    return Table.of(title or f"All arms by {metric_name(metric)}", columns, notes + _what_could_show(tests, metric))
 
 
 def ablation_table(
-    arms: pd.DataFrame,
-    chain: Sequence[str] = CHAIN,
-    pairs: pd.DataFrame | None = None,
-    *,
-    metric: str = "bits_per_byte",
-    title: str = "",
-) -> Table:
-    """What each part adds (the paper's Table 4): base, + raw in-domain, + selected web text, + synthetic passages.
-
-    `pairs`, from compare(outcomes, None, metric), gives every change its paired interval and p value.
-    """
-    values, _, documents = _rows_of(arms, metric)
-    averages = values[values["task"] == MACRO].set_index("arm")
-    names = [arm for arm in chain if arm in averages.index]
+    arms: pd.DataFrame, chain: Iterable[str] = CHAIN, pairs: pd.DataFrame | None = None,
+    forgetting: pd.DataFrame | None = None, *, metric: str = BITS, title: str = "",
+) -> Table:  # fmt: skip
+    """What each part adds (the paper's Table 4); `pairs`, from compare(outcomes, None, metric), has interval and p."""
+    shown = _Arms(arms, metric, pairs, forgetting)
+    known = shown.rows[MACRO].index
+    names = [arm for arm in chain if arm in known]
     if len(names) < 2:
-        raise TraitError(
-            f"The ablation table needs two of the arms {', '.join(chain)}; the results have {', '.join(averages.index)}."
-        )
-    what = {
-        "base": "base model",
-        "raw": "+ raw in-domain documents",
-        "selected": "+ selected web documents",
-        "trait": "+ TRAIT passages",
-    }
-    rows = []
-    for place, arm in enumerate(names):
-        mean = float(averages.loc[arm, "mean"])
-        steps = [Cell("–"), Cell("–")]
-        if place:
-            steps = [
-                _step(arm, other, mean, float(averages.loc[other, "mean"]), metric, pairs)
-                for other in (names[place - 1], names[0])
-            ]
-        cells = [Cell(what.get(arm, f"+ {label(arm)}")), _column(averages, names, metric)[place], *steps]
-        for name in documents:
-            cells.append(
-                _column(values[values["task"] == name].set_index("arm"), names, "bits_per_byte", from_base=True)[place]
-            )
-        rows.append(cells)
-    header = [
-        "Trained on",
-        "Average of tasks",
-        "Change by this step",
-        "Change from base",
-        *(DOCUMENTS[name] for name in documents),
-    ]
-    better = "negative is better" if metric in LOWER_IS_BETTER else "positive is better"
-    notes = [f"{metric_name(metric).capitalize()}; changes: {better}. Every trained arm saw the same number of tokens."]
+        raise TraitError(f"The ablation needs two of the arms {', '.join(chain)}; the results have {', '.join(known)}.")
+    before = {"Change by this step": [names[0], *names[:-1]], "Change from base": [names[0]] * len(names)}
+    steps = {header: list(zip(names, others, strict=True)) for header, others in before.items()}
+    columns = {"Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names]} | shown.columns(names, steps)
+    notes = [f"{shown.direction} is better. Every trained arm saw the same number of tokens."]
     if pairs is not None:
         notes.append("[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).")
-        notes += _what_could_show(pairs, metric)
-    return Table(title or "What does each part add?", header, rows, notes)
+    return Table.of(title or "What does each part add?", columns, notes + _what_could_show(pairs, metric))
 
 
-@styled
-def plot_arms(arms: pd.DataFrame, metric: str = "bits_per_byte") -> KitFigure:
-    """Every arm with its interval: the average of the tasks, then each task, on shared rows."""
-    values, tasks, _ = _rows_of(arms, metric)
-    averages = values[values["task"] == MACRO].set_index("arm")
-    names = list(averages.index)
-    lower = metric in LOWER_IS_BETTER
-    best = averages["mean"].idxmin() if lower else averages["mean"].idxmax()
-    title = f"{label(best)} has the best average {metric_name(metric)}: {number_text(averages.loc[best, 'mean'], metric)}"
-    if "base" in names and best != "base":
-        title += f" (base model {number_text(averages.loc['base', 'mean'], metric)})"
-    panels = [("average of tasks", averages)]
-    if len(tasks) > 1:
-        panels += [(label(task), values[values["task"] == task].set_index("arm")) for task in tasks]
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = new_figure(
-        title, f"Bars: confidence intervals; {'lower' if lower else 'higher'} is better; dashed: base model",
-        width=9.6 if columns > 1 else 7.2, height=rows * (1.1 + 0.36 * len(names)),
-        rows=rows, columns=columns, squeeze=False, sharey=True,
-    )  # fmt: skip
-    scale = 1 if lower else 100
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
-            axes.remove()
-            continue
-        title, table = panels[place]
-        if "base" in table.index:
-            axes.axvline(table.loc["base", "mean"] * scale, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.3)
-        _dots(axes, table[["mean", "low", "high"]] * scale, names)
-        axes.set_title(plain(title), loc="left", weight="bold" if place == 0 else "normal")
-        if place >= len(panels) - columns:
-            axes.set_xlabel(metric_name(metric) + ("" if lower else " (%)"))
-    return figure
+def comparison_table(tests: pd.DataFrame, title: str = "Pairs of arms", notes: Sequence[str] = ()) -> Table:
+    """One row a comparison of compare or compare_all: the difference with its interval, effect, p, and what could show."""
+    rows = pd.DataFrame([_compared(row) for row in tests.to_dict("records")])
+    lower = ", ".join(metric_name(name) for name in sorted(LOWER_IS_BETTER & set(tests["metric"])))
+    about = (
+        "Paired over the same items; shares in points. p: McNemar or sign flips, with several seeds hierarchical bootstrap; "
+        "Holm's correction over the averages of a metric, and over all cells of its tasks. "
+        f"Better: p < {ALPHA:g}." + (f" Lower is better: {lower}." if lower else "")
+    )
+    seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
+    if (tests["seeds"] > 1).any():
+        seeds = "Intervals and p speak of the recipes, trained anew on other seeds and asked other items."
+    return Table.of(title, {name: list(rows[name]) for name in rows}, [about, seeds, *notes])
 
 
-@styled
-def plot_gain_and_forgetting(
-    gain: pd.DataFrame, forgetting: pd.DataFrame | None, metric: str = "bits_per_byte"
-) -> KitFigure:
-    """Change of every arm from the base model, paired over the same items: left on the tasks, right on general text.
+def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
+    """The table of `tests`; with a folder also written there, the CSV with all columns and digits, and with its items."""
+    table = comparison_table(tests, notes=notes)
+    if folder:
+        write_items(outcomes, folder, tests)
+        table.save(folder, "comparison", links=True)
+        _write(tests, folder / "comparison.csv")
+    return table
 
-    `gain` is comparison.compare(outcomes, "base", metric) and `forgetting` comparison.forgetting_of(outcomes). Pairing shows
-    what the arms' own intervals hide: texts differ far more than arms do.
+
+def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame | None = None) -> int:
+    """Write the items behind every number, as files beside its table; return how many.
+
+    One an arm, metric and task, and one a pair of `tests`. Questions are not in them: they are the test set's own.
     """
-    panels = []
-    for table, name, task, text in (
-        (gain, metric, MACRO, "Gain: average of tasks"),
-        (gain.iloc[:0] if forgetting is None else forgetting, "bits_per_byte", GENERAL, "Forgetting: general text"),
-    ):
-        scale = 1 if name in LOWER_IS_BETTER else 100
-        rows = {
-            arm: [-scale * row[key] for key in ("difference", "high", "low")]
-            for arm, row in _by_arm(table, name, task).items()
-        }
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
-        panels.append(
-            (text, name, frame, {arm: row.get("reference_mean") for arm, row in _by_arm(table, name, task).items()})
-        )
-    names = list(panels[0][2].index)
-    if not names:
-        raise TraitError(
-            "There is no arm to compare with the base model: plot_gain_and_forgetting needs at least one trained arm."
-        )
-    arm = "trait" if "trait" in names else names[-1]
-    parts = [
-        f"{signed_text(frame.loc[arm, 'mean'], name, before.get(arm))} {where}"
-        for (_, name, frame, before), where in zip(panels, ("on the tasks", "on general text"), strict=True)
-        if arm in frame.index
-    ]
-    figure, grid = new_figure(
-        f"{label(arm)} against the base model: " + ", ".join(parts),
-        "Paired change from the base model; bars: confidence intervals; the dashed line is the base model",
-        width=9.6, height=1.35 + 0.46 * len(names), columns=2, sharey=True,
-    )  # fmt: skip
-    for axes, (text, name, frame, _) in zip(grid, panels, strict=True):
-        if frame.empty:
-            axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=QUIET)
-        axes.axvline(0, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.3 if len(frame) else 0)
-        _dots(axes, frame, names, f"{{:+.{3 if name in LOWER_IS_BETTER else 1}f}}")
-        axes.set_title(text, loc="left", weight="bold")
-        axes.set_xlabel("bits per byte (left is better)" if name in LOWER_IS_BETTER else "points (right is better)")
-    return figure
+    outcomes, files = prepared(outcomes), {}
+    keys = ["task", "seed", "item_id"]
+    for (arm, metric), part in outcomes.groupby(["arm", "metric"], sort=False):
+        for task in (MACRO, *dict.fromkeys(part["task"])):
+            files[item_file(arm, task, metric)] = of_task(part, task)[[*keys, "value", "prediction", "gold"]]
+    for row in tests.to_dict("records") if tests is not None else ():
+        asked = of_task(outcomes[outcomes["metric"] == row["metric"]], row["task"])
+        sides = [asked.loc[asked["arm"] == row[side], [*keys, "value"]] for side in ("reference", "arm")]
+        both = sides[0].merge(sides[1], on=keys, suffixes=("_reference", "_arm"))
+        files[_pair_file(row)] = both.assign(difference=both["value_reference"] - both["value_arm"])
+    files = {name: rows for name, rows in files.items() if len(rows)}
+    for name, rows in files.items():
+        _write(rows, Path(folder) / name)
+    return len(files)
 
 
-def _dots(axes: Any, table: pd.DataFrame, names: Sequence[str], form: str = "") -> None:
-    """One row an arm: interval as a bar, mean as the arm's marker, and its value above where `form` is given."""
-    for place, arm in enumerate(names):
-        if arm not in table.index:
-            continue
-        mean, low, high = table.loc[arm, ["mean", "low", "high"]]
-        y = len(names) - 1 - place
-        axes.plot([low, high], [y, y], color=colour(arm), linewidth=3.4, alpha=0.55)
-        axes.plot([mean], [y], marker(arm), color=colour(arm), markersize=9.5, markeredgecolor="white", markeredgewidth=1.2)
-        if form:
-            axes.annotate(
-                form.format(mean), (mean, y), xytext=(0, 7), textcoords="offset points", ha="center", va="bottom", size=11,
-                color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-            )  # fmt: skip
-    axes.set_ylim(-0.6, len(names) - (0.15 if form else 0.4))
-    axes.set_yticks(range(len(names)), [plain(label(arm)) for arm in reversed(names)])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
-    axes.margins(x=0.12)
-    axes.locator_params(axis="x", nbins=4)
+def of_task(outcomes: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The average's items are those of all tasks that are not documents."""
+    wanted = ~outcomes["task"].str.startswith(HELD_OUT) if task == MACRO else outcomes["task"] == task
+    return outcomes[wanted]
 
 
-def _rows_of(arms: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """The rows of one metric and of the held-out documents; the tasks in the order they come; the document sets."""
-    missing = {"arm", "task", "metric", "mean", "low", "high"} - set(arms.columns)
-    if missing:
-        raise TraitError(f"The table of arms lacks the column(s) {', '.join(sorted(missing))}. Run notebook 05 again.")
-    documents = arms[(arms["metric"] == "bits_per_byte") & arms["task"].isin(DOCUMENTS)]  # beside every metric of the tasks
-    values = arms[(arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)]
-    if not (values["task"] == MACRO).any():
-        raise TraitError(
-            f"The table of arms has no averages of {metric}; its metrics are {', '.join(sorted(set(arms['metric'])))}."
-        )
-    tasks = [task for task in dict.fromkeys(values["task"]) if task != MACRO]
-    return pd.concat([values, documents]), tasks, [name for name in DOCUMENTS if (documents["task"] == name).any()]
+def chain_of(arms: pd.DataFrame) -> list[str]:
+    """The arms of the ablation in its order: the paper's, or where an experiment names its arms otherwise, all of them."""
+    there = list(dict.fromkeys(arms["arm"]))
+    chain = [arm for arm in CHAIN if arm in there]
+    return chain if len(chain) > 1 else there
 
 
-def _by_arm(comparison: pd.DataFrame, metric: str, task: str) -> dict[str, dict[str, Any]]:
-    """Rows by arm; of a long table (compare_all) those of one metric and task."""
-    for column, wanted in (("metric", metric), ("task", task)):
-        if column in comparison.columns:
-            comparison = comparison[comparison[column] == wanted]
-    return {row["arm"]: row for row in comparison.to_dict("records")}
+def paired(tests: pd.DataFrame | None, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
+    """What `tests` says of arm minus other, whichever of them was its reference; None where it does not compare them.
+
+    `mean` and `before` are the means of the two.
+    """
+    for reference, compared, sign in ((arm, other, 1), (other, arm, -1)) if tests is not None else ():
+        found = tests[(tests["reference"] == reference) & (tests["arm"] == compared)]
+        found = found[(found["metric"] == metric) & (found["task"] == task)]
+        if len(found):
+            row = found.iloc[0].to_dict()
+            low, high = sorted(sign * row[end] for end in ("low", "high"))
+            mean, before = (row["reference_mean"], row["arm_mean"])[::sign]
+            return row | {"difference": sign * row["difference"], "low": low, "high": high, "mean": mean, "before": before}
+    return None
 
 
-def _column(
-    rows: pd.DataFrame,
-    names: Sequence[str],
-    metric: str,
-    from_base: bool = False,
-    paired: Mapping[str, dict[str, Any]] | None = None,
-    differ: Sequence[str] = (),
-) -> list[Cell]:
-    """Cells of one column; small text: the interval, or with `from_base` the change from the base model."""
-    present = rows.loc[[arm for arm in names if arm in rows.index], "mean"]
-    best = present.min() if metric in LOWER_IS_BETTER else present.max()
-    cells = []
-    for arm in names:
-        if arm not in rows.index:
-            cells.append(Cell("–"))
-            continue
-        mean = float(rows.loc[arm, "mean"])
-        small = f"[{number_text(rows.loc[arm, 'low'], metric)}, {number_text(rows.loc[arm, 'high'], metric)}]" + "*" * (
-            arm in differ
-        )
-        if from_base and "base" in rows.index:
-            small = "" if arm == "base" else f"({change_text(mean, float(rows.loc['base', 'mean']), metric)})"
-            if paired and arm in paired:
-                small = f"({-paired[arm]['difference']:+.3f} [{-paired[arm]['high']:+.3f}, {-paired[arm]['low']:+.3f}])"
-        link = item_file(arm, str(rows.loc[arm, "task"]), metric)
-        cells.append(Cell(number_text(mean, metric), small, bool(mean == best), link))
-    return cells
+def item_file(arm: str, task: str, metric: str) -> str:
+    """Where the outcomes behind a number stand, relative to its table."""
+    return f"items/{_slug(arm)}-{_slug(task)}-{_slug(metric)}.csv"
 
 
-def _step(arm: str, other: str, mean: float, before: float, metric: str, pairs: pd.DataFrame | None) -> Cell:
-    """The change from another arm, with its paired interval where `pairs` has it, in either direction."""
-    text = change_text(mean, before, metric)
-    for reference, compared, sign in ((arm, other, 1), (other, arm, -1)) if pairs is not None else ():
-        row = _by_arm(pairs[pairs["reference"] == reference], metric, MACRO).get(compared)
-        if row is not None:
-            scale, digits = scale_of(metric)
-            low, high = sorted(sign * scale * row[end] for end in ("low", "high"))
-            small = f"[{low:+.{digits}f}, {high:+.{digits}f}], p {p_text(row)}"
-            return Cell(text, small, link=pair_file(reference, compared, metric))
-    return Cell(text)
+def pair_file(reference: str, arm: str, metric: str, task: str = MACRO) -> str:
+    return f"items/{_slug(reference)}-minus-{_slug(arm)}-{_slug(task)}-{_slug(metric)}.csv"
 
 
-def _significant(comparison: pd.DataFrame | None, metric: str, task: str) -> list[str]:
-    rows = _by_arm(comparison, metric, task) if comparison is not None else {}
-    return [arm for arm, row in rows.items() if row["p_holm"] < ALPHA]
+def _pair_file(row: Mapping[str, Any]) -> str:
+    return pair_file(*(row[name] for name in ("reference", "arm", "metric", "task")))
 
 
-def _what_could_show(comparison: pd.DataFrame, metric: str) -> list[str]:
+def _slug(name: str) -> str:
+    """The name as part of a file name and of a link; one that loses letters gets a digest: no two become the same."""
+    name = name.replace(HELD_OUT, "held_out_").replace(MACRO, "average")
+    kept = re.sub(r"[^A-Za-z0-9_.]+", "_", name)
+    return kept if kept == name and len(kept) <= 60 else f"{kept[:60]}_{digest(name)[:8]}"
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    texts = rows.select_dtypes(exclude=["number", "bool"]).columns
+    rows = rows.assign(**{name: rows[name].fillna("").astype(str).map(cells.csv_text) for name in texts})
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False)
+
+
+class _Arms:
+    """The rows of one metric, a frame a task with arms as its index, and the cells that tables are made of."""
+
+    def __init__(self, arms: pd.DataFrame, metric: str, tests: pd.DataFrame | None, forgetting: pd.DataFrame | None):
+        documents = (arms["metric"] == BITS) & arms["task"].isin(list(DOCUMENTS))  # beside every metric of the tasks
+        wanted = ((arms["metric"] == metric) & ~arms["task"].str.startswith(HELD_OUT)) | documents
+        self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
+        self.tasks = [task for task in self.rows if task not in (MACRO, *DOCUMENTS)]
+        self.metric, self.tests, self.forgetting = metric, tests, forgetting
+        self.direction = f"{metric_name(metric).capitalize()}: {'lower' if metric in LOWER_IS_BETTER else 'higher'}"
+        if MACRO not in self.rows:
+            known = ", ".join(sorted(set(arms["metric"])))
+            raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
+
+    def columns(self, names: Sequence[str], pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[Cell]]:
+        """Of a row an arm: its average, a pair of arms in each row of the columns `pairs`, and what it forgot."""
+        columns = {"Average of tasks": self.scores(MACRO, names)}
+        columns |= {header: [self.pair(*pair) for pair in of_rows] for header, of_rows in pairs.items()}
+        documents = {task: header for task, header in DOCUMENTS.items() if task in self.rows}
+        return columns | {f"{header}, bits per byte": self.scores(task, names) for task, header in documents.items()}
+
+    def scores(self, task: str, names: Sequence[str], starred_against: str = "") -> list[Cell]:
+        """Means, the best in bold, each with its interval, or on documents with its change from the base model."""
+        rows, metric = self.rows[task], BITS if task in DOCUMENTS else self.metric
+        means, column = rows["mean"].reindex(names), []
+        best = means.min() if metric in LOWER_IS_BETTER else means.max()
+        for arm, mean in means.items():
+            if math.isnan(mean):
+                column.append(Cell("–"))
+                continue
+            small = f"[{', '.join(cells.number_text(rows.loc[arm, end], metric) for end in ('low', 'high'))}]"
+            against = paired(self.tests, starred_against, arm, metric, task)
+            small += "*" if against and against["p_holm"] < ALPHA else ""
+            if task in DOCUMENTS and "base" in rows.index:
+                change = self.pair(arm, "base", task)
+                small = f"{change.text} {change.small}".strip("– ")
+            column.append(Cell(cells.number_text(mean, metric), small, mean == best, item_file(arm, task, metric)))
+        return column
+
+    def pair(self, arm: str, other: str, task: str = MACRO) -> Cell:
+        """arm minus other: the difference of their means, and where it was tested its paired interval and p."""
+        if arm == other:
+            return Cell("–")
+        metric, tests = (BITS, self.forgetting) if task in DOCUMENTS else (self.metric, self.tests)
+        mean, before = (float(self.rows[task].loc[name, "mean"]) for name in (arm, other))
+        row = paired(tests, arm, other, metric, task)
+        small = f"{interval_text(row['low'], row['high'], metric)}, p {cells.p_text(row['p_holm'])}" if row else ""
+        return Cell(change_text(mean - before, metric, before), small, link=_pair_file(row) if row else "")
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
+    metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
+    what = "average" if task == MACRO else label(task.removeprefix(HELD_OUT))
+    odds = "" if math.isnan(row["odds_ratio"]) else f", odds {row['odds_ratio']:.2g}"
+    better = label(reference if row["reference_better"] else arm)
+    named = {
+        "Difference": f"{label(reference)} minus {label(arm)}",
+        "Task": f"{what} (held out)" if task.startswith(HELD_OUT) else what,
+        "Metric": metric_name(metric),
+        "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
+    }
+    numbers = {
+        "Means": " and ".join(cells.number_text(row[f"{side}_mean"], metric) for side in ("reference", "arm")),
+        "Difference [interval]": change_text(row["difference"], metric),
+        "Effect": f"{row['effect']} {row['effect_size']:+.2f}{odds}",
+        "p (Holm)": cells.p_text(row["p_holm"]),
+        "Better": better if row["p_holm"] < ALPHA else "–",
+        "Smallest that could show": cells.gain_text(row["smallest_gain"], metric),
+    }
+    small = {"Difference [interval]": interval_text(row["low"], row["high"], metric)}
+    return named | {name: Cell(text, small.get(name, ""), link=_pair_file(row)) for name, text in numbers.items()}
+
+
+def _what_could_show(tests: pd.DataFrame | None, metric: str) -> list[str]:
     """A note on the smallest true gains that the items at hand would have shown: the largest over the arms, by task."""
-    if "smallest_gain" not in comparison.columns:
+    if tests is None:
         return []
-    rows = comparison[(comparison["metric"] == metric) & ~comparison["task"].str.startswith(HELD_OUT)]
-    gains = rows.groupby("task", sort=False)["smallest_gain"].max()
-    scale, digits = scale_of(metric)
-    unit = "" if metric in LOWER_IS_BETTER else " points"
-    shown = [
-        f"{'average' if task == MACRO else label(task)} "
-        + (
-            f"{scale * gain:.{digits}f}{unit} (n {rows.loc[rows['task'] == task, 'n'].max():,})"
-            if gain < math.inf
-            else "none"
-        )
-        for task, gain in gains.items()
-    ]
-    return [
-        "Smallest true difference that these items would have shown (80% power at the corrected 5%): "
-        + ", ".join(shown)
-        + "."
-    ]
-
-
-def _difference(row: dict[str, Any] | None, metric: str, is_reference: bool, link: str = "") -> Cell:
-    if row is None or pd.isna(row["difference"]):
-        return Cell("reference" if is_reference else "–")
-    scale, digits = scale_of(metric)
-    low, high = row["low"] * scale, row["high"] * scale
-    return Cell(f"{row['difference'] * scale:+.{digits}f}", f"[{low:+.{digits}f}, {high:+.{digits}f}]", link=link)
+    rows = tests[(tests["metric"] == metric) & ~tests["task"].str.startswith(HELD_OUT)]
+    shown = []
+    for task, part in rows.groupby("task", sort=False):
+        gain = cells.gain_text(part["smallest_gain"].max(), metric)
+        shown.append(f"{'average' if task == MACRO else label(task)} {gain} (n {part['n'].max():,})")
+    return [f"Smallest true difference that would have shown (80% power at the corrected {ALPHA:.0%}): {', '.join(shown)}."]

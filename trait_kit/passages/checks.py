@@ -1,8 +1,9 @@
 """What a draft must pass before anything is trained on it; the first check that fails gives the reason.
 
 The checks are for the text of a teacher that nobody has read: is each paragraph about its own problem and does it reach
-the gold answer, is the printed arithmetic right, does the enlightenment speak of every problem, and is the passage new,
-readable, of the right length, and free of test questions.
+the gold answer, is the printed arithmetic right, does the enlightenment speak of every problem, and is the passage readable
+and of the right length. A model's answer is read by the same checks one part at a time (`read_paragraph`, ...), so that a
+part that fails is asked for again alone. What compares a passage with others is in novelty.py.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from trait_kit.engine.llm import clean
 from trait_kit.passages.answers import arithmetic_slips, conclusion, plain_words, reaches
-from trait_kit.passages.drafts import Draft, Problem
-from trait_kit.passages.words import content_words, marks_of, numbers
+from trait_kit.passages.material import Draft, Group, Problem, content_words, marks_of, numbers
 
 _MIN_ENLIGHTENMENT_WORDS = 15
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_OF_PARAGRAPH = ("form", "language", "reasoning", "gold answer", "arithmetic")
+_OF_ENLIGHTENMENT = ("form", "language", "arithmetic", "enlightenment")
 # By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
 # to be believed. Paragraphs that reach different gold answers can hardly have been swapped, and tasks may share facts.
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
@@ -33,8 +36,8 @@ class Candidate:
     rows: Sequence[Problem]  # of its group, in its order
     grouping: str
     shared: str
-    n_tokens: int  # of the whole passage
-    limits: tuple[int, int]  # fewest and most tokens
+    n_tokens: int = 0  # of the whole passage
+    limits: tuple[int, int] = (0, 0)  # fewest and most tokens
 
 
 def own_fault(candidate: Candidate, skip: Container[str] = ()) -> tuple[list[str], str | None]:
@@ -53,11 +56,50 @@ def own_fault(candidate: Candidate, skip: Container[str] = ()) -> tuple[list[str
     return passed, None
 
 
+def read_paragraph(row: Problem, content: str, skip: Container[str] = ()) -> str:
+    """The paragraph of one problem in a model's answer; ValueError says what is wrong with it."""
+    draft = Draft((first_paragraph(content),), "", "", "")
+    _refuse(Candidate(draft, [row], "", ""), [name for name in _OF_PARAGRAPH if name not in skip])
+    return draft.paragraphs[0]
+
+
+def read_enlightenment(group: Group, rows: Sequence[Problem], paragraphs: Sequence[str], content: str) -> str:
+    """The enlightenment in a model's answer; ValueError says what is wrong with it."""
+    draft = Draft(tuple(paragraphs), first_paragraph(content), "", "")
+    _refuse(Candidate(draft, rows, group.grouping, group.shared), _OF_ENLIGHTENMENT)
+    return draft.enlightenment
+
+
+def read_sentence(rows: Sequence[Problem], paragraphs: Sequence[str], place: int | None, content: str) -> str:
+    """One sentence of an enlightenment: on what is shared (`place` None), or on what only one problem has."""
+    text = " ".join(first_paragraph(content).split())
+    _refuse(Candidate(Draft((text,), "", "", ""), rows[:1], "", ""), ("form", "arithmetic"))
+    if len(text.split()) < 5:
+        raise ValueError("enlightenment: fewer than five words")
+    if place is not None:
+        material = [f"{row.question} {paragraph}" for row, paragraph in zip(rows, paragraphs, strict=True)]
+        if not marks_of(material)[place] & (content_words(text) | numbers(text)):
+            raise ValueError(f"enlightenment: it says nothing that is particular to problem {rows[place].id}")
+    return text
+
+
+def first_paragraph(content: str) -> str:
+    """Up to the first blank line: what a small model writes after it was not asked for."""
+    return clean(re.split(r"\n[ \t]*\n", content.strip().replace("\r\n", "\n"), maxsplit=1)[0])
+
+
+def _refuse(candidate: Candidate, names: Sequence[str]) -> None:
+    fault = own_fault(candidate, [name for name in OWN_CHECKS if name not in names])[1]
+    if fault:
+        raise ValueError(fault)
+
+
 def _form(candidate: Candidate) -> str | None:
     draft, count = candidate.draft, len(candidate.rows)
     if len(draft.paragraphs) != count:
         return f"{len(draft.paragraphs)} paragraphs for {count} problems"
-    for place, part in enumerate((*draft.paragraphs, draft.enlightenment), start=1):
+    parts = [*draft.paragraphs, draft.enlightenment] if draft.enlightenment else draft.paragraphs
+    for place, part in enumerate(parts, start=1):
         name = f"paragraph {place}" if place <= count else "the enlightenment"
         if not part.strip():
             return f"{name} is empty"
@@ -100,7 +142,7 @@ def _reasoning(candidate: Candidate) -> str | None:
 
 def _gold(candidate: Candidate) -> str | None:
     for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
-        right, found = reaches(row.answer, paragraph, row.choices or None)
+        right, found = reaches(row.answer, paragraph, row.choices)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None

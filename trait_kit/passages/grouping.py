@@ -2,7 +2,7 @@
 
 The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
 problems table (`make_groups`): `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones
-such as ads; related.py has what fills these columns, or does without. The least used problems come first, so that groups
+such as ads; relating.py has what fills these columns, or does without. The least used problems come first, so that groups
 spread over all problems before any is used again.
 """
 
@@ -11,30 +11,15 @@ from __future__ import annotations
 import heapq
 import random
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Self
 
 import pandas as pd
 
-from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.files import TraitError
+from trait_kit.passages.material import Group
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
 Kind = tuple[str, str]  # task, subject
 _ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
-
-
-@dataclass(frozen=True)
-class Group:
-    """Problems of one passage, in the order in which it will treat them."""
-
-    id: str
-    problem_ids: tuple[str, ...]
-    grouping: str  # knowledge | entity
-    shared: str  # the topic or entity
-
-    @classmethod
-    def of(cls, problem_ids: list[str], grouping: str, shared: str) -> Self:
-        return cls(f"p-{digest([grouping, shared, problem_ids])[:16]}", tuple(problem_ids), grouping, shared)
 
 
 def make_groups(
@@ -51,12 +36,10 @@ def make_groups(
 
     Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left
     (where the table has a column `subject`, two subjects of one task may do); with `one_task` (an ablation) all are of the
-    same task instead. A problem appears in at most `max_uses` groups, and no
-    two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
-    where). The result depends on the problems and the seed, not on the order of the rows.
+    same task instead. A problem appears in at most `max_uses` groups, and no two groups hold the same problems. Fewer
+    groups than asked for come back where the problems run out (`coverage` shows where). The result depends on the problems
+    and the seed, not on the order of the rows.
     """
-    if grouping not in COLUMN:
-        raise TraitError(f"grouping is '{grouping}'; it must be knowledge (problems share a topic) or entity.")
     column = COLUMN[grouping]
     refuse_bad(problems)
     shuffle = random.Random(f"groups/{seed}")
@@ -85,20 +68,16 @@ def make_groups(
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
     """One row a task: its problems, how many are used in a passage, places they take, and the tasks they meet there."""
-    task_of = dict(zip(problems["id"], problems["task"], strict=True))
-    used: dict[str, set[str]] = defaultdict(set)
-    places: dict[str, int] = defaultdict(int)
-    meets: dict[str, set[str]] = defaultdict(set)
-    for group in groups:
-        tasks = [task_of[problem_id] for problem_id in group.problem_ids]
-        for problem_id, task in zip(group.problem_ids, tasks, strict=True):
-            used[task].add(problem_id)
-            places[task] += 1
-            meets[task].update(other for other in tasks if other != task)
+    tasks = problems.set_index("id")["task"]
+    placed = pd.DataFrame([(group.id, name) for group in groups for name in group.problem_ids], columns=["group", "id"])
+    placed["task"] = placed["id"].map(tasks)
+    together = placed.groupby("group")["task"].agg(set)
     rows = []
     for task, count in problems.groupby("task", sort=True).size().items():
-        joined = ", ".join(sorted(meets[task]))
-        rows.append((task, int(count), len(used[task]), int(count) - len(used[task]), places[task], joined))
+        own = placed[placed["task"] == task]
+        meets = set().union(*together[own["group"].unique()]) - {task}
+        used = own["id"].nunique()
+        rows.append((task, int(count), used, int(count) - used, len(own), ", ".join(sorted(meets))))
     return pd.DataFrame(rows, columns=["task", "problems", "used", "unused", "places", "joined_with"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from trait_kit.engine.minhash import signatures
-from trait_kit.passages.drafts import problem_rows
-from trait_kit.passages.words import content_words, marks_of, numbers
+from trait_kit.passages.material import content_words, marks_of, numbers, problem_rows
 
 _SAMPLE = 2_000  # passages compared with each other, n-grams counted: the numbers depend on how many
 _EXAMPLE = 120  # characters of a reason that are shown
@@ -89,14 +89,13 @@ def ranked(passages: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     `named`: of what only one of its problems has (words, numbers), how many the enlightenment takes up, for the problem
     that it says least about. `nearest`: as in `diversity`. `score` = named / (named + 3) - nearest.
     """
-    rows = problem_rows(problems)
+    rows, named = problem_rows(problems), []
     sample = passages.sample(min(_SAMPLE, len(passages)), random_state=0)
-    named = []
     for passage in sample.itertuples(index=False):
-        group = [rows[problem] for problem in passage.problem_ids]
-        material = [f"{row.question} {text}" for row, text in zip(group, passage.paragraphs, strict=True)]
+        pairs = zip(passage.problem_ids, passage.paragraphs, strict=True)
+        marks = marks_of([f"{rows[problem].question} {text}" for problem, text in pairs])
         said = content_words(passage.enlightenment) | numbers(passage.enlightenment)
-        named.append(min(len(marks & said) for marks in marks_of(material)))
+        named.append(min(len(some & said) for some in marks))
     sample = sample.assign(named=named, nearest=nearest_similarity(sample["enlightenment"].tolist()))
     sample["score"] = sample["named"] / (sample["named"] + 3) - sample["nearest"]
     return sample.sort_values(["score", "id"], ascending=[False, True]).reset_index(drop=True)
@@ -104,27 +103,13 @@ def ranked(passages: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
 
 def browse(passages: pd.DataFrame, problems: pd.DataFrame, places: Sequence[int]) -> Page:
     """Some rows of `passages` or of rejected ones as HTML, each problem beside its paragraph; everything is escaped."""
-    rows = problem_rows(problems)
-    shown = []
-    for place in places:
-        row = passages.iloc[place]
-        paragraphs = list(row["paragraphs"]) or [row["text"]]
+    rows, shown = problem_rows(problems), []
+    for row in passages.iloc[list(places)].to_dict("records"):
         questions = [f"{rows[problem].task}: {rows[problem].question}" for problem in row["problem_ids"]]
+        paragraphs = list(row["paragraphs"]) or [row["text"]]
         note = f"rejected: {row['reason']}" if "reason" in row else f"{row['n_tokens']} tokens"
         if "score" in row:
             note += f", names {row['named']} particulars of the least-named problem, nearest other {row['nearest']:.2f}"
-        pairs = [
-            (questions[turn] if turn < len(questions) else "", paragraphs[turn] if turn < len(paragraphs) else "")
-            for turn in range(max(len(questions), len(paragraphs)))
-        ]
-        shown.append(
-            {
-                "title": row["id"],
-                "shared": row["shared"],
-                "note": note,
-                "pairs": pairs,
-                "enlightenment": row["enlightenment"],
-            }
-        )
+        shown.append({**row, "note": note, "pairs": list(itertools.zip_longest(questions, paragraphs, fillvalue=""))})
     page = Path(__file__).with_name("browse.html.jinja").read_text(encoding="utf-8")
     return Page(jinja2.Environment(autoescape=True).from_string(page).render(passages=shown))

@@ -13,19 +13,17 @@ seed of 72 encyclopedia articles, 0.001 pseudo-counts find less than 1 does). A 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trait_kit.engine import mapped
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngram_tables import LinearTable
 from trait_kit.engine.ngrams import Normalisation, Texts
 
-_KIND = "dsir 2"  # in the file's header
+_KIND = "dsir 3"  # in the file's header
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        sizes = np.array([1, self.ngrams, 0, 0, 0, 0], np.int64)
-        return mapped.read_only(LinearTable(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), sizes))
+        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, self.ngrams, 0, 0, 0, 0])
 
     def log_weights(self, texts: Texts, workers: int = 1) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""
@@ -68,21 +65,21 @@ class DsirModel:
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Log weights from what `linear.total` found."""
+        """Log weights from what `ngram_tables.total` found."""
         return sums[:, 0].astype(np.float32)
 
     def save(self, path: Path | str) -> Path:
-        return mapped.save(path, self._header(), {"log_ratios": self.log_ratios})
+        return linear.write(path, *self._content())
 
     @classmethod
     def load(cls, path: Path | str) -> DsirModel:
-        header, arrays = mapped.load(path, _KIND, "DsirModel.fit(...).save(...)")
+        header, arrays = linear.read(path, _KIND, "DsirModel.fit(...).save(...)")
         return cls(arrays["log_ratios"], header["ngrams"], header["normalisation"])
 
     @property
     def fingerprint(self) -> str:
-        ratios = np.ascontiguousarray(self.log_ratios)
-        return hashlib.sha256(json.dumps(self._header()).encode() + ratios.tobytes()).hexdigest()
+        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
 
-    def _header(self) -> dict[str, object]:
-        return {"kind": _KIND, "ngrams": self.ngrams, "normalisation": self.normalisation}
+    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+        header = {"kind": _KIND, "normalisation": self.normalisation, "ngrams": self.ngrams}
+        return header, {"log_ratios": self.log_ratios}

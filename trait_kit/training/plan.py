@@ -1,77 +1,156 @@
 """What is to be trained: the tree of stages that the arms share, each stage known by everything that shapes its result.
 
 Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented passages), and chains with
-the same beginning form a tree. A stage's key covers its parent's key, its texts, its parameters and the held-out items, so
-equal keys mean equal results. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in
-arms of its own: 'trait_fine_tuned'. For ablations, all stages of an arm can also be one: with one schedule across them, or
-with their texts mixed.
+the same beginning form a tree. A stage's key covers its parent's key, its texts by content, its parameters, the held-out
+items and the code, so equal keys mean equal results. How the work is spread (micro-batch, processes, checkpoints) is in no
+key. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in arms of its own:
+'trait_fine_tuned'. For ablations, all stages of an arm can also be one: under one schedule, or with their texts mixed.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json
+from pydantic import TypeAdapter
+
+from trait_kit import params as parameters
+from trait_kit.engine.closure import code_digest
+from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
+from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
-from trait_kit.training import fine_tuning
 from trait_kit.training.sampling import sources_of
 
-Source = Sequence[str] | Path  # texts, or a Parquet file with a column `text`
+FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
+PROBLEMS = "train_problems"  # what fine-tuning reads, in the accounting
 
-CODE_VERSION = 2  # part of every key: raise it when a change of this package changes what training produces
-SHAPING = (
-    "context_length", "tokens_per_batch", "rows_per_device", "learning_rate", "warmup_fraction", "decay_fraction",
-    "weight_decay", "max_gradient_norm", "precision", "evaluations_per_stage", "task_scores_per_stage", "attention",
-    "compile_layers", "fused_loss", "lora_rank", "seed",
-)  # fmt: skip
+# A stage's key holds what these lead to (its texts, parts, rates, held-out items) and not these themselves.
+PLANNED = {
+    "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "replay", "held_out_items",
+    "schedule", "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch", "fine_tune_problems",
+}  # fmt: skip
+# Modules that the worker imports and that shape no result.
+WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.training.throughput")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of the paper's stages reads, in whole batches."""
+
+    mixture: str
+    replay: float
+    steps: int
+    tokens: int
+
+
+@dataclass
+class Stage:
+    """One Trainer run: its parts are packed one after the other, or all together, under one schedule."""
+
+    name: str
+    key: str
+    parent: str | None  # name of the stage whose weights it starts from; None: the base model
+    place: int  # 1 for the first stage of a chain
+    tokens_before: int  # that the stages before have read
+    places: int = 1
+    mixture: str = ""
+    texts: dict[str, str] = field(default_factory=dict)  # source -> digest of its texts
+    parts: list[Part] = field(default_factory=list)
+    together: bool = False  # all parts mixed
+    tokens_per_batch: int = 0
+    learning_rate: float = 0.0
+    epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
+    steps: int = 0
+    tokens: int = 0  # in whole batches
+    ends_arm: bool = False  # its model is an arm's own, and is kept
+    arms: list[str] = field(default_factory=list)
+    # What packing found out.
+    accounting: list[dict[str, Any]] = field(default_factory=list)  # stage, source, tokens, epochs, available
+    consumed: dict[str, int] = field(default_factory=dict)  # tokens of each stream that it and the stages before have read
+    documents: int = 0
+    cut: int = 0  # documents, or problems, that were cut
+    efficiency: float = 0.0  # share of the slots that hold a token
+    mean_attended: float = 0.0  # tokens that a token attends to, itself included
+
+    def save(self, folder: Path) -> Path:
+        return write_json(folder / "stage.json", asdict(self))
+
+    @staticmethod
+    def load(folder: Path) -> Stage:
+        return TypeAdapter(Stage).validate_json((folder / "stage.json").read_text(encoding="utf-8"))
+
+
+@dataclass
+class Job:
+    """The stages that are missing, and where they are made: what a worker is given."""
+
+    params: TrainingParams
+    base: str
+    base_digest: str
+    held_out_digest: str
+    folder: Path
+    stages: list[Stage]  # a parent before its children
+    texts: dict[str, Path]  # source -> Parquet file with a column `text`
+    launched: bool = False  # in the processes of a launcher
+
+    @property
+    def stages_dir(self) -> Path:
+        return self.folder / "stages"
+
+    @property
+    def work(self) -> Path:
+        """What is removed at the end."""
+        return self.folder / "work"
+
+    def settled_precision(self) -> str:
+        """bfloat16 or float32; measured once a run, so that what is resumed elsewhere goes on as it began."""
+        path = self.folder / "precision.json"
+        if self.params.precision != "auto":
+            return self.params.precision
+        if not path.exists():
+            write_json(path, fast_precision())
+        return read_json(path)
+
+    def save(self) -> Path:
+        return write_text(self.work / "job.json", TypeAdapter(Job).dump_json(self, indent=1).decode())
+
+    @staticmethod
+    def load(path: Path | str) -> Job:
+        return TypeAdapter(Job).validate_json(Path(path).read_text(encoding="utf-8"))
 
 
 def plan_stages(
     params: TrainingParams,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Path],
     base_digest: str,
     held_out_digest: str,
     problems: Sequence[tuple[str, str]] = (),
-    digests: Path | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """The tree of stages, parents first, and each arm's chain of stage names.
-
-    `digests` remembers the digests of files, so that a large corpus is not read again to find that it has not changed.
-    """
+) -> tuple[list[Stage], dict[str, list[str]]]:
+    """The tree of stages, each arm's to its end before the next arm's, and each arm's chain of stage names."""
     if not params.arms:
         raise TraitError("training.arms is empty: name at least one arm, for instance raw: [in_domain].")
-    texts = {name: _texts_digest(name, sources, digests) for name in sorted(named_sources(params))}
-    shaping = {field: getattr(params, field) for field in SHAPING}
-    if params.accelerate_config:
-        if not Path(params.accelerate_config).is_file():
-            raise TraitError(
-                f"training: accelerate_config {params.accelerate_config} does not exist. Write one with `accelerate config "
-                f"--config_file {params.accelerate_config}`, or leave it empty to train in one process."
-            )
-        shaping["accelerate_config"] = sha256(params.accelerate_config)
-    plan: dict[str, dict[str, Any]] = {}
+    texts = {name: _texts_digest(name, sources) for name in sorted(named_sources(params))}
+    tuned_on = _pairs_digest(problems) if params.fine_tune_epochs else ""
+    shape, shared = parameters.shape(params), [code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
+    plan: dict[str, Stage] = {}
     chains: dict[str, list[str]] = {}
-    for arm, mixtures in params.arms.items():
-        parent, chains[arm] = None, []
-        for parts in _grouped(_parts(params, mixtures), params.schedule):
-            stage = _stage(params, parts, texts, plan.get(parent), base_digest, [shaping, held_out_digest])
-            parent = stage["name"]
-            plan.setdefault(parent, stage)["arms"].append(arm)
-            chains[arm].append(parent)
-    if params.fine_tune_epochs:
-        shaping |= {"learning_rate": params.fine_tune_learning_rate, "decay_fraction": None}
-        shaping |= {"tokens_per_batch": params.fine_tune_tokens_per_batch or params.tokens_per_batch}
-        shaped_by = [CODE_VERSION, _pairs_digest(problems), params.fine_tune_epochs, shaping, held_out_digest]
-        for arm, chain in [("base", []), *chains.items()]:
-            stage = _fine_tuning_stage(params, plan[chain[-1]] if chain else None, base_digest, shaped_by)
-            plan.setdefault(stage["name"], stage)["arms"].append(f"{arm}{fine_tuning.SUFFIX}")
-            chains[f"{arm}{fine_tuning.SUFFIX}"] = [*chain, stage["name"]]
-    return sorted(plan.values(), key=lambda stage: stage["place"]), chains
+    tuned: dict[str, list[str]] = {}
+    for arm, mixtures in [*([("base", [])] if tuned_on else []), *params.arms.items()]:
+        chain: list[Stage] = []
+        for parts in _grouped(params, mixtures):
+            chain.append(_stage(params, shape, parts, texts, chain[-1] if chain else None, [base_digest, *shared]))
+        _add(plan, chains, arm, chain)
+        if tuned_on:
+            chain = [*chain, _tuning(params, shape, chain[-1] if chain else None, [base_digest, tuned_on, *shared])]
+            _add(plan, tuned, f"{arm}_{FINE_TUNED}", chain)
+    return list(plan.values()), {arm: chain for arm, chain in (chains | tuned).items() if chain}
+
+
+def stage_key(shape: Mapping[str, Any], *facts: Any) -> str:
+    """Digest of the parameters that shape a stage (`shape`, less what the plan has used) and of its other facts."""
+    return digest([{name: value for name, value in shape.items() if name not in PLANNED}, *facts])
 
 
 def named_sources(params: TrainingParams) -> set[str]:
@@ -84,98 +163,75 @@ def named_sources(params: TrainingParams) -> set[str]:
     }
 
 
+def _add(plan: dict[str, Stage], chains: dict[str, list[str]], arm: str, chain: list[Stage]) -> None:
+    chains[arm] = [stage.name for stage in chain]
+    for stage in chain:
+        known = plan.setdefault(stage.name, stage)
+        known.arms.append(arm)
+        known.ends_arm |= stage is chain[-1]
+
+
 def _replay(params: TrainingParams) -> list[float]:
     return params.replay or [0.0] * len(params.stage_tokens)
 
 
-def _parts(params: TrainingParams, mixtures: Sequence[str]) -> list[dict[str, Any]]:
-    """What an arm reads, a record each of the paper's stages; `tokens` in whole batches."""
+def _grouped(params: TrainingParams, mixtures: Sequence[str]) -> list[list[Part]]:
+    """The parts of each stage of an arm: one, or all of them where there is one schedule."""
     parts = []
-    for mixture, replay, budget in zip(mixtures, _replay(params), params.stage_tokens, strict=True):
+    for mixture, replay, budget in zip(mixtures, _replay(params), params.stage_tokens, strict=bool(mixtures)):
         steps = budget // params.tokens_per_batch
-        parts.append({"mixture": mixture, "replay": replay, "steps": steps, "tokens": steps * params.tokens_per_batch})
-    return parts
-
-
-def _grouped(parts: list[dict[str, Any]], schedule: str) -> list[list[dict[str, Any]]]:
-    return [[part] for part in parts] if schedule == "per_stage" else [parts]
+        parts.append(Part("+".join(sorted(mixture.split("+"))), replay, steps, steps * params.tokens_per_batch))
+    return [[part] for part in parts] if params.schedule == "per_stage" or not parts else [parts]
 
 
 def _stage(
     params: TrainingParams,
-    parts: list[dict[str, Any]],
+    shape: Mapping[str, Any],
+    parts: list[Part],
     digests: Mapping[str, str],
-    parent: dict[str, Any] | None,
-    base_digest: str,
-    shaped_by: list[Any],
-) -> dict[str, Any]:
-    """One Trainer run: its parts are packed one after the other, or all together, under one schedule."""
-    named = [sources_of(part["mixture"], part["replay"]) for part in parts]
+    parent: Stage | None,
+    facts: list[Any],
+) -> Stage:
+    named = [sources_of(part.mixture, part.replay) for part in parts]
     texts = {source: digests[source] for sources in named for source in sources}
-    place, before = (parent["place"] + 1, parent["tokens_before"] + parent["tokens"]) if parent else (1, 0)
     together = params.schedule == "one_stage"
-    read = [["+".join(sorted(part["mixture"].split("+"))), part["replay"], part["tokens"]] for part in parts]
-    parent_key = parent["key"] if parent else base_digest
-    key = digest([CODE_VERSION, parent_key, read, together, params.max_epochs, texts, before, *shaped_by])
-    label = "+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named)
-    return {
-        "name": f"{place}-{'+'.join(sorted(texts))}-{key[:12]}", "key": key, "parent": parent and parent["name"],
-        "place": place, "places": len(params.stage_tokens) if len(parts) == 1 else 1, "mixture": label, "texts": texts,
-        "parts": parts, "together": together, "tokens_per_batch": params.tokens_per_batch,
-        "steps": sum(part["steps"] for part in parts), "tokens": sum(part["tokens"] for part in parts),
-        "tokens_before": before, "arms": [],
-    }  # fmt: skip
+    read = [[part.mixture, part.replay, part.tokens] for part in parts]
+    stage = _after(parent, stage_key(shape, parent.key if parent else "", read, together, texts, *facts), sorted(texts))
+    stage.places = len(params.stage_tokens) if len(parts) == 1 else 1
+    stage.mixture = "+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named)
+    stage.texts, stage.parts, stage.together = texts, parts, together
+    stage.tokens_per_batch, stage.learning_rate = params.tokens_per_batch, params.learning_rate
+    stage.steps, stage.tokens = sum(part.steps for part in parts), sum(part.tokens for part in parts)
+    return stage
 
 
-def _fine_tuning_stage(
-    params: TrainingParams, parent: dict[str, Any] | None, base_digest: str, shaped_by: list[Any]
-) -> dict[str, Any]:
-    """A stage that reads problems; its steps and tokens are known when they have been tokenised and packed."""
-    key = digest([parent["key"] if parent else base_digest, *shaped_by])
-    parts = len(parent["parts"]) if parent and not parent["together"] else 1
-    place, before = (parent["place"] + parts, parent["tokens_before"] + parent["tokens"]) if parent else (1, 0)
-    return {
-        "name": f"{place}{fine_tuning.SUFFIX}-{key[:12]}", "key": key, "parent": parent and parent["name"],
-        "place": place, "places": place, "mixture": fine_tuning.SOURCE, "texts": {}, "parts": [], "together": False,
-        "tokens_per_batch": params.fine_tune_tokens_per_batch or params.tokens_per_batch,
-        "epochs": params.fine_tune_epochs, "learning_rate": params.fine_tune_learning_rate,
-        "steps": 0, "tokens": 0, "tokens_before": before, "arms": [],
-    }  # fmt: skip
+def _tuning(params: TrainingParams, shape: Mapping[str, Any], parent: Stage | None, facts: list[Any]) -> Stage:
+    batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
+    rate = params.fine_tune_learning_rate
+    shape = {**shape, "learning_rate": rate, "decay_fraction": None, "tokens_per_batch": batch, "max_epochs": None}
+    stage = _after(parent, stage_key(shape, parent.key if parent else "", params.fine_tune_epochs, *facts), [FINE_TUNED])
+    stage.places, stage.mixture, stage.epochs = stage.place, PROBLEMS, params.fine_tune_epochs
+    stage.tokens_per_batch, stage.learning_rate = batch, rate
+    return stage
 
 
-def _texts_digest(name: str, sources: Mapping[str, Source], digests: Path | None) -> str:
-    """Digest of a source's texts in their order; TraitError where there is nothing to train on."""
+def _after(parent: Stage | None, key: str, reads: list[str]) -> Stage:
+    """A stage that begins where its parent ends."""
+    place, before = 1, 0
+    if parent:
+        place = parent.place + (1 if parent.together else len(parent.parts))
+        before = parent.tokens_before + parent.tokens
+    name = f"{place}-{'+'.join(reads)}-{key[:12]}"
+    return Stage(name=name, key=key, parent=parent.name if parent else None, place=place, tokens_before=before)
+
+
+def _texts_digest(name: str, sources: Mapping[str, Path]) -> str:
     if name not in sources:
         given = ", ".join(sorted(sources)) or "none"
         raise TraitError(f"training.arms names the source '{name}', but only {given} were given.")
-    source = sources[name]
-    if isinstance(source, Path):
-        return _file_digest(source, digests)
-    state = hashlib.sha256()
-    empty = True
-    for row, text in enumerate(source):
-        if not isinstance(text, str):
-            raise TraitError(f"training: row {row} of the source '{name}' is {type(text).__name__}, not text.")
-        encoded = text.encode("utf-8", "surrogatepass")
-        state.update(len(encoded).to_bytes(8, "little") + encoded)
-        empty = empty and not text.strip()
-    if empty:
-        raise TraitError(f"training: the source '{name}' has no text. Look at the step that writes it, or leave it out.")
-    return state.hexdigest()
-
-
-def _file_digest(path: Path, digests: Path | None) -> str:
-    if not path.is_file():
-        raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
-    known = read_json(digests) if digests and digests.exists() else {}
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-    entry = known.get(str(path.absolute()))
-    if entry and entry[:2] == stamp:
-        return entry[2]
-    value = sha256(path)
-    if digests:
-        write_json(digests, {**known, str(path.absolute()): [*stamp, value]})
-    return value
+    if not sources[name].is_file():
+        raise TraitError(f"training: {sources[name]} does not exist. Run the step that writes it first.")
+    return sha256(sources[name])
 
 
 def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
@@ -186,27 +242,3 @@ def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
         if not (prompt.strip() and target.strip()):
             raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
     return digest(list(problems))
-
-
-def model_digest(base: str) -> str:
-    """Digest of every file of a model folder, or of the name and revision of a hub model."""
-    folder = Path(base)
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if not files:
-            raise TraitError(f"training: the base model's folder {base} is empty.")
-        facts = [(str(path.relative_to(folder)), path.stat()) for path in files]
-        stamps = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
-        return _folder_digest(base, json.dumps(stamps))
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return digest([base, model_info(base).sha])
-    except (HfHubHTTPError, OSError, ValueError):
-        return digest([base])  # no hub within reach: the local copy of the hub is what will be loaded
-
-
-@functools.lru_cache(maxsize=8)
-def _folder_digest(folder: str, stamps: str) -> str:
-    return digest([[name, sha256(Path(folder) / name)] for name, _, _ in json.loads(stamps)])

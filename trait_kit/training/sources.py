@@ -1,53 +1,41 @@
-"""What a run trains on and what watches it: texts by source name, held-out pairs by kind."""
+"""What a run trains on and what watches it: files of texts by source name, held-out pairs by kind."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.engine.files import TraitError
-from trait_kit.engine.questions import TestQuestions
-from trait_kit.evaluation.suites import prompt
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.questions import find_contaminated
 from trait_kit.params import TrainingParams
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.tasks import every_test_question, load_problems
-from trait_kit.training.plan import Source, named_sources
+from trait_kit.tasks import every_test_question, load_problems, prompt
+from trait_kit.training.plan import named_sources
+
+Pairs = list[tuple[str, str]]
 
 
-def training_sources(params: TrainingParams, selections: Path, passages: Path) -> dict[str, Source]:
-    """Every source that `params.arms` names: in_domain (texts), passages and selections (files, read as they are needed).
+def inputs(params: TrainingParams, run_dir: Path) -> tuple[dict[str, Path], dict[str, Pairs], Pairs]:
+    """Files of texts by source, held-out sets by name, and problems for fine-tuning."""
+    return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
 
-    TraitError where one of them is empty.
-    """
-    sources: dict[str, Source] = {}
-    for name in sorted(named_sources(params)):
-        if name == "in_domain":
-            sources[name] = load_documents(params.in_domain, params.seed)["text"].to_pylist()
-        else:
-            sources[name] = passages if name == "passages" else selections / f"{name}.parquet"
-        if not n_texts(sources[name]):
-            raise TraitError(f"The source '{name}' is empty, but an arm trains on it. Look at the notebook that makes it.")
+
+def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
+    """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, and the in-domain documents."""
+    named = sorted(named_sources(params))
+    sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
+    if "passages" in named:
+        sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
+    if "in_domain" in named:
+        sources["in_domain"] = run_dir / "04_train_two_stages" / "in_domain.parquet"
+        with atomic_path(sources["in_domain"]) as temporary:
+            pq.write_table(load_documents(params.in_domain, params.seed).select(["text"]), temporary)
     return sources
 
 
-def n_texts(source: Source) -> int:
-    """How many texts a source has."""
-    if not isinstance(source, Path):
-        return len(source)
-    try:
-        return pq.read_metadata(source).num_rows
-    except FileNotFoundError:
-        raise TraitError(f"{source} does not exist. Run the notebook that writes it first.") from None
-    except pa.ArrowException as error:
-        raise TraitError(
-            f"{source} cannot be read ({error}). Delete it and run the notebook that writes it again."
-        ) from None
-
-
-def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
+def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     """(prompt, target) pairs scored during training, `held_out_items` of each kind.
 
     `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
@@ -73,7 +61,7 @@ def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
-def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
+def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """(prompt, target) of the tasks' train problems, up to `fine_tune_problems` of each; none without fine-tuning.
 
     What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
@@ -84,8 +72,8 @@ def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
         return []
     problems = load_problems(params.tasks, "train", params.fine_tune_problems, params.seed)
     pairs = _pairs(problems)
-    tested = TestQuestions(every_test_question(params.tasks, params.test_items_per_task, params.seed))
-    held = set(tested.find([given + target for given, target in pairs])["text_index"])
+    tested = every_test_question(params.tasks, params.test_items_per_task, params.seed)
+    held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
     lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
     note = f" No train problems: {', '.join(lacking)}." if lacking else ""
     print(
@@ -96,7 +84,7 @@ def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
     return [pair for place, pair in enumerate(pairs) if place not in held]
 
 
-def _pairs(problems: pd.DataFrame) -> list[tuple[str, str]]:
+def _pairs(problems: pd.DataFrame) -> Pairs:
     """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
     targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
     return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]

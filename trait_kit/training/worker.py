@@ -1,291 +1,184 @@
-"""The process that trains: `python -m trait_kit.training.worker job.json`, one of them or many.
+"""The process that trains: `python -m trait_kit.training.worker job.json prepare train`, one of them or many.
 
 One process trains all the stages of its job one after another: imports cost seconds, a stage of the demo costs a minute.
 Each stage reads its start from disk and sets its own seeds, so its result does not depend on the process it happens to run
-in; and each result is renamed into place whole. Lines that begin with "> " are for the user.
+in; and each result is renamed into place whole: stage.json, log.json, `model` where an arm ends, and `start`, the float32
+weights, where a stage begins. A start goes as soon as the stages that begin with it are made (keep_stages: never); it can
+be made again, and is, where another experiment wants it.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
-from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
-
-USER_ERROR = 3  # exit status
-USER_MESSAGE = (
-    "! "  # a line that begins so holds, as JSON, what to tell the user; a file could not be written on a full disk
-)
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from trait_kit.engine import child
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
+from trait_kit.training.launch import is_first, processes, say
+from trait_kit.training.plan import Job, Stage
 
 
-def main(arguments: list[str]) -> int:
-    if "--watch" in arguments:
-        _exit_with_parent()
-    job = read_json(arguments[0])
-    try:
-        run(job)
-    except Exception as error:
-        if message := _for_the_user(error, job):
-            print(f"\n{USER_MESSAGE}{json.dumps(message)}", flush=True)
-            return USER_ERROR
-        raise
-    return 0
+def main(arguments: list[str]) -> None:
+    job, doing = Job.load(arguments[0]), arguments[1:]
+    with child.reporting():
+        try:
+            if "prepare" in doing:
+                prepare(job)
+            if "train" in doing:
+                train(job)
+        except TraitError:
+            raise
+        except Exception as error:
+            if message := _for_the_user(error, job):
+                raise TraitError(message) from error
+            raise
 
 
-def run(job: dict[str, Any]) -> None:
-    """Prepare every stage of `job` first (so that bad input stops it before any training), then train them in order."""
-    from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
+def prepare(job: Job) -> None:
+    """Tokenise and pack every stage, and settle the precision, before any device is filled."""
+    from trait_kit.training import prepare as preparing
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(job["base"])
-    if job["prepare"]:
-        _check_model(job, AutoConfig.from_pretrained(job["base"]).get_text_config(), tokenizer)
-        _prepare(job, tokenizer)
-    missing = [stage for stage in job["stages"] if stage["name"] in job["train"]]
-    for stage in missing:
-        stage |= read_json(Path(job["work"]) / stage["name"] / "prepared.json")
-    if not missing:
-        return
+    job.settled_precision()
+    preparing.prepare(job, _tokenizer(job), say)
+
+
+def train(job: Job) -> None:
+    """Train the stages of `job`, which are prepared, in their order."""
     from trait_kit.training.checkpoints import STOP
-    from trait_kit.training.fit import check_room
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    check_room(job, missing)
-    job["tokens_left"] = sum(stage["tokens"] for stage in missing)
-    for stage in missing:
-        train_stage(job, stage, tokenizer)
+    for number, stage in enumerate(job.stages):
+        job.stages[number] = replace(Stage.load(job.work / stage.name), arms=stage.arms, ends_arm=stage.ends_arm)
+    tokenizer = _tokenizer(job)
+    _check_room(job)
+    for number, stage in enumerate(job.stages):
+        train_stage(job, stage, tokenizer, sum(one.tokens for one in job.stages[number:]))
+        if is_first():
+            shutil.rmtree(job.work / stage.name, ignore_errors=True)
+            _remove_starts(job, {later.parent for later in job.stages[number + 1 :]})
 
 
-def _check_model(job: dict[str, Any], config: Any, tokenizer: Any) -> None:
-    context_length, longest = job["params"]["context_length"], getattr(config, "max_position_embeddings", None)
-    if longest and context_length > longest:
-        raise TraitError(
-            f"training: context_length ({context_length:,}) is longer than {job['params']['base_model']} can read "
-            f"({longest:,} tokens). Lower context_length, or choose another base_model."
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise TraitError(
-            f"training: the tokenizer of {job['params']['base_model']} knows {len(tokenizer):,} tokens and its model only "
-            f"{config.vocab_size:,}: they are not of one model. Put the tokenizer's files beside the weights they belong to."
-        )
-
-
-def _prepare(job: dict[str, Any], tokenizer: Any) -> None:
-    """Tokenise each source once; write every stage's plan of rows and its accounting under <work>/<stage>/."""
-    from trait_kit.training import fine_tuning
-    from trait_kit.training.held_out import encode
-
-    params, work = job["params"], Path(job["work"])
-    for pairs in read_json(job["held_out"]).values():
-        encode([pair[:2] for pair in pairs], tokenizer, params["context_length"])  # an error is raised before any training
-    for stage in job["stages"]:
-        folder = work / stage["name"]
-        if (folder / "prepared.json").exists():
-            continue
-        if stage.get("epochs"):
-            fine_tuning.prepare(read_json(job["problems"]), tokenizer, stage, params, folder)
-            continue
-        _prepare_stage(job, stage, tokenizer, folder)
-
-
-def _prepare_stage(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any, folder: Path) -> None:
-    from trait_kit.engine.packing import plan_rows
-    from trait_kit.training.rows import PIECE, mean_attended, piece_records, save_rows
-    from trait_kit.training.sampling import draw, shares
-
-    params = job["params"]
-    sources = list(stage["texts"])
-    stores = [_store(job, source, stage["texts"][source], tokenizer) for source in sources]
-    available = {source: store.tokens for source, store in zip(sources, stores, strict=True)}
-    consumed = Counter(_after_parent(job, stage))
-    accounting, parts = [], []
-    for number, part in enumerate(stage["parts"]):
-        chosen = shares(
-            part["mixture"], part["tokens"], consumed,
-            replay=part["replay"], available=available, max_epochs=params["max_epochs"],
-        )  # fmt: skip
-        drawn = []
-        for share in chosen:
-            index = sources.index(share.source)
-            _check_size(share, stores[index], part["tokens"], stage["tokens_per_batch"])
-            drawn.append((index, *draw(stores[index].lengths, share.start, share.tokens, params["seed"])))
-            consumed[share.source] += share.tokens
-            place = stage["place"] + (0 if stage["together"] else number)
-            epochs = share.tokens / available[share.source]
-            row = {"source": share.source, "tokens": share.tokens, "epochs": epochs, "available": available[share.source]}
-            accounting.append({"stage": place, **row})
-        store = np.concatenate([np.full(len(pieces[0]), index, np.uint8) for index, *pieces in drawn])
-        parts.append([store, *(np.concatenate(columns) for columns in list(zip(*drawn, strict=True))[1:])])
-    if stage["together"]:
-        parts = [[np.concatenate(columns) for columns in zip(*parts, strict=True)]]
-        accounting = _summed(accounting)
-    pieces, row_ends, cut, documents = np.zeros(0, PIECE), np.zeros(0, np.int64), 0, 0
-    for store, document, start, length in parts:
-        plan = plan_rows(length, params["context_length"], seed=params["seed"])
-        chosen = plan.document
-        packed = piece_records(stores, store[chosen], document[chosen], start[chosen] + plan.start)
-        packed["length"] = plan.length
-        row_ends = np.concatenate([row_ends, len(pieces) + plan.row_ends])
-        pieces, cut, documents = np.concatenate([pieces, packed]), cut + plan.n_cut, documents + len(length)
-    save_rows(folder, pieces, row_ends)
-    report = {
-        "accounting": accounting,
-        "consumed": dict(consumed),
-        "efficiency": float(pieces["length"].sum()) / (len(row_ends) * params["context_length"]),
-        "documents": documents,
-        "cut": cut,
-        "mean_attended": mean_attended(pieces),
-        "stores": [os.path.relpath(store.folder, folder) for store in stores],
-    }
-    write_json(folder / "prepared.json", report)
-    _say(
-        f"Packed {stage['mixture']}: {documents:,} documents, {cut:,} of them cut, into {len(row_ends):,} rows of "
-        f"{params['context_length']:,} tokens, {report['efficiency']:.2%} full."
-    )
-
-
-def _store(job: dict[str, Any], source: str, texts: str, tokenizer: Any) -> Any:
-    """The tokens of a source, made on first use; known by the tokenizer and the texts."""
-    from trait_kit.training.tokens import tokenise
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else job["base_digest"]
-    key = digest([rules, tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
-    folder = Path(job["tokens_dir"]) / f"{source}-{key[:12]}"
-    new, began = not (folder / "store.json").exists(), time.monotonic()
-    store = tokenise(Path(job["texts"][texts]), tokenizer, folder)
-    if not store.tokens:
-        raise TraitError(f"training: the source '{source}' has no text. Look at the step that writes it, or leave it out.")
-    if new:
-        seconds = time.monotonic() - began
-        empty = f", {store.empty:,} empty texts left out" if store.empty else ""
-        _say(
-            f"Tokenised {source}: {store.tokens:,} tokens in {len(store.lengths):,} documents{empty}, "
-            f"{store.tokens / seconds:,.0f} tokens/s; {store.rule}."
-        )
-    return store
-
-
-def _after_parent(job: dict[str, Any], stage: dict[str, Any]) -> dict[str, int]:
-    """How much of each stream the stages before have used up."""
-    if not stage["parent"]:
-        return {}
-    prepared = Path(job["work"]) / stage["parent"] / "prepared.json"
-    done = Path(job["stages_dir"]) / stage["parent"] / "stage.json"
-    return read_json(done if done.exists() else prepared)["consumed"]
-
-
-def _check_size(share: Any, store: Any, stage_tokens: int, tokens_per_batch: int) -> None:
-    needed = tokens_per_batch * share.tokens // stage_tokens
-    if store.tokens < needed:
-        raise TraitError(
-            f"training: the source '{share.source}' has {store.tokens:,} tokens in {len(store.lengths):,} documents, less "
-            f"than its part of one batch ({needed:,} tokens). Give it more text, or lower tokens_per_batch."
-        )
-
-
-def _summed(accounting: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a source, where several parts are read as one stage."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in accounting:
-        known = rows.setdefault(row["source"], {**row, "tokens": 0, "epochs": 0.0})
-        known["tokens"] += row["tokens"]
-        known["epochs"] += row["epochs"]
-    return list(rows.values())
-
-
-def train_stage(job: dict[str, Any], stage: dict[str, Any], tokenizer: Any) -> None:
+def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
     """Train one stage from its parent's weights and put model, log and report into place in one rename.
 
     Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; the batch stays what it is.
     """
+    from accelerate.utils import find_executable_batch_size
+
     from trait_kit.training.checkpoints import last_checkpoint
-    from trait_kit.training.trainer import build_trainer, halve_micro_batch, log_rows, out_of_memory
+    from trait_kit.training.trainer import build_trainer, log_rows
 
-    began = time.monotonic()
-    work = Path(job["work"]) / stage["name"]
-    while True:
+    began, work = time.monotonic(), job.work / stage.name
+    checkpoint = None
+
+    def trained(rows: int) -> Any:
+        nonlocal checkpoint
+        gc.collect()  # weights and optimizer state of the stage, or the attempt, before
         checkpoint = last_checkpoint(work, stage)
-        trainer = build_trainer(job, stage, tokenizer, work)
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        _say(halve_micro_batch(trainer, work))  # outside the handler: the error holds the tensors that must go
-        trainer.release()
-        del trainer
-        gc.collect()
+        trainer = build_trainer(job, stage, tokenizer, rows, tokens_left)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    rows, fewer = micro_batches(job, stage)
+    trainer = find_executable_batch_size(trained, rows, fewer)()
     trainer.raise_if_stopped()
-    target = Path(job["stages_dir"]) / stage["name"]
-    if trainer.accelerator.is_main_process:
-        with atomic_path(target) as folder:
-            trainer.save_whole(folder / "model")
-            tokenizer.save_pretrained(folder / "model")
-            write_json(folder / "log.json", log_rows(trainer.state.log_history, stage))
-            seconds = {"seconds": time.monotonic() - began, "resumed": checkpoint is not None}
-            write_json(folder / "stage.json", {**stage, **trainer.report(seconds["seconds"]), **seconds})
-    else:
-        trainer.save_whole(work / "model")  # sharded weights are gathered by all processes; the first one writes them
+    target = job.stages_dir / stage.name
+    with atomic_path(target if is_first() else work / "gathered") as folder:
+        folder.mkdir()
+        trainer.save_whole(folder)  # sharded weights are gathered by all processes
+        tokenizer.save_pretrained(folder / "model" if stage.ends_arm else folder)
+        write_json(folder / "log.json", log_rows(trainer.state.log_history, stage))
+        seconds = time.monotonic() - began
+        record = {**asdict(stage), **trainer.report(seconds), "resumed": checkpoint is not None}
+        write_json(folder / "stage.json", record)
     trainer.accelerator.wait_for_everyone()
-    job["tokens_left"] -= stage["tokens"]
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
-    trainer.release()
 
 
-def _for_the_user(error: Exception, job: dict[str, Any]) -> str:
-    """What to tell the user; nothing where it is a bug."""
-    if isinstance(error, TraitError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return (
-            "training: memory ran out while texts were read or packed. Free some, and run again: finished shards are kept."
+def micro_batches(job: Job, stage: Stage) -> tuple[int, Callable[[], int]]:
+    """Rows at once to begin with, and the function that says how many to try when memory ran out.
+
+    What did not fit is noted in the stage's folder, so that a run that goes on does not try it again. Among several
+    processes the others wait for the one that failed, so all of them have to begin anew.
+    """
+    rows_a_step = stage.tokens_per_batch // job.params.context_length // processes()
+    noted = job.work / stage.name / "micro_batch.json"
+    rows = read_json(noted) if noted.exists() else job.params.rows_per_device or rows_a_step
+
+    def fewer() -> int:
+        nonlocal rows
+        before, rows = rows, max((count for count in range(1, rows) if rows_a_step % count == 0), default=0)
+        if not rows:
+            raise TraitError(
+                f"training: memory ran out with a micro-batch of one row of {job.params.context_length:,} tokens. Lower "
+                "context_length, set activation_checkpointing, use lora_rank, or shard over more processes."
+            )
+        write_json(noted, rows)
+        line = (
+            f"Memory ran out with {before} rows at once: {rows} at once and {rows_a_step // rows} times a step from now on. "
+            f"The batch stays {stage.tokens_per_batch:,} tokens."
         )
-    if "No space left" in str(error) or shutil.disk_usage(job["work"]).free < 2**20:
+        if processes() > 1:
+            raise TraitError(f"training: {line} Run the same command again.")
+        say(line)
+        return rows
+
+    return rows, fewer
+
+
+def _tokenizer(job: Job) -> Any:
+    from transformers.utils import logging
+
+    from trait_kit.models import load_tokenizer
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load_tokenizer(job.base)
+
+
+def _remove_starts(job: Job, needed: set[str | None]) -> None:
+    for folder in [] if job.params.keep_stages else job.stages_dir.glob("*/start"):
+        if folder.parent.name not in needed:
+            shutil.rmtree(folder)
+
+
+def _check_room(job: Job) -> None:
+    """TraitError where the disk cannot hold the models and checkpoints to come."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        size = 4 * AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.base)).num_parameters()
+    kept = 4 if job.params.precision == "float32" else 2
+    starts = len({stage.parent for stage in job.stages} - {None}) if job.params.keep_stages else 1
+    checkpoints = 3 * 3 * size * bool(job.params.checkpoint_tokens or job.params.checkpoint_minutes)  # with two moments
+    needed = size * starts + checkpoints + size * kept // 4 * sum(stage.ends_arm for stage in job.stages)
+    free = shutil.disk_usage(job.stages_dir).free
+    if needed > free:
+        raise TraitError(
+            f"training: {len(job.stages)} stage(s) and their checkpoints take {needed / 1e9:,.1f} GB on the disk of "
+            f"{job.stages_dir}, which has {free / 1e9:,.1f} GB left. Free some space, or train fewer arms."
+        )
+
+
+def _for_the_user(error: Exception, job: Job) -> str:
+    """What to tell the user; nothing where it is a bug."""
+    if isinstance(error, MemoryError):
+        return "training: memory ran out while texts were read or packed. Free some, and run again."
+    if "No space left" in str(error) or shutil.disk_usage(job.work).free < 2**20:
         return (
-            f"training: no room on the disk of {job['work']}. Free some space and run again: finished stages and whole "
+            f"training: no room on the disk of {job.work}. Free some space and run again: finished stages and whole "
             f"checkpoints are kept. ({type(error).__name__}: {error})"
         )
     return ""
 
 
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"> {line}", flush=True)
-
-
-def _exit_with_parent() -> None:
-    """End this process at once when the driver is gone, however it went.
-
-    The driver holds the other end of our standard input and writes nothing to it, so end-of-file means that it has died.
-    Unlike a parent-death signal this also works through `accelerate launch`, outside Linux, and where the driver's
-    *thread* that started us ends before the driver does.
-    """
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
