@@ -140,7 +140,7 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
     left = models / ".all-minilm-l6-v2-1.tmp-999999"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    code = "from trait_kit.data import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
+    code = "from trait_kit import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
     environment = {**os.environ, "TRAIT_KIT_CACHE": str(tmp_path)}
     makers = [subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
     outputs = [maker.communicate()[0] for maker in makers]

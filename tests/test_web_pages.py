@@ -266,7 +266,7 @@ def test_a_killed_extraction_leaves_whole_parts_and_goes_on_after_them(
     monkeypatch.setattr(web_pages, "_PART_RECORDS", 10)
     path = write(tmp_path / "d.warc.gz", [good(number) for number in range(1, 46)])
     code = (
-        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.engine.streams import find\n"
+        "import sys\nfrom trait_kit.engine import web as web_pages\nfrom trait_kit.engine.streams import find\n"
         "web_pages._PART_RECORDS = 10\n"
         "for part in web_pages.read_web(find(sys.argv[1])[0]):\n    print(part.documents.num_rows, flush=True)\n"
     )
@@ -289,7 +289,7 @@ def test_a_killed_extraction_leaves_whole_parts_and_goes_on_after_them(
 def test_processes_that_ask_at_once_share_the_work(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "d.warc.gz", [good(number) for number in range(1, 31)])
     code = (
-        "import sys\nfrom trait_kit.data import web_pages\nfrom trait_kit.engine.streams import find\n"
+        "import sys\nfrom trait_kit.engine import web as web_pages\nfrom trait_kit.engine.streams import find\n"
         "web_pages._PART_RECORDS = 10\nextract = web_pages._extract\n"
         "web_pages._extract = lambda *given: (print('extracted'), extract(*given))\n"
         "for part in web_pages.read_web(find(sys.argv[1])[0]):\n    print(*part.documents['row'].to_pylist())\n"
