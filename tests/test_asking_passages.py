@@ -289,7 +289,9 @@ def test_prompts_keep_problems_data_and_versions_follow_the_text():
 @pytest.mark.parametrize("teacher", ["none", "offline", "openai"])
 def test_the_stage_is_one_call_that_is_made_once(server, tmp_path, monkeypatch, teacher):
     problems = math_problems()
-    monkeypatch.setattr(writing, "load_material", lambda p: (problems, problems.groupby("task").size().reset_index(name="kept"), []))
+    monkeypatch.setattr(
+        writing, "load_material", lambda p: (problems, problems.groupby("task").size().reset_index(name="kept"), [])
+    )
     monkeypatch.setattr(writing, "token_counter", lambda name: count_tokens)
     p = asking(server, tmp_path, teacher=teacher, max_cost_usd=1.0)
     step = SimpleNamespace(params=p, folder=tmp_path / "03", done=False)

@@ -19,7 +19,7 @@ import pytest
 from trait_kit.engine.files import TraitError
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, educational
-from trait_kit.selection.corpus import sample
+from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (
     LABELS,
     educational_model,

@@ -11,7 +11,7 @@ from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.figures.passages import plot_passages
+from trait_kit.figures.curves import plot_passages
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content

@@ -14,7 +14,7 @@ from tiny_llama import write_model
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED, plan_rows
 from trait_kit.training import sampling, tokens
-from trait_kit.training.rows import PIECE, Rows, mean_attended, piece_records, save_rows
+from trait_kit.training.tokens import PIECE, Rows, mean_attended, piece_records, save_rows
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from enum import StrEnum
@@ -154,22 +155,19 @@ def select(
 ) -> None:
     """Choose from scored documents, without scoring again."""
     from trait_kit.engine.shards import Place
-    from trait_kit.selection import choosing, scoring, views
+    from trait_kit.selection import budget, choosing, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import load_problems
 
-    if sum((bool(tokens), bool(share), threshold is not None)) != 1:
-        raise TraitError("select needs exactly one of --tokens, --share and --threshold.")
-    names = [name for name in tasks.split(",") if name]
+    names = re.split(r"[,\s]+", tasks) if tasks else []
     selected = choosing.select(
         scoring.open_scoring(scores.absolute()),
         output,
-        methods.split(","),
-        choosing.Limit(tokens, share, threshold),
+        re.split(r"[,\s]+", methods),
+        budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        filters=choosing.Filters(min_tokens, max_tokens, min_educational),
-        tests=load_problems(names, "test", test_items, seed) if names else None,
+        test_questions=load_problems(names, "test", test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         near_duplicate=near_duplicate,
         place=Place(executor.value, workers, slurm_partition, slurm_time),
@@ -181,10 +179,10 @@ def select(
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
     from trait_kit import params
-    from trait_kit.training import stages
+    from trait_kit.training import command
 
     found = params.load(experiment, params.read_overrides(overrides))
-    stages.train(found, params.run_folder(experiment, run_dir))
+    command.train(found.training, params.run_folder(experiment, run_dir))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -204,18 +202,29 @@ def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="sele
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN[:ARM]...", help="runs that differ in seed only are joined")],
-    reference: Annotated[str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")
+    ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
     metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
     confidence: Annotated[float | None, typer.Option(help="of every interval; else the first run's")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
-    from trait_kit.evaluation import across_runs
+    from trait_kit.evaluation import across_runs, comparison
     from trait_kit.figures import tables
 
-    tests, outcomes, notes = across_runs.compare_runs(runs, None if all_pairs else reference, all_pairs, metric, confidence)
-    print(tables.save_comparison(tests, outcomes, notes, output).to_text())
+    if confidence is not None and not 0.5 < confidence < 1:
+        raise TraitError(f"--confidence {confidence:g}: it must be above 0.5 and below 1, for instance 0.95.")
+    together = across_runs.gather(runs)
+    outcomes = together.outcomes
+    if metric and metric not in set(outcomes["metric"]):
+        known = ", ".join(dict.fromkeys(outcomes["metric"]))
+        raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
+    outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
+    named = together.arm(reference) if reference else together.reference
+    tests = comparison.compare_all(outcomes, None if all_pairs else named, confidence or together.confidence)
+    print(tables.save_comparison(tests, outcomes, together.notes, output).to_text())
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

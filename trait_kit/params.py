@@ -30,21 +30,21 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
     """A field of the experiment.
 
     `shapes`: whether another value could give another result (the number of workers could not). `reads`: the value names
-    an input, which is known by its content: documents, tasks, model or file. `steps`: the sections that use a common
-    knob; empty for all.
+    an input, which is known by its content: documents, tasks, model or file. `steps`: the sections that use the knob,
+    where they are not all that have it, or others too.
     """
     return Field(default, json_schema_extra={"shapes": shapes, "reads": reads, "steps": steps}, **limits)
 
 
-def shape(section: Common) -> dict[str, Any]:
-    """The knobs that shape the result of a section's step."""
-    name = next(name for name, model in SECTIONS.items() if type(section) is model)
-    said = {field: info.json_schema_extra or {} for field, info in type(section).model_fields.items()}
-    return {
-        field: value
-        for field, value in section.model_dump().items()
-        if said[field].get("shapes", True) and name in (said[field].get("steps") or name)
-    }
+def shape(section: Common, of: str = "") -> dict[str, Any]:
+    """The knobs of a section that shape the result of its step, or of another step (`of`) that uses some of them too."""
+    own = next(name for name, model in SECTIONS.items() if type(section) is model)
+    shaping = {}
+    for field, info in type(section).model_fields.items():
+        said = {"shapes": True, "steps": "", **(info.json_schema_extra or {})}
+        if said["shapes"] and (of or own) in (said["steps"] or own).split():
+            shaping[field] = getattr(section, field)
+    return shaping
 
 
 def input_kinds(model: type[Common]) -> dict[str, str]:
@@ -76,38 +76,32 @@ class TeacherParams(Common):
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
+    teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
     teacher_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # environment variable with the key; never the key
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
     teacher_timeout: float = knob(120.0, shapes=False, gt=0)  # seconds a request
-    teacher_max_tokens: int = knob(4_096, ge=1)  # of an answer, thinking aloud included
+    teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_temperature: float | None = knob(None, ge=0, le=2)  # None: the endpoint's own
-    teacher_extra: dict[str, Any] = {}  # further fields of the request's body, for instance to turn thinking off
+    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: thinking off, stop at a blank line, seed
     prices: str = knob("params/prices.yaml", shapes=False)  # what models cost at addresses outside your network
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     def _require_endpoint(self, chosen: str) -> None:
-        if not (self.teacher_model and self.teacher_base_url):
-            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set")
+        if not (self.teacher_model and (self.teacher_base_url or self.teacher_serve)):
+            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set (or teacher_serve)")
 
 
 class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
 
     negatives_per_positive: int = knob(10, ge=1)  # general documents sampled for one in-domain document
-    held_out_fraction: float = knob(0.2, gt=0, lt=0.9)  # of the labelled documents, for the precision-recall curve
     dimension: int = knob(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
     epochs: int = knob(25, ge=1)  # passes over the labelled documents
     learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
-    word_ngrams: int = knob(2, ge=1, le=5)  # words, pairs, ... up to this many words
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
     educational_model: str = knob("", reads="file")  # model: a fastText .bin, or hf:owner/name/file.bin on the hub
-
-    def training_options(self) -> dict[str, Any]:
-        """What both models are trained with, by the names of `selection.classifier`'s functions."""
-        names = ("seed", "dimension", "epochs", "learning_rate", "word_ngrams", "buckets", "held_out_fraction")
-        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:
@@ -122,7 +116,7 @@ class SelectionParams(Common):
     """02: score every web document once, then choose by token budget (paper, section 3.1)."""
 
     token_budget: int = knob(gt=0)  # tokens of the base model's tokenizer that each method selects
-    methods: list[Method] = knob(min_length=1)  # compared at the same budget
+    methods: list[Method] = knob(min_length=1, steps="classifier selection")  # compared at the same budget
     min_educational: float = knob(1.0, ge=0, le=2)  # fasttext+educational keeps documents scored at least this
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
@@ -159,7 +153,6 @@ class PassageParams(TeacherParams):
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
     entity_names: str = knob("", reads="file")  # text: a file with one name a line, beside the problems' own entities
     embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # of problems: a local folder or hub id
-    max_similarity: float = knob(0.9, gt=0, le=1)  # embedding: problems more alike than this (cosine) are not joined
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
@@ -167,7 +160,7 @@ class PassageParams(TeacherParams):
     paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
     prompt: str = knob("", reads="file")  # a Jinja template of your own (its path) instead of the kit's
-    max_attempts: int = knob(1, ge=1)  # times that what fails a check is asked for
+    max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
     min_passage_tokens: int = knob(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
     paraphrase_similarity: float = knob(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all
@@ -215,6 +208,7 @@ class TrainingParams(Common):
     accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
     activation_checkpointing: bool = knob(False, shapes=False)  # recompute activations: a third more time, less memory
     lora_rank: int = knob(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
+    keep_stages: bool = knob(False, shapes=False)  # also weights between stages: sweeps then train shared ones once
     price_per_gpu_hour: float = knob(0.0, shapes=False, ge=0)  # for the cost in progress and report, in any currency
     report_to: Literal["none", "tensorboard"] = knob("none", shapes=False)  # also log to runs/.../tensorboard
     fine_tune_epochs: int = knob(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
@@ -278,7 +272,6 @@ class EvaluationParams(Common):
     endpoint_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # endpoint: environment variable with the key
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
-    confidence: float = knob(0.95, gt=0.5, lt=1)  # of every interval
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
 
     @model_validator(mode="after")

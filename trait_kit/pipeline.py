@@ -76,7 +76,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         place = f"Notebook {name} failed in code cell {error.exec_count}"
         raise TraitError(f"{place}:\n\n{what}\n\n{_excerpt(error.source)}\n\n{again}") from error
     except OSError as error:
-        raise TraitError(f"Notebook {name} could not be written to {partial}: {error}. Free some room, run again.") from error
+        raise TraitError(
+            f"Notebook {name} could not be written to {partial}: {error}. Free some room, run again."
+        ) from error
     except RuntimeError as error:  # nbclient's DeadKernelError
         raise TraitError(f"Notebook {name}: its kernel died ({error}), most often for lack of memory.\n{again}") from error
     os.replace(partial, output)

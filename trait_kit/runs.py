@@ -3,7 +3,7 @@
 A step depends on the parameters that it uses, its inputs by content, the steps that it reads, and its code: the import
 closure of the functions that its notebook hands the step to. The record (`report.json`) is written last, whole or not at
 all: a step is done exactly when all its artefacts are there and nothing that shaped them has changed. Notebooks call
-`begin` and `Step.finish` themselves, so the record is the same whether JupyterLab, papermill or `trait-kit run` executes them.
+`begin` and `Step.finish` themselves, so the record is the same whoever executes them: JupyterLab, papermill, `trait-kit run`.
 
 Looking never destroys evidence. A finished step is loaded, not made again; where a parameter was edited by hand, the
 notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier steps as hard links.
@@ -166,9 +166,12 @@ def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) ->
                 f"{name} reads what {other} writes, but {run_dir / other} holds no finished result. Run {other} first."
             )
         upstream[other] = record["key"]
-    section = getattr(experiment, STEPS[name].section)
-    shape = parameters.shape(section)
-    return {"step": name, "params": shape, "inputs": _inputs(section, shape), "upstream": upstream, "code": _code(name)}
+    own = STEPS[name].section
+    shape = parameters.shape(getattr(experiment, own))
+    for other in experiment.model_fields_set - {own}:  # 01 makes what the methods of 02 need
+        shape |= {key: value for key, value in parameters.shape(getattr(experiment, other), own).items() if key not in shape}
+    inputs = _inputs(type(getattr(experiment, own)), shape)
+    return {"step": name, "params": shape, "inputs": inputs, "upstream": upstream, "code": _code(name)}
 
 
 def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
@@ -259,7 +262,9 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, ba
 
 def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """What the parameters cell and papermill's injected cell assign; other variables of the notebook are its own."""
-    cells = [source for source in namespace.get("In", [])[:-1] if "experiment" in source or source.startswith("# Parameters")]
+    cells = [
+        source for source in namespace.get("In", [])[:-1] if "experiment" in source or source.startswith("# Parameters")
+    ]
     if not cells:
         return {key: value for key, value in namespace.items() if not key.startswith("_")}
     first = max(number for number, source in enumerate(cells) if "experiment" in source and "run_dir" in source)
@@ -271,7 +276,7 @@ def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _inputs(section: Any, shape: dict[str, Any]) -> dict[str, Any]:
+def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str, Any]:
     """What the step reads from outside the run, by content."""
     from trait_kit import models, tasks
     from trait_kit.selection import documents
@@ -279,10 +284,10 @@ def _inputs(section: Any, shape: dict[str, Any]) -> dict[str, Any]:
     readers = {
         "documents": documents.fingerprint,
         "tasks": lambda names: [tasks.fingerprint(name) for name in names],
-        "model": lambda name: name if name.startswith("demo:") else models.model_digest(models.resolve_model(name)),
+        "model": models.model_digest,
         "file": lambda path: sha256(path) if Path(path).is_file() else path,
     }
-    kinds = parameters.input_kinds(type(section))
+    kinds = parameters.input_kinds(section)
     return {name: readers[kinds[name]](value) for name, value in shape.items() if name in kinds and value}
 
 

@@ -37,19 +37,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "quarantine": pa.schema(  # `records`: how many documents the line stands for, where a stretch of a file is damaged
         [("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("records", pa.int64())]
     ),
-    "ratings": pa.schema(
-        [
-            ("text_sha256", pa.string()),  # of the whole document, as UTF-8
-            ("rating", pa.int32()),  # educational value 0..5; null where there is an error
-            ("reason", pa.string()),
-            ("error", pa.string()),  # 'kind: details'; null where there is a rating
-            ("teacher", pa.string()),
-            ("prompt_version", pa.string()),
-            ("tokens_in", pa.int64()),
-            ("tokens_out", pa.int64()),
-            ("cost_usd", pa.float64()),
-        ]
-    ),
     "problems": pa.schema(
         [
             ("id", pa.string()),
@@ -60,6 +47,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("choices", _strings),  # null where the task is not a choice; else holds `answer`
             ("entity", pa.string()),  # entity-centred domains: what the problem is about
             ("topic", pa.string()),  # knowledge-centred domains: the technique it needs
+            ("template", pa.string()),  # what its solution follows, where that is known: no independent evidence within one
             ("split", pa.string()),  # train | validation | test
         ]
     ),

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from trait_kit import demo
 from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
+from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.files import TraitError, content
 from trait_kit.fields import FieldError, Template, render
 from trait_kit.rows import Row, hub_rows, read_rows
@@ -290,8 +291,6 @@ def _from_source(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
 
 
 def _prints_wrong_arithmetic(solution: str | None) -> bool:
-    from trait_kit.passages.arithmetic import arithmetic_slips
-
     return bool(arithmetic_slips(solution or ""))
 
 

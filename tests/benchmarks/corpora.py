@@ -12,8 +12,9 @@ import fasttext
 import psutil
 import pyarrow as pa
 
+from trait_kit.cli import bench
 from trait_kit.engine.ngrams import Normalisation, normalise, text_array
-from trait_kit.selection import NgramScorer, bench
+from trait_kit.selection import NgramScorer
 from trait_kit.selection.documents import load_documents, load_labels
 
 DEMO, SEED_SPEC = "demo:math/web", "demo:math/in_domain"

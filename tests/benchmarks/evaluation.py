@@ -26,10 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from local_tasks import BENCHMARKS, local_task
 
-from trait_kit.demo import resolve_model
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import backends, outcomes, suites
-from trait_kit.models import fast_precision
+from trait_kit.models import fast_precision, resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import load_problems
 

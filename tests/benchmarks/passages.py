@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
+from trait_kit.cli import bench
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
@@ -28,7 +29,6 @@ from trait_kit.passages.novelty import screen_problems
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_groups
-from trait_kit.selection import bench
 from trait_kit.tasks import every_test_question, load_problems
 
 _SHOP = f"""about: Products of a toy and music shop.
@@ -96,7 +96,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
         "passages of two tasks or more": sum(len(set(tasks)) > 1 for tasks in passages["tasks"]),
         "passages of two tasks or subjects": sum(len({subject[i] for i in ids}) > 1 for ids in passages["problem_ids"]),
         "passages by task": dict(sorted(tasks.items())),
-        "test questions in passages": len(TestQuestions(questions).find(passages["text"].tolist())),
+        "test questions in passages": len(QuestionIndex(questions).find(passages["text"].tolist())),
         "outcomes": quality.yield_by_reason(passages, rejected).to_dict("records"),
         "groups without a passage": len(made) - bill["passages"],
         "tokens": int(passages["n_tokens"].sum()),

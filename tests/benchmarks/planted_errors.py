@@ -33,10 +33,10 @@ from local_tasks import LOCAL, local_task
 from trait_kit import tables
 from trait_kit.engine.ledger import Ledger
 from trait_kit.params import PassageParams
-from trait_kit.passages.drafts import Draft, Problem, problem_rows
 from trait_kit.passages.grouping import COLUMN, Group, make_groups
-from trait_kit.passages.related import tag_concepts
-from trait_kit.passages.screening import screen_problems
+from trait_kit.passages.material import Draft, Problem, problem_rows
+from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.relating import tag_concepts
 from trait_kit.passages.teachers import OfflineTeacher
 from trait_kit.passages.writing import write_passages
 from trait_kit.tasks import load_problems

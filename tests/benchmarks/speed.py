@@ -23,7 +23,7 @@ from trait_kit.engine.ngrams import Texts, buffers, normalise, text_array, token
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.selection.budget import Limits
 from trait_kit.selection.choosing import select
-from trait_kit.selection.corpus import list_shards, read_shard
+from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 _PACKAGES = ("fasttext-community", "numba", "numpy", "pyarrow", "datatrove", "data-selection")

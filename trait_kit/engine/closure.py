@@ -19,7 +19,9 @@ _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
     """Hex SHA-256 of the files of the `closure`: another value where any code changed that shapes the result."""
-    hashes = [[str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in closure(*entries, without=without)]
+    hashes = [
+        [str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in closure(*entries, without=without)
+    ]
     return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 

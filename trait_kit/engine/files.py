@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -92,6 +93,17 @@ def read_json(path: Path | str) -> Any:
 def sha256(path: Path | str) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content(path: Path | str) -> str:
+    """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
+    stat = Path(path).stat()
+    return _content(Path(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _content(path: Path, _size: int, _modified: int) -> str:
+    return sha256(path)
 
 
 def digest(value: Any) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from trait_kit.answers import first_turn
 from trait_kit.evaluation import statistics
-from trait_kit.evaluation.answers import ENDS
 
 METRICS = ("rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at
@@ -73,9 +73,7 @@ def written(prediction: str) -> str:
     It ends where the model makes up a next question. Markup around it, a label ('Title:') and one full stop at the end are
     no part of it, since 'The answer is X.' adds a stop whether X has one or not. '' where nothing was written.
     """
-    text = f"\n{prediction[:MAX_CHARACTERS]}"
-    for mark in ENDS:
-        text = text.partition(mark)[0]
+    text = first_turn(f"\n{prediction[:MAX_CHARACTERS]}")
     announced = list(_ANNOUNCED.finditer(text))
     text = text[announced[-1].end() :] if announced else text
     return _tidy(next((line for line in _readable(text).split("\n") if re.search(r"\w", line)), ""))

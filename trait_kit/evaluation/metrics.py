@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from trait_kit.answers import judge
 from trait_kit.evaluation import ads
-from trait_kit.evaluation.answers import judge
 
 
 def bits_per_byte(log_probability: float, n_bytes: int) -> float:
@@ -47,7 +47,7 @@ def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
     `doc` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
     """
-    flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"])
+    flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"], doc["question"])
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
     if doc["marks"]:
         found = ads.marks(results[0], doc["question"], doc["answer"], doc["entity"], doc["limits"])

@@ -12,12 +12,11 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.demo import resolve_model
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.evaluation import comparison, metrics, suites
 from trait_kit.evaluation.backends import KeptLM
 from trait_kit.evaluation.suites import Unit
-from trait_kit.models import model_folder
+from trait_kit.models import model_folder, resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import load_problems

@@ -108,11 +108,11 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A choice task that
     borrows from one without choices gets some made: the example's answer among those of other examples.
     """
-    from trait_kit.engine.questions import TestQuestions
+    from trait_kit.engine.questions import QuestionIndex
 
     parts = [(name, load_task(name).parts) for name in names]
     files = {task.name: name if len(tasks) == 1 else f"{name}#{task.name}" for name, tasks in parts for task in tasks}
-    tested = TestQuestions(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
+    tested = QuestionIndex(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
     found = []
     for task in (task for _, tasks in parts for task in tasks):
         source = files.get(task.examples_from or task.name, task.examples_from or "")

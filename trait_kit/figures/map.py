@@ -15,14 +15,12 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.demo import resolve_model
-from trait_kit.embedding import embed
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.figures.style import KitFigure, colour, label, new_figure, plain, styled
+from trait_kit.models import embed, resolve_model
 from trait_kit.params import method_folder
 from trait_kit.runs import recorded
-from trait_kit.selection.corpus import sample
-from trait_kit.selection.documents import load_documents
+from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
 
 KINDS = {

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from trait_kit.answers import conclusion, plain_words, reaches
+from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.llm import clean
-from trait_kit.passages.answers import arithmetic_slips, conclusion, plain_words, reaches
 from trait_kit.passages.material import Draft, Group, Problem, content_words, marks_of, numbers
 
 _MIN_ENLIGHTENMENT_WORDS = 15
@@ -142,7 +143,7 @@ def _reasoning(candidate: Candidate) -> str | None:
 
 def _gold(candidate: Candidate) -> str | None:
     for row, paragraph in zip(candidate.rows, candidate.draft.paragraphs, strict=True):
-        right, found = reaches(row.answer, paragraph, row.choices)
+        right, found = reaches(row.answer, paragraph, row.choices or (), row.question)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None

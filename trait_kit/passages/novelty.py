@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from trait_kit import demo
-from trait_kit.embedding import embed
 from trait_kit.engine.minhash import signatures
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
+from trait_kit.models import embed
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
@@ -27,7 +26,7 @@ class Beside:
     """
 
     def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
-        self.tested = TestQuestions(test_questions)
+        self.tested = QuestionIndex(test_questions)
         same = "the enlightenment is {share:.0%} that of passage {name}"
         self.indexes: list[tuple[str, str, NearDuplicates | Meanings]] = [
             ("boilerplate", same, NearDuplicates(SAME_ENLIGHTENMENT)),
@@ -105,7 +104,7 @@ class Meanings:
         self._vectors = np.zeros((0, 0), np.float32)  # of accepted texts, with room for more
 
     def begin(self, texts: list[str]) -> None:
-        self._new = embed(texts, demo.resolve_model(self.model), max_tokens=512)
+        self._new = embed(texts, self.model, max_tokens=512)
 
     def find(self, place: int) -> tuple[str, float] | None:
         if not self._names:
@@ -133,10 +132,10 @@ def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tu
     reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
     kinds: dict[int, set[str]] = defaultdict(set)
     tests = list(test_questions)
-    for row in TestQuestions(tests).find(texts).itertuples(index=False):
+    for row in QuestionIndex(tests).find(texts).itertuples(index=False):
         kinds[row.text_index].add(row.kind)
     for first in range(0, len(problems), _BATCH):
-        some = TestQuestions(problems["question"].iloc[first : first + _BATCH].tolist())
+        some = QuestionIndex(problems["question"].iloc[first : first + _BATCH].tolist())
         for row in some.find(tests).itertuples(index=False):
             kinds[first + row.test_index].add(row.kind)
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}

@@ -12,7 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from trait_kit.passages.answers import arithmetic_slips, is_mathematical
+from trait_kit.answers import is_mathematical
+from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.passages.material import Problem, content, content_words, marks_of, numbers
 
 _NUMBER = r"\$?\d+(?:[.,]\d+)*%?"

@@ -19,9 +19,9 @@ from typing import Any
 import jinja2
 import yaml
 
+from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.llm import Message, again, clean
-from trait_kit.passages.answers import is_mathematical
 from trait_kit.passages.material import Group, Problem
 
 FOLDER = Path(__file__).parent / "prompts"

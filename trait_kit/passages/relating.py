@@ -13,11 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from trait_kit import demo
-from trait_kit.embedding import embed
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import Endpoint, Request, ask
+from trait_kit.models import embed
 from trait_kit.passages import prompts
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import Group, content, content_words
@@ -39,7 +38,7 @@ def plan_groups(
     elif params.shared_from == "teacher":
         problems = ask_topics(problems, endpoint or Endpoint.of(params), ledger, params.max_attempts)
     elif params.shared_from == "embedding":
-        vectors = embed(problems["question"].tolist(), demo.resolve_model(params.embedding_model))
+        vectors = embed(problems["question"].tolist(), params.embedding_model)
         problems = tag_neighborhoods(problems, vectors, params.seed)
     shape = {
         "n_groups": params.n_groups,

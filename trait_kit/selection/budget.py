@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.identity import id_hashes
 from trait_kit.params import Method
+from trait_kit.selection.documents import id_hashes
 
 METHODS: tuple[str, ...] = get_args(Method)
 _NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}

@@ -23,15 +23,13 @@ import pyarrow.parquet as pq
 from trait_kit import tables
 from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
-from trait_kit.engine.identity import id_hashes
 from trait_kit.engine.ngrams import Texts
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, Progress, read_job, run
 from trait_kit.models import token_counter
 from trait_kit.params import Method, method_folder
 from trait_kit.selection.budget import Choice, Limits, check_method, choose, cut_key, rank_keys, value_keys
-from trait_kit.selection.corpus import read_rows
-from trait_kit.selection.documents import load_documents, load_labels, truth_label
+from trait_kit.selection.documents import id_hashes, load_documents, load_labels, read_rows, truth_label
 from trait_kit.selection.scoring import KEY, Scoring, has_key, model_files, open_scoring, score_corpus
 from trait_kit.tasks import load_problems
 
@@ -140,9 +138,9 @@ def _counter(base_model: str) -> Callable:
 
 
 @functools.lru_cache(maxsize=2)
-def _test_questions(path: Path, _digest: str) -> tuple[TestQuestions, pd.DataFrame]:
+def _test_questions(path: Path, _digest: str) -> tuple[QuestionIndex, pd.DataFrame]:
     asked = pd.DataFrame(read_json(path), columns=["task", "id", "question"])
-    return TestQuestions(asked["question"].tolist()), asked
+    return QuestionIndex(asked["question"].tolist()), asked
 
 
 # Selections

@@ -15,8 +15,7 @@ import pandas as pd
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.selection.corpus import sample
-from trait_kit.selection.documents import load_documents
+from trait_kit.selection.documents import load_documents, sample
 from trait_kit.selection.educational import educational_model
 from trait_kit.selection.fitting import Report, TrainingOptions, ngrams_of, normalise_lines, options_of, train, trial
 

@@ -25,11 +25,11 @@ from trait_kit import tables
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine.files import TraitError, atomic_path, digest, write_json
 from trait_kit.engine.ngrams import Normalisation, Texts, text_array
+from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, read_job, run
-from trait_kit.engine.web import SKIPPED
 from trait_kit.models import TokenCounter, token_counter
-from trait_kit.selection.corpus import Columns, Shard, list_shards, read_shard, sample
+from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
 
