@@ -17,9 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trait_kit import demo
-from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.files import TraitError, content, digest
 from trait_kit.engine.hub import from_hub
-from trait_kit.passages.material import content
 
 if TYPE_CHECKING:
     import torch

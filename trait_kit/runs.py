@@ -303,6 +303,8 @@ def _code(name: str) -> str:
     called = {
         modules[node.id] for tree in working for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in modules
     }
+    if name != "06_figures":
+        called = {module for module in called if not module.startswith("trait_kit.figures.")}  # they show what there is
     return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 

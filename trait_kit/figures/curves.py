@@ -116,7 +116,7 @@ def plot_passages(passages: pd.DataFrame, rejected: pd.DataFrame, likeness: Sequ
 
     `likeness`: of each enlightenment to its nearest other one (passages.quality.nearest_similarity).
     """
-    reasons = rejected["reason"].fillna("no reason").str.partition(":")[0].value_counts()
+    reasons = rejected["reason"].fillna("no reason").str.split(":").str[0].value_counts()
     rest = reasons.iloc[_REASONS:].sum()
     bars = {"kept": len(passages), **reasons.head(_REASONS), **({"other reasons": rest} if rest else {})}
     drafts = len(passages) + len(rejected)
