@@ -72,7 +72,8 @@ def math_problems(per_task: int = 8) -> pd.DataFrame:
             f"{top}/{bottom}",
             f"Both parts divide by {shared}: {top * shared} / {shared} = {top} and {bottom * shared} / {shared} = {bottom}.",
         )
-    return pd.DataFrame(rows, columns=tables.SCHEMAS["problems"].names)
+    columns = [name for name in tables.SCHEMAS["problems"].names if name != "template"]
+    return pd.DataFrame(rows, columns=columns).assign(template=None)
 
 
 def ads_problems() -> pd.DataFrame:

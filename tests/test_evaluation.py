@@ -322,7 +322,7 @@ def test_other_bad_input_is_named(model_dir, problems, tmp_path):
         evaluated(model_dir, problems.iloc[:0], tmp_path, {})
     with pytest.raises(TraitError, match="few_shot is 2, but task sums has 0"):
         evaluated(model_dir, problems, tmp_path, {}, few_shot=2, examples=problems)
-    with pytest.raises(TraitError, match="does not exist"):
+    with pytest.raises(TraitError, match="no model folder"):
         evaluated(tmp_path / "missing", problems, tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(TraitError, match=r"no \*\.safetensors"):

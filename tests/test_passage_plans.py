@@ -25,7 +25,7 @@ def table(rows: list[tuple[str, str, str, str | None]], **columns) -> pd.DataFra
     """(id, task, question, topic) -> a problems table."""
     frame = pd.DataFrame(rows, columns=["id", "task", "question", "topic"])
     given = {"answer": "1", "solution": "It is 1. The answer is 1.", "choices": None, "entity": None, "split": "train"}
-    return frame.assign(**{**given, **columns})[tables.SCHEMAS["problems"].names]
+    return frame.assign(template=None, **{**given, **columns})[tables.SCHEMAS["problems"].names]
 
 
 # --- screening
