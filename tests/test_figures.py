@@ -307,7 +307,8 @@ def hostile_run(run):
         "choices": None,
         "entity": None,
         "topic": "t",
-        "template": None, "split": "train",
+        "template": None,
+        "split": "train",
     }
     passage = {
         "id": "passage-0", "problem_ids": ["p"], "tasks": [HOSTILE], "grouping": "knowledge", "shared": HOSTILE,

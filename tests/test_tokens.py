@@ -1,4 +1,4 @@
-"""Tokenise once: exact, resumable, bounded; the plan of rows over it; and what a mixture takes from its sources."""
+"""Tokenise once: exact, resumable, bounded; and the plan of rows over it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_llama import write_model
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED, plan_rows
-from trait_kit.training import sampling, tokens
+from trait_kit.training import tokens
 from trait_kit.training.tokens import PIECE, Rows, mean_attended, piece_records, save_rows
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+def tokenizer(model_dir: Path):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(write_model(tmp_path_factory.mktemp("model")))
+    return AutoTokenizer.from_pretrained(model_dir)
 
 
 def _file(folder: Path, texts: list[str | None], group: int = 7, kind: pa.DataType | None = None) -> Path:
@@ -76,29 +75,24 @@ def test_a_tokenizer_file_with_a_truncation_of_its_own_cuts_nothing(tokenizer, t
 def test_a_killed_run_goes_on_after_its_last_whole_shard(tokenizer, tmp_path: Path) -> None:
     texts = _file(tmp_path, [*TEXTS[:20], "", *TEXTS[20:], ""])
     whole = tokens.tokenise(texts, tokenizer, tmp_path / "whole", shard_tokens=500)
-    names = sorted(path.stem for path in (tmp_path / "whole").glob("?????.json"))
+    names = sorted(path.name[:5] for path in (tmp_path / "whole").glob("*.lengths.npy"))
     for kept in range(len(names)):
         folder = tmp_path / f"killed-{kept}"
         folder.mkdir()
         for name in names[:kept]:
             for path in (tmp_path / "whole").glob(f"{name}.*"):
                 (folder / path.name).write_bytes(path.read_bytes())
-        (folder / f"{names[kept]}.tokens").write_bytes(b"torn")  # written, but without its record
+        (folder / f"{names[kept]}.tokens").write_bytes(b"torn")  # written, but without its lengths
         again = tokens.tokenise(texts, tokenizer, folder, shard_tokens=500)
         assert _documents(again) == _documents(whole)
         assert again.empty == whole.empty == 2
 
 
-def test_a_text_longer_than_a_piece_is_cut_before_a_space_and_loses_nothing(
-    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "LONGEST_PIECE", 50)
+def test_batches_are_bounded_in_characters_and_lose_nothing(tokenizer, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 120)
-    long = "one two three\n" * 30 + "x" * 170 + " end"
-    store = tokens.tokenise(_file(tmp_path, ["short", long, "after"]), tokenizer, tmp_path / "store")
-    assert [tokenizer.decode(document) for document in _documents(store)] == [
-        f"{text}<|end|>" for text in ("short", long, "after")
-    ]
+    texts = ["short", "one two three\n" * 30 + "x" * 170 + " end", "after"]
+    store = tokens.tokenise(_file(tmp_path, texts), tokenizer, tmp_path / "store")
+    assert [tokenizer.decode(document) for document in _documents(store)] == [f"{text}<|end|>" for text in texts]
 
 
 def test_what_cannot_be_tokenised_is_named(tokenizer, tmp_path: Path) -> None:
@@ -139,8 +133,7 @@ def test_rows_hold_every_token_of_their_pieces_and_learn_all_but_the_first(tmp_p
     plan = plan_rows(np.concatenate(lengths), 64, seed=1)
     pieces = piece_records(stores, store[plan.document], document[plan.document], plan.start)
     pieces["length"] = plan.length
-    save_rows(tmp_path, pieces, plan.row_ends)
-    (tmp_path / "prepared.json").write_text('{"stores": ["store0", "store1"]}')
+    save_rows(tmp_path, pieces, plan.row_ends, ["store0", "store1"])
     rows = Rows(tmp_path, 64, eos=256)
     assert len(rows) == -(-int(sum(map(sum, lengths))) // 64)
     seen: Counter[int] = Counter()
@@ -158,34 +151,3 @@ def test_mean_attended_counts_what_each_token_sees() -> None:
     pieces = np.zeros(2, PIECE)
     pieces["length"] = [3, 1]
     assert mean_attended(pieces) == (1 + 2 + 3 + 1) / 4
-
-
-# Mixtures
-
-
-def test_replay_takes_its_fraction_and_the_mixture_shares_the_rest() -> None:
-    parts = sampling.shares("in_domain+passages+passages", 1_000, Counter(random=7), replay=0.1)
-    assert {part.source: part.tokens for part in parts} == {"in_domain": 300, "passages": 600, "random": 100}
-    assert {part.source: part.start for part in parts}["random"] == 7
-    both = sampling.shares("in_domain+random", 1_000, Counter(), replay=0.2)
-    assert {part.source: part.tokens for part in both} == {"in_domain": 400, "random": 600}
-
-
-def test_a_cap_hands_what_is_above_it_to_the_others_and_never_changes_the_sum() -> None:
-    available = {"a": 100, "b": 1_000, "c": 10_000}
-    capped = sampling.shares("a+b+c", 3_000, Counter(a=150), available=available, max_epochs=2)
-    assert {part.source: part.tokens for part in capped} == {"a": 50, "b": 1_475, "c": 1_475}
-    capped = sampling.shares("a+b+c", 9_000, Counter(), available=available, max_epochs=2)
-    assert {part.source: part.tokens for part in capped} == {"a": 200, "b": 2_000, "c": 6_800}
-    over = sampling.shares("a+b", 3_000, Counter(), available=available, max_epochs=1)  # both are too small: alike over it
-    assert {part.source: part.tokens for part in over} == {"a": 100 + 950, "b": 1_000 + 950}
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        available = {name: int(generator.integers(1, 500)) for name in "abc"}
-        consumed = Counter({name: int(generator.integers(0, 500)) for name in "abc"})
-        total, cap = int(generator.integers(1, 3_000)), float(generator.uniform(0.1, 4))
-        parts = sampling.shares("a+b+c", total, consumed, replay=0.1, available={**available, "random": 9}, max_epochs=cap)
-        assert sum(part.tokens for part in parts) == total
-        room = {name: max(0, int(cap * size) - consumed[name]) for name, size in {**available, "random": 9}.items()}
-        if sum(room.values()) >= total:
-            assert all(part.tokens <= room[part.source] for part in parts)
