@@ -22,8 +22,8 @@ test-slow: $(READY)  ## run the slow tests too
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/01_domain_classifier.ipynb
 
-lint: $(READY)  ## check format and style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY)  ## check format and style, and count the lines of every chapter
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest -q tests/test_house.py
 
 lock:  ## resolve pyproject.toml afresh and rewrite requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

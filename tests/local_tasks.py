@@ -9,7 +9,7 @@ import yaml
 from trait_kit.tasks import load_task
 
 LOCAL = Path(__file__).resolve().parents[2] / "shared" / "data"
-_OPTIONS = {"answer": "{options|lettered|pick:Answer}", "choices": "{options|lettered}"}
+_OPTIONS = {"answer": "{options|lettered|pick(Answer)}", "choices": "{options|lettered}"}
 _TRAINED = {"train": "train.jsonl.gz", "validation": "train.jsonl.gz", "test": "test.jsonl.gz"}
 _TESTED = {"train": None, "validation": None, "test": "test.jsonl.gz"}
 BENCHMARKS: dict[str, tuple[str, dict, dict]] = {  # shipped task -> (folder, its splits, fields that its columns change)

@@ -10,7 +10,7 @@ from trait_kit.params import PassageParams
 
 
 def params(**changes) -> PassageParams:
-    required = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
+    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
     sizes = {"problems_per_task": 9, "test_items_per_task": 9, "n_groups": 9, "min_passage_tokens": 20}
     return PassageParams(**{**required, **sizes, **changes})
 

@@ -80,7 +80,7 @@ def problems() -> pd.DataFrame:
 
 
 def params(**changes) -> EvaluationParams:
-    fields = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
+    fields = {"in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
     fields = {name: value for name, value in fields.items() if name in EvaluationParams.model_fields}
     fields |= {"test_items_per_task": 20, "batch_size": 2, "precision": "float32"}
     return EvaluationParams(**{**fields, **changes})

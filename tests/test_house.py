@@ -1,6 +1,7 @@
 """The house stays thin: lines a chapter, imports that only go down, knobs, parameter cells. `make lint` runs this."""
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -46,10 +47,16 @@ def room(path: Path) -> str:
     return "spine" if path.parent == PACKAGE else chapter(path)
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names under trait_kit that a file imports, wherever it does."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+                 for inner in ast.walk(node)}  # fmt: skip
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trait_kit":
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):

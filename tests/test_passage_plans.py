@@ -254,7 +254,6 @@ def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatc
         lambda texts, model, **_: np.array([directions[text] for text in texts], np.float32),
     )
     meanings = Meanings("demo:all-minilm-l6-v2", 0.99)
-    monkeypatch.setattr("trait_kit.passages.novelty.demo.resolve_model", lambda name: name)
     meanings.begin(["one", "one again", "other"])
     assert meanings.find(0) is None
     meanings.accept(0, "first")

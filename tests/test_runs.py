@@ -120,7 +120,7 @@ def test_a_child_passes_on_lines_messages_and_how_it_ended(tmp_path, capsys):
         "from trait_kit.engine import child; from trait_kit.engine.files import TraitError\n"
         "with child.reporting(): child.tell('half'); print('quiet'); raise TraitError('too small')"
     )
-    with pytest.raises(TraitError, match="^too small$"):
+    with pytest.raises(TraitError, match=r"^too small$"):
         child.run([sys.executable, "-c", code], "The child", tmp_path / "log")
     assert capsys.readouterr().out == "half\n"
     assert "quiet" in (tmp_path / "log").read_text()
@@ -133,7 +133,10 @@ def test_a_child_passes_on_lines_messages_and_how_it_ended(tmp_path, capsys):
 def test_no_child_outlives_its_parent(tmp_path):
     """SIGKILL the parent: the child, its own child, and the guard between are gone."""
     grandchild = f"sleep 300 & echo $! > {tmp_path}/pid; wait"
-    code = f"from trait_kit.engine import child; child.run(['sh', '-c', '''{grandchild}'''], 'x', __import__('pathlib').Path('{tmp_path}/log'))"
+    code = (
+        "from pathlib import Path; from trait_kit.engine import child\n"
+        f"child.run(['sh', '-c', '''{grandchild}'''], 'x', Path('{tmp_path}/log'))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():

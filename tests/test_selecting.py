@@ -408,7 +408,6 @@ def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]
     seed = [{"id": f"s{k}", "text": text_of(generator, 1.0, 30)} for k in range(60)]
     common = {"in_domain": write(folder / "seed", seed, ("jsonl",)), "web": write(folder / "web", documents())}
     common |= {"tasks": ["word_problems"], "test_items_per_task": 5, "base_model": BASE}
-    common |= {"run_dir": "r"} if "run_dir" in ClassifierParams.model_fields else {}
     small = {"negatives_per_positive": 5, "dimension": 8, "epochs": 10, "buckets": 2_000, "educational_sample": 300}
     chosen = {"token_budget": 3_000, "methods": methods, "max_tokens": 200, "documents_per_shard": 50, **changes}
     sections = {"classifier": ClassifierParams(**common, **small), "selection": SelectionParams(**common, **chosen)}
@@ -459,7 +458,7 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir, "--base-model", BASE]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
     assert "documents scored, 0 records unusable" in capfd.readouterr().out
-    select_all = ["select", "--scores", scores, "--output", out, "--methods", *METHODS, "--min-tokens", "20"]
+    select_all = ["select", "--scores", scores, "--output", out, "--methods", ",".join(METHODS), "--min-tokens", "20"]
     assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
     assert "fasttext+educational" in capfd.readouterr().out
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")

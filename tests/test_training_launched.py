@@ -81,7 +81,7 @@ def test_train_is_one_command_alone_and_under_a_launcher(
         for key, value in tiny_params(model_dir, **ARM, accelerate_config="params/accelerate/fsdp2.yaml")
         .model_dump()
         .items()
-        if key not in {*experiment["common"], "run_dir", "seed"}
+        if key not in {*experiment["common"], "seed"}
     }
     experiment["figures"] = {**experiment.get("figures", {}), "curve_arms": ["trait"]}
     experiment["evaluation"] = {**experiment.get("evaluation", {}), "reference_arm": "trait"}
@@ -92,7 +92,7 @@ def test_train_is_one_command_alone_and_under_a_launcher(
 
     from trait_kit import params as parameters
 
-    params = parameters.load(tmp_path / "experiment.yaml", run_dir=str(run)).training
+    params = parameters.load(tmp_path / "experiment.yaml").training
     assert not command.train(params, run)
     said = capsys.readouterr().out
     assert "False" in said and "True" not in said  # nothing new

@@ -86,6 +86,12 @@ class TeacherParams(Common):
     prices: str = knob("params/prices.yaml", shapes=False)  # what models cost at addresses outside your network
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
+    @model_validator(mode="after")
+    def _one_address(self) -> TeacherParams:
+        if self.teacher_serve and self.teacher_base_url:
+            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty (or the other way)")
+        return self
+
     def _require_endpoint(self, chosen: str) -> None:
         if not (self.teacher_model and (self.teacher_base_url or self.teacher_serve)):
             raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set (or teacher_serve)")

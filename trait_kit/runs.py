@@ -3,7 +3,7 @@
 A step depends on the parameters that it uses, its inputs by content, the steps that it reads, and its code: the import
 closure of the functions that its notebook hands the step to. The record (`report.json`) is written last, whole or not at
 all: a step is done exactly when all its artefacts are there and nothing that shaped them has changed. Notebooks call
-`begin` and `Step.finish` themselves, so the record is the same whoever executes them: JupyterLab, papermill, `trait-kit run`.
+`begin` and `Step.finish` themselves, so the record is the same whoever executes them: a person, papermill, `trait-kit run`.
 
 Looking never destroys evidence. A finished step is loaded, not made again; where a parameter was edited by hand, the
 notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier steps as hard links.

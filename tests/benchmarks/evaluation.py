@@ -38,7 +38,7 @@ STAND_INS = ["word_problems", "linear_equations"]
 
 
 def params(names: list[str], items: int, **more: Any) -> EvaluationParams:
-    common = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": names, "test_items_per_task": items, "base_model": "m"}
+    common = {"in_domain": "d", "web": "w", "tasks": names, "test_items_per_task": items, "base_model": "m"}
     common = {name: value for name, value in common.items() if name in EvaluationParams.model_fields}
     return EvaluationParams(**common, batch_size=16, **more)
 

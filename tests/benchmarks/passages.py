@@ -68,7 +68,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
     train, test, shape = pool(folder, groups)
-    common = {"run_dir": str(folder), "in_domain": "-", "web": "-", "tasks": train, "base_model": "demo:smollm2-135m"}
+    common = {"in_domain": "-", "web": "-", "tasks": train, "base_model": "demo:smollm2-135m"}
     sizes = {"problems_per_task": 100_000, "test_items_per_task": 2_000, "n_groups": groups, "max_uses": 12}
     p = PassageParams(**{**common, **sizes, "max_passage_tokens": 2_048, "max_attempts": 3, **shape})
     problems = load_problems(p.tasks, "train", p.problems_per_task, p.seed)

@@ -363,7 +363,7 @@ def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequen
     """For each passage '' or the reason of its rejection, when it comes after those in `before` and all earlier ones."""
     stream = [replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])]
     rows = {row.id: row for passage in stream for row in passage.rows}
-    required = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
+    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
     sizes = {"problems_per_task": 1, "test_items_per_task": 1, "n_groups": 1, "max_passage_tokens": 8_000}
     with tempfile.TemporaryDirectory() as folder:
         write_groups(

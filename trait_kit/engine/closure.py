@@ -45,13 +45,15 @@ def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
 
 
 def _imports(source: str) -> list[str]:
-    """Modules of this package that the source imports; `from package import name` may name a module or a function."""
+    """Modules of this package that the source imports, or names in a string, as what starts a child process does."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module:  # a module, or a function of one
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
     return [name for name in found if name.split(".")[0] == PACKAGE.name and _file(name)]
 
 
