@@ -1,7 +1,7 @@
 """Which code shapes a result: the files of this package that some modules import, computed from their source.
 
 A hand-kept list of folders is wrong the day after it is written. Here imports are followed wherever they stand, also
-inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts.yaml').
+inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts').
 """
 
 from __future__ import annotations
@@ -67,13 +67,11 @@ def _file(name: str) -> Path | None:
 def _data_beside(path: Path) -> Iterable[Path]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    for name in names:
-        if name and "\n" not in name and len(name) < 100 and name.isprintable() and not name.startswith((".", "/")):
-            there = path.parent / name
-            if there.suffix in _DATA and there.is_file():
-                yield there
-            elif there.is_dir() and not (there / "__init__.py").exists():
-                yield from (file for file in sorted(there.rglob("*")) if file.suffix in _DATA)
+    for there in path.parent.iterdir():
+        if there.is_dir() and there.name in names and not (there / "__init__.py").exists():
+            yield from (file for file in sorted(there.rglob("*")) if file.suffix in _DATA)
+        elif there.suffix in _DATA and (there.name in names or there.stem in names):
+            yield there
 
 
 @functools.cache
