@@ -1,6 +1,9 @@
 """The notebooks as files: what a reader, papermill and git rely on."""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -63,3 +66,16 @@ def test_notebook_is_clean_and_keeps_to_the_house_style(name):
     assert book.cells[0].cell_type == "markdown"
     assert book.cells[0].source.startswith(f"# {name[:2]} ·")
     assert any("hange this" in cell.source for cell in book.cells if cell.cell_type == "markdown")
+
+
+def test_the_filter_of_make_gives_back_the_committed_notebook_after_a_run_by_hand(tmp_path):
+    path = ROOT / "notebooks" / "01_domain_classifier.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.metadata["language_info"] = {"name": "python", "version": "3.12.1", "mimetype": "text/x-python"}
+    cell = code_cells(book)[0]
+    cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="secret\n")]
+    cell.metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+    options = re.search(r'/nbstripout ([^"]+)"', (ROOT / "Makefile").read_text())[1].split()
+    command = [sys.executable, "-m", "nbstripout", *options]
+    cleaned = subprocess.run(command, input=nbformat.writes(book).encode(), capture_output=True, check=True).stdout
+    assert cleaned.decode().strip() == path.read_text().strip()
