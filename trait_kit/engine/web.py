@@ -128,17 +128,16 @@ def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
 
     logger.disable("datatrove.pipeline.extractors")
     found: list[dict[str, Any]] = []
-    row = 0
+    row = size = 0
     try:
         with ExtractorSandbox(seconds_per_page, (b"", "")) as sandbox, reading(name) as stream:
             for row, piece in enumerate(_records(stream), 1):
-                try:
-                    if isinstance(piece, int):
-                        raise _NoDocument(f"{UNREADABLE}: no WARC record of the length that it states")
+                if isinstance(piece, bytes):
                     document = _document(piece, sandbox)
-                except _NoDocument as error:
-                    records = max(piece // FORMATS[format_of(name)[0]], 1) if isinstance(piece, int) else 1
-                    document = {"reason": str(error), "records": records}
+                    size += len(piece)
+                else:  # by the size of those before, or of usual ones
+                    records = max(piece // (size // row or FORMATS[format_of(name)[0]]), 1)
+                    document = {"reason": f"{UNREADABLE}: no WARC record of the length that it states", "records": records}
                 if document:
                     found.append({**document, "row": row})
                 if len(found) >= _PART_ROWS:
@@ -152,45 +151,52 @@ def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
 def _records(stream: BinaryIO) -> Iterator[bytes | int]:
     """WARC records; how many bytes hold none, or one that is not as long as it says, up to the next record's first line."""
     passed = 0
-    while line := stream.readline(_LINE):
-        if not line.startswith(b"WARC/"):
-            passed += len(line.strip(b"\r\n"))
-            continue
+    try:
+        while line := stream.readline(_LINE):
+            if not line.startswith(b"WARC/"):
+                passed += len(line.strip(b"\r\n"))
+                continue
+            if passed:
+                yield passed
+            head = [line]
+            while len(head) < 100 and (line := stream.readline(_LINE)).strip():
+                head.append(line.strip(b"\r\n") + b"\r\n")
+            length = _LENGTH.search(b"".join(head))
+            missing = int(length[1]) if length else 0
+            more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
+            while more and (missing := missing - len(more)):
+                more = stream.read(min(missing, PAGE_BYTES))
+            whole = length and not missing and not stream.readline(_LINE).strip()
+            passed = 0 if whole else sum(map(len, head)) + len(body)
+            if whole:
+                yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
+    except OSError:
         if passed:
             yield passed
-        head = [line]
-        while len(head) < 100 and (line := stream.readline(_LINE)).strip():
-            head.append(line.strip(b"\r\n") + b"\r\n")
-        length = _LENGTH.search(b"".join(head))
-        missing = int(length[1]) if length else 0
-        more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
-        while more and (missing := missing - len(more)):
-            more = stream.read(min(missing, PAGE_BYTES))
-        passed = 0 if length and not missing and not stream.readline(_LINE).strip() else sum(map(len, head)) + len(body)
-        if not passed:
-            yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
+        raise
     if passed:
         yield passed
 
 
-def _document(piece: bytes, sandbox: Any) -> dict[str, str] | None:
-    """The document of a record that holds a page."""
+def _document(piece: bytes, sandbox: Any) -> dict[str, Any] | None:
+    """The document of a record that holds a page, or the reason why it is none."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
+    reason = f"{SKIPPED}: no main text"
     try:
         record = next(ArchiveIterator(io.BytesIO(piece), parse_http=False, strict_mode=False))
-        if record.record_type == WarcRecordType.conversion:
-            text = record.reader.read().decode()
-        elif record.record_type == WarcRecordType.response:
-            text = _text(sandbox, *_html(record))
-        else:
+        if record.record_type not in (WarcRecordType.conversion, WarcRecordType.response):
             return None
+        is_text = record.record_type == WarcRecordType.conversion
+        text = record.reader.read().decode() if is_text else _text(sandbox, *_html(record))
+        if text := text.strip():
+            url = record.headers.get("WARC-Target-URI", "").strip("<>")
+            return {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text}
+    except _NoDocument as error:
+        reason = str(error)
     except (OSError, ValueError, StopIteration) as error:
-        raise _NoDocument(f"{UNREADABLE}: its text or HTTP message ({type(error).__name__})") from None
-    if not text.strip():
-        raise _NoDocument(f"{SKIPPED}: no main text")
-    url = record.headers.get("WARC-Target-URI", "").strip("<>")
-    return {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text.strip()}
+        reason = f"{UNREADABLE}: its text or HTTP message ({type(error).__name__})"
+    return {"reason": reason, "records": 1}
 
 
 def _html(record: Any) -> tuple[bytes, str]:
