@@ -109,8 +109,8 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()) or (self.key_variable and not key and away):
             raise TraitError(
                 f"The environment variable {self.key_variable} is not set, or holds no key that can be sent in a header. "
-                f"Put the API key for {away or self.urls} into it and start again (the parameter teacher_key_variable chooses "
-                "another variable; empty: no key is needed)."
+                f"Put the API key for {away or self.urls} into it and start again (teacher_key_variable chooses another "
+                "variable; empty: no key is needed)."
             )
         return key
 
