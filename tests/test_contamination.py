@@ -58,6 +58,13 @@ def test_a_question_with_an_altered_opening_is_an_ngram_match_with_its_share() -
     assert found["overlap"][0] == pytest.approx((words - n + 1 - changed) / (words - n + 1))
 
 
+def test_a_short_question_is_found_with_a_sentence_put_in_but_not_with_another_number() -> None:
+    question = "Ann has 12 red pens and 5 blue pens. How many pens does she have?"
+    parted = "Ann has 12 red pens and 5 blue pens. Take your time with this one. How many pens does she have?"
+    other = "Ann has 12 red pens and 6 blue pens. Take your time with this one. How many pens does she have? 5 blue pens"
+    assert pairs(find_contaminated([parted, other], [question])) == [(0, 0, "ngram")]
+
+
 def test_the_share_decides() -> None:
     words = QUESTION.split()
     half = " ".join(words[: len(words) // 2 + 5])

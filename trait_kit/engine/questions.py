@@ -2,9 +2,9 @@
 
 Two findings. *exact*: the whole question stands in the text. *ngram*: a large share of the question's word n-grams does
 (13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that a question with an altered opening or end is
-found as well. Both compare normalised words, so case, punctuation, line breaks and typographic variants do not hide a match,
-while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different questions. Only questions are compared: a
-text that holds the prompt without its answer choices or its answer has a finding too.
+found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks
+and typographic variants do not hide a match, while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different
+questions. Only questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
 
 Each n-gram is sought at its rarest pair of words, so that few words of a text are looked at twice: some megabytes a second,
 as fast as the base model's tokenizer, which counts the same texts.
@@ -12,6 +12,7 @@ as fast as the base model's tokenizer, which counts the same texts.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 import unicodedata
@@ -24,6 +25,7 @@ from trait_kit.engine.ngrams import Texts, text_array
 
 COLUMNS = ("text_index", "test_index", "kind", "overlap", "excerpt")
 _EXCERPT_WORDS = 40
+_LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
 # a word (with its inner apostrophe), a number with its thousands commas and decimals, or a sign of arithmetic
 _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
@@ -57,6 +59,7 @@ class QuestionIndex:
                 self.same[words].append(number)
         self.questions = list(self.same)
         self.grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self.halves: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self.n_grams: list[int] = []
         for number, words in enumerate(self.questions):
             length = min(n, len(words))
@@ -64,7 +67,12 @@ class QuestionIndex:
             self.n_grams.append(len(own))
             for gram in own:
                 self.grams[gram].append(number)
-        pairs = {gram: list(itertools.pairwise((*gram, "")))[: max(len(gram) - 1, 1)] for gram in self.grams}
+            if _LEAST_WORDS <= len(words) < 2 * n:  # a sentence in the middle leaves none of its n-grams
+                for half in (words[: len(words) // 2], words[-(len(words) // 2) :]):
+                    self.halves[half].append(number)
+        pairs = {
+            gram: list(itertools.pairwise((*gram, "")))[: max(len(gram) - 1, 1)] for gram in (*self.grams, *self.halves)
+        }
         known = Counter(itertools.chain.from_iterable(pairs.values()))
         self.anchors: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)  # -> places in n-grams, their lengths
         for gram, own in pairs.items():
@@ -75,9 +83,10 @@ class QuestionIndex:
     def find(self, texts: Texts) -> pd.DataFrame:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
 
-        ngram: at least `share` of the question's distinct n-grams of `n` words stand in the text; a question of fewer words
-        is only sought whole. A pair is reported once, as exact if it is. The excerpt is the first match, normalised. Rows
-        are sorted by text and question; an empty frame means that nothing was found.
+        ngram: at least `share` of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
+        whole but for one piece put in; a question of fewer words is only sought whole. A pair is reported once, as exact if
+        it is. The excerpt is the first match, normalised. Rows are sorted by text and question; an empty frame means that
+        nothing was found.
         """
         rows = [
             (text_index, *finding)
@@ -91,6 +100,7 @@ class QuestionIndex:
         """(test_index, kind, overlap, excerpt) of one text."""
         exact: dict[int, int] = {}  # question -> where its first match starts
         first: dict[int, int] = {}
+        parted: dict[int, int] = {}
         found: dict[int, set[tuple[str, ...]]] = defaultdict(set)
         for before, length, place in self._anchored(words):
             at = max(place - before, 0)
@@ -101,11 +111,14 @@ class QuestionIndex:
                 first[number] = min(at, first.get(number, at))
                 if question[:length] == gram and words[at : at + len(question)] == question:
                     exact[number] = min(at, exact.get(number, at))
-        for number, grams in found.items():
-            overlap = 1.0 if number in exact else len(grams) / self.n_grams[number]
+            for number in self.halves.get(gram, ()):
+                if _parted(self.questions[number], words[max(at - len(gram) * 3, 0) : at + len(gram) * 4]):
+                    parted[number] = min(at, parted.get(number, at))
+        for number in found | parted:
+            overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= self.share:
                 question = self.questions[number]
-                excerpt = _excerpt(words, exact.get(number, first[number]), len(question))
+                excerpt = _excerpt(words, exact.get(number, first.get(number, parted.get(number))), len(question))
                 for test_index in self.same[question]:
                     yield test_index, "exact" if number in exact else "ngram", overlap, excerpt
 
@@ -117,6 +130,13 @@ class QuestionIndex:
                 if pair in self.anchors:
                     for before, length in self.anchors[pair]:
                         yield before, length, place
+
+
+def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
+    """Whether the question stands there whole, but for one piece put in."""
+    blocks = difflib.SequenceMatcher(None, question, window, autojunk=False).get_matching_blocks()[:-1]
+    sizes, span = [block.size for block in blocks], blocks[-1].b + blocks[-1].size - blocks[0].b if blocks else 0
+    return len(blocks) <= 2 and min(sizes, default=0) >= 3 and sum(sizes) == len(question) >= span - _MOST_PUT_IN
 
 
 def _words(text: str) -> list[str]:
