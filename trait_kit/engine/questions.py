@@ -59,7 +59,7 @@ class QuestionIndex:
                 self.same[words].append(number)
         self.questions = list(self.same)
         self.grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self.halves: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self.halves: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(list))  # -> three words of the other half
         self.n_grams: list[int] = []
         for number, words in enumerate(self.questions):
             length = min(n, len(words))
@@ -68,8 +68,9 @@ class QuestionIndex:
             for gram in own:
                 self.grams[gram].append(number)
             if _LEAST_WORDS <= len(words) < 2 * n:  # a sentence in the middle leaves none of its n-grams
-                for half in (words[: len(words) // 2], words[-(len(words) // 2) :]):
-                    self.halves[half].append(number)
+                half = len(words) // 2
+                self.halves[words[:half]][words[-3:]].append(number)
+                self.halves[words[-half:]][words[:3]].append(number)
         pairs = {
             gram: list(itertools.pairwise((*gram, "")))[: max(len(gram) - 1, 1)] for gram in (*self.grams, *self.halves)
         }
@@ -111,9 +112,11 @@ class QuestionIndex:
                 first[number] = min(at, first.get(number, at))
                 if question[:length] == gram and words[at : at + len(question)] == question:
                     exact[number] = min(at, exact.get(number, at))
-            for number in self.halves.get(gram, ()):
-                if _parted(self.questions[number], words[max(at - len(gram) * 3, 0) : at + len(gram) * 4]):
-                    parted[number] = min(at, parted.get(number, at))
+            window = words[max(at - len(gram) * 3, 0) : at + len(gram) * 4] if gram in self.halves else ()
+            for others in zip(window, window[1:], window[2:], strict=False):
+                for number in self.halves[gram].get(others, ()):
+                    if number not in parted and _parted(self.questions[number], window):
+                        parted[number] = at
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= self.share:
@@ -134,6 +137,8 @@ class QuestionIndex:
 
 def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
     """Whether the question stands there whole, but for one piece put in."""
+    if not set(window).issuperset(question):
+        return False
     blocks = difflib.SequenceMatcher(None, question, window, autojunk=False).get_matching_blocks()[:-1]
     sizes, span = [block.size for block in blocks], blocks[-1].b + blocks[-1].size - blocks[0].b if blocks else 0
     return len(blocks) <= 2 and min(sizes, default=0) >= 3 and sum(sizes) == len(question) >= span - _MOST_PUT_IN
