@@ -194,7 +194,7 @@ def test_keys(server, monkeypatch, tmp_path):
         ask_modes(endpoint(server), ["good", "refused"], tmp_path / "c")
     assert KEY not in str(refused.value)
     monkeypatch.setenv("TEST_TEACHER_KEY", "clé secrète")
-    with pytest.raises(TraitError, match="TEST_TEACHER_KEY .* holds no key"):
+    with pytest.raises(TraitError, match=r"TEST_TEACHER_KEY .* holds no key"):
         endpoint(server)
     for url in ("llm.example", "", ",", f"{server.url},llm.example"):
         with pytest.raises(TraitError, match="teacher_base_url"):
