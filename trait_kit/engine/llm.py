@@ -229,9 +229,9 @@ class _Session:
         return replies
 
     async def _converse(self, request: Request) -> Reply:
-        messages, refused, content, fault = request.messages(), [], "", ""
-        paid = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0, "tries": 0}
-        while paid["tries"] < self.attempts:
+        messages, paid, refused = request.messages(), [], []
+        value, fault, content = None, "", ""
+        while len(paid) < self.attempts:
             try:
                 completion = await self._complete(messages)
             except CapReached:
@@ -240,20 +240,19 @@ class _Session:
             except _Failure as failure:
                 fault = self._hide(str(failure))
                 break
-            paid["tries"] += 1
-            paid["tokens_in"] += completion.tokens_in
-            paid["tokens_out"] += completion.tokens_out
-            paid["cost_usd"] += self.ledger.cost(completion.tokens_in, completion.tokens_out)
+            paid.append(completion)
             content = without_thoughts(completion.content)[:MAX_CONTENT]
             try:
-                return Reply(request.read(content), "", content, **paid, refused=tuple(refused))
+                value, fault = request.read(content), ""
+                break
             except ValueError as error:
                 fault = str(error)
             if completion.finish_reason in ("length", "content_filter"):
                 fault += f"; the endpoint stopped it ({completion.finish_reason})"
             refused.append(fault)
             messages = again(messages, content, fault)
-        return Reply(None, fault, content, **paid, refused=tuple(refused))
+        tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
+        return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), len(paid), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
         """The answer: one that was paid for, or a new one within the cap."""
