@@ -42,7 +42,6 @@ OUTCOMES = {  # what the server does when asked for an enlightenment -> why ther
     "empty": "enlightenment: only 0 words",
     "null": "enlightenment: only 0 words",
     "huge": "enlightenment: only 1 words",
-    "endless": "answer too long",
     "html": "not the OpenAI protocol",
     "echo": "enlightenment",
     "obedient": "enlightenment: says nothing",
@@ -143,7 +142,7 @@ def test_every_group_ends_as_a_passage_or_a_rejection_and_the_key_is_nowhere(ser
     server.asked.clear()
     server.healthy = True
     second, still_rejected, second_bill = write(problems, groups, p, tmp_path)
-    failed = {"broken", "hang", "drip", "cut", "half", "endless", "html"}
+    failed = {"broken", "hang", "drip", "cut", "half", "html"}
     assert {mode for mode, _ in server.asked} == failed
     assert len(second) == len(passages) + len(failed)
     assert second_bill["requests_this_run"] == len(failed)

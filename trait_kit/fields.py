@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
-from trait_kit.engine.numbers import print_number, quantity
+from trait_kit.engine.numbers import quantity
 
 _FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
@@ -81,9 +82,7 @@ def number(value: Any) -> str:
     if found is None:
         raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
     exact = found.value * found.scale
-    if printed := str(exact) if "/" in _text(value) else print_number(exact):
-        return printed
-    return re.search(r"-?[\d.,]+(?:/\d+)?", _text(value))[0].replace(",", "")  # type: ignore[index]  # a long decimal stays
+    return str(exact) if "/" in _text(value) else f"{Decimal(exact.numerator) / exact.denominator:f}"
 
 
 def after_hashes(value: Any) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 
 from trait_kit.engine.files import digest
+from trait_kit.engine.numbers import numbers
 
 
 class Problem(NamedTuple):
@@ -94,16 +95,6 @@ def content_words(text: str) -> set[str]:
 @functools.cache
 def _stop_words() -> frozenset[str]:
     return frozenset(content("words")["stop"].split())
-
-
-def numbers(text: str) -> set[str]:
-    """Numbers of a text in one form: '1,200' and '1200.0' are both '1200'."""
-    found = set()
-    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
-        whole, _, decimals = printed.replace(",", "").partition(".")
-        decimals = decimals.rstrip("0")
-        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
-    return found
 
 
 def marks_of(texts: list[str]) -> list[set[str]]:
