@@ -285,7 +285,7 @@ def test_the_worst_file_is_the_one_that_lost_most(origin, tmp_path):
         pq.write_table(
             pa.table({"id": [f"{name}{k}" for k in range(40)], "text": column}), tmp_path / "web" / f"{name}.parquet"
         )
-    with pytest.raises(TraitError, match=r"12 of \d+ web documents .* most of them: .*a\.parquet: text is null"):
+    with pytest.raises(TraitError, match=r"12 of \d+ web documents .* most of them: .*a\.parquet: no text"):
         score(origin, tmp_path, Place(), tmp_path / "web" / "*", max_quarantined=0.14)
 
 

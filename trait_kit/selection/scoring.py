@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 KEY = b"trait_kit.key"  # in a shard's Parquet metadata: digest of what it was computed from
 _SAMPLE = 20_000  # web documents that DSIR's general side and the tokens of a byte are taken from
 _BATCH_ROWS = 200_000
+_SURE = 1_000  # documents from which on a share of losses says something of the rest
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,8 @@ class _Losses:
 
     def refuse(self, final: bool = False) -> None:
         lost, worst = self.lost.total(), next((f"{file}: {self.why[file]}" for file, _ in self.lost.most_common(1)), "")
+        if not final and self.documents + lost < _SURE:  # the first shards may be the worst
+            return
         expected = (self.documents + lost) * (1 if final else len(self.scoring.shards) / self.shards)
         if lost > self.limit * expected:
             raise TraitError(
