@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +42,7 @@ class Place:
 
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
-    slurm_partition: str = ""
-    slurm_time: str = "20:00:00"  # of one task
+    slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
     memory_gb: int = 4  # asked for each worker on a cluster
 
 
@@ -204,7 +203,7 @@ def submit(folder: Path) -> None:
         RayPipelineExecutor(**shared).run()
     else:
         path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-        where = dict(time=task["slurm_time"], partition=task["slurm_partition"], env_command=path, job_name="trait-kit")
+        where = {"time": "20:00:00", "env_command": path, "job_name": "trait-kit", **task["slurm"]}
         executor = SlurmPipelineExecutor(**shared, **where)
         executor.run()
         write_text(folder / "slurm_job", str(executor.job_id))

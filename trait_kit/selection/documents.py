@@ -26,26 +26,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trait_kit import tables
-from trait_kit.demo import DEMO_PARTS as DEMO_PARTS
-from trait_kit.demo import DEMO_TRUTH, demo_digest, names_in
-from trait_kit.demo import part as demo_part
+from trait_kit import demo
+from trait_kit.engine import readers
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.readers import (
-    COLUMNS,
-    DAMAGED,
-    REPEATED,
-    SCHEMA,
-    Columns,
-    Part,
-    Reject,
-    clean,
-    hub_data,
-    read_hub,
-    read_jsonl,
-    read_parquet,
-    row_groups,
-)
+from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
 from trait_kit.engine.web import read_web
 from trait_kit.engine.wheels import cache_dir
@@ -93,7 +77,7 @@ def fingerprint(spec: str) -> str:
     """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
-        return demo_digest(f"demo:{rest}")
+        return demo.demo_digest(f"demo:{rest}")
     return digest([spec, [list(source) for source in find(rest)] if kind == "files" else []])
 
 
@@ -110,12 +94,14 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         pieces, documents = _cut_files(sources, shard_rows)
         small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
     else:
-        data = demo_part(rest, seed) if kind == "demo" else hub_data(rest)
+        data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
         documents, size = len(data), data.nbytes if kind == "demo" else data.data.nbytes
-        state = f"{demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
-        stops = [(first, min(first + shard_rows, documents)) for first in range(0, max(documents, 1), shard_rows)]
-        each = size // len(stops)
-        pieces = [Shard(0, f"{kind}:{rest}", first, stop, each, state) for first, stop in stops]
+        state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
+        starts = range(0, max(documents, 1), shard_rows)
+        pieces = [
+            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, documents), size // len(starts), state)
+            for first in starts
+        ]
         small = size <= _SMALL_BYTES
     share = 0.0
     if kind != "demo":
@@ -145,7 +131,7 @@ def _cut_files(sources: list[Source], shard_rows: int) -> tuple[list[Shard], int
 
 @functools.lru_cache(maxsize=100_000)
 def _row_groups(source: Source) -> tuple[int, ...]:
-    return tuple(row_groups(source.name)) if format_of(source.name)[0] == ".parquet" else ()
+    return tuple(readers.row_groups(source.name)) if format_of(source.name)[0] == ".parquet" else ()
 
 
 # Identity
@@ -181,12 +167,13 @@ class Identities:
     def __init__(self) -> None:
         self._seen = np.array([2**64 - 1], np.uint64)
 
-    def check(self, documents: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-        """(the documents, each with an id; hashes of the ids; bool: the first with its id, counted as seen from now on).
+    def unique(self, part: Part) -> tuple[Part, np.ndarray]:
+        """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
 
         A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash
         is that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
         """
+        documents = part.documents
         missing = documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
         documents = _with_ids(documents, missing, [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts])
@@ -197,13 +184,8 @@ class Identities:
             names = pc.binary_join_element_wise(old["id"], old["row"].cast(pa.string()), "-")
             documents = _with_ids(documents, again, names.to_pylist())
             new[again] = self._fresh(id_hashes(names))
-        return documents, hashes, new
-
-    def unique(self, part: Part) -> tuple[Part, np.ndarray]:
-        """(the part without documents whose id was seen before, which are rejected; hashes of the ids)."""
-        documents, hashes, new = self.check(part.documents)
-        again = documents.filter(pa.array(~new)).to_pylist()
-        rejected = [Reject(row["file"], row["row"], REPEATED, 1) for row in again]
+        repeated = documents.filter(pa.array(~new)).to_pylist()
+        rejected = [Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated]
         return Part(documents.filter(pa.array(new)), part.rejected + rejected), hashes[new]
 
     def _fresh(self, hashes: np.ndarray) -> np.ndarray:
@@ -248,15 +230,15 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     kind, name, _ = _named(shard.source)
     if kind == "demo":
         rows = np.arange(shard.first, shard.stop)
-        yield clean(demo_part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
+        yield readers.clean(demo.part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
     elif kind == "hf":
-        yield from read_hub(shard.source, hub_data(name), shard.first, shard.stop, shard.columns)
+        yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
-        yield from read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
+        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
     elif format_of(name)[0] in (".warc", ".wet"):
         yield from read_web(find(name)[0], cache_dir() / "extracted")
     else:
-        yield from read_jsonl(name, shard.columns)
+        yield from readers.read_jsonl(name, shard.columns)
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
@@ -284,43 +266,30 @@ def unique_parts(shards: list[Shard], seed: int = 0) -> Iterator[Part]:
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The usable documents of a corpus (documents schema, no labels); how many were quarantined is logged as a warning."""
-    documents, quarantine = load_with_quarantine(spec, seed)
-    if quarantine.num_rows:
-        lost, first = pc.sum(quarantine["records"]).as_py(), quarantine.slice(0, 1).to_pylist()[0]
-        log.warning(
-            "%s: %d of %d records cannot be used; the first is row %d of %s: %s",
-            *(spec, lost, lost + documents.num_rows, first["row"], first["source"], first["reason"]),
+    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole.
+
+    So ids are unique across files, and a damaged file is a TraitError that names it, as is a corpus without documents; how
+    many records else cannot be used is logged as a warning.
+    """
+    parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
+    documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
+    rejected = [reject for part in parts for reject in part.rejected]
+    for reject in rejected:
+        if reject.reason.startswith(readers.DAMAGED):
+            raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
+    first = rejected[0] if rejected else Reject(spec, 0, "it holds no records", 0)
+    where = f"{first.source}, row {first.row}: {first.reason}"
+    if not documents.num_rows:
+        raise TraitError(
+            f"{spec} has no usable document. {where}. Each record needs a non-empty text, in a field `text` or one that the "
+            "spec names: {text=body}."
         )
+    if lost := sum(reject.records for reject in rejected):
+        log.warning("%s: %d of %d records cannot be used. %s", spec, lost, lost + documents.num_rows, where)
     return documents
 
 
-def load_with_quarantine(spec: str, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """(documents to train on or select from, quarantine) of a corpus that fits into memory and matters as a whole.
-
-    So ids are unique across files, and a damaged file is a TraitError that names it, as is a corpus without documents.
-    """
-    parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
-    rejected = [reject for part in parts for reject in part.rejected]
-    for reject in rejected:
-        if reject.reason.startswith(DAMAGED):
-            raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
-    documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
-    if not documents.num_rows:
-        first = rejected[0] if rejected else Reject(spec, 0, "it holds no records", 0)
-        raise TraitError(
-            f"{spec} has no usable document. {first.source}, row {first.row}: {first.reason}. Each record needs a non-empty "
-            "text, in a field `text` or one that the spec names: {text=body}."
-        )
-    return documents, quarantine_table(rejected)
-
-
-def quarantine_table(rejected: Sequence[Reject]) -> pa.Table:
-    columns = zip(*rejected, strict=True) if rejected else [()] * len(Reject._fields)
-    return tables.conform(pa.table(dict(zip(Reject._fields, columns, strict=True))), "quarantine")
-
-
-# Choosing
+# Held out, known, sampled
 
 
 def load_held_out(spec: str, seed: int = 0) -> pa.Table:
@@ -330,9 +299,9 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
     """
     kind, rest, _ = _named(spec)
     if kind == "demo":
-        domain, name = names_in(rest)
+        domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
-        return demo_part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
+        return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     found, documents, count = {}, 0, 0
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
     for shard, (part, hashes) in ((piece, read) for piece in shards for read in _checked(piece, 0)):
@@ -344,23 +313,17 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
     if not count:
         raise TraitError(f"{spec} has {documents} document(s): too few to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
-    held = held.filter(pa.array(Identities().check(held)[2]))
+    held = Identities().unique(Part(held, []))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
 
 
-def load_labels(spec: str, seed: int = 0) -> dict[str, str] | None:
-    """id -> topic of a demo corpus, the hidden truth that scores selections and trains nothing; None for other corpora."""
+def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
+    """id -> whether a demo document is about the domain: hidden from selection, which it scores; None for other corpora."""
     kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
-    table = demo_part(rest, seed)
-    return dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
-
-
-def truth_label(spec: str) -> str | None:
-    """The label that an on-topic document of this corpus has in `load_labels`; None where there is no truth."""
-    kind, rest, _ = _named(spec)
-    return DEMO_TRUTH[names_in(rest)[0]] if kind == "demo" else None
+    table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]
+    return {name: label == truth for name, label in zip(*table.select(["id", "label"]).to_pydict().values(), strict=True)}
 
 
 def sample(spec: str, n: int, seed: int) -> pa.Table:
@@ -378,24 +341,21 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
         found: dict[int, pa.Table] = {}
         each = -(-n // min(_SAMPLED_SHARDS, len(shards)))
         for number in generator.permutation(len(shards)).tolist():
-            missing = n - sum(map(len, found.values()))
-            if missing > 0:
-                found[number] = _shard_sample(shards[number], min(each, missing), seed, generator)
+            if (missing := n - sum(map(len, found.values()))) > 0:
+                wanted = min(each, missing)
+                first = _first_documents(shards[number], wanted * _SAMPLED_SHARE, seed)
+                drawn = np.argsort(generator.random(first.num_rows), kind="stable")[:wanted]
+                found[number] = first.take(pa.array(np.sort(drawn)))
         documents = pa.concat_tables([_NOTHING.documents, *(found[number] for number in sorted(found))])
     if n > 0 and not documents.num_rows:
-        raise TraitError(f"{spec} has no usable document to sample. Read its quarantine table for the reasons.")
+        raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
     return documents.select(COLUMNS).combine_chunks()
 
 
-def _shard_sample(shard: Shard, n: int, seed: int, generator: np.random.Generator) -> pa.Table:
-    """The `n` documents with the smallest random keys among the shard's first `_SAMPLED_SHARE` times as many."""
-    kept, keys, seen = _NOTHING.documents, np.empty(0), 0
+def _first_documents(shard: Shard, n: int, seed: int) -> pa.Table:
+    found = [_NOTHING.documents]
     for part in read_shard(shard, seed):
-        documents = part.documents.slice(0, n * _SAMPLED_SHARE - seen)
-        seen += documents.num_rows
-        keys = np.concatenate([keys, generator.random(documents.num_rows)])
-        best = np.sort(np.argsort(keys, kind="stable")[:n])
-        kept, keys = pa.concat_tables([kept, documents]).take(pa.array(best)), keys[best]
-        if seen >= n * _SAMPLED_SHARE:
+        found.append(part.documents)
+        if sum(map(len, found)) >= n:
             break
-    return kept
+    return pa.concat_tables(found).slice(0, n)

@@ -20,11 +20,9 @@ of repeating it. English only: in another language almost nothing is High, and t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +32,18 @@ import pandas as pd
 import yaml
 
 from trait_kit.engine.files import TraitError, atomic_path
-from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
+from trait_kit.engine.ngrams import normalise
+from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.fitting import Report, TrainingOptions, normalise_lines, options_of, train, trial
+from trait_kit.selection.fitting import Report, open_scorer, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
 _LISTS = yaml.safe_load((Path(__file__).parent / "educational.yaml").read_text(encoding="utf-8"))
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
+_FEWEST = 10  # documents of a label that are worth training on
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
-Message = dict[str, str]
-Ask = Callable[[list[list[Message]]], list[int | None]]  # conversations -> what `read_rating` read of each answer
 
 
 # Labels
@@ -97,20 +95,12 @@ def points(text: str) -> int:
     return total
 
 
-def educational_weak_labels(texts: Iterable[str]) -> list[str]:
-    """Low, Mid or High for each text."""
-    return ["High" if score >= 3 else "Mid" if score >= 1 else "Low" for score in map(points, texts)]
+def weak_label(text: str) -> str:
+    score = points(text)
+    return "High" if score >= 3 else "Mid" if score >= 1 else "Low"
 
 
 # Ratings by a language model
-
-
-def rate(texts: Sequence[str], ask: Ask) -> list[int | None]:
-    """Educational value 0..5 of each text; None where no rating could be had. Equal texts are asked for once."""
-    excerpts = [_excerpt(text) for text in texts]
-    asked = [excerpt for excerpt in dict.fromkeys(excerpts) if excerpt]
-    ratings = dict(zip(asked, ask([conversation(excerpt) for excerpt in asked]), strict=True))
-    return [ratings.get(excerpt) for excerpt in excerpts]
 
 
 def read_rating(answer: str) -> int:
@@ -121,178 +111,112 @@ def read_rating(answer: str) -> int:
     return int(found[-1])
 
 
-def conversation(excerpt: str) -> list[Message]:
-    """The criteria as a system line, and the document as one line of JSON: data, in which no marker can occur."""
-    system = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True).render(
-        cut=len(excerpt) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}"
-    )
-    text = json.dumps({"text": excerpt}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
-    return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{text}\nDOCUMENT>>>"}]
-
-
-def _excerpt(text: str) -> str:
-    """The beginning of a document without control characters and lone surrogates."""
+def conversation(text: str) -> list[dict[str, str]]:
+    """The criteria as a system line, and a document's beginning as one line of JSON: data, in which no marker can occur."""
     text = text[: 2 * MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+    prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
+    system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
+    line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 
 
-@contextlib.contextmanager
-def _teacher(params: ClassifierParams, folder: Path, count: int) -> Iterator[tuple[Ask, Callable[[], dict[str, Any]]]]:
-    """(ask, the bill so far) of the language model that the parameters name: the one place that knows its client."""
+def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[list[int | None], dict[str, Any]]:
+    """(educational value 0..5 of each text, None where none could be had; the bill). Paid answers are kept in `folder`."""
     from trait_kit.engine import ledger, llm
 
-    with llm.served(params, folder) as endpoint:
+    with llm.served(p, folder) as endpoint:
         paid = endpoint.ledger(folder / "teacher_answers.sqlite")
-        most = endpoint.estimate(count, count * (MAX_CHARACTERS // 4 + 400), count * 100)
-        print(f"At most {ledger.agree(most, params.max_cost_usd)}", flush=True)
-
-        def ask(conversations: list[list[Message]]) -> list[int | None]:
-            requests = [llm.Request(messages, read_rating) for messages in conversations]
-            return [reply.value for reply in llm.ask(requests, endpoint, paid, attempts=2)]
-
-        yield ask, paid.bill
+        most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
+        print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
+        different = list(dict.fromkeys(texts))
+        requests = [llm.Request(conversation(text), read_rating) for text in different]
+        replies = llm.ask(requests, endpoint, paid, attempts=2)
+        ratings = {text: reply.value for text, reply in zip(different, replies, strict=True)}
+        return [ratings[text] for text in texts], paid.bill()
 
 
 # Models
 
 
-def educational_model(params: ClassifierParams, texts: list[str], folder: Path | str) -> Report:
+def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
     """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
 
     Beside it: `educational.bin` where a model was trained; `ratings.parquet` and the paid answers where an LLM was asked.
     Tables: examples (label, points | rating | score, text; texts are data: escape them where shown) and, where there are
     labels, confusion (those of held-out documents, in rows, against the model's).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("educational.safetensors", "educational.bin", "ratings.parquet"):  # of another source
-        if (folder / name).absolute() != Path(params.educational_model).absolute():
-            (folder / name).unlink(missing_ok=True)
-    return {"weak": _weak, "llm": _rated, "model": _ready}[params.educational_source](params, texts, folder)
-
-
-def _weak(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
-    frame = pd.DataFrame({"label": educational_weak_labels(texts), "points": list(map(points, texts)), "text": texts})
-    return _trained(params, frame, folder, "weak labels by the rule")
-
-
-def _rated(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
-    with _teacher(params, folder, len(texts)) as (ask, bill):
-        ratings = rate(texts, ask)
-        paid = bill()
-    frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})
-    with atomic_path(folder / "ratings.parquet") as temporary:
-        frame.to_parquet(temporary)
-    failed, stopped = int(frame["rating"].isna().sum()), paid["stopped_by_cap"]
-    if failed > _MAX_FAILED * len(texts) and not stopped:
-        raise TraitError(
-            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
-            "another teacher_model, and run again: what has an answer is not asked again."
-        )
-    frame = frame.dropna().astype({"rating": int})
-    frame.insert(0, "label", [LABELS[rating // 2] for rating in frame["rating"]])
-    try:
-        report = _trained(params, frame, folder, f"ratings by {params.teacher_model}")
-    except TraitError as error:
-        if not stopped:
-            raise
-        cap = f"max_cost_usd ({params.max_cost_usd:g}) was reached after {len(frame)} of {len(texts)} ratings; raise it"
-        raise TraitError(f"{cap}, and only the rest is asked and paid for. {error}") from None
-    report.numbers |= {"bill": paid, "educational_unrated": failed}
+    bill: dict[str, Any] = {}
+    if p.educational_source == "weak":
+        labels = [weak_label(text) for text in texts]
+        frame = pd.DataFrame({"label": labels, "points": list(map(points, texts)), "text": texts})
+    elif p.educational_source == "llm":
+        ratings, bill = rate(p, texts, folder)
+        frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})
+        frame = _usable(frame, bill["stopped_by_cap"], folder)
+        bill = {"bill": bill, "educational_unrated": len(texts) - len(frame)}
+    else:
+        frame = _scored(p, texts, folder)
+    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
+    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
+    numbers = {"educational_source": p.educational_source, "educational_labels": frame["label"].value_counts().to_dict()}
+    report = Report(numbers | bill, {"examples": examples.reset_index(drop=True)})
+    if p.educational_source != "model":
+        trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
+        report = Report(report.numbers | trained.numbers, report.tables | trained.tables)
     return report
 
 
-def _ready(params: ClassifierParams, texts: list[str], folder: Path) -> Report:
-    path = model_file(params.educational_model)
-    scorer = NgramScorer.load(path) if path.suffix == ".safetensors" else NgramScorer.from_fasttext(path)
+def _usable(frame: pd.DataFrame, stopped_by_cap: bool, folder: Path) -> pd.DataFrame:
+    """The documents that have a rating, with the label that it means; all of them are written."""
+    with atomic_path(folder / "ratings.parquet") as temporary:
+        frame.to_parquet(temporary)
+    failed = int(frame["rating"].isna().sum())
+    if failed > _MAX_FAILED * len(frame) and not stopped_by_cap:
+        raise TraitError(
+            f"{failed} of {len(frame)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
+            "another teacher_model, and run again: what has an answer is not asked again."
+        )
+    rated = frame.dropna().astype({"rating": int})
+    return rated.assign(label=[LABELS[rating // 2] for rating in rated["rating"]])[["label", "rating", "text"]]
+
+
+def _scored(p: ClassifierParams, texts: list[str], folder: Path) -> pd.DataFrame:
+    """What a ready model, folded into `folder`, says of the texts."""
+    scorer = open_scorer(p.educational_model)
     try:
         values = label_points(scorer.labels)
     except TraitError as error:
-        raise TraitError(f"educational_model {params.educational_model}: {error}") from None
+        raise TraitError(f"educational_model {p.educational_model}: {error}") from None
     scorer.save(folder / "educational.safetensors")
     probabilities = scorer.probabilities(texts)
     labels = [scorer.labels[k].removeprefix(LABEL_PREFIX) for k in probabilities.argmax(axis=1)]
-    frame = pd.DataFrame({"label": labels, "score": np.minimum(probabilities @ values, 2), "text": texts})
-    kept = float((frame["score"] >= 1).mean())
-    headline = f"{params.educational_model} gives {kept:.0%} of {len(texts):,} web documents a score of 1 or more, of 2."
-    return _report(params, frame, {"headline": headline, "mean_score": float(frame["score"].mean()), "agreement": None})
+    return pd.DataFrame({"label": labels, "score": np.minimum(probabilities @ values, 2), "text": texts})
 
 
-def _trained(params: ClassifierParams, frame: pd.DataFrame, folder: Path, labelled_by: str) -> Report:
-    texts, labels = frame["text"].tolist(), frame["label"].tolist()
-    found = train_educational_model(texts, labels, folder / "educational.bin", **options_of(params))
-    n = found.numbers
-    headline = (
-        f"Agreement with held-out {labelled_by}: {n['agreement']:.2f} (the commonest label alone: {n['majority']:.2f}), "
-        f"rank correlation {n['rank_correlation']:.2f}, kappa {n['kappa']:.2f}."
-    )
-    return _report(params, frame, {"headline": headline, **n}, **found.tables)
+def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
+    """Train on Low / Mid / High, write model and scorer.
 
-
-def _report(params: ClassifierParams, frame: pd.DataFrame, numbers: dict[str, Any], **tables: pd.DataFrame) -> Report:
-    """With how many documents have which label, and the first few of each, their texts cut to one line."""
-    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
-    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]]).reset_index(drop=True)
-    numbers = {"source": params.educational_source, "labels": frame["label"].value_counts().to_dict(), **numbers}
-    return Report({f"educational_{name}": value for name, value in numbers.items()}, {"examples": examples, **tables})
-
-
-def train_educational_model(texts: list[str], labels: list[str], model_path: Path | str, **options: Any) -> Report:
-    """Train Low / Mid / High on given labels, write model and scorer; `options` are the fields of TrainingOptions.
-
-    Of held-out documents: agreement, majority (what always answering the commonest label would score), rank_correlation
-    (Spearman's, expected value against label), kappa (Cohen's, quadratic weights: Low for High costs four times Low for
-    Mid; 0 where all agree on one label, because nothing beyond chance can be told). Table: confusion.
+    Of held-out documents: agreement, majority (what always answering the commonest label would score) and kappa (Cohen's,
+    quadratic weights: Low for High costs four times Low for Mid; 0 where nothing can be told). Table: confusion.
     """
     from sklearn.metrics import cohen_kappa_score
 
-    settings = TrainingOptions(**options)
-    if unknown := sorted(set(labels) - set(LABELS)):
-        raise TraitError(f"Unknown educational label(s) {', '.join(map(repr, unknown))}; use {', '.join(LABELS)}.")
-    pairs = dict(zip(normalise_lines(texts), labels, strict=True))
+    pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
     pairs.pop("", None)
-    counts = Counter(pairs.values())
-    for label in LABELS:
-        if counts[label] < 2 or len(pairs) < settings.min_documents:
-            found = ", ".join(f"{name} {counts[name]}" for name in LABELS)
-            raise TraitError(
-                f"The educational model needs {settings.min_documents} different documents and each label, but {label} has "
-                f"{counts[label]} of {len(pairs)} ({found}). Raise educational_sample, choose another educational_source "
-                "(the rule of 'weak' knows only English), or leave fasttext+educational out of methods."
-            )
-    unseen, given, judge = trial(list(pairs), list(pairs.values()), settings)
-    probabilities = judge.probabilities(unseen)[:, [judge.column(label) for label in LABELS]]
-    train(list(pairs), list(pairs.values()), model_path, settings)
-    frame = pd.DataFrame({"given": given, "predicted": [LABELS[k] for k in probabilities.argmax(axis=1)]})
-    value, truth = pd.Series(probabilities @ np.arange(3.0)), frame["given"].map(LABELS.index)
+    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or choose another educational_source."
+    require(pairs, LABELS, _FEWEST, advice)
+    given, probabilities = trial(pairs, LABELS, p)
+    train(pairs, model_path, p)
+    predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
+    agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
+    kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
     numbers = {
-        "agreement": float((frame["given"] == frame["predicted"]).mean()),
-        "majority": float(frame["given"].value_counts(normalize=True).max()),
-        "rank_correlation": float(np.nan_to_num(value.corr(truth, method="spearman"))),
-        "kappa": 0.0,
+        "educational_headline": f"Agreement with labels of held-out documents: {agreement:.2f} (the commonest label alone: "
+        f"{majority:.2f}), kappa {kappa:.2f}.",
+        "educational_agreement": agreement,
+        "educational_majority": majority,
+        "educational_kappa": kappa,
     }
-    if frame.stack().nunique() > 1:
-        numbers["kappa"] = float(cohen_kappa_score(*frame.to_numpy().T, labels=list(LABELS), weights="quadratic"))
-    confusion = pd.crosstab(frame["given"], frame["predicted"]).reindex(index=LABELS, columns=LABELS, fill_value=0)
-    return Report(numbers, {"confusion": confusion})
-
-
-def model_file(name: str) -> Path:
-    """The local file of `educational_model`; one on the hub (hf:owner/name/file.bin) is fetched, or found in its cache."""
-    if not name.startswith("hf:"):
-        return Path(name)
-    owner, _, rest = name.removeprefix("hf:").partition("/")
-    repository, _, file = rest.partition("/")
-    if not (owner and repository and file):
-        raise TraitError(f"educational_model is '{name}'; write a model on the hub as hf:owner/name/file.bin.")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file))
-    except Exception as error:  # the hub client raises dozens of kinds: not found, gated, offline, a name misspelt
-        first = str(error).strip().partition("\n")[0][:200]
-        raise TraitError(
-            f"{name} could not be fetched ({type(error).__name__}: {first}). Check the name, HF_TOKEN and the network. "
-            f"Without one: run `hf download {owner}/{repository} {file}` where there is, bring the file here, and give its "
-            "path as educational_model."
-        ) from None
+    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
+    return Report(numbers, {"confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)})

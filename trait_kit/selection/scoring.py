@@ -8,7 +8,6 @@ Scores are kept apart from choices, so a budget, a threshold or a method can cha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from collections.abc import Iterator
@@ -23,15 +22,16 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import ngram_tables as linear
-from trait_kit.engine.files import TraitError, atomic_path, digest, write_json
-from trait_kit.engine.ngrams import Normalisation, Texts, text_array
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, write_json
+from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, read_job, run
-from trait_kit.models import TokenCounter, token_counter
+from trait_kit.models import token_counter
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
+from trait_kit.selection.fitting import open_scorer
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
@@ -42,6 +42,9 @@ _BATCH_ROWS = 200_000
 _SURE = 1_000  # documents from which on a share of losses says something of the rest
 
 
+# Models
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """What turns a text into its scores, as paths: each process maps the files for itself. Empty: that score is null."""
@@ -50,70 +53,35 @@ class ModelFiles:
     educational: str = ""  # the same, with labels such as High, Mid and Low
     dsir: str = ""  # .safetensors of DsirModel
     label: str = "in_domain"  # the domain model's label whose probability is the score
-    base_model: str = ""  # its tokenizer counts the tokens of each document; empty: estimated by bytes_per_token
-    bytes_per_token: float = 4.0  # see `calibrate`
-    normalisation: Normalisation = "none"  # what texts need for a .bin; the kit's own file knows it
+    bytes_per_token: float = 4.0  # by which tokens are estimated; see `calibrate`
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that shapes the scores."""
+        contents = [content(path) if path else "" for path in (self.domain, self.educational, self.dsir)]
+        return digest([*contents, self.label, self.bytes_per_token])
 
 
 class Models(NamedTuple):
     domain: NgramScorer
-    column: int  # of the in-domain label
     educational: NgramScorer | None
     dsir: DsirModel | None
-    count_tokens: TokenCounter | None
-    bytes_per_token: float
-    fingerprint: str  # digest of everything that shapes the scores
 
 
 def model_files(step: Step, in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p = step.params
-    exact, general = p.token_counts == "all", sample(p.web, _SAMPLE, p.seed)["text"]
-    folder, dsir = step.path("01_domain_classifier", "domain.safetensors").parent, ""
+    general, dsir = sample(p.web, _SAMPLE, p.seed)["text"], ""
     if "dsir" in p.methods:
         dsir = str(DsirModel.fit(in_domain, general).save(step.path("dsir.safetensors")))
     return ModelFiles(
-        domain=str(folder / "domain.safetensors"),
-        educational=str(folder / "educational.safetensors") if "fasttext+educational" in p.methods else "",
+        domain=str(step.path("01_domain_classifier", "domain.safetensors")),
+        educational=str(step.path("01_domain_classifier", "educational.safetensors"))
+        if "fasttext+educational" in p.methods
+        else "",
         dsir=dsir,
-        base_model=p.base_model if exact else "",
-        bytes_per_token=4.0 if exact else calibrate(general, p.base_model),
+        bytes_per_token=calibrate(general, p.base_model),
     )
-
-
-def open_models(files: ModelFiles) -> Models:
-    domain = open_scorer(files.domain, files.normalisation)
-    educational = open_scorer(files.educational, files.normalisation) if files.educational else None
-    dsir = DsirModel.load(files.dsir) if files.dsir else None
-    counter = token_counter(files.base_model) if files.base_model else None
-    column = domain.column(files.label)
-    prints = [part.fingerprint if part else None for part in (domain, educational, dsir, counter)]
-    fingerprint = digest([*prints, column, None if counter else files.bytes_per_token])
-    return Models(domain, column, educational, dsir, counter, files.bytes_per_token, fingerprint)
-
-
-@functools.lru_cache(maxsize=1)
-def _models(files: ModelFiles, fingerprint: str) -> Models:
-    """The models of a job, opened once in a process."""
-    models = open_models(files)
-    if models.fingerprint != fingerprint:
-        raise TraitError("A model file has changed since scoring began. Start scoring again.")
-    return models
-
-
-def open_scorer(path: str, normalisation: Normalisation = "none") -> NgramScorer:
-    """A model of the kit, or a fastText .bin, folded."""
-    return NgramScorer.from_fasttext(path, normalisation) if path.endswith(".bin") else NgramScorer.load(path)
-
-
-def _folded(files: ModelFiles, folder: Path) -> ModelFiles:
-    """The same with every .bin folded and saved in `folder`, so that workers map it instead of each folding it again."""
-    made = {}
-    for name in ("domain", "educational"):
-        path = getattr(files, name)
-        if path.endswith(".bin"):
-            made[name] = str(open_scorer(path, files.normalisation).save(folder / f"{name}.safetensors"))
-    return replace(files, **made)
 
 
 def calibrate(texts: Texts, base_model: str) -> float:
@@ -123,55 +91,75 @@ def calibrate(texts: Texts, base_model: str) -> float:
     return (pc.sum(pc.binary_length(array)).as_py() or 0) / max(tokens, 1)
 
 
-def score_texts(texts: Texts, models: Models, workers: int = 1) -> dict[str, np.ndarray]:
+@functools.lru_cache(maxsize=1)
+def open_models(files: ModelFiles, fingerprint: str) -> Models:
+    """The models of a job, opened once in a process."""
+    if files.fingerprint != fingerprint:
+        raise TraitError("A model file has changed since scoring began. Start scoring again.")
+    educational = open_scorer(files.educational) if files.educational else None
+    return Models(open_scorer(files.domain), educational, DsirModel.load(files.dsir) if files.dsir else None)
+
+
+def _folded(files: ModelFiles, folder: Path) -> ModelFiles:
+    """The same with every .bin folded and saved in `folder`, so that workers map it instead of each folding it again."""
+    made = {}
+    for name in ("domain", "educational"):
+        path = getattr(files, name)
+        if path.endswith(".bin"):
+            made[name] = str(open_scorer(path).save(folder / f"{name}.safetensors"))
+    return replace(files, **made)
+
+
+def score_texts(texts: pa.Array, models: Models, files: ModelFiles) -> dict[str, np.ndarray]:
     """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model.
 
     Models with the same normalisation share one pass over the text.
     """
-    array = text_array(texts)
-    named = {name: model for name in ("domain", "educational", "dsir") if (model := getattr(models, name)) is not None}
+    named = {name: model for name, model in models._asdict().items() if model is not None}
     found: dict[str, np.ndarray] = {}
-    for normalisation in dict.fromkeys(model.normalisation for model in named.values()):
+    for normalisation in {model.normalisation for model in named.values()}:
         group = {name: model for name, model in named.items() if model.normalisation == normalisation}
-        totals = linear.total(array, [model.table for model in group.values()], normalisation, workers)
+        totals = linear.total(texts, [model.table for model in group.values()], normalisation)
         for (name, model), (sums, rows) in zip(group.items(), totals, strict=True):
             found[name] = model.finish(sums, rows)
-    found["domain"] = found["domain"][:, models.column]
+    found["domain"] = found["domain"][:, models.domain.column(files.label)]
     if "educational" in found:
         found["educational"] = np.minimum(found["educational"] @ label_points(models.educational.labels), np.float32(2))
-    if models.count_tokens:
-        found["n_tokens"] = np.asarray(models.count_tokens(array.to_pylist()), np.int32)
-    else:
-        sizes = pc.binary_length(array).to_numpy(zero_copy_only=False)
-        found["n_tokens"] = np.ceil(sizes / models.bytes_per_token).astype(np.int32)
+    sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    found["n_tokens"] = np.ceil(sizes / files.bytes_per_token).astype(np.int32)
     return found
+
+
+# A scored corpus
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus on disk: `folder` holds job.json, scores-NNNNN.parquet, rejected-NNNNN.parquet and, where asked for,
-    kept-NNNNN.parquet."""
+    """A scored corpus on disk: `folder` holds job.json, scores-NNNNN.parquet and rejected-NNNNN.parquet."""
 
     folder: Path
-    corpus: str  # its spec
-    documents_per_shard: int
+    job: dict[str, Any]  # see `score_corpus`
     shards: list[Shard]
-    seed: int
-    keeps: bool  # whether kept-NNNNN.parquet was asked for
-    exact_tokens: bool  # counted by the base model's tokenizer, not estimated
+
+    @classmethod
+    def open(cls, folder: Path) -> Scoring:
+        """What `score_corpus` left in a folder."""
+        job = read_job(folder / "job.json")
+        return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
     def path(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number:05d}.parquet"
 
-    def files(self, number: int) -> list[Path]:
-        """What a finished shard has."""
-        return [self.path(kind, number) for kind in ("scores", "rejected", "kept")[: 3 if self.keeps else 2]]
+    def key(self, number: int) -> str:
+        """What a shard's files are computed from."""
+        return digest([self.job["fingerprint"], self.job["seed"], number, self.shards[number].key])
 
     def refuse_changed(self) -> None:
         """TraitError if a file of the corpus is no longer what was scored."""
-        now = {shard.number: shard.key for shard in list_shards(self.corpus, self.seed, shard_rows=self.documents_per_shard)}
+        now = list_shards(self.job["corpus"], self.job["seed"], shard_rows=self.job["documents_per_shard"])
+        keys = {shard.number: shard.key for shard in now}
         for shard in self.shards:
-            if now.get(shard.number) != shard.key:
+            if keys.get(shard.number) != shard.key:
                 raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
 
     @property
@@ -195,12 +183,7 @@ class Scoring:
         """The scores in the corpus' order, a bounded number of rows at a time."""
         for shard in self.shards:
             for batch in pq.ParquetFile(self.path("scores", shard.number)).iter_batches(_BATCH_ROWS):
-                yield pa.Table.from_batches([batch])
-
-    def read(self) -> pa.Table:
-        """All scores as one table; for corpora that fit in memory."""
-        found = [pq.read_table(self.path("scores", shard.number)) for shard in self.shards]
-        return tables.conform(pa.concat_tables(found), "scores")
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def score_corpus(
@@ -211,43 +194,39 @@ def score_corpus(
     seed: int = 0,
     documents_per_shard: int = 50_000,
     max_quarantined: float = 0.01,
-    keep_above: float | None = None,
     place: Place = Place(),
 ) -> Scoring:
     """Score every document of a corpus into `folder`; shards that it holds are not scored again.
 
     TraitError where more than the share `max_quarantined` of the documents cannot be used; what the web is full of anyway
     (pages that are not HTML, or have no main text) does not count.
-    `keep_above`: in the same pass, also write the documents with at least this domain score (selection schema), where a
-    threshold is known beforehand and nothing is to be cleaned or budgeted: the fastest filter there is.
     """
     shards = list_shards(spec, seed, shard_rows=documents_per_shard)
     folder = Path(folder).absolute()
     files = _folded(files, folder)
+    open_models(files, files.fingerprint).domain.column(files.label)
     job = {
         "files": asdict(files),
-        "fingerprint": open_models(files).fingerprint,
+        "fingerprint": files.fingerprint,
         "corpus": spec,
         "documents_per_shard": documents_per_shard,
         "seed": seed,
-        "keep_above": keep_above,
         "shards": shards,
     }
     write_json(folder / "job.json", job)
-    scoring = open_scoring(folder)
-    wanted = {path for shard in shards for path in scoring.files(shard.number)}
-    for stale in {path for kind in ("scores", "rejected", "kept") for path in folder.glob(f"{kind}-*.parquet")} - wanted:
-        stale.unlink()  # of a corpus that was larger, or cut into more shards
-    missing = [
-        shard.number for shard in shards if not all(has_key(path, _key(job, shard)) for path in scoring.files(shard.number))
-    ]
-    for number in missing:  # out of date or damaged; its presence would pass for progress
-        scoring.path("scores", number).unlink(missing_ok=True)
+    scoring = Scoring.open(folder)
+    pairs = [[scoring.path(kind, shard.number) for kind in ("scores", "rejected")] for shard in shards]
+    missing = [n for n, pair in enumerate(pairs) if not all(has_key(path, scoring.key(n)) for path in pair)]
+    valid = {path for n, pair in enumerate(pairs) if n not in set(missing) for path in pair}
+    for stale in {*folder.glob("scores-*.parquet"), *folder.glob("rejected-*.parquet")} - valid:
+        stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
     losses = _Losses(scoring, max_quarantined)
     progress = Progress("scoring", len(shards), functools.partial(scoring.path, "scores"), losses.count)
     run(score_shard, folder / "job.json", missing, place, progress)
     progress.look()
-    losses.refuse(final=True)
+    losses.refuse(len(shards))
+    if not scoring.documents:
+        raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {losses.worst}")
     return scoring
 
 
@@ -257,86 +236,59 @@ class _Losses:
     def __init__(self, scoring: Scoring, limit: float) -> None:
         self.scoring, self.limit = scoring, limit
         self.shards = self.documents = 0
-        self.lost: Counter[str] = Counter()  # file -> records
-        self.why: dict[str, str] = {}
+        self.lost: Counter[str] = Counter()  # 'file: reason' -> records
+
+    @property
+    def worst(self) -> str:
+        return next((where for where, _ in self.lost.most_common(1)), "")
 
     def count(self, number: int, documents: int) -> None:
         self.shards, self.documents = self.shards + 1, self.documents + documents
         for row in pq.read_table(self.scoring.path("rejected", number)).to_pylist():
             if not row["reason"].startswith(SKIPPED):
-                self.lost[row["source"]] += row["records"]
-                self.why[row["source"]] = row["reason"]
-        self.refuse()
+                self.lost[f"{row['source']}: {row['reason']}"] += row["records"]
+        if self.documents + self.lost.total() >= _SURE:  # the first shards may be the worst
+            self.refuse(self.shards)
 
-    def refuse(self, final: bool = False) -> None:
-        lost, worst = self.lost.total(), next((f"{file}: {self.why[file]}" for file, _ in self.lost.most_common(1)), "")
-        if not final and self.documents + lost < _SURE:  # the first shards may be the worst
-            return
-        expected = (self.documents + lost) * (1 if final else len(self.scoring.shards) / self.shards)
-        if lost > self.limit * expected:
+    def refuse(self, shards: int) -> None:
+        """By what is known when so many of the shards are done."""
+        lost = self.lost.total()
+        read = self.documents + lost
+        if lost > self.limit * read * len(self.scoring.shards) / shards:
             raise TraitError(
-                f"{lost:,} of {self.documents + lost:,} web documents are unreadable, more than max_quarantined "
-                f"({self.limit:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name each with its reason; "
-                "repair them, or raise max_quarantined."
+                f"{lost:,} of {read:,} web documents are unreadable, more than max_quarantined ({self.limit:.2%}) allows; "
+                f"most of them: {self.worst}. The rejected-*.parquet files name each with its reason; repair them, or raise "
+                "max_quarantined."
             )
-        if final and not self.documents:
-            raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
-
-
-def open_scoring(folder: Path) -> Scoring:
-    """The scored corpus that `score_corpus` left in a folder."""
-    job = read_job(Path(folder) / "job.json")
-    shards = [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]]
-    corpus = job["corpus"], job["documents_per_shard"]
-    return Scoring(
-        Path(folder), *corpus, shards, job["seed"], job["keep_above"] is not None, bool(job["files"]["base_model"])
-    )
 
 
 def score_shard(job_path: Path, number: int) -> None:
     """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
-    job = read_job(job_path)
-    scoring = open_scoring(job_path.parent)
-    shard = scoring.shards[number]
-    models = _models(ModelFiles(**job["files"]), job["fingerprint"])
-    key, rejected = _key(job, shard), []
-    with contextlib.ExitStack() as files:  # closed in reverse
-        scores = _writer(files, scoring.path("scores", number), "scores", key)
-        kept = _writer(files, scoring.path("kept", number), "selection", key) if scoring.keeps else None
-        for part in read_shard(shard, scoring.seed):
+    scoring = Scoring.open(job_path.parent)
+    files = ModelFiles(**scoring.job["files"])
+    models = open_models(files, scoring.job["fingerprint"])
+    metadata, rejected = {KEY: scoring.key(number)}, []
+    schema = tables.SCHEMAS["scores"].with_metadata(metadata)
+    with (
+        atomic_path(scoring.path("scores", number)) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["shard"]) as writer,
+    ):
+        for part in read_shard(scoring.shards[number], scoring.job["seed"]):
             rejected.extend(part.rejected)
-            if not part.documents.num_rows:
-                continue
-            table = _scores_table(part.documents, number, models)
-            scores.write_table(table.cast(scores.schema))
-            if kept:
-                chosen = pc.greater_equal(table["domain"], pa.scalar(job["keep_above"], pa.float32()))
-                kept.write_table(_kept(part.documents, table, chosen).cast(kept.schema))
+            if part.documents.num_rows:
+                found = {"id": part.documents["id"], **score_texts(text_array(part.documents["text"]), models, files)}
+                found["shard"] = np.full(part.documents.num_rows, number, np.int32)
+                missing = {name: pa.nulls(part.documents.num_rows) for name in schema.names if name not in found}
+                writer.write_table(tables.conform(pa.table(found | missing), "scores").cast(schema))
         rows = [dict(zip(tables.SCHEMAS["quarantine"].names, row, strict=True)) for row in rejected]
-        writer = _writer(files, scoring.path("rejected", number), "quarantine", key)
-        writer.write_table(pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]).cast(writer.schema))
+        table = pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"].with_metadata(metadata))
+        write_table(scoring.path("rejected", number), table)
 
 
-def _writer(files: contextlib.ExitStack, path: Path, kind: str, key: str) -> pq.ParquetWriter:
-    temporary = files.enter_context(atomic_path(path))
-    schema = tables.SCHEMAS[kind].with_metadata({KEY: key})
-    dictionary = [name for name in ("shard", "method", "source") if name in schema.names]
-    return files.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=dictionary))
-
-
-def _kept(documents: pa.Table, scores: pa.Table, chosen: pa.Array) -> pa.Table:
-    columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
-    columns["method"] = pa.array(["fasttext"] * documents.num_rows, pa.string())
-    return pa.table({name: columns[name] for name in tables.SCHEMAS["selection"].names}).filter(chosen)
-
-
-def _scores_table(documents: pa.Table, number: int, models: Models) -> pa.Table:
-    found = score_texts(documents["text"], models)
-    nothing = pa.nulls(documents.num_rows, pa.float32())
-    columns = {"id": documents["id"], **{name: found.get(name, nothing) for name in ("domain", "educational", "dsir")}}
-    columns["n_tokens"] = found["n_tokens"]
-    columns["shard"] = np.full(documents.num_rows, number, np.int32)
-    return tables.conform(pa.table(columns), "scores")
+def write_table(path: Path, table: pa.Table) -> None:
+    """Whole or not at all."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def has_key(path: Path, key: str) -> bool:
@@ -345,7 +297,3 @@ def has_key(path: Path, key: str) -> bool:
         return (pq.read_schema(path).metadata or {}).get(KEY) == key.encode()
     except (OSError, pa.ArrowInvalid):  # absent or damaged
         return False
-
-
-def _key(job: dict[str, Any], shard: Shard) -> str:
-    return digest([job["fingerprint"], job["seed"], job["keep_above"], shard.number, shard.key])
