@@ -129,6 +129,15 @@ def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budg
 # Choices
 
 
+def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
+    """(bool [n]: what no reason drops; how many documents each reason drops, a document counted under its first)."""
+    kept, dropped = np.ones(len(next(iter(reasons.values()))), bool), {}
+    for reason, fails in reasons.items():
+        dropped[reason] = int((kept & fails).sum())
+        kept &= ~fails
+    return kept, dropped
+
+
 def rank(
     scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
 ) -> tuple[np.ndarray, dict[str, int]]:
@@ -137,11 +146,7 @@ def rank(
     `unusable`: reason -> bool [n], documents that may not be chosen whatever their score.
     """
     check_method(method, scores)
-    kept = np.ones(scores.num_rows, bool)
-    dropped = {}
-    for reason, fails in {**(unusable or {}), **limits.refused(scores, method)}.items():
-        dropped[reason] = int((kept & fails).sum())
-        kept &= ~fails
+    kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
     rows = np.flatnonzero(kept)
     if not len(rows):
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())

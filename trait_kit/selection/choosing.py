@@ -10,6 +10,7 @@ budget is not filled, twice as many candidates are gathered. Scoring only estima
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,12 +26,20 @@ from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.engine.shards import Place, Progress, read_job, run
+from trait_kit.engine.shards import Place, read_job
 from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method, method_folder
-from trait_kit.selection.budget import Limits, check_method, cut_key, rank, rank_keys, take, value_keys
+from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
 from trait_kit.selection.documents import id_hashes, load_documents, on_topic, read_rows
-from trait_kit.selection.scoring import KEY, Scoring, has_key, model_files, score_corpus, write_table
+from trait_kit.selection.scoring import (
+    Scoring,
+    do_shards,
+    model_files,
+    read_shards,
+    score_corpus,
+    shard_path,
+    write_table,
+)
 from trait_kit.tasks import load_problems
 
 if TYPE_CHECKING:
@@ -38,16 +47,14 @@ if TYPE_CHECKING:
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
-_AROUND, _SHOWN = 4, 200  # documents shown on each side of a cut; characters of each
+_AROUND = 4  # documents kept to look at on each side of a cut
 _ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
+_REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
 _PROOF = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "question_task", "question_id", "kind")),
-        ("overlap", pa.float64()),
-        *((name, pa.string()) for name in ("excerpt", "method")),
-    ]
+    [(name, pa.string()) for name in ("id", "question_task", "question_id", "kind", "excerpt", "method")]
+    + [("overlap", pa.float64())]
 )
 
 
@@ -58,7 +65,7 @@ class Selected:
     folder: Path
     documents: int  # in the corpus that could be read
     unreadable: int
-    methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough, around_cut
+    methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
 
     @classmethod
     def load(cls, folder: Path) -> Selected:
@@ -105,45 +112,33 @@ def select(
         "tests": asked,
     }
     seed_signatures = minhash.signatures(in_domain)
-    reports, repeats = {}, []
+    methods_said, proofs, repeats = {}, [], []
     for method in methods:
-        reports[method], found = _choose(scoring, folder, method, limits, job, seed_signatures, place)
-        repeats.append(found)
-    proofs = [pq.read_table(path) for method in methods for path in _files(_folder(folder, method), "contaminated")]
-    write_table(folder / "contaminated.parquet", pa.concat_tables(proofs).replace_schema_metadata(None))
+        candidates = candidates_of(folder, method)
+        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, seed_signatures, place)
+        proofs.append(read_shards(candidates, "contaminated", len(scoring.shards)))
+        repeats.append(repeated)
+    write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
-    write_json(folder / "report.json", {"documents": scoring.documents, "unreadable": scoring.lost, "methods": reports})
+    said = {"documents": scoring.documents, "unreadable": scoring.lost, "methods": methods_said}
+    write_json(folder / "report.json", said)
     return Selected.load(folder)
 
 
-def _folder(selections: Path, method: Method) -> Path:
+def candidates_of(selections: Path, method: Method) -> Path:
     return selections / "candidates" / method_folder(method)
 
 
-def _path(folder: Path, kind: str, number: int) -> Path:
-    return folder / f"{kind}-{number:05d}.parquet"
-
-
-def _files(folder: Path, kind: str) -> list[Path]:
-    return sorted(folder.glob(f"{kind}-*.parquet"), key=lambda path: int(path.stem.split("-")[1]))
-
-
 def _choose(
-    scoring: Scoring,
-    selections: Path,
-    method: Method,
-    limits: Limits,
-    job: dict[str, Any],
-    seed_signatures: np.ndarray,
-    place: Place,
+    scoring: Scoring, selections: Path, job: dict[str, Any], seed_signatures: np.ndarray, place: Place
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Write a method's selection: (what became of the corpus, which documents repeat what)."""
-    folder, documents = _folder(selections, method), scoring.documents
+    """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
+    method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
     threshold = job["near_duplicate"] or 1.0
     margin, enough = _FIRST_MARGIN, False
     while not enough:
-        cut, refused = _nominate(scoring, method, limits, job["seed"], margin)
-        table = _gather(scoring, folder, {**job, "method": method, "cut": cut}, place)
+        cut, refused = _nominate(scoring, method, limits, seed, margin)
+        table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), -1)
         of_seed = minhash.duplicates_of(signatures, seed_signatures, threshold) >= 0
         again = np.ones(len(table), bool)
@@ -153,39 +148,34 @@ def _choose(
             "holds a test question": table["contaminated"].to_numpy(),
             "repeats the in-domain seed": of_seed,
         }
-        ranking, dropped = rank(table, method, limits, job["seed"], unusable)
+        ranking, dropped = rank(table, method, limits, seed, unusable)
         better = _first_alike(signatures, ranking, threshold)
         unique = ranking[better == ranking]
-        taken = take(table, unique, method, limits, job["seed"], documents)
+        taken = take(table, unique, method, limits, seed, documents)
         enough = taken["enough"] or cut == 0 or limits.threshold is not None
         margin *= 2
     dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     for reason, count in refused.items():
         dropped[reason] += count
     dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
-    around = _write_selection(selections, method, unique, taken["n_out"])
+    _write_selection(scoring, selections, method, unique, taken["n_out"])
     ids, worse = table["id"].to_numpy(), better != ranking
-    repeats = {
-        "id": [*ids[ranking[worse]], *ids[of_seed]],
-        "of": [*ids[better[worse]], *["the in-domain seed"] * int(of_seed.sum())],
-    }
-    repeats["method"] = [method] * len(repeats["id"])
-    evidence = pa.table({name: pa.array(values, pa.string()) for name, values in repeats.items()})
-    return {"n_in": documents, "dropped": dropped, **taken, "around_cut": around}, evidence
+    repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
+    of_the_seed = pd.DataFrame({"id": ids[of_seed], "of": "the in-domain seed"})
+    evidence = pa.Table.from_pandas(pd.concat([repeats, of_the_seed]).assign(method=method), _REPEATS, preserve_index=False)
+    return {"n_in": documents, "dropped": dropped, **taken}, evidence
 
 
 def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[int, dict[str, int]]:
     """The smallest rank key of the candidates, and how many documents the limits refuse, by reason."""
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         refused.clear()
         for scores in scoring.batches():
             check_method(method, scores)
-            kept = np.ones(len(scores), bool)
-            for reason, fails in limits.refused(scores, method, _SLACK).items():
-                refused[reason] = refused.get(reason, 0) + int((kept & fails).sum())
-                kept &= ~fails
+            kept, counts = drop(limits.refused(scores, method, _SLACK))
+            refused.update(counts)
             weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
             yield rank_keys(scores, method, seed)[kept], weights[kept]
 
@@ -204,34 +194,25 @@ def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: floa
     return best_first[first[place]]
 
 
-def _write_selection(selections: Path, method: Method, ranking: np.ndarray, n_out: int) -> list[dict[str, Any]]:
-    """Write the n_out best (selection schema) in the corpus' order: what is around the cut."""
-    near = ranking[max(0, n_out - _AROUND) : n_out + _AROUND]
-    seen: dict[int, dict[str, Any]] = {}
-    start = 0
+def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
+    """The n_out best (selection schema) in the corpus' order, a file of candidates at a time, and what is around the cut."""
+    places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
+    near, start, beside = ranking[places], 0, []
+    folder = candidates_of(selections, method)
     with (
         atomic_path(selections / f"{method_folder(method)}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
-        for path in _files(_folder(selections, method), "candidates"):
-            documents = pq.read_table(path).replace_schema_metadata(None)
+        for shard in scoring.shards:
+            documents = pq.read_table(shard_path(folder, "candidates", shard.number)).replace_schema_metadata(None)
+            documents = documents.append_column("method", pa.array([method] * len(documents), pa.string()))
             rows = np.arange(start, start + len(documents))
             start += len(documents)
-            part = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
-            part = part.append_column("method", pa.array([method] * len(part), pa.string()))
-            writer.write_table(tables.conform(part, "selection"))
-            beside = np.isin(rows, near)
-            seen.update(zip(rows[beside].tolist(), documents.filter(pa.array(beside)).to_pylist(), strict=True))
-    first = max(0, n_out - _AROUND) + 1
-    return [
-        {
-            "rank": first + place,
-            "taken": first + place <= n_out,
-            **{name: seen[row][name] for name in ("id", "domain", "educational", "dsir", "n_tokens")},
-            "text": " ".join(seen[row]["text"].split())[:_SHOWN],
-        }
-        for place, row in enumerate(near.tolist())
-    ]
+            chosen = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
+            writer.write_table(tables.conform(chosen, "selection"))
+            beside.append(documents.filter(pa.array(np.isin(rows, near))))
+    best_first = pa.concat_tables(beside).take(pa.array(np.argsort(np.argsort(near))))
+    write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
 
 
 # Candidates, with what cleaning needs to know of them
@@ -239,49 +220,37 @@ def _write_selection(selections: Path, method: Method, ranking: np.ndarray, n_ou
 
 def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -> pa.Table:
     """All candidates but for their texts, in the corpus' order; the files hold these too."""
-    write_json(folder / "job.json", job)
-    for stale in folder.glob("c*-*.parquet"):
-        if not has_key(stale, digest(job)):
-            stale.unlink()
-    path = functools.partial(_path, folder, "candidates")
-    missing = [shard.number for shard in scoring.shards if not path(shard.number).exists()]
-    run(gather_shard, folder / "job.json", missing, place, Progress("gathering", len(scoring.shards), path))
-    found = [pq.read_table(path(shard.number), columns=_IN_MEMORY) for shard in scoring.shards]
-    return pa.concat_tables(found).replace_schema_metadata(None).combine_chunks()
+    keys = [digest(job)] * len(scoring.shards)
+    do_shards(gather_shard, folder, job, keys, ("candidates", "contaminated"), place)
+    return read_shards(folder, "candidates", len(keys), _IN_MEMORY)
 
 
 def gather_shard(job_path: Path, number: int) -> None:
     """Gather one shard's candidates and write its two files, the candidates last."""
     job, folder = read_job(job_path), job_path.parent
-    scoring, limits, method = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"]
-    scores = tables.conform(pq.read_table(scoring.path("scores", number)).replace_schema_metadata(None), "scores")
-    refused = np.logical_or.reduce([*limits.refused(scores, method, _SLACK).values()])
-    rows = np.flatnonzero(~refused & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
+    scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
+    scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
+    kept, _ = drop(limits.refused(scores, method, _SLACK))
+    rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
-    if not documents["id"].combine_chunks().equals(scores["id"].combine_chunks()):
+    if documents["id"].to_pylist() != scores["id"].to_pylist():
         raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
-        columns["n_tokens"] = pa.array(_counter(job["base_model"])(texts.to_pylist()), pa.int32())
+        columns["n_tokens"] = _counter(job["base_model"])(texts.to_pylist())
     signatures = minhash.signatures(texts)
     if not job["near_duplicate"]:
         signatures[:] = minhash.EMPTY  # like nothing
     columns["signature"] = pa.array([row.tobytes() for row in signatures], pa.binary())
-    key = digest(job)
     found = _test_questions(job_path, key).find(texts)
     columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
-    asked = [job["tests"][k] for k in found["test_index"]]
-    proof = {
-        "id": [documents["id"][k].as_py() for k in found["text_index"]],
-        "question_task": [question["task"] for question in asked],
-        "question_id": [question["id"] for question in asked],
-        **{name: found[name].tolist() for name in ("kind", "overlap", "excerpt")},
-        "method": [method] * len(found),
-    }
-    write_table(_path(folder, "contaminated", number), pa.table(proof, _PROOF.with_metadata({KEY: key})))
+    tests = pd.DataFrame(job["tests"], columns=["task", "id"]).iloc[found["test_index"]]
+    proof = found.assign(question_task=tests["task"].tolist(), question_id=tests["id"].tolist(), method=method)
+    proof["id"] = documents["id"].take(pa.array(found["text_index"])).to_pylist()
+    write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
-    write_table(_path(folder, "candidates", number), candidates.replace_schema_metadata({KEY: key}))
+    write_table(shard_path(folder, "candidates", number), candidates, key)
 
 
 @functools.lru_cache(maxsize=1)

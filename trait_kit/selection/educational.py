@@ -52,17 +52,12 @@ _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 def label_points(labels: Sequence[str]) -> np.ndarray:
     """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
 
-    Case and fastText's prefix do not matter. TraitError where the labels' meaning would be a guess.
+    Case and fastText's prefix do not matter. TraitError for other labels than these three: their meaning would be a guess.
     """
-    names = [label.removeprefix(LABEL_PREFIX).lower().replace("-", "_") for label in labels]
-    for scale in _LISTS["scales"]:
-        if sorted(names) == sorted(scale):
-            return np.array([scale[name] for name in names], np.float32)
-    shown = ", ".join(repr(label) for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
-    raise TraitError(
-        f"What the {len(labels)} labels {shown} say of educational value is not plain. Use a model with the labels "
-        f"{'; or '.join(', '.join(scale) for scale in _LISTS['scales'][:5])} (in any case)."
-    )
+    names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
+    if sorted(names) != sorted(LABELS):
+        raise TraitError(f"A model of educational value needs the labels {', '.join(LABELS)}; it has {', '.join(labels)}.")
+    return np.array([LABELS.index(name) for name in names], np.float32)
 
 
 _CUES = re.compile(rf"\b(?:{'|'.join(_LISTS['cues'])})\b", re.IGNORECASE)

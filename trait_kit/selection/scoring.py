@@ -9,11 +9,12 @@ Scores are kept apart from choices, so a budget, a threshold or a method can cha
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from trait_kit.engine.files import TraitError, atomic_path, content, digest, wri
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Progress, read_job, run
+from trait_kit.engine.shards import Place, Progress, Work, read_job, run
 from trait_kit.models import token_counter
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
@@ -36,7 +37,7 @@ from trait_kit.selection.fitting import open_scorer
 if TYPE_CHECKING:
     from trait_kit.runs import Step
 
-KEY = b"trait_kit.key"  # in a shard's Parquet metadata: digest of what it was computed from
+_KEY = b"trait_kit.key"  # in a shard's Parquet metadata
 _SAMPLE = 20_000  # web documents that DSIR's general side and the tokens of a byte are taken from
 _BATCH_ROWS = 200_000
 _SURE = 1_000  # documents from which on a share of losses says something of the rest
@@ -62,26 +63,16 @@ class ModelFiles:
         return digest([*contents, self.label, self.bytes_per_token])
 
 
-class Models(NamedTuple):
-    domain: NgramScorer
-    educational: NgramScorer | None
-    dsir: DsirModel | None
-
-
 def model_files(step: Step, in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
-    p = step.params
-    general, dsir = sample(p.web, _SAMPLE, p.seed)["text"], ""
+    p, trained = step.params, "01_domain_classifier"
+    general = sample(p.web, _SAMPLE, p.seed)["text"]
+    files = ModelFiles(str(step.path(trained, "domain.safetensors")), bytes_per_token=calibrate(general, p.base_model))
+    if "fasttext+educational" in p.methods:
+        files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
     if "dsir" in p.methods:
-        dsir = str(DsirModel.fit(in_domain, general).save(step.path("dsir.safetensors")))
-    return ModelFiles(
-        domain=str(step.path("01_domain_classifier", "domain.safetensors")),
-        educational=str(step.path("01_domain_classifier", "educational.safetensors"))
-        if "fasttext+educational" in p.methods
-        else "",
-        dsir=dsir,
-        bytes_per_token=calibrate(general, p.base_model),
-    )
+        files = replace(files, dsir=str(DsirModel.fit(in_domain, general).save(step.path("dsir.safetensors"))))
+    return files
 
 
 def calibrate(texts: Texts, base_model: str) -> float:
@@ -92,42 +83,78 @@ def calibrate(texts: Texts, base_model: str) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def open_models(files: ModelFiles, fingerprint: str) -> Models:
-    """The models of a job, opened once in a process."""
+def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | DsirModel]:
+    """The models of a job by the score that they give, opened once in a process."""
     if files.fingerprint != fingerprint:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
-    educational = open_scorer(files.educational) if files.educational else None
-    return Models(open_scorer(files.domain), educational, DsirModel.load(files.dsir) if files.dsir else None)
+    paths = {"domain": files.domain, "educational": files.educational, "dsir": files.dsir}
+    return {name: (DsirModel.load if name == "dsir" else open_scorer)(path) for name, path in paths.items() if path}
 
 
-def _folded(files: ModelFiles, folder: Path) -> ModelFiles:
-    """The same with every .bin folded and saved in `folder`, so that workers map it instead of each folding it again."""
-    made = {}
-    for name in ("domain", "educational"):
-        path = getattr(files, name)
-        if path.endswith(".bin"):
-            made[name] = str(open_scorer(path).save(folder / f"{name}.safetensors"))
-    return replace(files, **made)
-
-
-def score_texts(texts: pa.Array, models: Models, files: ModelFiles) -> dict[str, np.ndarray]:
+def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
     """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model.
 
     Models with the same normalisation share one pass over the text.
     """
-    named = {name: model for name, model in models._asdict().items() if model is not None}
     found: dict[str, np.ndarray] = {}
-    for normalisation in {model.normalisation for model in named.values()}:
-        group = {name: model for name, model in named.items() if model.normalisation == normalisation}
+    for normalisation in {model.normalisation for model in models.values()}:
+        group = {name: model for name, model in models.items() if model.normalisation == normalisation}
         totals = linear.total(texts, [model.table for model in group.values()], normalisation)
         for (name, model), (sums, rows) in zip(group.items(), totals, strict=True):
             found[name] = model.finish(sums, rows)
-    found["domain"] = found["domain"][:, models.domain.column(files.label)]
+    found["domain"] = found["domain"][:, models["domain"].column(files.label)]
     if "educational" in found:
-        found["educational"] = np.minimum(found["educational"] @ label_points(models.educational.labels), np.float32(2))
+        values = found["educational"] @ label_points(models["educational"].labels)
+        found["educational"] = np.minimum(values, np.float32(2))
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     found["n_tokens"] = np.ceil(sizes / files.bytes_per_token).astype(np.int32)
     return found
+
+
+# What a job leaves of each shard: <kind>-NNNNN.parquet in its folder, with the digest of all that it depends on
+
+
+def shard_path(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}-{number:05d}.parquet"
+
+
+def read_shards(folder: Path, kind: str, count: int, columns: list[str] | None = None) -> pa.Table:
+    found = [pq.read_table(shard_path(folder, kind, number), columns=columns) for number in range(count)]
+    return pa.concat_tables(found).replace_schema_metadata(None).combine_chunks()
+
+
+def write_table(path: Path, table: pa.Table, key: str = "") -> None:
+    """Whole or not at all."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({_KEY: key} if key else None), temporary, compression="zstd")
+
+
+def do_shards(
+    work: Work,
+    folder: Path,
+    job: dict[str, Any],
+    keys: list[str],
+    kinds: tuple[str, ...],
+    place: Place,
+    check: Callable[[int, int], None] | None = None,
+) -> None:
+    """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
+    write_json(folder / "job.json", job)
+    files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
+    done = [all(_has_key(path, key) for path in paths) for paths, key in zip(files, keys, strict=True)]
+    valid = {path for paths in itertools.compress(files, done) for path in paths}
+    for stale in {path for kind in kinds for path in folder.glob(f"{kind}-*.parquet")} - valid:
+        stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
+    progress = Progress(kinds[0], len(keys), functools.partial(shard_path, folder, kinds[0]), check)
+    run(work, folder / "job.json", np.flatnonzero(~np.array(done)).tolist(), place, progress)
+    progress.look()
+
+
+def _has_key(path: Path, key: str) -> bool:
+    try:
+        return (pq.read_schema(path).metadata or {}).get(_KEY) == key.encode()
+    except (OSError, pa.ArrowInvalid):  # absent or damaged
+        return False
 
 
 # A scored corpus
@@ -135,7 +162,7 @@ def score_texts(texts: pa.Array, models: Models, files: ModelFiles) -> dict[str,
 
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus on disk: `folder` holds job.json, scores-NNNNN.parquet and rejected-NNNNN.parquet."""
+    """A scored corpus on disk: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
 
     folder: Path
     job: dict[str, Any]  # see `score_corpus`
@@ -143,24 +170,17 @@ class Scoring:
 
     @classmethod
     def open(cls, folder: Path) -> Scoring:
-        """What `score_corpus` left in a folder."""
         job = read_job(folder / "job.json")
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
     def path(self, kind: str, number: int) -> Path:
-        return self.folder / f"{kind}-{number:05d}.parquet"
-
-    def key(self, number: int) -> str:
-        """What a shard's files are computed from."""
-        return digest([self.job["fingerprint"], self.job["seed"], number, self.shards[number].key])
+        return shard_path(self.folder, kind, number)
 
     def refuse_changed(self) -> None:
         """TraitError if a file of the corpus is no longer what was scored."""
         now = list_shards(self.job["corpus"], self.job["seed"], shard_rows=self.job["documents_per_shard"])
-        keys = {shard.number: shard.key for shard in now}
-        for shard in self.shards:
-            if keys.get(shard.number) != shard.key:
-                raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
+        for shard in {*self.shards} - {*now}:
+            raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
 
     @property
     def documents(self) -> int:
@@ -176,8 +196,7 @@ class Scoring:
 
     def quarantine(self) -> pa.Table:
         """Everything that could not be used, with its file, place and reason."""
-        found = [pq.read_table(self.path("rejected", shard.number)) for shard in self.shards]
-        return tables.conform(pa.concat_tables([tables.empty("quarantine"), *found]), "quarantine")
+        return read_shards(self.folder, "rejected", len(self.shards))
 
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order, a bounded number of rows at a time."""
@@ -203,8 +222,10 @@ def score_corpus(
     """
     shards = list_shards(spec, seed, shard_rows=documents_per_shard)
     folder = Path(folder).absolute()
-    files = _folded(files, folder)
-    open_models(files, files.fingerprint).domain.column(files.label)
+    for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
+        if (path := getattr(files, name)).endswith(".bin"):
+            files = replace(files, **{name: str(open_scorer(path).save(folder / f"{name}.safetensors"))})
+    open_models(files, files.fingerprint)["domain"].column(files.label)  # before any time is spent
     job = {
         "files": asdict(files),
         "fingerprint": files.fingerprint,
@@ -213,29 +234,26 @@ def score_corpus(
         "seed": seed,
         "shards": shards,
     }
-    write_json(folder / "job.json", job)
+    losses = _Losses(folder, len(shards), max_quarantined)
+    keys = [_key(job, shard) for shard in shards]
+    do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place, losses.count)
+    losses.refuse(1.0)
     scoring = Scoring.open(folder)
-    pairs = [[scoring.path(kind, shard.number) for kind in ("scores", "rejected")] for shard in shards]
-    missing = [n for n, pair in enumerate(pairs) if not all(has_key(path, scoring.key(n)) for path in pair)]
-    valid = {path for n, pair in enumerate(pairs) if n not in set(missing) for path in pair}
-    for stale in {*folder.glob("scores-*.parquet"), *folder.glob("rejected-*.parquet")} - valid:
-        stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
-    losses = _Losses(scoring, max_quarantined)
-    progress = Progress("scoring", len(shards), functools.partial(scoring.path, "scores"), losses.count)
-    run(score_shard, folder / "job.json", missing, place, progress)
-    progress.look()
-    losses.refuse(len(shards))
     if not scoring.documents:
         raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {losses.worst}")
     return scoring
 
 
+def _key(job: dict[str, Any], shard: Shard) -> str:
+    return digest([job["fingerprint"], job["seed"], shard.number, shard.key])
+
+
 class _Losses:
     """Refuses, as early as it is sure, what loses more records than the limit allows."""
 
-    def __init__(self, scoring: Scoring, limit: float) -> None:
-        self.scoring, self.limit = scoring, limit
-        self.shards = self.documents = 0
+    def __init__(self, folder: Path, shards: int, limit: float) -> None:
+        self.folder, self.shards, self.limit = folder, shards, limit
+        self.seen = self.documents = 0
         self.lost: Counter[str] = Counter()  # 'file: reason' -> records
 
     @property
@@ -243,57 +261,39 @@ class _Losses:
         return next((where for where, _ in self.lost.most_common(1)), "")
 
     def count(self, number: int, documents: int) -> None:
-        self.shards, self.documents = self.shards + 1, self.documents + documents
-        for row in pq.read_table(self.scoring.path("rejected", number)).to_pylist():
+        self.seen, self.documents = self.seen + 1, self.documents + documents
+        for row in pq.read_table(shard_path(self.folder, "rejected", number)).to_pylist():
             if not row["reason"].startswith(SKIPPED):
                 self.lost[f"{row['source']}: {row['reason']}"] += row["records"]
         if self.documents + self.lost.total() >= _SURE:  # the first shards may be the worst
-            self.refuse(self.shards)
+            self.refuse(self.shards / self.seen)
 
-    def refuse(self, shards: int) -> None:
-        """By what is known when so many of the shards are done."""
+    def refuse(self, expected: float) -> None:
+        """`expected`: documents of the corpus for each one that was seen."""
         lost = self.lost.total()
-        read = self.documents + lost
-        if lost > self.limit * read * len(self.scoring.shards) / shards:
+        if lost > self.limit * (self.documents + lost) * expected:
             raise TraitError(
-                f"{lost:,} of {read:,} web documents are unreadable, more than max_quarantined ({self.limit:.2%}) allows; "
-                f"most of them: {self.worst}. The rejected-*.parquet files name each with its reason; repair them, or raise "
-                "max_quarantined."
+                f"{lost:,} of {self.documents + lost:,} web documents are unreadable, more than max_quarantined "
+                f"({self.limit:.2%}) allows; most of them: {self.worst}. The rejected-*.parquet files name each with its "
+                "reason; repair them, or raise max_quarantined."
             )
 
 
 def score_shard(job_path: Path, number: int) -> None:
     """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
     scoring = Scoring.open(job_path.parent)
-    files = ModelFiles(**scoring.job["files"])
-    models = open_models(files, scoring.job["fingerprint"])
-    metadata, rejected = {KEY: scoring.key(number)}, []
-    schema = tables.SCHEMAS["scores"].with_metadata(metadata)
+    files, shard = ModelFiles(**scoring.job["files"]), scoring.shards[number]
+    models, key, rejected = open_models(files, scoring.job["fingerprint"]), _key(scoring.job, shard), []
+    schema = tables.SCHEMAS["scores"].with_metadata({_KEY: key})
     with (
         atomic_path(scoring.path("scores", number)) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["shard"]) as writer,
     ):
-        for part in read_shard(scoring.shards[number], scoring.job["seed"]):
+        for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
-            if part.documents.num_rows:
-                found = {"id": part.documents["id"], **score_texts(text_array(part.documents["text"]), models, files)}
-                found["shard"] = np.full(part.documents.num_rows, number, np.int32)
-                missing = {name: pa.nulls(part.documents.num_rows) for name in schema.names if name not in found}
-                writer.write_table(tables.conform(pa.table(found | missing), "scores").cast(schema))
-        rows = [dict(zip(tables.SCHEMAS["quarantine"].names, row, strict=True)) for row in rejected]
-        table = pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"].with_metadata(metadata))
-        write_table(scoring.path("rejected", number), table)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Whole or not at all."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def has_key(path: Path, key: str) -> bool:
-    """Whether this Parquet file is whole and was computed from what the key stands for."""
-    try:
-        return (pq.read_schema(path).metadata or {}).get(KEY) == key.encode()
-    except (OSError, pa.ArrowInvalid):  # absent or damaged
-        return False
+            columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in ("domain", "educational", "dsir")}
+            columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
+            columns |= score_texts(text_array(part.documents["text"]), files, models)
+            writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
+        rows = [dict(zip(tables.SCHEMAS["quarantine"].names, reject, strict=True)) for reject in rejected]
+        write_table(scoring.path("rejected", number), pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from trait_kit.engine.files import TraitError
-from trait_kit.selection.choosing import Filtered, Selected
-from trait_kit.selection.scoring import Scoring
+from trait_kit.selection.choosing import Filtered, Selected, candidates_of
 
 
 def funnel(selected: Selected) -> pd.DataFrame:
@@ -28,43 +24,34 @@ def funnel(selected: Selected) -> pd.DataFrame:
 
 
 def quality(filtered: Filtered) -> pd.DataFrame:
-    """Precision, recall, base rate and lift of each method against the hidden truth; empty where a corpus has none."""
+    """Precision, recall, base rate and lift (precision / base rate) of each method against the hidden truth.
+
+    Empty where a corpus has none; recall and lift are null where none of its documents is on topic.
+    """
     rows = []
     for method in filtered.selected.methods if filtered.truth else ():
-        ids = filtered.selected.chosen(method)["id"].to_pylist()
-        rows.append({"method": method, **selection_quality(ids, filtered.truth)})
+        ids, positives = filtered.selected.chosen(method)["id"].to_pylist(), sum(filtered.truth.values())
+        found = sum(filtered.truth[name] for name in ids)
+        precision, base_rate = found / len(ids), positives / len(filtered.truth)
+        recall, lift = (found / positives, precision / base_rate) if positives else (None, None)
+        rows.append((method, len(ids), precision, recall, base_rate, lift))
     return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
 
 
-def selection_quality(ids: Iterable[str], truth: Mapping[str, bool]) -> dict[str, Any]:
-    """Precision, recall, base_rate and lift (precision / base rate) against the truth (id -> on topic) of the whole corpus.
-
-    recall and lift are null where no document of the corpus is on topic.
-    """
-    ids = list(ids)
-    if unknown := [name for name in ids if name not in truth]:
-        raise TraitError(f"The selected document {unknown[0]!r} is not of this corpus ({len(unknown)} are not).")
-    positives, found = sum(truth.values()), sum(truth[name] for name in ids)
-    precision, base_rate = found / max(len(ids), 1), positives / max(len(truth), 1)
-    recall, lift = (found / positives, precision / base_rate) if positives else (None, None)
-    return {"n_selected": len(ids), "precision": precision, "recall": recall, "base_rate": base_rate, "lift": lift}
-
-
-def around_cut(selected: Selected, method: str) -> pd.DataFrame:
+def around_cut(selected: Selected, method: str, characters: int = 200) -> pd.DataFrame:
     """The last documents taken and the first left: rank, taken, id, domain, educational, dsir, n_tokens, text."""
-    return pd.DataFrame(selected.methods[method]["around_cut"])
+    frame = pd.read_parquet(candidates_of(selected.folder, method) / "around_cut.parquet")
+    frame["taken"] = frame["rank"] <= selected.methods[method]["n_out"]
+    frame["text"] = [" ".join(text.split())[:characters] for text in frame["text"]]
+    return frame[["rank", "taken", "id", "domain", "educational", "dsir", "n_tokens", "text"]]
 
 
-def sample_scores(scoring: Scoring, n: int = 200_000, seed: int = 0) -> pa.Table:
-    """The scores of about `n` documents (of all, if there are fewer), for figures; one row a document."""
-    share, generator = n / max(scoring.documents, 1), np.random.default_rng(seed)
-    parts = [batch.filter(pa.array(generator.random(len(batch)) < share)) for batch in scoring.batches()]
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def hidden(filtered: Filtered, scores: pa.Table) -> np.ndarray | None:
-    """bool [n]: which of these scored documents are on topic; None where nobody knows."""
-    return filtered.truth and np.array([filtered.truth[name] for name in scores["id"].to_pylist()])
+def sample_scores(filtered: Filtered, n: int = 200_000, seed: int = 0) -> pd.DataFrame:
+    """The scores of about `n` documents (of all, if there are fewer), for figures; with a truth also `on_topic`."""
+    share, generator = n / max(filtered.scored.documents, 1), np.random.default_rng(seed)
+    parts = (batch.to_pandas() for batch in filtered.scored.batches())
+    frame = pd.concat([part[generator.random(len(part)) < share] for part in parts], ignore_index=True)
+    return frame.assign(on_topic=frame["id"].map(filtered.truth)) if filtered.truth else frame
 
 
 def summary(filtered: Filtered) -> dict[str, Any]:
