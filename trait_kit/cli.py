@@ -127,7 +127,7 @@ def score(
         max_quarantined=max_quarantined,
         place=_place(executor, workers, slurm),
     )
-    print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {output}")
+    print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()

@@ -59,9 +59,9 @@ def _read_job(path: Path, *_: int) -> dict[str, Any]:
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
-    def __init__(self, noun: str, count: int, path: Callable[[int], Path], check: Callable[[int, int], None] | None = None):
-        """`path`: shard -> its Parquet file. `check`: is told each finished shard and its documents, and may raise."""
-        self.noun, self.count, self._path, self._check = noun, count, path, check
+    def __init__(self, noun: str, count: int, path: Callable[[int], Path]) -> None:
+        """`path`: shard -> its Parquet file."""
+        self.noun, self.count, self._path = noun, count, path
         self.documents: dict[int, int] = {}  # by finished shard
         self._began = self._printed = time.monotonic()
 
@@ -76,8 +76,6 @@ class Progress:
         for number in sorted(set(range(self.count)) - set(self.documents)):
             if self._path(number).name in present:
                 self.documents[number] = pq.read_metadata(self._path(number)).num_rows
-                if self._check:
-                    self._check(number, self.documents[number])
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()
             done, total = len(self.documents), sum(self.documents.values())

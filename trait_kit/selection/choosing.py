@@ -120,7 +120,7 @@ def select(
         repeats.append(repeated)
     write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
-    said = {"documents": scoring.documents, "unreadable": scoring.lost, "methods": methods_said}
+    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "methods": methods_said}
     write_json(folder / "report.json", said)
     return Selected.load(folder)
 

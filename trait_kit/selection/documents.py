@@ -17,7 +17,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -150,7 +150,7 @@ def held_out_share(documents: int) -> float:
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
     """The share that holds out exactly 5% (rounded down) of the documents of a small corpus: none of fewer than 20."""
-    hashes = [hashes for _, hashes in _checked(Shard(0, source, columns=columns), 0)]
+    hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
     count = int(len(ordered) * HELD_OUT_SHARE)
     return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
@@ -161,41 +161,31 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
-class Identities:
-    """The ids seen so far, as sorted hashes: 8 bytes a document."""
+def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+    """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
 
-    def __init__(self) -> None:
-        self._seen = np.array([2**64 - 1], np.uint64)
+    A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash is
+    that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
+    """
+    seen: set[int] = set()
 
-    def unique(self, part: Part) -> tuple[Part, np.ndarray]:
-        """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
+    def fresh(hashes: np.ndarray) -> np.ndarray:
+        return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
 
-        A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash
-        is that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
-        """
-        documents = part.documents
+    for documents, rejected in parts:
         missing = documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
         documents = _with_ids(documents, missing, [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts])
         hashes = id_hashes(documents["id"])
-        new = self._fresh(hashes)
+        new = fresh(hashes)
         if (again := missing & ~new).any():
             old = documents.filter(pa.array(again))
             names = pc.binary_join_element_wise(old["id"], old["row"].cast(pa.string()), "-")
             documents = _with_ids(documents, again, names.to_pylist())
-            new[again] = self._fresh(id_hashes(names))
+            new[again] = fresh(id_hashes(names))
         repeated = documents.filter(pa.array(~new)).to_pylist()
-        rejected = [Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated]
-        return Part(documents.filter(pa.array(new)), part.rejected + rejected), hashes[new]
-
-    def _fresh(self, hashes: np.ndarray) -> np.ndarray:
-        values, first = np.unique(hashes, return_index=True)
-        places = np.searchsorted(self._seen, values)
-        added = self._seen[np.minimum(places, len(self._seen) - 1)] != values
-        self._seen = np.insert(self._seen, places[added], values[added])
-        new = np.zeros(len(hashes), bool)
-        new[first[added]] = True
-        return new
+        rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
+        yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
 
 
 def _with_ids(documents: pa.Table, where: np.ndarray, names: list[str]) -> pa.Table:
@@ -214,16 +204,9 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     Ids are never null and unique within the shard. Damage never raises: it is in `rejected`. A file that is not there, or
     that the machine or the network cannot give, is a TraitError, because the next attempt may succeed.
     """
-    for part, hashes in _checked(shard, seed):
+    for part, hashes in identified(_parts(shard, seed)):
         kept = hashes >= np.uint64(shard.held_out * 2**64)
         yield part if kept.all() else part._replace(documents=part.documents.filter(pa.array(kept)))
-
-
-def _checked(shard: Shard, seed: int) -> Iterator[tuple[Part, np.ndarray]]:
-    """(part with complete and unique ids, their hashes) of a shard, the held-out documents included."""
-    identities = Identities()
-    for part in _parts(shard, seed):
-        yield identities.unique(part)
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
@@ -257,12 +240,9 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
     return pa.concat_tables(taken).select(COLUMNS)
 
 
-def unique_parts(shards: list[Shard], seed: int = 0) -> Iterator[Part]:
-    """The parts of small corpora, their ids unique across all shards (8 bytes a document are kept for that)."""
-    identities = Identities()
-    for shard in shards:
-        for part in read_shard(shard, seed):
-            yield identities.unique(part)[0]
+def unique_parts(shards: list[Shard], seed: int = 0) -> list[Part]:
+    """The parts of small corpora, their ids unique across all shards."""
+    return [part for part, _ in identified(part for shard in shards for part in read_shard(shard, seed))]
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
@@ -304,7 +284,7 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     found, documents, count = {}, 0, 0
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    for shard, (part, hashes) in ((piece, read) for piece in shards for read in _checked(piece, 0)):
+    for shard, (part, hashes) in ((piece, read) for piece in shards for read in identified(_parts(piece, 0))):
         chosen = hashes < np.uint64(shard.held_out * 2**64)
         found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
         documents, count = documents + len(chosen), count + int(chosen.sum())
@@ -313,7 +293,7 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
     if not count:
         raise TraitError(f"{spec} has {documents} document(s): too few to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
-    held = Identities().unique(Part(held, []))[0].documents
+    held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
 
 

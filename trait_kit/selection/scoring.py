@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _KEY = b"trait_kit.key"  # in a shard's Parquet metadata
 _SAMPLE = 20_000  # web documents that DSIR's general side and the tokens of a byte are taken from
 _BATCH_ROWS = 200_000
-_SURE = 1_000  # documents from which on a share of losses says something of the rest
 
 
 # Models
@@ -136,7 +135,6 @@ def do_shards(
     keys: list[str],
     kinds: tuple[str, ...],
     place: Place,
-    check: Callable[[int, int], None] | None = None,
 ) -> None:
     """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
     write_json(folder / "job.json", job)
@@ -145,7 +143,7 @@ def do_shards(
     valid = {path for paths in itertools.compress(files, done) for path in paths}
     for stale in {path for kind in kinds for path in folder.glob(f"{kind}-*.parquet")} - valid:
         stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
-    progress = Progress(kinds[0], len(keys), functools.partial(shard_path, folder, kinds[0]), check)
+    progress = Progress(kinds[0], len(keys), functools.partial(shard_path, folder, kinds[0]))
     run(work, folder / "job.json", np.flatnonzero(~np.array(done)).tolist(), place, progress)
     progress.look()
 
@@ -187,12 +185,11 @@ class Scoring:
         """How many documents were scored."""
         return sum(pq.read_metadata(self.path("scores", shard.number)).num_rows for shard in self.shards)
 
-    @property
-    def lost(self) -> int:
-        """How many records could not be read; pages without text to read are not among them."""
-        quarantine = self.quarantine()
-        skipped = pc.starts_with(quarantine["reason"], SKIPPED)
-        return pc.sum(quarantine["records"].filter(pc.invert(skipped))).as_py() or 0
+    def losses(self) -> pd.Series:
+        """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
+        rejected = self.quarantine().to_pandas()
+        rejected = rejected[~rejected["reason"].str.startswith(SKIPPED)]
+        return rejected.groupby(rejected["source"] + ": " + rejected["reason"])["records"].sum()
 
     def quarantine(self) -> pa.Table:
         """Everything that could not be used, with its file, place and reason."""
@@ -234,49 +231,23 @@ def score_corpus(
         "seed": seed,
         "shards": shards,
     }
-    losses = _Losses(folder, len(shards), max_quarantined)
-    keys = [_key(job, shard) for shard in shards]
-    do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place, losses.count)
-    losses.refuse(1.0)
+    do_shards(score_shard, folder, job, [_key(job, shard) for shard in shards], ("scores", "rejected"), place)
     scoring = Scoring.open(folder)
+    lost = scoring.losses()
+    everything, worst = scoring.documents + lost.sum(), "; ".join(lost.nlargest(1).index)
+    if lost.sum() > max_quarantined * everything:
+        raise TraitError(
+            f"{lost.sum():,} of {everything:,} web documents are unreadable, more than max_quarantined "
+            f"({max_quarantined:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name each with its reason; "
+            "repair them, or raise max_quarantined: what is scored is kept."
+        )
     if not scoring.documents:
-        raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {losses.worst}")
+        raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
     return scoring
 
 
 def _key(job: dict[str, Any], shard: Shard) -> str:
     return digest([job["fingerprint"], job["seed"], shard.number, shard.key])
-
-
-class _Losses:
-    """Refuses, as early as it is sure, what loses more records than the limit allows."""
-
-    def __init__(self, folder: Path, shards: int, limit: float) -> None:
-        self.folder, self.shards, self.limit = folder, shards, limit
-        self.seen = self.documents = 0
-        self.lost: Counter[str] = Counter()  # 'file: reason' -> records
-
-    @property
-    def worst(self) -> str:
-        return next((where for where, _ in self.lost.most_common(1)), "")
-
-    def count(self, number: int, documents: int) -> None:
-        self.seen, self.documents = self.seen + 1, self.documents + documents
-        for row in pq.read_table(shard_path(self.folder, "rejected", number)).to_pylist():
-            if not row["reason"].startswith(SKIPPED):
-                self.lost[f"{row['source']}: {row['reason']}"] += row["records"]
-        if self.documents + self.lost.total() >= _SURE:  # the first shards may be the worst
-            self.refuse(self.shards / self.seen)
-
-    def refuse(self, expected: float) -> None:
-        """`expected`: documents of the corpus for each one that was seen."""
-        lost = self.lost.total()
-        if lost > self.limit * (self.documents + lost) * expected:
-            raise TraitError(
-                f"{lost:,} of {self.documents + lost:,} web documents are unreadable, more than max_quarantined "
-                f"({self.limit:.2%}) allows; most of them: {self.worst}. The rejected-*.parquet files name each with its "
-                "reason; repair them, or raise max_quarantined."
-            )
 
 
 def score_shard(job_path: Path, number: int) -> None:
