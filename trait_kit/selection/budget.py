@@ -7,7 +7,6 @@
 
 A document's rank is one 64-bit number made of its scores and its id. Randomness (the shuffle, the noise, the order of equal
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
-Nothing here looks at text: a method, a budget or a limit can change without scoring again.
 """
 
 from __future__ import annotations
@@ -103,8 +102,7 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
 def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
     """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents, as often as asked: once for each 16 bits of the key that matter.
-    Memory does not depend on how many documents there are.
+    `batches` gives (keys, weights) of all documents, once for each 16 bits of the key that matter, so memory is constant.
     """
     prefix, missing = 0, budget
     for level in range(64 // _LEVEL_BITS):
@@ -141,10 +139,7 @@ def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
 def rank(
     scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """(rows that may be chosen, best first; how many were dropped, by reason).
-
-    `unusable`: reason -> bool [n], documents that may not be chosen whatever their score.
-    """
+    """(rows that may be chosen, best first; how many were dropped, by reason). `unusable`: reason -> bool [n]."""
     check_method(method, scores)
     kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
     rows = np.flatnonzero(kept)
@@ -158,11 +153,10 @@ def rank(
 def take(
     scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0, documents: int = 0
 ) -> dict[str, Any]:
-    """How many of the best documents are within the limits; less than the next document is left unspent.
+    """n_out: how many of the best documents are within the limits; less than the next document is left unspent.
 
-    `documents`: how many a share is of, where the scores are those of candidates only.
-    n_out; tokens of these; threshold, the score of the last one (null for random); enough: false where all that there are
-    do not fill the budget.
+    Their tokens; threshold, the score of the last one (null for random); enough: false where all that there are do not fill
+    the budget. `documents`: how many a share is of, where the scores are those of candidates only.
     """
     ranked = scores.take(pa.array(ranking))
     tokens = np.cumsum(ranked["n_tokens"].to_numpy().astype(np.int64))

@@ -1,10 +1,9 @@
 """From scores to selections: each method takes exactly so many tokens of clean documents (paper, section 3.1).
 
-A corpus may be far larger than memory, a selection is not far larger than its budget. So the scores are read as a stream to
-find the rank above which more than enough tokens lie; only those *candidates* are read again, shard by shard. Cleaning comes
-before the cut, so that every method spends its whole budget on clean documents: none that holds a test question, none that
-repeats the in-domain seed, and of near-duplicates the one that the method ranks best. Where cleaning took so much that a
-budget is not filled, twice as many candidates are gathered. Scoring only estimates tokens; those of candidates are counted.
+A corpus may be far larger than memory, so its scores are read as a stream to find the rank above which more than enough
+tokens lie; only those *candidates* are read again and their tokens counted. Cleaning comes before the cut, so that every
+method spends its whole budget on clean documents: none that holds a test question, none that repeats the in-domain seed, of
+near-duplicates the one that it ranks best. Where that leaves a budget unfilled, twice as many candidates are gathered.
 """
 
 from __future__ import annotations

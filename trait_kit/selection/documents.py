@@ -84,9 +84,8 @@ def fingerprint(spec: str) -> str:
 def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
-    Parquet files are cut between row groups, into shards of up to about `shard_rows` rows; hub data sets and demo corpora
-    into slices of `shard_rows` rows; any other file is one shard. The share that is held out follows the corpus' rows, for
-    files without a count an estimate from their bytes; a single file of up to 4 MB is read for it: exactly 5% are held out.
+    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any other
+    file is one shard. Of a single file of up to 4 MB exactly 5% are held out, else about the share that fits its rows.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
@@ -138,10 +137,9 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 
 
 def held_out_share(documents: int) -> float:
-    """The share of a corpus of about so many documents that is held out.
+    """The share of a corpus of about so many documents that is held out: 5%, of more than 40,000 down to 0.625%.
 
-    5% up to 40,000 documents, then half as much whenever the corpus doubles, down to 0.625%: 2,000 must be found without
-    reading it to its end. In steps, so that one that grows a little keeps what is held out, and all work on the others.
+    It halves whenever the corpus doubles: in steps, so that one that grows a little keeps what is held out.
     """
     doublings = math.floor(math.log2(max(documents * HELD_OUT_SHARE / HELD_OUT_MOST, 1)))
     return HELD_OUT_SHARE / 2 ** min(doublings, 3)
@@ -201,8 +199,7 @@ def _with_ids(documents: pa.Table, where: np.ndarray, names: list[str]) -> pa.Ta
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """The usable documents of a shard but for the held-out ones, at most about 4 MB of text at a time, and the others.
 
-    Ids are never null and unique within the shard. Damage never raises: it is in `rejected`. A file that is not there, or
-    that the machine or the network cannot give, is a TraitError, because the next attempt may succeed.
+    Damage never raises: it is in `rejected`. A file that cannot be had is a TraitError: the next attempt may succeed.
     """
     for part, hashes in identified(_parts(shard, seed)):
         kept = hashes >= np.uint64(shard.held_out * 2**64)
@@ -235,8 +232,6 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
         start, done = end, stop
         if done == len(wanted):
             break
-    if done < len(wanted):
-        raise TraitError(f"{shard.source} holds fewer documents than when it was scored. Score it again.")
     return pa.concat_tables(taken).select(COLUMNS)
 
 
@@ -246,10 +241,9 @@ def unique_parts(shards: list[Shard], seed: int = 0) -> list[Part]:
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole.
+    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
 
-    So ids are unique across files, and a damaged file is a TraitError that names it, as is a corpus without documents; how
-    many records else cannot be used is logged as a warning.
+    So is a corpus without documents; how many records else cannot be used is logged as a warning.
     """
     parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
     documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
@@ -273,10 +267,7 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
 
 
 def load_held_out(spec: str, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) of a corpus that are never trained on: bits per byte on them show learning and forgetting.
-
-    Up to 2,000 that `read_shard` leaves out; shards are asked in an order made from their names, until there are enough.
-    """
+    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
@@ -309,9 +300,8 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Of a corpus of up to 8 shards and 200 MB on disk, uniform without replacement over all documents. Of a larger one, evenly
-    over 64 shards chosen by the seed (more where these hold too few), each read until it gave four times what is taken of
-    it: a sample must not cost a pass over the web.
+    Of a small corpus uniform over all documents. Of a larger one, evenly over 64 shards (more where these hold too few), each
+    read until it gave four times what is taken of it: a sample must not cost a pass over the web.
     """
     shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
     if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:

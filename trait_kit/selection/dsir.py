@@ -3,11 +3,9 @@
 Each side, in-domain and general, is a bag-of-n-grams distribution over hashed buckets; a document's log importance weight is
 the sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), and documents are then resampled without
 replacement by these weights (Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of lower-cased text with
-punctuation apart, 10,000 buckets, a sum and not a mean over n-grams. A sum grows with length, so where most text is unlike
-the domain, short documents win: that is DSIR, and it is kept so that the baseline is the baseline.
-Our own: the tokens and hashes are fastText's (one pass serves every table), and `smoothing` pseudo-counts a bucket.
-A seed of a few thousand words needs them: without, each bucket that it happens to miss outweighs many that it holds (with a
-seed of 72 encyclopedia articles, 0.001 pseudo-counts find less than 1 does). A baseline should not lose by its estimator.
+punctuation apart, 10,000 buckets, a sum and not a mean over n-grams: where most text is unlike the domain, short ones win.
+Our own: fastText's tokens and hashes, so that one pass serves every table, and `smoothing` pseudo-counts a bucket: in a seed
+of a few thousand words each bucket that it happens to miss would outweigh many that it holds.
 """
 
 from __future__ import annotations

@@ -2,20 +2,8 @@
 
 The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
 web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `model`: a ready fastText model. `weak`: a rule
-stands in where there is neither. It looks at the form of a text: does it explain, or only state? Points:
-
-    +1  at least 2 sentences and 40 words: something can be developed
-    +1  at least 1 explanatory cue in 100 words, +2 from 3: reasons, examples, definitions, consequences, purposes
-    -1  one sentence, or fewer than 25 words: a stub
-    -2  list-like: more than 1 separator (comma, semicolon, bullet, bar, line break) or 1 number in 5 words
-    -2  boilerplate of web pages (cookies, subscribe, all rights reserved, ...) or markup
-    -2  fewer than 65% letters, or a third of the words in capitals
-    -1  repetitive: fewer than 35% different words among the first 200
-
-    Low: 0 points or fewer.  Mid: 1 or 2.  High: 3.
-
-The rule looks at function words and shape, not at what the text is about, so that it adds to the domain classifier instead
-of repeating it. English only: in another language almost nothing is High, and training says so.
+stands in where there is neither: does a text explain, or only state? It looks at function words and shape, not at what the
+text is about, so that it adds to the domain classifier instead of repeating it. English only.
 """
 
 from __future__ import annotations
@@ -69,7 +57,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
 
 
 def points(text: str) -> int:
-    """The rule's points for one text; see the module's table."""
+    """The rule's points for one text: High from 3, Mid from 1, else Low."""
     words = _WORD.findall(text)
     if not words:
         return -3
@@ -78,16 +66,18 @@ def points(text: str) -> int:
     cues = 100 * len(_CUES.findall(text)) / max(count, 25)
     visible = sum(not character.isspace() for character in text)
     first = [word.lower() for word in words[:200]]
-    total = 0
-    total += sentences >= 2 and count >= 40
-    total += (cues >= 1) + (cues >= 3)
-    total -= sentences == 1 or count < 25
-    total -= 2 * (len(_SEPARATOR.findall(text.strip())) > count / 5 or len(_NUMBER.findall(text)) > count / 5)
-    total -= 2 * bool(_BOILERPLATE.search(text))
+    separators, numbers = len(_SEPARATOR.findall(text.strip())), len(_NUMBER.findall(text))
     shouted = sum(word.isupper() and len(word) > 1 for word in words)
-    total -= 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)
-    total -= len(first) >= 50 and len(set(first)) < 0.35 * len(first)
-    return total
+    return (
+        (sentences >= 2 and count >= 40)  # something can be developed
+        + (cues >= 1)  # in 100 words: reasons, examples, definitions, consequences, purposes
+        + (cues >= 3)
+        - (sentences == 1 or count < 25)  # a stub
+        - 2 * (separators > count / 5 or numbers > count / 5)  # list-like
+        - 2 * bool(_BOILERPLATE.search(text))
+        - 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)  # few letters, or in capitals
+        - (len(first) >= 50 and len(set(first)) < 0.35 * len(first))  # repetitive
+    )
 
 
 def weak_label(text: str) -> str:
@@ -137,9 +127,7 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[list[
 def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
     """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
 
-    Beside it: `educational.bin` where a model was trained; `ratings.parquet` and the paid answers where an LLM was asked.
-    Tables: examples (label, points | rating | score, text; texts are data: escape them where shown) and, where there are
-    labels, confusion (those of held-out documents, in rows, against the model's).
+    Tables: examples (label, points | rating | score, text: data, to be escaped) and, of a trained model, confusion.
     """
     bill: dict[str, Any] = {}
     if p.educational_source == "weak":
@@ -190,10 +178,9 @@ def _scored(p: ClassifierParams, texts: list[str], folder: Path) -> pd.DataFrame
 
 
 def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
-    """Train on Low / Mid / High, write model and scorer.
+    """Train on Low / Mid / High, write model and scorer; agreement and kappa (quadratic weights) on held-out documents.
 
-    Of held-out documents: agreement, majority (what always answering the commonest label would score) and kappa (Cohen's,
-    quadratic weights: Low for High costs four times Low for Mid; 0 where nothing can be told). Table: confusion.
+    majority: what always answering the commonest label would score. Table: confusion (given label in rows).
     """
     from sklearn.metrics import cohen_kappa_score
 

@@ -1,9 +1,7 @@
 """Trains fastText models: normalised lines, one thread, a fixed seed, so that equal input gives a byte-identical model.
 
-fastText is a linear classifier: a text is the mean of the vectors of its words and hashed word pairs, and the probability of
-label y is softmax(B . mean(A[rows]))_y. A held-out part, stratified, judges a model trained without it; the model that is
-saved is then trained on all documents, because a scarce seed should not lose a fifth of itself to the report. Beside each
-.bin stands its folded scorer with the name of the normalisation that its texts need, which is what notebook 02 loads.
+A held-out part, stratified, judges a model trained without it; the model that is saved is then trained on all documents,
+because a scarce seed should not lose a fifth of itself to the report. Beside each .bin stands its folded scorer.
 """
 
 from __future__ import annotations

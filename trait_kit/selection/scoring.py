@@ -1,9 +1,8 @@
 """Scores every document of a corpus once, shard by shard, and keeps the scores (paper, section 3.1).
 
-A shard is the unit of work and of resume: `score_shard` needs only its shard and the models, and leaves one Parquet file of
-scores and one of what could not be used, which carry the digest of both. A run that was killed computes the missing shards;
-a changed model or file computes its shards again. Whatever executes the shards (`engine.shards`) is a detail.
-Scores are kept apart from choices, so a budget, a threshold or a method can change without scoring again.
+A shard is the unit of work and of resume: it leaves one Parquet file of scores and one of what could not be used, which
+carry the digest of shard and models: a run that was killed computes what is missing, a changed model or file its shards
+again. Scores are kept apart from choices, so a budget, a threshold or a method can change without scoring again.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, Work, read_job, run
-from trait_kit.models import token_counter
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import label_points
@@ -38,7 +36,8 @@ if TYPE_CHECKING:
     from trait_kit.runs import Step
 
 _KEY = b"trait_kit.key"  # in a shard's Parquet metadata
-_SAMPLE = 20_000  # web documents that DSIR's general side and the tokens of a byte are taken from
+_SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
+_BYTES_PER_TOKEN = 4.0  # an estimate, so that scores do not depend on a base model
 _BATCH_ROWS = 200_000
 
 
@@ -53,32 +52,24 @@ class ModelFiles:
     educational: str = ""  # the same, with labels such as High, Mid and Low
     dsir: str = ""  # .safetensors of DsirModel
     label: str = "in_domain"  # the domain model's label whose probability is the score
-    bytes_per_token: float = 4.0  # by which tokens are estimated; see `calibrate`
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that shapes the scores."""
         contents = [content(path) if path else "" for path in (self.domain, self.educational, self.dsir)]
-        return digest([*contents, self.label, self.bytes_per_token])
+        return digest([*contents, self.label])
 
 
 def model_files(step: Step, in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
-    general = sample(p.web, _SAMPLE, p.seed)["text"]
-    files = ModelFiles(str(step.path(trained, "domain.safetensors")), bytes_per_token=calibrate(general, p.base_model))
+    files = ModelFiles(str(step.path(trained, "domain.safetensors")))
     if "fasttext+educational" in p.methods:
         files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
     if "dsir" in p.methods:
-        files = replace(files, dsir=str(DsirModel.fit(in_domain, general).save(step.path("dsir.safetensors"))))
+        fitted = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"])
+        files = replace(files, dsir=str(fitted.save(step.path("dsir.safetensors"))))
     return files
-
-
-def calibrate(texts: Texts, base_model: str) -> float:
-    """Bytes of text for a token of this base model, over a sample of the corpus."""
-    array = text_array(texts)
-    tokens = int(token_counter(base_model)(array.to_pylist()).sum())
-    return (pc.sum(pc.binary_length(array)).as_py() or 0) / max(tokens, 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -91,10 +82,7 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
-    """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model.
-
-    Models with the same normalisation share one pass over the text.
-    """
+    """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model."""
     found: dict[str, np.ndarray] = {}
     for normalisation in {model.normalisation for model in models.values()}:
         group = {name: model for name, model in models.items() if model.normalisation == normalisation}
@@ -106,8 +94,7 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
         values = found["educational"] @ label_points(models["educational"].labels)
         found["educational"] = np.minimum(values, np.float32(2))
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
-    found["n_tokens"] = np.ceil(sizes / files.bytes_per_token).astype(np.int32)
-    return found
+    return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
 
 
 # What a job leaves of each shard: <kind>-NNNNN.parquet in its folder, with the digest of all that it depends on
@@ -214,8 +201,7 @@ def score_corpus(
 ) -> Scoring:
     """Score every document of a corpus into `folder`; shards that it holds are not scored again.
 
-    TraitError where more than the share `max_quarantined` of the documents cannot be used; what the web is full of anyway
-    (pages that are not HTML, or have no main text) does not count.
+    TraitError where more than the share `max_quarantined` of the documents is lost (see `losses`).
     """
     shards = list_shards(spec, seed, shard_rows=documents_per_shard)
     folder = Path(folder).absolute()
@@ -238,8 +224,8 @@ def score_corpus(
     if lost.sum() > max_quarantined * everything:
         raise TraitError(
             f"{lost.sum():,} of {everything:,} web documents are unreadable, more than max_quarantined "
-            f"({max_quarantined:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name each with its reason; "
-            "repair them, or raise max_quarantined: what is scored is kept."
+            f"({max_quarantined:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name all; repair them, or "
+            "raise max_quarantined: what is scored is kept."
         )
     if not scoring.documents:
         raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
