@@ -84,8 +84,8 @@ def fingerprint(spec: str) -> str:
 def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
-    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any other
-    file is one shard. Of a single file of up to 4 MB exactly 5% are held out, else about the share that fits its rows.
+    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
+    other file is one shard. Of a file of up to 4 MB exactly 5% are held out, of more about what fits their rows.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
@@ -223,14 +223,13 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
-    wanted = np.asarray(positions, np.int64)
-    taken, start, done = [_NOTHING.documents], 0, 0
+    wanted, taken, start = np.asarray(positions, np.int64), [_NOTHING.documents], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
-        end = start + part.documents.num_rows
-        stop = int(np.searchsorted(wanted, end))
-        taken.append(part.documents.take(pa.array(wanted[done:stop] - start)))
-        start, done = end, stop
-        if done == len(wanted):
+        end = start + len(part.documents)
+        inside = wanted[(wanted >= start) & (wanted < end)]
+        taken.append(part.documents.take(pa.array(inside - start)))
+        start = end
+        if start > wanted[-1]:
             break
     return pa.concat_tables(taken).select(COLUMNS)
 
@@ -300,8 +299,8 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Of a small corpus uniform over all documents. Of a larger one, evenly over 64 shards (more where these hold too few), each
-    read until it gave four times what is taken of it: a sample must not cost a pass over the web.
+    Of a small corpus uniform over all documents. Of a larger one, evenly over 64 shards (more where these hold too few), of
+    which only the beginning is read: a sample must not cost a pass over the web.
     """
     shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
     if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:
