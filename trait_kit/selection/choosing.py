@@ -138,7 +138,7 @@ def _choose(
     while not enough:
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
-        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), -1)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, seed_signatures.shape[1])
         of_seed = minhash.duplicates_of(signatures, seed_signatures, threshold) >= 0
         again = np.ones(len(table), bool)
         again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
