@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
@@ -106,8 +106,8 @@ def conversation(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 
 
-def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[list[int | None], dict[str, Any]]:
-    """(educational value 0..5 of each text, None where none could be had; the bill). Paid answers are kept in `folder`."""
+def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llm
 
     with llm.served(p, folder) as endpoint:
@@ -117,8 +117,16 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[list[
         different = list(dict.fromkeys(texts))
         requests = [llm.Request(conversation(text), read_rating) for text in different]
         replies = llm.ask(requests, endpoint, paid, attempts=2)
-        ratings = {text: reply.value for text, reply in zip(different, replies, strict=True)}
-        return [ratings[text] for text in texts], paid.bill()
+        bill = paid.bill()
+    ratings = {text: reply.value for text, reply in zip(different, replies, strict=True) if reply.value is not None}
+    rows = [(LABELS[ratings[text] // 2], ratings[text], text) for text in texts if text in ratings]
+    failed = len(texts) - len(rows)
+    if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
+        raise TraitError(
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
+            "another teacher_model, and run again: what has an answer is not asked again."
+        )
+    return pd.DataFrame(rows, columns=["label", "rating", "text"]), {"bill": bill, "educational_unrated": failed}
 
 
 # Models
@@ -134,10 +142,7 @@ def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Re
         labels = [weak_label(text) for text in texts]
         frame = pd.DataFrame({"label": labels, "points": list(map(points, texts)), "text": texts})
     elif p.educational_source == "llm":
-        ratings, bill = rate(p, texts, folder)
-        frame = pd.DataFrame({"rating": pd.array(ratings, "Int64"), "text": texts})
-        frame = _usable(frame, bill["stopped_by_cap"], folder)
-        bill = {"bill": bill, "educational_unrated": len(texts) - len(frame)}
+        frame, bill = rate(p, texts, folder)
     else:
         frame = _scored(p, texts, folder)
     shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
@@ -148,20 +153,6 @@ def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Re
         trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
         report = Report(report.numbers | trained.numbers, report.tables | trained.tables)
     return report
-
-
-def _usable(frame: pd.DataFrame, stopped_by_cap: bool, folder: Path) -> pd.DataFrame:
-    """The documents that have a rating, with the label that it means; all of them are written."""
-    with atomic_path(folder / "ratings.parquet") as temporary:
-        frame.to_parquet(temporary)
-    failed = int(frame["rating"].isna().sum())
-    if failed > _MAX_FAILED * len(frame) and not stopped_by_cap:
-        raise TraitError(
-            f"{failed} of {len(frame)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
-            "another teacher_model, and run again: what has an answer is not asked again."
-        )
-    rated = frame.dropna().astype({"rating": int})
-    return rated.assign(label=[LABELS[rating // 2] for rating in rated["rating"]])[["label", "rating", "text"]]
 
 
 def _scored(p: ClassifierParams, texts: list[str], folder: Path) -> pd.DataFrame:
