@@ -25,6 +25,7 @@ import pytest
 from trait_kit.engine import shards as engine
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
+from trait_kit.params import ClassifierParams
 from trait_kit.selection import scoring
 from trait_kit.selection.budget import Limits
 from trait_kit.selection.choosing import select
@@ -77,7 +78,8 @@ def origin(tmp_path_factory) -> Path:
     records = [{"id": f"d{k}", "text": text} for k, text in enumerate(texts(0, SHARDS * ROWS))]
     pq.write_table(pa.Table.from_pylist(records), folder / "web.parquet", row_group_size=ROWS)
     inside, outside = [f"theorem proof {text}" for text in texts(1, 40)], texts(2, 40)
-    train_domain_classifier(inside, outside, folder / "domain.bin", dimension=4, epochs=3, buckets=500)
+    params = ClassifierParams.model_construct(dimension=4, epochs=3, buckets=500)
+    train_domain_classifier(inside, outside, folder / "domain.bin", params)
     DsirModel.fit(inside, outside, buckets=200).save(folder / "dsir.safetensors")
     return folder
 
@@ -185,7 +187,7 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
     before = done(folder)
     assert len(before) < SHARDS
     if victim == "worker":
-        assert "TraitError: scoring stopped: a worker process was killed" in said
+        assert "TraitError: scores stopped: a worker process was killed" in said
     score(origin, folder, place)
     assert before.items() <= done(folder).items()
     assert made(origin, folder, place) == expected
@@ -262,7 +264,7 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
         assert found and all(reason in row["reason"] for row in found)
         assert sum(row["records"] for row in found) == records or path.suffix == ".gz"
     assert {row["source"] for row in rejected} == {str(path) for path, _, _ in damages.values()}
-    ids = scored.read()["id"].to_pylist()
+    ids = [name for batch in scored.batches() for name in batch["id"].to_pylist()]
     read = {f"d{k}" for k in [*range(200), *range(240, 260), *range(270, 320)]} - {f"d{k}" for k in range(280, 320, 4)}
     cut = {f"d{k}" for k in range(200, 240)}
     assert set(ids) <= read | cut | set(map(str, range(80)))
@@ -319,7 +321,7 @@ SCONTROL = """#!/bin/bash
 echo localhost  # of show hostnames
 """
 COMMANDS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
-SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="00:10:00", memory_gb=1)
+SLURM = Place(executor="slurm", workers=2, slurm={"partition": "test", "time": "00:10:00"}, memory_gb=1)
 
 
 @pytest.fixture

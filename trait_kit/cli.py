@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.shards import Place
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -23,8 +24,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-Partition = Annotated[str, typer.Option(help="of Slurm")]
-Time = Annotated[str, typer.Option(help="of one Slurm task")]
+Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
 
 
 class Executor(StrEnum):
@@ -33,6 +33,11 @@ class Executor(StrEnum):
     local = "local"
     ray = "ray"
     slurm = "slurm"
+
+
+def _place(executor: Executor, workers: int, slurm: str) -> Place:
+    pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
+    return Place(executor.value, workers, {name: value for name, _, value in pairs})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,30 +110,24 @@ def score(
     label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
-    normalisation: Annotated[str, typer.Option(help="none or words-1: what texts need for a .bin")] = "none",
-    base_model: Annotated[str, typer.Option(help="count tokens with its tokenizer; else 4 bytes are a token")] = "",
-    keep_above: Annotated[float | None, typer.Option(help="also write documents with at least this score")] = None,
     documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
     executor: Executor = Executor.local,
     workers: Workers = 1,
-    slurm_partition: Partition = "",
-    slurm_time: Time = "20:00:00",
+    slurm: Slurm = "",
 ) -> None:
     """Score every document of a corpus; finished shards are not repeated."""
-    from trait_kit.engine.shards import Place
     from trait_kit.selection import scoring
 
     scored = scoring.score_corpus(
         corpus,
-        scoring.ModelFiles(model, educational, dsir, label, base_model, normalisation=normalisation),
+        scoring.ModelFiles(model, educational, dsir, label),
         output,
         documents_per_shard=documents_per_shard,
         max_quarantined=max_quarantined,
-        keep_above=keep_above,
-        place=Place(executor.value, workers, slurm_partition, slurm_time),
+        place=_place(executor, workers, slurm),
     )
-    print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {output}")
+    print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()
@@ -139,7 +138,7 @@ def select(
     tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
     share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
-    base_model: Annotated[str, typer.Option(help="its tokenizer counts what scoring only estimated")] = "",
+    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
     min_tokens: int = 1,
     max_tokens: int = 2**31 - 1,
     min_educational: float = 1.0,
@@ -150,18 +149,16 @@ def select(
     seed: int = 0,
     executor: Executor = Executor.local,
     workers: Workers = 1,
-    slurm_partition: Partition = "",
-    slurm_time: Time = "20:00:00",
+    slurm: Slurm = "",
 ) -> None:
     """Choose from scored documents, without scoring again."""
-    from trait_kit.engine.shards import Place
     from trait_kit.selection import budget, choosing, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import load_problems
 
     names = re.split(r"[,\s]+", tasks) if tasks else []
     selected = choosing.select(
-        scoring.open_scoring(scores.absolute()),
+        scoring.Scoring.open(scores.absolute()),
         output,
         re.split(r"[,\s]+", methods),
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
@@ -170,7 +167,7 @@ def select(
         test_questions=load_problems(names, "test", test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         near_duplicate=near_duplicate,
-        place=Place(executor.value, workers, slurm_partition, slurm_time),
+        place=_place(executor, workers, slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 

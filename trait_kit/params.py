@@ -23,6 +23,9 @@ Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 # Knobs of earlier versions, and what to do without them.
 REMOVED = {
     "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
+    "token_counts": "the tokens of candidates are always counted, those of the rest of the web are estimated",
+    "slurm_partition": "write slurm: {partition: ...}",
+    "slurm_time": "write slurm: {time: ...}",
 }
 
 
@@ -107,7 +110,7 @@ class ClassifierParams(TeacherParams):
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-    educational_model: str = knob("", reads="file")  # model: a fastText .bin, or hf:owner/name/file.bin on the hub
+    educational_model: str = knob("", reads="file")  # model: a fastText .bin with labels such as High, Mid and Low
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:
@@ -127,12 +130,10 @@ class SelectionParams(Common):
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
     near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
-    token_counts: Literal["all", "candidates"] = "all"  # by the tokenizer for all web text, or estimated at first
     documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
     executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a folder that all nodes see
     workers: int = knob(1, shapes=False, ge=1)  # processes that score shards; a single local one is the notebook's own
-    slurm_partition: str = knob("", shapes=False)  # slurm: where to run
-    slurm_time: str = knob("20:00:00", shapes=False)  # slurm: limit of one task
+    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time of a task, qos, ... as datatrove's executor names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
 
     @model_validator(mode="after")
@@ -141,8 +142,8 @@ class SelectionParams(Common):
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods names one method twice")
-        if self.executor == "slurm" and not self.slurm_partition:
-            raise ValueError("executor is slurm, so slurm_partition must be set")
+        if self.executor == "slurm" and "partition" not in self.slurm:
+            raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
         return self
 
 

@@ -26,7 +26,7 @@ _scores = [
     ("domain", pa.float32()),  # probability of the in-domain label
     ("educational", pa.float32()),  # 2 P(High) + P(Mid), 0..2
     ("dsir", pa.float32()),  # log importance weight
-    ("n_tokens", pa.int32()),  # by the base model's tokenizer
+    ("n_tokens", pa.int32()),  # estimated from bytes in scores; by the base model's tokenizer in selections
     ("shard", pa.int32()),
 ]
 

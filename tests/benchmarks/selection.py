@@ -86,17 +86,16 @@ def parquet(setup: Setup) -> dict:
         LocalPipelineExecutor(steps, tasks=1, logging_dir=str(job / "log")).run()
         return job
 
-    run = functools.partial(speed.filter_parquet, setup.corpus, table, "in_domain", 0.5, setup.folder)
-    two = functools.partial(
+    run = functools.partial(
         speed.parquet_to_selection, setup.corpus, table, "in_domain", Limits(threshold=0.5), setup.folder
     )
     works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select)}
-    works |= {"ours": run, "ours, scores first, then a choice": two}
+    works["ours"] = run
     with one_core():
         speeds = speed.race(works, speed.text_megabytes(setup.texts), setup.turns)
         shares = _shares(run)
     ours, theirs = run(), datatrove(select)
-    kept, all_kept = _ids(ours / "scores", "kept-*.parquet"), _ids(theirs / "out", "*.parquet")
+    kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
     scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
     counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
     counts["kept by one alone"] = len(kept ^ (all_kept & scored))
@@ -191,7 +190,6 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
         works["Parquet to scores to selection, 1 process"] = lambda: speed.parquet_to_selection(
             *files, Limits(share=0.1), folder / "job"
         )
-        works["Parquet to filtered Parquet, 1 process"] = lambda: speed.filter_parquet(*files, 0.5, folder / "job")
         speeds = speed.race(works, speed.text_megabytes(array), turns)
     found = pd.DataFrame({"work": list(speeds), "MB/s": [one["wall"] for one in speeds.values()]})
     found["documents/s"] = (found["MB/s"] * len(array) / speed.text_megabytes(array)).round().astype(int)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +42,7 @@ class Place:
 
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
-    slurm_partition: str = ""
-    slurm_time: str = "20:00:00"  # of one task
+    slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
     memory_gb: int = 4  # asked for each worker on a cluster
 
 
@@ -60,9 +59,9 @@ def _read_job(path: Path, *_: int) -> dict[str, Any]:
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
-    def __init__(self, noun: str, count: int, path: Callable[[int], Path], check: Callable[[int, int], None] | None = None):
-        """`path`: shard -> its Parquet file. `check`: is told each finished shard and its documents, and may raise."""
-        self.noun, self.count, self._path, self._check = noun, count, path, check
+    def __init__(self, noun: str, count: int, path: Callable[[int], Path]) -> None:
+        """`path`: shard -> its Parquet file."""
+        self.noun, self.count, self._path = noun, count, path
         self.documents: dict[int, int] = {}  # by finished shard
         self._began = self._printed = time.monotonic()
 
@@ -77,8 +76,6 @@ class Progress:
         for number in sorted(set(range(self.count)) - set(self.documents)):
             if self._path(number).name in present:
                 self.documents[number] = pq.read_metadata(self._path(number)).num_rows
-                if self._check:
-                    self._check(number, self.documents[number])
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()
             done, total = len(self.documents), sum(self.documents.values())
@@ -204,7 +201,7 @@ def submit(folder: Path) -> None:
         RayPipelineExecutor(**shared).run()
     else:
         path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-        where = dict(time=task["slurm_time"], partition=task["slurm_partition"], env_command=path, job_name="trait-kit")
+        where = {"time": "20:00:00", "env_command": path, "job_name": "trait-kit", **task["slurm"]}
         executor = SlurmPipelineExecutor(**shared, **where)
         executor.run()
         write_text(folder / "slurm_job", str(executor.job_id))
