@@ -23,6 +23,15 @@ Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 # Knobs of earlier versions, and what to do without them.
 REMOVED = {
     "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
+    "teacher_temperature": "it is a field of teacher_extra now, {temperature: 0.7}",
+    "teacher_timeout": "a request may take 120 seconds",
+    "teacher_key_variable": "put the key into the environment variable OPENAI_API_KEY",
+    "endpoint_key_variable": "put the key into the environment variable OPENAI_API_KEY",
+    "prices": "write prices into params/prices.yaml",
+    "shared_from": "grouping says it too: topic, entity, concepts, teacher or embedding",
+    "entity_names": "fill the field entity in the task files, and take grouping: entity",
+    "prompt": "change the wording in trait_kit/passages/prompts/",
+    "min_passage_tokens": "passages of fewer than 60 tokens are rejected",
 }
 
 
@@ -69,21 +78,19 @@ class Common(BaseModel):
     test_items_per_task: int = knob(steps="selection passages training evaluation figures", gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
+    # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
+    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model", steps="passages figures")
 
 
 class TeacherParams(Common):
-    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
+    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
     teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
-    teacher_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # environment variable with the key; never the key
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
-    teacher_timeout: float = knob(120.0, shapes=False, gt=0)  # seconds a request
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
-    teacher_temperature: float | None = knob(None, ge=0, le=2)  # None: the endpoint's own
-    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: thinking off, stop at a blank line, seed
-    prices: str = knob("params/prices.yaml", shapes=False)  # what models cost at addresses outside your network
+    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     @model_validator(mode="after")
@@ -149,41 +156,33 @@ class SelectionParams(Common):
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
-    grouping: Literal["knowledge", "entity"]  # what the problems of a passage share
-    # Where it is found: field (the task file's topic or entity), text (entity: a name that stands in the question),
-    # concepts (knowledge: of mathematics, recognised), teacher (knowledge: topics it is asked for), embedding (neighbours)
-    shared_from: Literal["field", "text", "concepts", "teacher", "embedding"] = "field"
+    # What the problems of a passage share: the topic or the entity that the task files name; or a topic found for them:
+    # concepts of mathematics recognised in the question, what the teacher is asked for, or neighbours by embedding
+    grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
     problems_per_task: int = knob(gt=0)  # training problems taken from each task
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    entity_names: str = knob("", reads="file")  # text: a file with one name a line, beside the problems' own entities
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # of problems: a local folder or hub id
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
     teacher: Literal["offline", "openai", "none"] = "offline"  # composes by rules; asks an LLM; joins worked solutions
     paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
-    prompt: str = knob("", reads="file")  # a Jinja template of your own (its path) instead of the kit's
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
-    min_passage_tokens: int = knob(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
     paraphrase_similarity: float = knob(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all
 
+    @property
+    def kind(self) -> str:
+        """What passages are centred on, in the paper's words."""
+        return "entity" if self.grouping == "entity" else "knowledge"
+
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
-        if self.teacher == "openai":
-            self._require_endpoint("teacher is openai")
-        if self.min_passage_tokens >= self.max_passage_tokens:
-            raise ValueError("min_passage_tokens must be smaller than max_passage_tokens")
-        needed = {"field": self.grouping, "text": "entity"}.get(self.shared_from, "knowledge")
-        if self.grouping != needed:
-            raise ValueError(f"shared_from is {self.shared_from}, so grouping must be {needed}")
-        if self.shared_from == "teacher":
-            self._require_endpoint("shared_from is teacher")
-        if self.prompt and not self.prompt.endswith(".jinja"):
-            raise ValueError("prompt must be the path of a file that ends in .jinja")
+        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
+            if asks == chosen.split()[-1]:
+                self._require_endpoint(chosen)
         return self
 
 
@@ -275,7 +274,6 @@ class EvaluationParams(Common):
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
     endpoint_url: str = knob("", shapes=False)  # endpoint: for instance http://127.0.0.1:8000/v1
     endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
-    endpoint_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # endpoint: environment variable with the key
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
@@ -293,7 +291,6 @@ class FigureParams(Common):
     """06: the paper's figures and tables, and one report."""
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
     umap_neighbors: int = knob(30, ge=2)  # larger: global structure; smaller: local detail
     curve_arms: list[str] = knob(["selected", "trait"], min_length=1)  # arms on the score-against-tokens figure
     title: str = "TRAIT experiment"  # heading of the report

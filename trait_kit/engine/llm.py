@@ -28,6 +28,8 @@ from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
+KEY_VARIABLE = "OPENAI_API_KEY"
+PRICES = "params/prices.yaml"  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 _MAX_BODY = 4_000_000  # bytes of an HTTP answer that are read
 _AWAY_SECONDS = 30.0  # that a server without a connection is left out
@@ -63,17 +65,15 @@ class Reply:
 class Endpoint:
     """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
 
-    The API key is read from the environment variable when it is needed and is kept nowhere; on this machine and its private
-    network, and where `key_variable` is empty, none is needed. `extra` goes into each request's body (thinking off, seed).
+    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private network
+    none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
     """
 
     base_url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
-    temperature: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     price_in: float = 0.0  # USD for a million tokens
     price_out: float = 0.0
@@ -90,8 +90,8 @@ class Endpoint:
     def of(cls, params: Any) -> Endpoint:
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
-        fields = ("model", "key_variable", "concurrency", "timeout", "max_tokens", "temperature", "extra")
-        price_in, price_out = prices(params.prices, params.teacher_model, _addresses(address))
+        fields = ("model", "concurrency", "max_tokens", "extra")
+        price_in, price_out = prices(PRICES, params.teacher_model, _addresses(address))
         money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
         return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
 
@@ -105,16 +105,14 @@ class Endpoint:
         return self.concurrency * len(self.urls)
 
     def key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (key.isascii() and (key.isprintable() or not key)):
-            raise TraitError(
-                f"The environment variable {self.key_variable} does not hold a key that can be sent in a header."
-            )
+            raise TraitError(f"The environment variable {KEY_VARIABLE} does not hold a key that can be sent in a header.")
         away = [url for url in self.urls if not is_private(url)]
-        if self.key_variable and not key and away:
+        if not key and away:
             raise TraitError(
-                f"The environment variable {self.key_variable} is not set. Put the API key for {away[0]} into it and start "
-                "again (the parameter teacher_key_variable chooses another variable; empty: no key is needed)."
+                f"The environment variable {KEY_VARIABLE} is not set. Put the API key for {away[0]} into it (any word where "
+                "none is needed), and start again."
             )
         return key
 
@@ -296,8 +294,6 @@ class _Session:
     async def _complete(self, messages: list[Message]) -> Completion:
         endpoint = self.endpoint
         request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": endpoint.max_tokens}
-        if endpoint.temperature is not None:
-            request["temperature"] = endpoint.temperature
         key = digest([request, endpoint.extra])
         async with self.asking[key]:  # two that ask the same at once pay once
             return self.ledger.find(key) or await self._pay(key, request)
@@ -351,8 +347,8 @@ class _Session:
 
     def _refused(self, url: str, status: int, told: str) -> Exception:
         if status == 401:
-            variable = self.endpoint.key_variable or "that teacher_key_variable names"
-            return TraitError(f"{url} refused the API key. Put a valid one into the environment variable {variable}. {told}")
+            told = f"Put a valid one into the environment variable {KEY_VARIABLE}. {told}"
+            return TraitError(f"{url} refused the API key. {told}")
         if status == 404:
             return TraitError(f"{url} knows no model '{self.endpoint.model}', or no such path: {told}")
         return _Failure(f"endpoint error {status}: {told}")
