@@ -296,16 +296,6 @@ class FigureParams(Common):
     title: str = "TRAIT experiment"  # heading of the report
 
 
-SECTIONS: dict[str, type[Common]] = {
-    "classifier": ClassifierParams,
-    "selection": SelectionParams,
-    "passages": PassageParams,
-    "training": TrainingParams,
-    "evaluation": EvaluationParams,
-    "figures": FigureParams,
-}
-
-
 class Experiment(BaseModel):
     """A whole experiment file: `common` and one section a notebook, each already merged with `common`."""
 
@@ -336,6 +326,9 @@ class Experiment(BaseModel):
                 if name not in arms:
                     raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
         return self
+
+
+SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
 
 
 def method_folder(method: str) -> str:
@@ -388,45 +381,36 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, Any], origin: str) -> Experiment:
-    """Validate the sections of an experiment; errors name the file, the section, the field and a near name."""
-    known = {"common", *SECTIONS}
+    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
+
+    Errors name the file, the section, the field and a near name.
+    """
     for name, value in raw.items():
-        if name not in known:
-            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, known)}")
+        if name not in ("common", *SECTIONS):
+            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, ['common', *SECTIONS])}")
         if not isinstance(value, dict):
             raise TraitError(f"{origin}: section '{name}' must be a mapping of fields to values.")
     common = raw.get("common", {})
-    for field in common:
-        if field not in Common.model_fields:
-            raise TraitError(f"{origin}, section common: {_unknown(field, Common.model_fields)}")
-    sections = {name: validate(name, {**common, **raw.get(name, {})}, f"{origin}, section {name}") for name in SECTIONS}
+    if unknown := common.keys() - Common.model_fields.keys():
+        raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
     try:
-        return Experiment(**sections)
+        return Experiment(**{name: {**common, **raw.get(name, {})} for name in SECTIONS})
     except ValidationError as error:
-        raise TraitError(f"{origin}: {_message(error.errors()[0])}") from None
-
-
-def validate(section: str, values: dict[str, Any], origin: str) -> Common:
-    """Validate one section's values (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4)."""
-    model = SECTIONS[section]
-    try:
-        return model(**values)
-    except ValidationError as error:
-        messages = []
-        for item in error.errors():
-            field = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                messages.append(_unknown(field, model.model_fields))
-            elif item["type"] == "missing":
-                messages.append(f"the field '{field}' is missing; add it to this section or to common")
-            else:
-                messages.append(f"{field}: {_message(item)}" if field else _message(item))
-        raise TraitError(f"{origin}: " + "; ".join(messages)) from None
+        told = dict.fromkeys(_message(item) for item in error.errors())
+        raise TraitError(f"{origin}: {'; '.join(told)}") from None
 
 
 def _message(item: Any) -> str:
-    got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-    return item["msg"].removeprefix("Value error, ") + got
+    section, *path = item["loc"] or ("",)
+    field = ".".join(str(part) for part in path)
+    if item["type"] == "missing":
+        return f"the field '{field}' is missing; add it to section {section} or to common"
+    if item["type"] == "extra_forbidden":
+        told = _unknown(field, SECTIONS[section].model_fields)
+    else:
+        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+        told = f"{field}: " * bool(field) + item["msg"].removeprefix("Value error, ") + got
+    return f"section {section}: {told}" if section else told
 
 
 def _unknown(field: str, known: Any) -> str:

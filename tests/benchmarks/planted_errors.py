@@ -31,6 +31,7 @@ from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, hold
 from local_tasks import LOCAL, local_task
 
 from trait_kit import tables
+from trait_kit.engine.files import digest
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import COLUMN, make_groups
 from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
@@ -314,7 +315,9 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 same.sort(key=lambda other: other.task == row.task)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
-                made.append(_clean(Group.of([one.id for one in chosen], grouping, shared), tuple(chosen), "equal"))
+                ids = [one.id for one in chosen]
+            group = Group(f"p-{digest([grouping, shared, ids])[:16]}", tuple(ids), grouping, shared)
+            made.append(_clean(group, tuple(chosen), "equal"))
     rng.shuffle(made)
     yield from made[:n]
 
