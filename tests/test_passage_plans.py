@@ -197,6 +197,7 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     outcomes = quality.yield_by_reason(kept, rejected)
     assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
     assert outcomes["drafts"].tolist() == [8, 1, 1]
+    assert quality.yield_by_reason(kept, rejected.head(0))["outcome"].tolist() == ["kept"]
     varied = quality.diversity(kept, problems)
     assert 0 < varied["distinct_1"] < varied["distinct_4"] <= 1
     assert varied["tasks"] == "3 of 3"

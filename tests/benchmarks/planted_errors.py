@@ -315,8 +315,8 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 same.sort(key=lambda other: other.task == row.task)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
-                ids = [one.id for one in chosen]
-            group = Group(f"p-{digest([grouping, shared, ids])[:16]}", tuple(ids), grouping, shared)
+                names = [one.id for one in chosen]
+            group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
             made.append(_clean(group, tuple(chosen), "equal"))
     rng.shuffle(made)
     yield from made[:n]

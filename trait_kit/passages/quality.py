@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ _EXAMPLE = 120  # characters of a reason that are shown
 
 def yield_by_reason(passages: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
     """One row for what was kept and one a reason, by drafts: how many, their share of all drafts, and an example."""
-    told = rejected["reason"].str.partition(":")
-    kinds = told.groupby(0)[2].agg(drafts="size", example="first").sort_values("drafts", ascending=False)
-    table = pd.concat([pd.DataFrame({"drafts": [len(passages)], "example": [""]}, index=["kept"]), kinds])
-    table.insert(1, "share", table["drafts"] / max(1, table["drafts"].sum()))
-    table["example"] = table["example"].str.strip().str[:_EXAMPLE]
-    return table.rename_axis("outcome").reset_index()[["outcome", "drafts", "share", "example"]]
+    examples = {"kept": ""}
+    counts = Counter({"kept": len(passages)})
+    for reason in rejected["reason"]:
+        kind, _, details = reason.partition(":")
+        counts[kind] += 1
+        examples.setdefault(kind, details.strip()[:_EXAMPLE])
+    kinds = ["kept", *(kind for kind, _ in counts.most_common() if kind != "kept")]
+    drafts = max(1, counts.total())
+    rows = [(kind, counts[kind], counts[kind] / drafts, examples[kind]) for kind in kinds]
+    return pd.DataFrame(rows, columns=["outcome", "drafts", "share", "example"])
 
 
 def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
