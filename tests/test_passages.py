@@ -268,10 +268,3 @@ def test_near_duplicates_agree_with_exact_comparison():
         if found:
             assert found[1] == pytest.approx(exact, abs=0.13)
     assert agreed > 8
-
-
-def test_a_group_that_does_not_fit_the_table_is_refused(tmp_path):
-    group = Group("p-0", ("word_problems-0", "linear_equations-99"), "knowledge", "equal groups")
-    asked = {"test_questions": [], "count_tokens": count_tokens, "params": params()}
-    with pytest.raises(TraitError, match="linear_equations-99"):
-        write_groups([group], math_problems(), OfflineTeacher(), folder=tmp_path, **asked)

@@ -48,18 +48,18 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
 def shape(section: Common, of: str = "") -> dict[str, Any]:
     """The knobs of a section that shape the result of its step, or of another step (`of`) that uses some of them too."""
     own = next(name for name, model in SECTIONS.items() if type(section) is model)
-    shaping = {}
-    for field, info in type(section).model_fields.items():
-        said = {"shapes": True, "steps": "", **(info.json_schema_extra or {})}
-        if said["shapes"] and (of or own) in (said["steps"] or own).split():
-            shaping[field] = getattr(section, field)
-    return shaping
+    said = {
+        field: knob().json_schema_extra | (info.json_schema_extra or {})
+        for field, info in type(section).model_fields.items()
+    }
+    used = [field for field, extra in said.items() if (of or own) in (extra["steps"] or own).split()]
+    return {field: getattr(section, field) for field in used if said[field]["shapes"]}
 
 
 def input_kinds(model: type[Common]) -> dict[str, str]:
     """The knobs that name an input, and the kind of it."""
-    said = {field: info.json_schema_extra or {} for field, info in model.model_fields.items()}
-    return {field: extra["reads"] for field, extra in said.items() if extra.get("reads")}
+    said = {field: (info.json_schema_extra or {}).get("reads") for field, info in model.model_fields.items()}
+    return {field: kind for field, kind in said.items() if kind}
 
 
 class Common(BaseModel):
@@ -318,13 +318,10 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for field, names in (
-            ("evaluation.reference_arm", [self.evaluation.reference_arm]),
-            ("figures.curve_arms", self.figures.curve_arms),
-        ):
-            for name in names:
-                if name not in arms:
-                    raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
+        named = {"evaluation.reference_arm": [self.evaluation.reference_arm], "figures.curve_arms": self.figures.curve_arms}
+        for field, names in named.items():
+            for name in set(names) - arms:
+                raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
         return self
 
 
@@ -349,10 +346,8 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise TraitError(f"{path} is not a file. The shipped experiments are in params/.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is not valid YAML: {error}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
     if not isinstance(raw, dict):
         raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}.")
     for key, value in (overrides or {}).items():

@@ -316,8 +316,8 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
                 names = [one.id for one in chosen]
-            group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
-            made.append(_clean(group, tuple(chosen), "equal"))
+                group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
+                made.append(_clean(group, tuple(chosen), "equal"))
     rng.shuffle(made)
     yield from made[:n]
 
