@@ -109,12 +109,12 @@ def server(model_dir):
 @pytest.fixture
 def ask(model_dir, server, monkeypatch, tmp_path):
     """Evaluate four problems and a document through the server, or with `backend` otherwise."""
-    monkeypatch.setenv("EVALUATION_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.mode = "well"
 
     def call(folder: str = "run", **changes) -> pd.DataFrame:
         fields = {"backend": "endpoint", "endpoint_url": server.url, "endpoint_model": "tiny", "max_new_tokens": 6}
-        fields |= {"endpoint_key_variable": "EVALUATION_KEY", "generate_items": 4, **changes}
+        fields |= {"generate_items": 4, **changes}
         documents = {"general": ["The river flows into the sea, past the castle."]}
         return evaluated(model_dir, problems(n_items=4), tmp_path / folder, documents, **fields)
 

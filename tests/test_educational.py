@@ -34,8 +34,8 @@ def params(**changes) -> ClassifierParams:
 
 
 def asking(url: str, **changes) -> ClassifierParams:
-    named = {"teacher_model": "judge", "teacher_base_url": url, "teacher_key_variable": "TEST_TEACHER_KEY"}
-    return params(educational_source="llm", **{**named, "teacher_timeout": 5.0, **changes})
+    named = {"teacher_model": "judge", "teacher_base_url": url}
+    return params(educational_source="llm", **{**named, **changes})
 
 
 def documents(count: int, mode: str = "") -> list[str]:
@@ -111,7 +111,7 @@ def server(monkeypatch):
     pytest.importorskip("trait_kit.engine.llm", reason="the client for language models is not here yet")
     from llm_server import KEY, LlmServer
 
-    monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     special = {
         "six": lambda good, tries: "Best ever. Rating: 6" if tries == 1 else good,
         "never": lambda good, tries: "I would rather not say.",
@@ -144,10 +144,11 @@ def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path):
     assert (tmp_path / "educational.bin").read_bytes() == model
 
 
-def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server, tmp_path):
+def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server, tmp_path, monkeypatch):
     prices = tmp_path / "prices.yaml"  # an answer costs 0.10
     prices.write_text("judge: {usd_per_million_in: 100.0, usd_per_million_out: 200.0}")
-    priced = {"prices": str(prices), "teacher_max_tokens": 512}
+    monkeypatch.setattr("trait_kit.engine.llm.PRICES", prices)
+    priced = {"teacher_max_tokens": 512}
     made = educational_model(asking(server.url, max_cost_usd=8.0, **priced), documents(120), tmp_path)
     assert 60 <= len(server.asked) <= 80
     assert made.numbers["bill"]["stopped_by_cap"]

@@ -33,7 +33,7 @@ def read(content: str) -> str:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(LlmServer(good_answer)) as server:
         yield server
 
@@ -45,7 +45,7 @@ def second_server():
 
 
 def endpoint(*servers: LlmServer, model: str = "test-model", **changes) -> Endpoint:
-    options = {"key_variable": "TEST_TEACHER_KEY", "concurrency": 8, "timeout": 5.0, "max_retries": 2, **changes}
+    options = {"concurrency": 8, "timeout": 5.0, "max_retries": 2, **changes}
     return Endpoint(", ".join(server.url for server in servers), model, **options)
 
 
@@ -128,15 +128,21 @@ def test_a_refused_answer_is_asked_for_again_and_told_why(server, tmp_path):
 
 def test_an_answer_belongs_to_what_shapes_it_and_not_to_where_it_came_from(server, second_server, tmp_path):
     path = tmp_path / "c"
-    for teacher in (endpoint(server), endpoint(second_server), endpoint(server, second_server, key_variable="")):
+    for teacher in (endpoint(server), endpoint(second_server), endpoint(server, second_server)):
         ask_modes(teacher, ["good"], path)
     assert len(server.asked) + len(second_server.asked) == 1
-    asked = ({"model": "other"}, {"max_tokens": 100}, {"temperature": 0.0}, {"temperature": 0.7}, {"extra": {"seed": 3}})
+    asked = (
+        {"model": "other"},
+        {"max_tokens": 100},
+        {"extra": {"temperature": 0.0}},
+        {"extra": {"temperature": 0.7}},
+        {"extra": {"seed": 3}},
+    )
     for changes in asked:
         ask_modes(endpoint(server, **changes), ["good"], path)
     first, *others = [{key: request[key] for key in request if key != "messages"} for request in server.requests]
     assert first == {"model": "test-model", "max_tokens": 1024}
-    told = [{**first, **changes} for changes in (*asked[:-1], {"seed": 3})]
+    told = [{**first, **changes.get("extra", changes)} for changes in asked]
     assert others == told
 
 
@@ -182,19 +188,18 @@ def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, tmp_pa
 
 
 def test_keys(server, monkeypatch, tmp_path):
-    monkeypatch.delenv("TEST_TEACHER_KEY")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    monkeypatch.delenv("OPENAI_API_KEY")
     for urls in ("https://8.8.8.8/v1", f"{server.url}, https://8.8.8.8/v1"):
-        with pytest.raises(TraitError, match=r"TEST_TEACHER_KEY is not set.*8\.8\.8\.8"):
-            Endpoint(urls, "m", key_variable="TEST_TEACHER_KEY")
+        with pytest.raises(TraitError, match=r"OPENAI_API_KEY is not set.*8\.8\.8\.8"):
+            Endpoint(urls, "m")
     assert ask_modes(endpoint(server), ["good"], tmp_path / "c")[0][0].value  # a server of this machine needs no key
     assert server.keys == {"Bearer none"}
-    monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
-    with pytest.raises(TraitError, match="TEST_TEACHER_KEY") as refused:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(TraitError, match="OPENAI_API_KEY") as refused:
         ask_modes(endpoint(server), ["good", "refused"], tmp_path / "c")
     assert KEY not in str(refused.value)
-    monkeypatch.setenv("TEST_TEACHER_KEY", "clé secrète")
-    with pytest.raises(TraitError, match=r"TEST_TEACHER_KEY .* holds no key"):
+    monkeypatch.setenv("OPENAI_API_KEY", "clé secrète")
+    with pytest.raises(TraitError, match=r"OPENAI_API_KEY .* holds no key"):
         endpoint(server)
     for url in ("llm.example", "", ",", f"{server.url},llm.example"):
         with pytest.raises(TraitError, match="teacher_base_url"):
@@ -263,7 +268,7 @@ def _asking_process(server: LlmServer, path: Path, count: int = 40) -> subproces
         import sys
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_openai_teacher as t
-        teacher = t.Endpoint({server.url!r}, "test-model", key_variable="TEST_TEACHER_KEY", concurrency=2)
+        teacher = t.Endpoint({server.url!r}, "test-model", concurrency=2)
         t.ask_modes(teacher, t.numbered({count}), t.Path({str(path)!r}))
         """
     )

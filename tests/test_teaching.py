@@ -117,9 +117,9 @@ def test_a_model_that_is_not_listed_is_free_only_in_ones_own_network(tmp_path, m
     path.write_text("judge: {usd_per_million_in: 1.5, usd_per_million_out: 6}")
     for url in (away, "http://127.0.0.1:8000/v1"):  # a listed one may stand behind a proxy
         assert prices(path, "judge", [url]) == (1.5, 6)
-    monkeypatch.setenv("TEST_KEY", "sk-0123456789")
-    named = {"teacher_model": "judge", "teacher_base_url": away, "teacher_key_variable": "TEST_KEY", "max_cost_usd": 3.0}
-    endpoint = Endpoint.of(params(teacher="openai", prices=str(path), **named))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    monkeypatch.setattr("trait_kit.engine.llm.PRICES", path)
+    endpoint = Endpoint.of(params(teacher="openai", teacher_model="judge", teacher_base_url=away, max_cost_usd=3.0))
     assert (endpoint.price_in, endpoint.price_out, endpoint.max_cost_usd) == (1.5, 6, 3.0)
 
 

@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
+from trait_kit import params
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
+from trait_kit.params import Experiment
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -43,21 +45,18 @@ def _place(executor: Executor, workers: int, slurm: str) -> Place:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake ends in one message and exit code 1, a bug in a traceback."""
     try:
-        app(args=arguments, standalone_mode=False)
+        app(args=arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
-    except typer.Exit as error:
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's own: a wrong option
-            raise
-        error.show()
-        return error.exit_code
+    except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
+        return int(end.code or 0)
     return 0
+
+
+def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
+    """The experiment with its overrides, and the folder where it runs."""
+    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
 
 
 @app.command()
@@ -68,27 +67,23 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Execute the six notebooks of an experiment; what is done is not repeated."""
-    from trait_kit import params, pipeline
+    from trait_kit import pipeline
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    pipeline.run(found, params.run_folder(experiment, run_dir), start_from)
+    pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
 @app.command()
 def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Say what `run` would do, and why."""
-    from trait_kit import params, pipeline
+    from trait_kit import pipeline
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    for name, state in pipeline.status(found, params.run_folder(experiment, run_dir)).items():
+    for name, state in pipeline.status(*_asked(experiment, run_dir, overrides)).items():
         print(f"{name:22} {state}")
 
 
 @app.command()
 def check(experiments: list[Path]) -> None:
     """Validate experiment files without running anything."""
-    from trait_kit import params
-
     for path in experiments:
         params.load(path)
         print(f"{path}: valid")
@@ -175,11 +170,10 @@ def select(
 @app.command()
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
-    from trait_kit import params
     from trait_kit.training import command
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    command.train(found.training, params.run_folder(experiment, run_dir))
+    found, folder = _asked(experiment, run_dir, overrides)
+    command.train(found.training, folder)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -26,6 +26,15 @@ REMOVED = {
     "token_counts": "the tokens of candidates are always counted, those of the rest of the web are estimated",
     "slurm_partition": "write slurm: {partition: ...}",
     "slurm_time": "write slurm: {time: ...}",
+    "teacher_temperature": "it is a field of teacher_extra now, {temperature: 0.7}",
+    "teacher_timeout": "a request may take 120 seconds",
+    "teacher_key_variable": "put the key into the environment variable OPENAI_API_KEY",
+    "endpoint_key_variable": "put the key into the environment variable OPENAI_API_KEY",
+    "prices": "write prices into params/prices.yaml",
+    "shared_from": "grouping says it too: topic, entity, concepts, teacher or embedding",
+    "entity_names": "fill the field entity in the task files, and take grouping: entity",
+    "prompt": "change the wording in trait_kit/passages/prompts/",
+    "min_passage_tokens": "passages of fewer than 60 tokens are rejected",
 }
 
 
@@ -42,18 +51,18 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
 def shape(section: Common, of: str = "") -> dict[str, Any]:
     """The knobs of a section that shape the result of its step, or of another step (`of`) that uses some of them too."""
     own = next(name for name, model in SECTIONS.items() if type(section) is model)
-    shaping = {}
-    for field, info in type(section).model_fields.items():
-        said = {"shapes": True, "steps": "", **(info.json_schema_extra or {})}
-        if said["shapes"] and (of or own) in (said["steps"] or own).split():
-            shaping[field] = getattr(section, field)
-    return shaping
+    said = {
+        field: knob().json_schema_extra | (info.json_schema_extra or {})
+        for field, info in type(section).model_fields.items()
+    }
+    used = [field for field, extra in said.items() if (of or own) in (extra["steps"] or own).split()]
+    return {field: getattr(section, field) for field in used if said[field]["shapes"]}
 
 
 def input_kinds(model: type[Common]) -> dict[str, str]:
     """The knobs that name an input, and the kind of it."""
-    said = {field: info.json_schema_extra or {} for field, info in model.model_fields.items()}
-    return {field: extra["reads"] for field, extra in said.items() if extra.get("reads")}
+    said = {field: (info.json_schema_extra or {}).get("reads") for field, info in model.model_fields.items()}
+    return {field: kind for field, kind in said.items() if kind}
 
 
 class Common(BaseModel):
@@ -72,21 +81,19 @@ class Common(BaseModel):
     test_items_per_task: int = knob(steps="selection passages training evaluation figures", gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
+    # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
+    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model", steps="passages figures")
 
 
 class TeacherParams(Common):
-    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
+    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
     teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
-    teacher_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # environment variable with the key; never the key
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
-    teacher_timeout: float = knob(120.0, shapes=False, gt=0)  # seconds a request
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
-    teacher_temperature: float | None = knob(None, ge=0, le=2)  # None: the endpoint's own
-    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: thinking off, stop at a blank line, seed
-    prices: str = knob("params/prices.yaml", shapes=False)  # what models cost at addresses outside your network
+    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     @model_validator(mode="after")
@@ -150,41 +157,33 @@ class SelectionParams(Common):
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
-    grouping: Literal["knowledge", "entity"]  # what the problems of a passage share
-    # Where it is found: field (the task file's topic or entity), text (entity: a name that stands in the question),
-    # concepts (knowledge: of mathematics, recognised), teacher (knowledge: topics it is asked for), embedding (neighbours)
-    shared_from: Literal["field", "text", "concepts", "teacher", "embedding"] = "field"
+    # What the problems of a passage share: the topic or the entity that the task files name; or a topic found for them:
+    # concepts of mathematics recognised in the question, what the teacher is asked for, or neighbours by embedding
+    grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
     problems_per_task: int = knob(gt=0)  # training problems taken from each task
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    entity_names: str = knob("", reads="file")  # text: a file with one name a line, beside the problems' own entities
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # of problems: a local folder or hub id
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
     teacher: Literal["offline", "openai", "none"] = "offline"  # composes by rules; asks an LLM; joins worked solutions
     paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
-    prompt: str = knob("", reads="file")  # a Jinja template of your own (its path) instead of the kit's
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
-    min_passage_tokens: int = knob(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
     paraphrase_similarity: float = knob(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all
 
+    @property
+    def kind(self) -> str:
+        """What passages are centred on, in the paper's words."""
+        return "entity" if self.grouping == "entity" else "knowledge"
+
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
-        if self.teacher == "openai":
-            self._require_endpoint("teacher is openai")
-        if self.min_passage_tokens >= self.max_passage_tokens:
-            raise ValueError("min_passage_tokens must be smaller than max_passage_tokens")
-        needed = {"field": self.grouping, "text": "entity"}.get(self.shared_from, "knowledge")
-        if self.grouping != needed:
-            raise ValueError(f"shared_from is {self.shared_from}, so grouping must be {needed}")
-        if self.shared_from == "teacher":
-            self._require_endpoint("shared_from is teacher")
-        if self.prompt and not self.prompt.endswith(".jinja"):
-            raise ValueError("prompt must be the path of a file that ends in .jinja")
+        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
+            if asks == chosen.split()[-1]:
+                self._require_endpoint(chosen)
         return self
 
 
@@ -276,7 +275,6 @@ class EvaluationParams(Common):
     backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
     endpoint_url: str = knob("", shapes=False)  # endpoint: for instance http://127.0.0.1:8000/v1
     endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
-    endpoint_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # endpoint: environment variable with the key
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
@@ -294,20 +292,9 @@ class FigureParams(Common):
     """06: the paper's figures and tables, and one report."""
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
     umap_neighbors: int = knob(30, ge=2)  # larger: global structure; smaller: local detail
     curve_arms: list[str] = knob(["selected", "trait"], min_length=1)  # arms on the score-against-tokens figure
     title: str = "TRAIT experiment"  # heading of the report
-
-
-SECTIONS: dict[str, type[Common]] = {
-    "classifier": ClassifierParams,
-    "selection": SelectionParams,
-    "passages": PassageParams,
-    "training": TrainingParams,
-    "evaluation": EvaluationParams,
-    "figures": FigureParams,
-}
 
 
 class Experiment(BaseModel):
@@ -332,14 +319,14 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for field, names in (
-            ("evaluation.reference_arm", [self.evaluation.reference_arm]),
-            ("figures.curve_arms", self.figures.curve_arms),
-        ):
-            for name in names:
-                if name not in arms:
-                    raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
+        named = {"evaluation.reference_arm": [self.evaluation.reference_arm], "figures.curve_arms": self.figures.curve_arms}
+        for field, names in named.items():
+            for name in set(names) - arms:
+                raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
         return self
+
+
+SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
 
 
 def method_folder(method: str) -> str:
@@ -360,10 +347,8 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise TraitError(f"{path} is not a file. The shipped experiments are in params/.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is not valid YAML: {error}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
     if not isinstance(raw, dict):
         raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}.")
     for key, value in (overrides or {}).items():
@@ -392,45 +377,36 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, Any], origin: str) -> Experiment:
-    """Validate the sections of an experiment; errors name the file, the section, the field and a near name."""
-    known = {"common", *SECTIONS}
+    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
+
+    Errors name the file, the section, the field and a near name.
+    """
     for name, value in raw.items():
-        if name not in known:
-            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, known)}")
+        if name not in ("common", *SECTIONS):
+            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, ['common', *SECTIONS])}")
         if not isinstance(value, dict):
             raise TraitError(f"{origin}: section '{name}' must be a mapping of fields to values.")
     common = raw.get("common", {})
-    for field in common:
-        if field not in Common.model_fields:
-            raise TraitError(f"{origin}, section common: {_unknown(field, Common.model_fields)}")
-    sections = {name: validate(name, {**common, **raw.get(name, {})}, f"{origin}, section {name}") for name in SECTIONS}
+    if unknown := common.keys() - Common.model_fields.keys():
+        raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
     try:
-        return Experiment(**sections)
+        return Experiment(**{name: {**common, **raw.get(name, {})} for name in SECTIONS})
     except ValidationError as error:
-        raise TraitError(f"{origin}: {_message(error.errors()[0])}") from None
-
-
-def validate(section: str, values: dict[str, Any], origin: str) -> Common:
-    """Validate one section's values (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4)."""
-    model = SECTIONS[section]
-    try:
-        return model(**values)
-    except ValidationError as error:
-        messages = []
-        for item in error.errors():
-            field = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                messages.append(_unknown(field, model.model_fields))
-            elif item["type"] == "missing":
-                messages.append(f"the field '{field}' is missing; add it to this section or to common")
-            else:
-                messages.append(f"{field}: {_message(item)}" if field else _message(item))
-        raise TraitError(f"{origin}: " + "; ".join(messages)) from None
+        told = dict.fromkeys(_message(item) for item in error.errors())
+        raise TraitError(f"{origin}: {'; '.join(told)}") from None
 
 
 def _message(item: Any) -> str:
-    got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-    return item["msg"].removeprefix("Value error, ") + got
+    section, *path = item["loc"] or ("",)
+    field = ".".join(str(part) for part in path)
+    if item["type"] == "missing":
+        return f"the field '{field}' is missing; add it to section {section} or to common"
+    if item["type"] == "extra_forbidden":
+        told = _unknown(field, SECTIONS[section].model_fields)
+    else:
+        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+        told = f"{field}: " * bool(field) + item["msg"].removeprefix("Value error, ") + got
+    return f"section {section}: {told}" if section else told
 
 
 def _unknown(field: str, known: Any) -> str:

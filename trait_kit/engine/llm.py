@@ -27,6 +27,8 @@ from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
+KEY_VARIABLE = "OPENAI_API_KEY"
+PRICES = "params/prices.yaml"  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 _AWAY_SECONDS = 30.0  # that a server without a connection is left out
 
@@ -62,17 +64,15 @@ class Reply:
 class Endpoint:
     """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
 
-    The API key is read from the environment variable when it is needed and is kept nowhere; on this machine and its private
-    network, and where `key_variable` is empty, none is needed. `extra` goes into each request's body (thinking off, seed).
+    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private network
+    none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
     """
 
     base_url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
-    temperature: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     price_in: float = 0.0  # USD for a million tokens
     price_out: float = 0.0
@@ -89,8 +89,8 @@ class Endpoint:
     def of(cls, params: Any) -> Endpoint:
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
-        fields = ("model", "key_variable", "concurrency", "timeout", "max_tokens", "temperature", "extra")
-        price_in, price_out = prices(params.prices, params.teacher_model, _addresses(address))
+        fields = ("model", "concurrency", "max_tokens", "extra")
+        price_in, price_out = prices(PRICES, params.teacher_model, _addresses(address))
         money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
         return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
 
@@ -104,13 +104,12 @@ class Endpoint:
         return self.concurrency * len(self.urls)
 
     def key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        key = os.environ.get(KEY_VARIABLE, "").strip()
         away = [url for url in self.urls if not is_private(url)]
-        if not (key.isascii() and key.isprintable()) or (self.key_variable and not key and away):
+        if not (key.isascii() and (key.isprintable() or not key)) or (not key and away):
             raise TraitError(
-                f"The environment variable {self.key_variable} is not set, or holds no key that can be sent in a header. "
-                f"Put the API key for {away or self.urls} into it and start again (teacher_key_variable chooses another "
-                "variable; empty: no key is needed)."
+                f"The environment variable {KEY_VARIABLE} is not set, or holds no key that can be sent in a header. "
+                f"Put the API key for {away or self.urls} into it (any word where none is needed), and start again."
             )
         return key
 
@@ -258,8 +257,6 @@ class _Session:
         """The answer: one that was paid for, or a new one within the cap."""
         endpoint, ledger = self.endpoint, self.ledger
         request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": endpoint.max_tokens}
-        if endpoint.temperature is not None:
-            request["temperature"] = endpoint.temperature
         key = digest([request, endpoint.extra])
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := ledger.find(key):
@@ -319,10 +316,9 @@ class _Session:
     def _refused(self, url: str, status: int, told: str) -> Exception:
         if status not in (401, 404):
             return _Failure(f"endpoint error {status}: {told}")
-        variable = self.endpoint.key_variable or "that teacher_key_variable names"
         return TraitError(
             f"{url} refused the API key, or knows no model '{self.endpoint.model}' ({status}: {told}). Put a valid key into "
-            f"the environment variable {variable}, or correct teacher_base_url and teacher_model."
+            f"the environment variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
         )
 
     def _read(self, answer: Any, size: int) -> Completion:

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.llm import KEY_VARIABLE
 from trait_kit.evaluation.scoring_model import load_model, quiet
 from trait_kit.models import fast_precision, model_digest
 from trait_kit.params import EvaluationParams
@@ -146,18 +147,15 @@ def _endpoint(folder: Path, params: EvaluationParams, served: str) -> Any:
             timeout=_TIMEOUT,
             max_retries=_ATTEMPTS,
         )
-    client.key_variable = params.endpoint_key_variable
     return client
 
 
 class Completions(LocalCompletionsAPI):
-    """lm-eval's client, with the key from its variable and answers that are looked at before they are believed."""
-
-    key_variable = ""
+    """lm-eval's client, with the key from the environment and answers that are looked at before they are believed."""
 
     @property
     def api_key(self) -> str:
-        return os.environ.get(self.key_variable, "")
+        return os.environ.get(KEY_VARIABLE, "")
 
     @staticmethod
     def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
