@@ -68,8 +68,8 @@ def tiny_sources() -> dict[str, list[str]]:
 
 
 HELD_OUT = {
-    "solutions": [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}") for a in range(200, 206)],
-    "general": [("", "The colour of the sky is blue.")],
+    "held_out/solutions": [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}") for a in range(200, 206)],
+    "held_out/general": [("", "The colour of the sky is blue.")],
 }
 
 
@@ -101,8 +101,7 @@ def _here(job: Job, on_line: Callable[[str], None]) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trait_kit.engine.child.tell", on_line)
-            worker.prepare(job)
-            worker.train(job)
+            worker.work(job)
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
@@ -113,8 +112,7 @@ def packed(documents: list[np.ndarray], folder: Path, context_length: int = CONT
     """input_ids, position_ids, labels [rows, context_length] of documents that are packed as training packs them."""
     store = write_store(documents, folder / "store")
     plan = plan_rows(store.lengths, context_length)
-    pieces = piece_records([store], np.zeros(len(plan.document), np.uint8), plan.document, plan.start)
-    pieces["length"] = plan.length
+    pieces = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
     save_rows(folder, pieces, plan.row_ends, ["store"])
     rows = Rows(folder, context_length, eos=256)
     return {name: torch.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}

@@ -179,10 +179,10 @@ def select(
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
     from trait_kit import params
-    from trait_kit.training import command
+    from trait_kit.training import stages
 
     found = params.load(experiment, params.read_overrides(overrides))
-    command.train(found.training, params.run_folder(experiment, run_dir))
+    stages.train_run(found.training, params.run_folder(experiment, run_dir))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

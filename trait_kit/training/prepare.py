@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trait_kit.engine.files import TraitError, digest, read_json
+from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.packing import plan_rows
 from trait_kit.training import fine_tuning
-from trait_kit.training.held_out import encode
-from trait_kit.training.plan import Job, Part, Stage
-from trait_kit.training.sampling import Share, draw, shares
-from trait_kit.training.tokens import PIECE, TokenStore, mean_attended, piece_records, save_rows, tokenise
-
-Drawn = list[np.ndarray]  # of each piece: store, document, first token, tokens
+from trait_kit.training.launch import say
+from trait_kit.training.plan import Job, Stage
+from trait_kit.training.sampling import draw, shares
+from trait_kit.training.tokens import TokenStore, piece_records, save_rows, tokenise
 
 
-def prepare(job: Job, tokenizer: Any, say: Callable[[str], None]) -> None:
+def prepare(job: Job, tokenizer: Any) -> None:
     """Write the rows of every stage of `job` under <work>/<stage>/. TraitError for what cannot be trained."""
     from transformers import AutoConfig
 
     _check_model(job, AutoConfig.from_pretrained(job.base).get_text_config(), tokenizer)
-    for pairs in read_json(job.work / "held_out.json").values():
-        encode([pair[:2] for pair in pairs], tokenizer, job.params.context_length)
     for stage in job.stages:
         folder = job.work / stage.name
         if (folder / "stage.json").exists():
             continue
         if stage.epochs:
-            fine_tuning.prepare(read_json(job.work / "problems.json"), tokenizer, stage, job.params, folder)
-            continue
-        _pack(job, stage, tokenizer, folder, say)
+            fine_tuning.prepare(job.problems, tokenizer, stage, job.params, folder)
+        else:
+            _pack(job, stage, tokenizer, folder)
         say(
             f"Packed {stage.mixture}: {stage.documents:,} documents, {stage.cut:,} of them cut, into rows of "
             f"{job.params.context_length:,} tokens, {stage.efficiency:.2%} full."
@@ -57,98 +50,52 @@ def _check_model(job: Job, config: Any, tokenizer: Any) -> None:
         )
 
 
-def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path, say: Callable[[str], None]) -> None:
-    names, context_length = list(stage.texts), job.params.context_length
-    stores = [_store(job, name, stage.texts[name], tokenizer, say) for name in names]
-    consumed = Counter(_after_parent(job, stage))
-    accounting: list[dict[str, Any]] = []
-    parts: list[Drawn] = []
-    for number, part in enumerate(stage.parts):
-        place = stage.place + (0 if stage.together else number)
-        parts.append(_draw(job, stage, part, dict(zip(names, stores, strict=True)), consumed, place, accounting))
-    if stage.together:
-        parts = [[np.concatenate(columns) for columns in zip(*parts, strict=True)]]
-        accounting = _summed(accounting)
-    pieces, row_ends, cut = np.zeros(0, PIECE), np.zeros(0, np.int64), 0
-    for store, document, start, length in parts:
-        plan = plan_rows(length, context_length, seed=job.params.seed)
-        chosen = plan.document
-        packed = piece_records(stores, store[chosen], document[chosen], start[chosen] + plan.start)
-        packed["length"] = plan.length
-        row_ends = np.concatenate([row_ends, len(pieces) + plan.row_ends])
-        pieces, cut = np.concatenate([pieces, packed]), cut + plan.n_cut
-    save_rows(folder, pieces, row_ends, [os.path.relpath(store.folder, folder) for store in stores])
-    stage.accounting, stage.consumed = accounting, dict(consumed)
-    stage.documents, stage.cut = sum(len(part[0]) for part in parts), cut
-    stage.efficiency = float(pieces["length"].sum()) / (len(row_ends) * context_length)
-    stage.mean_attended = mean_attended(pieces)
+def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
+    params = job.params
+    stores = {source: _store(job, source, stage.texts[source], tokenizer) for source in stage.texts}
+    consumed = dict.fromkeys(stores, 0) | _consumed_before(job, stage)
+    room = {source: stage.tokens for source in stores}
+    if params.max_epochs:
+        room = {name: max(0, int(params.max_epochs * one.tokens) - consumed[name]) for name, one in stores.items()}
+    drawn = []
+    for number, (source, tokens) in enumerate(shares(stage.mixture, stage.tokens, room).items()):
+        store = stores[source]
+        if store.tokens < stage.tokens_per_batch * tokens // stage.tokens:
+            raise TraitError(
+                f"training: the source '{source}' has {store.tokens:,} tokens in {len(store.lengths):,} documents, less "
+                "than its part of one batch. Give it more text, or lower tokens_per_batch."
+            )
+        if tokens:
+            columns = draw(store.lengths, consumed[source], tokens, params.seed)
+            drawn.append([np.full(len(columns[0]), number, np.uint8), *columns])
+            taken = {"tokens": tokens, "epochs": tokens / store.tokens, "available": store.tokens}
+            stage.accounting.append({"stage": stage.place, "source": source, **taken})
+        consumed[source] += tokens
+    of_store, document, start, length = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
+    plan = plan_rows(length, params.context_length, seed=params.seed)
+    chosen = plan.document
+    starts = start[chosen] + plan.start
+    pieces = piece_records(list(stores.values()), of_store[chosen], document[chosen], starts, plan.length)
+    save_rows(folder, pieces, plan.row_ends, [os.path.relpath(store.folder, folder) for store in stores.values()])
+    stage.consumed, stage.documents, stage.cut, stage.efficiency = consumed, len(document), plan.n_cut, plan.efficiency
     stage.save(folder)
 
 
-def _draw(
-    job: Job,
-    stage: Stage,
-    part: Part,
-    stores: dict[str, TokenStore],
-    consumed: Counter[str],
-    place: int,
-    accounting: list[dict[str, Any]],
-) -> Drawn:
-    """The pieces that a part reads of each source; `consumed` and `accounting` are brought up to date."""
-    available = {name: store.tokens for name, store in stores.items()}
-    capped = {"available": available, "max_epochs": job.params.max_epochs}
-    drawn = []
-    for share in shares(part.mixture, part.tokens, consumed, replay=part.replay, **capped):
-        store = stores[share.source]
-        _check_size(share, store, part.tokens, stage.tokens_per_batch)
-        columns = draw(store.lengths, share.start, share.tokens, job.params.seed)
-        drawn.append([np.full(len(columns[0]), list(stores).index(share.source), np.uint8), *columns])
-        consumed[share.source] += share.tokens
-        taken = {"tokens": share.tokens, "epochs": share.tokens / store.tokens, "available": store.tokens}
-        accounting.append({"stage": place, "source": share.source, **taken})
-    return [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
-
-
-def _store(job: Job, source: str, texts: str, tokenizer: Any, say: Callable[[str], None]) -> TokenStore:
+def _store(job: Job, source: str, texts: str, tokenizer: Any) -> TokenStore:
     """The tokens of a source, made on first use; known by the tokenizer and the texts."""
-    rules = tokenizer.backend_tokenizer.to_str()
-    key = digest([rules, tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
+    key = digest([tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
     folder = job.folder / "tokens" / f"{source}-{key[:12]}"
-    new, began = not (folder / "store.json").exists(), time.monotonic()
+    new = not folder.exists()
     store = tokenise(job.texts[source], tokenizer, folder)
-    if not store.tokens:
-        raise TraitError(f"training: the source '{source}' has no text. Look at the step that writes it, or leave it out.")
     if new:
         empty = f", {store.empty:,} empty texts left out" if store.empty else ""
-        say(
-            f"Tokenised {source}: {store.tokens:,} tokens in {len(store.lengths):,} documents{empty}, "
-            f"{store.tokens / (time.monotonic() - began):,.0f} tokens/s; {store.rule}."
-        )
+        say(f"Tokenised {source}: {store.tokens:,} tokens in {len(store.lengths):,} documents{empty}; {store.rule}.")
     return store
 
 
-def _after_parent(job: Job, stage: Stage) -> dict[str, int]:
+def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
     """How much of each stream the stages before have used up."""
     if not stage.parent:
         return {}
     done = job.stages_dir / stage.parent
     return Stage.load(done if done.exists() else job.work / stage.parent).consumed
-
-
-def _check_size(share: Share, store: TokenStore, stage_tokens: int, tokens_per_batch: int) -> None:
-    needed = tokens_per_batch * share.tokens // stage_tokens
-    if store.tokens < needed:
-        raise TraitError(
-            f"training: the source '{share.source}' has {store.tokens:,} tokens in {len(store.lengths):,} documents, less "
-            f"than its part of one batch ({needed:,} tokens). Give it more text, or lower tokens_per_batch."
-        )
-
-
-def _summed(accounting: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a source, where several parts are read as one stage."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in accounting:
-        known = rows.setdefault(row["source"], {**row, "tokens": 0, "epochs": 0.0})
-        known["tokens"] += row["tokens"]
-        known["epochs"] += row["epochs"]
-    return list(rows.values())

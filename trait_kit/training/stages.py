@@ -22,15 +22,13 @@ from trait_kit.engine.files import TraitError, digest, read_json, write_json
 from trait_kit.models import model_digest, resolve_model
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
-from trait_kit.training import launch, sources
-from trait_kit.training.plan import Job, Stage, plan_stages
+from trait_kit.training import launch, sources, worker
+from trait_kit.training.plan import Chains, Job, Stage, plan_stages
 
 KEPT = (
-    "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "evaluation_seconds", "cost",
-    "tokens_per_second", "mfu", "device_hours", "micro_batch", "peak_memory_gb", "precision", "attention", "device",
-    "processes", "sharding",
+    "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "tokens_per_second", "micro_batch",
+    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding",
 )  # fmt: skip
-Chains = dict[str, list[str]]  # arm -> names of its stages
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class TrainingResult:
     'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
     accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (its tokens).
     stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote
-    this); one row for all stages where they have one schedule. mfu: share of the matrix rate measured on this device.
+    this).
     """
 
     log: pd.DataFrame
@@ -88,11 +86,36 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
     return result
 
 
+def train_run(params: TrainingParams, run_dir: Path) -> None:
+    """`trait-kit train`: what notebook 04 trains, without it, and what it took; the notebook then finds everything trained.
+
+    Alone it starts its worker (and with accelerate_config the launcher) itself. Under `accelerate launch` or torchrun, one
+    node or several, every process runs this: the first one prepares, then all train. The run's folder must be one that
+    all nodes see.
+    """
+    models = run_dir / "04_train_two_stages" / "models"
+    if launch.is_launched():
+        if launch.is_first():
+            job, chains = prepare_job(params, *sources.inputs(params, run_dir), models)
+        launch.wait_for_all()
+        if (models / "work" / "job.json").exists():
+            worker.work(Job.load(models / "work" / "job.json"))
+        launch.wait_for_all()
+        if not launch.is_first():
+            return
+        result = finish(job, chains)
+    else:
+        result = train(params, *sources.inputs(params, run_dir), models)
+    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "processes", "sharding", "new"]
+    print(result.stages[columns].to_string(index=False))
+    print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
+
+
 def train(
     params: TrainingParams,
     texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Any]],
-    problems: Sequence[tuple[str, str]],
+    held_out: Mapping[str, Sequence[Sequence[str]]],
+    problems: Sequence[Sequence[str]],
     out_dir: Path | str,
     watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> TrainingResult:
@@ -101,8 +124,7 @@ def train(
     `texts`: of every source that params.arms names, a Parquet file with a column `text`, which is never in memory as a
     whole. `held_out`: name -> (prompt, target) pairs; a document is ('', text); at most params.held_out_items
     of each set are scored, evenly spaced. `problems`: (prompt, target) pairs for fine-tuning. Raises TraitError before any
-    training where a source is missing, empty or smaller than its part of a batch, the context too long for the model, or
-    the disk too small.
+    training where a source is missing, empty or smaller than its part of a batch, or the context too long for the model.
     """
     job, chains = prepare_job(params, texts, held_out, problems, Path(out_dir))
 
@@ -119,39 +141,33 @@ def train(
 def prepare_job(
     params: TrainingParams,
     texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Any]],
-    problems: Sequence[tuple[str, str]],
+    held_out: Mapping[str, Sequence[Sequence[str]]],
+    problems: Sequence[Sequence[str]],
     out_dir: Path,
 ) -> tuple[Job, Chains]:
-    """Plan all stages and write what the missing ones need; nothing is tokenised or trained yet."""
-    scored = _held_out(held_out, params.held_out_items)
+    """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
+    scored = {name: _scored(name, rows, params.held_out_items) for name, rows in sorted(held_out.items())}
     base = str(resolve_model(params.base_model))
+    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
     job = Job(
         params=params,
         base=base,
-        base_digest=model_digest(base),
-        held_out_digest=digest(scored),
         folder=out_dir.absolute(),
-        stages=[],
+        stages=_missing(plan, out_dir / "stages"),
         texts={name: path.absolute() for name, path in texts.items()},
-        launched=bool(params.accelerate_config) or launch.is_launched(),
+        held_out=scored,
+        problems=[list(pair) for pair in problems],
     )
-    plan, chains = plan_stages(params, texts, job.base_digest, job.held_out_digest, problems)
     job.stages_dir.mkdir(parents=True, exist_ok=True)
-    job.stages = _missing(plan, job.stages_dir)
-    if not job.stages:
-        shutil.rmtree(job.work, ignore_errors=True)
-    else:
-        kept = {stage.name for stage in job.stages}
-        for leftover in [*job.work.glob("*"), *job.stages_dir.glob(".*.tmp-*")]:
-            if leftover.name not in kept:  # a killed run's half-written results, or work on stages nobody wants any more
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        write_json(job.work / "held_out.json", scored)
-        write_json(job.work / "problems.json", list(problems))
+    kept = {stage.name for stage in job.stages}
+    for leftover in [*job.work.glob("*"), *job.stages_dir.glob(".*.tmp-*")]:
+        if leftover.name not in kept:  # a killed run's half-written results, or work on stages nobody wants any more
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    if job.stages:
         job.save()
-        total, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
+        tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
         fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
-        print(f"Training {len(job.stages)} stage(s), {total:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
+        print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
     return job, chains
 
 
@@ -170,13 +186,13 @@ def finish(job: Job, chains: Chains) -> TrainingResult:
     return TrainingResult(
         log=tables.conform(_log(job, chains), "log").to_pandas(),
         models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in chains.items()},
-        accounting=pd.DataFrame(accounting)[["arm", "stage", "source", "tokens", "epochs", "available"]],
+        accounting=pd.DataFrame(accounting),
         stages=pd.DataFrame(stages),
     )
 
 
 def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
-    """Stages to train: those without a result, and those whose weights are gone but are needed to begin another."""
+    """Stages to train: those without a result, and those whose weights are not there but are needed to begin another."""
     missing, needed = [], set()
     for stage in reversed(plan):
         folder = stages_dir / stage.name
@@ -199,15 +215,11 @@ def _log(job: Job, chains: Chains) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
 
 
-def _held_out(held_out: Mapping[str, Sequence[Any]], items: int) -> dict[str, list[list[Any]]]:
-    """At most `items` of each set, evenly spaced: problems come sorted by task, and every task should be heard."""
-    chosen = {}
-    for name, pairs in sorted(held_out.items()):
-        if not pairs:
-            raise TraitError(f"training: the held-out set '{name}' is empty: leave it out of held_out, or give it items.")
-        for prompt, target, *_ in pairs:
-            if not (isinstance(prompt, str) and isinstance(target, str) and target.strip()):
-                raise TraitError(f"training: the held-out set '{name}' has an item without a target (prompt {prompt!r}).")
-        indices = np.linspace(0, len(pairs) - 1, min(items, len(pairs))).round().astype(int)
-        chosen[name] = [list(pairs[index]) for index in indices]
-    return chosen
+def _scored(name: str, rows: Sequence[Sequence[str]], items: int) -> list[list[str]]:
+    """At most `items` of a held-out set, evenly spaced: problems come sorted by task, and every task should be heard."""
+    if not rows:
+        raise TraitError(f"training: the held-out set '{name}' is empty: leave it out, or give it items.")
+    for prompt, target, *_ in rows:
+        if not target.strip():
+            raise TraitError(f"training: the held-out set '{name}' has an item without a target (prompt {prompt!r}).")
+    return [list(rows[index]) for index in np.linspace(0, len(rows) - 1, min(items, len(rows))).round().astype(int)]
