@@ -43,9 +43,8 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) 
 def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params: TrainingParams, folder: Path) -> None:
     """Write the rows of all epochs into `folder`, and note in `stage` what they hold.
 
-    Each epoch has every problem once, its rows in an order of its own. Rows are spread over the batches evenly, and empty
-    ones fill them up: a last batch of a single row would weigh as much as a full one. Raises TraitError where an epoch
-    does not fill a batch.
+    Each epoch has every problem once, its rows in an order of its own; empty rows fill up the last batch. Raises TraitError
+    where an epoch does not fill a batch.
     """
     context_length, epochs = params.context_length, stage.epochs
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
@@ -60,17 +59,14 @@ def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params
         )
     one_epoch = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
     one_epoch["unlearnt"] = np.maximum(n_prompt[plan.document], 1)
-    rows = [*np.split(one_epoch, plan.row_ends[:-1]), one_epoch[:0]]  # an empty row comes after the packed ones
+    rows = np.split(one_epoch, plan.row_ends[:-1])
     orders = [np.random.default_rng([params.seed, epoch]).permutation(n_rows) for epoch in range(epochs)]
-    steps = -(-n_rows * epochs // rows_a_batch)
-    batches = np.full((steps, rows_a_batch), n_rows)
-    for batch, chosen in zip(batches, np.array_split(np.concatenate(orders), steps), strict=True):
-        batch[: len(chosen)] = chosen
-    ordered = [rows[index] for index in batches.ravel()]
+    ordered = [rows[index] for index in np.concatenate(orders)]
+    ordered += [one_epoch[:0]] * (-len(ordered) % rows_a_batch)
     save_rows(folder, np.concatenate(ordered), np.cumsum([len(row) for row in ordered]), ["tokens"])
     taken = {"tokens": store.tokens * epochs, "epochs": float(epochs), "available": store.tokens}
     stage.accounting = [{"stage": stage.place, "source": PROBLEMS, **taken}]
-    stage.steps, stage.tokens = steps, batches.size * context_length  # as every stage counts them
+    stage.steps, stage.tokens = len(ordered) // rows_a_batch, len(ordered) * context_length  # as every stage counts them
     stage.documents, stage.cut = len(pairs) * epochs, n_cut * epochs
     stage.efficiency = store.tokens * epochs / stage.tokens
     stage.save(folder)

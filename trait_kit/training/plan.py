@@ -125,7 +125,7 @@ def plan_stages(
         for mixture, tokens in zip(mixtures, params.stage_tokens, strict=True):
             chains[arm].append(_stage(params, mixture, tokens, digests, chains[arm], shared))
     if params.fine_tune_epochs:
-        facts = [_pairs_digest(problems), *shared]
+        facts = [digest(list(problems)), *shared]
         for arm, chain in list(chains.items()):
             chains[f"{arm}_{FINE_TUNED}"] = [*chain, _tuning(params, chain, facts)]
     del chains["base"]
@@ -193,13 +193,3 @@ def _texts_digest(name: str, sources: Mapping[str, Path]) -> str:
     if not sources[name].is_file():
         raise TraitError(f"training: {sources[name]} does not exist. Run the step that writes it first.")
     return sha256(sources[name])
-
-
-def _pairs_digest(problems: Sequence[Sequence[str]]) -> str:
-    """Digest of the (prompt, target) pairs to fine-tune on; TraitError where there are none."""
-    if not problems:
-        raise TraitError("training: fine_tune_epochs is set, but there are no train problems. Set it to 0, or add a task.")
-    for prompt, target in problems:
-        if not (prompt.strip() and target.strip()):
-            raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
-    return digest(list(problems))

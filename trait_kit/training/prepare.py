@@ -21,7 +21,12 @@ def prepare(job: Job, tokenizer: Any) -> None:
     """Write the rows of every stage of `job` under <work>/<stage>/. TraitError for what cannot be trained."""
     from transformers import AutoConfig
 
-    _check_model(job, AutoConfig.from_pretrained(job.base).get_text_config(), tokenizer)
+    longest = getattr(AutoConfig.from_pretrained(job.base).get_text_config(), "max_position_embeddings", None)
+    if longest and job.params.context_length > longest:
+        raise TraitError(
+            f"training: context_length ({job.params.context_length:,}) is longer than {job.params.base_model} can read "
+            f"({longest:,} tokens). Lower context_length, or choose another base_model."
+        )
     for stage in job.stages:
         folder = job.work / stage.name
         if (folder / "stage.json").exists():
@@ -33,20 +38,6 @@ def prepare(job: Job, tokenizer: Any) -> None:
         say(
             f"Packed {stage.mixture}: {stage.documents:,} documents, {stage.cut:,} of them cut, into rows of "
             f"{job.params.context_length:,} tokens, {stage.efficiency:.2%} full."
-        )
-
-
-def _check_model(job: Job, config: Any, tokenizer: Any) -> None:
-    longest, name = getattr(config, "max_position_embeddings", None), job.params.base_model
-    if longest and job.params.context_length > longest:
-        raise TraitError(
-            f"training: context_length ({job.params.context_length:,}) is longer than {name} can read ({longest:,} tokens). "
-            "Lower context_length, or choose another base_model."
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise TraitError(
-            f"training: the tokenizer of {name} knows {len(tokenizer):,} tokens and its model only {config.vocab_size:,}: "
-            "they are not of one model. Put the tokenizer's files beside the weights they belong to."
         )
 
 
@@ -89,7 +80,7 @@ def _store(job: Job, source: str, texts: str, tokenizer: Any) -> TokenStore:
     store = tokenise(job.texts[source], tokenizer, folder)
     if new:
         empty = f", {store.empty:,} empty texts left out" if store.empty else ""
-        say(f"Tokenised {source}: {store.tokens:,} tokens in {len(store.lengths):,} documents{empty}; {store.rule}.")
+        say(f"Tokenised {source}: {store.tokens:,} tokens in {len(store.lengths):,} documents{empty}.")
     return store
 
 

@@ -47,8 +47,8 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     count = params.held_out_items
     problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.seed)
     problems = problems.sort_values("id", kind="stable")
-    order = problems.groupby("task", sort=False).cumcount()
-    pairs = {"held_out/solutions": _pairs(problems.loc[order.sort_values(kind="stable").index].head(count))}
+    problems["order"] = problems.groupby("task").cumcount()
+    pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
         texts = load_held_out(spec, params.seed)["text"].to_pylist()[-count:]
         pairs[f"held_out/{kind}"] = [("", text) for text in texts]

@@ -159,10 +159,6 @@ def prepare_job(
         problems=[list(pair) for pair in problems],
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
-    kept = {stage.name for stage in job.stages}
-    for leftover in [*job.work.glob("*"), *job.stages_dir.glob(".*.tmp-*")]:
-        if leftover.name not in kept:  # a killed run's half-written results, or work on stages nobody wants any more
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if job.stages:
         job.save()
         tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
@@ -217,8 +213,6 @@ def _log(job: Job, chains: Chains) -> pd.DataFrame:
 
 def _scored(name: str, rows: Sequence[Sequence[str]], items: int) -> list[list[str]]:
     """At most `items` of a held-out set, evenly spaced: problems come sorted by task, and every task should be heard."""
-    if not rows:
-        raise TraitError(f"training: the held-out set '{name}' is empty: leave it out, or give it items.")
     for prompt, target, *_ in rows:
         if not target.strip():
             raise TraitError(f"training: the held-out set '{name}' has an item without a target (prompt {prompt!r}).")

@@ -6,7 +6,7 @@ documents, one after the other, uint16 where the vocabulary allows it), `lengths
 ten million documents opens in a moment and takes no memory but the pages that are read.
 
 Every document ends with the tokenizer's end token, and begins with its begin token only where the tokenizer puts one there
-by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not). `rule` says which, in words.
+by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class TokenStore:
     ids: np.ndarray  # memory-mapped, [tokens]
     lengths: np.ndarray
     empty: int  # texts without a single token, left out
-    rule: str
 
     @property
     def tokens(self) -> int:
@@ -46,7 +45,7 @@ def open_store(folder: Path) -> TokenStore:
     ids = np.memmap(folder / "tokens", record["dtype"], "r")
     if int(lengths.sum()) != len(ids):
         raise TraitError(f"The tokens in {folder} are damaged (lengths and tokens disagree). Delete it and run again.")
-    return TokenStore(folder, ids, lengths, record["empty"], record["rule"])
+    return TokenStore(folder, ids, lengths, record["empty"])
 
 
 def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
@@ -55,12 +54,10 @@ def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
     Raises TraitError for a tokenizer without an end token, a column that is not text, a row without one, or no text at all.
     """
     begin = prefix_tokens(tokenizer)
-    before = f"{tokenizer.decode(begin)!r} before and " if begin else ""
     with maker_of(folder):
         if not folder.exists():
             dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
-            rule = f"{before}{tokenizer.eos_token!r} after each document"
-            _write(_encoded(texts, tokenizer, begin, dtype), folder, dtype, rule)
+            _write(_encoded(texts, tokenizer, begin, dtype), folder, dtype)
     return open_store(folder)
 
 
@@ -146,7 +143,7 @@ def piece_records(
     return records
 
 
-def _write(batches: Iterable[Sequence[np.ndarray]], folder: Path, dtype: np.dtype, rule: str = "") -> None:
+def _write(batches: Iterable[Sequence[np.ndarray]], folder: Path, dtype: np.dtype) -> None:
     with atomic_path(folder) as new:
         new.mkdir()
         lengths = [np.zeros(0, np.int64)]
@@ -158,7 +155,7 @@ def _write(batches: Iterable[Sequence[np.ndarray]], folder: Path, dtype: np.dtyp
         if not every.any():
             raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
         np.save(new / "lengths.npy", every[every > 0])
-        write_json(new / "store.json", {"dtype": dtype.str, "rule": rule, "empty": int((every == 0).sum())})
+        write_json(new / "store.json", {"dtype": dtype.str, "empty": int((every == 0).sum())})
 
 
 def _encoded(texts: Path, tokenizer: Any, begin: list[int], dtype: np.dtype) -> Iterator[list[np.ndarray]]:

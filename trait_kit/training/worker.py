@@ -8,6 +8,7 @@ weights, where a stage begins.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, atomic_path, write_json
+from trait_kit.engine.files import TraitError, atomic_path, maker_of, write_json
 from trait_kit.models import load_tokenizer
 from trait_kit.training.launch import is_first, processes, say, wait_for_all
 from trait_kit.training.plan import Job, Stage
@@ -65,8 +66,8 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
         nonlocal rows
         if rows == 1 or processes() > 1:
             raise TraitError(
-                f"training: memory ran out with a micro-batch of {rows} row(s) of {job.params.context_length:,} tokens. Lower "
-                "rows_per_device or context_length, set activation_checkpointing, or shard over more processes."
+                f"training: memory ran out with a micro-batch of {rows} row(s) of {job.params.context_length:,} tokens. "
+                "Lower rows_per_device or context_length, set activation_checkpointing, or shard over more processes."
             )
         before, rows = rows, max(count for count in range(1, rows) if rows_a_step % count == 0)
         say(
@@ -86,7 +87,8 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
             f"training: told to stop (SIGTERM) after step {step} of {stage.steps} of stage {stage.name}. "
             "A checkpoint is written: run the same command again to go on from that step."
         )
-    with atomic_path(job.stages_dir / stage.name if is_first() else folder / "gathered") as done:
+    target = job.stages_dir / stage.name if is_first() else folder / f"gathered-{os.getpid()}"
+    with maker_of(target), atomic_path(target) as done:
         done.mkdir()
         trainer.save_whole(done)  # sharded weights are gathered by all processes
         tokenizer.save_pretrained(done / "model" if stage.ends_arm else done)
