@@ -203,7 +203,7 @@ class TrainingParams(Common):
 
     # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, and selection methods (random, dsir, ...).
     # Arms whose first stages agree train them once.
-    arms: dict[str, list[str]]
+    arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
     max_epochs: float = knob(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
     context_length: int = knob(512, ge=16)  # tokens a packed row

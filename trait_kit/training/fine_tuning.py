@@ -18,7 +18,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams
 from trait_kit.training.plan import PROBLEMS, Stage
-from trait_kit.training.tokens import pair_tokens, piece_records, prefix_tokens, save_rows, write_store
+from trait_kit.training.tokens import open_store, pair_tokens, piece_records, prefix_tokens, save_rows, write_store
 
 
 def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) -> tuple[list[np.ndarray], np.ndarray, int]:
@@ -48,7 +48,8 @@ def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params
     """
     context_length, epochs = params.context_length, stage.epochs
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
-    store = write_store(examples, folder / "tokens")
+    write_store([examples], folder / "tokens")
+    store = open_store(folder / "tokens")
     plan = plan_rows(store.lengths, context_length, seed=params.seed, whole=True)
     n_rows, rows_a_batch = len(plan.row_ends), stage.tokens_per_batch // context_length
     if n_rows < rows_a_batch:

@@ -10,7 +10,7 @@ key. Fine-tuning, where asked for, is one more stage after each chain and after 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Job:
     texts: dict[str, Path]  # source -> Parquet file with a column `text`
     held_out: dict[str, list[list[str]]]
     problems: list[list[str]]
+    chains: Chains
 
     @property
     def stages_dir(self) -> Path:
@@ -115,19 +116,27 @@ def plan_stages(
     problems: Sequence[Sequence[str]] = (),
 ) -> tuple[list[Stage], Chains]:
     """The tree of stages, a parent before its children, and each arm's chain of stage names."""
-    if not params.arms:
-        raise TraitError("training.arms is empty: name at least one arm, for instance raw: [in_domain].")
-    digests = {name: _texts_digest(name, sources) for name in sorted(named_sources(params))}
+    digests = {name: _texts_digest(sources[name]) for name in sorted(named_sources(params))}
     shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
+    shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
+    own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
     chains: dict[str, list[Stage]] = {"base": []}
     for arm, mixtures in params.arms.items():
-        chains[arm] = []
-        for mixture, tokens in zip(mixtures, params.stage_tokens, strict=True):
-            chains[arm].append(_stage(params, mixture, tokens, digests, chains[arm], shared))
+        chain = chains[arm] = []
+        for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
+            names = sorted(mixture.split("+"))  # a+b and b+a are one stage
+            texts = {source: digests[source] for source in names}
+            steps = budget // params.tokens_per_batch
+            reads = {"mixture": "+".join(names), "steps": steps, "texts": texts}
+            stage = _next(chain, "+".join(texts), [shape, reads, *shared], **reads, **own)
+            chain.append(replace(stage, tokens=steps * params.tokens_per_batch))
     if params.fine_tune_epochs:
-        facts = [digest(list(problems)), *shared]
+        batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
+        own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
+        facts = [shape | own | {"decay_fraction": None, "max_epochs": None}, list(problems), *shared]
         for arm, chain in list(chains.items()):
-            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _tuning(params, chain, facts)]
+            reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs}
+            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, [reads, *facts], **reads, **own)]
     del chains["base"]
     plan: dict[str, Stage] = {}
     for arm, chain in chains.items():
@@ -142,54 +151,21 @@ def named_sources(params: TrainingParams) -> set[str]:
     return {source for mixtures in params.arms.values() for mixture in mixtures for source in mixture.split("+")}
 
 
-def _stage(
-    params: TrainingParams,
-    mixture: str,
-    tokens: int,
-    digests: Mapping[str, str],
-    before: list[Stage],
-    facts: list[Any],
-) -> Stage:
-    names = sorted(mixture.split("+"))  # a+b and b+a are one stage
-    texts = {source: digests[source] for source in names}
-    steps = tokens // params.tokens_per_batch
+def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> Stage:
+    """The stage that begins where the stages `before` it end."""
+    parent = before[-1] if before else None
+    key = digest([parent.key if parent else "", *facts])
     return Stage(
-        **_after(before, list(texts), parameters.shape(params), [names, steps, texts, *facts]),
-        mixture="+".join(names),
-        tokens_per_batch=params.tokens_per_batch,
-        learning_rate=params.learning_rate,
-        texts=texts,
-        steps=steps,
-        tokens=steps * params.tokens_per_batch,
+        name=f"{len(before) + 1}-{reads}-{key[:12]}",
+        key=key,
+        parent=parent.name if parent else None,
+        place=len(before) + 1,
+        tokens_before=sum(stage.tokens for stage in before),
+        **known,
     )
 
 
-def _tuning(params: TrainingParams, before: list[Stage], facts: list[Any]) -> Stage:
-    batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
-    own = {"learning_rate": params.fine_tune_learning_rate, "tokens_per_batch": batch}
-    shape = {**parameters.shape(params), **own, "decay_fraction": None, "max_epochs": None}
-    known = _after(before, [FINE_TUNED], shape, [params.fine_tune_epochs, *facts])
-    return Stage(**known, mixture=PROBLEMS, epochs=params.fine_tune_epochs, **own)
-
-
-def _after(before: list[Stage], reads: list[str], shape: Mapping[str, Any], facts: list[Any]) -> dict[str, Any]:
-    """Name, key and place of a stage that begins where the stages `before` it end."""
-    parent = before[-1] if before else None
-    shaping = {name: value for name, value in shape.items() if name not in PLANNED}
-    key = digest([shaping, parent.key if parent else "", *facts])
-    return {
-        "name": f"{len(before) + 1}-{'+'.join(reads)}-{key[:12]}",
-        "key": key,
-        "parent": parent.name if parent else None,
-        "place": len(before) + 1,
-        "tokens_before": sum(stage.tokens for stage in before),
-    }
-
-
-def _texts_digest(name: str, sources: Mapping[str, Path]) -> str:
-    if name not in sources:
-        given = ", ".join(sorted(sources)) or "none"
-        raise TraitError(f"training.arms names the source '{name}', but only {given} were given.")
-    if not sources[name].is_file():
-        raise TraitError(f"training: {sources[name]} does not exist. Run the step that writes it first.")
-    return sha256(sources[name])
+def _texts_digest(path: Path) -> str:
+    if not path.is_file():
+        raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
+    return sha256(path)

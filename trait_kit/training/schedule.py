@@ -26,11 +26,11 @@ STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint 
 def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
     """Steps of (warm-up, stable, decay); they add up to `total_steps`, and at least one runs at the maximum.
 
-    Fractions round up, so that a short demo stage still has every phase that it asks for; where there is no room for
-    all three, the warm-up gives way first.
+    Fractions round up (but 0.07 * 100 is 7.000000000000001), so that a short demo stage still has every phase that it asks
+    for; where there is no room for all three, the warm-up gives way first.
     """
-    decay = min(_ceil(decay_fraction * total_steps), total_steps - 1)
-    warmup = min(_ceil(warmup_fraction * total_steps), total_steps - 1 - decay)
+    decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
+    warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
     return warmup, total_steps - warmup - decay, decay
 
 
@@ -90,7 +90,3 @@ def last_checkpoint(work: Path) -> str | None:
     whole = work.glob(f"checkpoint-*/{CHECKPOINT_MARK}")
     newest = max(whole, key=lambda mark: int(mark.parent.name.rpartition("-")[2]), default=None)
     return str(newest.parent) if newest else None
-
-
-def _ceil(steps: float) -> int:
-    return math.ceil(round(steps, 9))  # 0.07 * 100 is 7.000000000000001

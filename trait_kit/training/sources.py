@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +17,16 @@ from trait_kit.training.plan import named_sources
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
 
-Pairs = list[tuple[str, ...]]
+Pairs = Sequence[Sequence[str]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs], Pairs]
 
 
-def inputs(params: TrainingParams, run_dir: Path) -> tuple[dict[str, Path], dict[str, Pairs], Pairs]:
-    """Files of texts by source, held-out sets by name, and problems for fine-tuning."""
+def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
+    """What a run trains on.
+
+    Of every source that an arm names a Parquet file with a column `text`; held-out sets by name, (prompt, target) pairs;
+    and such pairs for fine-tuning.
+    """
     return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
 
 
@@ -71,15 +77,10 @@ def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """
     if not params.fine_tune_epochs:
         return []
-    problems = load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.seed)
-    pairs = _pairs(problems)
+    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.seed))
     tested = every_test_question(params.tasks, params.test_items_per_task, params.seed)
     held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
-    lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
-    note = f" No train problems: {', '.join(lacking)}." if lacking else ""
-    print(
-        f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.{note}"
-    )
+    print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):
         raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
     return [pair for place, pair in enumerate(pairs) if place not in held]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, digest, read_json, write_json
+from trait_kit.engine.files import TraitError, digest, read_json
 from trait_kit.models import model_digest, resolve_model
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
 from trait_kit.training import launch, sources, worker
-from trait_kit.training.plan import Chains, Job, Stage, plan_stages
+from trait_kit.training.plan import Job, Stage, plan_stages
 
 KEPT = (
     "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "tokens_per_second", "micro_batch",
@@ -64,7 +64,7 @@ class TrainingResult:
     @staticmethod
     def load(folder: Path) -> TrainingResult:
         """What a finished step left in `folder`; nothing is trained or written."""
-        known = read_json(folder / "training.json")
+        known = read_json(folder / "report.json")["summary"]
         return TrainingResult(
             log=tables.read(folder / "log.parquet", "log").to_pandas(),
             models={arm: folder / path for arm, path in known["models"].items()},
@@ -80,9 +80,8 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
     """
     if step.done:
         return TrainingResult.load(step.folder)
-    result = train(step.params, *sources.inputs(step.params, step.run_dir), step.folder / "models", watch)
+    result = train(step.params, sources.inputs(step.params, step.run_dir), step.folder / "models", watch)
     tables.write(step.folder / "log.parquet", result.log, "log")
-    write_json(step.folder / "training.json", result.summary(step.folder))
     return result
 
 
@@ -96,56 +95,44 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     models = run_dir / "04_train_two_stages" / "models"
     if launch.is_launched():
         if launch.is_first():
-            job, chains = prepare_job(params, *sources.inputs(params, run_dir), models)
+            job = prepare_job(params, sources.inputs(params, run_dir), models)
         launch.wait_for_all()
         if (models / "work" / "job.json").exists():
             worker.work(Job.load(models / "work" / "job.json"))
         launch.wait_for_all()
         if not launch.is_first():
             return
-        result = finish(job, chains)
+        result = finish(job)
     else:
-        result = train(params, *sources.inputs(params, run_dir), models)
+        result = train(params, sources.inputs(params, run_dir), models)
     columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "processes", "sharding", "new"]
     print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
 
 
 def train(
-    params: TrainingParams,
-    texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Sequence[str]]],
-    problems: Sequence[Sequence[str]],
-    out_dir: Path | str,
-    watch: Callable[[pd.DataFrame], None] | None = None,
+    params: TrainingParams, inputs: sources.Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
-    `texts`: of every source that params.arms names, a Parquet file with a column `text`, which is never in memory as a
-    whole. `held_out`: name -> (prompt, target) pairs; a document is ('', text); at most params.held_out_items
-    of each set are scored, evenly spaced. `problems`: (prompt, target) pairs for fine-tuning. Raises TraitError before any
-    training where a source is missing, empty or smaller than its part of a batch, or the context too long for the model.
+    Of each held-out set at most params.held_out_items are scored, evenly spaced. Raises TraitError before any training
+    where a source is missing, empty or smaller than its part of a batch, or the context too long for the model.
     """
-    job, chains = prepare_job(params, texts, held_out, problems, Path(out_dir))
+    job = prepare_job(params, inputs, Path(out_dir))
 
     def on_line(line: str) -> None:
         print(line, flush=True)
         if watch:
-            watch(_log(job, chains))
+            watch(_log(job))
 
     if job.stages:
         launch.run(job, on_line)
-    return finish(job, chains)
+    return finish(job)
 
 
-def prepare_job(
-    params: TrainingParams,
-    texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Sequence[str]]],
-    problems: Sequence[Sequence[str]],
-    out_dir: Path,
-) -> tuple[Job, Chains]:
+def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
+    texts, held_out, problems = inputs
     scored = {name: _scored(name, rows, params.held_out_items) for name, rows in sorted(held_out.items())}
     base = str(resolve_model(params.base_model))
     plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
@@ -157,6 +144,7 @@ def prepare_job(
         texts={name: path.absolute() for name, path in texts.items()},
         held_out=scored,
         problems=[list(pair) for pair in problems],
+        chains=chains,
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
     if job.stages:
@@ -164,24 +152,24 @@ def prepare_job(
         tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
         fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
         print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
-    return job, chains
+    return job
 
 
-def finish(job: Job, chains: Chains) -> TrainingResult:
+def finish(job: Job) -> TrainingResult:
     """Everything that the stages' folders hold, as tables; the work folder goes."""
     shutil.rmtree(job.work, ignore_errors=True)
     new = {stage.name for stage in job.stages}
-    users = Counter(name for chain in chains.values() for name in chain)
+    users = Counter(name for chain in job.chains.values() for name in chain)
     accounting, stages = [], []
-    for arm, chain in chains.items():
+    for arm, chain in job.chains.items():
         for name in chain:
             report = read_json(job.stages_dir / name / "stage.json")
             accounting += [{"arm": arm, **row} for row in report["accounting"]]
             flags = {"shared": users[name] > 1, "new": name in new}
             stages.append({"arm": arm, "stage": report["place"], **{field: report[field] for field in KEPT}, **flags})
     return TrainingResult(
-        log=tables.conform(_log(job, chains), "log").to_pandas(),
-        models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in chains.items()},
+        log=tables.conform(_log(job), "log").to_pandas(),
+        models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
         accounting=pd.DataFrame(accounting),
         stages=pd.DataFrame(stages),
     )
@@ -199,10 +187,10 @@ def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
     return missing
 
 
-def _log(job: Job, chains: Chains) -> pd.DataFrame:
+def _log(job: Job) -> pd.DataFrame:
     """Rows of every stage that is finished, and of the one being trained as far as it has come."""
     rows = []
-    for arm, chain in chains.items():
+    for arm, chain in job.chains.items():
         for name in chain:
             for path in (job.stages_dir / name / "log.json", job.work / name / "live.json"):
                 if path.exists():

@@ -1,9 +1,8 @@
 """Texts tokenised once, and rows of them: token ids on disk, memory-mapped, whatever the size of the corpus.
 
-A store is a folder known by its tokenizer and its texts, which appears whole or not at all: `tokens` (ids of whole
-documents, one after the other, uint16 where the vocabulary allows it), `lengths.npy` (tokens of each document) and
-`store.json`. The rows of a stage are a plan over stores: `pieces.npy` (one record a piece) and `row_ends.npy`. A stage of
-ten million documents opens in a moment and takes no memory but the pages that are read.
+A store is a folder that appears whole or not at all: `tokens` (ids of documents, one after the other), `lengths.npy` (tokens
+of each document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (one record a piece) and
+`row_ends.npy`. A stage of ten million documents opens in a moment and takes no memory but the pages that are read.
 
 Every document ends with the tokenizer's end token, and begins with its begin token only where the tokenizer puts one there
 by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
@@ -20,6 +19,7 @@ import numpy as np
 
 from trait_kit.engine.files import TraitError, atomic_path, maker_of, read_json, write_json
 from trait_kit.engine.packing import IGNORED
+from trait_kit.training.launch import say
 
 TEXTS_AT_ONCE = 64  # the tokenizer's own objects take some 100 bytes a token
 PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt", "i4")])
@@ -39,13 +39,27 @@ class TokenStore:
         return len(self.ids)
 
 
+def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
+    """Write the ids of documents, one array of one type each, a batch at a time; TraitError where there are none."""
+    with atomic_path(folder) as new:
+        new.mkdir()
+        lengths = [np.zeros(0, np.int64)]
+        with (new / "tokens").open("wb") as stream:
+            for documents in batches:
+                lengths.append(np.array([len(document) for document in documents], np.int64))
+                stream.writelines(documents)
+        every = np.concatenate(lengths)
+        if not every.any():
+            raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
+        np.save(new / "lengths.npy", every[every > 0])
+        write_json(new / "store.json", {"dtype": documents[0].dtype.str, "empty": int((every == 0).sum())})
+
+
 def open_store(folder: Path) -> TokenStore:
-    """A finished store; memory only for 8 bytes a document. TraitError where it is damaged."""
-    record, lengths = read_json(folder / "store.json"), np.load(folder / "lengths.npy")
+    """A finished store; memory only for 8 bytes a document."""
+    record = read_json(folder / "store.json")
     ids = np.memmap(folder / "tokens", record["dtype"], "r")
-    if int(lengths.sum()) != len(ids):
-        raise TraitError(f"The tokens in {folder} are damaged (lengths and tokens disagree). Delete it and run again.")
-    return TokenStore(folder, ids, lengths, record["empty"])
+    return TokenStore(folder, ids, np.load(folder / "lengths.npy"), record["empty"])
 
 
 def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
@@ -53,18 +67,14 @@ def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
 
     Raises TraitError for a tokenizer without an end token, a column that is not text, a row without one, or no text at all.
     """
-    begin = prefix_tokens(tokenizer)
     with maker_of(folder):
-        if not folder.exists():
-            dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
-            _write(_encoded(texts, tokenizer, begin, dtype), folder, dtype)
-    return open_store(folder)
-
-
-def write_store(documents: Sequence[np.ndarray], folder: Path) -> TokenStore:
-    """A store of token ids that are already there, one int32 array a document."""
-    _write([documents], folder, np.dtype(np.int32))
-    return open_store(folder)
+        new = not folder.exists()
+        if new:
+            write_store(_encoded(texts, tokenizer), folder)
+    store = open_store(folder)
+    if new:
+        say(f"{texts.stem}: {store.tokens:,} tokens, {len(store.lengths):,} documents, {store.empty:,} empty ones left out.")
+    return store
 
 
 def prefix_tokens(tokenizer: Any) -> list[int]:
@@ -143,22 +153,7 @@ def piece_records(
     return records
 
 
-def _write(batches: Iterable[Sequence[np.ndarray]], folder: Path, dtype: np.dtype) -> None:
-    with atomic_path(folder) as new:
-        new.mkdir()
-        lengths = [np.zeros(0, np.int64)]
-        with (new / "tokens").open("wb") as stream:
-            for documents in batches:
-                lengths.append(np.array([len(document) for document in documents], np.int64))
-                stream.writelines(document.astype(dtype, copy=False) for document in documents)
-        every = np.concatenate(lengths)
-        if not every.any():
-            raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
-        np.save(new / "lengths.npy", every[every > 0])
-        write_json(new / "store.json", {"dtype": dtype.str, "empty": int((every == 0).sum())})
-
-
-def _encoded(texts: Path, tokenizer: Any, begin: list[int], dtype: np.dtype) -> Iterator[list[np.ndarray]]:
+def _encoded(texts: Path, tokenizer: Any) -> Iterator[list[np.ndarray]]:
     """The ids of each text, its end token included, a batch at a time; nothing for a text without tokens.
 
     A Parquet file is read page by page, never a row group at once.
@@ -168,7 +163,8 @@ def _encoded(texts: Path, tokenizer: Any, begin: list[int], dtype: np.dtype) -> 
     fast = tokenizer.backend_tokenizer
     fast.no_truncation()  # some tokenizer files come with one of their own
     fast.no_padding()
-    end = [tokenizer.eos_token_id]
+    begin, end = prefix_tokens(tokenizer), [tokenizer.eos_token_id]
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     with pq.ParquetFile(texts, pre_buffer=False, buffer_size=2**20) as file:
         schema = file.schema_arrow
         if "text" not in schema.names or "string" not in str(schema.field("text").type):

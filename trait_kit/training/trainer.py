@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from trait_kit.engine.files import TraitError, read_json, write_json
@@ -49,9 +48,6 @@ class StageTrainer(Trainer):
         self.held_out = {name: encode(texts, tokenizer, context_length) for name, texts in job.held_out.items()}
         self._begin = self._printed = time.monotonic()
         self._evaluating, self._first_step = 0.0, None
-
-    def _get_train_sampler(self, *arguments: Any, **named: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # the plan has shuffled the rows
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.stage.epochs or self.lr_scheduler:
@@ -96,9 +92,9 @@ class StageTrainer(Trainer):
             self._progress(logs["loss"])
 
     def save_whole(self, folder: Path) -> None:
-        """The complete model: `start`, in float32, for the stages that go on from it; `model`, where an arm ends.
+        """`start`, in float32, for the stages that go on from it; `model`, in bfloat16 as it is served, where an arm ends.
 
-        The latter is in bfloat16, as it is served, at half the size; in float32 where `precision: float32` asks for it.
+        With `precision: float32` both are in float32.
         """
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.accelerator.is_main_process:
@@ -110,7 +106,7 @@ class StageTrainer(Trainer):
             _save(self.model, state, folder / "model", torch.float32 if exact else torch.bfloat16)
 
     def report(self, seconds: float) -> dict[str, Any]:
-        """What the report wants to know beside the scores: speed, device and precision; not part of any key."""
+        """What the report wants to know beside the scores; not part of any key."""
         steps = self.state.global_step - (self._first_step or 0)
         cuda = self.args.device.type == "cuda"
         return {
@@ -170,6 +166,7 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
     return TrainingArguments(
         output_dir=str(job.work / stage.name),
         max_steps=stage.steps,
+        train_sampling_strategy="sequential",  # the plan has shuffled the rows
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         learning_rate=stage.learning_rate,
