@@ -388,7 +388,7 @@ def test_bad_input_stops_before_any_training(
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TraitError, match="in_domain.parquet does not exist. Run the step"):
+    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist\. Run the step"):
         stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}, ()), "")
     with pytest.raises(TraitError, match="'held_out/solutions' has an item without a target"):
         trained(tiny_params(model_dir), tmp_path, held_out={"held_out/solutions": [("Question", "")]})
