@@ -16,7 +16,6 @@ if not torch.cuda.is_available():
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 from trait_kit.training import worker
-from trait_kit.training.plan import Job
 
 if __name__ == "__main__":
-    worker.work(Job.load(sys.argv[1]))
+    worker.main(sys.argv[1])

@@ -101,7 +101,7 @@ def _here(job: Job, on_line: Callable[[str], None]) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trait_kit.engine.child.tell", on_line)
-            worker.work(job)
+            worker.main(job.work / "job.json")
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)

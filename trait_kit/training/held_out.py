@@ -72,10 +72,8 @@ def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> 
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
     while order:
-        size = max(1, min(len(order), TOKENS_PER_BATCH // len(items[order[0]].ids)))
-        while size > 1 and size * len(items[order[size - 1]].ids) > TOKENS_PER_BATCH:
-            size -= 1
-        batch, order = order[:size], order[size:]
+        size = sum(size * len(items[index].ids) <= TOKENS_PER_BATCH for size, index in enumerate(order, 1))
+        batch, order = order[: size or 1], order[size or 1 :]
         rows = [torch.tensor(items[index].ids) for index in batch]
         labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         for row, index in enumerate(batch):

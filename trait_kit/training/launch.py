@@ -22,7 +22,7 @@ HINT = " Finished stages and whole checkpoints are kept: run again to go on, wit
 
 def run(job: Job, on_line: Callable[[str], None]) -> None:
     """Tokenise, pack and train the stages of `job` in one child process, or with accelerate in one a GPU of this machine."""
-    command = ["-m", "trait_kit.training.worker", str(job.save())]
+    command = ["-m", "trait_kit.training.worker", str(job.work / "job.json")]
     if config := job.params.accelerate_config:
         import torch
 
@@ -54,15 +54,22 @@ def sharding() -> str:
     return "ddp" if processes() > 1 else "none"
 
 
-def wait_for_all(hours: float = 48) -> None:
+def use_cpu() -> bool:
+    """Whether to tell accelerate that there are CPUs only: it would then leave sharding out, silently."""
+    import torch
+
+    return torch.accelerator.current_accelerator() is None and sharding() in ("none", "ddp")
+
+
+def wait_for_all() -> None:
     """Hold every process of the launch until all are here; tokenising may take longer than the usual time limit."""
     if processes() == 1:
         return
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    PartialState(cpu=use_cpu())
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
     torch.distributed.barrier(group)
 
 

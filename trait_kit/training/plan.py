@@ -10,11 +10,10 @@ key. Fine-tuning, where asked for, is one more stage after each chain and after 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from trait_kit import params as parameters
 from trait_kit.engine.closure import code_digest
@@ -36,8 +35,7 @@ WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child")
 Chains = dict[str, list[str]]  # arm -> names of its stages
 
 
-@dataclass
-class Stage:
+class Stage(BaseModel):
     """One Trainer run."""
 
     name: str
@@ -48,29 +46,28 @@ class Stage:
     mixture: str
     tokens_per_batch: int
     learning_rate: float
-    texts: dict[str, str] = field(default_factory=dict)  # source -> digest of its texts
+    texts: dict[str, str] = {}  # source -> digest of its texts
     epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
     steps: int = 0
     tokens: int = 0  # in whole batches
     ends_arm: bool = False  # its model is an arm's own, and is kept
-    arms: list[str] = field(default_factory=list)
+    arms: list[str] = []
     # What packing found out.
-    accounting: list[dict[str, Any]] = field(default_factory=list)  # stage, source, tokens, epochs, available
-    consumed: dict[str, int] = field(default_factory=dict)  # tokens of each stream that it and the stages before have read
+    accounting: list[dict[str, Any]] = []  # stage, source, tokens, epochs, available
+    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have read
     documents: int = 0
     cut: int = 0  # documents, or problems, that were cut
     efficiency: float = 0.0  # share of the slots that hold a token
 
-    def save(self, folder: Path) -> Path:
-        return write_json(folder / "stage.json", asdict(self))
+    def save(self, folder: Path) -> None:
+        write_text(folder / "stage.json", self.model_dump_json(indent=1))
 
     @staticmethod
     def load(folder: Path) -> Stage:
-        return TypeAdapter(Stage).validate_json((folder / "stage.json").read_text(encoding="utf-8"))
+        return Stage.model_validate_json((folder / "stage.json").read_text(encoding="utf-8"))
 
 
-@dataclass
-class Job:
+class Job(BaseModel):
     """The stages that are missing, and what they are made from: what a worker is given."""
 
     params: TrainingParams
@@ -100,13 +97,6 @@ class Job:
             write_json(path, fast_precision())
         return read_json(path)
 
-    def save(self) -> Path:
-        return write_text(self.work / "job.json", TypeAdapter(Job).dump_json(self, indent=1).decode())
-
-    @staticmethod
-    def load(path: Path | str) -> Job:
-        return TypeAdapter(Job).validate_json(Path(path).read_text(encoding="utf-8"))
-
 
 def plan_stages(
     params: TrainingParams,
@@ -128,8 +118,8 @@ def plan_stages(
             texts = {source: digests[source] for source in names}
             steps = budget // params.tokens_per_batch
             reads = {"mixture": "+".join(names), "steps": steps, "texts": texts}
-            stage = _next(chain, "+".join(texts), [shape, reads, *shared], **reads, **own)
-            chain.append(replace(stage, tokens=steps * params.tokens_per_batch))
+            tokens = steps * params.tokens_per_batch
+            chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], tokens=tokens, **reads, **own))
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
         own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}

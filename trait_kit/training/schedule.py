@@ -24,10 +24,9 @@ STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint 
 
 
 def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
-    """Steps of (warm-up, stable, decay); they add up to `total_steps`, and at least one runs at the maximum.
+    """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
 
-    Fractions round up (but 0.07 * 100 is 7.000000000000001), so that a short demo stage still has every phase that it asks
-    for; where there is no room for all three, the warm-up gives way first.
+    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is 7.000000000000001).
     """
     decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
     warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
@@ -59,6 +58,7 @@ class Milestones(TrainerCallback):
         self._trainer, self._saved = trainer, time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._steps_before = state.global_step
         if self._trainer.stage.parent is None and state.global_step == 0:
             self._trainer.evaluate()
 

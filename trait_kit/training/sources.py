@@ -22,11 +22,7 @@ Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs], Pairs]
 
 
 def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
-    """What a run trains on.
-
-    Of every source that an arm names a Parquet file with a column `text`; held-out sets by name, (prompt, target) pairs;
-    and such pairs for fine-tuning.
-    """
+    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set; and pairs for fine-tuning."""
     return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
 
 

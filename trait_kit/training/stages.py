@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, digest, read_json
+from trait_kit.engine.files import TraitError, digest, read_json, write_text
 from trait_kit.models import model_digest, resolve_model
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
@@ -39,8 +39,7 @@ class TrainingResult:
     models: arm -> folder of its model (transformers format). The untrained 'base' is not among them; with fine-tuning,
     'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
     accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (its tokens).
-    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote
-    this).
+    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote it).
     """
 
     log: pd.DataFrame
@@ -88,17 +87,15 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
 def train_run(params: TrainingParams, run_dir: Path) -> None:
     """`trait-kit train`: what notebook 04 trains, without it, and what it took; the notebook then finds everything trained.
 
-    Alone it starts its worker (and with accelerate_config the launcher) itself. Under `accelerate launch` or torchrun, one
-    node or several, every process runs this: the first one prepares, then all train. The run's folder must be one that
-    all nodes see.
+    Under `accelerate launch` or torchrun, one node or several, every process runs this: the first one prepares, then all
+    train. The run's folder must be one that all nodes see.
     """
     models = run_dir / "04_train_two_stages" / "models"
     if launch.is_launched():
         if launch.is_first():
             job = prepare_job(params, sources.inputs(params, run_dir), models)
         launch.wait_for_all()
-        if (models / "work" / "job.json").exists():
-            worker.work(Job.load(models / "work" / "job.json"))
+        worker.main(models / "work" / "job.json")
         launch.wait_for_all()
         if not launch.is_first():
             return
@@ -147,11 +144,10 @@ def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -
         chains=chains,
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
+    write_text(job.work / "job.json", job.model_dump_json())
     if job.stages:
-        job.save()
         tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
-        fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
-        print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
+        print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens; {done} stage(s) are done.", flush=True)
     return job
 
 
@@ -201,7 +197,6 @@ def _log(job: Job) -> pd.DataFrame:
 
 def _scored(name: str, rows: Sequence[Sequence[str]], items: int) -> list[list[str]]:
     """At most `items` of a held-out set, evenly spaced: problems come sorted by task, and every task should be heard."""
-    for prompt, target, *_ in rows:
-        if not target.strip():
-            raise TraitError(f"training: the held-out set '{name}' has an item without a target (prompt {prompt!r}).")
+    if not all(target.strip() for _, target, *_ in rows):
+        raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
     return [list(rows[index]) for index in np.linspace(0, len(rows) - 1, min(items, len(rows))).round().astype(int)]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, Trainin
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.machine import peak_memory_gb
 from trait_kit.training.held_out import encode, score, token_losses
-from trait_kit.training.launch import processes, say, sharding
+from trait_kit.training.launch import processes, say, sharding, use_cpu
 from trait_kit.training.plan import Job, Stage
 from trait_kit.training.schedule import Milestones, wsd_factor
 from trait_kit.training.tokens import Rows
@@ -39,15 +39,13 @@ class StageTrainer(Trainer):
         context_length, work = job.params.context_length, job.work / stage.name
         arguments = _arguments(job, stage, self.precision, rows)
         model = _model(job, stage, self.precision, arguments.device.type)
-        use_cache = model.config.use_cache
         texts = Rows(work, context_length, tokenizer.eos_token_id)
         super().__init__(model=model, args=arguments, callbacks=[Milestones(self)], train_dataset=texts)
-        model.config.use_cache = use_cache  # Trainer turns it off, which would make generation from the saved model slow
         self.model_accepts_loss_kwargs = True  # our loss is that of the whole batch, for every family of models
         self.remove_callback(PrinterCallback)
         self.held_out = {name: encode(texts, tokenizer, context_length) for name, texts in job.held_out.items()}
         self._begin = self._printed = time.monotonic()
-        self._evaluating, self._first_step = 0.0, None
+        self._evaluating, self._steps_before = 0.0, 0  # Milestones knows, when training begins
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.stage.epochs or self.lr_scheduler:
@@ -81,11 +79,10 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for name, value in logs.items():
             if (name == "loss" or name.startswith("held_out/")) and not math.isfinite(value):
-                rate = "fine_tune_learning_rate" if self.stage.epochs else "learning_rate"
                 raise TraitError(
                     f"training: {name} became {value} at step {self.state.global_step} of {self.stage.steps} in stage "
-                    f"{self.stage.name}. Nothing of this stage is kept but its checkpoints. Lower {rate} (it is "
-                    f"{self.args.learning_rate:.1e}), or set precision to float32, and run again."
+                    f"{self.stage.name}. Nothing of this stage is kept but its checkpoints. Lower its learning rate "
+                    f"({self.args.learning_rate:.1e}), or set precision to float32, and run again."
                 )
         super().log(logs, start_time)
         if "loss" in logs and self.accelerator.is_main_process:
@@ -107,11 +104,10 @@ class StageTrainer(Trainer):
 
     def report(self, seconds: float) -> dict[str, Any]:
         """What the report wants to know beside the scores; not part of any key."""
-        steps = self.state.global_step - (self._first_step or 0)
         cuda = self.args.device.type == "cuda"
         return {
             "seconds": seconds,
-            "tokens_per_second": steps * self.stage.tokens_per_batch / (time.monotonic() - self._begin - self._evaluating),
+            "tokens_per_second": self._speed(),
             "micro_batch": self.args.per_device_train_batch_size,
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else peak_memory_gb(),
             "precision": self.precision,
@@ -121,15 +117,16 @@ class StageTrainer(Trainer):
             "sharding": sharding(),
         }
 
+    def _speed(self) -> float:
+        """Tokens a second of this process's steps, without the evaluations."""
+        steps = self.state.global_step - self._steps_before
+        return steps * self.stage.tokens_per_batch / (time.monotonic() - self._begin - self._evaluating)
+
     def _progress(self, loss: float) -> None:
-        step, stage, now = self.state.global_step, self.stage, time.monotonic()
-        if self._first_step is None:
-            self._first_step = step - 1
-        if now - self._printed < PROGRESS_SECONDS and step < self.state.max_steps:
+        stage, done = self.stage, self.state.global_step * self.stage.tokens_per_batch
+        if time.monotonic() - self._printed < PROGRESS_SECONDS and done < stage.tokens:
             return
-        self._printed = now
-        done = step * stage.tokens_per_batch
-        speed = (step - self._first_step) * stage.tokens_per_batch / (now - self._begin)  # evaluations included
+        self._printed, speed = time.monotonic(), self._speed()
         write_json(Path(self.args.output_dir) / "live.json", log_rows(self.state.log_history, stage))
         say(
             f"{'+'.join(stage.arms)} stage {stage.place} ({stage.mixture}): {done:,} of {stage.tokens:,} tokens, "
@@ -150,14 +147,13 @@ def log_rows(history: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]
 
 
 def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArguments:
-    params, spread = job.params, sharding()
+    params, cpu = job.params, use_cpu()
     accumulation, rest = divmod(stage.tokens_per_batch, params.context_length * processes() * rows)
     if rest or not accumulation:
         raise TraitError(
             f"training: tokens_per_batch ({stage.tokens_per_batch:,}) is not a multiple of context_length x "
             f"rows_per_device x processes ({params.context_length:,} x {rows} x {processes()}). Change one of them."
         )
-    cpu = torch.accelerator.current_accelerator() is None
     if cpu:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
@@ -182,9 +178,10 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         save_total_limit=CHECKPOINTS_KEPT,
         report_to="none",
         disable_tqdm=True,
+        use_cache=True,  # what the saved model is to do when it generates; training asks for none
         seed=params.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=cpu and spread in ("none", "ddp"),  # the others would silently be left out
+        use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,
         ddp_find_unused_parameters=False,
     )

@@ -1,9 +1,8 @@
 """The process that trains: `python -m trait_kit.training.worker job.json`, one of them or many.
 
-One process trains all the stages of its job one after another: imports cost seconds, a stage of the demo costs a minute.
-Each stage reads its start from disk and sets its own seeds, so its result does not depend on the process it happens to run
-in; and each result is renamed into place whole: stage.json, log.json, `model` where an arm ends, and `start`, the float32
-weights, where a stage begins.
+One process trains all the stages of its job one after another. Each stage reads its start from disk and sets its own seeds,
+so its result does not depend on the process it happens to run in; and each result is renamed into place whole: stage.json,
+log.json, `model` where an arm ends, and `start`, the float32 weights, where a stage begins.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from trait_kit.engine import child
@@ -25,12 +24,13 @@ from trait_kit.training.plan import Job, Stage
 from trait_kit.training.prepare import prepare
 
 
-def work(job: Job) -> None:
-    """Tokenise, pack and train the stages of `job`; of several processes, the first one prepares and the others wait."""
+def main(path: Path | str) -> None:
+    """Tokenise, pack and train the stages of a job; of several processes, the first one prepares and the others wait."""
     from transformers.utils import logging
 
     from trait_kit.training.schedule import STOP
 
+    job = Job.model_validate_json(Path(path).read_text(encoding="utf-8"))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(job.base)
@@ -40,7 +40,10 @@ def work(job: Job) -> None:
     wait_for_all()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    stages = [replace(Stage.load(job.work / one.name), arms=one.arms, ends_arm=one.ends_arm) for one in job.stages]
+    stages = []
+    for planned in job.stages:
+        known = {"arms": planned.arms, "ends_arm": planned.ends_arm}
+        stages.append(Stage.load(job.work / planned.name).model_copy(update=known))
     for number, stage in enumerate(stages):
         train_stage(job, stage, tokenizer, sum(one.tokens for one in stages[number:]))
         if is_first():
@@ -93,10 +96,10 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
         trainer.save_whole(done)  # sharded weights are gathered by all processes
         tokenizer.save_pretrained(done / "model" if stage.ends_arm else done)
         write_json(done / "log.json", log_rows(trainer.state.log_history, stage))
-        write_json(done / "stage.json", {**asdict(stage), **trainer.report(time.monotonic() - began)})
+        write_json(done / "stage.json", {**stage.model_dump(), **trainer.report(time.monotonic() - began)})
     trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
     with child.reporting():
-        work(Job.load(sys.argv[1]))
+        main(sys.argv[1])
