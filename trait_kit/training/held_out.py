@@ -1,8 +1,7 @@
 """Held-out scores while training: bits per byte of targets given prompts, cheap enough to ask often.
 
-Bits per byte, not perplexity or accuracy: it does not depend on the tokenizer, and at small scale it moves long before
-accuracy does. Only target positions reach the output layer, items are batched by length, and right padding needs no
-mask because no token looks to its right.
+They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items are batched by length;
+right padding needs no mask because no token looks to its right.
 """
 
 from __future__ import annotations
@@ -40,18 +39,16 @@ def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> li
 
     Prompt '' makes the target a document, which is given a begin or end token.
     """
-    return [[_encode(prompt, target, tokenizer, max_tokens) for target in targets] for prompt, *targets in rows]
-
-
-def _encode(prompt: str, target: str, tokenizer: Any, max_tokens: int) -> Item:
     begin = prefix_tokens(tokenizer)
     nothing = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    longest = min(MAX_TARGET_TOKENS, max_tokens // 2)
-    given, ids, n_bytes = pair_tokens(prompt, target, tokenizer)
-    ids = ids[:longest]
-    room = min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin))
-    given = [*begin, *given[-room:]] or [nothing]
-    return Item([*given, *ids], len(given), n_bytes[len(ids) - 1])
+
+    def item(prompt: str, target: str) -> Item:
+        given, ids, n_bytes = pair_tokens(prompt, target, tokenizer)
+        ids = ids[: min(MAX_TARGET_TOKENS, max_tokens // 2)]
+        given = [*begin, *given[-min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin)) :]] or [nothing]
+        return Item([*given, *ids], len(given), n_bytes[len(ids) - 1])
+
+    return [[item(prompt, target) for target in targets] for prompt, *targets in rows]
 
 
 def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) -> float:

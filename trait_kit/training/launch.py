@@ -12,11 +12,7 @@ from trait_kit.training.plan import Job
 
 # Environment of a worker, where the user has not set it. Measured with a 135M model on two cores: glibc gives large
 # tensors back to the system and page-faults them in again each step, which costs a fifth.
-WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
 HINT = " Finished stages and whole checkpoints are kept: run again to go on, with fewer rows_per_device if memory ran out."
 
 

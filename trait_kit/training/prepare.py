@@ -2,8 +2,7 @@
 
 A source is an endless stream: its documents in a random order, then again in another one. A stage takes a stretch of
 each stream; a later stage that mixes the same source goes on where the earlier one ended, so data repeat only when they
-have run out. Shares are equal unless a mixture names a source more than once; a cap on the passes over a source hands
-what is above it to the others.
+have run out. Shares are equal unless a mixture names a source more than once.
 """
 
 from __future__ import annotations
@@ -57,13 +56,8 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
         room = {name: max(0, int(params.max_epochs * one.tokens) - consumed[name]) for name, one in stores.items()}
     drawn = []
     for number, (source, tokens) in enumerate(shares(stage.mixture, stage.tokens, room).items()):
-        store = stores[source]
-        if store.tokens < stage.tokens_per_batch * tokens // stage.tokens:
-            raise TraitError(
-                f"training: the source '{source}' has {store.tokens:,} tokens in {len(store.lengths):,} documents, less "
-                "than its part of one batch. Give it more text, or lower tokens_per_batch."
-            )
         if tokens:
+            store = stores[source]
             columns = draw(store.lengths, consumed[source], tokens, params.seed)
             drawn.append([np.full(len(columns[0]), number, np.uint8), *columns])
             taken = {"tokens": tokens, "epochs": tokens / store.tokens, "available": store.tokens}

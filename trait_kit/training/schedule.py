@@ -1,8 +1,7 @@
 """What happens at which step of a stage: the learning rate, held-out scores, checkpoints.
 
-The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (WSD; appendix). The
-library's own WSD offers only linear, cosine and square-root tails, so this one is written out. Each stage has a whole
-schedule of its own: stage 2 starts from weights alone. (Fine-tuning has the library's cosine.)
+The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (WSD; appendix), a tail
+that the library's own WSD does not offer. Each stage has a schedule of its own. (Fine-tuning has the library's cosine.)
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
         result = finish(job)
     else:
         result = train(params, sources.inputs(params, run_dir), models)
-    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "processes", "sharding", "new"]
+    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
     print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
 
@@ -113,7 +113,7 @@ def train(
     """Train what is missing under `out_dir` and return everything.
 
     Of each held-out set at most params.held_out_items are scored, evenly spaced. Raises TraitError before any training
-    where a source is missing, empty or smaller than its part of a batch, or the context too long for the model.
+    where a source is missing or empty, or the context too long for the model.
     """
     job = prepare_job(params, inputs, Path(out_dir))
 
