@@ -206,6 +206,7 @@ def test_the_base_model_begins_with_its_own_held_out_scores(tuned: TrainingResul
     assert scores["base_fine_tuned"] == scores["trait"] == scores["trait_fine_tuned"]
 
 
+@pytest.mark.slow  # what resumes is tested with the other stages
 def test_a_killed_fine_tuning_goes_on_to_the_identical_result(
     model_dir: Path, tuned: TrainingResult, tmp_path: Path
 ) -> None:
