@@ -170,10 +170,10 @@ def select(
 @app.command()
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
-    from trait_kit.training import command
+    from trait_kit.training import stages
 
     found, folder = _asked(experiment, run_dir, overrides)
-    command.train(found.training, folder)
+    stages.train_run(found.training, folder)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -35,6 +35,17 @@ REMOVED = {
     "entity_names": "fill the field entity in the task files, and take grouping: entity",
     "prompt": "change the wording in trait_kit/passages/prompts/",
     "min_passage_tokens": "passages of fewer than 60 tokens are rejected",
+    "schedule": "each stage has a schedule of its own; for all texts in one stage, join them by '+' in one",
+    "replay": "name general text in the mixture, for instance passages+passages+passages+random",
+    "weight_decay": "it is 0.1 (trait_kit/training/trainer.py)",
+    "max_loss_rise": "look at the loss in notebook 04; only a loss that is no number stops a run",
+    "checkpoint_tokens": "set checkpoint_minutes",
+    "lora_rank": "all weights are trained; activation_checkpointing, or an accelerate_config that shards, save memory",
+    "keep_stages": "weights between stages are always kept",
+    "price_per_gpu_hour": "multiply the table's seconds by its processes and your price",
+    "report_to": "the log is log.parquet in the folder of step 04",
+    "fine_tune_problems": "all train problems are used, up to 10,000 of each task",
+    "task_scores_per_stage": "set task_scores: true; tasks are then scored as often as the held-out texts",
 }
 
 
@@ -192,35 +203,25 @@ class TrainingParams(Common):
 
     # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, and selection methods (random, dsir, ...).
     # Arms whose first stages agree train them once.
-    arms: dict[str, list[str]]
+    arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
-    replay: list[float] = []  # part of each stage that is general text (the random selection), for instance [0.0, 0.05]
     max_epochs: float = knob(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
-    schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # one_stage: texts mixed
     context_length: int = knob(512, ge=16)  # tokens a packed row
     tokens_per_batch: int = knob(1_024, ge=16)  # tokens an optimizer step
     rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = knob(0.10, ge=0, lt=1)  # exponential decay over this last part
-    weight_decay: float = knob(0.1, ge=0)  # of AdamW
-    max_loss_rise: float = knob(3.0, shapes=False, ge=0)  # nats above the recent median, three steps on end, stop; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the faster one, by measuring this machine
     evaluations_per_stage: int = knob(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
-    task_scores_per_stage: int = knob(0, ge=0)  # scores of the tasks' validation problems in each stage; 0: none
-    checkpoint_tokens: int = knob(0, shapes=False, ge=0)  # tokens between checkpoints within a stage; 0: only its end
-    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints; 0: by tokens only
+    task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
+    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints within a stage; 0: only its end
     accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
     activation_checkpointing: bool = knob(False, shapes=False)  # recompute activations: a third more time, less memory
-    lora_rank: int = knob(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
-    keep_stages: bool = knob(False, shapes=False)  # also weights between stages: sweeps then train shared ones once
-    price_per_gpu_hour: float = knob(0.0, shapes=False, ge=0)  # for the cost in progress and report, in any currency
-    report_to: Literal["none", "tensorboard"] = knob("none", shapes=False)  # also log to runs/.../tensorboard
     fine_tune_epochs: int = knob(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
-    fine_tune_problems: int = knob(1_000, ge=1)  # train problems of each task, at most
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
@@ -248,12 +249,6 @@ class TrainingParams(Common):
                     f"{field} ({getattr(self, field)}) must be a multiple of context_length x rows_per_device "
                     f"({self.context_length} x {rows})"
                 )
-        if self.replay and len(self.replay) != len(self.stage_tokens):
-            raise ValueError(f"replay has {len(self.replay)} fraction(s), but there are {len(self.stage_tokens)} stage(s)")
-        if any(not 0 <= fraction < 1 for fraction in self.replay):
-            raise ValueError(f"replay ({self.replay}): each fraction must be at least 0 and below 1")
-        if self.lora_rank and self.accelerate_config:
-            raise ValueError("lora_rank trains on one device: leave accelerate_config empty")
         if (fewest := min(self.stage_tokens)) < self.tokens_per_batch:
             raise ValueError(f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})")
         if self.warmup_fraction + self.decay_fraction > 1:
@@ -313,8 +308,7 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", "passages"} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
-            replayed = {"random"} if any(self.training.replay) else set()
-            for source in ({source for stage in stages for source in stage.split("+")} | replayed) - available:
+            for source in {source for stage in stages for source in stage.split("+")} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:

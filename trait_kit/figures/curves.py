@@ -174,12 +174,12 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
 def plot_task_scores(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4 on downstream tasks: share of validation problems with the right choice, mean over tasks.
 
-    `log` holds rows 'task/<name>' where `task_scores_per_stage` asked for them. TraitError where it has none.
+    `log` holds rows 'task/<name>' where `task_scores` asked for them. TraitError where it has none.
     """
     log = log[log["arm"].isin(arms)]
     scores = log[log["metric"].str.startswith("task/")]
     if scores.empty:
-        raise TraitError("The training log has no task scores: set task_scores_per_stage, with tasks that have choices.")
+        raise TraitError("The training log has no task scores: set task_scores, with tasks that have choices.")
     means = scores.groupby(["arm", "seed", "stage", "tokens"], as_index=False)["value"].mean()
     last = means[means["arm"] == arms[-1]].groupby("tokens")["value"].mean()
     title = f"{label(arms[-1])}: {last.iloc[0]:.0%} to {last.iloc[-1]:.0%} of validation problems right"
