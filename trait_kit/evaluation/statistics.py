@@ -26,7 +26,6 @@ _CHUNK = 4_000_000  # numbers drawn at a time
 # Imagined items beside a task's binary ones, so that twenty zeros do not claim certainty: two right and two wrong answers
 # of an arm (Agresti and Coull, 1998). For a difference of two arms: half_a_win_each.
 TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)
-_FEW_VALUES = 16  # distinct values that are drawn by their counts, at a fraction of the time
 
 
 @dataclass(frozen=True)
@@ -131,38 +130,15 @@ def hierarchical_bootstrap(
 
 
 def mean_interval(groups: Sequence[np.ndarray], confidence: float, seed: int = 0) -> Estimate:
-    """The mean of the groups' means (no test is made of it: p_value is that of the draws, or 1 where there are none).
-
-    Binary outcomes of one seed: Wilson's interval of each task, joined by squaring and adding the distances to their limits
-    (Zou and Donner, 2008), which stays right where a task of 32 items stands beside one of 1,319. Otherwise by bootstrap.
-    """
+    """The mean of the groups' means; its p value is of no use. A task of 32 items keeps its width beside one of 1,319."""
     groups = [np.atleast_2d(group) for group in groups]
-    binary = is_binary(groups)
-    if not binary or len(groups[0]) > 1:
-        return hierarchical_bootstrap(groups, confidence, seed, TWO_OF_EACH if binary else ())
-    parts = np.array([wilson(int(group.sum()), group.size, confidence) for group in groups])
-    mean = float(parts[:, 0].mean())
-    below, above = np.linalg.norm(parts[:, :1] - parts[:, 1:], axis=0) / len(parts)
-    return Estimate(mean, mean - float(below), mean + float(above), 1.0)
-
-
-def wilson(successes: int, n: int, confidence: float) -> tuple[float, float, float]:
-    """(share, low, high): Wilson's score interval of a binomial share."""
-    z = stats.norm.ppf((1 + confidence) / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return share, max(0.0, centre - half), min(1.0, centre + half)
+    return hierarchical_bootstrap(groups, confidence, seed, TWO_OF_EACH if is_binary(groups) else ())
 
 
 def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided exact McNemar p value of paired 0/1 outcomes: a fair coin over the items on which they disagree."""
-    return sign_test(*discordant(first, second))
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p value that a fair coin fell so."""
-    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+    disagreements = int(np.sum(first != second))
+    return float(stats.binomtest(int(np.sum(first > second)), disagreements).pvalue) if disagreements else 1.0
 
 
 def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0) -> float:
@@ -211,22 +187,6 @@ def standardised(groups: Sequence[np.ndarray]) -> float:
     return mean / deviation
 
 
-def cohens_h(first: float, second: float) -> float:
-    """Cohen's h (1988) of two shares: their distance on the scale where every share is equally hard to tell apart."""
-    return 2 * math.asin(math.sqrt(first)) - 2 * math.asin(math.sqrt(second))
-
-
-def odds_ratio(first: np.ndarray, second: np.ndarray) -> float:
-    """Odds that an item on which they disagree is the first's: its wins over the second's, half a win added to both."""
-    only_first, only_second = discordant(first, second)
-    return (only_first + 0.5) / (only_second + 0.5)
-
-
-def discordant(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
-    """On how many items only the first is right, and only the second."""
-    return int(np.sum((first == 1) & (second == 0))), int(np.sum((first == 0) & (second == 1)))
-
-
 def smallest_gain(uncertainty: Spread, level: float) -> float:
     """The true mean difference that a two-sided t test at `level` would have found with 80% power; in units of the metric.
 
@@ -236,23 +196,6 @@ def smallest_gain(uncertainty: Spread, level: float) -> float:
     if uncertainty.heavy:
         needed += uncertainty.variance * uncertainty.heavy * _standard_errors(level, uncertainty.n_seeds - 1) ** 2
     return math.sqrt(needed)
-
-
-def smallest_mcnemar_gain(n: int, disagreements: int, level: float) -> float:
-    """The same for n items with binary outcomes, by the power of the exact test itself; infinite where no gain is enough.
-
-    Items disagree as often as they did, or as often as the gain needs, if that is more.
-    """
-    counts = np.arange(n + 1)
-    needed = stats.binom.isf(level / 2, counts, 0.5) + 1  # wins of one arm that are significant, by disagreements
-
-    def lacking(gain: float) -> float:
-        rate = max(disagreements / n, gain)
-        wins = min(1.0, (1 + gain / rate) / 2)
-        found = stats.binom.sf(needed - 1, counts, wins) + stats.binom.cdf(counts - needed, counts, wins)
-        return POWER - float(stats.binom.pmf(counts, n, rate) @ found)
-
-    return math.inf if lacking(1.0) > 0 else float(optimize.brentq(lacking, 1e-9, 1.0))
 
 
 def _standard_errors(level: float, freedom: float) -> float:
@@ -279,9 +222,6 @@ def _influence(group: np.ndarray, n_groups: int, imagined: Sequence[float]) -> n
 def _resampled(influence: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Sums of as many influences as there are, drawn with replacement, RESAMPLES times."""
     n = len(influence)
-    values, counts = np.unique(influence, return_counts=True)
-    if len(values) <= _FEW_VALUES:
-        return generator.multinomial(n, counts / n, size=RESAMPLES) @ values
     return np.concatenate(
         [influence[generator.integers(0, n, size=(count, n), dtype=np.int32)].sum(axis=1) for count in _chunks(RESAMPLES, n)]
     )
