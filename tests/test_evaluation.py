@@ -21,9 +21,9 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
-from trait_kit.evaluation.suites import load_tasks, worked_examples
+from trait_kit.evaluation.suites import worked_examples
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task, prompt
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",
@@ -282,7 +282,7 @@ def test_a_written_task_marks_texts_under_lm_eval_alone(problems, tmp_path):
 
     chosen = params(generate_items=1)
     newer = {"products / hard": TASKS["products / hard"].model_copy(update={"version": 3})}
-    units = suites.build(problems[3:6], {}, chosen, tmp_path, tasks=newer)
+    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
     (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
     task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
     (doc,) = task.test_docs()
@@ -312,12 +312,10 @@ def test_bad_problems_are_named(problems, tmp_path, change, message):
     rows = problems.to_dict("records")
     rows[0] |= change
     with pytest.raises(TraitError, match=message):
-        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, tasks=TASKS)
+        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):
-    with pytest.raises(TraitError, match="Held-out document 1 of 'general'"):
-        evaluated(model_dir, problems, tmp_path, {"general": ["fine", ""]})
     with pytest.raises(TraitError, match="both empty"):
         evaluated(model_dir, problems.iloc[:0], tmp_path, {})
     with pytest.raises(TraitError, match="few_shot is 2, but task sums has 0"):
@@ -325,7 +323,7 @@ def test_other_bad_input_is_named(model_dir, problems, tmp_path):
     with pytest.raises(TraitError, match="no model folder"):
         evaluated(tmp_path / "missing", problems, tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TraitError, match=r"no \*\.safetensors"):
+    with pytest.raises(TraitError, match="is empty"):
         evaluated(tmp_path / "empty", problems, tmp_path)
 
 

@@ -23,6 +23,10 @@ Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 # Knobs of earlier versions, and what to do without them.
 REMOVED = {
     "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
+    "backend": "a server such as `vllm serve` is asked where endpoint_url and endpoint_model name one",
+    "endpoint_key_variable": "the endpoint's key is read from the environment variable OPENAI_API_KEY",
+    "general_items": "200 items of each of general_tasks are asked",
+    "likelihood": "likelihoods are always asked",
 }
 
 
@@ -269,23 +273,17 @@ class EvaluationParams(Common):
     few_shot: int = knob(0, ge=0)  # worked examples before each problem
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
-    likelihood: bool = True  # bits per byte, choices and documents; false where an endpoint gives no log-probabilities
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
-    general_items: int = knob(200, ge=1)  # items of each general task
-    backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
-    endpoint_url: str = knob("", shapes=False)  # endpoint: for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
-    endpoint_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # endpoint: environment variable with the key
-    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
+    endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
+    endpoint_model: str = ""  # the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
+    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
 
     @model_validator(mode="after")
-    def _something_to_ask(self) -> EvaluationParams:
-        if self.backend == "endpoint" and not (self.endpoint_url and self.endpoint_model):
-            raise ValueError("backend is endpoint, so endpoint_url and endpoint_model must be set")
-        if not (self.likelihood or self.generate_items):
-            raise ValueError("likelihood is false, so generate_items must be above 0")
+    def _whole_endpoint(self) -> EvaluationParams:
+        if bool(self.endpoint_url) != bool(self.endpoint_model):
+            raise ValueError("endpoint_url and endpoint_model go together; leave both out to run the models here")
         return self
 
 

@@ -23,16 +23,17 @@ from trait_kit.answers import judge
 from trait_kit.evaluation import ads
 
 SCORE = "relevance_score"  # how much more 'relevant' is preferred: what AUC and F1 are computed from
-RELEVANT = "relevant"
+RELEVANT, IRRELEVANT = "relevant", "irrelevant"
+
 
 def bits_per_byte(log_probability: float, n_bytes: int) -> float:
     """-log2 p of a text over its UTF-8 bytes; `log_probability` is in nats."""
     return -log_probability / math.log(2) / n_bytes
 
 
-def per_byte(choices: list[str], log_probabilities: list[float]) -> dict[str, float]:
-    """Log probability of each choice per byte of its text, in nats."""
-    return {choice: value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)}
+def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Log probability of each choice per byte of its text, in nats; `results` are lm-eval's (nats, is it greedy)."""
+    return {choice: nats / len(choice.encode()) for choice, (nats, _greedy) in zip(choices, results, strict=True)}
 
 
 def preferred(scores: dict[str, float]) -> str:
@@ -46,10 +47,13 @@ def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
     return {"bits_per_byte": (nats, len((doc["text"] if "text" in doc else doc["target"]).encode()))}
 
 
-def choice_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/choices.yaml."""
-    scores = per_byte(doc["choices"], [log_probability for log_probability, _greedy in results])
-    return {"choice_accuracy": float(preferred(scores) == doc["answer"])}
+def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
+    """lm-eval hook of tasks/choices.yaml; where the choices are 'relevant' and 'irrelevant', how much the first leads."""
+    scores = per_byte(doc["choices"], results)
+    right = float(preferred(scores) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
+    if set(scores) != {RELEVANT, IRRELEVANT}:
+        return {"choice_accuracy": right}
+    return {"choice_accuracy": right, SCORE: scores[RELEVANT] - scores[IRRELEVANT]}
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
