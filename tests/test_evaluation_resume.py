@@ -52,6 +52,7 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
             "answer": str(2 * number + 3),
             "solution": f"{number} + {number + 3} = {2 * number + 3}. The answer is {2 * number + 3}.",
             "choices": [str(2 * number + 3), str(number)] if number % 2 else None,
+            "entity": None,
             "split": "test",
         }
         for task in tasks

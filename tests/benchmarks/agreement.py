@@ -16,6 +16,7 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path

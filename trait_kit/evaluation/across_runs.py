@@ -113,19 +113,17 @@ def _experiments(found: list[_Run], notes: list[str]) -> dict[str, pd.DataFrame]
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The outcomes of items that every arm has in a seed, with one gold answer; notes count the others by metric and task."""
+    """The outcomes of items that every arm has in a seed, with one gold answer; `notes` count the others."""
     items = outcomes.fillna({"gold": ""}).groupby(_ITEM, sort=False).agg({"arm": "nunique", "gold": "nunique"})
     pairs = (items["arm"] == outcomes["arm"].nunique()) & (items["gold"] == 1)
     if not pairs.any():
         asked = [
-            f"{arm}: {', '.join(dict.fromkeys(part['task']))} with seed {', '.join(map(str, sorted(set(part['seed']))))}"
-            for arm, part in outcomes.groupby("arm", sort=False)
+            f"{arm}: {', '.join(dict.fromkeys(part['task']))} with seed {seed}"
+            for (arm, seed), part in outcomes.groupby(["arm", "seed"], sort=False)
         ]
         raise TraitError(f"No item was asked of every arm in the same seed, so nothing pairs. {'; '.join(asked)}.")
     for (metric, task), part in pairs.groupby(["metric", "task"], sort=False):
         if lost := int((~part).sum()):
-            notes.append(
-                f"{task}, {metric}: {lost:,} of {len(part):,} items (of a seed) do not pair and are left out: not every arm was "
-                "asked them, or their gold answers differ."
-            )
+            told = "do not pair and are left out: not every arm was asked them, or their gold answers differ"
+            notes.append(f"{task}, {metric}: {lost:,} of {len(part):,} items (of a seed) {told}.")
     return outcomes[outcomes.set_index(_ITEM).index.isin(pairs.index[pairs])].reset_index(drop=True)

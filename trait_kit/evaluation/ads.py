@@ -14,7 +14,6 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -47,11 +46,15 @@ def marks(prediction: str, question: str, gold: str, entity: str | None, limits:
     attribute_coverage  share of the words that say what is advertised: its name and kind (the telling words of the entity),
                         and the properties that the gold text takes from the question
     """
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: two seconds
+    from sacrebleu import sentence_chrf
+
     text, gold = written(prediction), _tidy(gold[:MAX_CHARACTERS])
     entity = entity[:400] if isinstance(entity, str) else ""
     said, of_gold, of_entity = _telling(text), _telling(gold), _telling(entity)
     source = _telling(question[:MAX_SOURCE]) | of_entity
-    marked = {"rouge_l": _rouge_l(_plain(gold), _plain(text)), "chrf": _chrf(gold, text)}
+    rouge = RougeScorer(["rougeL"], use_stemmer=True).score(_plain(gold), _plain(text))["rougeL"].fmeasure
+    marked = {"rouge_l": float(rouge), "chrf": sentence_chrf(text, [gold]).score / 100}
     if limits:
         parts = [part.strip() for part in text.split("|")]
         kept = len(parts) == len(limits) and all(1 <= len(part) <= most for part, most in zip(parts, limits, strict=True))
@@ -109,20 +112,3 @@ def _plain(text: str) -> str:
 def _tidy(text: str) -> str:
     parts = (part.strip(_WRAPPING) for part in " ".join(_readable(text).split()).strip(_WRAPPING).split("|"))
     return " | ".join(_LABEL.sub("", part, count=1) for part in parts).removesuffix(".").strip(_WRAPPING)
-
-
-@cache
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: two seconds
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def _rouge_l(gold: str, text: str) -> float:
-    return float(_scorer().score(gold, text)["rougeL"].fmeasure)
-
-
-def _chrf(gold: str, text: str) -> float:
-    from sacrebleu import sentence_chrf
-
-    return sentence_chrf(text, [gold]).score / 100

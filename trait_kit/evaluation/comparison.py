@@ -5,8 +5,7 @@ little about a paired difference. Continuous metrics get a paired bootstrap inte
 binary ones McNemar's exact test. Several comparisons are several tests, so p values come with Holm's correction over their
 table, and with the smallest gain that these items could have shown: without it, "no difference" says nothing.
 
-Outcomes of several training seeds are compared within each seed, and then both levels are in intervals and p values: they
-speak of the recipe. With one seed they speak of these trained models, whatever items they are asked.
+Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
 
 from __future__ import annotations
@@ -146,31 +145,32 @@ def verdict(tests: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
     if main.empty:
         return {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
     n, seeds, several = int(main["n"].min()), int(main["seeds"].min()), len(main)
-    named = metric.replace("_", " ")
     if n < MIN_ITEMS:
         return {"headline": f"Too few items for a verdict ({n}; at least {MIN_ITEMS} are needed).", "good": False}
     sure = macro[macro["p_holm"] < ALPHA]
     won = int((sure["reference_better"] & (sure["metric"] == metric)).sum())
     lost = sure[~sure["reference_better"]]
-    said = f"By {named}, {reference} is better than {won} of {several} other arms (Holm, p < {ALPHA}; {n:,} items"
+    said = f"By {_words(metric)}, {reference} is better than {won} of {several} other arms (Holm, p < {ALPHA}; {n:,} items"
     said += f" x {seeds} seeds)." if seeds > 1 else "; one training seed: it speaks of these models, not of the recipe)."
-    if metric == "bits_per_byte":
-        said += " Bits per byte also measure wording."
-    for row in lost.to_dict("records"):
-        said += f" Worse than {row['arm']} by {row['metric'].replace('_', ' ')}."
+    said += " Bits per byte also measure wording." if metric == "bits_per_byte" else ""
+    for row in lost.itertuples():
+        said += f" Worse than {row.arm} by {_words(row.metric)}."
     return {"headline": said, "good": won == several and lost.empty}
 
 
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
 def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None) -> list[dict[str, Any]]:
-    outcomes = prepared(outcomes)
-    values = outcomes[outcomes["metric"] == metric]
-    if values.empty:
-        raise TraitError(f"No outcome has the metric '{metric}'; there are: {', '.join(sorted(set(outcomes['metric'])))}.")
+    values = prepared(outcomes)
+    values = values[values["metric"] == metric]
     binary = bool(values["value"].isin((0.0, 1.0)).all())
     tasks = list(dict.fromkeys(values["task"]))
     wanted = [name for name in tasks if (name == task if task else not name.startswith(HELD_OUT))]
     if not wanted:
-        raise TraitError(f"No outcome of {metric} is for {task or 'a problem task'}; its tasks are: {', '.join(tasks)}.")
+        there = ", ".join(tasks) or "none"
+        raise TraitError(f"No outcome of {metric} is for {task or 'a problem task'}; its tasks are: {there}.")
     values = values[values["task"].isin(wanted)]
     arms = list(dict.fromkeys(values["arm"]))
     if reference_arm not in (*arms, None):

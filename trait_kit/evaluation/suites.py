@@ -9,7 +9,6 @@ RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,6 +61,7 @@ def build(
     task files by name.
     """
     folder = Path(folder)
+    problems = problems.astype(object).where(problems.notna(), None)
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
     units = [*_problem_units(problems, examples, params, tasks, folder), *_document_units(documents, params, folder)]
     with quiet():
@@ -137,19 +137,17 @@ def _problem_units(
     folder: Path,
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
-        table = table.head(params.test_items_per_task)
-        if table["id"].duplicated().any():
-            raise TraitError(f"Task {name}: two test problems have the same id. Ids must be unique within a task.")
-        task, rows = tasks[name], table.to_dict("records")
-        shots = _few_shot(name, table, examples, params.few_shot)
-        items = [_item(row, _shown(shots)) for row in rows]
+        task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
+        before = _shown(name, examples, params.few_shot)
+        items = [_item(row, before) for row in rows]
         asked = {"solution_bits": items, "choices": [item for item in items if item["choices"]]}
         written = {template: _write(name, task.version, template, part, folder) for template, part in asked.items() if part}
         yield Unit(name, "likelihood", task.version, written)
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
-            more = {"kind": task.kind, "marks": marks, "limits": list(task.limits)}
-            items = [{**_item(row, _shown(shots, task.kind), task.kind), **more} for row in rows[: params.generate_items]]
+            more = {"kind": task.kind, "marks": marks, "limits": task.limits}
+            before = _shown(name, examples, params.few_shot, task.kind)
+            items = [{**_item(row, before, task.kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
             written = _write(name, task.version, "generation", items, folder, generation_kwargs=settings)
             yield Unit(name, "generation", task.version, {"generation": written})
@@ -165,46 +163,38 @@ def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams
             yield Unit(f"{HELD_OUT}{name}", "documents", 1, {"document_bits": written})
 
 
-def _item(row: dict[str, Any], prefix: str, kind: str = "") -> dict[str, Any]:
+def _item(row: dict[str, Any], before: str, kind: str = "") -> dict[str, Any]:
     """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target."""
-    where = f"Test problem {row.get('id')} of task {row.get('task')}"
-    for name in ("question", "answer"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise TraitError(f"{where} has no {name}. Add it, or drop the problem.")
-    if row.get("split") not in (None, "test"):
-        raise TraitError(f"{where} is from the {row['split']} split, which may be trained on. Evaluate on the test split.")
-    answer, entity = row["answer"], row.get("entity")
-    solution = row["solution"] if isinstance(row.get("solution"), str) and row["solution"].strip() else answer
-    item = {"id": str(row["id"]), "prompt": prefix + prompt(row["question"]), "target": f" {solution}", "answer": answer}
-    item |= {"question": row["question"], "entity": entity if isinstance(entity, str) else "", "choices": []}
-    if row.get("choices") is None or isinstance(row["choices"], float):  # pandas may hold a null as NaN
-        return item
-    choices = [str(choice) for choice in row["choices"]]
-    if answer not in choices or not all(choice.strip() for choice in choices) or len(choices) < 2:
-        raise TraitError(f"{where}: its choices must be two or more, none empty, and hold the answer {answer!r}.")
-    item |= {"choices": choices, "gold": choices.index(answer)}
-    if kind == "choice":
+    answer, choices = row["answer"], list(row["choices"] or [])
+    if choices and (len(choices) < 2 or "" in choices):
+        raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
+    solution = row["solution"] or answer
+    item = {
+        "id": row["id"],
+        "prompt": before + prompt(row["question"]),
+        "target": f" {solution}",
+        "question": row["question"],
+        "answer": answer,
+        "entity": row["entity"] or "",
+        "choices": choices,
+    }
+    if choices:
+        item["gold"] = choices.index(answer)
+    if choices and kind == "choice":
         reasoning = "" if solution == answer else solution.removesuffix(f"The answer is {answer.rstrip('.')}.")
-        item["prompt"] = prefix + prompt(row["question"], choices)
+        item["prompt"] = before + prompt(row["question"], choices)
         item["target"] = f" {reasoning}The answer is ({ascii_uppercase[item['gold']]})."
     return item
 
 
-def _few_shot(task: str, tested: pd.DataFrame, examples: pd.DataFrame | None, n_examples: int) -> list[dict[str, Any]]:
-    if n_examples == 0:
-        return []
-    pool = examples[examples["task"] == task] if examples is not None else tested.iloc[:0]
-    pool = pool[~pool["question"].isin(set(tested["question"]))].head(n_examples)
-    if len(pool) < n_examples:
-        raise TraitError(
-            f"few_shot is {n_examples}, but task {task} has {len(pool)} worked example(s) besides its test items."
-        )
-    return [{**row, "split": None} for row in pool.to_dict("records")]
-
-
-def _shown(shots: list[dict[str, Any]], kind: str = "") -> str:
+def _shown(task: str, examples: pd.DataFrame | None, n_examples: int, kind: str = "") -> str:
     """The worked examples as they stand before a question."""
-    items = [_item(row, "", kind) for row in shots]
+    if not n_examples:
+        return ""
+    pool = examples[examples["task"] == task].head(n_examples)
+    if len(pool) < n_examples:
+        raise TraitError(f"few_shot is {n_examples}, but task {task} has {len(pool)} worked example(s) to show.")
+    items = [_item(row, "", kind) for row in pool.to_dict("records")]
     return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
 
 
@@ -215,8 +205,7 @@ def _write(
     task: str, version: int, template: str, items: list[dict[str, Any]], folder: Path, **settings: dict[str, Any]
 ) -> str:
     """Write the items and task file of one lm-eval task into `folder`; returns the task's name in lm-eval."""
-    plain = re.sub(r"\W", "_", task)
-    name = f"{plain if plain == task else f'{plain}_{digest(task)[:6]}'}_{template}"
+    name = f"{task.replace('/', '_')}_{template}"
     data = folder.resolve() / "items" / f"{name}.jsonl"
     write_text(data, "".join(json.dumps(item) + "\n" for item in items))
     config = {"task": name, "include": f"{template}.yaml", "dataset_kwargs": {"data_file": str(data)}}
