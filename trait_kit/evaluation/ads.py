@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -23,6 +22,7 @@ METRICS = ("rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_cov
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at
 MAX_SOURCE = 20_000  # of a question: a landing page may be long
 
+_EMPTY = set(yaml.safe_load(Path(__file__).with_name("ads.yaml").read_text(encoding="utf-8"))["empty"].split())
 _ANNOUNCED = re.compile(r"\bthe answer is\b\s{0,3}:?\s{0,3}", re.IGNORECASE)
 _LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
 _WRAPPING = " \t*_`'\"“”"
@@ -88,14 +88,9 @@ def query_of(question: str) -> str:
     return rest[: end.start()] if end else rest
 
 
-@cache
-def _empty() -> set[str]:
-    return set(yaml.safe_load(Path(__file__).with_name("ads.yaml").read_text(encoding="utf-8"))["empty"].split())
-
-
 def _telling(text: str) -> set[str]:
     """The words that tell one product from another, without case, accents and a plural's s."""
-    words = set(re.findall(r"[^\W_]+", _plain(text).lower())) - _empty()
+    words = set(re.findall(r"[^\W_]+", _plain(text).lower())) - _EMPTY
     return {word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word for word in words}
 
 

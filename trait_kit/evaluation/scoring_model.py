@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ class PackedLM(HFLM):
         if not self.packs or max(len(context) + len(wanted) for _, context, wanted in cut) > self.window + 1:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        n_prefix = _n_shared([context[:-1] for _, context, _ in cut]) // _SHARED * _SHARED if len(cut) > 1 else 0
+        contexts = [context[:-1] for _, context, _ in cut]
+        shared = len(commonprefix(contexts)) if len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
+        n_prefix = shared // _SHARED * _SHARED
         prefix: Prefix = self._read(cut[0][1][:n_prefix]) if n_prefix else []
         for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
             for index, answer in self._score(row, prefix):
@@ -170,12 +173,6 @@ class PackedLM(HFLM):
         single = [super(PackedLM, self)._loglikelihood_tokens([one], disable_tqdm=True)[0][0] for one in whole]
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
         return all(abs(packed[index][0] - value) <= allowed for index, value in enumerate(single))
-
-
-def _n_shared(rows: list[list[int]]) -> int:
-    """Tokens that all rows begin with."""
-    first, last = min(rows), max(rows)
-    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,7 +108,9 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
         if not load_task(source).generated and load_task(source).splits.get("train") is None:
             continue
         pool = load_problems([source], "train", 50 + 20 * n_examples, seed)
-        pool = pool[[_is_short_example(row) for row in pool.to_dict("records")]].reset_index(drop=True)
+        text = pool["question"] + " " + pool["solution"].fillna("")
+        short = pool["solution"].notna() & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
+        pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
         pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
         if task.kind == "choice" and pool["choices"].isna().all():
             pool = pool.drop_duplicates("answer")
@@ -118,12 +120,6 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     if not found:
         raise TraitError(f"None of the tasks {', '.join(tasks)} has a train split or examples_from. Set few_shot: 0.")
     return pd.concat(found, ignore_index=True)
-
-
-def _is_short_example(row: dict[str, Any]) -> bool:
-    text = f"{row['question']} {row['solution']}"
-    drawn = "[asy]" in text or "\\begin{" in text
-    return isinstance(row["solution"], str) and len(text) <= MAX_EXAMPLE_CHARACTERS and not drawn
 
 
 # ---- items
