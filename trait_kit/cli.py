@@ -198,23 +198,19 @@ def compare(
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
     metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
-    confidence: Annotated[float | None, typer.Option(help="of every interval; else the first run's")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
     from trait_kit.evaluation import across_runs, comparison
     from trait_kit.figures import tables
 
-    if confidence is not None and not 0.5 < confidence < 1:
-        raise TraitError(f"--confidence {confidence:g}: it must be above 0.5 and below 1, for instance 0.95.")
     together = across_runs.gather(runs)
     outcomes = together.outcomes
     if metric and metric not in set(outcomes["metric"]):
         known = ", ".join(dict.fromkeys(outcomes["metric"]))
         raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
     outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
-    named = together.arm(reference) if reference else together.reference
-    tests = comparison.compare_all(outcomes, None if all_pairs else named, confidence or together.confidence)
+    tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
     print(tables.save_comparison(tests, outcomes, together.notes, output).to_text())
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")

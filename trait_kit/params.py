@@ -46,6 +46,9 @@ REMOVED = {
     "report_to": "the log is log.parquet in the folder of step 04",
     "fine_tune_problems": "all train problems are used, up to 10,000 of each task",
     "task_scores_per_stage": "set task_scores: true; tasks are then scored as often as the held-out texts",
+    "backend": "a server such as `vllm serve` is asked where endpoint_url and endpoint_model name one",
+    "general_items": "200 items of each of general_tasks are asked",
+    "likelihood": "likelihoods are always asked",
 }
 
 
@@ -264,22 +267,17 @@ class EvaluationParams(Common):
     few_shot: int = knob(0, ge=0)  # worked examples before each problem
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
-    likelihood: bool = True  # bits per byte, choices and documents; false where an endpoint gives no log-probabilities
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
-    general_items: int = knob(200, ge=1)  # items of each general task
-    backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
-    endpoint_url: str = knob("", shapes=False)  # endpoint: for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
-    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
+    endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
+    endpoint_model: str = ""  # the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
+    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
 
     @model_validator(mode="after")
-    def _something_to_ask(self) -> EvaluationParams:
-        if self.backend == "endpoint" and not (self.endpoint_url and self.endpoint_model):
-            raise ValueError("backend is endpoint, so endpoint_url and endpoint_model must be set")
-        if not (self.likelihood or self.generate_items):
-            raise ValueError("likelihood is false, so generate_items must be above 0")
+    def _whole_endpoint(self) -> EvaluationParams:
+        if bool(self.endpoint_url) != bool(self.endpoint_model):
+            raise ValueError("endpoint_url and endpoint_model go together; leave both out to run the models here")
         return self
 
 

@@ -30,7 +30,7 @@ from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import backends, outcomes, suites
 from trait_kit.models import fast_precision, resolve_model
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import load_problems, load_tasks
 
 MODEL = Path(resolve_model("demo:smollm2-135m"))
 SCORED = ["gsm8k", "math", "mathqa", "mmlu_stem"]
@@ -47,7 +47,8 @@ def asked(chosen: EvaluationParams, folder: Path) -> list[suites.Unit]:
     items, shots = chosen.test_items_per_task, None
     if chosen.few_shot:
         shots = suites.worked_examples(chosen.tasks, chosen.few_shot, items)
-    return suites.build(load_problems(chosen.tasks, "test", items), {}, chosen, folder / "lm_eval", shots)
+    problems = load_problems(chosen.tasks, "test", items)
+    return suites.build(problems, {}, chosen, folder / "lm_eval", shots, load_tasks(chosen.tasks))
 
 
 def overhead(items: int) -> dict[str, Any]:

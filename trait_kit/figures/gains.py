@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO, item_values
+from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
 from trait_kit.figures import style
 from trait_kit.figures.cells import change_text, metric_name, number_text
 from trait_kit.figures.style import KitFigure, colour, label, new_figure
@@ -151,11 +151,11 @@ def item_gains(outcomes: pd.DataFrame, reference: str, other: str, metric: str =
     Values are in units of the metric, means over training seeds; a gain above 0 is in the reference's favour whatever the
     metric's direction.
     """
-    values = item_values(outcomes[outcomes["arm"].isin((reference, other)) & (outcomes["metric"] == metric)])
+    values = outcomes[outcomes["arm"].isin((reference, other)) & (outcomes["metric"] == metric)]
     values = values[~values["task"].str.startswith(HELD_OUT)]
     if missing := {reference, other} - set(values["arm"]):
         raise TraitError(f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again.")
-    wide = values.pivot(index=["task", "item_id"], columns="arm", values="value")[[reference, other]].dropna()
+    wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")[[reference, other]].dropna()
     wide.columns = ["reference", "other"]
     gain = (wide["reference"] - wide["other"]) * (-1 if metric in LOWER_IS_BETTER else 1)
     gain = gain.where(gain.abs() > _EQUAL * wide.abs().max(axis=1), 0.0)

@@ -224,7 +224,6 @@ class _Arms:
 def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
     what = "average" if task == MACRO else label(task.removeprefix(HELD_OUT))
-    odds = "" if math.isnan(row["odds_ratio"]) else f", odds {row['odds_ratio']:.2g}"
     better = label(reference if row["reference_better"] else arm)
     named = {
         "Difference": f"{label(reference)} minus {label(arm)}",
@@ -235,7 +234,7 @@ def _compared(row: dict[str, Any]) -> dict[str, Cell | str]:
     numbers = {
         "Means": " and ".join(cells.number_text(row[f"{side}_mean"], metric) for side in ("reference", "arm")),
         "Difference [interval]": change_text(row["difference"], metric),
-        "Effect": f"{row['effect']} {row['effect_size']:+.2f}{odds}",
+        "Effect": f"d_z {row['effect_size']:+.2f}",
         "p (Holm)": cells.p_text(row["p_holm"]),
         "Better": better if row["p_holm"] < ALPHA else "–",
         "Smallest that could show": cells.gain_text(row["smallest_gain"], metric),

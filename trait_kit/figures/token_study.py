@@ -66,22 +66,22 @@ def study(run_dirs: Sequence[Path | str], arm: str | None = None, metric: str | 
         names = [f"{folder}:{arm}" for folder in folders]
         together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
         outcomes, metric = together.outcomes, metric or comparison.main_metric(together.outcomes)
-        gain = comparison.compare(outcomes, arm, metric, together.confidence).iloc[0]
+        gain = comparison.compare(outcomes, arm, metric).iloc[0]
         cost = pd.DataFrame([_cost(read[folder][_TRAINING]["summary"], arm) for folder in folders])
         row = {
             "arm": arm,
             "stage_tokens": " + ".join(map(str, budget)),
             "device": ", ".join(sorted(set(cost.pop("device")))),
         }
-        row |= {"seeds": int(gain["seeds"]), "metric": metric, "confidence": together.confidence, **cost.mean()}
+        row |= {"seeds": int(gain["seeds"]), "metric": metric, "confidence": comparison.CONFIDENCE, **cost.mean()}
         row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"]}
         row |= _gain(gain, "gain", "gain")
         if before:
             pair = across_runs.gather([*before, *names]).outcomes
             later = list(dict.fromkeys(pair["arm"]))[1]
-            row |= _gain(comparison.compare(pair, later, metric, together.confidence).iloc[0], "step_gain", "step")
+            row |= _gain(comparison.compare(pair, later, metric).iloc[0], "step_gain", "step")
         if (outcomes["task"] == GENERAL).any():
-            forgot = comparison.compare(outcomes, arm, BITS, together.confidence, GENERAL).iloc[0]
+            forgot = comparison.compare(outcomes, arm, BITS, GENERAL).iloc[0]
             ends = (forgot["difference"], forgot["low"], forgot["high"])
             row |= zip(("forgetting", "forgetting_low", "forgetting_high"), ends, strict=True)
         rows.append(row)
