@@ -224,7 +224,7 @@ def compare(
     outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
     named = together.arm(reference) if reference else together.reference
     tests = comparison.compare_all(outcomes, None if all_pairs else named, confidence or together.confidence)
-    print(tables.save_comparison(tests, outcomes, together.notes, output).to_text())
+    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

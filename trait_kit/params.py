@@ -23,6 +23,9 @@ Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 # Knobs of earlier versions, and what to do without them.
 REMOVED = {
     "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
+    "umap_neighbors": "the map is laid out from 30 neighbours (figures/map.py)",
+    "curve_arms": "the curves show the arms of the ablation, the reference arm last",
+    "title": "the report is headed by the run's name",
 }
 
 
@@ -294,9 +297,6 @@ class FigureParams(Common):
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
     embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
-    umap_neighbors: int = knob(30, ge=2)  # larger: global structure; smaller: local detail
-    curve_arms: list[str] = knob(["selected", "trait"], min_length=1)  # arms on the score-against-tokens figure
-    title: str = "TRAIT experiment"  # heading of the report
 
 
 SECTIONS: dict[str, type[Common]] = {
@@ -331,13 +331,9 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for field, names in (
-            ("evaluation.reference_arm", [self.evaluation.reference_arm]),
-            ("figures.curve_arms", self.figures.curve_arms),
-        ):
-            for name in names:
-                if name not in arms:
-                    raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
+        if (name := self.evaluation.reference_arm) not in arms:
+            known = ", ".join(sorted(arms))
+            raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
         return self
 
 
