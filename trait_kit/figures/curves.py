@@ -100,7 +100,7 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
     axes.bar_label(bars, said, padding=6)
     axes.axvline(1, **style.DASHED)
     style.names_down(axes, map(label, quality["method"][::-1]))
-    axes.set(xlabel="times better than chance (precision / base rate)", xlim=(0, 1.75 * best["lift"] or 1))
+    axes.set(xlabel="times better than chance (precision / base rate)", xlim=(0, 1.9 * best["lift"] or 1))
     return figure
 
 

@@ -90,7 +90,7 @@ def item_gains(
 @style.styled
 def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
     """Every item of `item_gains` as a dot, a row a task, with how many were won and lost."""
-    others, tasks = list(dict.fromkeys(gains["against"])), list(dict.fromkeys(gains["task"]))
+    others, tasks = list(dict.fromkeys(gains["against"])), sorted(set(gains["task"]))
     said = []
     for other, part in gains.groupby("against", sort=False):
         won, lost = (part["gain"] > 0).sum(), (part["gain"] < 0).sum()

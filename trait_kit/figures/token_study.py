@@ -86,7 +86,7 @@ def plot(study: pd.DataFrame) -> KitFigure:
     bits = metric in LOWER_IS_BETTER
     panels = [("gain", 1 if bits else 100, f"gain in {metric_name(metric)}" + ("" if bits else " (points)"))]
     if study["forgetting"].notna().any():
-        panels.append(("forgetting", 1, "forgetting: rise in bits per byte of general text"))
+        panels.append(("forgetting", 1, "rise in bits per byte of general text"))
     seeds = "-".join(map(str, sorted({study["seeds"].min(), study["seeds"].max()})))
     intervals = f"{study['confidence'].iloc[0]:.0%} intervals; training seeds: {seeds}"
     below = "Below: tokens trained on in all stages, device hours, passes over the passages"
