@@ -85,9 +85,8 @@ def test_numbers_are_those_of_the_outcomes_and_of_the_training_records(tmp_path)
     assert found["tokens"].tolist() == [2_048, 5_120]
     assert found["stage_tokens"].tolist() == ["1024 + 1024", "1024 + 4096"]
     assert found["passes_over_passages"].tolist() == [1_024 / 2_000, 4_096 / 2_000]
-    np.testing.assert_allclose(found["training_seconds"], [1_024 / 256 + 1_024 / 512, 1_024 / 256 + 4_096 / 512])
-    np.testing.assert_allclose(found["device_hours"], 4 * found["training_seconds"] / 3_600)
-    assert set(found["device"]) == {"cuda"}
+    seconds = np.array([1_024 / 256 + 1_024 / 512, 1_024 / 256 + 4_096 / 512])
+    np.testing.assert_allclose(found["device_hours"], 4 * seconds / 3_600)
     hand = [by_hand(folder) for folder in reversed(folders)]
     gains = [means[["algebra", "geometry"]].mean() for means in hand]
     np.testing.assert_allclose(found["gain"], gains)

@@ -17,8 +17,9 @@ from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.evaluation.comparison import compare, forgetting_of
 from trait_kit.figures import curves, gains, style
 from trait_kit.figures import map as figure_map
+from trait_kit.figures.evidence import read_and_write
 from trait_kit.figures.gains import item_gains, plot_gain_and_forgetting
-from trait_kit.figures.report import draw_figures, show, write_report
+from trait_kit.figures.report import show, write_report
 from trait_kit.params import FigureParams
 from trait_kit.runs import STEPS
 
@@ -108,7 +109,7 @@ def test_task_scores_are_one_more_panel_with_the_mean_over_tasks():
     log = pd.concat([log, sums.assign(value=0.2), words.assign(value=0.4)])
     panel = curves.plot_training_curves(log, ["selected", "trait"]).axes[-1]
     assert "right choice" in panel.get_title(loc="left")
-    assert set(panel.lines[0].get_ydata()) == {pytest.approx(0.3)}
+    assert list(panel.lines[0].get_ydata()) == pytest.approx([0.3] * 9)
 
 
 def test_one_stage_and_one_arm_draw_no_boundary():
@@ -130,9 +131,8 @@ def test_selection_figures_report_the_numbers_they_are_given():
     )
     assert headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
     scores, truth = np.linspace(0, 1, 101), np.arange(101) > 90
-    assert "top 20%" in headline(curves.plot_score_histogram(scores, {"fasttext": 0.81, "fasttext_educational": 0.5}, truth))
-    assert not curves.plot_score_histogram(scores, {"fasttext": None}).axes[0].lines
-    assert not curves.plot_score_histogram([], {}).axes[0].lines
+    assert "0.81, top 20%" in texts_of(curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth))
+    assert not curves.plot_score_histogram(scores, {"fasttext": None}, None).axes[0].lines
     curve = pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.8, 0.4]})
     figure = curves.plot_precision_recall(curve, 0.2, 0.8)
     assert "average precision 0.80 (0.20 by chance)" in headline(figure)
@@ -307,7 +307,11 @@ def hostile_run(run):
         pd.DataFrame([{**passage, "reason": f"length: {HOSTILE}"}]),
         "rejected",
     )
-    finished(run, "03_write_passages", {})
+    finished(run, "03_write_passages", {}, grouping="knowledge")
+    found = {"id": [HOSTILE], "question_task": ["sums"], "question_id": ["sums/3"]}
+    pd.DataFrame(found).to_parquet(run / "02_filter_web" / "selections" / "contaminated.parquet")
+    screened = {"task": ["sums"], "problems": 9, "same as a test question": 1, "overlaps a test question": 2}
+    pd.DataFrame(screened).to_parquet(run / "03_write_passages" / "screened.parquet")
     tables.write(run / "04_train_two_stages" / "log.parquet", training_log(), "log")
     finished(run, "04_train_two_stages", {"note": None, "speed": 251.25, "tokens": 24576, "examples": [HOSTILE, "a" * 100]})
     tables.write(run / "05_evaluate" / "outcomes.parquet", outcomes(), "outcomes")
@@ -406,17 +410,13 @@ def test_a_step_that_no_longer_fits_what_it_reads_is_marked(tmp_path):
 class OpenStep:
     """What a stage sees of a step: parameters, paths, and whether it is finished."""
 
-    def __init__(self, run, done=False):
-        self.run_dir, self.done, self.kept = run, done, []
+    def __init__(self, run):
+        self.run_dir, self.done = run, False
         self.folder = run / "06_figures"
         self.params = FigureParams(**COMMON, map_documents=12)
 
     def path(self, *parts):
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
-
-    def figure(self, figure, name):
-        self.kept.append(name)
-        return figure if self.done else figure.save(self.folder / "figures", name) and figure
 
 
 COMMON = {"in_domain": "demo:math/in_domain", "web": "demo:math/web", "tasks": ["fraction_simplification"]} | {
@@ -454,19 +454,16 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     monkeypatch.setattr(figure_map, "resolve_model", str)
     monkeypatch.setattr(figure_map, "sample", lambda *_: documents)
     monkeypatch.setattr(figure_map, "load_documents", lambda *_: documents)
-    made = draw_figures(OpenStep(run))
+    step = OpenStep(run)
+    coordinates, nearest = figure_map.draw_map(step)
+    found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
-    assert {
-        "map.parquet",
-        "nearest.csv",
-        "map.svg",
-        "gain_and_forgetting.png",
-        "main_table.tex",
-        "contamination.html",
-    } <= set(written)
-    assert set(made.nearest.index) == {"general", "in_domain", "trait"}
+    assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
+    assert set(nearest.index) == {"general", "in_domain", "trait"} and len(coordinates) == 12 + 12 + 4 + 2 + 1
     monkeypatch.setattr(figure_map, "embed", None)
-    again = draw_figures(OpenStep(run, done=True))
-    assert again.tables["main_table"].written("md") == made.tables["main_table"].written("md")
-    assert headline(again.map) == headline(made.map)
+    step.done = True
+    again, shares = figure_map.draw_map(step)
+    pd.testing.assert_frame_equal(again, coordinates)
+    pd.testing.assert_frame_equal(shares, nearest)
+    assert read_and_write(step).tables["main_table"].written("md") == found.tables["main_table"].written("md")
     assert written == {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}

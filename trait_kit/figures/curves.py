@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT
@@ -52,30 +52,21 @@ def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precisi
 
 
 @style.styled
-def plot_score_histogram(
-    scores: Sequence[float],
-    cuts: Mapping[str, float | None],
-    truth: Sequence[bool] | None = None,
-) -> KitFigure:
-    """How many documents get which domain probability (log scale), with a line at each method's cut.
+def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None) -> KitFigure:
+    """How many documents get which domain probability (log scale), with a line at each method's cut, None if it took all.
 
-    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for selection. A cut of None
-    is that of a method that took all.
+    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for selection.
     """
-    values = np.asarray(scores, dtype=float)
-    cuts = {name: cut for name, cut in cuts.items() if cut is not None}
-    title = "How do the scores spread?"
-    if cuts and len(values):
-        share, name = min((float((values >= cut).mean()), name) for name, cut in cuts.items())
-        title = f"{label(name)} keeps documents from the top {100 * share:.2g}% of scores"
-    figure, axes = new_figure(title, f"{len(values):,} web documents by in-domain probability", height=4.0)
-    inside = np.zeros(len(values), bool) if truth is None else np.asarray(truth, dtype=bool)
+    inside = np.zeros(len(scores), bool) if truth is None else truth
+    figure, axes = new_figure(f"How do the scores spread {len(scores):,} web documents?", height=4.0)
     bars = {"bins": np.linspace(0, 1, 41), "log": True, "alpha": 0.8}
-    axes.hist(values[~inside], color=colour("general"), label="other", **bars)
-    if inside.any():
-        axes.hist(values[inside], color=colour("in_domain"), label="hidden in-domain", **bars)
+    axes.hist(scores[~inside], color=colour("general"), label="other", **bars)
+    if truth is not None:
+        axes.hist(scores[inside], color=colour("in_domain"), label="hidden in-domain", **bars)
     for name, cut in cuts.items():
-        axes.axvline(cut, color=colour(name), label=f"{label(name)}: {cut:.3g}")
+        if cut is not None:
+            share = f"top {100 * (scores >= cut).mean():.2g}%"
+            axes.axvline(cut, color=colour(name), label=f"{label(name)}: {cut:.3g}, {share}")
     axes.set(xlabel="in-domain probability", ylabel="documents (log scale)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -109,32 +100,33 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
     `log` has the columns of tables.SCHEMAS['log']; the last of `arms` is the one the title speaks of. Where
-    `task_scores_per_stage` asked for them, a panel has the share of right choices, mean over tasks. Several seeds: mean,
-    with the range shaded.
+    `task_scores_per_stage` asked for them, a panel has the share of right choices, mean over tasks.
     """
-    scores = log[log["metric"].str.startswith((HELD_OUT, "task/")) & log["arm"].isin(arms)]
-    if scores.empty:
-        raise TraitError(f"The training log has no held-out scores of the arms asked for; it has {sorted(set(log['arm']))}.")
-    arms = [arm for arm in arms if arm in set(scores["arm"])]
-    scores = scores.assign(metric=scores["metric"].str.replace("task/.*", _RIGHT, regex=True))
-    scores = scores.groupby(["metric", "arm", "seed", "stage", "tokens"], as_index=False)["value"].mean()
-    panels = {metric: part for metric in _PANELS if len(part := scores[scores["metric"] == metric])}
-    first, *_ = panels
-    title = f"{_PANELS[first]}, {label(arms[-1])}: {_by_stage(panels[first], arms[-1])}"
-    columns = min(len(panels), 2)
-    down = -(-len(panels) // columns)
-    shape = {"nrows": down, "ncols": columns, "squeeze": False}
+    log = log[log["arm"].isin(arms)]
+    metrics = log["metric"].str.replace("task/.*", _RIGHT, regex=True)
+    scores = log.assign(metric=metrics).pivot_table(index="tokens", columns=["metric", "arm"], values="value")
+    panels = [metric for metric in _PANELS if metric in scores]
+    if not panels:
+        raise TraitError(f"The training log has no held-out scores of {', '.join(arms)}.")
+    arms = [arm for arm in arms if arm in scores[panels[0]]]
+    values = scores[panels[0]][arms[-1]].dropna()
+    title = f"{_PANELS[panels[0]]}, {label(arms[-1])}: {values.iloc[0]:.3f}"
+    if boundary := _boundary(log):
+        title += f" to {values.loc[:boundary].iloc[-1]:.3f} bits per byte in stage 1, to {values.iloc[-1]:.3f} in stage 2"
+    else:
+        title += f" to {values.iloc[-1]:.3f} bits per byte"
     caption = "Bits per byte of held-out text: lower is better; arms that share a stage lie on one line"
+    columns, down = min(len(panels), 2), -(-len(panels) // 2)
+    shape = {"nrows": down, "ncols": columns, "squeeze": False}
     figure, grid = new_figure(title, caption, width=9.6, height=3.3 * down, **shape)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    for axes, (metric, part) in zip(grid.flat, panels.items(), strict=False):
+    for axes, metric in zip(grid.flat, panels, strict=False):
         widths = np.linspace(4, 2.4, len(arms))  # arms that share a stage: the later one is drawn thinner
         for arm, width in zip(arms, widths, strict=True):
-            values = part[part["arm"] == arm].groupby("tokens")["value"]
-            axes.plot(values.mean(), marker=style.marker(arm), color=colour(arm), linewidth=width, label=label(arm))
-            axes.fill_between(values.min().index, values.min(), values.max(), color=colour(arm), alpha=0.15)
-        _token_axis(axes, log[log["arm"].isin(arms)])
+            look = {"color": colour(arm), "marker": style.marker(arm), "linewidth": width}
+            axes.plot(scores[metric][arm].dropna(), label=label(arm), **look)
+        _token_axis(axes, log)
         axes.set_title(_PANELS[metric], loc="left", weight="bold")
     figure.legend(handles=grid.flat[0].lines[: len(arms)], loc="outside right upper")
     return figure
@@ -146,19 +138,17 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
 
     Each arm's loss is on its own training text, so levels compare within an arm, not across arms.
     """
-    log = log[log["arm"].isin(arms)]
-    means = log.groupby(["metric", "arm", "tokens"])["value"].mean()
+    means = log.pivot_table(index="tokens", columns=["metric", "arm"], values="value")
     shape = {"nrows": 2, "sharex": True, "height_ratios": [2.2, 1]}
     caption = "Each arm's loss is on its own text: compare shapes, not levels"
     figure, (upper, lower) = new_figure("Did training go as planned?", caption, height=5.0, **shape)
-    begun = set(log.loc[log["metric"] == "loss", "arm"])
-    for arm in [arm for arm in arms if arm in begun]:
-        loss = means["loss"][arm]
+    for arm in [arm for arm in arms if arm in means["loss"]]:
+        loss = means["loss"][arm].dropna()
         upper.plot(loss, color=colour(arm), alpha=0.28, linewidth=1.2)
         upper.plot(loss.ewm(span=max(1, len(loss) / 12)).mean(), color=colour(arm), label=label(arm))
-        lower.plot(means["learning_rate"][arm], color=colour(arm))
-    _token_axis(upper, log)
-    _token_axis(lower, log)
+        lower.plot(means["learning_rate"][arm].dropna(), color=colour(arm))
+    for axes in (upper, lower):
+        _token_axis(axes, log)
     upper.set(xlabel="", ylabel="loss (nats a token)")
     lower.set(ylabel="learning rate", ylim=(0, None))
     figure.legend(loc="outside right upper")
@@ -192,19 +182,13 @@ def live_loss(arms: Sequence[str]) -> Iterator[Callable[[pd.DataFrame], None] | 
 
 
 def _token_axis(axes: Axes, log: pd.DataFrame) -> None:
-    """Tokens below, and where there is a second stage a line where the first one ends."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(style.tokens_text))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens trained on")
-    if log["stage"].max() > 1:
-        axes.axvline(log.loc[log["stage"] == 1, "tokens"].max(), **style.DASHED)
+    if boundary := _boundary(log):
+        axes.axvline(boundary, **style.DASHED)
 
 
-def _by_stage(scores: pd.DataFrame, arm: str) -> str:
-    """First and last score of an arm in words, with the one at the end of its first stage between them."""
-    scores = scores[scores["arm"] == arm]
-    values = scores.groupby("tokens")["value"].mean()
-    first = scores[scores["stage"] == 1].groupby("tokens")["value"].mean()
-    if len(first) in (0, len(values)):
-        return f"{values.iloc[0]:.3f} to {values.iloc[-1]:.3f} bits per byte"
-    return f"{values.iloc[0]:.3f} to {first.iloc[-1]:.3f} bits per byte in stage 1, to {values.iloc[-1]:.3f} in stage 2"
+def _boundary(log: pd.DataFrame) -> int:
+    """Tokens at which the first stage ends; 0 where there is no second one."""
+    return log.loc[log["stage"] == 1, "tokens"].max() if log["stage"].max() > 1 else 0

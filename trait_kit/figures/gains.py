@@ -17,7 +17,7 @@ import pandas as pd
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO, item_values
 from trait_kit.figures import style
-from trait_kit.figures.cells import change_text, metric_name, number_text
+from trait_kit.figures.cells import change_text, metric_name
 from trait_kit.figures.style import KitFigure, colour, label, new_figure
 from trait_kit.figures.tables import BITS, GENERAL, paired
 
@@ -31,48 +31,40 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) 
     `tests`: rows of comparison.compare(outcomes, "base", metric) and of comparison.forgetting_of(outcomes); the title
     speaks of `arm`. Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
     """
-    names = [other for other in dict.fromkeys(tests["arm"]) if other != "base"]
-    places = (("Gain: average of tasks", metric, MACRO), ("Forgetting: general text", BITS, GENERAL))
+    names = [name for name in dict.fromkeys(tests["arm"]) if name != "base"]
+    panels = {"the tasks": (metric, MACRO), "general text": (BITS, GENERAL)}
+    found = {where: {name: paired(tests, name, "base", *of) for name in names} for where, of in panels.items()}
     said = []
-    for _, name, task in places:
-        if row := paired(tests, arm, "base", name, task):
-            change = change_text(row["difference"], name, row["before"]).rpartition(", ")[2]
-            where = "the tasks" if task == MACRO else "general text"
-            said.append(f"{change} {metric_name(name)} on {where}")
+    for where, rows in found.items():
+        if row := rows.get(arm):
+            change = change_text(row["difference"], row["metric"], row["before"]).rpartition(", ")[2]
+            said.append(f"{change} {metric_name(row['metric'])} on {where}")
     title = f"{label(arm)} against the base model: {', '.join(said)}"
     caption = "Paired change from the base model (dashed); bars: confidence intervals"
     size = {"width": 9.6, "height": 1.35 + 0.46 * len(names)}
     figure, grid = new_figure(title, caption, **size, ncols=2, sharey=True)
-    for axes, (heading, name, task) in zip(grid, places, strict=True):
-        scale = 1 if name in LOWER_IS_BETTER else 100
+    for axes, (where, rows) in zip(grid, found.items(), strict=True):
+        bits = panels[where][0] in LOWER_IS_BETTER
         axes.axvline(0, **style.DASHED)
-        for height, other in enumerate(reversed(names)):
-            row = paired(tests, other, "base", name, task)
-            if row is None:
-                axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center")
-                break
-            middle, low, high = (scale * row[end] for end in ("difference", "low", "high"))
-            axes.plot([low, high], [height, height], color=colour(other), linewidth=3.4, alpha=0.55)
-            axes.plot(middle, height, style.marker(other), color=colour(other), markersize=9)
-            said_here = change_text(row["difference"], name).removesuffix(" points")
-            style.note(axes, said_here, (middle, height), (0, 7), ha="center", size=11)
+        axes.set_title(f"Change on {where}", loc="left", weight="bold")
+        axes.set_xlabel("bits per byte (left is better)" if bits else "points (right is better)")
         style.names_down(axes, map(label, names))
-        axes.margins(x=0.12)
-        axes.set_title(heading, loc="left", weight="bold")
-        axes.set_xlabel("bits per byte (left is better)" if name in LOWER_IS_BETTER else "points (right is better)")
+        for height, (name, row) in enumerate(reversed(rows.items())):
+            if row is None:
+                axes.set_xlabel("not evaluated")
+                continue
+            middle, low, high = ((1 if bits else 100) * row[end] for end in ("difference", "low", "high"))
+            axes.plot([low, high], [height, height], color=colour(name), linewidth=3.4, alpha=0.55)
+            axes.plot(middle, height, style.marker(name), color=colour(name), markersize=9)
+            change = change_text(row["difference"], row["metric"]).removesuffix(" points")
+            style.note(axes, change, (middle, height), (0, 7), ha="center", size=11)
     return figure
 
 
-def item_gains(
-    outcomes: pd.DataFrame,
-    reference: str,
-    others: Sequence[str],
-    metric: str = BITS,
-) -> pd.DataFrame:
+def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
     """Columns against, task, item_id, gain: one row an arm of `others` and problem that both were asked, the largest first.
 
-    In units of the metric, means over training seeds; a gain above 0 is in the reference's favour whatever the metric's
-    direction. The columns reference and other are the two values.
+    In units of the metric, means over training seeds; above 0 in the reference's favour whatever the metric's direction.
     """
     values = item_values(outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)])
     wide = values.pivot(index=["task", "item_id"], columns="arm", values="value")
@@ -80,10 +72,9 @@ def item_gains(
         raise TraitError(f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again.")
     parts = []
     for other in others:
-        pair = pd.DataFrame({"reference": wide[reference], "other": wide[other]}).dropna()
-        gain = (pair["reference"] - pair["other"]) * (-1 if metric in LOWER_IS_BETTER else 1)
-        pair = pair.assign(against=other, gain=gain.round(12))  # differences of rounding are ties
-        parts.append(pair.reset_index().sort_values("gain", ascending=False, kind="stable"))
+        gain = (wide[reference] - wide[other]) * (-1 if metric in LOWER_IS_BETTER else 1)
+        gain = gain.dropna().round(12).rename("gain")  # differences of rounding are ties
+        parts.append(gain.sort_values(ascending=False, kind="stable").reset_index().assign(against=other))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -96,13 +87,10 @@ def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> 
         won, lost = (part["gain"] > 0).sum(), (part["gain"] < 0).sum()
         said.append(f"{won:,} and loses {lost:,} of {len(part):,} items against {label(other)}")
     title = f"{label(reference)} wins {', '.join(said)}"
-    caption = (
-        f"Each dot is an item, the bar their mean; right of the dashed line {label(reference)} is better; "
-        "beside it: items won : lost"
-    )
+    caption = f"Each dot is an item, the bar their mean; right of 0 {label(reference)} is better; beside it: won : lost"
     shape = {"ncols": len(others), "squeeze": False, "sharey": True, "sharex": True}
     figure, grid = new_figure(title, caption, width=9.6, height=1.0 + 0.62 * len(tasks), **shape)
-    scale = 1 if metric in LOWER_IS_BETTER else 100
+    scale, unit = (1, "") if metric in LOWER_IS_BETTER else (100, " (points)")
     for axes, other in zip(grid[0], others, strict=True):
         axes.axvline(0, **style.DASHED)
         for height, task in enumerate(reversed(tasks)):
@@ -117,17 +105,12 @@ def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> 
             style.note(axes, count, (1.0, height), (4, 0), **at)
         style.names_down(axes, map(label, tasks))
         axes.set_title(f"against {label(other)}", loc="left", weight="bold")
-        axes.set_xlabel(f"gain in {metric_name(metric)}" + ("" if scale == 1 else " (points)"))
+        axes.set_xlabel(f"gain in {metric_name(metric)}{unit}")
     return figure
 
 
 def browse_items(
-    outcomes: pd.DataFrame,
-    problems: pd.DataFrame,
-    reference: str,
-    other: str,
-    metric: str = BITS,
-    most: int = 40,
+    outcomes: pd.DataFrame, problems: pd.DataFrame, reference: str, other: str, metric: str = BITS, most: int = 40
 ) -> Any:
     """A page of up to `most` problems, from the largest gain over `other` to the largest loss, with what every arm said.
 
@@ -154,4 +137,4 @@ def browse_items(
 def _mark(value: float, metric: str) -> str:
     if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
         return "right" if value else "wrong"
-    return number_text(value, metric)
+    return f"{value:.3f}"

@@ -1,8 +1,7 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it runs on one thread and is
-repeatable on one machine, yet not across machines: the coordinates are kept beside the figure. Axes have no unit and no
-meaning of their own, so none are drawn.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one machine,
+yet not across machines: the coordinates are kept beside the figure.
 """
 
 from __future__ import annotations
@@ -33,24 +32,23 @@ NEIGHBORS = 30  # of a text, from which UMAP lays the map out: more show the lar
 
 
 def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coordinates (kind, part, x, y) and what nearest_kinds found; of a finished step read from its files."""
-    files = step.path("map.parquet"), step.path("nearest.csv")
+    """Coordinates (kind, x, y) and what nearest_kinds found; of a finished step read from its files."""
+    files = step.path("map.csv"), step.path("nearest.csv")
     if not step.done:
         texts = map_texts(step)
         vectors = embed(texts["text"].tolist(), resolve_model(step.params.embedding_model))
         x, y = umap_coordinates(vectors, step.params.seed).T
-        with atomic_path(files[0]) as temporary:
-            texts[["kind", "part"]].assign(x=x, y=y).to_parquet(temporary)
-        with atomic_path(files[1]) as temporary:
-            nearest_kinds(vectors, texts["kind"]).to_csv(temporary)
-    return pd.read_parquet(files[0]), pd.read_csv(files[1], index_col="kind")
+        found = texts[["kind"]].assign(x=x, y=y).set_index("kind"), nearest_kinds(vectors, texts["kind"])
+        for path, table in zip(files, found, strict=True):
+            with atomic_path(path) as temporary:
+                table.to_csv(temporary)
+    return pd.read_csv(files[0]), pd.read_csv(files[1], index_col="kind")
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, part, text: up to `map_documents` texts of each kind.
+    """Columns kind, text: up to `map_documents` of each kind.
 
-    TRAIT's data are half documents of the selections that the reference arm was trained on, half passages; downstream are
-    test problems with their solutions.
+    TRAIT's data are half documents of the selections that the reference arm was trained on, half passages.
     """
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
@@ -59,15 +57,15 @@ def map_texts(step: Any) -> pd.DataFrame:
     chosen = pd.concat(selected).drop_duplicates("id")["text"].tolist() if selected else []
     passages = tables.read(step.path("03_write_passages", "passages.parquet"), "passages")
     groups = [
-        ("general", "web", sample(p.web, n, p.seed)["text"].to_pylist(), n),
-        ("in_domain", "in-domain documents", load_documents(p.in_domain, p.seed)["text"].to_pylist(), n),
-        ("downstream", "test problems", solved, n),
-        ("trait", "selected documents", chosen, n - n // 2),
-        ("trait", "passages", passages["text"].to_pylist(), n // 2),
+        ("general", sample(p.web, n, p.seed)["text"], n),
+        ("in_domain", load_documents(p.in_domain, p.seed)["text"], n),
+        ("downstream", solved, n),
+        ("trait", chosen, n - n // 2),
+        ("trait", passages["text"], n // 2),
     ]
     frames = []
-    for kind, part, texts, most in groups:
-        frame = pd.DataFrame({"kind": kind, "part": part, "text": texts})
+    for kind, texts, most in groups:
+        frame = pd.DataFrame({"kind": kind, "text": list(map(str, texts))})
         frames.append(frame.sample(min(most, len(frame)), random_state=p.seed))
     return pd.concat(frames, ignore_index=True)
 
@@ -92,11 +90,10 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
-    """By kind: mean share of it among the `neighbors` texts nearest to the downstream ones, and the share by chance.
+    """By kind: mean share of it among the `neighbors` texts nearest to each downstream one, and the share by chance.
 
-    A map in two dimensions bends distances; this number is taken in the full space and says the same thing without the
-    bending. Downstream texts do not count as neighbours. By chance: were all other texts mixed at random, each kind would
-    be as frequent among the neighbours as it is among them.
+    Taken in the full space, which no map has bent. Downstream texts do not count as neighbours. By chance: were all other
+    texts mixed at random, each kind would be as frequent among the neighbours as among all.
     """
     kinds = np.asarray(kinds)
     inside, others = kinds == "downstream", kinds[kinds != "downstream"]

@@ -111,11 +111,3 @@ def names_down(axes: Axes, names: Iterable[str]) -> None:
     axes.set_ylim(-0.6, len(names) - 0.15)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-
-
-def tokens_text(value: float, _: Any = None) -> str:
-    """5120 -> 5.12k: in three digits, so that neighbours of a doubling stay apart."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"

@@ -1,7 +1,7 @@
 """The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
 
-`arms` is what comparison.arm_table returns; `tests` rows that compare, compare_all and forgetting_of return. Forgetting
-(held-out general text) always stands beside the gain.
+`arms` is comparison.arm_table's; `tests` has rows of compare, compare_all and forgetting_of. Forgetting (held-out general
+text) always stands beside the gain.
 """
 
 from __future__ import annotations
@@ -30,22 +30,16 @@ CHAIN = {  # of the ablation: arm -> what it adds
 }
 
 
-def main_table(
-    arms: pd.DataFrame,
-    tests: pd.DataFrame,
-    metric: str = BITS,
-    reference: str = "trait",
-    title: str = "",
-) -> Table:
-    """Every arm: average over tasks, paired difference of the reference arm with p, forgetting, and each task.
-
-    A star says which single tasks differ from the reference arm, where `tests` has them (compare_all).
-    """
+def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str, title: str = "") -> Table:
+    """Every arm: average over tasks, paired difference of the reference arm with p, forgetting, and each task."""
     shown, name = _Arms(arms, tests, metric), label(reference)
-    names = shown.names
-    columns = {"Arm": list(map(label, names)), "Average of tasks": shown.scores(MACRO, names)}
-    columns[f"{name} minus this arm"] = [shown.pair(reference, arm) for arm in names]
-    columns |= shown.documents(names)
+    names = list(shown.rows[MACRO].index)
+    columns = {
+        "Arm": list(map(label, names)),
+        "Average of tasks": shown.scores(MACRO, names),
+        f"{name} minus this arm": [shown.pair(reference, arm) for arm in names],
+        **shown.documents(names),
+    }
     columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
     notes = [
         f"{shown.direction}; [confidence interval]; bold: best of its column.",
@@ -55,8 +49,8 @@ def main_table(
     return Table(title or f"All arms by {metric_name(metric)}", columns, notes + _what_could_show(tests, metric))
 
 
-def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str = BITS, title: str = "") -> Table:
-    """What each part adds (the paper's Table 4); `pairs` has rows of compare(outcomes, None, metric)."""
+def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: str) -> Table:
+    """What each part adds; `pairs` has rows of compare(outcomes, None, metric)."""
     shown, names = _Arms(arms, pairs, metric), chain_of(arms)
     columns = {
         "Trained on": [CHAIN.get(arm, f"+ {label(arm)}") for arm in names],
@@ -69,17 +63,17 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str = BITS, 
         f"{shown.direction}. Every trained arm saw the same number of tokens.",
         "[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).",
     ]
-    return Table(title or "What does each part add?", columns, notes + _what_could_show(pairs, metric))
+    return Table(title, columns, notes + _what_could_show(pairs, metric))
 
 
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
-    """One row a comparison of compare or compare_all: the difference with its interval, effect, p, and what could show."""
+    """One row a comparison: the difference with its interval, effect, p, and what could show."""
     rows = [_compared(row) for row in tests.to_dict("records")]
-    lower = ", ".join(metric_name(name) for name in sorted(LOWER_IS_BETTER & set(tests["metric"])))
+    lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER)))
     about = (
         "Paired over the same items; shares in points. p: McNemar or sign flips, with several seeds hierarchical bootstrap; "
         "Holm's correction over the averages of a metric, and over all cells of its tasks. "
-        f"Better: p < {ALPHA:g}." + (f" Lower is better: {lower}." if lower else "")
+        f"Better: p < {ALPHA:g}. Lower is better: {lower}."
     )
     seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
     if (tests["seeds"] > 1).any():
@@ -88,7 +82,7 @@ def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
 
 
 def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
-    """The table of `tests`; with a folder also written there, the CSV with all columns and digits, and with its items."""
+    """The table of `tests`; with a folder also written there with its items, the CSV with all columns and digits."""
     table = comparison_table(tests, notes)
     if folder:
         write_items(outcomes, folder, tests)
@@ -98,10 +92,7 @@ def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence
 
 
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
-    """Write the items behind every number: a file an arm and metric, and one a pair of `tests` and metric.
-
-    Questions are not in them: they are the test set's own.
-    """
+    """Write the items behind every number, without their questions: a file an arm and metric, one a pair and metric."""
     outcomes, keys = prepared(outcomes), ["task", "seed", "item_id"]
     parts = {names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])}
     for (arm, metric), part in parts.items():
@@ -114,7 +105,7 @@ def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame)
 
 
 def chain_of(arms: pd.DataFrame) -> list[str]:
-    """The arms of the ablation in its order: the paper's, or where an experiment names its arms otherwise, all of them."""
+    """The arms of the ablation in its order: the paper's, or all where an experiment names its arms otherwise."""
     there = list(dict.fromkeys(arms["arm"]))
     chain = [arm for arm in CHAIN if arm in there]
     return chain if len(chain) > 1 else there
@@ -161,7 +152,6 @@ class _Arms:
         if MACRO not in self.rows:
             known = ", ".join(sorted(set(arms["metric"])))
             raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
-        self.names = list(self.rows[MACRO].index)
         self.tasks = [task for task in self.rows if task != MACRO and not task.startswith(HELD_OUT)]
         self.tests, self.metric = tests, metric
         self.direction = (
@@ -170,17 +160,13 @@ class _Arms:
 
     def scores(self, task: str, names: Sequence[str], starred_against: str = "") -> list[Cell]:
         """Means, the best in bold, each with its interval, or on documents with its change from the base model."""
-        rows, metric, column = self.rows[task], BITS if task in DOCUMENTS else self.metric, []
+        rows, metric, column = self.rows[task].reindex(names), BITS if task in DOCUMENTS else self.metric, []
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
-        for arm in names:
-            if arm not in rows.index:
-                column.append(Cell("–"))
-                continue
-            mean, low, high = rows.loc[arm, ["mean", "low", "high"]]
+        for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
             small = f"[{number_text(low, metric)}, {number_text(high, metric)}]"
             against = paired(self.tests, starred_against, arm, metric, task)
             small += "*" if against and against["p_holm"] < ALPHA else ""
-            if task in DOCUMENTS and "base" in rows.index:
+            if task in DOCUMENTS:
                 change = self.pair(arm, "base", task)
                 small = f"{change.text} {change.small}".strip("– ")
             column.append(Cell(number_text(mean, metric), small, mean == best, item_file(arm, metric)))
@@ -205,7 +191,7 @@ class _Arms:
 def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
     means = f"{number_text(row['reference_mean'], metric)} and {number_text(row['arm_mean'], metric)}"
-    better = label(reference if row["reference_better"] else arm)
+    change, better = change_text(row["difference"], metric), label(reference if row["reference_better"] else arm)
     link = pair_file(reference, arm, metric)
     return {
         "Difference": f"{label(reference)} minus {label(arm)}",
@@ -213,11 +199,7 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
         "Metric": metric_name(metric),
         "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
         "Means": Cell(means, link=link),
-        "Difference [interval]": Cell(
-            change_text(row["difference"], metric),
-            interval_text(row["low"], row["high"], metric),
-            link=link,
-        ),
+        "Difference [interval]": Cell(change, interval_text(row["low"], row["high"], metric), link=link),
         "Effect": f"{row['effect']} {row['effect_size']:+.2f}",
         "p (Holm)": Cell(p_text(row["p_holm"]), link=link),
         "Better": better if row["p_holm"] < ALPHA else "–",

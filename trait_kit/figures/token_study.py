@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.ticker import EngFormatter
 
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, atomic_path
@@ -19,10 +20,10 @@ from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
 from trait_kit.figures import style
 from trait_kit.figures.cells import metric_name
-from trait_kit.figures.style import KitFigure, label, tokens_text
+from trait_kit.figures.style import KitFigure, label
 from trait_kit.figures.tables import BITS, GENERAL
 
-_TRAINING, _EVALUATION = "04_train_two_stages", "05_evaluate"
+tokens_text = EngFormatter(sep="", places=2)  # 5120 -> 5.12k: neighbours of a doubling stay apart
 
 
 def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
@@ -37,36 +38,30 @@ def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
 def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds are joined.
 
-    tokens: of all the arm's stages. training_seconds: of optimizer steps, without held-out scores, summed over the stages,
-    also those that arms or runs share; device_hours: the same times processes, in hours; both are means over seeds.
-    passes_over_passages: NaN for an arm without passages. gain: over the base model in units of the metric, positive when
-    better; step: over the budget before (NaN for the first); forgetting: bits per byte of general text above the base
-    model's, positive when worse, NaN where it was not evaluated; each with _low and _high, at `confidence`, pairing items.
-    The runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than what the
-    budget does.
+    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model in
+    units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per byte
+    of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing items. The
+    runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the budget.
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
-    read = {Path(folder): _records(Path(folder)) for folder in run_dirs}
-    arm = next(iter(read.values()))[_EVALUATION]["params"]["reference_arm"]
-    budgets: dict[tuple[int, ...], list[Path]] = {}
-    for folder, records in read.items():
-        budgets.setdefault(tuple(records[_TRAINING]["params"]["stage_tokens"]), []).append(folder)
+    training = {str(folder): _record(folder, "04_train_two_stages") for folder in run_dirs}
+    arm = _record(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
+    budgets: dict[tuple[int, ...], list[str]] = {}
+    for folder, record in training.items():
+        budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
     rows: list[dict[str, Any]] = []
     before: list[str] = []
-    for budget in sorted(budgets, key=lambda budget: (sum(budget), budget)):
-        folders = budgets[budget]
+    for budget, folders in sorted(budgets.items(), key=lambda item: (sum(item[0]), item[0])):
         names = [f"{folder}:{arm}" for folder in folders]
         together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
         outcomes, confidence = together.outcomes, together.confidence
         metric = comparison.main_metric(outcomes)
         gain = comparison.compare(outcomes, arm, metric, confidence).iloc[0]
-        cost = pd.DataFrame([_cost(read[folder][_TRAINING]["summary"], arm) for folder in folders])
+        costs = pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders])
         row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "seeds": int(gain["seeds"]), "metric": metric}
-        row |= {"device": ", ".join(sorted(set(cost.pop("device")))), "confidence": confidence, **cost.mean()}
-        row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"]}
-        row |= _change(gain, "gain") | dict.fromkeys(["step", "step_low", "step_high"], math.nan)
-        row |= dict.fromkeys(["forgetting", "forgetting_low", "forgetting_high"], math.nan)
+        row |= {"confidence": confidence, "score": gain["reference_mean"], "base_score": gain["arm_mean"], **costs.mean()}
+        row |= _change(gain, "gain") | _change(None, "step") | _change(None, "forgetting")
         if before:
             pair = across_runs.gather([*before, *names]).outcomes
             later = list(dict.fromkeys(pair["arm"]))[1]
@@ -124,35 +119,33 @@ def verdict(study: pd.DataFrame) -> str:
     return f"{name}: from {tokens[enough]} tokens on, the next larger budget gains less than its interval"
 
 
-def _records(folder: Path) -> dict[str, Any]:
-    """Of training and evaluation, which must be finished."""
-    records = {name: runs.recorded(folder, name) for name in (_TRAINING, _EVALUATION)}
-    for name, record in records.items():
-        if record is None:
-            raise TraitError(f"The run {folder} has not finished {name}. Run it again; it goes on where it stopped.")
-    return records
+def _record(folder: Path | str, step: str) -> dict[str, Any]:
+    record = runs.recorded(Path(folder), step)
+    if record is None:
+        raise TraitError(f"The run {folder} has not finished {step}. Run it again; it goes on where it stopped.")
+    return record
 
 
-def _cost(training: dict[str, Any], arm: str) -> dict[str, Any]:
+def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     """Of all stages of the arm's chain, whichever run or arm trained them.
 
     Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
     """
     found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
     passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]
-    speed = found["tokens_per_second"]
-    seconds = (found["tokens"] / speed).where(speed > 0, found["seconds"])
+    seconds = (found["tokens"] / found["tokens_per_second"]).replace(math.inf, math.nan).fillna(found["seconds"])
     return {
         "tokens": found["tokens"].sum(),
         "passes_over_passages": sum(passes) if passes else math.nan,
-        "training_seconds": seconds.sum(),
         "device_hours": (seconds * found["processes"]).sum() / 3600,
-        "device": ", ".join(dict.fromkeys(found["device"].str.partition(":")[0])),
     }
 
 
-def _change(row: pd.Series, name: str, sign: int = 0) -> dict[str, float]:
-    """The difference of a comparison as a gain of its reference, positive when better, or times `sign`."""
+def _change(row: pd.Series | None, name: str, sign: int = 0) -> dict[str, float]:
+    """The difference of a comparison as a gain of its reference, positive when better, or times `sign`; NaN for None."""
+    names = (name, f"{name}_low", f"{name}_high")
+    if row is None:
+        return dict.fromkeys(names, math.nan)
     sign = sign or (-1 if row["metric"] in LOWER_IS_BETTER else 1)
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    return {name: sign * row["difference"], f"{name}_low": low, f"{name}_high": high}
+    return dict(zip(names, (sign * row["difference"], low, high), strict=True))
