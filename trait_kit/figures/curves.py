@@ -1,7 +1,6 @@
 """Curves and bars: is the classifier good, what did selection find, and what did each stage of training teach.
 
-Every function takes plain tables, says its finding in the title (computed from the numbers it draws, so a title cannot
-disagree with its figure) and returns a figure. Bits per byte: lower is better.
+Every function takes plain tables and says its finding in the title, computed from the numbers that it draws.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _SECONDS_BETWEEN = 15.0  # drawing takes a third of a second of the cores that t
 
 @style.styled
 def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float) -> KitFigure:
-    """Precision against recall of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
+    """Of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
 
     `base_rate` is the share of in-domain documents among the held-out ones: the precision of guessing.
     """
@@ -91,7 +90,7 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
     axes.bar_label(bars, said, padding=6)
     axes.axvline(1, **style.DASHED)
     style.names_down(axes, map(label, quality["method"][::-1]))
-    axes.set(xlabel="times better than chance (precision / base rate)", xlim=(0, 1.9 * best["lift"] or 1))
+    axes.set(xlabel="times better than chance (precision / base rate)", xlim=(0, 2.1 * best["lift"] or 1))
     return figure
 
 
@@ -99,8 +98,8 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    `log` has the columns of tables.SCHEMAS['log']; the last of `arms` is the one the title speaks of. Where
-    `task_scores_per_stage` asked for them, a panel has the share of right choices, mean over tasks.
+    The title speaks of the last of `arms`. Where `task_scores_per_stage` asked for them, a panel has the share of right
+    choices, mean over tasks.
     """
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", _RIGHT, regex=True)

@@ -69,8 +69,8 @@ def read_and_write(step: Any) -> Evidence:
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
 
-    From what 02, 03 and 05 recorded: evidence of 02's documents (a row a document and question), 03's screening of problems
-    and its rejected passages, counted under every task of their problems.
+    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which count
+    under every task of their problems.
     """
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
     web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")

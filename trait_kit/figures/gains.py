@@ -1,7 +1,7 @@
 """What was gained, by arm and by item, as figures and as a page to read.
 
 A mean can rest on a few items, and a significant one can still lose on a task. Texts of items and predictions are data from
-elsewhere: the page escapes all of them, runs no script and asks for nothing.
+elsewhere: the page escapes all of them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) 
         axes.set_title(f"Change on {where}", loc="left", weight="bold")
         axes.set_xlabel("bits per byte (left is better)" if bits else "points (right is better)")
         style.names_down(axes, map(label, names))
+        axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)
         for height, (name, row) in enumerate(reversed(rows.items())):
             if row is None:
                 axes.set_xlabel("not evaluated")

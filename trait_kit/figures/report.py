@@ -1,9 +1,8 @@
 """One self-contained HTML page a run: what came out, what it cost, every step.
 
-The page makes no request and runs no script: figures are inlined, and a content-security policy forbids the rest. Texts of
-documents, models and parameters are data from elsewhere, so the template escapes every one of them. It can be written
-at any time: a step that has not been run says so and the rest is shown. The layout and every sentence are the template's;
-here is only what they are filled with.
+The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are data
+from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
+template's; here is only what they are filled with.
 """
 
 from __future__ import annotations

@@ -112,10 +112,7 @@ def chain_of(arms: pd.DataFrame) -> list[str]:
 
 
 def paired(tests: pd.DataFrame, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
-    """The first row of `tests` on arm minus other, whichever of them was its reference; None where there is none.
-
-    `mean` and `before` are the means of the two.
-    """
+    """The first row of `tests` on arm minus other, whichever was its reference; `mean` and `before` are their means."""
     of_both = tests[["reference", "arm"]].isin([arm, other]).all(axis=1)
     found = tests[of_both & (tests["metric"] == metric) & (tests["task"] == task)]
     if found.empty:

@@ -1,7 +1,7 @@
 """How many tokens are enough? Gain and forgetting of one arm against what its training cost, a run a budget.
 
-A curve that flattens says little by itself: what counts is whether the next larger budget wins items that the smaller one
-did not. So every budget is compared with the base model and with the budget before it, item by item.
+A curve that flattens says little by itself: what counts is whether the next larger budget wins items that the smaller did
+not. So every budget is compared with the base model and with the budget before it, item by item.
 """
 
 from __future__ import annotations
