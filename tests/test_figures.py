@@ -99,7 +99,7 @@ def test_training_curves_state_both_stages_and_mark_the_boundary():
         assert [line.get_xdata()[0] for line in dashed] == [4096]
     assert {"Task solutions", "General text (forgetting)"} == {axes.get_title(loc="left") for axes in figure.axes}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["selected", "TRAIT"]
-    with pytest.raises(TraitError, match="selected"):
+    with pytest.raises(TraitError, match="no_such_arm"):
         curves.plot_training_curves(training_log(), ["no_such_arm"])
 
 
