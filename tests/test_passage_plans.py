@@ -11,7 +11,6 @@ from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.figures.curves import plot_passages
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
@@ -210,10 +209,7 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "mathjax_ignore" in page
-    assert "rejected: length" in quality.browse(rejected, problems, [1]).data
-    figure = plot_passages(kept, rejected)
-    assert figure.texts[0].get_text().startswith("8 of 10 drafts passed")
-    assert plot_passages(kept.head(0), rejected.head(0)).axes
+    assert "rejected: length" in quality.browse(rejected, problems, [1])
 
 
 def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):

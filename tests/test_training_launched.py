@@ -82,7 +82,6 @@ def test_train_is_one_command_alone_and_under_a_launcher(
         .items()
         if key not in {*experiment["common"], "seed"}
     }
-    experiment["figures"] = {**experiment.get("figures", {}), "curve_arms": ["trait"]}
     experiment["evaluation"] = {**experiment.get("evaluation", {}), "reference_arm": "trait"}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
     _accelerate("ddp", "-m", "trait_kit.cli", "train", tmp_path / "experiment.yaml", "--run-dir", run)

@@ -211,7 +211,7 @@ def compare(
         raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
     outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
     tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
-    print(tables.save_comparison(tests, outcomes, together.notes, output).to_text())
+    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

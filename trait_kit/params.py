@@ -49,6 +49,9 @@ REMOVED = {
     "backend": "a server such as `vllm serve` is asked where endpoint_url and endpoint_model name one",
     "general_items": "200 items of each of general_tasks are asked",
     "likelihood": "likelihoods are always asked",
+    "umap_neighbors": "the map is laid out from 30 neighbours (figures/map.py)",
+    "curve_arms": "the curves show the arms of the ablation, the reference arm last",
+    "title": "the report is headed by the run's name",
 }
 
 
@@ -285,9 +288,7 @@ class FigureParams(Common):
     """06: the paper's figures and tables, and one report."""
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
-    umap_neighbors: int = knob(30, ge=2)  # larger: global structure; smaller: local detail
-    curve_arms: list[str] = knob(["selected", "trait"], min_length=1)  # arms on the score-against-tokens figure
-    title: str = "TRAIT experiment"  # heading of the report
+    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
 
 
 class Experiment(BaseModel):
@@ -311,10 +312,9 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        named = {"evaluation.reference_arm": [self.evaluation.reference_arm], "figures.curve_arms": self.figures.curve_arms}
-        for field, names in named.items():
-            for name in set(names) - arms:
-                raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
+        if (name := self.evaluation.reference_arm) not in arms:
+            known = ", ".join(sorted(arms))
+            raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
         return self
 
 
