@@ -21,9 +21,9 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
-from trait_kit.evaluation.suites import load_tasks, worked_examples
+from trait_kit.evaluation.suites import worked_examples
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task, prompt
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",

@@ -19,7 +19,7 @@ from trait_kit.evaluation.suites import Unit
 from trait_kit.models import model_folder, resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import load_problems, load_tasks
 
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
 _MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-eval task, the first that it has
@@ -61,7 +61,7 @@ def evaluate_arms(step: Any) -> Evaluation:
     step it reads what is there.
     """
     p = step.params
-    tasks = suites.load_tasks(p.tasks)
+    tasks = load_tasks(p.tasks)
     how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
     how |= {f"the version of {name}": task.version for name, task in tasks.items()}
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)

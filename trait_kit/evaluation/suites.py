@@ -28,7 +28,7 @@ from trait_kit.evaluation import ads
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task, prompt
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEMPLATES = Path(__file__).parent / "tasks"
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
@@ -80,11 +80,6 @@ def build(
     return units
 
 
-def load_tasks(names: list[str]) -> dict[str, Task]:
-    """The task files by the tasks' names: their versions belong into a run's record."""
-    return {task.name: task for name in names for task in load_task(name).parts}
-
-
 def load_items(data_file: str, **_metadata: Any) -> Any:
     """lm-eval's `custom_dataset` of every task: the items of a JSON-lines file, kept in memory.
 
@@ -110,7 +105,7 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     """
     from trait_kit.engine.questions import QuestionIndex
 
-    parts = [(name, load_task(name).parts) for name in names]
+    parts = [(name, list(load_tasks([name]).values())) for name in names]
     files = {task.name: name if len(tasks) == 1 else f"{name}#{task.name}" for name, tasks in parts for task in tasks}
     tested = QuestionIndex(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
     found = []
