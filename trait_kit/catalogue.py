@@ -54,11 +54,10 @@ def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]
     found: dict[str, list[Row]] = defaultdict(list)
     seen: set[str] = set()
     for product in usable(read_rows(path), read, path, skipped):
-        keys = {f"{name} {product[name].lower()}": name for name in ("id", "title")}
-        if again := [name for key, name in keys.items() if key in seen]:
-            skipped[f"{again[0]} occurs before"] += 1
+        if product["title"].lower() in seen:
+            skipped["title occurs before"] += 1
             continue
-        seen.update(keys)
+        seen.add(product["title"].lower())
         split = split_of(f"product {product['family']}", SHARES)
         if product["query"] and split_of(f"query {product['query'].lower()}", SHARES) != split:
             skipped["query belongs to another split than its product"] += 1  # the product stays, without it
@@ -74,8 +73,6 @@ def _product(files: CatalogueFiles, row: Row) -> Row:
     """A product's fields in one line each, '' where the catalogue has none, and its family."""
     product = fill(files.model_dump(exclude={"products"}), row)
     for name, text in product.items():
-        if isinstance(text, list):
-            raise FieldError(f"{name} is not text: {str(text)[:60]} (of a list, the first: {{{name}|first}})")
         if name in ("id", "title", "description") and not readable(text or "", "text"):
             raise FieldError(f"{name} is missing: {text!r}")
         if text and len(text) > _MOST_CHARACTERS[name]:

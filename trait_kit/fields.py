@@ -105,15 +105,15 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
 
 
 def fill(templates: Mapping[str, str | None], row: Row) -> Row:
-    """Every template filled, as text in one line or a list of such; None for no template, and where nothing is in it."""
+    """Every template filled, as text in one line, `choices` as a list of such; None where there is nothing."""
     found: Row = {}
     for name, template in templates.items():
         try:
             value = render(template, row) if template else None
         except FieldError as error:
             raise FieldError(f"{name} cannot be read: {error}") from None
-        if isinstance(value, dict):
-            raise FieldError(f"{name} is not text: {str(value)[:60]}")
+        if value is not None and isinstance(value, list | dict) != (name == "choices"):
+            raise FieldError(f"{name} is {'no list' if name == 'choices' else 'not text'}: {str(value)[:60]}")
         found[name] = [one_line(item) for item in value] if isinstance(value, list) else one_line(value) or None
     return found
 

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 import yaml
@@ -35,21 +35,10 @@ _OfAnswers = Literal["bits_per_byte", "choice_accuracy", "exact_match"]
 _OfWrittenAds = Literal["rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage"]
 _OfRelevance = Literal["auc", "f1"]  # of the choice 'relevant' or 'irrelevant'
 Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
+# Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is
+# added; `template` is what it follows: problems of one template are no independent evidence.
+_FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
-
-
-class Fields(BaseModel):
-    """Templates over a row's columns; see trait_kit.fields for the filters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    question: Template
-    answer: Template
-    solution: Template | None = None  # the worked reasoning, without 'The answer is ...', which is added
-    choices: Template | None = None
-    entity: Template | None = None
-    topic: Template | None = None
-    template: Template | None = None  # what the solution follows: problems of one template are no independent evidence
 
 
 class Task(BaseModel):
@@ -67,7 +56,7 @@ class Task(BaseModel):
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
     # Where two of ours name the same one, its rows are divided 80/10/10 by a digest of the question.
     splits: dict[Split, str | None] = {}
-    fields: Fields | None = None
+    fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # train and validation rows whose worked solution prints wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
     version: int = Field(1, ge=1)  # raise when a change of this file changes scores: outcomes of other versions are not used
@@ -85,10 +74,11 @@ class Task(BaseModel):
         kind, _, name = self.source.partition(":")
         if kind == "demo" and name not in demo.problems():
             raise ValueError(f"source: the demo has no problems '{name}'; known: {', '.join(demo.problems())}")
-        if not self.generated and (self.fields is None or not self.splits):
-            raise ValueError("source is a data set, so 'fields' (question, answer) and 'splits' must be written down")
-        if "choice_accuracy" in self.metrics and self.fields is not None and self.fields.choices is None:
-            raise ValueError("metrics has choice_accuracy, but fields has no 'choices'")
+        if kind != "demo" and not (self.splits or self.catalogue):
+            raise ValueError("source is a data set, so 'splits' must be written down")
+        for field in ("question", "answer", "choices") if kind != "demo" else ():
+            if not self.fields.get(field) and (field != "choices" or "choice_accuracy" in self.metrics):
+                raise ValueError(f"fields has no '{field}'")
         return self
 
 
@@ -147,24 +137,22 @@ def _tasks_of(name_or_path: str) -> list[Task]:
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
 
-    `attrs["report"]` has one entry a task: asked, taken, and what was skipped by reason; `attrs["skipped"]` is the
-    total. A task whose file sets the split to null (a benchmark without training data) contributes nothing and says so
-    in the report; if no task has the split, TraitError.
+    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task whose file sets the
+    split to null (a benchmark without training data) contributes nothing; if no task has the split, TraitError.
     """
     rows: list[Row] = []
     report: dict[str, Row] = {}
     for task in load_tasks(tasks).values():
         skipped: Counter[str] = Counter()
         taken = list(islice(_problems(task, split, seed, skipped), per_task))
-        rows += [{"id": _id(task, row), "task": task.name, **row, "split": split} for row in taken]
-        report[task.name] = {"asked": per_task, "taken": len(taken), "skipped": dict(sorted(skipped.items()))}
-        if not _has(task, split):
-            report[task.name]["note"] = f"the task file has no {split} split"
+        report[task.name] = {"taken": len(taken), "skipped": dict(sorted(skipped.items()))}
+        for row in taken:
+            key = sha(f"{plain(row['question'])} {row['answer']}").hex()[:12]
+            rows.append({"id": f"{task.name}/{key}", "task": task.name, **row, "split": split})
     if not rows:
         raise TraitError(f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has.")
     frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names)
     frame.attrs["report"] = report
-    frame.attrs["skipped"] = sum(sum(entry["skipped"].values()) for entry in report.values())
     return frame
 
 
@@ -205,18 +193,10 @@ def plain(question: str) -> str:
     return one_line(question.lower())
 
 
-def _id(task: Task, row: Row) -> str:
-    return f"{task.name}/{sha(plain(row['question']) + ' ' + row['answer']).hex()[:12]}"
-
-
-def _has(task: Task, split: Split) -> bool:
-    return task.generated or task.splits.get(split) is not None
-
-
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    """The task's problems in this split, each question once, in the order that the seed draws."""
+    """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
     seen: set[str] = set()
-    for row in _drawn(task, split, seed, skipped) if _has(task, split) else ():
+    for row in _drawn(task, split, seed, skipped) if task.generated or task.splits.get(split) else ():
         key = plain(row["question"])
         if key not in seen:
             seen.add(key)
@@ -273,7 +253,7 @@ def _read(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
 
 
 def _problem(task: Task, row: Row) -> Row:
-    values = fill(task.fields.model_dump() if task.fields else {}, row)
+    values = fill({name: task.fields.get(name) for name in get_args(_FieldName)}, row)
     answer, choices, solution = values["answer"] or "", values["choices"] or [], values["solution"]
     if not values["question"]:
         raise FieldError("question is empty")
