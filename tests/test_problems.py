@@ -426,6 +426,7 @@ def test_the_papers_benchmarks_load_from_local_copies(tmp_path: Path, shipped: s
             assert evaluate(row.answer) is not None
 
 
+@pytest.mark.slow
 @needs_local_data
 def test_gsm8k_train_drops_wrong_arithmetic_and_shares_no_question(tmp_path: Path) -> None:
     path = local_task(tmp_path, "gsm8k")

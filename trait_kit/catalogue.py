@@ -1,12 +1,10 @@
 """A user's product catalogue as the seven ads tasks; what is asked and answered is written down in catalogue.yaml.
 
-Golds are the catalogue's own fields as they stand: a product's title, its description, its own page or that of another
-product of its category. Queries are real where the catalogue has a column of them, else its titles and categories; so
-without queries, relevance tells little, and a teacher may write better ones. A row that cannot be used is skipped and
-counted by reason, because nobody proof-reads a catalogue; only a file without a single usable product is an error.
-
-Products whose titles begin alike (four words, numbers aside) are one family and share a split, and an offer that is judged
-or rewritten comes from the product's own split, so nothing of a test product is seen in training.
+Golds are the catalogue's own fields as they stand. Queries are real where it has a column of them, else its titles and
+categories; so without queries, relevance tells little, and a teacher may write better ones. A row that cannot be used is
+skipped and counted, because nobody proof-reads a catalogue. Products whose titles begin alike (four words, numbers aside)
+are one family and share a split, and an offer that is judged or rewritten comes from the product's own split, so nothing of
+a test product is seen in training.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]
 
 
 def _product(files: CatalogueFiles, row: Row) -> Row:
-    """A product's fields in one line each, '' where the catalogue has none, and its family."""
+    """A product's fields in one line each, '' where the catalogue has none, its ad and its family."""
     product = fill(files.model_dump(exclude={"products"}), row)
     for name, text in product.items():
         if name in ("id", "title", "description") and not readable(text or "", "text"):
@@ -78,7 +76,9 @@ def _product(files: CatalogueFiles, row: Row) -> Row:
         if text and len(text) > _MOST_CHARACTERS[name]:
             raise FieldError(f"{name} is longer than {_MOST_CHARACTERS[name]:,} characters")
         product[name] = text or ""
-    return {**product, "family": " ".join(re.findall(r"[^\W\d]+", product["title"].lower())[:4])}
+    product["ad"] = f"{product['title']} | {product['description']}"
+    product["family"] = " ".join(re.findall(r"[^\W\d]+", product["title"].lower())[:4])
+    return product
 
 
 def catalogue_rows(
@@ -86,7 +86,7 @@ def catalogue_rows(
 ) -> Iterator[Row]:
     """The products of a split as rows for one task's templates, in an order that all seven tasks share.
 
-    `digest` is that of the products' file, which is read once for all tasks and splits.
+    `digest`: of the products' file, which is read once for all tasks and splits.
     """
     products, lost = _products(files, digest)
     skipped.update(lost)
@@ -104,17 +104,12 @@ def catalogue_rows(
             skipped["too few products to make wrong choices of"] += 1
             continue
         fits = rng.random() < 0.5
-        shown, shuffled = product if fits else near[0], rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS)
         yield {
             **product,
             "fits": fits,
-            "shown_title": shown["title"],
-            "shown_description": shown["description"],
-            "other_title": near[0]["title"],
-            "titles": [one["title"] for one in shuffled],
-            "descriptions": [one["description"] for one in shuffled],
-            "ads": [f"{one['title']} | {one['description']}" for one in shuffled],
-            "labels": ["relevant", "irrelevant"],
+            "shown": product if fits else near[0],
+            "other": near[0],
+            "offers": rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS),
         }
 
 

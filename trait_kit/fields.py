@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.numbers import print_number, quantity
+from trait_kit.engine.numbers import quantity
 
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]
@@ -153,8 +154,7 @@ def number(value: Any) -> str:
     if found is None:
         raise FieldError(f"{text[:80]!r} is not one number, or one number and its unit")
     exact = found.value * found.scale
-    printed = str(exact) if "/" in text else print_number(exact)
-    return printed or re.findall(r"-?[\d.,]+", text)[0].replace(",", "")  # a long decimal stays
+    return str(exact) if "/" in text else f"{Decimal(exact.numerator) / exact.denominator:f}"
 
 
 def sentences(value: Any) -> str:
