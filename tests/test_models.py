@@ -24,8 +24,7 @@ def test_names_of_models_resolve(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo:smollm2", "did you mean 'demo:smollm2-135m'"),
-        ("demo:gpt-9", "known: demo:smollm2-135m, demo:tiny-random, demo:all-minilm-l6-v2"),
+        ("demo:gpt-9", "or one of demo:smollm2-135m, demo:tiny-random, demo:all-minilm-l6-v2"),
         ("./no/such/folder", "no model folder"),
         ("/no/such/folder", "no model folder"),
         ("hf:owner/model", "no model folder"),
@@ -97,8 +96,6 @@ def test_the_embedding_model_knows_what_is_alike() -> None:
     vectors = models.embed(["A prime number", "An integer without divisors", "A beach in Brazil"], "demo:all-minilm-l6-v2")
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
-    with pytest.raises(TraitError, match="Text 1 to embed is NoneType"):
-        models.embed(["a", None], "demo:all-minilm-l6-v2")
 
 
 def test_embed_pools_only_real_tokens_and_keeps_the_order(tmp_path):

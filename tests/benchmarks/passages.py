@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import speed
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.engine.machine import hardware_line
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
@@ -86,7 +86,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
     subject = dict(zip(problems["id"], problems["task"] + "/" + problems["topic"].fillna(""), strict=True))
     tasks = Counter(task for tasks in passages["tasks"] for task in set(tasks))
     return {
-        "machine": hardware_line(),
+        "machine": speed.machine(),
         "screened": screened.to_dict("records"),
         "test questions": len(questions),
         "groups": len(made),
