@@ -9,22 +9,35 @@ the texts may stay on disk and come in batches:
     unique = clusters(kept) == np.arange(len(kept))                                   # one document of each cluster
     unique &= duplicates_of(kept, signatures(seed_texts)) < 0                         # and none that the seed holds
 
-The functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram. Words are those of
-`ngrams.normalise` without its punctuation; a document of fewer than five is one shingle of all of them, one without words is
+The functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram. Words are the tokens of
+`ngrams` without punctuation; a document of fewer than five is one shingle of all of them, one without words is
 nobody's duplicate. (One-permutation hashing, arXiv 1703.04664, was measured: not faster enough for its case of empty bins.)
 """
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngrams import Texts, buffers, inlined, kernel, next_token, normalise
+from trait_kit.engine.ngrams import (
+    EOS_STATE,
+    FNV_PRIME,
+    HASH_START,
+    Texts,
+    buffers,
+    inlined,
+    kernel,
+    text_array,
+    token_blocks,
+)
 
 SHINGLE_WORDS = 5
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
+_MARKS = [EOS_STATE, *((HASH_START ^ np.uint64(ord(mark))) * FNV_PRIME for mark in string.punctuation)]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -33,10 +46,13 @@ def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_W
 
     The functions are the same in every process and batch: signatures made anywhere can be compared.
     """
-    values, offsets = buffers(normalise(texts))
-    out = np.full((len(offsets) - 1, n_hashes), EMPTY)
+    array = text_array(texts)
+    out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    _signatures(values, offsets, shingle_words, leaves, out)
+    for block in token_blocks(*buffers(array), "words-1"):
+        words = ~np.isin(block.states, _MARKS)
+        starts = np.concatenate([[0], np.cumsum(words)])[block.starts]
+        _signatures(block.states[words], starts, shingle_words, leaves, out[block.first : block.first + len(starts) - 1])
     return out
 
 
@@ -117,38 +133,21 @@ def _mixed(value):
 
 
 @kernel
-def _signatures(values, offsets, shingle_words, leaves, out):
+def _signatures(words, starts, shingle_words, leaves, out):
     factors, addends = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for k in range(len(factors)):
         both = _mixed(np.uint64(k + 1) * _FACTOR)
         factors[k], addends[k] = np.uint32(both) | np.uint32(1), np.uint32(both >> np.uint64(32))
-    words = np.zeros(shingle_words, np.uint64)
-    for d in range(len(offsets) - 1):
-        words[:] = 0
+    for d in range(len(starts) - 1):
         state = np.uint64(0)
-        n_words = 0
-        position, end = offsets[d], offsets[d + 1]
-        while True:
-            start, position, token = next_token(values, position, end)
-            if start == position and n_words >= shingle_words:
-                break
-            if start < position:
-                byte = values[start]
-                if position == start + 1 and not (48 <= byte <= 57 or 97 <= byte <= 122):
-                    continue  # punctuation
-                slot = n_words % shingle_words
-                state = state * _FACTOR + token - words[slot] * leaves
-                words[slot] = token
-                n_words += 1
-                if n_words < shingle_words:
-                    continue
-            elif n_words == 0:
-                break
-            shingle = np.uint32(_mixed(state) >> np.uint64(32))
-            for k in range(len(factors)):
-                out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
-            if start == position:
-                break
+        for t in range(starts[d], starts[d + 1]):
+            state = state * _FACTOR + words[t]
+            if t - starts[d] >= shingle_words:
+                state -= words[t - shingle_words] * leaves
+            if t - starts[d] >= shingle_words - 1 or t == starts[d + 1] - 1:
+                shingle = np.uint32(_mixed(state) >> np.uint64(32))
+                for k in range(len(factors)):
+                    out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
 
 
 @inlined

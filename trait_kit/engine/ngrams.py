@@ -5,13 +5,16 @@ Arrow buffers, without a Python object a document, and yields the 64-bit hash st
 time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a word's end: that,
 not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass
 (`normalise` gives the same tokens as text, for training).
+
+A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions share
+the low half by chance, and no two tokens of a web corpus are likely to share the whole).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -26,42 +29,34 @@ Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
-_SIGN, LOW_32, _ONE = np.uint64(0xFFFFFF00), np.uint64(0xFFFFFFFF), np.uint64(1)
+LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
 _ASCII_KIND = np.array(
     [_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)], np.uint8
 )
 _ASCII_LOWER = np.array([ord(chr(c).lower()) for c in range(128)], np.uint64)
-_IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
+IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case
-BLOCK_TOKENS = 262_144  # most a block can hold; of usual text it holds a fifth, which stays in a core's own cache
-CONTEXT = 8  # tokens repeated at the start of a block that continues a text: n-grams of up to 9 words cross it
+BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile without the GIL (threads scale) and cache on disk, or only in memory where no folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
-
-
-def inlined(function: Callable) -> Callable:
-    """A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces."""
-    return numba.njit(inline="always", error_model="numpy")(function)
+kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+# A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces.
+inlined = numba.njit(inline="always", error_model="numpy")
 
 
 def text_array(texts: Texts) -> pa.LargeStringArray:
-    """The texts as one Arrow array (no copy of Arrow input in one chunk); nulls and non-strings are errors by position."""
+    """The texts as one Arrow array (no copy of Arrow input in one chunk); TraitError for nulls and what is not a string."""
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
-        texts = _from_python(list(texts))
-    if not pa.types.is_large_string(texts.type):
-        if not (pa.types.is_string(texts.type) or pa.types.is_null(texts.type) or pa.types.is_string_view(texts.type)):
-            raise TraitError(f"Texts to score must be strings, but this column is {texts.type}. Name the text column.")
-        texts = pc.cast(texts, pa.large_string())
+        try:
+            texts = pa.array(list(texts), pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise TraitError(f"Texts must be strings of valid Unicode: {error}.") from None
+    if texts.type not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+        raise TraitError(f"Texts must be strings, but this column is {texts.type}. Name the text column.")
+    texts = pc.cast(texts, pa.large_string())
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     if texts.null_count:
@@ -70,19 +65,7 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
     return texts
 
 
-def _from_python(texts: list) -> pa.Array:
-    try:
-        return pa.array(texts, pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TraitError(f"Text {row} is {type(text).__name__}, not a string.") from None
-            if text.encode("utf-8", "replace").decode() != text:
-                raise TraitError(f"Text {row} is not valid Unicode. Decode it with errors='replace'.") from None
-        raise
-
-
-def buffers(array: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
     """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
     _, offsets, values = array.buffers()
     if not len(array) or values is None or not values.size:
@@ -95,6 +78,10 @@ def buffers(array: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     return views
 
 
+_SPACES = r"[\x00-\x20\x7f\x{85}\x{a0}\x{2000}-\x{206f}\x{3000}-\x{303f}]+"
+_TOKENS_ALONE = r"[!-/:-@\[-`{-~\x{3040}-\x{9fff}]"  # the same classes as those of _ASCII_KIND and _wide_kind
+
+
 def normalise(texts: Texts) -> pa.LargeStringArray:
     """Lower case, one space between tokens, punctuation and East Asian characters as tokens of their own.
 
@@ -102,53 +89,22 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a text: `</s>`,
     which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes nothing.
     """
-    try:
-        array = pc.utf8_lower(text_array(texts))
-    except pa.ArrowInvalid as error:
-        raise TraitError(f"A text is not valid UTF-8 ({error}). load_documents puts such records in quarantine.") from None
-    values, offsets = buffers(array)
-    starts = np.zeros(len(array) + 1, np.int64)
-    out = np.empty(2 * int(offsets[-1] - offsets[0]) + 1, np.uint8)  # at most a space before every byte
-    used = _normalise(values, offsets, starts, out)
-    return pa.LargeStringArray.from_buffers(len(array), pa.py_buffer(starts), pa.py_buffer(out).slice(0, used))
-
-
-@inlined
-def is_space(byte):
-    """Whether fastText splits words at this byte."""
-    return byte == 32 or (9 <= byte <= 13) or byte == 0
-
-
-@inlined
-def hash_byte(state, byte):
-    """One step of fastText's FNV-1a, which takes bytes as *signed*; the low 32 bits of the result are its hash."""
-    wide = np.uint64(byte)
-    if byte >= 128:
-        wide |= _SIGN
-    return (state ^ wide) * FNV_PRIME
-
-
-@inlined
-def next_token(values, position, end):
-    """The first token at or after `position`: (start, stop, state); start == stop where there is none.
-
-    The state is 64 bits wide: its low half is fastText's hash of the token; all of it tells tokens apart (two words of a
-    vocabulary of millions share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
-    """
-    while position < end and is_space(values[position]):
-        position += 1
-    start = position
-    state = HASH_START
-    while position < end and not is_space(values[position]):
-        state = hash_byte(state, values[position])
-        position += 1
-    return start, position, state
+    array = pc.utf8_lower(text_array(texts))
+    for pattern, replacement in ((_SPACES, " "), (_TOKENS_ALONE, r" \0 "), (" +", " ")):
+        array = pc.replace_substring_regex(array, pattern, replacement)
+    return pc.utf8_trim(array, " ")
 
 
 @inlined
 def sign_extend(state):
     """A token's hash as fastText's n-grams take it: a signed 32-bit number widened to 64 bits."""
     return np.uint64(np.int64(np.int32(np.uint32(state & LOW_32))))
+
+
+@inlined
+def hash_byte(state, byte):
+    """One step of fastText's FNV-1a."""
+    return (state ^ _SIGNED[byte]) * FNV_PRIME
 
 
 @inlined
@@ -169,103 +125,42 @@ def _wide_kind(values, position, end):
     return kind
 
 
-@kernel
-def _normalise(values, offsets, starts, out):
-    """Fill `out` and each text's start in it; return how many bytes were written."""
-    used = 0
-    for d in range(len(offsets) - 1):
-        begin = used
-        starts[d] = begin
-        end = offsets[d + 1]
-        kind = _SPACE
-        for position in range(offsets[d], end):
-            byte = values[position]
-            continued = 128 <= byte < 192  # the rest of a character goes where its first byte went
-            if not continued:
-                previous = kind
-                kind = _ASCII_KIND[byte] if byte < 128 else _wide_kind(values, position, end)
-                if kind != _SPACE and used > begin and (kind == _ALONE or previous != _WORD):
-                    out[used] = 32
-                    used += 1
-            if kind != _SPACE:
-                out[used] = byte
-                used += 1
-    starts[len(offsets) - 1] = used
-    return used
-
-
 class TokenBlock(NamedTuple):
-    """The hashed tokens of some texts, or of a piece of one text that is too long for a block."""
+    """The hashed tokens of some texts."""
 
     first: int  # number of the block's first text
-    states: np.ndarray  # uint64 [n]: see next_token; EOS_STATE stands after the last token of each text
-    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin; what lies before starts[0] is CONTEXT
-    ends: np.ndarray  # int64 [n]: the byte after each token; empty for normalised text, and where nobody asked
-    odd: np.ndarray  # int64: the texts (of this block, from 0) with a token that starts with __label__, which may not count
-
-    @property
-    def texts(self) -> int:
-        return len(self.starts) - 1
+    states: np.ndarray  # uint64 [n]; EOS_STATE stands after the last token of each text
+    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin
+    ends: np.ndarray  # int64 [n]: the byte after each token; empty where nobody asked, for they take a tenth of the time
 
 
 def token_blocks(
     values: np.ndarray,
     offsets: np.ndarray,
     normalisation: Normalisation = "none",
-    first: int = 0,
-    last: int | None = None,
     with_ends: bool = False,
 ) -> Iterator[TokenBlock]:
-    """Blocks of the texts `first` .. `last` - 1 of `buffers`. A block's arrays are overwritten by the next block.
-
-    `with_ends`: whether whole texts get `ends`, which take a tenth of the time; pieces of a long text always have them.
-    """
-    last = len(offsets) - 1 if last is None else last
-    states = np.empty(BLOCK_TOKENS, np.uint64)
-    starts = np.empty(BLOCK_TOKENS + 1, np.int64)
-    ends = np.empty(BLOCK_TOKENS if normalisation == "none" else 0, np.int64)
-    unasked = ends[:0]
-    lower = _lower_case()
-
-    def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray, ends: np.ndarray) -> TokenBlock:
-        starts[0] = context
+    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next. `with_ends` is for "none" alone."""
+    needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
+    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
+    states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
+    ends = np.empty(room if with_ends else 0, np.int64)
+    first = 0
+    while first < len(offsets) - 1:
+        stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
+        texts = offsets[first : max(stop, first + 1) + 1]
         if normalisation == "none":
-            labels = np.zeros(len(pieces) - 1, np.bool_)
-            n = _scan_words(values, pieces, states, starts, ends, labels, carry)
+            n = _scan_words(values, texts, states, starts, ends)
         else:
-            labels = np.empty(0, np.bool_)
-            n = _scan_normalised(values, pieces, states, starts, lower, carry)
-        return TokenBlock(number, states[:n], starts[: len(pieces)], ends[:n], np.flatnonzero(labels))
-
-    room = BLOCK_TOKENS - CONTEXT - 2  # a byte is at most a token, and a text has one more: </s>
-    needs = offsets + np.arange(len(offsets))
-    while first < last:
-        stop = min(int(np.searchsorted(needs, needs[first] + room, "right")) - 1, last)
-        if stop > first:
-            yield scan(first, offsets[first : stop + 1], 0, _new_text(), ends if with_ends else unasked)
-            first = stop
-            continue
-        context, carry, position, end = 0, _new_text(), int(offsets[first]), int(offsets[first + 1])
-        carry[_UNFINISHED] = True
-        while carry[_UNFINISHED]:
-            cut = min(position + room, end)
-            while position + 4 < cut < end and 128 <= values[cut] < 192:
-                cut -= 1  # not within a character
-            carry[_UNFINISHED] = cut < end
-            block = scan(first, np.array([position, cut]), context, carry, ends)
-            yield block
-            context = min(CONTEXT, len(block.states))
-            for array in (states, ends):
-                array[:context] = array[len(block.states) - context : len(block.states)].copy()
-            position = cut
-        first += 1
+            n = _scan_normalised(values, texts, states, starts, _lower_case())
+        yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
+        first += len(texts) - 1
 
 
-_STATE, _OPEN, _UNFINISHED = 0, 1, 2  # of the carry: the open token's hash state, its kind (0: none), whether text follows
-
-
-def _new_text() -> np.ndarray:
-    return np.array([HASH_START, 0, 0], np.uint64)
+def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """uint64 [n]: the hash state of the first word of each text of `buffers`."""
+    blocks = token_blocks(values, offsets)
+    return np.concatenate([np.empty(0, np.uint64), *(block.states[block.starts[:-1]] for block in blocks)])
 
 
 @functools.cache
@@ -279,33 +174,29 @@ def _lower_case() -> np.ndarray:
 
 
 @kernel
-def _scan_words(values, offsets, states, starts, ends, labels, carry):
-    """Fill a block with fastText's tokens and return how many; mark texts with a __label__. Branch-free a byte.
+def _scan_words(values, offsets, states, starts, ends):
+    """Fill a block with fastText's tokens, without those that start with __label__; return how many. Branch-free a byte.
 
     Indices are unsigned: a signed one is checked for being negative at each use, a fifth of the time.
     """
-    n = np.uint64(starts[0])
+    n = np.uint64(0)
     with_ends = len(ends) > 0
     for d in range(len(offsets) - 1):
-        state, inside, label = carry[_STATE], carry[_OPEN], False
+        state, inside, counts = HASH_START, np.uint64(0), _ONE
         for position in range(np.uint64(offsets[d]), np.uint64(offsets[d + 1])):
             byte = values[position]
             states[n] = state
             if with_ends:
                 ends[n] = position
-            word = _ONE - np.uint64(_IS_SPACE[byte])
-            n += inside & (word ^ _ONE)
+            word = _ONE - np.uint64(IS_SPACE[byte])
+            n += inside & (word ^ _ONE) & counts
             state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
-            label |= state == _LABEL_STATE
+            counts = (counts if inside else _ONE) & np.uint64(state != _LABEL_STATE)
             inside = word
-        labels[d] = label
-        if carry[_UNFINISHED]:
-            carry[_STATE], carry[_OPEN] = state, inside
-        elif inside:
-            states[n] = state
-            if with_ends:
-                ends[n] = offsets[d + 1]
-            n += _ONE
+        states[n] = state
+        if with_ends:
+            ends[n] = offsets[d + 1]
+        n += inside & counts
         ended = False
         for k in range(np.uint64(starts[d]), n):
             ended |= states[k] == EOS_STATE
@@ -313,22 +204,18 @@ def _scan_words(values, offsets, states, starts, ends, labels, carry):
             n = np.uint64(starts[d])
             while states[n] != EOS_STATE:
                 n += _ONE
-            carry[_UNFINISHED] = 0
-        if not carry[_UNFINISHED]:
-            states[n] = EOS_STATE
-            if with_ends:
-                ends[n] = offsets[d + 1]
-            n += _ONE
+        states[n] = EOS_STATE
+        n += _ONE
         starts[d + 1] = n
     return n
 
 
 @kernel
-def _scan_normalised(values, offsets, states, starts, lower, carry):
+def _scan_normalised(values, offsets, states, starts, lower):
     """Fill a block with the tokens of normalised text; return how many."""
-    n = np.uint64(starts[0])
+    n = np.uint64(0)
     for d in range(len(offsets) - 1):
-        state, before = carry[_STATE], np.uint8(carry[_OPEN])
+        state, before = HASH_START, _SPACE
         position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
         while position < end:
             byte = values[position]
@@ -346,13 +233,10 @@ def _scan_normalised(values, offsets, states, starts, lower, carry):
                 position = np.uint64(after)
             n += np.uint64((before != _SPACE) & (not joined))
             before = kind
-        if carry[_UNFINISHED]:
-            carry[_STATE], carry[_OPEN] = state, before
-        else:
-            states[n] = state
-            n += np.uint64(before != _SPACE)
-            states[n] = EOS_STATE
-            n += _ONE
+        states[n] = state
+        n += np.uint64(before != _SPACE)
+        states[n] = EOS_STATE
+        n += _ONE
         starts[d + 1] = n
     return n
 

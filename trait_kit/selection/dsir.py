@@ -57,11 +57,11 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, self.ngrams, 0, 0, 0, 0])
+        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, self.ngrams, 0, 0, 0])
 
-    def log_weights(self, texts: Texts, workers: int = 1) -> np.ndarray:
+    def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""
-        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation, workers)
+        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:

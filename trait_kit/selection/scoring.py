@@ -122,7 +122,7 @@ def calibrate(texts: Texts, base_model: str) -> float:
     return (pc.sum(pc.binary_length(array)).as_py() or 0) / max(tokens, 1)
 
 
-def score_texts(texts: Texts, models: Models, workers: int = 1) -> dict[str, np.ndarray]:
+def score_texts(texts: Texts, models: Models) -> dict[str, np.ndarray]:
     """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model.
 
     Models with the same normalisation share one pass over the text.
@@ -132,7 +132,7 @@ def score_texts(texts: Texts, models: Models, workers: int = 1) -> dict[str, np.
     found: dict[str, np.ndarray] = {}
     for normalisation in dict.fromkeys(model.normalisation for model in named.values()):
         group = {name: model for name, model in named.items() if model.normalisation == normalisation}
-        totals = linear.total(array, [model.table for model in group.values()], normalisation, workers)
+        totals = linear.total(array, [model.table for model in group.values()], normalisation)
         for (name, model), (sums, rows) in zip(group.items(), totals, strict=True):
             found[name] = model.finish(sums, rows)
     found["domain"] = found["domain"][:, models.column]
