@@ -166,11 +166,9 @@ def test_bands_follow_from_the_threshold() -> None:
 
 def test_senseless_settings_are_refused() -> None:
     rows = signatures(["some text", "another"], 16)
-    with pytest.raises(TraitError, match="above 0"):
+    with pytest.raises(TraitError, match="at most 1"):
         clusters(rows, 0.0)
-    with pytest.raises(TraitError, match="too few"):
+    with pytest.raises(TraitError, match=r"not so low as 0\.1"):
         clusters(rows, 0.1)
-    with pytest.raises(TraitError, match="16 and 128"):
-        duplicates_of(rows, signatures(["some text"]))
     with pytest.raises(TraitError, match="null"):
         signatures(pa.array(["some text", None]))

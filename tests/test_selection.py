@@ -241,9 +241,10 @@ def test_dsir_weights_are_the_formula_of_the_paper(web):
 
 def test_dsir_saves_whole_and_refuses_nothing_to_learn_from(tmp_path):
     model = DsirModel.fit(["a b c"], ["c d e"], buckets=50)
-    loaded = DsirModel.load(model.save(tmp_path / "dsir.safetensors"))
+    path = model.save(tmp_path / "dsir.safetensors")
+    loaded = DsirModel.load(path)
     np.testing.assert_array_equal(loaded.log_weights(["a", "d"]), model.log_weights(["a", "d"]))
-    assert loaded.fingerprint == model.fingerprint != DsirModel.fit(["a b"], ["c d e"], buckets=50).fingerprint
+    assert loaded.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     with pytest.raises(TraitError, match="no in-domain text"):
         DsirModel.fit([" "], ["c"])
     with pytest.raises(TraitError, match="smoothing must be positive"):

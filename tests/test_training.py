@@ -26,7 +26,7 @@ from tiny_llama import (
     trained,
 )
 
-from trait_kit.engine import closure
+from trait_kit.engine import closure, machine
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import plan_rows
 from trait_kit.training import sampling, schedule, sources, stages, throughput
@@ -208,7 +208,7 @@ def test_flops_are_those_that_torch_counts(tied: bool) -> None:
     found = throughput.flops_per_token(config, model.num_parameters(), 128)
     assert found == pytest.approx(counted, rel=0.01)
     assert found - throughput.flops_per_token(config, model.num_parameters(), 28) == 12 * 4 * 4 * 20 * 100
-    assert throughput.matrix_rate("cpu", "float32") > 1e8
+    assert machine.matrix_rate("cpu", "float32") > 1e8
 
 
 def test_logits_are_made_only_where_there_is_a_label(model: torch.nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
 Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
-list. Once the wheels are in the cache (engine.wheels), nothing needs the network.
+list. Once the wheels are in the cache (engine.assets), nothing needs the network.
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
 in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from trait_kit.engine.assets import Wheel, fetch, made_model
 from trait_kit.engine.files import TraitError, digest, sha256
-from trait_kit.engine.wheels import Wheel, fetch, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -172,7 +172,7 @@ def base_model_dir(name: str) -> Path:
         (demo_models.make_smollm2 if name == "smollm2-135m" else demo_models.make_tiny)(wheel, folder)
 
     assert name in BASE_MODELS, name
-    return made_once(f"{name}-{_MODEL_RULES}", make)
+    return made_model(f"{name}-{_MODEL_RULES}", make)
 
 
 def embedding_model_dir() -> Path:
@@ -188,4 +188,4 @@ def embedding_model_dir() -> Path:
                     with archive.open(member) as source, target.open("wb") as stream:
                         shutil.copyfileobj(source, stream)
 
-    return made_once(f"{EMBEDDING_MODEL}-{_MODEL_RULES}", make)
+    return made_model(f"{EMBEDDING_MODEL}-{_MODEL_RULES}", make)

@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.hub import from_hub
 
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]

@@ -1,17 +1,10 @@
 """Near-duplicates among millions of documents, and against the in-domain seed: MinHash signatures, banded look-up.
 
-A signature is the smallest value of each of `n_hashes` random functions over a document's word 5-grams; two documents
-agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard deviation
-sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures are kept, so
-the texts may stay on disk and come in batches:
-
-    kept = np.concatenate([signatures(batch) for batch in batches])                   # 512 bytes a document
-    unique = clusters(kept) == np.arange(len(kept))                                   # one document of each cluster
-    unique &= duplicates_of(kept, signatures(seed_texts)) < 0                         # and none that the seed holds
-
-The functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram. Words are the tokens of
-`ngrams` without punctuation; a document of fewer than five is one shingle of all of them, one without words is
-nobody's duplicate. (One-permutation hashing, arXiv 1703.04664, was measured: not faster enough for its case of empty bins.)
+A signature is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's 5-grams;
+two documents agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard deviation
+sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures are kept, 512
+bytes a document. Words are the tokens of `ngrams` without punctuation; a document of fewer than five is one shingle of all
+of them, one without words is nobody's duplicate.
 """
 
 from __future__ import annotations
@@ -42,10 +35,7 @@ _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
 def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
-    """MinHash signatures of the texts, uint32 [n_texts, n_hashes]; all-ones for a text without words.
-
-    The functions are the same in every process and batch: signatures made anywhere can be compared.
-    """
+    """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
     array = text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
@@ -60,9 +50,8 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the smallest row of its cluster, int64 [n]; a row that repeats nothing is its own cluster.
 
     Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
-    similarity is at least `threshold`. Equal signatures are joined first and go on as one row: any number of copies costs
-    what one costs. Of a bucket with more than WINDOW different rows, each is compared with the WINDOW before it in
-    the order of the next band, so that the likeliest are near. Besides the signatures it takes about 50 bytes a document.
+    similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
+    WINDOW different rows, each is compared with the WINDOW before it in the order of the next band.
     """
     leader = np.arange(len(signatures))
     rows = _with_words(signatures)
@@ -80,11 +69,9 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
 def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the most similar seed row, int64 [n]; -1 if none has an estimated similarity of `threshold` or more.
 
-    Of equally similar seed rows it is the first. Buckets and memory as in `clusters`: equal signatures are always found, and
-    in a bucket of more than WINDOW different seeds the nearest in the next band's order are compared.
+    Of equally similar seed rows it is the first. Buckets as in `clusters`; both sides have as many hashes.
     """
-    if signatures.shape[1] != seed_signatures.shape[1]:
-        raise TraitError(f"Signatures of {signatures.shape[1]} and {seed_signatures.shape[1]} hashes. Make both alike.")
+    assert signatures.shape[1] == seed_signatures.shape[1]
     found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
     rows, seeds = _with_words(signatures), _with_words(seed_signatures)
     for shift, *where in _passes(threshold, signatures.shape[1]):
@@ -103,15 +90,12 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     """(bands, hashes a band): the widest bands that miss a pair at the threshold at most MAX_MISSED of the time.
 
     Two documents of similarity s share one of b bands of r hashes with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman,
-    Ullman, "Mining of Massive Datasets", section 3.4); wide bands make few candidates. With 128 hashes and 0.8 there are
-    21 bands of 6, and the spread of the estimate decides: of pairs at 0.9, 0.85, 0.8, 0.75 and 0.7, 99.9%, 93%, 49%, 10%
-    and 1% are found.
+    Ullman, "Mining of Massive Datasets", section 3.4). With 128 hashes and 0.8 there are 21 bands of 6: of pairs at 0.9,
+    0.85, 0.8, 0.75 and 0.7, 99.9%, 93%, 49%, 10% and 1% are found.
     """
-    if not 0 < threshold <= 1:
-        raise TraitError(f"The threshold of near-duplicates must be above 0 and at most 1, got {threshold}.")
     fits = [r for r in range(1, n_hashes + 1) if (1 - threshold**r) ** (n_hashes // r) <= MAX_MISSED]
-    if not fits:
-        raise TraitError(f"{n_hashes} hashes are too few for a threshold of {threshold}: pairs would be missed. Take more.")
+    if not (fits and 0 < threshold <= 1):
+        raise TraitError(f"The threshold of near-duplicates must be at most 1, and not so low as {threshold}.")
     return n_hashes // fits[-1], fits[-1]
 
 

@@ -62,18 +62,15 @@ def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -
     return table
 
 
-def to_bytes(header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> bytes:
-    """A model file (safetensors): equal models give equal bytes, and each array of cells lies within whole cache lines."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in table.items()}
+def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    """A model file (safetensors): a header, whose `kind` names the format, and arrays of float32.
+
+    Equal models give equal bytes, and a first array of cells lies within whole cache lines.
+    """
     text = json.dumps(dict(header))  # one entry, because the library gives several in any order
-    start = 8 + int.from_bytes(save(arrays, {"model": text})[:8], "little")
-    return save(arrays, {"model": text + " " * (-start % 64)})
-
-
-def write(path: Path | str, header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Path:
-    """Write a header (its `kind` names the format) and arrays of float32, whole or not at all."""
+    start = 8 + int.from_bytes(save(dict(arrays), {"model": text})[:8], "little")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(to_bytes(header, table))
+        temporary.write_bytes(save(dict(arrays), {"model": text + " " * (-start % 64)}))
     return Path(path)
 
 

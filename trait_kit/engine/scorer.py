@@ -17,15 +17,14 @@ fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above thes
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import struct
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import expit, softmax
 
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine import ngrams
@@ -41,34 +40,34 @@ _LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "soft
 _HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
 
 
+@dataclass(eq=False)
 class NgramScorer:
     """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
 
     `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own reading.
     """
 
-    def __init__(self, labels: Sequence[str], table: LinearTable, loss: str, normalisation: Normalisation) -> None:
-        self.labels = list(labels)  # in the order of the columns, with fastText's prefix
-        self.table = table
-        self.loss = loss  # softmax | ova
-        self.normalisation = normalisation
+    labels: list[str]  # in the order of the columns, with fastText's prefix
+    table: LinearTable
+    loss: str  # softmax | ova
+    normalisation: Normalisation
 
     @classmethod
     def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> NgramScorer:
         """Fold a fastText .bin model; TraitError for quantised models, other losses, and models with NaN."""
-        model = _read_fasttext(Path(path))
-        outputs, n_words = model.outputs.astype(np.float64), len(model.words)
-        columns = outputs.T if model.loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
-        values = np.empty((len(model.inputs), columns.shape[1]), np.float32)
+        words, labels, loss, (longest, minn, maxn), inputs, outputs = _read_fasttext(Path(path))
+        outputs, n_words = outputs.astype(np.float64), len(words)
+        columns = outputs.T if loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
+        values = np.empty((len(inputs), columns.shape[1]), np.float32)
         for first in range(0, len(values), _FOLD_ROWS):
-            values[first : first + _FOLD_ROWS] = model.inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
+            values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        sizes = np.array([2, model.word_ngrams, 1, model.minn, model.maxn])
-        table = LinearTable(linear.empty_cells(n_words, values.shape[1]), values[n_words:].copy(), sizes)
-        names = buffers(pa.array(model.words, pa.large_binary()))
+        cells = linear.empty_cells(n_words, values.shape[1])
+        table = LinearTable(cells, values[n_words:].copy(), np.array([2, longest, 1, minn, maxn]))
+        names = buffers(pa.array(words, pa.large_binary()))
         _fill_cells(*names, word_states(*names), values[:n_words], table.states, *table)
-        return cls(model.labels, linear.linear_table(*table), model.loss, normalisation)
+        return cls(labels, linear.linear_table(*table), loss, normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> NgramScorer:
@@ -79,12 +78,9 @@ class NgramScorer:
 
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
-        return linear.write(path, *self._content())
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of everything that shapes the probabilities."""
-        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
+        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
+        header["sizes"] = self.table.sizes.tolist()
+        return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
         """The column of `label` in the probabilities, with or without fastText's prefix."""
@@ -103,13 +99,9 @@ class NgramScorer:
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         if self.loss == "ova":
-            steps = np.clip(((logits + 8) * 32).astype(np.int64), 0, 512)
-            stepped = 1 / (1 + np.exp(8 - steps / 32))
+            stepped = expit(np.clip(np.trunc((logits + 8) * 32), 0, 512) / 32 - 8)
             return np.where(logits < -8, 0, np.where(logits > 8, 1, stepped)).astype(np.float32)
-        logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return logits.astype(np.float32)
+        return softmax(logits, axis=1).astype(np.float32)
 
     def ngram_weights(self, grams: list[str]) -> np.ndarray:
         """float32 [n, n_labels]: what each word or word n-gram alone adds to the logits, relative to the labels' mean."""
@@ -125,26 +117,13 @@ class NgramScorer:
                 added[: buckets.shape[1]] = buckets[linear.ngram_state(gram) % len(buckets)]
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
-    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
-        header["sizes"] = self.table.sizes.tolist()  # see LinearTable
-        return header, {"cells": self.table.cells, "ngrams": self.table.buckets}  # in this order in the file: cells aligned
 
+def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], str, tuple[int, int, int], np.ndarray, np.ndarray]:
+    """(words, not always UTF-8; labels; loss; word n-grams, minn, maxn; input and output matrix) of a model file.
 
-class _FastText(NamedTuple):
-    words: list[bytes]  # not always UTF-8
-    labels: list[str]
-    loss: str  # softmax | ova
-    word_ngrams: int
-    minn: int  # shortest and longest character n-gram; maxn 0 is none
-    maxn: int
-    inputs: np.ndarray  # float32 [words + buckets, dimension], a read-only map of the file
-    outputs: np.ndarray  # float32 [labels, dimension]
-
-
-def _read_fasttext(path: Path) -> _FastText:
-    """A model file, its big matrix mapped: the library copies it (2 GB for a usual web classifier), and never returns from
-    a dictionary that is cut off. TraitError where it cannot be folded."""
+    The big matrix is mapped: the library copies it (2 GB for a usual web classifier), and never returns from a dictionary
+    that is cut off. TraitError where it cannot be folded.
+    """
     if not path.is_file():
         raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
     try:
@@ -154,7 +133,7 @@ def _read_fasttext(path: Path) -> _FastText:
         raise TraitError(f"{path} is not a complete fastText model ({error}). Copy or train it again.") from None
 
 
-def _parse_fasttext(path: Path, data: mmap.mmap) -> _FastText:
+def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
     """The layout: header, arguments, sizes and entries of the dictionary, input matrix, output matrix, little endian."""
     magic, version, *arguments, _ = _HEAD.unpack_from(data)
     if (magic, version) != (_MAGIC, 12):
@@ -186,7 +165,7 @@ def _parse_fasttext(path: Path, data: mmap.mmap) -> _FastText:
         raise TraitError(
             f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
         )
-    return _FastText(names[:n_words], labels, _LOSSES[loss], word_ngrams, minn, maxn, inputs, outputs)
+    return names[:n_words], labels, _LOSSES[loss], (word_ngrams, minn, maxn), inputs, outputs
 
 
 @kernel

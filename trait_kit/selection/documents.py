@@ -30,6 +30,7 @@ from trait_kit import tables
 from trait_kit.demo import DEMO_PARTS as DEMO_PARTS
 from trait_kit.demo import DEMO_TRUTH, demo_digest, names_in
 from trait_kit.demo import part as demo_part
+from trait_kit.engine.assets import cache_dir
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.readers import (
     COLUMNS,
@@ -48,7 +49,6 @@ from trait_kit.engine.readers import (
 )
 from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
 from trait_kit.engine.web import read_web
-from trait_kit.engine.wheels import cache_dir
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
 _SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000

@@ -12,7 +12,6 @@ seed of 72 encyclopedia articles, 0.001 pseudo-counts find less than 1 does). A 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,17 +68,10 @@ class DsirModel:
         return sums[:, 0].astype(np.float32)
 
     def save(self, path: Path | str) -> Path:
-        return linear.write(path, *self._content())
+        header = {"kind": _KIND, "normalisation": self.normalisation, "ngrams": self.ngrams}
+        return linear.write(path, header, {"log_ratios": self.log_ratios})
 
     @classmethod
     def load(cls, path: Path | str) -> DsirModel:
         header, arrays = linear.read(path, _KIND, "DsirModel.fit(...).save(...)")
         return cls(arrays["log_ratios"], header["ngrams"], header["normalisation"])
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
-
-    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-        header = {"kind": _KIND, "normalisation": self.normalisation, "ngrams": self.ngrams}
-        return header, {"log_ratios": self.log_ratios}

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import ngram_tables as linear
-from trait_kit.engine.files import TraitError, atomic_path, digest, write_json
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, write_json
 from trait_kit.engine.ngrams import Normalisation, Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
@@ -86,8 +86,8 @@ def open_models(files: ModelFiles) -> Models:
     dsir = DsirModel.load(files.dsir) if files.dsir else None
     counter = token_counter(files.base_model) if files.base_model else None
     column = domain.column(files.label)
-    prints = [part.fingerprint if part else None for part in (domain, educational, dsir, counter)]
-    fingerprint = digest([*prints, column, None if counter else files.bytes_per_token])
+    tables_used = [content(path) if path else None for path in (files.domain, files.educational, files.dsir)]
+    fingerprint = digest([*tables_used, column, counter.fingerprint if counter else files.bytes_per_token])
     return Models(domain, column, educational, dsir, counter, files.bytes_per_token, fingerprint)
 
 

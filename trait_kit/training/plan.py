@@ -32,7 +32,13 @@ PLANNED = {
     "schedule", "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch", "fine_tune_problems",
 }  # fmt: skip
 # Modules that the worker imports and that shape no result.
-WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.training.throughput")
+WATCHING = (
+    "trait_kit.params",
+    "trait_kit.models",
+    "trait_kit.engine.child",
+    "trait_kit.engine.machine",
+    "trait_kit.training.throughput",
+)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,7 @@ matrix product measured on this very device, not the peak of a data sheet, which
 
 from __future__ import annotations
 
-import functools
-import time
 from typing import Any
-
-import torch
-
-PRODUCT_SECONDS = 0.1  # the matrices grow until one product takes about as long
 
 
 def flops_per_token(config: Any, n_parameters: int, mean_attended: float) -> float:
@@ -29,23 +23,3 @@ def flops_per_token(config: Any, n_parameters: int, mean_attended: float) -> flo
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
     return 6.0 * (n_parameters - looked_up) + 12.0 * text.num_hidden_layers * width * mean_attended
-
-
-@functools.lru_cache(maxsize=8)
-def matrix_rate(device: str, precision: str) -> float:
-    """FLOP/s of one large square matrix product on `device`, the best of five; under a second on two cores."""
-    side, seconds = 128, 0.0
-    while side < (8_192 if device.startswith("cuda") else 2_048) and 8 * seconds <= PRODUCT_SECONDS:
-        side *= 2
-        pair = [torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2)]
-        _product_seconds(*pair)  # the first product of a size also chooses its kernel
-        seconds = _product_seconds(*pair)
-    return 2 * side**3 / min(seconds, *(_product_seconds(*pair) for _ in range(4)))
-
-
-def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    began = time.perf_counter()
-    torch.mm(left, right)
-    if left.device.type == "cuda":
-        torch.cuda.synchronize(left.device)
-    return max(time.perf_counter() - began, 1e-9)

@@ -20,12 +20,13 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from trait_kit.engine.files import TraitError, digest, read_json, write_json
+from trait_kit.engine.machine import matrix_rate
 from trait_kit.training.checkpoints import CHECKPOINT_MARK, Milestones
 from trait_kit.training.held_out import bits_per_byte, choice_accuracy, encode, encode_choices, token_losses
 from trait_kit.training.launch import processes, say, sharding
 from trait_kit.training.plan import Job, Stage
 from trait_kit.training.schedule import cosine_factor, wsd_factor
-from trait_kit.training.throughput import flops_per_token, matrix_rate
+from trait_kit.training.throughput import flops_per_token
 from trait_kit.training.tokens import Rows
 
 PROGRESS_SECONDS = 10.0

