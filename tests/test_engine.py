@@ -319,7 +319,7 @@ SCONTROL = """#!/bin/bash
 echo localhost  # of show hostnames
 """
 COMMANDS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
-SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="00:10:00", memory_gb=1)
+SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="00:10:00")
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_slurm_runs_the_shards_as_an_array(origin, expected, tmp_path, stand_in)
     score(origin, tmp_path, SLURM)
     assert len(list(stand_in.glob("*.out"))) == 3
     script = (stand_in / "script").read_text()
-    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=1G", "cpus-per-task=1"):
+    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=4G", "cpus-per-task=1"):
         assert f"#SBATCH --{line}\n" in script
     assert before.items() <= done(tmp_path).items()
     assert made(origin, tmp_path, Place()) == expected
@@ -370,7 +370,7 @@ def cluster(monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "memory": 2 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    node = {"num_cpus": 1, "memory": 5 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
     cluster.extra = [cluster.add_node(**node) for _ in range(2)]
     cluster.wait_for_nodes()
@@ -379,7 +379,7 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-RAY = Place(executor="ray", workers=2, memory_gb=1)
+RAY = Place(executor="ray", workers=2)
 
 
 @pytest.mark.slow

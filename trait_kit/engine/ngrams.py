@@ -30,15 +30,15 @@ NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
 LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
+_CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
 _SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
-_ASCII_KIND = np.array(
-    [_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)], np.uint8
-)
-_ASCII_LOWER = np.array([ord(chr(c).lower()) for c in range(128)], np.uint64)
+_KINDS = {  # ranges of characters; all others are of words. Spaces end words, the others alone are words of their own
+    _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
+    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
+}
 IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
-_CODE_POINTS = 0x1F000  # beyond the last character that has a lower case
 BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
 
 
@@ -78,10 +78,6 @@ def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarra
     return views
 
 
-_SPACES = r"[\x00-\x20\x7f\x{85}\x{a0}\x{2000}-\x{206f}\x{3000}-\x{303f}]+"
-_TOKENS_ALONE = r"[!-/:-@\[-`{-~\x{3040}-\x{9fff}]"  # the same classes as those of _ASCII_KIND and _wide_kind
-
-
 def normalise(texts: Texts) -> pa.LargeStringArray:
     """Lower case, one space between tokens, punctuation and East Asian characters as tokens of their own.
 
@@ -90,7 +86,8 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes nothing.
     """
     array = pc.utf8_lower(text_array(texts))
-    for pattern, replacement in ((_SPACES, " "), (_TOKENS_ALONE, r" \0 "), (" +", " ")):
+    classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
+    for pattern, replacement in ((f"[{classes[_ALONE]}]", r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
         array = pc.replace_substring_regex(array, pattern, replacement)
     return pc.utf8_trim(array, " ")
 
@@ -105,24 +102,6 @@ def sign_extend(state):
 def hash_byte(state, byte):
     """One step of fastText's FNV-1a."""
     return (state ^ _SIGNED[byte]) * FNV_PRIME
-
-
-@inlined
-def _wide_kind(values, position, end):
-    """The class of the character whose first byte is here and not ASCII."""
-    first = values[position]
-    second = values[position + 1] if position + 1 < end else np.uint8(0)
-    third = values[position + 2] if position + 2 < end else np.uint8(0)
-    kind = _WORD
-    if (
-        (first == 0xC2 and (second == 0xA0 or second == 0x85))  # no-break space, next line
-        or (first == 0xE2 and (second == 0x80 or (second == 0x81 and third <= 0xAF)))  # spaces, dashes, quotes
-        or (first == 0xE3 and second == 0x80)  # ideographic space, full stop, brackets
-    ):
-        kind = _SPACE
-    elif 0xE3 <= first <= 0xE9:  # kana and Chinese characters, U+3040 to U+9FFF
-        kind = _ALONE
-    return kind
 
 
 class TokenBlock(NamedTuple):
@@ -152,7 +131,7 @@ def token_blocks(
         if normalisation == "none":
             n = _scan_words(values, texts, states, starts, ends)
         else:
-            n = _scan_normalised(values, texts, states, starts, _lower_case())
+            n = _scan_normalised(values, texts, states, starts, *_characters())
         yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
         first += len(texts) - 1
 
@@ -164,13 +143,15 @@ def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _lower_case() -> np.ndarray:
-    """uint32 [_CODE_POINTS]: the lower case of each character, by Arrow's rules, as `normalise` has it."""
-    points = [point for point in range(_CODE_POINTS) if not 0xD800 <= point < 0xE000]
-    lower = np.arange(_CODE_POINTS, dtype=np.uint32)
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """The kind (uint8) and the lower case (uint32, by Arrow's rules, as `normalise` has it) of each character."""
+    kinds, lower = np.full(_CODE_POINTS, _WORD), np.arange(_CODE_POINTS, dtype=np.uint32)
+    for kind, ranges in _KINDS.items():
+        for first, last in ranges:
+            kinds[first : last + 1] = kind
+    points = np.delete(lower, slice(0xD800, 0xE000))  # without surrogates
     lower[points] = [ord(character) for character in pc.utf8_lower(pa.array(map(chr, points))).to_pylist()]
-    lower.flags.writeable = False
-    return lower
+    return kinds, lower
 
 
 @kernel
@@ -211,7 +192,7 @@ def _scan_words(values, offsets, states, starts, ends):
 
 
 @kernel
-def _scan_normalised(values, offsets, states, starts, lower):
+def _scan_normalised(values, offsets, states, starts, kinds, lower):
     """Fill a block with the tokens of normalised text; return how many."""
     n = np.uint64(0)
     for d in range(len(offsets) - 1):
@@ -221,16 +202,17 @@ def _scan_normalised(values, offsets, states, starts, lower):
             byte = values[position]
             states[n] = state
             if byte < 128:
-                kind = _ASCII_KIND[byte]
+                kind = kinds[byte]
                 joined = (kind == _WORD) & (before == _WORD)
-                state = ((state if joined else HASH_START) ^ _ASCII_LOWER[byte]) * FNV_PRIME
+                state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
                 position += _ONE
             else:
-                kind = _wide_kind(values, np.int64(position), np.int64(end))
+                point, position = _decode(values, position, end)
+                kind = _WORD
+                if point < len(kinds):
+                    kind, point = kinds[point], lower[point]
                 joined = (kind == _WORD) & (before == _WORD)
-                start = state if joined else HASH_START
-                state, after = _hash_lower(start, values, np.int64(position), np.int64(end), lower)
-                position = np.uint64(after)
+                state = _hash_character(state if joined else HASH_START, point)
             n += np.uint64((before != _SPACE) & (not joined))
             before = kind
         states[n] = state
@@ -242,24 +224,25 @@ def _scan_normalised(values, offsets, states, starts, lower):
 
 
 @inlined
-def _hash_lower(state, values, position, end, lower):
-    """Hash the lower case of the character of several bytes that starts here: (state, next position)."""
+def _decode(values, position, end):
+    """(code point of the character of several bytes that starts here, next position)."""
     byte = values[position]
-    length = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
-    if length == 1 or position + length > end:  # not UTF-8: a byte of its own
-        return (state ^ _SIGNED[byte]) * FNV_PRIME, position + 1
+    length = np.uint64(1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0))
+    if length == 1 or position + length > end:  # not UTF-8: a character of its own
+        return np.uint32(byte), position + _ONE
     point = np.uint32(byte) & np.uint32(0x7F >> length)
-    for k in range(1, length):
-        point = (point << np.uint32(6)) | np.uint32(values[position + k] & 0x3F)
-    if point < len(lower):
-        point = lower[point]
-    if point < 0x80:
-        state = (state ^ _SIGNED[point]) * FNV_PRIME
-    else:
-        shift = 6 * (1 + (point >= 0x800) + (point >= 0x10000))
-        lead = 0xC0 if shift == 6 else 0xE0 if shift == 12 else 0xF0
-        state = (state ^ _SIGNED[lead | (point >> shift)]) * FNV_PRIME
-        while shift > 0:
-            shift -= 6
-            state = (state ^ _SIGNED[0x80 | ((point >> shift) & 0x3F)]) * FNV_PRIME
-    return state, position + length
+    for k in range(position + _ONE, position + length):
+        point = (point << np.uint32(6)) | np.uint32(values[k] & 0x3F)
+    return point, position + length
+
+
+@inlined
+def _hash_character(state, point):
+    """Hash the UTF-8 of a character."""
+    shift = 6 * ((point >= 0x80) + (point >= 0x800) + (point >= 0x10000))
+    lead = (0, 0xC0, 0xE0, 0xF0)[shift // 6]
+    state = hash_byte(state, lead | (point >> shift))
+    while shift > 0:
+        shift -= 6
+        state = hash_byte(state, 0x80 | ((point >> shift) & 0x3F))
+    return state

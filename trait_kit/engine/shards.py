@@ -29,7 +29,7 @@ from trait_kit.engine.files import TraitError, read_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
-_LEFTOVER_SECONDS = 6 * 3600
+_MEMORY_GB = 4  # asked for each worker on a cluster
 _RANKS_PER_WORKER = 8  # shares of the shards on a cluster: small enough to even out, large enough to pay for starting
 
 
@@ -41,7 +41,6 @@ class Place:
     workers: int = 1  # processes; a single local one is this process
     slurm_partition: str = ""
     slurm_time: str = "20:00:00"  # of one task
-    memory_gb: int = 4  # asked for each worker on a cluster
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -86,7 +85,7 @@ class Progress:
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies."""
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        if time.time() - left.stat().st_mtime > _LEFTOVER_SECONDS:
+        if time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
         _on_cluster(work, job, numbers, place, progress)
@@ -153,22 +152,22 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
     folder = job.parent / "engine"
     shutil.rmtree(folder, ignore_errors=True)
     error, workers = folder / "error.txt", min(place.workers, len(numbers))
-    shared = {
-        "pipeline": [functools.partial(_do_share, work, job, numbers, error)],
-        "tasks": min(len(numbers), workers * _RANKS_PER_WORKER),
-        "workers": workers,
-        "mem_per_cpu_gb": place.memory_gb,
-        "logging_dir": str(folder),
-    }
     if place.executor == "ray":
         import ray
 
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
-        executor = RayPipelineExecutor(**shared)
+        kind, where = RayPipelineExecutor, {}
     else:
-        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-        where = {"time": place.slurm_time, "partition": place.slurm_partition}
-        executor = SlurmPipelineExecutor(**shared, **where, env_command=path, job_name="trait-kit")
+        kind, where = SlurmPipelineExecutor, {"time": place.slurm_time, "partition": place.slurm_partition}
+        where |= {"env_command": f'export PATH="{Path(sys.executable).parent}:$PATH"', "job_name": "trait-kit"}
+    executor = kind(
+        pipeline=[functools.partial(_do_share, work, job, numbers, error)],
+        tasks=min(len(numbers), workers * _RANKS_PER_WORKER),
+        workers=workers,
+        mem_per_cpu_gb=_MEMORY_GB,
+        logging_dir=str(folder),
+        **where,
+    )
     try:
         executor.run()
         reason = "not all shards were finished. Run it again."

@@ -251,7 +251,7 @@ class _Cleaning:
             self.signatures = np.frombuffer(joined, np.uint32).reshape(len(self.ids), -1)
             if len(in_domain):
                 seed = minhash.signatures(in_domain)
-                self.of_seed = minhash.duplicates_of(self.signatures, seed, threshold) >= 0
+                self.of_seed = minhash.repeats(self.signatures, seed, threshold)
         self.evidence: dict[str, pa.Table] = {}
 
     def worse(self, best_first: np.ndarray, method: Method) -> np.ndarray:
