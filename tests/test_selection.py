@@ -535,7 +535,7 @@ def test_a_scoring_that_dies_leaves_finished_shards_only(web, models, tmp_path, 
         return real(*given)
 
     monkeypatch.setattr(scoring, "score_texts", dying)
-    with pytest.raises(MemoryError):
+    with pytest.raises(TraitError, match="shard 1: MemoryError: killed"):
         score_corpus(*arguments, documents_per_shard=30)
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
         "job.json", "rejected-00000.parquet", "scores-00000.parquet",

@@ -164,7 +164,7 @@ def _look_up(states, starts, ends, values, offsets, slot_states, cells, buckets,
                 sums[d, c] += cells[slot, 2 + c]
             if held == 0 and maxn > 0 and n_buckets > 0 and states[t] != ngrams.EOS_STATE:
                 start = ends[t]
-                while start > offsets[d] and not ngrams.IS_SPACE[values[start - 1]]:
+                while start > offsets[d] and ngrams.BYTE_KINDS[values[start - 1]]:
                     start -= 1
                 held = add_subwords(values, start, ends[t], buckets, minn, maxn, sums[d])
             rows[d] += held
@@ -222,7 +222,7 @@ def _pairs_kernel(columns: int, words: bool):
             start = begin + 1
             for part in range(start, stop, _SUMMED):  # single precision within a part, double over parts
                 first = second = held = _ZERO
-                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams._scan_words
+                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams
                     state = states[t]
                     token = sign_extend(state)
                     first, second, held = add_single(

@@ -13,7 +13,7 @@ the low half by chance, and no two tokens of a web corpus are likely to share th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numba
@@ -36,7 +36,7 @@ _KINDS = {  # ranges of characters; all others are of words. Spaces end words, t
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
 }
-IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
+BYTE_KINDS = np.array([_SPACE if c in (0, 9, 10, 11, 12, 13, 32) else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
@@ -124,14 +124,12 @@ def token_blocks(
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
     ends = np.empty(room if with_ends else 0, np.int64)
-    first = 0
+    scan, first = _scan_kernel(normalisation == "none"), 0
+    kinds, lower = (BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     while first < len(offsets) - 1:
         stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
         texts = offsets[first : max(stop, first + 1) + 1]
-        if normalisation == "none":
-            n = _scan_words(values, texts, states, starts, ends)
-        else:
-            n = _scan_normalised(values, texts, states, starts, *_characters())
+        n = scan(values, texts, states, starts, ends, kinds, lower)
         yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
         first += len(texts) - 1
 
@@ -154,73 +152,58 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
     return kinds, lower
 
 
-@kernel
-def _scan_words(values, offsets, states, starts, ends):
-    """Fill a block with fastText's tokens, without those that start with __label__; return how many. Branch-free a byte.
+@functools.cache
+def _scan_kernel(raw: bool) -> Callable:
+    """What fills a block with tokens and returns how many; `raw`, a constant for the compiler, is normalisation "none".
 
-    Indices are unsigned: a signed one is checked for being negative at each use, a fifth of the time.
+    Positions are unsigned: a signed index is checked for being negative at each use, a fifth of the time.
     """
-    n = np.uint64(0)
-    with_ends = len(ends) > 0
-    for d in range(len(offsets) - 1):
-        state, inside, counts = HASH_START, np.uint64(0), _ONE
-        for position in range(np.uint64(offsets[d]), np.uint64(offsets[d + 1])):
-            byte = values[position]
+
+    @kernel
+    def _scan(values, offsets, states, starts, ends, kinds, lower):
+        n, with_ends = np.uint64(0), len(ends) > 0
+        for d in range(len(offsets) - 1):
+            state, before, counts = HASH_START, _SPACE, True
+            position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
+            while position < end:
+                byte = values[position]
+                states[n] = state
+                if with_ends:
+                    ends[n] = position
+                if raw or byte < 128:
+                    kind = kinds[byte]
+                    joined = (kind == _WORD) & (before == _WORD)
+                    state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
+                    position += _ONE
+                else:
+                    point, position = _decode(values, position, end)
+                    kind = _WORD
+                    if point < len(kinds):
+                        kind, point = kinds[point], lower[point]
+                    joined = (kind == _WORD) & (before == _WORD)
+                    state = _hash_character(state if joined else HASH_START, point)
+                n += np.uint64((before != _SPACE) & (not joined) & counts)
+                if raw:  # tokens that start with __label__ do not count
+                    counts = (counts | (not joined)) & (state != _LABEL_STATE)
+                before = kind
             states[n] = state
             if with_ends:
                 ends[n] = position
-            word = _ONE - np.uint64(IS_SPACE[byte])
-            n += inside & (word ^ _ONE) & counts
-            state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
-            counts = (counts if inside else _ONE) & np.uint64(state != _LABEL_STATE)
-            inside = word
-        states[n] = state
-        if with_ends:
-            ends[n] = offsets[d + 1]
-        n += inside & counts
-        ended = False
-        for k in range(np.uint64(starts[d]), n):
-            ended |= states[k] == EOS_STATE
-        if ended:  # the word </s> inside the text
-            n = np.uint64(starts[d])
-            while states[n] != EOS_STATE:
-                n += _ONE
-        states[n] = EOS_STATE
-        n += _ONE
-        starts[d + 1] = n
-    return n
+            n += np.uint64((before != _SPACE) & counts)
+            if raw:
+                ended = False
+                for k in range(np.uint64(starts[d]), n):
+                    ended |= states[k] == EOS_STATE
+                if ended:  # the word </s> inside the text
+                    n = np.uint64(starts[d])
+                    while states[n] != EOS_STATE:
+                        n += _ONE
+            states[n] = EOS_STATE
+            n += _ONE
+            starts[d + 1] = n
+        return n
 
-
-@kernel
-def _scan_normalised(values, offsets, states, starts, kinds, lower):
-    """Fill a block with the tokens of normalised text; return how many."""
-    n = np.uint64(0)
-    for d in range(len(offsets) - 1):
-        state, before = HASH_START, _SPACE
-        position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
-        while position < end:
-            byte = values[position]
-            states[n] = state
-            if byte < 128:
-                kind = kinds[byte]
-                joined = (kind == _WORD) & (before == _WORD)
-                state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
-                position += _ONE
-            else:
-                point, position = _decode(values, position, end)
-                kind = _WORD
-                if point < len(kinds):
-                    kind, point = kinds[point], lower[point]
-                joined = (kind == _WORD) & (before == _WORD)
-                state = _hash_character(state if joined else HASH_START, point)
-            n += np.uint64((before != _SPACE) & (not joined))
-            before = kind
-        states[n] = state
-        n += np.uint64(before != _SPACE)
-        states[n] = EOS_STATE
-        n += _ONE
-        starts[d + 1] = n
-    return n
+    return _scan
 
 
 @inlined
