@@ -63,10 +63,10 @@ def _module(name: str) -> Path | None:
 
 
 def _data_beside(path: Path, named: set[str]) -> Iterable[Path]:
-    """The data files beside a module that are named, or lie in a folder that is."""
+    """The data files beside a module that are named, with or without their suffix, or lie in a folder that is."""
     for file in path.parent.rglob("*"):
         if file.suffix in _DATA:
             within = file.relative_to(path.parent)
             folders = [folder for folder in within.parents[:-1] if not (path.parent / folder / "__init__.py").exists()]
-            if named & {str(within), *map(str, folders)}:
+            if named & {str(within), str(within.with_suffix("")), *map(str, folders)}:
                 yield file
