@@ -132,16 +132,6 @@ def test_two_workers_select_what_one_does(origin, expected, tmp_path):
     assert pq.read_metadata(tmp_path / "selections" / "fasttext.parquet").num_rows > 20
 
 
-def test_one_engine_finishes_what_another_began(origin, expected, tmp_path):
-    score(origin, tmp_path, Place())
-    for number in range(0, SHARDS, 3):
-        (tmp_path / "scores" / f"scores-{number:05d}.parquet").unlink()
-    before = done(tmp_path)
-    score(origin, tmp_path, TWO)
-    assert before.items() <= done(tmp_path).items()
-    assert made(origin, tmp_path, Place()) == expected
-
-
 # Kills
 
 
@@ -192,7 +182,7 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
 
 
 @pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim):
+def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_again(origin, expected, tmp_path, victim):
     check_kill(victim, 0.6, origin, expected, tmp_path, Place())
 
 
@@ -252,7 +242,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
     }
 
 
-@pytest.mark.parametrize("place", [Place(), TWO], ids=["one", "two"])
+@pytest.mark.parametrize("place", [Place(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one", "two"])
 def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond(origin, tmp_path, place):
     damages = damaged_corpus(tmp_path / "web")
     scored = score(origin, tmp_path, place, tmp_path / "web" / "*", max_quarantined=0.5)

@@ -1,4 +1,4 @@
-"""Child processes: one supervisor for workers that train, servers that answer, and drivers of a cluster's jobs.
+"""Child processes: one supervisor for workers that train and servers that answer.
 
 Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other end
 of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM first,
