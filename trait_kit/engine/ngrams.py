@@ -68,11 +68,8 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
 def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
     """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
     _, offsets, values = array.buffers()
-    if not len(array) or values is None or not values.size:
-        views = np.zeros(1, np.uint8), np.zeros(len(array) + 1, np.int64)
-    else:
-        first = array.offset
-        views = np.frombuffer(values, np.uint8), np.frombuffer(offsets, np.int64)[first : first + len(array) + 1]
+    starts = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
+    views = np.frombuffer(values or bytes(1), np.uint8), starts
     for view in views:
         view.flags.writeable = False  # one type whatever the source, so that kernels compile once
     return views
