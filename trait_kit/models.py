@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trait_kit import demo
+from trait_kit.engine import machine
+from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, content, digest
-from trait_kit.engine.hub import from_hub
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 DEMO_MODELS = tuple(f"demo:{name}" for name in (*demo.BASE_MODELS, demo.EMBEDDING_MODEL))
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(DEMO_MODELS)}"
 _WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
-_SIDE, _SECONDS = 512, 0.05  # of the matrices that are multiplied to measure it, and how long at least
 
 
 def resolve_model(name: str) -> str:
@@ -160,22 +159,5 @@ def fast_precision(device: str | None = None) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if kind != "cpu":
         return "float32"
-    rates = {precision: _matrix_rate(precision) for precision in ("float32", "bfloat16")}
+    rates = {precision: machine.matrix_rate("cpu", precision) for precision in ("float32", "bfloat16")}
     return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"
-
-
-def _matrix_rate(precision: str) -> float:
-    """Operations a second of a CPU's matrix product: the best of what fits into 0.05 s, whatever else the machine does."""
-    import torch
-
-    def seconds(side: int) -> float:
-        factor = torch.ones((side, side), dtype=getattr(torch, precision))
-        started = time.perf_counter()
-        torch.mm(factor, factor)
-        return time.perf_counter() - started
-
-    seconds(64)  # threads and kernels start here
-    begun, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - begun < _SECONDS:
-        best = min(best, seconds(_SIDE))
-    return 2 * _SIDE**3 / best

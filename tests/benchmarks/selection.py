@@ -11,7 +11,6 @@ import contextlib
 import cProfile
 import functools
 import json
-import os
 import pstats
 import tempfile
 import threading
@@ -116,10 +115,9 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
 
 
 def scaling(setup: Setup) -> dict:
-    """Two processes against one, and two threads; a second size tells the steady speed from what starting takes."""
-    _, ours, table = setup.model(LARGE)
-    threads = {f"{n}": functools.partial(ours.probabilities, setup.texts, workers=n) for n in (1, 2)}
-    found = {"threads": ratio(speed.race(threads, speed.text_megabytes(setup.texts), setup.turns), "2", "1")}
+    """Two processes against one; a second size tells the steady speed from what starting takes."""
+    _, _, table = setup.model(LARGE)
+    found = {}
     corpora = [setup.large_corpus(times * setup.megabytes) for times in (10, 20)]
     works, sizes = {}, {}
     for workers in (1, 2):
@@ -181,8 +179,7 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
     if library:
         works["fastText predict"] = speed.predict(model, speed.fasttext_lines(array, scorer))
     works["reading and hashing words alone"] = lambda: speed.scan(array, scorer)
-    for n in sorted({min(2**power, os.cpu_count() or 1) for power in range(11)}):
-        works[f"NgramScorer, {n} thread{'s' if n > 1 else ''}"] = lambda n=n: scorer.probabilities(array, workers=n)
+    works["NgramScorer"] = lambda: scorer.probabilities(array)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         speed.write_parquet(documents, folder / "corpus")

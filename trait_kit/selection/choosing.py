@@ -139,7 +139,7 @@ def _choose(
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, seed_signatures.shape[1])
-        of_seed = minhash.duplicates_of(signatures, seed_signatures, threshold) >= 0
+        of_seed = minhash.repeats(signatures, seed_signatures, threshold)
         again = np.ones(len(table), bool)
         again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
         unusable = {

@@ -28,11 +28,11 @@ import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine import readers
+from trait_kit.engine.assets import cache_dir
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
 from trait_kit.engine.web import read_web
-from trait_kit.engine.wheels import cache_dir
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
 _SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000

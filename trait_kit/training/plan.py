@@ -30,7 +30,7 @@ PLANNED = {
     "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch",
 }  # fmt: skip
 # Modules that the worker imports and that shape no result.
-WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child")
+WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.engine.machine")
 
 Chains = dict[str, list[str]]  # arm -> names of its stages
 

@@ -69,7 +69,8 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     starts = start[chosen] + plan.start
     pieces = piece_records(list(stores.values()), of_store[chosen], document[chosen], starts, plan.length)
     save_rows(folder, pieces, plan.row_ends, [os.path.relpath(store.folder, folder) for store in stores.values()])
-    stage.consumed, stage.documents, stage.cut, stage.efficiency = consumed, len(document), plan.n_cut, plan.efficiency
+    stage.consumed, stage.documents, stage.cut = consumed, len(document), plan.n_cut
+    stage.efficiency = float(plan.length.sum()) / (len(plan.row_ends) * params.context_length)
     stage.save(folder)
 
 
