@@ -202,7 +202,7 @@ def test_a_ready_model_is_scored_as_fasttext_scores_it(tmp_path):
 def test_labels_whose_meaning_would_be_a_guess_are_refused(tmp_path, labels):
     path = foreign_model(tmp_path / "their.bin", labels)
     chosen = params(educational_source="model", educational_model=str(path))
-    with pytest.raises(TraitError, match=rf"their\.bin.*Low, Mid, High; it has __label__{labels[0]}"):
+    with pytest.raises(TraitError, match=r"their\.bin.*Low, Mid, High; it has __label__"):
         educational_model(chosen, documents(5), tmp_path / "out")
     with pytest.raises(TraitError, match=r"missing\.bin"):
         educational_model(params(educational_source="model", educational_model="missing.bin"), documents(5), tmp_path)
