@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from local_tasks import LOCAL
 
 from trait_kit import tables
 from trait_kit.catalogue import ADS_TASKS as TASKS
@@ -21,7 +22,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.tasks import fingerprint, load_problems, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT / ".." / "shared" / "data" / "ads" / "products_vespa" / "products.jsonl.gz"
+REAL = LOCAL / "ads" / "products_vespa" / "products.jsonl.gz"
 COLUMNS = {"id": "{id}", "title": "{title}", "description": "{description}", "category": "{category}"}
 RELEVANCE = ("query_ad_relevance", "query_landing_page_relevance")
 
@@ -273,7 +274,7 @@ def test_a_changed_catalogue_is_another_task(tmp_path: Path, products: list[dict
 # -------------------------------------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="../shared/data/ads (public product feeds) is not there")
+@pytest.mark.skipif(not REAL.is_file(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_a_real_marketplace_feed(tmp_path: Path) -> None:
     shop = {"catalogue": {"products": str(REAL), **COLUMNS}}
     (tmp_path / "shop.yaml").write_text(yaml.safe_dump(shop), encoding="utf-8")

@@ -373,7 +373,7 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
+@pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
     names = [local_task(tmp_path, shipped) for shipped in BENCHMARKS]
     found = worked_examples(names, 8, 5_000)

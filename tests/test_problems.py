@@ -37,7 +37,7 @@ ADS = [
 ]
 FROZEN = "03782ed94b6fa9eb4eba41babf7fb1314b47b28e1375a1b262bbf71cfb479cea"
 ROOT = Path(__file__).resolve().parents[1]
-needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="../shared/data (public math sets) is not there")
+needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 
 
 @pytest.fixture(scope="module")

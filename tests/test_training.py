@@ -298,11 +298,11 @@ def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[stage
     assert last == pytest.approx(np.mean(scores), rel=1e-4)
 
 
-def test_running_again_trains_nothing_and_weights_are_kept_where_a_stage_begins_or_an_arm_ends(
+def test_running_again_trains_nothing_and_weights_are_kept_where_an_arm_ends(
     model_dir: Path, reference: tuple[stages.TrainingResult, Path]
 ) -> None:
     expected, out_dir = reference
-    assert len(list(out_dir.glob("stages/*/start"))) == 1
+    assert not list(out_dir.glob("stages/*/start"))
     assert len(list(out_dir.glob("stages/*/model"))) == 2
     stamps = {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()}
     again = trained(tiny_params(model_dir), out_dir)
@@ -311,17 +311,13 @@ def test_running_again_trains_nothing_and_weights_are_kept_where_a_stage_begins_
     assert {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()} == stamps
 
 
-def test_another_experiment_in_the_folder_begins_with_the_stages_that_are_there(
+def test_weights_that_an_added_arm_begins_with_are_made_again_equal(
     model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path
 ) -> None:
-    """The first stage's weights are kept; where they are gone they are made again, equal."""
     shutil.copytree(reference[1], tmp_path / "out")
-    texts = {**tiny_sources(), "passages": ["3 + 4 = 7 is what another text says."] * 100}
+    texts = {**tiny_sources(), "passages": ["3 + 4 = 7 is what another text says."] * 90}
     params = tiny_params(model_dir, arms={"trait": ["in_domain+random", "passages"]})
-    kept = trained(params, tmp_path / "out", texts)
-    assert kept.stages["new"].tolist() == [False, True]
-    shutil.rmtree(next((tmp_path / "out" / "stages").glob("*/start")))
-    made = trained(params, tmp_path / "out", {**texts, "passages": texts["passages"][:90]})
+    made = trained(params, tmp_path / "out", texts)
     assert made.stages["new"].tolist() == [True, True]
     first = [one.log[(one.log["arm"] == "trait") & (one.log["stage"] == 1)] for one in (reference[0], made)]
     assert first[0]["value"].tolist() == first[1]["value"].tolist()

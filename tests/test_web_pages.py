@@ -21,8 +21,8 @@ from trait_kit.engine.streams import find
 from trait_kit.engine.web import read_web
 from trait_kit.selection.documents import list_shards, read_shard
 
-LOCAL = Path(__file__).parent.parent / ".." / "shared" / "data" / "web"
-needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="../shared/data/web (public web pages) is not there")
+LOCAL = Path(os.environ.get("TRAIT_KIT_TEST_DATA", "no such folder")) / "web"
+needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 
 GERMAN = (
     "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn über die Dächer fegt und die Gäste fröhlich grüßen. "

@@ -20,39 +20,8 @@ from trait_kit.engine.files import TraitError
 
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 
-# Knobs of earlier versions, and what to do without them.
-REMOVED = {
-    "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
-    "token_counts": "the tokens of candidates are always counted, those of the rest of the web are estimated",
-    "slurm_partition": "write slurm: {partition: ...}",
-    "slurm_time": "write slurm: {time: ...}",
-    "teacher_temperature": "it is a field of teacher_extra now, {temperature: 0.7}",
-    "teacher_timeout": "a request may take 120 seconds",
-    "teacher_key_variable": "put the key into the environment variable OPENAI_API_KEY",
-    "endpoint_key_variable": "put the key into the environment variable OPENAI_API_KEY",
-    "prices": "write prices into params/prices.yaml",
-    "shared_from": "grouping says it too: topic, entity, concepts, teacher or embedding",
-    "entity_names": "fill the field entity in the task files, and take grouping: entity",
-    "prompt": "change the wording in trait_kit/passages/prompts/",
-    "min_passage_tokens": "passages of fewer than 60 tokens are rejected",
-    "schedule": "each stage has a schedule of its own; for all texts in one stage, join them by '+' in one",
-    "replay": "name general text in the mixture, for instance passages+passages+passages+random",
-    "weight_decay": "it is 0.1 (trait_kit/training/trainer.py)",
-    "max_loss_rise": "look at the loss in notebook 04; only a loss that is no number stops a run",
-    "checkpoint_tokens": "set checkpoint_minutes",
-    "lora_rank": "all weights are trained; activation_checkpointing, or an accelerate_config that shards, save memory",
-    "keep_stages": "weights between stages are always kept",
-    "price_per_gpu_hour": "multiply the table's seconds by its processes and your price",
-    "report_to": "the log is log.parquet in the folder of step 04",
-    "fine_tune_problems": "all train problems are used, up to 10,000 of each task",
-    "task_scores_per_stage": "set task_scores: true; tasks are then scored as often as the held-out texts",
-    "backend": "a server such as `vllm serve` is asked where endpoint_url and endpoint_model name one",
-    "general_items": "200 items of each of general_tasks are asked",
-    "likelihood": "likelihoods are always asked",
-    "umap_neighbors": "the map is laid out from 30 neighbours (figures/map.py)",
-    "curve_arms": "the curves show the arms of the ablation, the reference arm last",
-    "title": "the report is headed by the run's name",
-}
+_REMOVED = Path(__file__).with_name("removed_knobs.yaml")
+REMOVED = yaml.safe_load(_REMOVED.read_text(encoding="utf-8"))  # knob of an earlier version -> what to do without it
 
 
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:

@@ -6,7 +6,7 @@
 The first: wall time of scoring likelihoods on gsm8k, math, mathqa and mmlu_stem (the last two with choices), without and
 with 4 worked examples, against the time inside the model's forward passes in that very run. `--suite`: nine math tasks, 4
 worked examples, likelihood and generation for all items, seconds by task and kind; killed, it goes on (FOLDER keeps
-answers and seconds). Prints JSON. The demo model and the public files in ../shared/data (see its README); asdiv and
+answers and seconds). Prints JSON. The demo model and the public files in the folder TRAIT_KIT_TEST_DATA; asdiv and
 tabmwp, which are not among them, are stood in for by two tasks that are generated.
 """
 

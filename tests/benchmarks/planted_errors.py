@@ -5,7 +5,7 @@ steps as language models print them (LaTeX, bold type, units, boxed answers, a s
 A planted error changes one thing in such a passage. Both go through `write_groups`; an error counts as found only where
 the check that rejects it is one of those meant for it (FAULTS). Each passage is judged among others, none of them its own.
 
-Problems: the kit's generated tasks, and GSM8K and MATH where ../shared/data has them.
+Problems: the kit's generated tasks, and GSM8K and MATH where the folder TRAIT_KIT_TEST_DATA has them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One process trains all the stages of its job one after another. Each stage reads its start from disk and sets its own seeds,
 so its result does not depend on the process it happens to run in; and each result is renamed into place whole: stage.json,
-log.json, `model` where an arm ends, and `start`, the float32 weights, where a stage begins.
+log.json, `model` where an arm ends, and `start`, the float32 weights, for as long as another stage of the job begins there.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def main(path: Path | str) -> None:
         train_stage(job, stage, tokenizer, sum(one.tokens for one in stages[number:]))
         if is_first():
             shutil.rmtree(job.work / stage.name, ignore_errors=True)
+            later = {other.parent for other in stages[number + 1 :]}
+            for start in job.stages_dir.glob("*/start"):  # half a gigabyte each for the demo's model
+                if start.parent.name not in later:
+                    shutil.rmtree(start)
 
 
 def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
