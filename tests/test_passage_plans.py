@@ -209,7 +209,7 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "mathjax_ignore" in page
-    assert "rejected: length" in quality.browse(rejected, problems, [1])
+    assert "rejected: length" in quality.browse(rejected, problems, [1]).data
 
 
 def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):
