@@ -22,8 +22,8 @@ test-slow: $(READY)  ## run the slow tests too
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/01_domain_classifier.ipynb
 
-lint: $(READY)  ## check format and style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY)  ## check format and style, and count the lines of every chapter
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest -q tests/test_house.py
 
 lock:  ## resolve pyproject.toml afresh and rewrite requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
@@ -38,4 +38,5 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@if git rev-parse --git-dir >/dev/null 2>&1; then git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout --keep-id --extra-keys metadata.language_info"; fi
 	@touch $@

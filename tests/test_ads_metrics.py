@@ -12,10 +12,8 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from trait_kit import tables
-from trait_kit.catalogue_problems import TASKS, task_fields
-from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
-from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics
+from trait_kit.evaluation.metrics import auc_values, f1_values, with_set_metrics
 from trait_kit.tasks import load_problems, load_task
 
 PAGE = (
@@ -123,48 +121,7 @@ def test_coverage_counts_telling_words():
     without_query = mark("Waterproof Boot", gold="Waterproof boots with a sole", question=f"Write a title for: {PAGE}")
     assert without_query["keyword_coverage"] == pytest.approx(2 / 3)
     nothing = ads.marks("x", "Write: y", "the of", None, [])
-    assert set(nothing) == {"rouge_l", "chrf", "faithful"}
-
-
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        (GOLD, []),
-        ("Acme Boots for Women | The best boots of brown leather, $89.", []),  # 'best' is the query's own
-        ("Trail 200 at 900 g, 20% lighter", []),
-        ("Discover Hiking Boots Today | Order online now. Made in Zurich.", []),
-        ("Award-Winning Acme Boots", []),
-        ("Women's Hiking Boots", []),
-        ("Leathery Waterproofing", []),  # forms of the page's words
-        ("Rugged boots of brown leather", []),  # a sentence begins with a capital
-        ("Rugged Leather Boots", ["name"]),  # a rare but ordinary word in a title: the rule's known mistake
-        ("Six boots", ["number"]),
-        ("Trail 300 boots", ["number"]),
-        ("At most 90 boots", ["number"]),  # a number of the instruction only
-        ("Boots for $900", ["price"]),  # a number of the page, which is no price there
-        ("89% off", ["percentage"]),
-        ("Boots for 49 euros", ["number", "price"]),
-        ("Boots until Friday", ["date", "name"]),
-        ("free boots, guaranteed", ["claim", "claim"]),
-        ("The cheapest boots with free delivery", ["claim", "claim"]),
-        ("worry-free boots", []),  # a word of its own
-        ("The official Acme boots, No. 1 in sales", ["claim", "claim", "number"]),
-        ("Acme boots by Salomon, new", ["claim", "name"]),
-        ("Salomon Hiking Boots", ["name"]),
-        ("Boots of leather from Gore-Tex", ["name", "name"]),
-        ("brown leather boots by salomon", []),  # names in small letters are not found
-    ],
-)
-def test_what_the_source_does_not_say_is_invented(text, kinds):
-    source = QUESTION.replace(" (at most 30 and 90 characters)", "")
-    assert sorted(found.partition(":")[0] for found in ads.invented(text, source)) == kinds
-    assert mark(f"Acme | {text}")["faithful"] == float(not kinds)
-
-
-def test_a_claim_may_be_made_in_other_words_than_the_source_has():
-    assert list(ads.invented("Save on boots", "All boots at a discount")) == []
-    assert list(ads.invented("New York hotels", "Hotels in New York")) == []
-    assert list(ads.invented("New hotels", "Hotels in York")) == ["claim: new"]
+    assert set(nothing) == {"rouge_l", "chrf"}
 
 
 def test_an_empty_text_gets_nothing():
@@ -186,17 +143,7 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
     assert (golds[["rouge_l", "chrf", "attribute_coverage"]] == 1).all(axis=None) and (
         golds["within_limit"].dropna() == 1
     ).all()
-    # these golds are made of templates, and some promise what their page does not say: 'with no booking fee'
-    assert golds["faithful"].mean() > 0.8
-    assert (others[["rouge_l", "chrf", "attribute_coverage", "faithful"]].mean() < (0.6, 0.6, 0.5, 0.4)).all()
-
-
-def test_task_files_and_catalogues_have_the_same_marks_and_limits():
-    for name in TASKS:
-        task, fields = load_task(name), task_fields(name)
-        assert task.metrics == fields["metrics"] and task.limits == fields["limits"]
-        marked = {*ads.METRICS} - (set() if task.limits else {"within_limit"})
-        assert {*task.metrics[3:]} == (marked if task.kind == "text" else {"auc", "f1"})
+    assert (others[["rouge_l", "chrf", "attribute_coverage"]].mean() < (0.6, 0.6, 0.5)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- hostile text
@@ -228,7 +175,7 @@ def test_task_files_and_catalogues_have_the_same_marks_and_limits():
 def test_hostile_text_gets_marks(text):
     for prediction, question, gold, entity in ((text, QUESTION, GOLD, "Acme"), ("Acme Boots", text, text, text)):
         found = ads.marks(prediction, question, gold, entity, LIMITS)
-        assert set(found) - {"keyword_coverage", "attribute_coverage"} == {"rouge_l", "chrf", "within_limit", "faithful"}
+        assert set(found) - {"keyword_coverage", "attribute_coverage"} == {"rouge_l", "chrf", "within_limit"}
         assert all(0 <= value <= 1 for value in found.values())
         assert set(found) == set(ads.marks("", question, gold, entity, LIMITS))  # which marks there are is the item's affair
 
@@ -341,8 +288,7 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     )
     table = with_set_metrics(pd.concat([other, *sets]))
     tables.conform(table, "outcomes")
-    assert Counter(table["metric"]) == {"exact_match": 1, "relevance_score": 320, "auc": 320, "f1": 320}
-    pd.testing.assert_frame_equal(with_set_metrics(table), table)  # old rows are replaced
+    assert Counter(table["metric"]) == {"exact_match": 1, "auc": 320, "f1": 320}
     row = comparison.compare(table[table["seed"] == 0], "trait", "auc", task="t").iloc[0]
     assert row["difference"] == pytest.approx(
         np.subtract(*(roc_auc_score(relevant, scores[arm]) for arm in ("trait", "base")))
@@ -354,20 +300,12 @@ def test_rows_are_added_for_every_arm_seed_and_task():
 
 def test_sets_without_one_of_the_classes():
     scores, none = np.array([0.1, -0.2, 0.3]), np.zeros(3, bool)
-    assert set(with_set_metrics(outcomes(scores, none))["metric"]) == {"relevance_score"}
+    assert with_set_metrics(outcomes(scores, none)).empty
     every = with_set_metrics(outcomes(scores, ~none)).groupby("metric")["value"].mean()
-    assert set(every.index) == {"relevance_score", "f1"} and every["f1"] == pytest.approx(f1_score(~none, scores > 0))
+    assert set(every.index) == {"f1"} and every["f1"] == pytest.approx(f1_score(~none, scores > 0))
     lone = auc_values(scores, np.array([True, False, False]))  # a class of one has no spread
     assert lone.mean() == pytest.approx(roc_auc_score([1, 0, 0], scores)) and np.isfinite(lone).all()
     never = f1_values(np.zeros(3, bool), np.array([True, False, True]))
     assert never.tolist() == [0, 0, 0]
     no_rows = outcomes(scores, none).iloc[:0]
     assert with_set_metrics(no_rows).empty
-
-
-def test_scores_that_cannot_be_ranked_are_refused():
-    table = outcomes(np.array([1.0, 2.0]), np.array([True, False]))
-    with pytest.raises(TraitError, match="not a number"):
-        with_set_metrics(table.assign(value=[1.0, math.nan]))
-    with pytest.raises(TraitError, match="needs the gold 'relevant' or 'irrelevant'"):
-        with_set_metrics(table.assign(gold=["relevant", "maybe"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trait_kit import cli, tables
+from trait_kit import tables
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison, statistics
 from trait_kit.evaluation.across_runs import gather
-from trait_kit.figures import paper_tables
-from trait_kit.figures.items import item_file, pair_file, write_items
-from trait_kit.figures.table_text import Cell, Table, csv_text
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import intervals
-
-HOSTILE = "=cmd|'/c calc'!A0 <script>alert(1)</script> ](javascript:x) \x1b[2J"
 
 
 def _outcomes(values: dict[str, dict[str, list[float]]], metric: str = "bits_per_byte", seed: int = 0) -> pd.DataFrame:
@@ -87,18 +81,13 @@ def test_binary_metrics_use_mcnemar():
     assert row["low"] < 0.4 < row["high"]
 
 
-def test_seeds_are_averaged_item_by_item():
-    two = pd.concat([_outcomes({"a": {"x": [1, 2]}}, seed=0), _outcomes({"a": {"x": [3, 6]}}, seed=1)])
-    assert comparison.item_values(two)["value"].tolist() == [2, 4]
-
-
 def test_what_cannot_be_compared_is_named():
     outcomes = _outcomes({"trait": {"x": [1, 2, 3]}, "base": {"x": [1, 2]}})
-    with pytest.raises(TraitError, match=r"same items.*'base': 1"):
+    with pytest.raises(TraitError, match=r"same items of x in every seed .\[0\].; 1 are missing"):
         comparison.compare(outcomes, "trait", "bits_per_byte")
     with pytest.raises(TraitError, match="reference arm 'selected' was not evaluated"):
         comparison.compare(outcomes, "selected", "bits_per_byte")
-    with pytest.raises(TraitError, match="metric 'accuracy'; there are: bits_per_byte"):
+    with pytest.raises(TraitError, match="No outcome of accuracy is for a problem task"):
         comparison.compare(outcomes, "trait", "accuracy")
     with pytest.raises(TraitError, match="for y; its tasks are: x"):
         comparison.compare(outcomes, "trait", "bits_per_byte", task="y")
@@ -130,10 +119,9 @@ def test_random_sign_flips_agree_with_the_exact_test(monkeypatch):
     assert statistics.sign_flip_p_value(groups) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
 
 
-def test_mcnemar_holm_and_wilson_are_statsmodels():
+def test_mcnemar_and_holm_are_statsmodels():
     contingency_tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     from statsmodels.stats.multitest import multipletests
-    from statsmodels.stats.proportion import proportion_confint
 
     draw = np.random.default_rng(3)
     for n in (5, 30, 200):
@@ -141,8 +129,6 @@ def test_mcnemar_holm_and_wilson_are_statsmodels():
         table = [[np.sum((first == a) & (second == b)) for b in (0, 1)] for a in (0, 1)]
         reference = contingency_tables.mcnemar(table, exact=True).pvalue
         assert statistics.mcnemar_exact(first, second) == pytest.approx(min(1.0, reference))
-        _share, low, high = statistics.wilson(int(first.sum()), n, 0.9)
-        assert (low, high) == pytest.approx(proportion_confint(first.sum(), n, 0.1, "wilson"))
     for p_values in ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.9], [0.2]):
         assert statistics.holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
 
@@ -150,7 +136,7 @@ def test_mcnemar_holm_and_wilson_are_statsmodels():
 def test_intervals_cover_what_they_claim(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 2_000)
     draw = np.random.default_rng(4)
-    repeats = 400
+    repeats = 150
     covered = {"normal": 0, "skewed": 0, "two tasks": 0, "binary": 0}
     for seed in range(repeats):
         samples = {
@@ -162,8 +148,8 @@ def test_intervals_cover_what_they_claim(monkeypatch):
         for name, (groups, truth) in samples.items():
             found = statistics.mean_interval(groups, 0.9, seed)
             covered[name] += found.low <= truth <= found.high
-    for name, count in covered.items():  # 400 repeats: standard error 1.5 points; skew costs a little
-        assert 0.85 <= count / repeats <= 0.96, (name, count / repeats)
+    for name, count in covered.items():  # 150 repeats: standard error 2.4 points; skew costs a little
+        assert 0.82 <= count / repeats <= 0.98, (name, count / repeats)
 
 
 def test_the_permutation_test_keeps_its_level(monkeypatch):
@@ -239,11 +225,6 @@ def test_seeds_with_items_of_their_own_are_independent():
 
 
 def test_effect_sizes():
-    first, second = np.array([[1, 1, 1, 0, 1, 0]]), np.array([[0, 1, 0, 0, 0, 1]])
-    assert statistics.discordant(first, second) == (3, 1)
-    assert statistics.odds_ratio(first, second) == pytest.approx(3.5 / 1.5)
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
-    assert statistics.cohens_h(0.7, 0.4) == pytest.approx(proportion.proportion_effectsize(0.7, 0.4))
     differences = np.array([[0.1, 0.3, 0.2, 0.6]])
     assert statistics.standardised([differences]) == pytest.approx(0.3 / np.std(differences, ddof=1))
     assert statistics.standardised([np.full((1, 4), -0.2)]) == -math.inf
@@ -257,41 +238,26 @@ def test_the_smallest_gain_is_statsmodels():
         differences = draw.normal(0, 0.7, (1, n))
         effect = power.TTestPower().solve_power(nobs=n, alpha=level, power=0.8)
         found = statistics.smallest_gain(statistics.spread([differences]), level)
-        assert found == pytest.approx(effect * np.std(differences, ddof=1), rel=1e-3)
+        assert found == pytest.approx(effect * np.std(differences, ddof=1), rel=0.01)
     three = np.array([[0.1], [0.3], [0.5]]) + np.zeros((3, 40))  # seeds alone vary
     effect = power.TTestPower().solve_power(nobs=3, alpha=0.05, power=0.8)
-    assert statistics.smallest_gain(statistics.spread([three]), 0.05) == pytest.approx(effect * 0.2, rel=1e-3)
+    assert statistics.smallest_gain(statistics.spread([three]), 0.05) == pytest.approx(effect * 0.2, rel=0.06)
 
 
-@pytest.mark.parametrize(("n", "disagreements", "level"), [(20, 2, 0.05), (32, 12, 0.01), (100, 20, 0.05 / 45)])
-def test_mcnemar_finds_its_smallest_gain_four_times_in_five(n, disagreements, level):
-    gain = statistics.smallest_mcnemar_gain(n, disagreements, level)
-    rate = max(disagreements / n, gain)
-    draws = np.random.default_rng(12).multinomial(n, [(rate + gain) / 2, (rate - gain) / 2, 1 - rate], 2_000)
-    p_values = {(a, b): stats.binomtest(int(a), int(a + b)).pvalue if a + b else 1.0 for a, b, _ in draws}
-    found = np.mean([p_values[a, b] <= level for a, b, _ in draws])
-    assert _near(found, 0.8, 2_000)
-
-
-def test_too_few_items_can_show_nothing():
-    assert statistics.smallest_mcnemar_gain(5, 1, 0.05) == math.inf  # 5 of 5 has p = 0.0625
-    assert statistics.smallest_mcnemar_gain(32, 0, 0.05) < 0.3
-
-
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", intervals.KINDS)
 @pytest.mark.parametrize("n_seeds", intervals.SEEDS)
-def test_intervals_hold_the_truth_and_no_difference_is_rarely_called(kind, n_seeds, monkeypatch):
+def test_intervals_hold_the_truth_and_no_difference_is_rarely_called(count, kind, n_seeds, monkeypatch):
     """The benchmark intervals.py on few tables. Allowed: 1.5 points, and the error of so many tables."""
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
     monkeypatch.setattr(statistics, "FLIPS", 500)
     monkeypatch.setattr(intervals, "OTHERS", 100)
-    count = 200
     for sizes in ((32,), (32, 100)):
         found = intervals.measure(kind, sizes, n_seeds, count)
         assert _near(found["difference"], 0.95, count, 0.015), (sizes, found)
         assert _near(found["mean"], 0.95, count, 0.015), (sizes, found)
         assert found["called at no difference"] <= stats.binom.isf(0.001, count, 0.05) / count, (sizes, found)
-        if n_seeds > 1 and kind == "continuous":  # why seeds need a level of their own
+        if n_seeds > 1 and kind == "continuous" and count >= 200:  # why seeds need a level of their own
             assert found["items alone"] < 0.91
 
 
@@ -299,7 +265,7 @@ def test_a_table_without_differences_is_called_one_time_in_twenty(monkeypatch):
     """Holm over the rows of a table: five arms that are all the same."""
     monkeypatch.setattr(statistics, "FLIPS", 400)
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    draw, count, called = np.random.default_rng(13), 100, 0
+    draw, count, called = np.random.default_rng(13), 40, 0
     for _ in range(count):
         hard = draw.normal(1, 0.5, 30)
         outcomes = _outcomes({arm: {"x": hard + draw.normal(0, 0.2, 30)} for arm in "abcde"})
@@ -314,7 +280,7 @@ def test_every_pair_of_arms_the_later_one_as_the_reference():
     assert list(zip(table["reference"], table["arm"], strict=True)) == [("b", "a"), ("c", "a"), ("c", "b")]
     one = comparison.compare(outcomes, "c", "bits_per_byte").set_index("arm")
     assert table.set_index(["reference", "arm"]).loc[("c", "a"), "difference"] == one.loc["a", "difference"]
-    assert (table["smallest_gain"] > 0).all() and (table["effect"] == "d_z").all()
+    assert (table["smallest_gain"] > 0).all()
 
 
 def test_holm_is_over_the_cells_of_a_table_and_averages_are_one_of_their_own():
@@ -350,23 +316,12 @@ def test_several_seeds_are_compared_within_the_seed():
         )
 
 
-def _run(folder: Path, outcomes: pd.DataFrame, seed: int = 0, versions: dict[str, int] | None = None, **params) -> Path:
+def _run(folder: Path, outcomes: pd.DataFrame, seed: int = 0, learning_rate: float = 1e-4, **asked) -> Path:
     """A finished run of which nothing is there but what is compared."""
-    learning_rate = params.pop("learning_rate", 1e-4)
-    evaluation = {
-        "seed": seed,
-        "few_shot": 0,
-        "confidence": 0.95,
-        "reference_arm": "trait",
-        "run_dir": str(folder),
-        **params,
-    }
-    summary = {"task_versions": versions} if versions else {}
-    for step, values in (
-        ("04_train_two_stages", {"learning_rate": learning_rate, "seed": seed}),
-        ("05_evaluate", evaluation),
-    ):
-        write_json(folder / step / "report.json", {"step": step, "key": "k", "params": values, "summary": summary})
+    summary = {"reference_arm": "trait", "how_asked": {"few_shot": 0, **asked}}
+    for step, values in (("04_train_two_stages", {"learning_rate": learning_rate}), ("05_evaluate", {"few_shot": 0})):
+        shaped_by = {"params": {**values, "seed": seed}}
+        write_json(folder / step / "report.json", {"step": step, "key": "k", "shaped_by": shaped_by, "summary": summary})
     tables.write(folder / "05_evaluate" / "outcomes.parquet", outcomes.assign(seed=seed), "outcomes")
     return folder
 
@@ -376,32 +331,21 @@ def _arms(seed: int, n: int = 24, gain: float = 0.2) -> pd.DataFrame:
     return _outcomes({"base": {"x": hard}, "trait": {"x": hard - gain + draw.normal(0, 0.05, n)}})
 
 
-def test_runs_that_differ_in_seed_alone_are_seeds_of_the_same_arms(tmp_path, capsys):
+def test_runs_that_differ_in_seed_alone_are_seeds_of_the_same_arms(tmp_path):
     names = [str(_run(tmp_path / f"s{seed}", _arms(seed), seed)) for seed in range(3)]
     together = gather(names)
     assert set(together.outcomes["arm"]) == {"base", "trait"} and set(together.outcomes["seed"]) == {0, 1, 2}
     assert together.reference == "trait" and "differ in their seed alone (0, 1, 2)" in together.notes[0]
-    assert cli.main(["compare", *names, "--output", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
-    assert "TRAIT minus base model" in shown and "24 x 3 seeds" in shown and "trained anew" in shown
-    written = pd.read_csv(tmp_path / "out" / "comparison.csv")
-    assert written.loc[0, "seeds"] == 3 and written.loc[0, "difference"] == pytest.approx(-0.2, abs=0.05)
-    for link in _links((tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")):
-        assert (tmp_path / "out" / link).is_file(), link
-    assert (tmp_path / "out" / "comparison.tex").read_text().count(r"\toprule") == 1
+    assert comparison.compare(together.outcomes, "trait", "bits_per_byte").iloc[0]["seeds"] == 3
 
 
-def test_arms_of_other_runs_are_named_with_their_run(tmp_path, capsys):
+def test_arms_of_other_runs_are_named_with_their_run(tmp_path):
     a = _run(tmp_path / "a", _arms(0))
     b = _run(tmp_path / "b", _arms(1, gain=0.4), learning_rate=5e-4)
     together = gather([f"{a}:trait", f"{b}:trait"])
     assert set(together.outcomes["arm"]) == {"a:trait", "b:trait"} and together.reference == "a:trait"
-    assert cli.main(["compare", f"{a}:trait", f"{b}:trait", "--reference", "b:trait", "--metric", "bits_per_byte"]) == 0
-    assert "b:trait minus a:trait" in capsys.readouterr().out
-    assert cli.main(["compare", str(a), str(b), "--all-pairs"]) == 0
-    assert capsys.readouterr().out.count(" minus ") == 2 * 6  # of four arms, the average and the task
-    assert cli.main(["compare", str(a), str(b), "--reference", "trait"]) == 1
-    assert "--reference trait means several arms" in capsys.readouterr().err
+    both = gather([str(a), str(b)])
+    assert set(both.outcomes["arm"]) == {f"{r}:{arm}" for r in "ab" for arm in ("base", "trait")}
     same = _run(tmp_path / "again", _arms(0))  # the same seed twice: another state of the code
     assert set(gather([f"{a}:trait", f"{same}:trait"]).outcomes["arm"]) == {"a:trait", "again:trait"}
 
@@ -412,19 +356,19 @@ def test_what_does_not_pair_is_named(tmp_path):
     b = _run(tmp_path / "b", other, learning_rate=5e-4)
     together = gather([str(a), str(b)])
     assert together.outcomes.groupby("arm")["item_id"].nunique().tolist() == [19] * 4
-    assert "x, bits_per_byte: 4 of 24 items do not pair: not every arm was asked them." in together.notes
-    assert "x, bits_per_byte: 1 of 24 items do not pair: their gold answers differ." in together.notes
-    assert "y, bits_per_byte: 2 of 2 items do not pair: not every arm was asked them." in together.notes
+    for lost in ("x, bits_per_byte: 5 of 24 items", "y, bits_per_byte: 2 of 2 items"):
+        assert any(note.startswith(lost) for note in together.notes)
     late = _run(tmp_path / "late", _arms(2), seed=5, learning_rate=5e-4)
-    assert any("paired in order (a: 0; late: 5)" in note for note in gather([str(a), str(late)]).notes)
+    with pytest.raises(TraitError, match=r"a:base: x, y with seed 0;.* late:base: x with seed 5"):
+        gather([str(a), str(late)])
 
 
 def test_runs_that_cannot_be_compared_say_why(tmp_path):
-    a = _run(tmp_path / "a", _arms(0), versions={"x": 1})
+    a = _run(tmp_path / "a", _arms(0), **{"the version of x": 1})
     cases = {
         "no item was asked of every arm": _run(tmp_path / "b", _arms(0).assign(task="z"), learning_rate=1.0),
         "few_shot is 0 and 4": _run(tmp_path / "c", _arms(0), few_shot=4),
-        "the version of x is 1 and 2": _run(tmp_path / "d", _arms(0), versions={"x": 2}),
+        "the version of x is 1 and 2": _run(tmp_path / "d", _arms(0), **{"the version of x": 2}),
         "no item": _run(tmp_path / "e", _arms(0).assign(metric="exact_match"), learning_rate=1.0),
         "is not a run folder": tmp_path / "absent",
         "has no arm 'tarit'; its arms are: base, trait": f"{a}:tarit",
@@ -436,138 +380,29 @@ def test_runs_that_cannot_be_compared_say_why(tmp_path):
             gather([str(a), str(other)])
     with pytest.raises(TraitError, match="Only one arm to compare, trait"):
         gather([f"{a}:trait"])
-    assert cli.main(["compare", str(a), "--metric", "exact_match"]) == 1
-    assert cli.main(["compare", str(a), "--confidence", "95"]) == 1
 
 
-class _Links(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.found += [value for name, value in attrs if name == "href"]
-
-
-def _links(page: str) -> list[str]:
-    parser = _Links()
-    parser.feed(page)
-    assert "script" not in parser.tags
-    return parser.found
-
-
-def _whole_run(folder: Path) -> Path:
-    """A run as far as the paper's tables look at it: one test question in a web document, a problem and a passage."""
-    draw, parts = np.random.default_rng(1), []
-    for metric in ("bits_per_byte", "choice_accuracy"):
-        for place, arm in enumerate(("base", "raw", "selected", "trait", HOSTILE)):
-            sides = {task: draw.normal(1 - 0.1 * place, 0.1, 12) for task in ("sums", "products")}
-            if metric == "choice_accuracy":
-                sides = {task: (values < 0.8).astype(float) for task, values in sides.items()}
-            parts.append(_outcomes({arm: sides}, metric))
-    parts.append(
-        _outcomes(
-            {arm: {"held_out/general": draw.normal(1, 0.1, 9)} for arm in ("base", "raw", "selected", "trait", HOSTILE)}
-        )
+def test_the_verdict_claims_no_more_than_its_tests():
+    draw = np.random.default_rng(17)
+    hard = draw.normal(1, 0.5, 40)
+    arms = {"trait": {"x": hard - 0.2}, "base": {"x": hard + draw.normal(0, 0.05, 40)}, "same": {"x": hard - 0.2}}
+    right = {"trait": {"x": [0] * 40}, "base": {"x": [1] * 20 + [0] * 20}, "same": {"x": [0] * 40}}
+    outcomes = pd.concat([_outcomes(arms), _outcomes(right, "choice_accuracy")])
+    found = comparison.verdict(comparison.compare_all(outcomes, "trait"), "bits_per_byte", "trait")
+    assert "better than 1 of 2 other arms" in found["headline"] and "one training seed" in found["headline"]
+    assert "measure wording" in found["headline"] and "Worse than base by choice accuracy" in found["headline"]
+    assert not found["good"]
+    both = comparison.verdict(
+        comparison.compare_all(_outcomes({a: arms[a] for a in ("trait", "base")}), "trait"), "bits_per_byte", "trait"
     )
-    outcomes = pd.concat(parts).assign(prediction=HOSTILE, gold="-3")
-    same = {"tasks": ["sums", "products"], "test_items_per_task": 12}
-    _run(folder, outcomes, **same)
-    selections = folder / "02_filter_web" / "selections"
-    write_json(folder / "02_filter_web" / "report.json", {"key": "k", "params": {**same, "seed": 0}})
-    write_json(selections / "candidates" / "test_questions.json", [f"question {n}" for n in range(24)])
-    evidence = {"id": ["d1", "d2", "d2"], "test_index": [3, 3, 20], "kind": "ngram", "overlap": 0.6, "excerpt": HOSTILE}
-    pd.DataFrame(evidence).to_parquet(selections / "contaminated.parquet")
-    screened = [{"task": "sums", "problems": 60, "same as a test question": 1, "overlaps a test question": 2, "kept": 57}]
-    write_json(folder / "03_write_passages" / "report.json", {"key": "k", "params": {"grouping": "entity"}})
-    pd.DataFrame(screened).to_parquet(folder / "03_write_passages" / "screened.parquet")
-    rejected = pd.DataFrame(
-        {"tasks": [["sums", "sums"], ["products"]], "reason": ["contamination: exact", "length: 3 tokens"]}
-    )
-    rejected.to_parquet(folder / "03_write_passages" / "rejected.parquet")
-    return folder
+    assert both["good"]
+    few = _outcomes({arm: {"x": tasks["x"][:29]} for arm, tasks in arms.items()})
+    found = comparison.verdict(comparison.compare_all(few, "trait"), "bits_per_byte", "trait")
+    assert "Too few items" in found["headline"] and not found["good"]
 
 
-def test_every_number_of_the_papers_tables_links_to_its_items(tmp_path):
-    run, out = _whole_run(tmp_path / "run"), tmp_path / "out"
-    found = paper_tables.write_paper_tables(run, out)
-    assert found["main_table"].title == "Table 1: advertising, all arms by bits per byte"
-    assert {"ablation_table", "ablation_table_choice_accuracy", "main_table_choice_accuracy", "contamination"} < set(found)
-    for name, table in found.items():
-        assert {path.suffix for path in out.glob(f"{name}.*")} == {".md", ".tex", ".csv", ".html"}
-        page = (out / f"{name}.html").read_text(encoding="utf-8")
-        links = _links(page)
-        for link in links:
-            assert (out / link).is_file() and (out / link).parent == out / "items", link
-        markdown = (out / f"{name}.md").read_text(encoding="utf-8")
-        assert all(f"({link})" in markdown for link in links)
-        if name != "contamination":
-            numbers = [cell for row in table.rows for cell in row[1:] if cell.text not in ("–", "reference")]
-            assert numbers and all(cell.link for cell in numbers)
-    items = pd.read_csv(out / item_file("trait", comparison.MACRO, "bits_per_byte"))
-    assert len(items) == 24 and set(items["task"]) == {"sums", "products"}
-    assert found["main_table"].rows[3][1].text == f"{items.groupby('task')['value'].mean().mean():.3f}"
-    pairs = pd.read_csv(out / pair_file("trait", "base", "bits_per_byte"))
-    assert found["main_table"].rows[0][2].text == f"{pairs.groupby('task')['difference'].mean().mean():+.3f}"
-    assert pairs["difference"].to_numpy() == pytest.approx((pairs["value_reference"] - pairs["value_arm"]).to_numpy())
-    assert items["prediction"].str.startswith("'=cmd").all() and (items["gold"] == -3).all()
-    assert any("Smallest true difference" in note for note in found["main_table"].notes)
-    step = found["ablation_table"].rows[3][2]
-    chain = comparison.compare(
-        tables.read(run / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas(), "trait", "bits_per_byte"
-    )
-    assert step.text.startswith(f"{chain.set_index('arm').loc['selected', 'difference']:+.3f}") and ", p " in step.small
-
-
-def test_the_contamination_table_says_what_was_found_and_what_was_not_recorded(tmp_path):
-    run = _whole_run(tmp_path / "run")
-    rows = [[cell.text for cell in row] for row in paper_tables.contamination_table(run).rows]
-    assert rows == [
-        ["sums", "12", "1", "2", "60", "3", "1"],
-        ["products", "12", "1", "1", "0", "0", "0"],
-        ["all", "24", "2", "2", "60", "3", "1"],
-    ]
-    write_json(run / "02_filter_web" / "report.json", {"key": "k", "params": {"seed": 9}})
-    (run / "03_write_passages" / "screened.parquet").unlink()
-    rows = [[cell.text for cell in row] for row in paper_tables.contamination_table(run).rows]
-    assert rows[0] == ["sums", "12", "not recorded", "not recorded", "not recorded", "not recorded", "1"]
-    assert rows[2][3] == "2"  # how many documents in all is known all the same
-    for path in (
-        run / "02_filter_web" / "selections" / "contaminated.parquet",
-        run / "03_write_passages" / "rejected.parquet",
-    ):
-        path.unlink()
-    assert [cell.text for cell in paper_tables.contamination_table(run).rows[2]][1:] == ["24"] + ["not recorded"] * 5
-
-
-def test_the_ablation_as_a_figure_says_what_its_table_says(tmp_path):
-    outcomes = tables.read(_whole_run(tmp_path) / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
-    arms, pairs = comparison.arm_table(outcomes), comparison.compare(outcomes, None, "bits_per_byte")
-    figure = paper_tables.plot_ablation(arms, pairs)
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    steps = paper_tables.ablation_table(arms, pairs=pairs).rows
-    assert texts == [row[2].text.partition(",")[0] for row in steps[1:]]
-    with pytest.raises(TraitError, match="needs two arms"):
-        paper_tables.plot_ablation(arms, pairs, ["base", "nobody"])
-
-
-def test_tables_escape_what_others_wrote(tmp_path):
-    table = Table(HOSTILE, ["name", "-1+1"], [[Cell(HOSTILE, HOSTILE, link="items/a.csv"), Cell("-0.4", "[+0.1, +0.2]")]])
-    assert "](javascript" not in table.to_markdown(links=True)
-    assert "\x1b" not in table.to_text()
-    assert _links(table.to_html(links=True)) == ["items/a.csv"] and _links(table.to_html()) == []
-    line = table.to_csv().splitlines()[1]
-    assert line.startswith("'=cmd") and line.endswith(',-0.4,"[+0.1, +0.2]"')
-    assert [csv_text(text) for text in ("=1+1", "-3", "+3.0 points", "-x", "@a", "x=1")] == [
-        "'=1+1",
-        "-3",
-        "+3.0 points",
-        "'-x",
-        "'@a",
-        "x=1",
-    ]
-    hostile = _outcomes({"../../x": {"a/b": [1.0], "a b": [2.0]}, "..": {"a/b": [1.0], "a b": [2.0]}})
-    assert write_items(hostile, tmp_path / "here") == 6
-    assert len(list((tmp_path / "here" / "items").iterdir())) == 6 and [path.name for path in tmp_path.iterdir()] == ["here"]
+def test_the_smallest_gain_is_at_the_one_level():
+    differences = np.random.default_rng(18).normal(0, 1, 50)
+    row = comparison.compare(_outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte").iloc[0]
+    wanted = statistics.smallest_gain(statistics.spread([differences[None]]), comparison.ALPHA)
+    assert row["smallest_gain"] == pytest.approx(wanted) and comparison.CONFIDENCE == 1 - comparison.ALPHA

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -20,11 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trait_kit.engine import identity
 from trait_kit.engine.files import TraitError
-from trait_kit.selection import corpus, documents
-from trait_kit.selection.corpus import Shard, list_shards, read_rows, read_shard, sample
-from trait_kit.selection.documents import load_documents, load_held_out, load_with_quarantine
+from trait_kit.selection import documents
+from trait_kit.selection.documents import (
+    Shard,
+    held_out_share,
+    id_hashes,
+    list_shards,
+    load_documents,
+    load_held_out,
+    read_rows,
+    read_shard,
+    sample,
+)
 
 
 def rows(n: int, words: int = 30, start: int = 0) -> list[dict[str, str]]:
@@ -72,9 +81,14 @@ def test_parquet_is_cut_between_row_groups_and_keys_follow_the_file(tmp_path: Pa
     ]
     assert sum(shard.bytes for shard in shards[1:]) == pytest.approx(path.stat().st_size, abs=4)
     assert list_shards(str(tmp_path / "*"), shard_rows=400) == shards
+    os.utime(path, ns=(1, 1))  # a copy without file times is the same file
+    assert list_shards(str(tmp_path / "*"), shard_rows=400) == shards
+    data = path.read_bytes()
+    path.write_bytes(data[:1_000] + bytes([data[1_000] ^ 1]) + data[1_001:])  # one bit, neither size nor time
     os.utime(path, ns=(1, 1))
     again = list_shards(str(tmp_path / "*"), shard_rows=400)
     assert [new.key == old.key for new, old in zip(again, shards, strict=True)] == [True, False, False, False]
+    path.write_bytes(data)
     assert len({shard.key for shard in shards}) == 4
     assert len(every(tmp_path / "*")) == 1_050
 
@@ -101,7 +115,7 @@ def test_a_hub_data_set_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(texts + held) == sorted(data["text"])
     assert len(held) == 5
     ((source, _, reason, records),) = read("hf:owner/in-slices {text=n}")[1]
-    assert (source, reason, records) == ("hf:owner/in-slices", "its column 'n' holds int64, not strings", 100)
+    assert (source, reason, records) == ("hf:owner/in-slices", "damaged: its column 'n' holds int64, not strings", 100)
 
 
 def test_documents_at_positions_are_those_of_the_stream(tmp_path: Path) -> None:
@@ -111,8 +125,6 @@ def test_documents_at_positions_are_those_of_the_stream(tmp_path: Path) -> None:
         positions = [0, 3, 499, 500, stream.num_rows - 1]
         assert read_rows(shard, positions).equals(stream.take(positions))
         assert read_rows(shard, []).num_rows == 0
-        with pytest.raises(TraitError, match="fewer documents"):
-            read_rows(shard, [stream.num_rows])
 
 
 def test_shards_give_the_same_in_any_order_and_in_any_process(tmp_path: Path) -> None:
@@ -122,122 +134,82 @@ def test_shards_give_the_same_in_any_order_and_in_any_process(tmp_path: Path) ->
     forwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards}
     backwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards[::-1]}
     assert forwards == backwards
-    code = f"from trait_kit.selection.corpus import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
+    code = (
+        f"from trait_kit.selection.documents import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     assert output == [shard.key for shard in list_shards(str(tmp_path / "*.parquet"))]
-    assert identity.id_hashes(pa.array(["a", "ü"])).tolist() == [13950350942979735504, 6689755093696353227]
+    assert id_hashes(pa.array(["a", "ü"])).tolist() == [13950350942979735504, 6689755093696353227]
 
 
 # Damage
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
-def test_lines_before_a_missing_end_are_used(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"d.jsonl.{suffix}"
-    with pa.CompressedOutputStream(str(path), "gzip" if suffix == "gz" else "zstd") as stream:
-        stream.write(jsonl(rows(5_000)))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    ids, rejected = read(path)
-    assert 1_000 < len(ids) < 3_500
-    ((source, row, reason, records),) = rejected
-    assert (source, records) == (str(path), 1)
-    assert reason.startswith(f"its compressed data is cut off or damaged after line {row} (")
-    with pytest.raises(corpus.Damage, match="Copy or download it again") as caught:
+def write(path: Path, records: list[dict]) -> Path:
+    """A file in the format that its name says."""
+    plain = jsonl(records)
+    if path.suffix == ".parquet":
+        return parquet(path, records, 100, compression="zstd", use_dictionary=False)
+    if ".wet" in path.name:
+        head = "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: {id}\r\nContent-Length: {size}\r\n\r\n{text}\r\n\r\n"
+        plain = "".join(head.format(size=len(record["text"]), **record) for record in records).encode()
+    with pa.CompressedOutputStream(str(path), "gzip" if path.suffix == ".gz" else "zstd") as stream:
+        stream.write(plain)
+    return path
+
+
+@pytest.mark.parametrize("name", ["bad.parquet", "bad.jsonl.gz", "bad.jsonl.zst", "bad.wet.gz"])
+@pytest.mark.parametrize("damage", ["cut", "another format", "noise"])
+def test_a_damaged_file_is_counted_and_named_and_reading_goes_on(tmp_path: Path, name: str, damage: str) -> None:
+    if name.endswith("zst") and damage == "noise":
+        pytest.skip("Arrow writes zstd without the checksum that betrays it")
+    path = write(tmp_path / name, rows(8_000, 60))
+    (tmp_path / "good.jsonl").write_bytes(jsonl(rows(100, start=100_000)))
+    data, middle = path.read_bytes(), path.stat().st_size // 2
+    noise = random.Random(1).randbytes(5_000)
+    broken = {"cut": data[:middle], "noise": data[:middle] + noise + data[middle + len(noise) :]}
+    path.write_bytes(broken.get(damage, b"no such format " + data))
+    found = every(tmp_path / "*")
+    assert {f"d{100_000 + index}" for index in range(100)} <= found
+    rejected = read(tmp_path / "*")[1]
+    assert {reject.source for reject in rejected} == {str(path)}
+    lost, missing = sum(reject.records for reject in rejected), 8_000 - len(found) + 100
+    assert 1 <= lost <= 1.3 * missing
+    assert lost >= missing / 3 or damage != "noise"
+    assert lost >= 100 or damage == "cut"  # how much a missing end held, nobody knows
+    with pytest.raises(TraitError, match=rf"{re.escape(name)}: damaged: .*download it again"):
         load_documents(str(path))
-    assert (caught.value.source, caught.value.row) == (source, row)
-
-
-def test_a_damaged_gzip_member_costs_itself_and_a_damaged_file_its_tail(tmp_path: Path) -> None:
-    members = [gzip.compress(jsonl(rows(100, start=100 * number))) for number in range(20)]
-    for member in (3, 4, 12):
-        members[member] = members[member][:500] + b"\0" * 50 + members[member][550:]
-    path = tmp_path / "many.jsonl.gz"
-    path.write_bytes(b"".join(members))
-    ids, rejected = read(path)
-    lost = {f"d{100 * member + index}" for member in (3, 4, 12) for index in range(100)}
-    assert {f"d{index}" for index in range(2_000)} - lost - set(ids) == set(load_held_out(str(path))["id"].to_pylist())
-    assert sum(records for *_, records in rejected) == pytest.approx(300, rel=0.35)
-
-    data = bytearray(gzip.compress(jsonl(rows(8_000))))
-    data[len(data) // 4 : len(data) // 4 + 500] = bytes(500)
-    (tmp_path / "one.jsonl.gz").write_bytes(data)
-    ids, rejected = read(tmp_path / "one.jsonl.gz")
-    assert 1_800 < len(ids) < 2_000
-    assert "cut off or damaged" in rejected[-1][2]
-    assert sum(records for *_, records in rejected) > 100  # garbled lines have lost line ends: a lower bound
-
-
-def test_a_corrupt_parquet_page_costs_its_row_group(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "d.parquet", rows(1_000, words=200), 100, compression="zstd", use_dictionary=False)
-    column = pq.ParquetFile(path).metadata.row_group(4).column(1)
-    data = bytearray(path.read_bytes())
-    middle = column.data_page_offset + column.total_compressed_size // 2
-    data[middle : middle + 2_000] = bytes(2_000)
-    path.write_bytes(data)
-    ids, rejected = read(path)
-    assert {f"d{index}" for index in range(1_000)} - set(ids) >= {f"d{index}" for index in range(400, 500)}
-    assert len(every(path)) == 900
-    ((source, row, reason, records),) = rejected
-    assert (source, row, records) == (str(path), 400, 100)
-    assert reason.startswith("its row group 4 cannot be read after row 400")
-    with pytest.raises(corpus.Damage, match="row group 4"):
-        load_documents(str(path))
-
-
-def test_a_parquet_file_without_a_footer_is_a_shard_that_is_lost(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", rows(1_000), 100)
-    path.write_bytes(path.read_bytes()[:-100])
-    parquet(tmp_path / "b.parquet", rows(100), 100)
-    ids, rejected = read(tmp_path / "*.parquet")
-    assert len(list_shards(str(tmp_path / "*.parquet"))) == 2
-    assert len(ids) > 80
-    ((source, row, reason, records),) = rejected
-    assert (source, row) == (str(path), 0)
-    assert reason.startswith("is not a readable Parquet file")
-    assert 50 < records < 1_000
 
 
 def test_a_file_without_the_text_or_with_another_type_of_it_is_rejected_whole(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", rows(60), 20)
-    parquet(tmp_path / "b.parquet", [{"id": row["id"], "body": row["text"]} for row in rows(60)], 20)
+    other = [{"id": row["id"], "body": row["text"]} for row in rows(60)]
+    parquet(tmp_path / "b.parquet", other, 20)
     parquet(tmp_path / "c.parquet", [{"id": row["id"], "text": 1} for row in rows(60)], 20)
-    (tmp_path / "d.jsonl").write_bytes(jsonl([{"id": row["id"], "body": row["text"]} for row in rows(60)]))
+    pq.write_table(pa.table([["x"], ["y"]], ["text", "text"]), tmp_path / "d.parquet")
+    (tmp_path / "e.jsonl").write_bytes(jsonl(other * 500) + jsonl(rows(60, start=60)))
     ids, rejected = read(tmp_path / "*")
-    assert len(ids) > 40
-    assert [(Path(source).name, reason, records) for source, _, reason, records in rejected] == [
-        ("b.parquet", "has no column 'text', but body, id", 60),
-        ("c.parquet", "its column 'text' holds int64, not strings", 60),
-        ("d.jsonl", "has no field 'text', but body, id", 60),
-    ]
+    assert len(ids) > 100
+    assert {(Path(reject.source).name, reject.reason) for reject in rejected} == {
+        ("b.parquet", "damaged: it has no column 'text', but body, id"),
+        ("c.parquet", "damaged: its column 'text' holds int64, not strings"),
+        ("d.parquet", "damaged: it has 2 column 'text', but text, text"),
+        ("e.jsonl", "unreadable: it has no string 'text', but body, id"),
+    }
+    assert len(rejected) < 10  # neighbours with one reason are one line of the table
+    assert sum(reject.records for reject in rejected) == 60 + 60 + 1 + 30_000
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
-def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    with gzip.open(path, "wb", 1) if name.endswith("gz") else path.open("wb") as stream:
+def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    with path.open("wb") as stream:
         stream.write(jsonl(rows(10)) + b'{"text": "')
         for _ in range(40):
             stream.write(b"x" * 1_000_000)
         stream.write(b'"}\n' + jsonl(rows(5, start=10)))
     ids, rejected = read(path)
     assert ids == [f"d{index}" for index in range(15)]
-    assert rejected == [(str(path), 11, "longer than 32 MB, which is no document", 1)]
-
-
-def test_bad_rows_of_a_stream_are_named_one_by_one(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(jsonl(rows(2)) + b'{"text": "caf\xe9"}\n' + jsonl([{"text": ""}, rows(1)[0]]))
-    text = pa.array([b"good", b"\xff\xfe", None, b"\xe2\x80\x83\n", b"fine", b"twice"], pa.binary())
-    pq.write_table(pa.table({"id": [1, 2, 3, 4, 5, 1], "text": text}), tmp_path / "b.parquet")
-    _, rejected = read(tmp_path / "*")
-    assert [(Path(source).name, row, reason, records) for source, row, reason, records in rejected] == [
-        ("a.jsonl", 3, "not UTF-8 (byte 14 of the line)", 1),
-        ("a.jsonl", 4, "text is empty", 1),
-        ("a.jsonl", 5, "its id was seen before", 1),
-        ("b.parquet", 2, "text is not UTF-8", 1),
-        ("b.parquet", 3, "text is null", 1),
-        ("b.parquet", 4, "text is empty", 1),
-        ("b.parquet", 6, "its id was seen before", 1),
-    ]
+    assert rejected == [(str(path), 11, "unreadable: longer than 32 MB, which is no document", 1)]
 
 
 def test_a_file_that_vanished_is_an_error_because_it_may_come_back(tmp_path: Path) -> None:
@@ -251,10 +223,9 @@ def test_columns_have_the_names_the_corpus_gives_them(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(jsonl(named))
     parquet(tmp_path / "d.parquet", named, 10)
     for path in tmp_path.iterdir():
-        table, quarantine = load_with_quarantine(f"{path} {{text=contents, id=key,url = link, source=meta}}")
+        table = load_documents(f"{path} {{text=contents, id=key,url = link, source=meta}}")
         assert table["id"].to_pylist() == ["7", "8"]
         assert table["url"].to_pylist() == ["https://example.org", None]
-        assert quarantine.num_rows == 0
     for wrong in ("{txt=contents}", "{text}", "{text=}"):
         with pytest.raises(TraitError, match="columns are named like"):
             list_shards(f"{tmp_path}/d.jsonl {wrong}")
@@ -264,9 +235,9 @@ def test_columns_have_the_names_the_corpus_gives_them(tmp_path: Path) -> None:
 
 
 def test_the_share_falls_in_steps_while_a_corpus_grows() -> None:
-    shares = [identity.held_out_share(10**power) for power in range(11)]
+    shares = [held_out_share(10**power) for power in range(11)]
     assert shares == [0.05] * 5 + [0.025] + [0.00625] * 5
-    assert [round(identity.held_out_share(n) * n) for n in (40_000, 79_999, 80_000, 320_000)] == [2_000, 4_000, 2_000, 2_000]
+    assert [round(held_out_share(n) * n) for n in (40_000, 79_999, 80_000, 320_000)] == [2_000, 4_000, 2_000, 2_000]
 
 
 def test_held_out_documents_stay_when_files_are_added_and_none_is_read(tmp_path: Path) -> None:
@@ -298,9 +269,8 @@ def test_a_large_corpus_is_not_read_to_its_end_for_its_held_out_documents(tmp_pa
         ids = pa.array([f"{number}-{index}" for index in range(50_000)])
         pq.write_table(pa.table({"id": ids, "text": ids}), tmp_path / f"{number}.parquet")
     asked = []
-    monkeypatch.setattr(
-        corpus, "_divided", lambda shard, *rest, _divided=corpus._divided: asked.append(shard) or _divided(shard, *rest)
-    )
+    parts = documents._parts
+    monkeypatch.setattr(documents, "_parts", lambda shard, seed: asked.append(shard) or parts(shard, seed))
     held = load_held_out(str(tmp_path / "*.parquet"))
     assert held.num_rows == 2_000
     assert asked[0].held_out == 0.00625
@@ -325,6 +295,14 @@ def test_a_sample_of_a_few_shards_is_uniform_and_drawn_from_the_same_documents(t
     spec = str(tmp_path / "*.parquet")
     assert sample(spec, 200, 1)["text"].to_pylist() == drawn(load_documents(spec), 200, 1)
     assert sample(spec, 10_000, 1)["id"].to_pylist() == load_documents(spec)["id"].to_pylist()
+
+
+def test_a_small_corpus_is_read_once_for_a_sample(tmp_path: Path, monkeypatch) -> None:
+    spec, asked, parts = str(parquet(tmp_path / "d.parquet", rows(1_000), 100)), [], documents._parts
+    list_shards(spec)
+    monkeypatch.setattr(documents, "_parts", lambda shard, seed: asked.append(shard) or parts(shard, seed))
+    sample(spec, 100, 1)
+    assert len(asked) == 1
 
 
 def test_a_sample_of_many_shards_is_spread_over_them_and_repeats_with_its_seed(tmp_path: Path) -> None:
@@ -400,15 +378,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     text = zlib.compress(random.Random(1).randbytes(9_000)).hex()[:16_000]
     if kind == "jsonl":
         with path.open("w") as stream:
-            stream.writelines(f'{{"id": "{index}", "text": "{text}"}}\n' for index in range(25_000))
+            stream.writelines(f'{{"id": "{index}", "text": "{text}"}}\n' for index in range(12_000))
     else:
         schema = pa.schema([("id", pa.string()), ("text", pa.string())])
         with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
-            for start in range(0, 25_000, 5_000):
-                ids = [str(start + index) for index in range(5_000)]
-                writer.write_table(pa.table([ids, [text] * 5_000], schema), row_group_size=5_000)
+            for start in range(0, 12_000, 3_000):
+                ids = [str(start + index) for index in range(3_000)]
+                writer.write_table(pa.table([ids, [text] * 3_000], schema), row_group_size=3_000)
     code = (
-        "import resource, sys; from trait_kit.selection.corpus import *\n"
+        "import resource, sys; from trait_kit.selection.documents import *\n"
         "shards = list_shards(sys.argv[1], shard_rows=10**9)\n"
         "unit = 2 ** (20 if sys.platform == 'darwin' else 10)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit\n"
@@ -418,5 +396,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     )
     output = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
     grown, size = map(int, output.split())
-    assert size > 375_000_000
-    assert grown < 160
+    assert size > 180_000_000
+    assert grown < 120

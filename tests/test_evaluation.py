@@ -1,78 +1,66 @@
-"""Evaluation: numbers equal a direct computation, killed runs go on, marks survive hostile text."""
+"""Evaluation: numbers equal a direct computation and lm-eval's own; what is asked is checked; a finished step is read."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import shutil
 import socket
-import statistics
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from answer_strings import answer_strings
 from local_tasks import BENCHMARKS, LOCAL, local_task
 from sklearn.metrics import roc_auc_score
+from tiny_llama import write_model
 
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation import ads, comparison, metrics
-from trait_kit.evaluation.answers import judge
-from trait_kit.evaluation.suites import evaluate_model, load_tasks, prompt, worked_examples, write_lm_eval_tasks
+from trait_kit.evaluation import ads, comparison, metrics, suites
+from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
+from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
+from trait_kit.evaluation.suites import worked_examples
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",
-    "Question: Tom has 3 apples and buys 4 more. How many apples?\nAnswer: 3 + 4 = 7. The answer is 7.",
     "The river flows through the old town, past the castle — and into the sea.",
     "Naïve façade: Ümlauts and 数学 are several bytes a character.",
 ]
+_ABOUT = {"about": "", "metrics": ["exact_match"], "source": "x", "splits": {"test": "x.jsonl"}}
+_ABOUT["fields"] = {"question": "{q}", "answer": "{a}"}
+TASKS = {
+    "sums": Task(name="sums", kind="number", **_ABOUT),
+    "more": Task(name="more", kind="number", **_ABOUT),
+    "products/hard": Task(name="p", kind="choice", **_ABOUT),
+}
+DOCUMENTS = {"general": [TEXTS[1], TEXTS[2], TEXTS[1] * 40], "in_domain": [TEXTS[0]]}
+
+
+def tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Far from uniform, so that a wrong position or mask changes every number."""
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    write_model(folder)
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(folder, max_position_embeddings=512, initializer_range=0.3)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0)
-
-
-def _tiny_model(folder: Path, seed: int) -> Path:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.3,  # far from uniform, so that a wrong position or mask changes every number
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def problems() -> pd.DataFrame:
     rows = []
-    for task, (a, b) in itertools.product(("sums", "products / hard"), ((3, 4), (12, 5), (7, 30))):
+    for task, (a, b) in itertools.product(("sums", "products/hard"), ((3, 4), (12, 5), (7, 30))):
         value = a + b if task == "sums" else a * b
         rows.append(
             {
@@ -91,21 +79,20 @@ def problems() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_ABOUT = {"about": "", "metrics": ["exact_match"], "source": "reasoning_gym:gsm_symbolic"}
-TASKS = {"sums": Task(name="sums", kind="number", **_ABOUT), "products / hard": Task(name="p", kind="choice", **_ABOUT)}
-DOCUMENTS = {"general": [TEXTS[2], TEXTS[3], TEXTS[2] * 40], "in_domain": [TEXTS[0]]}
-
-
-def _params(**changes) -> EvaluationParams:
-    fields = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
+def params(**changes) -> EvaluationParams:
+    fields = {"in_domain": "d", "web": "w", "tasks": ["sums"], "base_model": "m"}
+    fields = {name: value for name, value in fields.items() if name in EvaluationParams.model_fields}
     fields |= {"test_items_per_task": 20, "batch_size": 2, "precision": "float32"}
     return EvaluationParams(**{**fields, **changes})
 
 
-def _evaluate(model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", **more) -> pd.DataFrame:
-    params = _params(**more.pop("params", {}))
-    more.setdefault("tasks", TASKS)
-    return evaluate_model(model_dir, arm, 3, problems, documents, params, out_dir, **more)
+def evaluated(
+    model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more
+):
+    """Outcomes of the model on the problems; further arguments are parameters."""
+    chosen = params(**more)
+    units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files)
+    return evaluate_model(model_dir, arm, 3, units, chosen, out_dir / "answers", report)
 
 
 def _log_probability(model, tokenizer, context: list[int], text: str) -> float:
@@ -122,7 +109,9 @@ def _log_probability(model, tokenizer, context: list[int], text: str) -> float:
     return total
 
 
-def _reference(model_dir: Path):
+@pytest.fixture(scope="module")
+def reference(model_dir):
+    """(log probability of a text after context tokens, tokenizer)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +123,7 @@ def _reference(model_dir: Path):
 @pytest.fixture(scope="module")
 def finished(model_dir, problems, tmp_path_factory) -> tuple[Path, pd.DataFrame]:
     folder = tmp_path_factory.mktemp("finished")
-    return folder, _evaluate(model_dir, problems, folder)
+    return folder, evaluated(model_dir, problems, folder)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +136,8 @@ def test_one_outcome_an_item_and_metric(outcomes, problems):
     assert counts == {
         ("sums", "bits_per_byte"): 4,
         ("sums", "choice_accuracy"): 3,  # one problem has no choices
-        ("products / hard", "bits_per_byte"): 3,
-        ("products / hard", "choice_accuracy"): 3,
+        ("products/hard", "bits_per_byte"): 3,
+        ("products/hard", "choice_accuracy"): 3,
         ("held_out/general", "bits_per_byte"): 3,
         ("held_out/in_domain", "bits_per_byte"): 1,
     }
@@ -156,22 +145,22 @@ def test_one_outcome_an_item_and_metric(outcomes, problems):
     assert list(outcomes.loc[outcomes["metric"] == "choice_accuracy", "item_id"]) == list(problems["id"][:6])
 
 
-def test_bits_per_byte_equal_a_direct_forward_pass(outcomes, problems, model_dir):
-    log_probability, tokenizer = _reference(model_dir)
+def test_bits_per_byte_equal_a_direct_forward_pass(outcomes, problems, reference):
+    log_probability, tokenizer = reference
     found = outcomes[outcomes["metric"] == "bits_per_byte"].set_index("item_id")["value"]
     for row in problems.to_dict("records"):
-        target = f" {row['solution'] or row['answer']}" if isinstance(row["solution"], str) else f" {row['answer']}"
+        target = f" {row['solution']}" if isinstance(row["solution"], str) else f" {row['answer']}"
         nats = log_probability(tokenizer(prompt(row["question"]))["input_ids"], target)
         assert found[row["id"]] == pytest.approx(-nats / math.log(2) / len(target.encode()), abs=1e-4)
     for name, texts in DOCUMENTS.items():
         values = outcomes.loc[outcomes["task"] == f"held_out/{name}", "value"]
         for text, value in zip(texts, values, strict=True):
-            nats = log_probability([tokenizer.bos_token_id], text)
+            nats = log_probability([tokenizer.eos_token_id], text)
             assert value == pytest.approx(-nats / math.log(2) / len(text.encode()), abs=1e-4)
 
 
-def test_the_preferred_choice_has_the_highest_likelihood_per_byte(outcomes, problems, model_dir):
-    log_probability, tokenizer = _reference(model_dir)
+def test_the_preferred_choice_has_the_highest_likelihood_per_byte(outcomes, problems, reference):
+    log_probability, tokenizer = reference
     found = outcomes[outcomes["metric"] == "choice_accuracy"].set_index("item_id")
     preferred = []
     for row in problems[problems["choices"].notna()].to_dict("records"):
@@ -202,10 +191,30 @@ def test_the_written_tasks_give_the_same_under_lm_evals_own_model(finished, mode
             assert ours[sample["doc"]["id"]] == pytest.approx(theirs, abs=1e-4)
 
 
+def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model_dir, monkeypatch):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    shots = "".join(f"Question: Tom has {n} apples. How many?\nAnswer: {n}.\n\n" for n in range(6))
+    asked = [
+        (f"{shots}Question: {n}{' pears' * n}?\nAnswer:", f" {text}") for n in range(5) for text in ("7", "the sum", "30")
+    ]
+    asked.append((shots * 3 + "Question?\nAnswer:", " cut on the left"))
+    requests = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(asked)]
+    ours = load_model(model_dir, batch_size=4, precision="float32")
+    read = []
+    monkeypatch.setattr(ours, "_read", lambda tokens: read.append(len(tokens)) or PackedLM._read(ours, tokens))
+    with quiet():
+        wanted = HFLM(ours.model, tokenizer=ours.tokenizer, batch_size=1).loglikelihood(requests)
+        for part in (slice(15), slice(16)):
+            found = ours.loglikelihood(requests[part])
+            assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted[part]], abs=1e-3)
+            assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted[part]]
+    assert read and read[0] > 100  # the examples were read once, for all
+
+
 def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_dir):
     from transformers import AutoTokenizer, LlamaForCausalLM
-
-    from trait_kit.evaluation.harness import PackedLM
 
     class Deaf(LlamaForCausalLM):
         def forward(self, input_ids=None, attention_mask=None, position_ids=None, logits_to_keep=0, **more):
@@ -223,42 +232,21 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
     assert [greedy for _, greedy in packed] == [greedy for _, greedy in ordinary]
 
 
-def test_an_interrupted_evaluation_goes_on(model_dir, problems, outcomes, tmp_path):
-    lines = []
+def test_attention_windows_are_kept(tmp_path):
+    """A mask of one's own knows of no window: what is longer is scored the ordinary way."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-    def stop_after_two(line: str) -> None:
-        lines.append(line)
-        if len(lines) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        _evaluate(model_dir, problems, tmp_path / "run", report=stop_after_two)
-    lines = []
-    again = _evaluate(model_dir, problems, tmp_path / "run", report=lines.append)
-    assert ["kept" in line for line in lines] == [True, True, False, False]
-    pd.testing.assert_frame_equal(again, outcomes)
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "outcomes").iterdir()}
-    third = _evaluate(model_dir, problems, tmp_path / "run", arm="same weights", params={"batch_size": 4})
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "outcomes").iterdir()} == files
-    pd.testing.assert_series_equal(third["value"], outcomes["value"])
-    assert set(third["arm"]) == {"same weights"}
-
-
-def test_only_what_changed_is_evaluated_again(model_dir, problems, finished, tmp_path):
-    outcomes, folder = finished[1], tmp_path / "run"
-    shutil.copytree(finished[0], folder)
-    changed = problems.copy()
-    changed.loc[0, "question"] = "What is 3 + 4?"
-    lines = []
-    _evaluate(model_dir, changed, folder, report=lines.append)
-    assert ["kept" in line for line in lines] == [False, True, True, True]
-    lines = []
-    newer = {**TASKS, "sums": TASKS["sums"].model_copy(update={"version": 2})}
-    _evaluate(model_dir, problems, folder, report=lines.append, tasks=newer)
-    assert "sums version 2" in lines[0] and ["kept" in line for line in lines] == [False, True, True, True]
-    other = _tiny_model(tmp_path / "other", seed=1)
-    values = _evaluate(other, problems, folder, arm="other")["value"]
-    assert (values - outcomes["value"]).abs().max() > 0.01
+    write_model(tmp_path)
+    sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "eos_token_id": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8, initializer_range=0.3))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ours = PackedLM(model, tokenizer, batch_size=2, autocast=None)
+    requests = [(("", str(n)), list(range(40)), [8, 9, n]) for n in range(10, 13)]
+    theirs = HFLM(model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(requests, disable_tqdm=True)
+    found = ours._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs], abs=1e-4)
 
 
 def test_no_connection_is_opened_and_nothing_is_printed(model_dir, problems, tmp_path, monkeypatch, capfd):
@@ -268,7 +256,7 @@ def test_no_connection_is_opened_and_nothing_is_printed(model_dir, problems, tmp
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert len(_evaluate(model_dir, problems, tmp_path)) == 17
+    assert len(evaluated(model_dir, problems, tmp_path, report=lambda _line: None)) == 17
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
 
@@ -276,7 +264,7 @@ def test_no_connection_is_opened_and_nothing_is_printed(model_dir, problems, tmp
 def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     settings = {"generate_items": 2, "max_new_tokens": 12, "few_shot": 1}
     shots = problems.assign(question=problems["question"] + " (worked)", split="train")
-    found = _evaluate(model_dir, problems, tmp_path, {}, params=settings, few_shot_problems=shots)
+    found = evaluated(model_dir, problems, tmp_path, {}, examples=shots, **settings)
     marked = found[found["metric"] == "exact_match"]
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
     assert len(found[found["metric"] == "exact_match_strict"]) == 4
@@ -289,42 +277,44 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     assert "Answer: We combine 3 and 4.\nThe answer is (B).\n\nQuestion:" in asked
 
 
+def test_a_written_task_marks_texts_under_lm_eval_alone(problems, tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    chosen = params(generate_items=1)
+    newer = {"products/hard": TASKS["products/hard"].model_copy(update={"version": 3})}
+    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
+    (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
+    task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
+    (doc,) = task.test_docs()
+    marks = [task.process_results(doc, [text]) for text in ("The answer is (B).", "A", "12")]
+    assert [(found["exact_match"], found["exact_match_strict"]) for found in marks] == [(1, 1), (0, 0), (1, 0)]
+    assert task.VERSION == 3 and {unit.version for unit in units} == {3}
+
+
 def test_bfloat16_is_near_float32(model_dir, problems, outcomes, tmp_path):
-    rough = _evaluate(model_dir, problems, tmp_path / "rough", params={"precision": "bfloat16"})
+    rough = evaluated(model_dir, problems, tmp_path / "rough", precision="bfloat16")
     difference = (rough["value"] - outcomes["value"])[outcomes["metric"] == "bits_per_byte"].abs()
     assert 0 < difference.max() < 0.15
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": ""}, "has no answer"),
-        ({"question": None}, "has no question"),
-        ({"split": "train"}, "train split"),
-        ({"choices": ["1", "2"]}, "hold the answer '7'"),
-        ({"choices": ["7", " "]}, "none empty"),
-        ({"id": "s12"}, "same id"),
-    ],
-)
-def test_bad_problems_are_named(model_dir, problems, tmp_path, change, message):
+@pytest.mark.parametrize("choices", [["7"], ["7", ""]])
+def test_choices_that_are_none_are_named(problems, tmp_path, choices):
     rows = problems.to_dict("records")
-    rows[0] |= change
-    with pytest.raises(TraitError, match=message):
-        _evaluate(model_dir, pd.DataFrame(rows), tmp_path)
+    rows[0]["choices"] = choices
+    with pytest.raises(TraitError, match="Problem s3 of task sums: its choices must be two or more, none empty"):
+        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):
-    with pytest.raises(TraitError, match="Held-out document 1 of 'general'"):
-        _evaluate(model_dir, problems, tmp_path, {"general": ["fine", ""]})
     with pytest.raises(TraitError, match="both empty"):
-        _evaluate(model_dir, problems.iloc[:0], tmp_path, {})
+        evaluated(model_dir, problems.iloc[:0], tmp_path, {})
     with pytest.raises(TraitError, match="few_shot is 2, but task sums has 0"):
-        _evaluate(model_dir, problems, tmp_path, {}, params={"few_shot": 2}, few_shot_problems=problems)
-    with pytest.raises(TraitError, match="does not exist"):
-        _evaluate(tmp_path / "missing", problems, tmp_path)
+        evaluated(model_dir, problems, tmp_path, {}, few_shot=2, examples=problems.iloc[:0])
+    with pytest.raises(TraitError, match="no model folder"):
+        evaluated(tmp_path / "missing", problems, tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TraitError, match=r"no \*\.safetensors"):
-        _evaluate(tmp_path / "empty", problems, tmp_path)
+    with pytest.raises(TraitError, match="is empty"):
+        evaluated(tmp_path / "empty", problems, tmp_path)
 
 
 def test_a_diverged_model_is_an_error_not_a_nan(model_dir, problems, tmp_path):
@@ -336,89 +326,9 @@ def test_a_diverged_model_is_an_error_not_a_nan(model_dir, problems, tmp_path):
         model.model.norm.weight.fill_(math.nan)
     model.save_pretrained(tmp_path / "nan")
     AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / "nan")
-    with pytest.raises(TraitError, match=r"arm 'broken'.*diverged"):
-        _evaluate(tmp_path / "nan", problems, tmp_path / "run", arm="broken")
-    assert not list((tmp_path / "run" / "outcomes").glob("*"))
-
-
-@pytest.mark.parametrize("kind", ["number", "expression", "choice", "text"])
-def test_answers_are_judged_as_a_teacher_would(kind):
-    strings = list(answer_strings(kind))
-    wrong, seconds = [], []
-    judge("The answer is $3 + 2x$.", "2x + 3", "expression")  # starts the process that compares
-    for string in strings:
-        started = time.monotonic()
-        found = judge(string.prediction, string.gold, kind, string.choices)
-        seconds.append(time.monotonic() - started)
-        if found != (string.flexible, string.strict):
-            wrong.append(f"{string.group}: {string.prediction!r} for {string.gold!r} gives {found}")
-    print(*wrong, sep="\n")
-    assert len(strings) >= 300 and len(set(strings)) == len(strings)
-    assert len(wrong) <= 0.01 * len(strings), wrong
-    assert statistics.median(seconds) < 0.05
-
-
-def test_without_a_kind_it_is_read_off_the_gold_answer():
-    assert judge("So 3 + 4 = 7.", "7") == (True, False)
-    assert judge("The answer is $3 + 2x$.", "2x + 3") == (True, True)
-    assert judge(" Relevant.\nQuestion: x", "relevant") == (True, True)
-
-
-HOSTILE = {
-    "ten megabytes of digits": "9" * 10_000_000,
-    "ten megabytes of text": "The answer is " + "a b " * 2_500_000,
-    "ten megabytes of line breaks": "\n" * 10_000_000,
-    "ten megabytes of HTML": "<script>alert(1)</script>" * 400_000,
-    "ten megabytes of announcements": "the answer is " * 700_000,
-    "announcements that never end": "answer " * 100_000,
-    "a long number": "The answer is " + "9" * 5_000,
-    "a tower": "The answer is 9**9**9**9.",
-    "a tower in LaTeX": "The answer is $9^{9^{9^{9}}}$.",
-    "a tower in a box": "\\boxed{9**9**9}",
-    "two towers": "The answer is $9^{9^{9}}$ = $8^{8^{8^{8}}}$.",
-    "a factorial": "The answer is $10000000!$.",
-    "a sum": "The answer is $\\sum_{n=1}^{10^{12}} n!$",
-    "an integral": "The answer is $\\int_0^1 x^{x^{x^x}} dx$",
-    "a binomial": "The answer is $\\binom{10000000}{5000000}$",
-    "a huge power": "The answer is $(10^{100})^{10^{100}}$",
-    "a huge polynomial": "The answer is $(a+b+c+d+x+y+z)^{60}$",
-    "an exponent": "The answer is 1e999999999",
-    "boxes": "\\boxed{" * 100_000,
-    "closed boxes": "\\boxed{" * 500 + "1" + "}" * 500,
-    "brackets": "The answer is $" + "(" * 190 + "1" + ")" * 190 + "$",
-    "fractions": "The answer is $" + "\\frac{" * 60 + "1" + "}{2}" * 60 + "$",
-    "exponents": "The answer is $x" + "^{x" * 90 + "}" * 90 + "$",
-    "hashes": "####" * 50_000,
-    "commas": "1,1,1," * 50_000,
-    "equations": "The answer is " + "1=" * 2_000,
-    "letters": "(A)" * 1_000_000,
-    "division by zero": "The answer is $\\frac{1}{0}$ or 1/0",
-    "control characters": "The answer is \x00\x1b[2J\ud800\n",
-    "characters that grow": "\ufdfa½" * 9_000,
-    "right to left": "\u202e\ufffd" * 9_000,
-    "the child's protocol": '"]\n["42", "42", 9]\ntrue\n',
-    "python": "\\boxed{__import__('pathlib').Path('TOUCHED').touch()}",
-    "python in a sentence": "The answer is __import__('pathlib').Path('TOUCHED').touch().",
-    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('TOUCHED').touch()}$",
-    "TeX": "\\boxed{\\immediate\\write18{touch TOUCHED}\\input{/etc/passwd}}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = HOSTILE[name].replace("TOUCHED", str(tmp_path / "touched"))
-    for kind, gold, choices in (
-        ("number", "42", ()),
-        ("expression", "\\sqrt{2}x", ()),
-        ("text", "relevant", ()),
-        ("choice", "43", ("41", "42", "43")),
-    ):
-        started = time.monotonic()
-        assert judge(text, gold, kind, choices) == (False, False)
-        assert time.monotonic() - started < 30  # 3 s where nothing else runs
-    assert list(tmp_path.iterdir()) == []
-    assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
+    for _ in range(2):  # also from what was kept
+        with pytest.raises(TraitError, match=r"arm 'broken'.*diverged"):
+            evaluated(tmp_path / "nan", problems, tmp_path / "run", arm="broken")
 
 
 def _task_file(folder: Path, name: str, kind: str, splits: dict[str, list[dict] | None], **more) -> str:
@@ -462,26 +372,8 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
         worked_examples([alone], 1, 100)
 
 
-def test_the_suite_is_written_for_lm_evals_own_command_line(tmp_path):
-    from lm_eval.tasks import TaskManager
-
-    sums = _task_file(tmp_path, "sums", "number", {"train": _sum_rows(0, 9), "test": _sum_rows(100, 5)}, version=3)
-    asked = [{"question": "Pick three.", "answer": "3", "choices": ["3", "4", "5"]}]
-    picks = _task_file(tmp_path, "picks", "choice", {"train": None, "test": asked}, examples_from="sums")
-    params = _params(tasks=[sums, picks], few_shot=1, generate_items=2)
-    names = write_lm_eval_tasks(params, tmp_path / "suite")
-    assert names == ["sums_solution_bits", "sums_generation", "picks_solution_bits", "picks_choices", "picks_generation"]
-    manager = TaskManager(include_defaults=False, include_path=str(tmp_path / "suite"))
-    assert set(names) <= set(manager.all_tasks)
-    tasks = manager.load(["sums_generation", "picks_generation"])["tasks"]
-    assert tasks["sums_generation"].VERSION == 3
-    (doc,) = tasks["picks_generation"].test_docs()
-    marks = [tasks["picks_generation"].process_results(doc, [text]) for text in ("The answer is (A).", "B", "3")]
-    assert [(found["exact_match"], found["exact_match_strict"]) for found in marks] == [(1, 1), (0, 0), (1, 0)]
-    assert doc["prompt"].endswith("Question: Pick three.\n(A) 3\n(B) 4\n(C) 5\nAnswer:")
-
-
-@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
+@pytest.mark.slow
+@pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
     names = [local_task(tmp_path, shipped) for shipped in BENCHMARKS]
     found = worked_examples(names, 8, 5_000)
@@ -492,29 +384,18 @@ def test_worked_examples_of_the_benchmarks(tmp_path):
     assert found["solution"].str.contains(r"The answer is [^\n]+\.$").all()
 
 
-def test_math_500_is_read_in_the_columns_of_its_source(tmp_path):
-    row = {"problem": "What is $1+1$?", "solution": "It is $\\boxed{2}$.", "answer": "2", "subject": "Algebra", "level": 1}
-    (tmp_path / "test.jsonl").write_text(json.dumps({**row, "unique_id": "test/algebra/1.json"}))
-    raw = load_task("math500").model_dump(exclude={"origin"})
-    raw |= {"source": str(tmp_path), "splits": {**raw["splits"], "test": "test.jsonl"}}
-    (tmp_path / "math500.yaml").write_text(yaml.safe_dump(raw))
-    (found,) = load_problems([str(tmp_path / "math500.yaml")], "test", 10).to_dict("records")
-    assert [found[name] for name in ("question", "answer", "topic")] == [row["problem"], "2", "Algebra"]
-    assert found["solution"] == f"{row['solution']} The answer is 2."
-
-
 def test_ads_are_marked_and_relevance_is_ranked(model_dir, tmp_path):
     names = ["title_generation", "ad_generation", "query_ad_relevance"]
     problems = load_problems(names, "test", 6)
     wanted = {"tasks": names, "generate_items": 2, "max_new_tokens": 8, "test_items_per_task": 6}
-    found = _evaluate(model_dir, problems, tmp_path, documents={}, tasks=load_tasks(names), params=wanted)
+    tasks = load_tasks(names)
+    found = evaluated(model_dir, problems, tmp_path, documents={}, files=tasks, **wanted)
     counts = found.groupby(["task", "metric"]).size().unstack(fill_value=0)
     texts = ["title_generation", "ad_generation"]
     assert (counts.loc[texts, [*ads.METRICS, "exact_match"]] == 2).all(axis=None)
     assert (counts.loc["query_ad_relevance", ["relevance_score", "choice_accuracy"]] == 6).all()
     assert counts.loc["query_ad_relevance", list(ads.METRICS)].sum() == 0
     rows = problems.set_index("id")
-    tasks = load_tasks(names)
     for row in found[found["metric"] == "chrf"].to_dict("records"):
         item = rows.loc[row["item_id"]]
         marks = ads.marks(row["prediction"], item["question"], item["answer"], item["entity"], tasks[row["task"]].limits)
@@ -524,3 +405,46 @@ def test_ads_are_marked_and_relevance_is_ranked(model_dir, tmp_path):
     assert ((scores["value"] > 0) == (scores["prediction"] == "relevant")).all()
     assert table["query_ad_relevance", "auc"] == pytest.approx(roc_auc_score(scores["gold"] == "relevant", scores["value"]))
     assert "relevance_score" not in table.index.get_level_values("metric")
+
+
+class _Step:
+    """What the stage needs of a step (runs.Step)."""
+
+    def __init__(self, folder: Path, params: EvaluationParams, models: dict[str, str]) -> None:
+        self.folder, self.params, self.models, self.done = folder, params, models, False
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    def summary(self, _name: str) -> dict:
+        return {"models": self.models}
+
+
+def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path, monkeypatch):
+    sums = _task_file(tmp_path, "sums", "number", {"train": _sum_rows(0, 30), "test": _sum_rows(100, 31)})
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(
+        "".join(json.dumps({"text": f"{text} Number {n} of them."}) + "\n" for n in range(40) for text in TEXTS)
+    )
+    chosen = params(
+        tasks=[sums], few_shot=1, in_domain=str(documents), web=str(documents), base_model=str(model_dir),
+        general_documents=3, in_domain_documents=2, test_items_per_task=31, batch_size=8,
+    )  # fmt: skip
+    tiny_model(tmp_path / "04_train_two_stages" / "trait", seed=1)
+    step = _Step(tmp_path, chosen, {"trait": "trait"})
+    made = evaluate_arms(step)
+    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"] and made.metric == "bits_per_byte"
+    assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
+    summary = made.summary()
+    assert "one training seed" in summary["headline"] and "measure wording" in summary["headline"]
+    assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
+    step.done = True
+    monkeypatch.setattr("trait_kit.evaluation.backends.load_model", None)  # nothing is asked again
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    read = evaluate_arms(step)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    pd.testing.assert_frame_equal(read.outcomes, made.outcomes)
+    pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
+    assert read.summary() == summary
+    others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
+    assert {arm: replace(read, reference=arm).others for arm in others} == others

@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on after the last slice that was kept, and ends with the same table."""
+"""An evaluation that is killed goes on with the requests that were not kept, and ends with the same table."""
 
 from __future__ import annotations
 
@@ -9,42 +9,38 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from test_evaluation import _params, _tiny_model
+from test_evaluation import evaluated, tiny_model
 
-from trait_kit.evaluation import harness
-from trait_kit.evaluation.suites import evaluate_model
-from trait_kit.tasks import Task
+from trait_kit.engine import closure
+from trait_kit.engine.files import TraitError
+from trait_kit.evaluation import scoring_model
 
-N_ITEMS, SLICE = 20, 4
-TASKS = {
-    name: Task(name=name, about="", kind="number", metrics=["exact_match"], source="reasoning_gym:gsm_symbolic")
-    for name in ("sums", "more")
-}
-# Kills itself without warning when it is about to ask the `limit`-th slice.
+N_ITEMS = 20
+DOCUMENTS = {"general": [f"The river {number} flows into the sea." for number in range(N_ITEMS)]}
+# Kills itself without warning before its model's `limit`-th forward pass.
 CHILD = """
-import os, signal, sys
+import functools, os, signal, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 import test_evaluation_resume as here
-from trait_kit.evaluation import harness
-limit, run = int(sys.argv[4]), harness.run
-def counted(*arguments):
+from transformers import LlamaForCausalLM
+limit, forward = int(sys.argv[4]), LlamaForCausalLM.forward
+@functools.wraps(forward)
+def counted(*arguments, **more):
     global limit
     limit -= 1
     if limit < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return run(*arguments)
-harness.run = counted
-here.evaluated(Path(sys.argv[2]), Path(sys.argv[3]))
+    return forward(*arguments, **more)
+LlamaForCausalLM.forward = counted
+here.asked(Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0)
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
@@ -56,6 +52,7 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
             "answer": str(2 * number + 3),
             "solution": f"{number} + {number + 3} = {2 * number + 3}. The answer is {2 * number + 3}.",
             "choices": [str(2 * number + 3), str(number)] if number % 2 else None,
+            "entity": None,
             "split": "test",
         }
         for task in tasks
@@ -64,85 +61,77 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def evaluated(model_dir: Path, out_dir: Path, asked: pd.DataFrame | None = None, report=None, **changes) -> pd.DataFrame:
-    fields = {"generate_items": N_ITEMS, "max_new_tokens": 6, **changes}
-    documents = {"general": [f"The river {number} flows into the sea." for number in range(N_ITEMS)]}
-    harness.CPU_SLICE_ITEMS = SLICE
-    asked = problems() if asked is None else asked
-    return evaluate_model(model_dir, "base", 0, asked, documents, _params(**fields), out_dir, report=report, tasks=TASKS)
+def asked(model_dir: Path, out_dir: Path, rows: pd.DataFrame | None = None, report=print, **changes) -> pd.DataFrame:
+    fields = {"generate_items": N_ITEMS, "max_new_tokens": 6, "documents": DOCUMENTS, **changes}
+    return evaluated(model_dir, problems() if rows is None else rows, out_dir, report=report, **fields)
 
 
-@pytest.fixture
-def slices(monkeypatch) -> list[int]:
-    """How many items each slice asks for, counted where lm-eval is called."""
-    monkeypatch.setattr(harness, "CPU_SLICE_ITEMS", SLICE)
-    sizes, run = [], harness.run
-
-    def counted(model, tasks, places):
-        sizes.append(max(map(len, places.values())))
-        return run(model, tasks, places)
-
-    monkeypatch.setattr(harness, "run", counted)
-    return sizes
+def kept(lines: list[str]) -> list[bool]:
+    return ["kept from before" in line for line in lines]
 
 
-def killed(model_dir: Path, out_dir: Path, slices: int) -> None:
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(model_dir), str(out_dir), str(slices)]
+def killed(model_dir: Path, out_dir: Path, passes: int) -> None:
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(model_dir), str(out_dir), str(passes)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert result.returncode == -signal.SIGKILL, result.stderr[-2_000:]
 
 
-def test_a_killed_evaluation_goes_on_after_the_last_slice(model_dir, tmp_path, slices):
-    undisturbed = evaluated(model_dir, tmp_path / "undisturbed")
-    whole = list(slices)
-    assert whole == [SLICE] * 15  # three units of 20 items
-    killed(model_dir, tmp_path / "run", slices=7)
-    slices.clear()
+@pytest.mark.parametrize("passes", [30, pytest.param(20, marks=pytest.mark.slow), pytest.param(75, marks=pytest.mark.slow)])
+def test_a_killed_evaluation_goes_on(model_dir, tmp_path, passes):
+    undisturbed = asked(model_dir, tmp_path / "undisturbed")
+    killed(model_dir, tmp_path / "run", passes)
     lines: list[str] = []
-    pd.testing.assert_frame_equal(evaluated(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True)
-    assert slices == [SLICE] * 8
-    assert ["kept from before" in line for line in lines] == [True, False, False] and ", 12 asked" in lines[1]
+    pd.testing.assert_frame_equal(asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True)
+    first = lines[0]
+    assert "kept" in first or int(first.split(" asked")[0].split()[-1]) < 40  # of 40 likelihoods
+    lines.clear()
+    pd.testing.assert_frame_equal(asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True)
+    assert kept(lines) == [True] * 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("slices_before", range(0, 15, 2))
-def test_wherever_it_is_killed(model_dir, tmp_path, slices, slices_before):
-    undisturbed = evaluated(model_dir, tmp_path / "undisturbed")
-    killed(model_dir, tmp_path / "run", slices=slices_before)
-    slices.clear()
-    pd.testing.assert_frame_equal(evaluated(model_dir, tmp_path / "run"), undisturbed, check_exact=True)
-    assert len(slices) == 15 - slices_before
-
-
-def test_more_items_and_tasks_repeat_nothing(model_dir, tmp_path, slices):
-    first = evaluated(model_dir, tmp_path, problems(n_items=12))
-    slices.clear()
-    more = evaluated(model_dir, tmp_path, problems(("sums", "more")))
-    assert sum(slices) == 2 * 8 + 2 * N_ITEMS  # likelihood and generation of what is new; no document
+def test_only_what_is_new_is_asked(model_dir, tmp_path):
+    first = asked(model_dir, tmp_path, problems(n_items=12))
+    lines: list[str] = []
+    more = asked(model_dir, tmp_path, problems(("sums", "more")), report=lines.append)
+    numbers = [line.split(", ")[2].split(" asked")[0] for line in lines]
+    assert numbers == ["16", "8", "40", "20", "kept from before"]  # likelihoods (also of choices), texts; documents
     both = first.merge(more, on=["task", "item_id", "metric"])
     assert len(both) == len(first) and (both["value_x"] == both["value_y"]).all()
-    slices.clear()
-    fewer = evaluated(model_dir, tmp_path, problems(n_items=5))
-    assert not slices and set(fewer.loc[fewer["task"] == "sums", "item_id"]) == {f"sums{number}" for number in range(5)}
-    newer = {**TASKS, "sums": TASKS["sums"].model_copy(update={"version": 2})}
-    evaluate_model(model_dir, "base", 0, problems(n_items=5), {}, _params(), tmp_path, tasks=newer)
-    assert sum(slices) == 5
-    slices.clear()
-    evaluated(model_dir, tmp_path, problems(n_items=5), max_new_tokens=7)
-    assert sum(slices) == 5  # generation alone depends on it
+    lines.clear()
+    same = asked(model_dir, tmp_path, problems(n_items=5), arm="same weights", batch_size=4, report=lines.append)
+    assert kept(lines) == [True] * 3 and set(same["arm"]) == {"same weights"}
+    assert same["value"].tolist() == first.loc[first["item_id"].isin(set(same["item_id"])), "value"].tolist()
+    lines.clear()
+    changed = problems(n_items=5)
+    changed.loc[0, "question"] = "What is 0 + 3?"
+    asked(model_dir, tmp_path, changed, report=lines.append, max_new_tokens=7)
+    assert ["1 asked" in lines[0], "5 asked" in lines[1], *kept(lines[2:])] == [True] * 3
+    lines.clear()
+    asked(tiny_model(tmp_path / "other", seed=1), tmp_path, problems(n_items=5), arm="other", report=lines.append)
+    assert kept(lines) == [False] * 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "other table"])
-def test_a_file_that_is_none_is_thrown_away(model_dir, tmp_path, slices, damage):
-    before = evaluated(model_dir, tmp_path)
-    (path,) = (tmp_path / "outcomes").glob("sums-generation-*")
-    slices.clear()
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif damage == "noise":
-        path.write_bytes(b"\x00<html>\xff" * 1_000)
-    else:
-        pq.write_table(pa.table({"item": ["x"], "value": ["much"]}), path)
+def test_changed_scoring_code_asks_again_and_changed_marks_need_not(model_dir, tmp_path, monkeypatch):
+    before = asked(model_dir, tmp_path)
     lines: list[str] = []
-    pd.testing.assert_frame_equal(evaluated(model_dir, tmp_path, report=lines.append), before, check_exact=True)
-    assert sum(slices) == N_ITEMS and sum("removed" in line and path.name in line for line in lines) == 1
+    monkeypatch.setattr("trait_kit.evaluation.metrics.judge", lambda *_: (True, True))
+    marked = asked(model_dir, tmp_path, report=lines.append)
+    assert kept(lines) == [True] * 3
+    assert (marked.loc[marked["metric"] == "exact_match", "value"] == 1).all() and not marked.equals(before)
+    sources = closure.content
+    edited = Path(scoring_model.__file__)
+    monkeypatch.setattr(closure, "content", lambda path: "edited" if path == edited else sources(path))
+    lines.clear()
+    asked(model_dir, tmp_path, report=lines.append)
+    assert kept(lines) == [False] * 3
+
+
+@pytest.mark.parametrize("keep", [-5_000, 0])
+def test_a_torn_file_of_answers_is_named(model_dir, tmp_path, keep):
+    before = asked(model_dir, tmp_path)
+    (path,) = (tmp_path / "answers").glob("*.sqlite")
+    path.write_bytes(path.read_bytes()[:keep] if keep else b"\x00<html>\xff" * 1_000)
+    with pytest.raises(TraitError, match=f"{path.name} holds no answers that can be read"):
+        asked(model_dir, tmp_path)
+    path.unlink()
+    pd.testing.assert_frame_equal(asked(model_dir, tmp_path), before, check_exact=True)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import base64
-import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from trait_kit import tables
-from trait_kit.embedding import embed
-from trait_kit.engine.files import TraitError, write_json
-from trait_kit.evaluation.comparison import arm_table, compare, forgetting_of
-from trait_kit.figures import curves, gains, style, umap_map
+from trait_kit.engine.files import TraitError, read_json, write_json
+from trait_kit.evaluation.comparison import compare, forgetting_of
+from trait_kit.figures import curves, gains, style
+from trait_kit.figures import map as figure_map
+from trait_kit.figures.evidence import read_and_write
+from trait_kit.figures.gains import item_gains, plot_gain_and_forgetting
 from trait_kit.figures.report import show, write_report
-from trait_kit.figures.table_text import Cell, Table
-from trait_kit.figures.tables import ablation_table, main_table, plot_arms, plot_gain_and_forgetting
+from trait_kit.params import FigureParams
+from trait_kit.runs import STEPS
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)></details></body> {{ 7*7 }} {% raw %} $x^2$ \x07 | & é 中"
 ARMS = ["base", "raw", "selected", "trait"]
@@ -62,17 +64,23 @@ def headline(figure) -> str:
     return " ".join(figure.texts[0].get_text().split())
 
 
-def test_save_writes_both_files_whole_with_the_same_bytes_again(tmp_path):
-    png = style.save(plot_arms(arm_table(outcomes())), tmp_path / "a", "arms")
-    style.save(plot_arms(arm_table(outcomes())), tmp_path / "b", "arms")
-    assert png == tmp_path / "a" / "arms.png"
+def changes(data, metric="bits_per_byte"):
+    return pd.concat([compare(data, "base", metric), forgetting_of(data)])
+
+
+def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_alone(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    for folder in ("a", "b"):
+        png = plot_gain_and_forgetting(changes(outcomes()), "trait").save(tmp_path / folder, "gain")
+    assert dict(matplotlib.rcParams) == before
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
-    assert width > 1000
-    assert height > 500
-    assert ElementTree.parse(tmp_path / "a" / "arms.svg").getroot().tag.endswith("svg")
-    for name in ("arms.png", "arms.svg"):
+    assert width > 1000 and height > 500
+    assert ElementTree.parse(tmp_path / "a" / "gain.svg").getroot().tag.endswith("svg")
+    for name in ("gain.png", "gain.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["arms.png", "arms.svg"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["gain.png", "gain.svg"]
 
 
 def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
@@ -83,30 +91,30 @@ def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
     assert style.label("trait") == "TRAIT"
 
 
-def test_labels_are_spread_without_overlap_and_moved_little():
-    placed = style.spread([0.0, 0.01, 0.02, 5.0], gap=1.0)
-    assert np.all(np.diff(placed) >= 1.0 - 1e-9)
-    assert placed[3] == 5.0
-    assert placed[:3].mean() == pytest.approx(0.01)
-    assert list(style.spread([3.0, 1.0], 1.0)) == [3.0, 1.0]
-
-
 def test_training_curves_state_both_stages_and_mark_the_boundary():
     figure = curves.plot_training_curves(training_log(), ["selected", "trait"])
-    assert headline(figure) == "Task solutions, TRAIT: 0.90 to 0.86 bits per byte in stage 1, to 0.66 in stage 2"
+    assert headline(figure) == "Task solutions, TRAIT: 0.900 to 0.860 bits per byte in stage 1, to 0.660 in stage 2"
     for axes in figure.axes:
         dashed = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
         assert [line.get_xdata()[0] for line in dashed] == [4096]
-    assert {"TRAIT", "selected", "General text (forgetting)"} <= {
-        text.get_text() for text in figure.findobj() if hasattr(text, "get_text")
-    } | {axes.get_title(loc="left") for axes in figure.axes}
-    with pytest.raises(TraitError, match="selected"):
+    assert {"Task solutions", "General text (forgetting)"} == {axes.get_title(loc="left") for axes in figure.axes}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["selected", "TRAIT"]
+    with pytest.raises(TraitError, match="no_such_arm"):
         curves.plot_training_curves(training_log(), ["no_such_arm"])
+
+
+def test_task_scores_are_one_more_panel_with_the_mean_over_tasks():
+    log = training_log()
+    sums, words = (log[log["metric"] == "held_out/solutions"].assign(metric=f"task/{name}") for name in ("sums", "words"))
+    log = pd.concat([log, sums.assign(value=0.2), words.assign(value=0.4)])
+    panel = curves.plot_training_curves(log, ["selected", "trait"]).axes[-1]
+    assert "right choice" in panel.get_title(loc="left")
+    assert list(panel.lines[0].get_ydata()) == pytest.approx([0.3] * 9)
 
 
 def test_one_stage_and_one_arm_draw_no_boundary():
     log = training_log()
-    figure = curves.plot_training_curves(log[(log["stage"] == 1)], ["trait"], metrics=["solutions"])
+    figure = curves.plot_training_curves(log[(log["stage"] == 1) & (log["metric"] != "held_out/general")], ["trait"])
     assert not [line for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert "0.900 to 0.860" in headline(figure)
 
@@ -123,25 +131,22 @@ def test_selection_figures_report_the_numbers_they_are_given():
     )
     assert headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
     scores, truth = np.linspace(0, 1, 101), np.arange(101) > 90
-    assert "top 20%" in headline(curves.plot_score_histogram(scores, {"fasttext": 0.81, "fasttext_educational": 0.5}, truth))
-    assert not curves.plot_score_histogram(scores, {"fasttext": None}).axes[0].lines
+    assert "0.81, top 20%" in texts_of(curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth))
+    assert not curves.plot_score_histogram(scores, {"fasttext": None}, None).axes[0].lines
     curve = pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.8, 0.4]})
-    figure = curves.plot_precision_recall(curve, 0.2)
-    assert "average precision 0.80 (0.20 by chance)" in headline(figure)  # 0.4 * 1 + 0.4 * 0.75 + 0.2 * 0.5
+    figure = curves.plot_precision_recall(curve, 0.2, 0.8)
+    assert "average precision 0.80 (0.20 by chance)" in headline(figure)
     assert "precision 0.75, recall 0.80" in texts_of(figure)
-    with pytest.raises(TraitError, match="lift"):
-        curves.plot_selection_quality(quality.drop(columns="lift"))
 
 
 def test_loss_figure_draws_every_arm_in_its_colour():
-    figure = curves.plot_loss(training_log())
+    figure = curves.plot_loss(training_log(), ARMS)
     assert {style.colour("selected"), style.colour("trait")} <= {line.get_color() for line in figure.axes[0].lines}
 
 
 def test_gain_and_forgetting_are_changes_from_the_base_model():
     data = outcomes()
-    gain, forgetting = (compare(data, "base", "bits_per_byte", task=task) for task in (None, "held_out/general"))
-    figure = plot_gain_and_forgetting(gain, forgetting)
+    figure = plot_gain_and_forgetting(changes(data), "trait")
     means = data[data["metric"] == "bits_per_byte"].groupby(["task", "arm"])["value"].mean()
     tasks = [means[task, "trait"] - means[task, "base"] for task in ("sums", "fractions")]
     base = (means["sums", "base"] + means["fractions", "base"]) / 2
@@ -149,62 +154,30 @@ def test_gain_and_forgetting_are_changes_from_the_base_model():
     assert f"{means['held_out/general', 'trait'] - means['held_out/general', 'base']:+.3f}" in texts_of(figure)
 
 
-def test_main_table_has_paired_tests_and_forgetting_beside_the_gain():
+def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
     data = outcomes()
-    arms = arm_table(data)
-    compared = compare(data, "trait", "bits_per_byte")
-    table = main_table(arms, compared, compare(data, "base", "bits_per_byte", task="held_out/general"))
-    assert table.header == [
-        "Arm",
-        "Average of tasks",
-        "TRAIT minus this arm",
-        "p (Holm)",
-        "General text",
-        "sums",
-        "fractions",
-    ]
-    assert [row[0].text for row in table.rows] == ["base model", "raw", "selected", "TRAIT"]
-    by_arm = compared.set_index("arm")
-    assert table.rows[1][2].text == f"{by_arm.loc['raw', 'difference']:+.3f}"
-    assert float(table.rows[1][3].text) == pytest.approx(by_arm.loc["raw", "p_holm"], abs=1e-3)
-    assert table.rows[3][2].text == "reference"
-    assert [row[1].best for row in table.rows] == [False, False, False, True]
-    assert not table.rows[3][4].best
-    assert table.rows[3][4].small.startswith("(+0.02")
-    accuracy = main_table(arms, compare(data, "trait", "choice_accuracy"), metric="choice_accuracy")
-    assert accuracy.rows[0][1].text == "33.3%"
-    with pytest.raises(TraitError, match="exact_match"):
-        main_table(arms, metric="exact_match")
-
-
-def test_gains_are_counted_drawn_and_browsed_item_by_item():
-    data = outcomes()
-    gained = gains.item_gains(data, "trait", "base")
-    assert len(gained) == 24 and gained["gain"].is_monotonic_decreasing
+    gained = item_gains(data, "trait", ["base", "raw"])
+    assert len(gained) == 48 and (gained["gain"] > 0).all()
+    assert all(part["gain"].is_monotonic_decreasing for _, part in gained.groupby("against"))
     means = data[data["metric"] == "bits_per_byte"].groupby(["arm", "task"])["value"].mean()
-    counts = gains.won_and_lost(data, "trait", ["base", "raw"]).set_index(["against", "task"])
-    assert counts.loc[("base", "sums"), "mean_gain"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
-    assert (counts["won"] == 12).all() and (counts["lost"] == 0).all()
-    assert counts.groupby("against")["share_of_gain"].sum().tolist() == pytest.approx([1, 1])
-    ties = gains.won_and_lost(data, "trait", ["base"], "choice_accuracy")
-    assert ties["tied"].tolist() == [12, 12] and ties["share_of_gain"].isna().all()
-    figure = gains.plot_item_gains(data, "trait", ["base", "raw"])
-    said = " ".join(texts_of(figure).split())
+    by_task = gained.groupby(["against", "task"])["gain"].mean()
+    assert by_task["base", "sums"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
+    assert (item_gains(data, "trait", ["base"], "choice_accuracy")["gain"] == 0).all()
+    said = " ".join(texts_of(gains.plot_item_gains(gained, "trait")).split())
     assert "wins 24 and loses 0 of 24 items against base model, 24 and loses 0 of 24 items against raw" in said
     assert said.count("12 : 0") == 4
-    said = " ".join(texts_of(gains.plot_item_gains(data, "base", ["trait"])).split())
+    said = " ".join(texts_of(gains.plot_item_gains(item_gains(data, "base", ["trait"]), "base")).split())
     assert "base model wins 0 and loses 24 of 24 items against TRAIT" in said and said.count("0 : 12") == 2
     with pytest.raises(TraitError, match="nobody"):
-        gains.item_gains(data, "trait", "nobody")
+        item_gains(data, "trait", ["nobody"])
 
 
 def test_without_general_text_the_figure_says_that_it_was_not_evaluated():
     data = outcomes()
     tasks = data[~data["task"].str.startswith("held_out/")]
-    assert forgetting_of(tasks) is None and forgetting_of(data) is not None
-    gain = compare(tasks, "base", "choice_accuracy")
-    assert "not evaluated" in texts_of(plot_gain_and_forgetting(gain, forgetting_of(tasks), "choice_accuracy"))
-    assert "not evaluated" not in texts_of(plot_gain_and_forgetting(gain, forgetting_of(data), "choice_accuracy"))
+    assert "not evaluated" in texts_of(plot_gain_and_forgetting(compare(tasks, "base", "choice_accuracy"), "trait"))
+    figure = plot_gain_and_forgetting(changes(data, "choice_accuracy"), "trait", "choice_accuracy")
+    assert "not evaluated" not in texts_of(figure)
 
 
 def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():
@@ -212,123 +185,48 @@ def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():
     data["prediction"] = HOSTILE
     questions = [{"task": task, "id": f"{task}/{n}", "question": HOSTILE, "answer": HOSTILE, "solution": None}
                  for task in ("sums", "fractions") for n in range(12)]  # fmt: skip
-    page = gains.browse_items(data, pd.DataFrame(questions), "trait", "base", most=5)
-    assert page._repr_html_() == str(page)
+    page = gains.browse_items(data, pd.DataFrame(questions), "trait", "base", most=5)._repr_html_()
     assert page.count("<details") == 5 and "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
-    gained = gains.item_gains(data, "trait", "base")
+    gained = item_gains(data, "trait", ["base"])
     for place in (0, -1):
         assert f"{gained['gain'].iloc[place]:+.3f}" in page and gained["item_id"].iloc[place] in page
     assert "right" in page and "wrong" in page
 
 
-def test_ablation_table_adds_one_part_a_row():
-    arms = arm_table(outcomes())
-    table = ablation_table(arms)
-    assert [row[0].text for row in table.rows] == [
-        "base model",
-        "+ raw in-domain documents",
-        "+ selected web documents",
-        "+ TRAIT passages",
-    ]
-    mean = arms[arms["task"] == "macro average"].query("metric == 'bits_per_byte'").set_index("arm")["mean"]
-    assert table.rows[3][2].text.startswith(f"{mean['trait'] - mean['selected']:+.3f}")
-    assert table.rows[3][3].text.startswith(f"{mean['trait'] - mean['base']:+.3f}")
-    with pytest.raises(TraitError, match="base"):
-        ablation_table(arms, ["base", "unknown"])
-
-
-def test_every_table_format_escapes_its_own_special_letters():
-    table = Table(HOSTILE, ["a_b", "50% & more"], [[Cell(HOSTILE, HOSTILE, True), Cell("x|y")]], [HOSTILE])
-    assert "<script" not in table.to_html()
-    assert "<img" not in table.to_html()
-    assert "&lt;script&gt;" in table.to_html()
-    assert table.to_html() == table._repr_html_()
-    markdown = table.to_markdown()
-    assert "<script" not in markdown
-    assert r"x\|y" in markdown
-    rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
-    latex = table.to_latex()
-    assert r"50\% \& more" in latex
-    assert r"a\_b" in latex
-    assert r"\$x\textasciicircum{}2\$" in latex
-
-
-def test_embeddings_do_not_depend_on_order_and_nearest_kinds_counts_neighbours():
+def test_nearest_kinds_counts_neighbours_and_says_what_chance_would_give():
     vectors = np.eye(6, dtype=np.float32)
     vectors[1] = vectors[0]  # the trait text next to the problem
-    shares = umap_map.nearest_kinds(
-        vectors, ["downstream", "trait", "general", "general", "in_domain", "in_domain"], neighbors=1
-    )
-    assert shares["trait"] == 1.0
-    assert shares["general"] == 0.0
-    with pytest.raises(TraitError, match="downstream"):
-        umap_map.nearest_kinds(vectors, ["general"] * 6)
-    with pytest.raises(TraitError, match="not a string"):
-        embed(["a", None], "nowhere")
-    with pytest.raises(TraitError, match="could not be loaded"):
-        embed(["a"], "/no/such/folder")
+    kinds = ["downstream", "trait", "general", "general", "in_domain", "in_domain"]
+    shares = figure_map.nearest_kinds(vectors, kinds, neighbors=1)
+    assert shares["share"].to_dict() == {"trait": 1.0, "general": 0.0, "in_domain": 0.0}
+    assert shares["by_chance"].to_dict() == pytest.approx({"trait": 0.2, "general": 0.4, "in_domain": 0.4})
 
 
-def test_embed_pools_only_real_tokens_and_keeps_the_order(tmp_path):
-    folder = tiny_bert(tmp_path)
-    texts = ["the cat", "a dog ran over the wide hill and the cat", "", "the cat", "hill " * 500]
-    together = embed(texts, folder, batch_size=4)
-    assert together.shape == (5, 16)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-3)
-    alone = np.concatenate([embed([text], folder) for text in texts])
-    np.testing.assert_allclose(together, alone, atol=0.02)  # padding changes nothing but the rounding of bfloat16
-    np.testing.assert_allclose(together[0], together[3], atol=1e-6)
-    assert np.abs(together[0] - together[1]).max() > 0.03
-    assert embed([], folder).shape == (0, 16)
-
-
-def tiny_bert(folder):
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "ran", "over", "wide", "hill", "and"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "initializer_range": 1.0,
-    }
-    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
-    return folder
-
-
+@pytest.mark.slow  # compiling UMAP takes half a minute
 def test_umap_separates_two_groups_and_repeats_itself():
     random = np.random.default_rng(0)
     centres = np.repeat(np.eye(8)[:2], 30, axis=0)
     vectors = (centres + random.normal(0, 0.05, centres.shape)).astype(np.float32)
-    places = umap_map.umap_coordinates(vectors, neighbors=100, min_dist=0.1, seed=3)
+    places = figure_map.umap_coordinates(vectors, seed=3)
     assert places.shape == (60, 2)
     assert np.isfinite(places).all()
     between = np.linalg.norm(places[:30].mean(0) - places[30:].mean(0))
     within = np.linalg.norm(places[:30] - places[:30].mean(0), axis=1).mean()
     assert between > 2 * within
-    np.testing.assert_array_equal(places, umap_map.umap_coordinates(vectors, 100, 0.1, 3))
-    with pytest.raises(TraitError, match="at least 4"):
-        umap_map.umap_coordinates(vectors[:3])
+    np.testing.assert_array_equal(places, figure_map.umap_coordinates(vectors, 3))
 
 
 def test_map_draws_every_text_and_names_every_kind_with_its_count():
     random = np.random.default_rng(0)
     kinds = ["general"] * 40 + ["in_domain"] * 30 + ["downstream"] * 20 + ["trait"] * 10
     frame = pd.DataFrame({"x": random.normal(size=100), "y": random.normal(size=100), "kind": kinds})
-    figure = umap_map.plot_map(frame, nearest=pd.Series({"trait": 0.9, "general": 0.1}))
-    assert headline(figure) == "Nearest to the downstream problems: 90% TRAIT data"
+    figure = figure_map.plot_map(
+        frame, nearest=pd.DataFrame({"share": [0.9, 0.1], "by_chance": [0.25, 0.75]}, ["trait", "general"])
+    )
+    assert headline(figure) == "Nearest to the downstream problems: 90% TRAIT data (25% by chance)"
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 100
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == ["general web text (40)", "in-domain documents (30)", "downstream problems (20)", "TRAIT data (10)"]
-    with pytest.raises(TraitError, match="kind"):
-        umap_map.plot_map(frame.drop(columns="kind"))
 
 
 class Page(HTMLParser):
@@ -349,6 +247,7 @@ class Page(HTMLParser):
 
 def finished(run, name, summary, **parameters):
     record = {
+        "shaped_by": {"upstream": dict.fromkeys(STEPS, "ab" * 32)},
         "step": name,
         "key": "ab" * 32,
         "seconds": 12.5,
@@ -392,6 +291,7 @@ def hostile_run(run):
         "choices": None,
         "entity": None,
         "topic": "t",
+        "template": None,
         "split": "train",
     }
     passage = {
@@ -407,13 +307,17 @@ def hostile_run(run):
         pd.DataFrame([{**passage, "reason": f"length: {HOSTILE}"}]),
         "rejected",
     )
-    finished(run, "03_write_passages", {})
+    finished(run, "03_write_passages", {}, grouping="knowledge")
+    found = {"id": [HOSTILE], "question_task": ["sums"], "question_id": ["sums/3"]}
+    pd.DataFrame(found).to_parquet(run / "02_filter_web" / "selections" / "contaminated.parquet")
+    screened = {"task": ["sums"], "problems": 9, "same as a test question": 1, "overlaps a test question": 2}
+    pd.DataFrame(screened).to_parquet(run / "03_write_passages" / "screened.parquet")
     tables.write(run / "04_train_two_stages" / "log.parquet", training_log(), "log")
     finished(run, "04_train_two_stages", {"note": None, "speed": 251.25, "tokens": 24576, "examples": [HOSTILE, "a" * 100]})
     tables.write(run / "05_evaluate" / "outcomes.parquet", outcomes(), "outcomes")
     finished(run, "05_evaluate", {}, reference_arm="trait", confidence=0.95)
-    style.save(curves.plot_loss(training_log()), run / "06_figures" / "figures", HOSTILE.replace("/", "")[:40])
-    finished(run, "06_figures", {}, title=HOSTILE, base_model="demo:smollm2-135m", tasks=["word_problems"])
+    curves.plot_loss(training_log(), ARMS).save(run / "06_figures" / "figures", HOSTILE.replace("/", "")[:40])
+    finished(run, "06_figures", {}, base_model="demo:smollm2-135m", tasks=["word_problems"])
     (run / "params.yaml").write_text(f"title: {HOSTILE}", encoding="utf-8")
     write_json(run / "provenance.json", {"git_commit": HOSTILE, "packages": {"torch": "2.13"}})
 
@@ -428,15 +332,15 @@ def test_report_escapes_hostile_text_and_stands_alone(tmp_path):
     assert tags.count("body") == 1
     assert source.count("</body>") == 1
     assert "{{ 7*7 }}" in page.text
+    assert "javascript:alert(1)" in page.text  # shown, and no link
     assert "<script>alert('x')</script>" in page.text
-    assert "\x07" not in source
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), attributes
         if "src" in attributes:
             assert attributes["src"].startswith("data:image/")
             assert len(base64.b64decode(attributes["src"].partition(",")[2])) > 1000
         if "href" in attributes:
-            assert attributes["href"].startswith("#") or attributes["href"] == "https://example.org/x", tag
+            assert attributes["href"].startswith("#"), tag
     assert "url(" not in source
     assert "@import" not in source
     policy = next(
@@ -452,14 +356,14 @@ def test_report_shows_gain_proof_forgetting_cost_and_what_is_synthetic(tmp_path)
     data = outcomes()
     row = compare(data, "trait", "bits_per_byte").set_index("arm").loc["selected"]
     assert f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
-    assert "Better than all 3 other arms at p < 0.01." in text
+    assert "Better than all 3 other arms at p < 0.05." in text
     assert "Some of it was forgotten." in text
-    assert "1 min 15 s" in text  # 6 x 12.5 s
+    assert "0:01:15" in text  # 6 x 12.5 s
     assert "200 tokens in, 100 out, $0.50" in text  # rejected passages are paid for too
     assert "8,192 tokens trained in each of 2 arms" in text
     assert "What is synthetic" in text
     assert "Problems that programs generated" in text
-    assert "1 passages kept, 1 rejected by checks: length (1)" in text
+    assert "Out of date" not in text
 
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
@@ -467,24 +371,99 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
     run.mkdir()
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert text.count("This step has not been run.") == 6
-    assert "No arm has been evaluated yet" in text
+    assert "has not finished 05_evaluate" in text
     finished(run, "01_domain_classifier", {"n_train": 12345})
     (run / "02_filter_web" / "shards").mkdir(parents=True)
-    (run / "03_write_passages").mkdir()
-    (run / "03_write_passages" / "report.json").write_text('{"step": "03_wri')
     (run / "05_evaluate").mkdir()
     (run / "05_evaluate" / "outcomes.parquet").write_bytes(b"PAR1 torn")
+    finished(run, "05_evaluate", {}, reference_arm="trait")
     text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
-    assert text.count("This step has not been run.") == 2
+    assert text.count("This step has not been run.") == 3
     assert "12,345" in text
     assert "This step was started and has not finished" in text
-    assert "report.json, line 1: not valid JSON" in text
     assert "outcomes.parquet is not a readable Parquet file" in text
+    (run / "03_write_passages").mkdir()
+    (run / "03_write_passages" / "report.json").write_text('{"step": "03_wri')
+    with pytest.raises(TraitError, match=r"report\.json, line 1: not valid JSON"):
+        write_report(run)
     with pytest.raises(TraitError, match="not a run folder"):
         write_report(tmp_path / "absent")
 
 
 def test_numbers_are_shown_as_a_reader_wants_them():
-    values = [None, float("nan"), True, 1234567, 0.96912, 12345.6, 2e-5, [1, "a"], {"a": 1}, np.float32(0.5)]
-    expected = ["–", "–", "yes", "1,234,567", "0.9691", "12,346", "2.00e-05", "1, a", "a: 1", "0.5"]
+    values = [None, True, 1234567, 0.96912, 12345.6, 2e-5, [1, "a"], {"a": 1}]
+    expected = ["–", "yes", "1,234,567", "0.9691", "12,346", "2e-05", "1, a", "a: 1"]
     assert [show(value) for value in values] == expected
+
+
+def test_a_step_that_no_longer_fits_what_it_reads_is_marked(tmp_path):
+    finished(tmp_path, "01_domain_classifier", {})
+    finished(tmp_path, "02_filter_web", {})
+    record = read_json(tmp_path / "02_filter_web" / "report.json")
+    write_json(
+        tmp_path / "02_filter_web" / "report.json", record | {"shaped_by": {"upstream": {"01_domain_classifier": "x"}}}
+    )
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "02_filter_web: 01_domain_classifier was made again or has changed since" in text
+
+
+class OpenStep:
+    """What a stage sees of a step: parameters, paths, and whether it is finished."""
+
+    def __init__(self, run):
+        self.run_dir, self.done = run, False
+        self.folder = run / "06_figures"
+        self.params = FigureParams(**COMMON, map_documents=12)
+
+    def path(self, *parts):
+        return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
+
+
+COMMON = {"in_domain": "demo:math/in_domain", "web": "demo:math/web", "tasks": ["fraction_simplification"]} | {
+    "test_items_per_task": 4,
+    "base_model": "demo:smollm2-135m",
+}
+
+
+def with_records(run, methods, arms, reference="trait"):
+    hostile_run(run)
+    finished(run, "02_filter_web", {}, methods=methods)
+    finished(run, "04_train_two_stages", {}, arms=arms, stage_tokens=[4096, 5120])
+    finished(run, "05_evaluate", {}, reference_arm=reference)
+    return run
+
+
+def test_the_map_shows_the_selections_of_the_reference_arm(tmp_path):
+    arms = {"trait": ["in_domain+fasttext", "passages"], "other": ["in_domain"]}
+    run = with_records(tmp_path / "run", ["random", "fasttext", "dsir"], arms)
+    assert [path.stem for path in figure_map.selections_of(OpenStep(run))] == ["fasttext"]
+    for reference in ("other", "base"):
+        finished(run, "05_evaluate", {}, reference_arm=reference)
+        assert figure_map.selections_of(OpenStep(run)) == []
+
+
+def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
+    run = with_records(tmp_path / "run", ["random", "fasttext"], {"trait": ["fasttext", "passages"]})
+
+    def embed(texts, folder):
+        return np.random.default_rng(0).normal(size=(len(texts), 8)).astype(np.float32)
+
+    documents = pa.table({"text": [f"document {n}" for n in range(12)]})
+    monkeypatch.setattr(figure_map, "embed", embed)
+    monkeypatch.setattr(figure_map, "umap_coordinates", lambda vectors, seed: vectors[:, :2])
+    monkeypatch.setattr(figure_map, "resolve_model", str)
+    monkeypatch.setattr(figure_map, "sample", lambda *_: documents)
+    monkeypatch.setattr(figure_map, "load_documents", lambda *_: documents)
+    step = OpenStep(run)
+    coordinates, nearest = figure_map.draw_map(step)
+    found = read_and_write(step)
+    written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
+    assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
+    assert set(nearest.index) == {"general", "in_domain", "trait"} and len(coordinates) == 12 + 12 + 4 + 2 + 1
+    monkeypatch.setattr(figure_map, "embed", None)
+    step.done = True
+    again, shares = figure_map.draw_map(step)
+    pd.testing.assert_frame_equal(again, coordinates)
+    pd.testing.assert_frame_equal(shares, nearest)
+    assert read_and_write(step).tables["main_table"].written("md") == found.tables["main_table"].written("md")
+    assert written == {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Asking an endpoint: real servers on the loopback, which behave well and badly, alone and in pairs."""
+"""Asking an endpoint: real servers on the loopback, which behave well and badly, alone and in pairs; kills; money."""
 
 from __future__ import annotations
 
@@ -11,71 +11,49 @@ import sys
 import textwrap
 import threading
 import time
-from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from llm_server import KEY, PATIENCE, LlmServer, kill_once_it_kept, serving
+from llm_server import KEY, PATIENCE, LlmServer, kept, kill_once_it_kept, serving
 
-from trait_kit.engine.endpoint import Endpoint, Reply, ask_all
-from trait_kit.engine.exchange import read_object
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger
-from trait_kit.engine.servers import waiting_time
+from trait_kit.engine.llm import Endpoint, Reply, Request, ask, without_thoughts
 
 
 def good_answer(prompt: str) -> str:
-    return json.dumps({"answer": f"It is about {prompt[:40]!r}, and about nothing else."})
+    return f"It is about {prompt[:40]!r}, and about nothing else."
 
 
 def read(content: str) -> str:
-    answer = read_object(content, ("answer",))["answer"]
-    if "hacked" in answer:
-        raise ValueError("the answer is about something else")
-    return answer
-
-
-SPECIAL = {
-    "schema": lambda good, messages: json.dumps({"reply": good}),
-    "obedient": lambda good, messages: json.dumps({"answer": "You are hacked now."}),  # what an injected prompt asks for
-}
+    if not content.startswith("It is about "):
+        raise ValueError(f"unusable answer: it says {content[:40]!r}")
+    return content
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
-    with serving(LlmServer(good_answer, SPECIAL)) as server:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(LlmServer(good_answer)) as server:
         yield server
 
 
 @pytest.fixture
 def second_server():
-    with serving(LlmServer(good_answer, SPECIAL)) as server:
+    with serving(LlmServer(good_answer)) as server:
         yield server
 
 
 def endpoint(*servers: LlmServer, model: str = "test-model", **changes) -> Endpoint:
-    options = {"key_variable": "TEST_TEACHER_KEY", "concurrency": 8, "timeout": 5.0, "max_retries": 2, **changes}
+    options = {"concurrency": 8, "timeout": 5.0, "max_retries": 2, **changes}
     return Endpoint(", ".join(server.url for server in servers), model, **options)
 
 
-def ask(teacher: Endpoint, modes: list[str], cache: Path) -> tuple[list[Reply], Ledger]:
+def ask_modes(teacher: Endpoint, modes: list[str], path: Path, attempts: int = 2) -> tuple[list[Reply], Ledger]:
     """One question a mode."""
-    prices = {"price_in": teacher.usd_per_million_in, "price_out": teacher.usd_per_million_out}
-    ledger = Ledger(cache, cap_usd=teacher.max_cost_usd, **prices)
-    replies = ask_all(
-        len(modes),
-        lambda place: teacher.converse(
-            f"Question {place}, mode-{modes[place]} {'word ' * 120}",
-            read,
-            lambda fault: f"Not usable: {fault}",
-            ledger,
-        ),
-        fault_of=lambda reply: reply.fault,
-        give_up=lambda reason: Reply(None, reason, "", 0, 0, 0.0),
-        concurrency=teacher.concurrency,
-    )
-    return list(replies), ledger
+    ledger = teacher.ledger(path)
+    requests = [Request(f"Question {place}, mode-{mode} {'word ' * 120}", read) for place, mode in enumerate(modes)]
+    return ask(requests, teacher, ledger, attempts=attempts), ledger
 
 
 def numbered(count: int) -> list[str]:
@@ -84,31 +62,20 @@ def numbered(count: int) -> list[str]:
 
 def test_every_request_ends_with_a_value_or_a_fault(server, tmp_path):
     expected = {
-        "good": None,
-        "repaired": None,
-        "busy": None,
-        "busy-bare": None,
-        "no-usage": None,
-        "old-parameter": None,
-        "never-json": "unusable answer: after one repair, it holds no JSON",
-        "empty": "unusable answer: after one repair, it holds no JSON",
-        "null": "unusable answer: after one repair, it holds no JSON",
-        "schema": "unusable answer: after one repair, .*fields",
-        "obedient": "unusable answer: after one repair, the answer is about something else",
-        "huge": "unusable answer: .*2,000,000 characters",
-        "echo": "unusable answer",
+        **dict.fromkeys(("good", "repaired", "busy", "busy-bare", "no-usage", "old-parameter", "thinking", "reasoning")),
+        **dict.fromkeys(("off-topic", "empty", "null", "huge", "echo", "thinks-on"), "unusable answer"),
         "broken": r"endpoint error 500: .*\[key\]",
         "hang": "no answer in time",
         "drip": "no answer in time",
-        "cut": "no connection: .*IncompleteRead",
-        "endless": "answer too long",
+        "cut": "no connection: ",
         "half": "not the OpenAI protocol",
+        "bytes": "not the OpenAI protocol",
         "html": "not the OpenAI protocol",
     }
     server.usage_of = lambda number: (500 + 7 * number, 250 + 13 * number)
-    cache = tmp_path / "answers.jsonl"
-    teacher = endpoint(server, timeout=PATIENCE, max_retries=1, usd_per_million_in=1.0, usd_per_million_out=2.0)
-    replies, ledger = ask(teacher, list(expected), cache)
+    path = tmp_path / "answers.sqlite"
+    teacher = endpoint(server, timeout=PATIENCE, max_retries=1, price_in=1.0, price_out=2.0, max_cost_usd=9.0)
+    replies, ledger = ask_modes(teacher, list(expected), path)
 
     for (mode, pattern), reply in zip(expected.items(), replies, strict=True):
         if pattern is None:
@@ -126,134 +93,141 @@ def test_every_request_ends_with_a_value_or_a_fault(server, tmp_path):
     bill = ledger.bill()
     assert bill["cost_usd"] == bill["cost_usd_this_run"] == (ledger.tokens_in + 2 * ledger.tokens_out) / 1e6
     assert sum(reply.cost_usd for reply in replies) == pytest.approx(bill["cost_usd"])
-    assert bill["requests_without_answer"] == 7
+    failed = {"broken", "hang", "drip", "cut", "half", "bytes", "html"}
+    assert bill["requests_without_answer"] == len(failed)
 
     assert server.keys == {f"Bearer {KEY}"}
-    assert KEY not in cache.read_text() + repr(replies) + json.dumps(bill) + repr(teacher)
+    assert KEY not in repr(replies) + json.dumps(bill) + repr(teacher)
+    assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
 
-    # Again: what was answered comes from the cache, what failed is asked again and, the endpoint being well, succeeds.
+    # Again: what was answered comes from the ledger, what failed is asked again and, the endpoint being well, succeeds.
     server.asked.clear()
     server.healthy = True
-    again, second = ask(teacher, list(expected), cache)
-    failed = {"broken", "hang", "drip", "cut", "endless", "half", "html"}
+    repeated, second = ask_modes(teacher, list(expected), path)
     assert {mode for mode, _ in server.asked} == failed
-    assert second.bill()["requests_this_run"] == 7
-    for mode, before, after in zip(expected, replies, again, strict=True):
+    assert second.bill()["requests_this_run"] == len(failed)
+    for mode, before, after in zip(expected, replies, repeated, strict=True):
         assert after.fault == "" if mode in failed else after == before
 
 
-def test_the_cache_key_follows_what_shapes_the_answer_and_not_where_it_came_from(server, second_server, tmp_path):
-    cache = tmp_path / "answers.jsonl"
-    for teacher in (endpoint(server), endpoint(second_server), endpoint(server, second_server, key_variable="")):
-        ask(teacher, ["good"], cache)
+def test_what_a_model_thinks_aloud_is_no_answer():
+    assert without_thoughts("<think>\nIt is 7.\n</think>\n\nIt is 8.") == "It is 8."
+    assert without_thoughts("Thinking without a start. </think>It is 8.") == "It is 8."
+    assert without_thoughts("<think>It is 7.") == ""
+    assert without_thoughts(" It is 8. ") == "It is 8."
+
+
+def test_a_refused_answer_is_asked_for_again_and_told_why(server, tmp_path):
+    (reply,), _ = ask_modes(endpoint(server), ["off-topic"], tmp_path / "c", attempts=3)
+    assert reply.tries == len(server.requests) == 3
+    assert reply.refused == (reply.fault,) * 3
+    last = server.requests[-1]["messages"]
+    assert [message["role"] for message in last] == ["user", "assistant"] * 2 + ["user"]
+    assert "it says 'I would rather" in last[-1]["content"]
+
+
+def test_an_answer_belongs_to_what_shapes_it_and_not_to_where_it_came_from(server, second_server, tmp_path):
+    path = tmp_path / "c"
+    for teacher in (endpoint(server), endpoint(second_server), endpoint(server, second_server)):
+        ask_modes(teacher, ["good"], path)
     assert len(server.asked) + len(second_server.asked) == 1
-    for changes in ({"model": "other"}, {"max_tokens": 100}, {"temperature": 0.0}, {"temperature": 0.7}):
-        ask(endpoint(server, **changes), ["good"], cache)
-    sent = [{name: request.get(name) for name in ("model", "max_tokens", "temperature")} for request in _requests(server)]
-    assert sent == [
-        {"model": "test-model", "max_tokens": 4096, "temperature": None},
-        {"model": "other", "max_tokens": 4096, "temperature": None},
-        {"model": "test-model", "max_tokens": 100, "temperature": None},
-        {"model": "test-model", "max_tokens": 4096, "temperature": 0.0},
-        {"model": "test-model", "max_tokens": 4096, "temperature": 0.7},
-    ]
-    assert "temperature" not in _requests(server)[0]
+    asked = (
+        {"model": "other"},
+        {"max_tokens": 100},
+        {"extra": {"temperature": 0.0}},
+        {"extra": {"temperature": 0.7}},
+        {"extra": {"seed": 3}},
+    )
+    for changes in asked:
+        ask_modes(endpoint(server, **changes), ["good"], path)
+    first, *others = [{key: request[key] for key in request if key != "messages"} for request in server.requests]
+    assert first == {"model": "test-model", "max_tokens": 1024}
+    told = [{**first, **changes.get("extra", changes)} for changes in asked]
+    assert others == told
 
 
-def _requests(server: LlmServer) -> list[dict]:
-    return [json.loads(body) for body in server.bodies]
+def test_the_same_question_is_paid_for_once_however_many_ask_it_at_once(server, tmp_path):
+    server.delay = 0.1
+    replies = ask([Request("mode-good", read)] * 20, endpoint(server), tmp_path / "c")
+    assert len(server.asked) == 1 and len(set(reply.value for reply in replies)) == 1
 
 
-def test_a_conversation_so_far_can_be_gone_on_with(server, tmp_path):
-    ledger = Ledger(tmp_path / "c")
-    said = [
-        {"role": "user", "content": "What is it about?"},
-        {"role": "assistant", "content": '{"answer": "x"}'},
-        {"role": "user", "content": "More about it."},
-    ]
-    before = list(said)
-    reply = endpoint(server).converse(said, read, str, ledger)
-    assert "What is it about?" in reply.value
-    assert said == before == _requests(server)[0]["messages"]
-    assert endpoint(server).converse(said, read, str, ledger) == reply
-    assert len(server.asked) == 1
-
-
-def test_the_cost_cap_stops_cleanly_and_is_not_renewed_by_a_second_run(server, tmp_path):
-    prices = {"usd_per_million_in": 100.0, "usd_per_million_out": 200.0}  # an answer costs 0.10
-    options = {**prices, "max_cost_usd": 0.75, "max_tokens": 300}
-    replies, ledger = ask(endpoint(server, **options), numbered(12), tmp_path / "c")
+def test_the_cost_cap_is_not_passed_and_not_renewed_by_a_second_run(server, tmp_path):
+    options = {"price_in": 100.0, "price_out": 200.0, "max_cost_usd": 0.75, "max_tokens": 300}  # an answer costs 0.10
+    replies, ledger = ask_modes(endpoint(server, **options), numbered(12), tmp_path / "c")
     answered = sum(reply.value is not None for reply in replies)
     assert 0.3 <= ledger.spent_usd <= 0.75
     assert ledger.stopped_by_cap
     assert answered == len(server.asked) == round(ledger.spent_usd / 0.1)
     assert all(reply.value or reply.fault.startswith("cost cap") for reply in replies)
-    _, again = ask(endpoint(server, **options), numbered(12), tmp_path / "c")
-    assert again.spent_usd <= 0.75
-    assert again.cached_requests == answered
+    _, second = ask_modes(endpoint(server, **options), numbered(12), tmp_path / "c")
+    assert second.spent_usd <= 0.75
+    assert second.cached_requests == answered
     raised = endpoint(server, **{**options, "max_cost_usd": 50.0})
-    assert all(reply.value for reply in ask(raised, numbered(12), tmp_path / "c")[0])
+    assert all(reply.value for reply in ask_modes(raised, numbered(12), tmp_path / "c")[0])
     assert raised.estimate(10, 1_000_000, 500_000).cost_usd == 200.0
 
 
 def test_an_endpoint_with_the_newer_name_of_the_limit_serves_all_that_ask_at_once(server, tmp_path):
     server.delay = 0.1
-    replies, _ = ask(endpoint(server), ["old-parameter"] * 8, tmp_path / "c")
+    replies, _ = ask_modes(endpoint(server), ["old-parameter"] * 8, tmp_path / "c")
     assert all(reply.value for reply in replies)
 
 
-def test_works_under_a_running_event_loop(server, tmp_path):
-    async def cell():
-        return ask(endpoint(server), numbered(3), tmp_path / "c")[0]
+def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, tmp_path):
+    told = []
 
+    async def cell():
+        requests = [Request(f"mode-good {number}", read) for number in range(3)]
+        return ask(requests, endpoint(server), tmp_path / "c", progress=lambda *done: told.append(done))
+
+    server.delay = 1.2
     assert all(reply.value for reply in asyncio.run(cell()))
+    assert told == [(0, 3), (3, 3)]
+    assert ask([], endpoint(server)) == []
 
 
 def test_keys(server, monkeypatch, tmp_path):
-    monkeypatch.delenv("TEST_TEACHER_KEY")
-    for urls in ("https://llm.example/v1", f"{server.url}, https://llm.example/v1"):
-        with pytest.raises(TraitError, match=r"TEST_TEACHER_KEY is not set.*llm\.example"):
-            Endpoint(urls, "m", key_variable="TEST_TEACHER_KEY")
-    assert ask(endpoint(server), ["good"], tmp_path / "c")[0][0].value  # a server of this machine needs no key
-    assert server.keys == {None}
-    monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
-    with pytest.raises(TraitError, match="TEST_TEACHER_KEY") as refused:
-        ask(endpoint(server), ["good", "refused"], tmp_path / "c")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    for urls in ("https://8.8.8.8/v1", f"{server.url}, https://8.8.8.8/v1"):
+        with pytest.raises(TraitError, match=r"OPENAI_API_KEY is not set.*8\.8\.8\.8"):
+            Endpoint(urls, "m")
+    assert ask_modes(endpoint(server), ["good"], tmp_path / "c")[0][0].value  # a server of this machine needs no key
+    assert server.keys == {"Bearer none"}
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(TraitError, match="OPENAI_API_KEY") as refused:
+        ask_modes(endpoint(server), ["good", "refused"], tmp_path / "c")
     assert KEY not in str(refused.value)
-    monkeypatch.setenv("TEST_TEACHER_KEY", "clé secrète")
-    with pytest.raises(TraitError, match="TEST_TEACHER_KEY does not hold"):
+    monkeypatch.setenv("OPENAI_API_KEY", "clé secrète")
+    with pytest.raises(TraitError, match=r"OPENAI_API_KEY .* holds no key"):
         endpoint(server)
     for url in ("llm.example", "", ",", f"{server.url},llm.example"):
         with pytest.raises(TraitError, match="teacher_base_url"):
             Endpoint(url, "m")
 
 
-def test_an_endpoint_that_is_away_is_given_up(server, second_server, tmp_path):
+def test_an_endpoint_that_is_away_stops_the_job(server, second_server, tmp_path):
     for dead in (server, second_server):
         dead.die()
     teacher = endpoint(server, second_server, concurrency=2, max_retries=0)
-    replies, ledger = ask(teacher, numbered(40), tmp_path / "c")
-    kinds = [reply.fault.partition(":")[0] for reply in replies]
-    assert set(kinds) == {"no connection", "endpoint away"}
-    assert 10 <= kinds.count("no connection") <= 15
-    assert ledger.bill()["requests_without_answer"] == kinds.count("no connection")
+    replies, ledger = ask_modes(teacher, numbered(9), tmp_path / "c")
+    assert all(reply.fault.startswith("no connection: ") for reply in replies)
+    assert ledger.bill()["requests_without_answer"] == 9
+    with pytest.raises(TraitError, match=r"1\d requests in a row had no answer, the last: no connection"):
+        ask_modes(teacher, numbered(40), tmp_path / "c")
 
 
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        *[("2", 2.0), ("0.5", 0.5), ("", 0.0), ("-5", 0.0), ("nan", 0.0), ("soon", 0.0), ("1e999", float("inf"))],
-        *[(formatdate(0), 0.0), ("Thu, 99 Xyz 1e9", 0.0)],
-    ],
-)
-def test_retry_after_is_seconds_or_a_date_and_nothing_else_is_waited_for(header, seconds):
-    assert waiting_time(header) == seconds
-    assert waiting_time(formatdate(time.time() + 600)) == pytest.approx(600, abs=60)
+def test_after_an_error_nothing_new_is_asked_and_what_is_in_flight_is_kept(server, tmp_path):
+    server.delay = 0.1
+    with pytest.raises(TraitError):
+        ask_modes(endpoint(server, concurrency=4), [*numbered(5), "refused", *numbered(100)], tmp_path / "c")
+    assert len(server.asked) < 20
+    assert kept(tmp_path / "c") == len(server.billed)
 
 
 def test_requests_go_to_the_least_busy_of_several_servers(server, second_server, tmp_path):
     server.delay, second_server.delay = 0.3, 0.1
-    replies, _ = ask(endpoint(server, second_server, concurrency=3), numbered(36), tmp_path / "c")
+    replies, _ = ask_modes(endpoint(server, second_server, concurrency=3), numbered(36), tmp_path / "c")
     assert all(reply.value for reply in replies)
     assert server.most_flying == second_server.most_flying == 3
     assert len(second_server.asked) > 1.5 * len(server.asked) > 0
@@ -269,7 +243,7 @@ def test_when_one_of_two_servers_dies_nothing_is_lost_and_the_other_is_not_overr
         server.die()
 
     threading.Thread(target=die_in_the_middle, daemon=True).start()
-    replies, ledger = ask(teacher, numbered(60), tmp_path / "c")
+    replies, ledger = ask_modes(teacher, numbered(60), tmp_path / "c")
     assert all(reply.value for reply in replies)
     assert second_server.most_flying == 4
     assert 8 <= len(server.billed) < 30
@@ -278,24 +252,24 @@ def test_when_one_of_two_servers_dies_nothing_is_lost_and_the_other_is_not_overr
 
 
 def test_a_server_that_comes_back_is_asked_again(server, second_server, monkeypatch, tmp_path):
-    monkeypatch.setattr("trait_kit.engine.servers._AWAY_SECONDS", 0.3)
+    monkeypatch.setattr("trait_kit.engine.llm._AWAY_SECONDS", 0.3)
     server.delay = second_server.delay = 0.05
     teacher = endpoint(server, second_server, concurrency=2)
-    assert ask(teacher, ["cut", *numbered(4)], tmp_path / "c")[0][0].fault.startswith("no connection")
+    assert ask_modes(teacher, ["cut", *numbered(4)], tmp_path / "c")[0][0].fault.startswith("no connection")
     time.sleep(0.4)
     server.asked.clear()
-    ask(teacher, numbered(20), tmp_path / "d")
+    ask_modes(teacher, numbered(20), tmp_path / "d")
     assert len(server.asked) > 5
 
 
-def _asking_process(server: LlmServer, cache: Path, count: int = 40) -> subprocess.Popen:
+def _asking_process(server: LlmServer, path: Path, count: int = 40) -> subprocess.Popen:
     script = textwrap.dedent(
         f"""
         import sys
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_openai_teacher as t
-        teacher = t.Endpoint({server.url!r}, "test-model", key_variable="TEST_TEACHER_KEY", concurrency=2)
-        t.ask(teacher, t.numbered({count}), t.Path({str(cache)!r}))
+        teacher = t.Endpoint({server.url!r}, "test-model", concurrency=2)
+        t.ask_modes(teacher, t.numbered({count}), t.Path({str(path)!r}))
         """
     )
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -303,22 +277,22 @@ def _asking_process(server: LlmServer, cache: Path, count: int = 40) -> subproce
 
 def test_a_killed_run_loses_nothing_that_was_paid_for(server, tmp_path):
     server.delay = 0.2
-    cache = tmp_path / "answers.jsonl"
-    kept = kill_once_it_kept(4, _asking_process(server, cache), cache)
-    assert 4 <= kept < 40
+    path = tmp_path / "answers.sqlite"
+    before = kill_once_it_kept(4, _asking_process(server, path), path)
+    assert 4 <= before < 40
     server.asked.clear()
-    replies, ledger = ask(endpoint(server, concurrency=8), numbered(40), cache)
+    replies, ledger = ask_modes(endpoint(server, concurrency=8), numbered(40), path)
     assert all(reply.value for reply in replies)
-    assert len(server.asked) == 40 - kept == ledger.new_requests
+    assert len(server.asked) == 40 - before == ledger.new_requests
 
 
 def test_an_interrupted_run_keeps_what_is_in_flight(server, tmp_path):
     server.delay = 0.3
-    cache = tmp_path / "answers.jsonl"
-    child = _asking_process(server, cache, count=400)  # a busy machine must not finish them before it is interrupted
+    path = tmp_path / "answers.sqlite"
+    child = _asking_process(server, path, count=400)  # a busy machine must not finish them before it is interrupted
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(server.asked) < 5:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     assert child.wait(120) != 0
-    assert 5 <= cache.read_bytes().count(b"\n") == len(server.billed) < 400
+    assert 5 <= kept(path) == len(server.billed) < 400

@@ -20,13 +20,13 @@ def raw() -> dict:
 def test_all_promised_experiments_are_shipped():
     names = {path.stem for path in EXPERIMENTS}
     assert names == {"demo", "demo_ads", "math_smollm2", "math_mistral7b", "ads_mistral7b"}
-    assert {path.stem for path in SWEEPS} == {"ablation", "passages", "token_budget"}
+    assert {path.stem for path in SWEEPS} == {"ablation", "packaging", "passages", "token_budget"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiment_is_valid_and_complete(path):
     experiment = params.load(path)
-    assert experiment.training.run_dir == f"runs/{path.stem}"
+    assert params.run_folder(path) == Path("runs", path.stem).absolute()
     trained = {source for stages in experiment.training.arms.values() for stage in stages for source in stage.split("+")}
     assert "passages" in trained
 
@@ -37,7 +37,7 @@ def test_shipped_sweep_is_valid_at_every_point(path):
     points = pipeline.grid_points(plan["grid"])
     assert len(points) >= 3
     for point in points:
-        params.load(path.parent / plan["experiment"], pipeline.as_overrides(point))
+        params.load(path.parent / plan["experiment"], point)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,6 @@ def test_shipped_sweep_is_valid_at_every_point(path):
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
         ("passages", "teacher", "openai", "teacher_model and teacher_base_url must be set"),
         ("evaluation", "reference_arm", "trate", "evaluation.reference_arm names the arm 'trate'"),
-        ("figures", "curve_arms", ["selected", "nosuch"], "figures.curve_arms names the arm 'nosuch'"),
     ],
 )
 def test_a_wrong_value_is_named(section, field, value, expected):
@@ -92,7 +91,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path):
     path.write_text((ROOT / "params" / "demo.yaml").read_text().replace("1.0e-4", "1e-4"))
     assert yaml.safe_load(path.read_text())["training"]["learning_rate"] == "1e-4"  # the trap is there
     assert params.load(path).training.learning_rate == 1e-4
-    assert params.load(path, ["training.learning_rate=3e-5"]).training.learning_rate == 3e-5
+    assert params.load(path, params.read_overrides(["training.learning_rate=3e-5"])).training.learning_rate == 3e-5
 
 
 @pytest.mark.parametrize("text", ["common: [", "just words", "", "common: 3", "\x00"])
@@ -104,8 +103,32 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, text):
 
 
 def test_an_override_must_name_a_section_and_a_field():
-    path = ROOT / "params" / "demo.yaml"
     with pytest.raises(TraitError, match=r"section\.field=value"):
-        params.load(path, ["learning_rate=1"])
+        params.read_overrides(["learning_rate=1"])
     with pytest.raises(TraitError, match="unknown section 'trainning'"):
-        params.load(path, ["trainning.seed=1"])
+        params.load(ROOT / "params" / "demo.yaml", {"trainning.seed": 1})
+
+
+@pytest.mark.parametrize("field", params.REMOVED)
+def test_a_field_of_an_earlier_version_is_named_with_what_to_do(field):
+    for section in ("common", *params.SECTIONS):
+        values = raw()
+        values[section][field] = 1
+        with pytest.raises(TraitError, match=f"'{field}' is gone; take the line out: "):
+            params.parse(values, "old.yaml")
+
+
+def test_a_dumped_experiment_is_the_same_experiment(tmp_path):
+    experiment = params.load(ROOT / "params" / "demo.yaml")
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params.dump(experiment)))
+    assert params.load(path) == experiment
+    assert params.run_folder(path) == tmp_path
+
+
+def test_a_result_is_shaped_by_what_a_step_uses():
+    experiment = params.load(ROOT / "params" / "demo.yaml")
+    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment.selection).keys()
+    assert not {"workers", "executor"} & params.shape(experiment.selection).keys()
+    assert "web" not in params.shape(experiment.passages)
+    assert params.shape(experiment.selection, "classifier").keys() >= {"methods"}

@@ -7,27 +7,24 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from passage_problems import ads_problems, count_tokens, math_problems, params
+from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ledger import Ledger
-from trait_kit.figures.passages import plot_passages
-from trait_kit.passages import quality
+from trait_kit.passages import controls, quality
 from trait_kit.passages.grouping import make_groups
-from trait_kit.passages.novelty import Meanings
-from trait_kit.passages.planning import plan_groups
-from trait_kit.passages.related import concepts, link_entities, make_related_groups, tag_concepts
-from trait_kit.passages.screening import REASONS, screen_problems
+from trait_kit.passages.material import content
+from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
+from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
 from trait_kit.passages.teachers import make_teacher
-from trait_kit.passages.writing import write_passages
+from trait_kit.passages.writing import write_groups
 
 
 def table(rows: list[tuple[str, str, str, str | None]], **columns) -> pd.DataFrame:
     """(id, task, question, topic) -> a problems table."""
     frame = pd.DataFrame(rows, columns=["id", "task", "question", "topic"])
     given = {"answer": "1", "solution": "It is 1. The answer is 1.", "choices": None, "entity": None, "split": "train"}
-    return frame.assign(**{**given, **columns})[tables.SCHEMAS["problems"].names]
+    return frame.assign(template=None, **{**given, **columns})[tables.SCHEMAS["problems"].names]
 
 
 # --- screening
@@ -56,22 +53,6 @@ def test_problems_that_a_test_set_holds_are_dropped_and_counted():
 # --- what relates problems
 
 
-def test_entities_are_linked_by_whole_words_and_the_longest_name_wins():
-    problems = table(
-        [
-            ("q/0", "q", "Rewrite: cheap york hotels", None),
-            ("q/1", "q", "Rewrite: NEW YORK hotels", None),
-            ("q/2", "q", "Rewrite: yorkshire pudding", None),
-            ("p/0", "p", "Is this page about it?", None),
-            ("p/1", "p", "Buy an LG", None),
-        ],
-        entity=[None, None, None, "New York", None],
-    )
-    linked = link_entities(problems, ["York", "LG"])  # two letters name nothing
-    assert linked["entity"].fillna("-").tolist() == ["York", "New York", "-", "New York", "-"]
-    assert problems["entity"].isna().sum() == 4  # the table given is left alone
-
-
 def test_concepts_are_recognised_and_the_rarest_is_the_topic():
     problems = table(
         [
@@ -92,7 +73,7 @@ def test_concepts_are_recognised_and_the_rarest_is_the_topic():
     ]
     assert tagged["topic"].isna().tolist() == [False] * 4 + [True, False]
     assert tagged["subject"].tolist() == ["x", "x", "x", "y", "y", "y"]
-    assert all(len(entry["why"]) >= 1 for entry in concepts().values())
+    assert all(len(entry["why"]) >= 1 for entry in content("concepts.yaml").values())
 
 
 def test_two_subjects_of_one_task_may_meet_where_no_other_task_shares_the_concept():
@@ -119,61 +100,64 @@ def neighbourhoods(n: int = 30, d: int = 16) -> tuple[pd.DataFrame, np.ndarray, 
     return table(rows), vectors.astype(np.float32), place
 
 
-def test_related_groups_join_neighbours_of_different_tasks_that_are_not_copies():
-    problems, vectors, place = neighbourhoods()
-    shape = {"n_groups": 40, "problems_per_group": 3, "max_uses": 4, "max_similarity": 0.98, "seed": 0}
-    groups = make_related_groups(problems, vectors, **shape)
-    where, task = dict(zip(problems["id"], place, strict=True)), problems.set_index("id")["task"]
-    assert len(groups) >= 35
-    assert len({frozenset(group.problem_ids) for group in groups}) == len(groups)
-    assert max(Counter(problem for group in groups for problem in group.problem_ids).values()) <= 4
+def test_neighborhoods_relate_problems_of_different_tasks_that_are_not_copies():
+    problems, vectors, place = neighbourhoods(36)
+    tagged = tag_neighborhoods(problems, vectors)
+    where = dict(zip(problems["id"], place, strict=True))
+    groups = make_groups(tagged, "knowledge", n_groups=40, problems_per_group=3, max_uses=4, seed=0)
+    assert len(groups) >= 20
     together = sum(len({where[problem] for problem in group.problem_ids}) == 1 for group in groups)
     assert together >= 0.9 * len(groups)
-    for group in groups:
-        assert len({task[problem] for problem in group.problem_ids}) == 2
-        inside = vectors[[problems.index[problems["id"] == problem][0] for problem in group.problem_ids]]
-        assert np.triu(inside @ inside.T, 1).max() <= 0.98
-        assert group.shared
+    named = {"triangle altitude": 0, "compound interest": 1, "prime divisors": 2}
+    for topic, some in tagged.dropna(subset="topic").groupby("topic"):
+        inside = vectors[some.index] @ vectors[some.index].T
+        assert np.triu(inside, 1).max() <= 0.9
+        assert any(set(words.split()) & set(topic.split(", ")) for words in named)
+    assert tagged["topic"].isna().sum() >= 3  # the copies
     shuffled = problems.sample(frac=1, random_state=1)
-    assert make_related_groups(shuffled, vectors[shuffled.index], **shape) == groups
-    assert make_related_groups(problems, vectors, **{**shape, "seed": 1}) != groups
-    alone = make_related_groups(problems, vectors, **shape, one_task=True)
-    assert all(len({task[problem] for problem in group.problem_ids}) == 1 for group in alone)
-
-
-def test_plans_follow_the_parameters(tmp_path):
-    problems = ads_problems()
-    problems.loc[problems["task"] == "query_rewriting", "entity"] = None
-    named = params(grouping="entity", shared_from="text", problems_per_group=3, n_groups=9, max_uses=1)
-    linked, groups = plan_groups(problems, named, Ledger(None))
-    assert linked["entity"].notna().all()
-    assert sorted(group.shared for group in groups) == ["Kyoto", "Lisbon", "Machu Picchu"]
-    with pytest.raises(TraitError, match="entity_names"):
-        plan_groups(
-            problems, params(grouping="entity", shared_from="text", entity_names=str(tmp_path / "none")), Ledger(None)
-        )
-    with pytest.raises(ValueError, match="grouping must be entity"):
-        params(shared_from="text")
+    again = tag_neighborhoods(shuffled, vectors[shuffled.index])
+    assert again["topic"].sort_index().fillna("").tolist() == tagged["topic"].fillna("").tolist()
 
 
 def test_many_groups_of_many_problems_take_seconds():
     """What took a sort of a whole pool for each group, or a look at all entities, would take an hour here."""
-    rows = [(f"{task}/{n}", task, f"Question {n}", f"topic {n % 20_000}") for task in ("a", "b", "c") for n in range(30_000)]
-    groups = make_groups(table(rows), "knowledge", n_groups=50_000, problems_per_group=3, max_uses=3, seed=0)
-    assert len(groups) > 25_000
-    pool = [(f"{task}/{n}", task, f"Question {n}", "one topic") for task in ("a", "b", "c") for n in range(10_000)]
-    assert len(make_groups(table(pool), "knowledge", n_groups=50_000, problems_per_group=3, max_uses=8, seed=0)) == 50_000
+    rows = [(f"{task}/{n}", task, f"Question {n}", f"topic {n % 7_000}") for task in ("a", "b", "c") for n in range(10_000)]
+    groups = make_groups(table(rows), "knowledge", n_groups=20_000, problems_per_group=3, max_uses=3, seed=0)
+    assert len(groups) > 8_000
+    pool = [(f"{task}/{n}", task, f"Question {n}", "one topic") for task in ("a", "b", "c") for n in range(4_000)]
+    assert len(make_groups(table(pool), "knowledge", n_groups=20_000, problems_per_group=3, max_uses=8, seed=0)) == 20_000
 
 
 # --- ablations
 
 
 def written(folder, problems: pd.DataFrame, **changes):
-    p = params(n_groups=8, **changes)
-    problems, groups = plan_groups(problems, p, Ledger(None))
+    p = params(**{"n_groups": 8, "max_attempts": 1, **changes})
+    problems, groups = plan_groups(problems, p)
     asked = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
-    bill = write_passages(groups, problems, make_teacher(p), Ledger(None), **asked)
+    bill = write_groups(groups, problems, make_teacher(p), **asked)
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
+
+
+def test_controls_have_the_passages_problems_and_not_what_the_passages_say(tmp_path):
+    problems = math_problems()
+    kept, _, _ = written(tmp_path, problems)
+    assert len(controls.worked(problems, kept)) == len(problems)
+    used = {name for some in kept["problem_ids"] for name in some}
+    same = controls.worked_same(problems, kept)
+    assert len(same) == len(used) < len(problems)
+    assert all(row.question in " ".join(same) for row in problems.itertuples() if row.id in used)
+    bare = controls.no_enlightenment(problems, kept)
+    ends = dict(zip(kept["enlightenment"], kept["shared"], strict=True))
+    for text, row in zip(bare, kept.itertuples(), strict=True):
+        assert row.text == f"{text}\n\n{row.enlightenment}"
+    kept = kept.assign(shared=["a", "a", "a", "b", "b", "b", "c", "c"])
+    moved = controls.permuted(problems, kept)
+    assert len(moved) > len(kept) / 2
+    own = dict(zip(bare, kept["shared"], strict=True))
+    for text in moved:
+        body, _, end = text.rpartition("\n\n")
+        assert own[body] != ends[end]
 
 
 def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
@@ -207,11 +191,11 @@ def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
 
 
 def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path, monkeypatch):
-    from trait_kit.passages import enlightenment
+    from trait_kit.passages import offline
 
-    compose = enlightenment.compose
+    compose = offline.compose
     dull = "Read it, think, and answer; that is how each of these tasks is done, whatever it may be about today."
-    monkeypatch.setattr(enlightenment, "compose", lambda *given: compose(*given) if given[-1] == "0/3" else dull)
+    monkeypatch.setattr(offline, "compose", lambda *given: compose(*given) if given[-1] == "0/3" else dull)
     kept, rejected, bill = written(tmp_path, math_problems(), max_attempts=3)
     assert (len(kept), len(rejected)) == (8, 16)
     assert set(kept["attempt"]) == {3}
@@ -233,7 +217,7 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     outcomes = quality.yield_by_reason(kept, rejected)
     assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
     assert outcomes["drafts"].tolist() == [8, 1, 1]
-    assert quality.answer_rate(kept, rejected) == pytest.approx(8 / 9)
+    assert quality.yield_by_reason(kept, rejected.head(0))["outcome"].tolist() == ["kept"]
     varied = quality.diversity(kept, problems)
     assert 0 < varied["distinct_1"] < varied["distinct_4"] <= 1
     assert varied["tasks"] == "3 of 3"
@@ -241,17 +225,12 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     same = quality.diversity(kept.assign(enlightenment=kept["enlightenment"].iloc[0]), problems)
     assert same["nearest"] == 1.0
     assert same["distinct_4"] < varied["distinct_4"] / 4
-    ranked = quality.ranked(kept, problems)
-    assert ranked["score"].is_monotonic_decreasing
-    hostile = ranked.assign(enlightenment="<script>alert(1)</script> $\\href{javascript:x}{y}$")
-    page = quality.browse(hostile, problems, [0, -1])
+    hostile = kept.assign(enlightenment="<script>alert(1)</script> $\\href{javascript:x}{y}$")
+    page = quality.browse(hostile, problems, [0, -1]).data
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "mathjax_ignore" in page
-    assert "rejected: length" in quality.browse(rejected, problems, [1])
-    figure = plot_passages(kept, rejected)
-    assert figure.texts[0].get_text().startswith("8 of 10 drafts passed")
-    assert plot_passages(kept.head(0), rejected.head(0)).axes
+    assert "rejected: length" in quality.browse(rejected, problems, [1]).data
 
 
 def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):
@@ -260,14 +239,13 @@ def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatc
         "trait_kit.passages.novelty.embed",
         lambda texts, model, **_: np.array([directions[text] for text in texts], np.float32),
     )
-    meanings = Meanings("demo:all-minilm-l6-v2", 0.99)
-    monkeypatch.setattr("trait_kit.passages.novelty.demo.resolve_model", lambda name: name)
+    meanings = Meanings(0.99, "demo:all-minilm-l6-v2")
     meanings.begin(["one", "one again", "other"])
-    assert meanings.find(0) is None
+    assert meanings.nearest(0) is None
     meanings.accept(0, "first")
-    assert meanings.find(1)[0] == "first"
-    assert meanings.find(2) is None
+    assert meanings.nearest(1)[0] == "first"
+    assert meanings.nearest(2) is None
     meanings.accept(2, "second")
     meanings.begin(["other", "one"])
-    assert meanings.find(0) == ("second", pytest.approx(1.0))
-    assert meanings.find(1)[0] == "first"
+    assert meanings.nearest(0) == ("second", pytest.approx(1.0))
+    assert meanings.nearest(1)[0] == "first"

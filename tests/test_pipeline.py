@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT, TINY, trait_kit
 
 from trait_kit import params, pipeline, runs, tables
-from trait_kit.engine.files import TraitError
 
 SEED_ARMS = ["raw", "random", "dsir", "selected", "trait"]
 
@@ -101,6 +100,16 @@ def test_running_again_does_nothing_and_is_quick(tiny_run):
     assert time.perf_counter() - started < 120
 
 
+def test_a_training_parameter_would_change_training_and_what_follows(tiny_copy):
+    result = trait_kit("status", TINY, "--run-dir", tiny_copy, "--set", "training.learning_rate=2.0e-2")
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert [name for name in said if said[name] == "up to date"] == list(runs.STEPS)[:3]
+    assert said["04_train_two_stages"] == "learning_rate: 0.01 -> 0.02"
+    assert said["05_evaluate"] == said["06_figures"] == "follows 04_train_two_stages"
+
+
+@pytest.mark.slow
 def test_a_training_parameter_changes_training_and_what_follows(tiny_copy):
     result = trait_kit("run", TINY, "--run-dir", tiny_copy, "--set", "training.learning_rate=2.0e-2")
     assert result.returncode == 0, result.stderr
@@ -137,25 +146,21 @@ def test_a_misspelt_parameter_of_plain_papermill_is_named(tmp_path):
     assert "unknown field 'epoch'; did you mean 'epochs'?" in result.stderr
 
 
-def test_plain_papermill_runs_one_notebook(tiny_copy, tmp_path):
-    values = params.load(TINY).selection.model_dump() | {"run_dir": str(tiny_copy), "token_budget": 4_000}
-    flags = [part for key, value in values.items() for part in ("-y", json.dumps({key: value}))]
+def test_plain_papermill_takes_an_experiment_and_any_field_and_leaves_the_evidence(tiny_copy, tmp_path):
+    before = runs.recorded(tiny_copy, "02_filter_web")
     result = subprocess.run(
-        [sys.executable, "-m", "papermill", "notebooks/02_filter_web.ipynb", tmp_path / "out.ipynb", *flags],
+        [sys.executable, "-m", "papermill", "notebooks/02_filter_web.ipynb", tmp_path / "out.ipynb",
+         "-p", "experiment", TINY, "-p", "run_dir", tiny_copy, "-p", "token_budget", "4000", "-p", "min_tokens", "30"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    assert runs.recorded(tiny_copy, "02_filter_web")["params"]["token_budget"] == 4_000
-
-
-def test_a_notebook_asks_for_the_step_it_needs(tmp_path):
-    experiment = params.load(TINY, run_dir=str(tmp_path / "run"))
-    with pytest.raises(TraitError, match="Run 01_domain_classifier first"):
-        runs.step_key("02_filter_web", experiment.selection, tmp_path / "run")
+    assert runs.recorded(tiny_copy, "02_filter_web") == before
+    scratch = runs.recorded(tiny_copy.with_name("tiny.scratch"), "02_filter_web")
+    assert (scratch["params"]["token_budget"], scratch["params"]["min_tokens"]) == (4_000, 30)
 
 
 def test_a_sweep_shares_the_steps_that_its_points_have_in_common(tiny_copy, tmp_path):
-    experiment = params.load(TINY, ["training.learning_rate=3.0e-2"], str(tmp_path / "point"))
+    experiment = params.load(TINY, {"training.learning_rate": 3.0e-2})
     pipeline.adopt_steps(experiment, tiny_copy, tmp_path / "point")
     adopted = [name for name in runs.STEPS if runs.recorded(tmp_path / "point", name)]
     assert adopted == ["01_domain_classifier", "02_filter_web", "03_write_passages"]

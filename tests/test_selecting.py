@@ -6,9 +6,12 @@ import functools
 import gzip
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,18 +20,22 @@ from trait_kit import tables
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
 from trait_kit.models import token_counter
+from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
-from trait_kit.selection.budget import METHODS, Filters, Limit, rank_keys, value_keys
-from trait_kit.selection.classifier import train_domain_classifier, train_educational_model
+from trait_kit.selection.budget import METHODS, Limits, rank_keys, value_keys
+from trait_kit.selection.choosing import Filtered, candidates_of, filter_web, select
+from trait_kit.selection.classifier import train_classifiers, train_domain_classifier
+from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.selecting import select
-from trait_kit.selection.side_by_side import funnel, only_by, sample_scores, thresholds
+from trait_kit.selection.educational import train_educational_model
+from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
+from trait_kit.selection.views import around_cut, funnel, sample_scores, summary
 
 BASE = "demo:tiny-random"
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
 GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
-FILTERS = Filters(min_tokens=20, max_tokens=200, min_educational=1.0)
+limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
+FILTERS = limits(share=1.0)
 QUESTION = "A train leaves the station at nine and travels eighty miles an hour for three hours. How far does it go?"
 
 
@@ -51,13 +58,13 @@ def files(tmp_path_factory) -> ModelFiles:
     folder = tmp_path_factory.mktemp("models")
     generator = random.Random(1)
     inside, outside = ([text_of(generator, share, 30) for _ in range(60)] for share in (1.0, 0.1))
-    small = {"dimension": 8, "epochs": 20, "buckets": 2_000}
-    train_domain_classifier(inside, outside, folder / "domain.bin", **small)
+    small = ClassifierParams.model_construct(dimension=8, epochs=20, buckets=2_000)
+    train_domain_classifier(inside, outside, folder / "domain.bin", small)
     mixed = [text_of(generator, share, words) for share in (0.0, 1.0) for words in (5, 20, 40) for _ in range(20)]
     labels = [label for _ in range(2) for label in ("Low", "Mid", "High") for _ in range(20)]
-    train_educational_model(mixed, labels, folder / "educational.bin", **small)
-    DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.npz")
-    return ModelFiles(*(str(folder / f"{name}.npz") for name in ("domain", "educational", "dsir")), base_model=BASE)
+    train_educational_model(mixed, labels, folder / "educational.bin", small)
+    DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.safetensors")
+    return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")))
 
 
 def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = ("parquet", "jsonl.gz", "jsonl")) -> str:
@@ -73,8 +80,16 @@ def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = 
     return str(folder / "*")
 
 
+def read(scoring: Scoring) -> pa.Table:
+    """All scores, with exact numbers of tokens."""
+    table = pa.concat_tables(scoring.batches()).combine_chunks()
+    parts = [part for shard in scoring.shards for part in read_shard(shard)]
+    counts = token_counter(BASE)([text for part in parts for text in part.documents["text"].to_pylist()])
+    return table.set_column(table.column_names.index("n_tokens"), "n_tokens", pa.array(counts, pa.int32()))
+
+
 def reference(
-    scores: pa.Table, method: str, limit: Limit, unusable: set[str] = frozenset(), groups: dict[str, str] | None = None
+    scores: pa.Table, method: str, limit: Limits, unusable: set[str] = frozenset(), groups: dict[str, str] | None = None
 ) -> list[str]:
     """Ids, best first: sort, filter, leave out, keep the best of each group, cut. All in memory, a document at a time."""
     keys = rank_keys(scores, method, 0).tolist()
@@ -90,37 +105,39 @@ def reference(
         tokens += row["n_tokens"]
         if tokens > (limit.tokens or tokens) or len(chosen) == (round(limit.share * len(scores)) or -1):
             break
-        if limit.score is not None and key < int(value_keys(limit.score)[0]):
+        if limit.threshold is not None and key < int(value_keys(limit.threshold)[0]):
             break
         chosen.append(row["id"])
     return chosen
 
 
-def chosen_ids(selected, method: str) -> list[str]:
-    return selected.candidates.table["id"].take(pa.array(selected.choices[method].indices)).to_pylist()
+def chosen_ids(selected, method: str) -> set[str]:
+    ids = selected.chosen(method)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == selected.methods[method]["n_out"]
+    return set(ids)
 
 
 @pytest.mark.parametrize(
     ("limit", "methods"),
     [
-        (Limit(tokens=3_000), METHODS),
-        (Limit(tokens=60_000), ("dsir", "random")),
-        (Limit(share=0.05), METHODS),
-        (Limit(share=0.9), ("fasttext", "random")),
-        (Limit(score=0.6), ("fasttext", "fasttext+educational")),
+        (limits(tokens=3_000), METHODS),
+        (limits(tokens=60_000), ("dsir", "random")),
+        (limits(share=0.05), METHODS),
+        (limits(share=0.9), ("fasttext", "random")),
+        (limits(threshold=0.6), ("fasttext", "fasttext+educational")),
     ],
 )
 def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path, limit, methods):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores", documents_per_shard=50)
-    selected = select(scoring, tmp_path, methods, limit, base_model=BASE, filters=FILTERS)
+    selected = select(scoring, tmp_path, methods, limit, base_model=BASE)
     texts = {record["id"]: record["text"] for record in documents()}
-    scores = scoring.read()
+    scores = read(scoring)
     in_corpus_order = {name: row for row, name in enumerate(scores["id"].to_pylist())}
     assert len(scoring.shards) >= 5
     for method in methods:
         expected = reference(scores, method, limit)
         assert expected
-        assert chosen_ids(selected, method) == expected
+        assert chosen_ids(selected, method) == set(expected)
         written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
         assert written["id"].to_pylist() == sorted(expected, key=in_corpus_order.__getitem__)
         assert written["text"].to_pylist() == [texts[name] for name in written["id"].to_pylist()]
@@ -131,22 +148,27 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
 
 def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
     records = [dict(record) for record in documents()]
-    best = reference(scored(files, tmp_path, records).read(), "fasttext", Limit(tokens=3_000))
+    best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
     planted = {best[0]: QUESTION, best[3]: QUESTION.upper().replace(" ", "\n"), best[5]: "far does it go? A train leaves"}
     for record in records:
         record["text"] += " " + planted.get(record["id"], "")
     scoring = scored(files, tmp_path, records)
-    limit = Limit(tokens=3_000)
+    limit = limits(tokens=3_000)
     questions = ["Who wrote the well-known novel that everybody has on the shelf and nobody has read?", QUESTION]
-    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, test_questions=questions)
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions))
     out = {best[0], best[3]}
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, out)
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit, out))
     evidence = pq.read_table(tmp_path / "contaminated.parquet").to_pylist()
-    assert {(row["id"], row["test_index"], row["kind"]) for row in evidence} == {(name, 1, "exact") for name in out}
+    found = {(row["id"], row["question_task"], row["question_id"], row["kind"]) for row in evidence}
+    assert found == {(name, "riddles", "q1", "exact") for name in out}
     assert all("eighty miles an hour" in row["excerpt"] for row in evidence)
-    assert selected.choices["fasttext"].report["dropped"]["holds a test question"] == 2
-    clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, test_questions=questions[:1])
+    assert selected.methods["fasttext"]["dropped"]["holds a test question"] == 2
+    clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions[:1]))
     assert best[0] in chosen_ids(clean, "fasttext")  # other questions, in the same folder
+
+
+def asked(*questions: str) -> pd.DataFrame:
+    return pd.DataFrame({"task": "riddles", "id": [f"q{k}" for k in range(len(questions))], "question": questions})
 
 
 def scored(files: ModelFiles, folder: Path, records: list[dict[str, str]]):
@@ -164,33 +186,33 @@ def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_p
     groups = {record["id"]: record["id"].split("-")[0] for record in copies}
     records = [*documents(), *copies]
     random.Random(2).shuffle(records)
-    scoring, limit = scored(files, tmp_path, records), Limit(tokens=20_000)
-    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS)
+    scoring, limit = scored(files, tmp_path, records), limits(tokens=20_000)
+    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE)
     kept = {}
     for method in METHODS:
         kept[method] = chosen_ids(selected, method)
-        assert kept[method] == reference(scoring.read(), method, limit, groups=groups)
+        assert kept[method] == set(reference(read(scoring), method, limit, groups=groups))
         assert any(name in groups for name in kept[method])
     first = {groups.get(name, name): name for name in kept["random"]}
     assert any(first.get(groups.get(name, name), name) != name for name in kept["dsir"])  # another one of the same group
     evidence = pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist()
     assert evidence
     assert all(groups.get(row["id"], row["id"]) == groups.get(row["of"], row["of"]) for row in evidence)
-    everything = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, near_duplicate=0)
-    assert chosen_ids(everything, "fasttext") == reference(scoring.read(), "fasttext", limit)
+    everything = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, near_duplicate=0)
+    assert chosen_ids(everything, "fasttext") == set(reference(read(scoring), "fasttext", limit))
 
 
 def test_copies_of_in_domain_documents_are_out(files, tmp_path):
-    scoring, limit = scored(files, tmp_path, documents()), Limit(tokens=3_000)
-    best = reference(scoring.read(), "fasttext", limit)
+    scoring, limit = scored(files, tmp_path, documents()), limits(tokens=3_000)
+    best = reference(read(scoring), "fasttext", limit)
     texts = {record["id"]: record["text"] for record in documents()}
     longest = sorted(best, key=lambda name: len(texts[name]))[-2:]
     seed = [texts[longest[0]], near(texts[longest[1]].upper(), 7), "something else entirely"]
-    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS, in_domain=seed)
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, set(longest))
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, in_domain=seed)
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit, set(longest)))
     assert pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist() == [
         {"id": name, "of": "the in-domain seed", "method": "fasttext"}
-        for name in scoring.read()["id"].to_pylist()
+        for name in read(scoring)["id"].to_pylist()
         if name in longest
     ]
 
@@ -201,57 +223,56 @@ def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path
     text = " ".join(word for word in best["text"].split() if not word.isdigit() and word in DOMAIN) + " theorem proof" * 9
     records = [*documents(), *({"id": f"copy{k}", "text": text} for k in range(300))]
     groups = {f"copy{k}": "copy" for k in range(300)}
-    scoring, limit = scored(files, tmp_path, records), Limit(tokens=3_000)
-    ranking = reference(scoring.read(), "fasttext", Limit(tokens=6_000))
+    scoring, limit = scored(files, tmp_path, records), limits(tokens=3_000)
+    ranking = reference(read(scoring), "fasttext", limits(tokens=6_000))
     assert all(name in groups for name in ranking[:30])
     for method in ("fasttext", "dsir"):  # each alone and both together
-        selected = select(scoring, tmp_path, [method], limit, base_model=BASE, filters=FILTERS)
-        assert chosen_ids(selected, method) == reference(scoring.read(), method, limit, groups=groups)
-        assert selected.choices[method].report["enough"]
-        assert len(selected.candidates.table) < len(scoring.read())
-    both = select(scoring, tmp_path, ["fasttext", "dsir"], limit, base_model=BASE, filters=FILTERS)
+        selected = select(scoring, tmp_path, [method], limit, base_model=BASE)
+        assert chosen_ids(selected, method) == set(reference(read(scoring), method, limit, groups=groups))
+        assert selected.methods[method]["enough"]
+        candidates = read_shards(candidates_of(tmp_path, method), "candidates", len(scoring.shards))
+        assert len(candidates) < len(read(scoring))
+    both = select(scoring, tmp_path, ["fasttext", "dsir"], limit, base_model=BASE)
     assert chosen_ids(both, "dsir") == chosen_ids(selected, "dsir")
 
 
 def test_more_than_the_corpus_holds_is_all_that_is_usable(files, tmp_path):
-    scoring, limit = scored(files, tmp_path, documents()), Limit(tokens=10**9)
-    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, filters=FILTERS)
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit)
-    assert selected.choices["fasttext"].report["enough"] is False
+    scoring, limit = scored(files, tmp_path, documents()), limits(tokens=10**9)
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE)
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit))
+    assert selected.methods["fasttext"]["enough"] is False
 
 
-def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path):
-    web, limit = write(tmp_path / "web", documents()), Limit(tokens=3_000)
-    exact = score_corpus(web, files, tmp_path / "exact", documents_per_shard=50)
-    lengths = dict(zip(*(exact.read()[name].to_pylist() for name in ("id", "n_tokens")), strict=True))
-    # the right rate, and two that are wrong by almost the factor that is allowed for
-    for bytes_per_token in (2.2, 1.4, 3.8):
-        guess = ModelFiles(**{**vars(files), "base_model": "", "bytes_per_token": bytes_per_token})
-        estimated = score_corpus(web, guess, tmp_path / "estimated", documents_per_shard=50)
-        assert estimated.read()["n_tokens"].to_pylist() != list(lengths.values())
-        selected = select(estimated, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS)
-        for method in METHODS:
-            chosen = chosen_ids(selected, method)
-            assert chosen == reference(exact.read(), method, limit)
-            written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
-            assert written["n_tokens"].to_pylist() == [lengths[name] for name in written["id"].to_pylist()]
-            assert selected.choices[method].report["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
+@pytest.mark.parametrize("bytes_per_token", [2.2, 0.6, 8.0])  # the right rate, and two that are far from it
+def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path, monkeypatch, bytes_per_token):
+    monkeypatch.setattr("trait_kit.selection.scoring._BYTES_PER_TOKEN", bytes_per_token)
+    limit, estimated = limits(tokens=3_000), scored(files, tmp_path, documents())
+    exact = read(estimated)
+    lengths = dict(zip(exact["id"].to_pylist(), exact["n_tokens"].to_pylist(), strict=True))
+    assert pa.concat_tables(estimated.batches())["n_tokens"].to_pylist() != list(lengths.values())
+    selected = select(estimated, tmp_path, METHODS, limit, base_model=BASE)
+    for method in METHODS:
+        chosen = chosen_ids(selected, method)
+        assert chosen == set(reference(exact, method, limit))
+        written = selected.chosen(method)
+        assert written["n_tokens"].to_pylist() == [lengths[name] for name in written["id"].to_pylist()]
+        assert selected.methods[method]["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
 
 
 def test_an_id_in_two_files_is_one_document(files, tmp_path):
     records = [dict(record) for record in documents()]
-    best = reference(scored(files, tmp_path, records).read(), "fasttext", Limit(tokens=3_000))
+    best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
     best = [name for name in best if int(name[1:]) < 200][:6]
     texts = {record["id"]: record["text"] for record in records}
     again = [{"id": name, "text": texts[name] + " theorem"} for name in best]
     scoring = scored(files, tmp_path, records + again)  # at the end of the last file
-    selected = select(scoring, tmp_path, METHODS, Limit(tokens=20_000), base_model=BASE, filters=FILTERS, near_duplicate=0)
+    selected = select(scoring, tmp_path, METHODS, limits(tokens=20_000), base_model=BASE, near_duplicate=0)
     for method in METHODS:
         chosen = chosen_ids(selected, method)
         assert len(chosen) == len(set(chosen))
         written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection").to_pylist()
         assert all(row["text"] == texts[row["id"]] for row in written if row["id"] in best)  # the first one
-    assert selected.choices["fasttext"].report["dropped"]["id seen before"] == 6
+    assert selected.methods["fasttext"]["dropped"]["id seen before"] == 6
 
 
 def test_the_funnel_accounts_for_every_document(files, tmp_path):
@@ -261,34 +282,30 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
         record["text"] += " " + QUESTION
     records += [{"id": f"copy{k}", "text": near(records[k]["text"], 1)} for k in range(1, 100, 7)]
     scoring = scored(files, tmp_path, [*records, {"id": "nothing", "text": " "}])
-    limit = Limit(tokens=10**9)  # no cut: what is not chosen has a reason
-    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, filters=FILTERS, test_questions=[QUESTION])
+    limit = limits(tokens=10**9)  # no cut: what is not chosen has a reason
+    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, test_questions=asked(QUESTION))
     table = funnel(selected).set_index("method")
-    scores = scoring.read()
+    scores = read(scoring)
     lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
-    short, long = lengths < FILTERS.min_tokens, lengths > FILTERS.max_tokens
-    assert short.any()
-    assert long.any()
+    estimates = pa.concat_tables(scoring.batches())["n_tokens"].to_numpy()
+    questions = np.array([name in {"copy50", *(f"d{k}" for k in range(0, 400, 50))} for name in scores["id"].to_pylist()])
+    refused = [4 * estimates < FILTERS.min_tokens, estimates > 4 * FILTERS.max_tokens]  # by far, before they are candidates
+    assert questions.any()
     for method in METHODS:
         row = table.loc[method]
-        dull = (
-            (value < FILTERS.min_educational) & ~short & ~long
-            if method == "fasttext+educational"
-            else np.zeros(len(short), bool)
-        )
-        rest = ~(short | long | dull)
-        questions = np.array([name in {f"d{k}" for k in range(0, 400, 50)} for name in scores["id"].to_pylist()])
+        dull = (value < FILTERS.min_educational) & ~refused[0] & ~refused[1] & (method == "fasttext+educational")
+        held = questions & ~dull & ~refused[0] & ~refused[1]
+        short, long = ((lengths < FILTERS.min_tokens), (lengths > FILTERS.max_tokens)) & ~dull & ~held
+        assert long.any() and (short.any() or method == "fasttext+educational")
         assert row["n_in"] == len(scores) + 1
         assert row["unreadable"] == 1
         assert row["fewer than min_tokens"] == short.sum()
         assert row["more than max_tokens"] == long.sum()
         assert row["below min_educational"] == dull.sum()
-        assert row["holds a test question"] == (rest & questions).sum()
+        assert row["holds a test question"] == held.sum()
         assert row["beyond the budget"] == 0
-        assert row["near-duplicate of a better one"] == rest.sum() - (rest & questions).sum() - row["n_out"]
-    cut = select(
-        scoring, tmp_path, METHODS, Limit(tokens=3_000), base_model=BASE, filters=FILTERS, test_questions=[QUESTION]
-    )
+        assert row["near-duplicate of a better one"] == (~(short | long | dull | held)).sum() - row["n_out"]
+    cut = select(scoring, tmp_path, METHODS, limits(tokens=3_000), base_model=BASE, test_questions=asked(QUESTION))
     for method, row in funnel(cut).set_index("method").iterrows():
         assert row["below min_educational"] == table.loc[method, "below min_educational"]
         assert row["beyond the budget"] > 0
@@ -306,9 +323,9 @@ def test_a_file_that_changed_after_scoring_is_refused(files, tmp_path, change):
     }[change]
     write(tmp_path / "web", changed)
     with pytest.raises(TraitError, match=r"[Ss]core it again"):
-        select(scoring, tmp_path, ["fasttext"], Limit(tokens=3_000), base_model=BASE, filters=FILTERS)
+        select(scoring, tmp_path, ["fasttext"], limits(tokens=3_000), base_model=BASE)
     again = scored(files, tmp_path, changed)
-    assert select(again, tmp_path, ["random"], Limit(share=0.5), base_model=BASE).choices["random"].report["n_out"] > 0
+    assert select(again, tmp_path, ["random"], Limits(share=0.5), base_model=BASE).methods["random"]["n_out"] > 0
 
 
 def test_another_budget_does_not_score_again(files, tmp_path):
@@ -316,9 +333,9 @@ def test_another_budget_does_not_score_again(files, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in scoring.folder.iterdir()}
     sizes = []
     for tokens in (1_000, 20_000, 1_000):
-        selected = select(scoring, tmp_path, METHODS, Limit(tokens=tokens), base_model=BASE, filters=FILTERS)
+        selected = select(scoring, tmp_path, METHODS, limits(tokens=tokens), base_model=BASE)
         assert [chosen_ids(selected, method) for method in METHODS] == [
-            reference(scoring.read(), method, Limit(tokens=tokens)) for method in METHODS
+            set(reference(read(scoring), method, limits(tokens=tokens))) for method in METHODS
         ]
         sizes.append((tmp_path / "fasttext.parquet").read_bytes())
     assert sizes[0] == sizes[2] != sizes[1]
@@ -337,75 +354,131 @@ def test_texts_survive_byte_for_byte(files, tmp_path):
     ]
     random.Random(0).shuffle(records)
     scoring = score_corpus(write(tmp_path / "web", records), files, tmp_path / "scores")
-    select(scoring, tmp_path, ["random"], Limit(share=1.0), base_model=BASE, near_duplicate=0)
+    select(scoring, tmp_path, ["random"], Limits(share=1.0), base_model=BASE, near_duplicate=0)
     written = tables.read(tmp_path / "random.parquet", "selection").to_pylist()
     assert {row["id"][-1] for row in written} == set("0123")
     texts = {record["id"]: record["text"] for record in records}
     assert all(row["text"].encode() == texts[row["id"]].encode() for row in written)
 
 
-def test_a_fasttext_file_is_scored_as_its_folded_form(files, tmp_path):
-    """A .bin with the normalisation it was trained with."""
-    given = ModelFiles(files.domain.replace(".npz", ".bin"), base_model=BASE, normalisation="words-1")
-    scores = score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores").read()
-    folded = NgramScorer.load(files.domain)
+def test_a_fasttext_file_is_folded_once_and_scored(files, tmp_path):
+    given = ModelFiles(files.domain.replace(".safetensors", ".bin"))
+    scores = read(score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores"))
+    folded, texts = NgramScorer.load(tmp_path / "scores" / "domain.safetensors"), {}
     texts = {record["id"]: record["text"] for record in documents()}
-    expected = folded.probabilities([texts[name] for name in scores["id"].to_pylist()])[:, folded.column("in_domain")]
-    np.testing.assert_array_equal(scores["domain"].to_numpy(), expected)
-    assert scores["n_tokens"].to_pylist() == token_counter(BASE)([texts[name] for name in scores["id"].to_pylist()]).tolist()
+    expected = NgramScorer.from_fasttext(given.domain).probabilities([texts[name] for name in scores["id"].to_pylist()])
+    np.testing.assert_array_equal(scores["domain"].to_numpy(), expected[:, folded.column("in_domain")])
 
 
-def test_documents_kept_in_the_scoring_pass_are_those_above_the_threshold(files, tmp_path):
-    spec = write(tmp_path / "web", documents())
-    plain = score_corpus(spec, files, tmp_path / "plain")
-    scoring = score_corpus(spec, files, tmp_path / "kept", keep_above=0.6)
-    kept = pa.concat_tables([tables.read(scoring.kept(shard.number), "selection") for shard in scoring.shards])
-    scores = plain.read()
-    assert kept["id"].to_pylist() == [row["id"] for row in scores.to_pylist() if row["domain"] >= np.float32(0.6)]
-    texts = {record["id"]: record["text"] for record in documents()}
-    assert kept["text"].to_pylist() == [texts[name] for name in kept["id"].to_pylist()]
-    scoring.kept(0).unlink()
-    assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).kept(0).exists()
-    score_corpus(spec, files, tmp_path / "kept")
-    assert not list((tmp_path / "kept").glob("kept-*"))
+# --- the stages of notebooks 01 and 02
 
 
-def test_the_command_line_scores_selects_and_measures(files, tmp_path, capsys):
+@dataclass
+class Step:
+    """What the stages know of a step."""
+
+    name: str
+    experiment: SimpleNamespace
+    run_dir: Path
+    done: bool = False
+
+    @property
+    def params(self):
+        return self.experiment.classifier if self.name == "01_domain_classifier" else self.experiment.selection
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / self.name
+
+    def path(self, *parts: str) -> Path:
+        return self.folder / parts[0] if len(parts) == 1 else self.run_dir.joinpath(*parts)
+
+
+def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]:
+    generator = random.Random(1)
+    seed = [{"id": f"s{k}", "text": text_of(generator, 1.0, 30)} for k in range(60)]
+    common = {"in_domain": write(folder / "seed", seed, ("jsonl",)), "web": write(folder / "web", documents())}
+    common |= {"tasks": ["word_problems"], "test_items_per_task": 5, "base_model": BASE}
+    small = {"negatives_per_positive": 5, "dimension": 8, "epochs": 10, "buckets": 2_000, "educational_sample": 300}
+    chosen = {"token_budget": 3_000, "methods": methods, "max_tokens": 200, "documents_per_shard": 50, **changes}
+    sections = {"classifier": ClassifierParams(**common, **small), "selection": SelectionParams(**common, **chosen)}
+    steps = [Step(name, SimpleNamespace(**sections), folder) for name in ("01_domain_classifier", "02_filter_web")]
+    for step in steps:
+        step.folder.mkdir(exist_ok=True)
+    return tuple(steps)
+
+
+def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_path):
+    first, second = both_steps(tmp_path, ["random", "fasttext"])
+    trained = train_classifiers(first)
+    assert trained.numbers["roc_auc"] > 0.9
+    assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
+    filtered = filter_web(second)
+    for method in ("random", "fasttext"):
+        table = filtered.selected.chosen(method)
+        assert 2_800 < sum(table["n_tokens"].to_pylist()) <= 3_000
+        assert table["educational"].null_count == table["dsir"].null_count == len(table)
+    said = summary(filtered)
+    json.dumps(said, allow_nan=False)
+    assert (said["documents"], said["good"], said["quality"]) == (filtered.scored.documents, True, [])
+
+
+def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch):
+    def everything() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    steps = both_steps(tmp_path, ["fasttext", "dsir"])
+    trained, filtered = train_classifiers(steps[0]), filter_web(steps[1])
+    before = everything()
+    for step in steps:
+        step.done = True
+    monkeypatch.setattr("trait_kit.selection.choosing.select", None)
+    again, loaded = train_classifiers(steps[0]), filter_web(steps[1])
+    assert everything() == before
+    assert again.numbers == trained.numbers
+    assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
+    pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
+    pd.testing.assert_frame_equal(around_cut(loaded.selected, "dsir"), around_cut(filtered.selected, "dsir"))
+
+
+def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     records = [{"key": record["id"], "body": record["text"]} for record in documents()]
     spec = write(tmp_path / "web", records) + " {text=body, id=key}"
     scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
-    models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir, "--base-model", BASE]
+    models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
-    assert "documents scored, 0 records unusable" in capsys.readouterr().out
-    select_all = ["select", "--scores", scores, "--output", out, "--methods", *METHODS, "--min-tokens", "20"]
+    assert "documents scored, 0 records unusable" in capfd.readouterr().out
+    select_all = [
+        "select",
+        "--scores",
+        scores,
+        "--output",
+        out,
+        "--methods",
+        ",".join(METHODS),
+        "--min-tokens",
+        "20",
+        "--base-model",
+        BASE,
+    ]
     assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
-    assert "fasttext+educational" in capsys.readouterr().out
+    assert "fasttext+educational" in capfd.readouterr().out
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
     assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000
     assert main([*select_all, "--threshold", "1.01"]) == 1
-    assert "can be selected" in capsys.readouterr().err
+    assert "can be selected" in capfd.readouterr().err
     assert main(["score", "--model", files.domain, "--input", str(tmp_path / "none*"), "--output", scores]) == 1
-    assert "No file matches" in capsys.readouterr().err
-    model = files.domain.replace(".npz", ".bin")
+    assert "No file matches" in capfd.readouterr().err
+    model = files.domain.replace(".safetensors", ".bin")
     assert main(["bench", "selection", "--model", model, "--input", spec, "--megabytes", "1"]) == 0
-    assert "times fastText" in capsys.readouterr().out
+    assert "times fastText" in capfd.readouterr().out
 
 
-def test_what_a_threshold_would_keep_and_what_one_method_alone_chose(files, tmp_path):
+def test_a_sample_of_the_scores_knows_the_truth(files, tmp_path):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
-    scores = sample_scores(scoring)
-    assert scores.num_rows == scoring.documents
-    assert 60 < sample_scores(scoring, 100).num_rows < 140
-    table = thresholds(scores, 10 * scoring.documents, scores["domain"].to_numpy() > 0.5)
-    kept = scores["domain"].to_numpy() >= 0.9
-    row = table[table["threshold"] == 0.9].iloc[0]
-    assert (row["documents"], row["precision"]) == (10 * kept.sum(), 1.0)
-    selected = select(scoring, tmp_path, ["random", "fasttext"], Limit(tokens=3_000), filters=FILTERS)
-    alone = only_by(selected)
-    chosen = {method: set(chosen_ids(selected, method)) for method in ("random", "fasttext")}
-    texts = {record["id"]: record["text"] for record in documents()}
-    for row in alone.itertuples():
-        other = chosen["fasttext" if row.method == "random" else "random"]
-        assert row.id in chosen[row.method] - other
-        assert row.documents == len(chosen[row.method] - other)
-        assert texts[row.id].startswith(row.text)
+    everything = sample_scores(Filtered(scoring, None, None))
+    assert len(everything) == scoring.documents
+    truth = {record["id"]: k % 3 == 0 for k, record in enumerate(documents())}
+    some = sample_scores(Filtered(scoring, None, truth), 100)
+    assert 60 < len(some) < 140
+    assert some["on_topic"].tolist() == [truth[name] for name in some["id"]]

@@ -1,32 +1,36 @@
-"""Training: packing without leaks, the schedule, the tree of stages, and runs that are killed and go on.
+"""Training: packing without leaks, the schedule, the tree of stages, and what an undisturbed run leaves behind.
 
-The runs are real: a tiny random Llama, real child processes, real SIGKILLs. About a minute on two cores.
+The runs are real: a tiny random Llama in real child processes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections import Counter
+import shutil
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_llama import BATCH, CONTEXT, HELD_OUT, ROOT, STAGE_STEPS, kill_worker_when, tiny_params, tiny_sources
+from tiny_llama import (
+    BATCH,
+    CONTEXT,
+    HELD_OUT,
+    STAGE_STEPS,
+    packed,
+    planned,
+    same,
+    text_files,
+    tiny_params,
+    tiny_sources,
+    trained,
+)
 
-from trait_kit.engine.files import TraitError
-from trait_kit.engine.packing import IGNORED, pack
-from trait_kit.training import sampling, schedule
-from trait_kit.training.plan import plan_stages
-from trait_kit.training.stages import TrainingResult, train_arms
+from trait_kit.engine import closure
+from trait_kit.engine.files import TraitError, write_json
+from trait_kit.engine.packing import plan_rows
+from trait_kit.training import prepare, schedule, sources, stages
+from trait_kit.training.held_out import token_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,89 +50,71 @@ def _documents(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
 # Packing
 
 
-def test_packing_loses_no_token_and_cuts_only_what_must_be_cut() -> None:
-    documents = _documents([5, 9, 16, 3, 40, 7, 1, 12, 8, 2])
-    packed = pack(documents, 16, eos=256)
-    assert packed.input_ids.shape == (-(-103 // 16), 16)
-    assert packed.n_tokens == 103
-    assert packed.efficiency == 103 / packed.input_ids.size
-    kept = Counter(packed.input_ids[packed.document >= 0].tolist())
-    assert kept == Counter(np.concatenate(documents).tolist())
-    assert (packed.input_ids[packed.document < 0] == 256).all()
-    assert (packed.labels[packed.document < 0] == IGNORED).all()
-    assert packed.n_cut <= 2  # the one of 40, and at most one more to fill the gaps
-    whole = [index for index in range(len(documents)) if _pieces(packed, index) == 1]
-    for index in whole:
-        row, slots = _where(packed, index)
-        assert (packed.input_ids[row, slots] == documents[index]).all()
-        assert (packed.position_ids[row, slots] == np.arange(len(documents[index]))).all()
-        assert packed.labels[row, slots[0]] == IGNORED
-        assert (packed.labels[row, slots[1:]] == documents[index][1:]).all()
+@pytest.mark.parametrize("whole", [False, True])
+def test_packing_loses_no_token_and_cuts_only_what_must_be_cut(whole: bool) -> None:
+    lengths = np.array([5, 9, 16, 3, 40, 7, 1, 12, 8, 2])
+    lengths = np.minimum(lengths, 16) if whole else lengths
+    plan = plan_rows(lengths, 16, seed=1, whole=whole)
+    rows = np.repeat(np.arange(len(plan.row_ends)), np.diff(plan.row_ends, prepend=0))
+    slots = np.bincount(rows, weights=plan.length)
+    assert slots.max() <= 16
+    assert whole or len(slots) == -(-lengths.sum() // 16)
+    for document, length in enumerate(lengths):
+        pieces = np.flatnonzero(plan.document == document)
+        covered = sorted(zip(plan.start[pieces].tolist(), plan.length[pieces].tolist(), strict=True))
+        assert [start for start, _ in covered] == [0, *np.cumsum([taken for _, taken in covered])[:-1]]
+        assert sum(taken for _, taken in covered) == length
+    assert plan.n_cut <= (0 if whole else 2)  # the one of 40, and at most one more to fill the gaps
 
 
 def test_packing_fills_rows_completely_when_the_tokens_allow_it() -> None:
     lengths = np.random.default_rng(1).integers(1, 60, 500)
     lengths[-1] += -lengths.sum() % 64
-    packed = pack(_documents(lengths.tolist()), 64, eos=256)
+    plan = plan_rows(lengths, 64)
     one_after_the_other = np.cumsum(lengths) // 64 != (np.cumsum(lengths) - lengths) // 64
-    assert packed.efficiency == 1
-    assert packed.n_cut < one_after_the_other.sum() / 4
-    assert pack([], 64, eos=256).input_ids.shape == (0, 64)
+    assert plan.length.sum() == 64 * len(plan.row_ends)
+    assert plan.n_cut < one_after_the_other.sum() / 4
+    assert len(plan_rows(np.zeros(0), 64).row_ends) == 0
+    whole = plan_rows(np.minimum(lengths, 64), 64, whole=True)
+    assert len(whole.row_ends) <= 1.03 * -(-np.minimum(lengths, 64).sum() // 64) + 1
 
 
-def _pieces(packed, index: int) -> int:
-    return int(((packed.document == index) & (packed.position_ids == 0)).sum())
-
-
-def _where(packed, index: int) -> tuple[int, np.ndarray]:
-    rows, slots = np.nonzero(packed.document == index)
-    return rows[0], slots
-
-
-def test_packed_loss_equals_the_loss_of_the_documents_one_by_one(model: torch.nn.Module) -> None:
-    from trait_kit.training.held_out import token_losses
-
+def test_packed_loss_equals_the_loss_of_the_documents_one_by_one(model: torch.nn.Module, tmp_path: Path) -> None:
     documents = _documents([20, 11, 9, 13, 30, 5, 2, 5])
-    packed = pack(documents, 32, eos=256)
-    arrays = (packed.input_ids, packed.position_ids, packed.labels)
+    rows = packed(documents, tmp_path)
     with torch.no_grad():
-        rows = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
-        together = token_losses(model, *rows)
-        library = model(input_ids=rows[0], position_ids=rows[1], labels=rows[2], use_cache=False).loss
+        together = token_losses(model, *rows.values())
+        library = model(**rows, use_cache=False).loss
         alone = [torch.from_numpy(document.astype(np.int64))[None] for document in documents if len(document) > 1]
         expected = sum(model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1) for ids in alone)
-    assert packed.n_cut == 0
     assert together.numel() == sum(len(document) - 1 for document in documents)
     assert together.sum().item() == pytest.approx(expected, rel=1e-5)
     assert together.mean().item() == pytest.approx(library.item(), rel=1e-5)
 
 
-def test_a_changed_document_changes_no_other_documents_logits(model: torch.nn.Module) -> None:
-    documents = _documents([12, 10, 10])
-    packed = pack(documents, 32, eos=256)
-    first = int(packed.document[0, 0])
-    other = packed.input_ids.copy()
-    other[packed.document == first] = 7
-    positions = torch.from_numpy(packed.position_ids.astype(np.int64))
-    rest = torch.from_numpy(packed.document[0] != first)
+def test_a_changed_document_changes_no_other_documents_logits(model: torch.nn.Module, tmp_path: Path) -> None:
+    rows = packed(_documents([12, 10, 10]), tmp_path)
+    ids, positions = rows["input_ids"], rows["position_ids"]
+    second = int((positions[0, 1:] == 0).nonzero()[0]) + 1
+    other = ids.clone()
+    other[0, :second] = 7
 
-    def logits(ids: np.ndarray, **more: object) -> torch.Tensor:
-        named = {"input_ids": torch.from_numpy(ids.astype(np.int64)), "position_ids": positions, "use_cache": False, **more}
+    def logits(ids: torch.Tensor, **more: object) -> torch.Tensor:
         with torch.no_grad():
-            return model(**named).logits[0]
+            return model(**{"input_ids": ids, "position_ids": positions, "use_cache": False, **more}).logits[0]
 
-    before, after = logits(packed.input_ids), logits(other)
-    assert not torch.equal(before[~rest], after[~rest])
-    assert torch.equal(before[rest], after[rest])
+    before, after = logits(ids), logits(other)
+    assert not torch.equal(before[:second], after[:second])
+    assert torch.equal(before[second:], after[second:])
     for leak in ({"attention_mask": torch.ones_like(positions)}, {"use_cache": True}):  # each undoes the isolation
-        assert not torch.allclose(logits(packed.input_ids, **leak)[rest], logits(other, **leak)[rest])
+        assert not torch.allclose(logits(ids, **leak)[second:], logits(other, **leak)[second:])
 
 
 # Schedule
 
 
 @pytest.mark.parametrize(
-    ("total", "warmup", "decay"), [(200, 0.03, 0.10), (100, 0.07, 0.25), (6, 0.03, 0.10), (50, 0.0, 0.0)]
+    ("total", "warmup", "decay"), [(200, 0.03, 0.10), (100, 0.07, 0.25), (8, 0.03, 0.10), (50, 0.0, 0.0)]
 )
 def test_schedule_equals_its_formula_at_every_step(total: int, warmup: float, decay: float) -> None:
     n_warmup, n_decay = int(np.ceil(round(warmup * total, 6))), int(np.ceil(round(decay * total, 6)))
@@ -163,44 +149,116 @@ def test_a_stream_goes_on_where_it_ended_and_repeats_only_when_it_has_run_out() 
 
 
 def _drawn(documents: list[np.ndarray], start: int, tokens: int, seed: int) -> list[np.ndarray]:
-    pieces = zip(*sampling.draw(np.array([len(document) for document in documents]), start, tokens, seed), strict=True)
+    pieces = zip(*prepare.draw(np.array([len(document) for document in documents]), start, tokens, seed), strict=True)
     return [documents[index][first : first + length] for index, first, length in pieces]
 
 
-def test_shares_are_equal_exact_and_go_on() -> None:
-    parts = sampling.shares("passages+dsir+in_domain", 1000, Counter(dsir=50))
-    assert [part.source for part in parts] == ["dsir", "in_domain", "passages"]
-    assert sum(part.tokens for part in parts) == 1000
-    assert {part.tokens for part in parts} <= {333, 334}
-    assert [part.start for part in parts] == [50, 0, 0]
+@pytest.mark.parametrize(
+    ("mixture", "tokens", "room", "expected"),
+    [
+        ("passages+dsir+in_domain", 999, {}, {"dsir": 333, "in_domain": 333, "passages": 333}),
+        ("in_domain+passages+passages", 1_000, {}, {"in_domain": 334, "passages": 666}),
+        ("a+b+c", 3_000, {"a": 50, "b": 2_000}, {"a": 50, "b": 1_475, "c": 1_475}),
+        ("a+b+c", 3_000, {"a": 50, "b": 60}, {"a": 50, "b": 60, "c": 2_890}),
+        ("a+b", 3_000, {"a": 100, "b": 1_000}, {"a": 100 + 950, "b": 1_000 + 950}),  # both are too small: alike over it
+    ],
+)
+def test_a_cap_hands_what_is_above_it_to_the_others(mixture: str, tokens: int, room: dict, expected: dict) -> None:
+    assert prepare.shares(mixture, tokens, dict.fromkeys(expected, tokens) | room) == expected
+
+
+def test_shares_are_exact_and_keep_to_the_room_where_there_is_enough() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        room = {name: int(generator.integers(0, 1_500)) for name in "abc"}
+        total = int(generator.integers(1, 3_000))
+        found = prepare.shares("a+b+b+c", total, room)
+        assert sum(found.values()) == total
+        assert sum(room.values()) < total or all(found[name] <= room[name] for name in room)
+
+
+def test_logits_are_made_only_where_there_is_a_label(model: torch.nn.Module) -> None:
+    """For every family: of a model that cannot be asked for some logits, the others are left out afterwards."""
+    ids = torch.randint(0, 256, (2, 20))
+    labels = torch.where(torch.rand(2, 20) < 0.3, ids, -100)
+
+    class Plain(torch.nn.Module):
+        def forward(self, input_ids, position_ids, use_cache):
+            return model(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+    asked: list[torch.Size] = []
+    hook = model.lm_head.register_forward_hook(lambda *values: asked.append(values[-1].shape))
+    with torch.no_grad():
+        some, plain = token_losses(model, ids, None, labels), token_losses(Plain(), ids, None, labels)
+    hook.remove()
+    assert torch.allclose(some, plain)
+    assert asked[0][1] == int((labels[:, 1:] != -100).any(0).sum()) < asked[1][1] == 20
+
+
+# Keys
+
+
+def _names(folder: Path, texts: dict | None = None, **changes: object) -> dict[str, list[str]]:
+    return planned(tiny_params(Path("unused"), **changes), folder, texts)[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint_minutes": 5.0}, {"rows_per_device": 4}, {"accelerate_config": "params/accelerate/ddp.yaml"},
+        {"activation_checkpointing": True}, {"tasks": ["other"]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_how_the_work_is_done_is_in_no_key(tmp_path: Path, changes: dict) -> None:
+    assert _names(tmp_path, **changes) == _names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate": 2e-3}, {"seed": 1}, {"precision": "bfloat16"}, {"stage_tokens": [256, 2048]}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_what_shapes_a_stage_is_in_its_key(tmp_path: Path, changes: dict) -> None:
+    plain = _names(tmp_path)
+    assert not set(_names(tmp_path, **changes)["trait"]) & set(plain["trait"])
+    other = _names(tmp_path, {**tiny_sources(), "passages": ["other text"]})
+    assert other["selected"] == plain["selected"]
+    assert other["trait"][0] == plain["trait"][0]
+    assert other["trait"][1] != plain["trait"][1]
+
+
+def test_texts_are_known_by_content_and_code_by_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    plain = _names(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        os.utime(path, (1, 1))
+    assert _names(tmp_path) == plain
+    entered = []
+    monkeypatch.setattr("trait_kit.training.plan.code_digest", lambda *names, without: entered.append(names) or "changed")
+    assert not set(_names(tmp_path)["trait"]) & set(plain["trait"])
+    assert entered == [("trait_kit.training.worker",)]
+    files = {"trait_kit.training.trainer", "trait_kit.training.prepare", "trait_kit.engine.packing"}
+    whole = closure.code_digest("trait_kit.training.worker")
+    assert all(closure.code_digest("trait_kit.training.worker", without=[name]) != whole for name in files)
 
 
 # Runs
 
 
 @pytest.fixture(scope="module")
-def reference(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
+def reference(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[stages.TrainingResult, Path]:
     out_dir = tmp_path_factory.mktemp("reference")
-    return train_arms(tiny_params(model_dir), tiny_sources(), HELD_OUT, out_dir), out_dir
+    return trained(tiny_params(model_dir), out_dir), out_dir
 
 
-def _same(result: TrainingResult, expected: TrainingResult) -> bool:
-    assert result.log.equals(expected.log)
-    assert result.accounting.equals(expected.accounting)
-    for arm, folder in expected.models.items():
-        weights, wanted = load_file(result.models[arm] / "model.safetensors"), load_file(folder / "model.safetensors")
-        assert weights.keys() == wanted.keys()
-        assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
-    return True
-
-
-def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[TrainingResult, Path]) -> None:
+def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[stages.TrainingResult, Path]) -> None:
     result, out_dir = reference
     assert len([path for path in (out_dir / "stages").iterdir() if path.is_dir()]) == 3
     assert not (out_dir / "work").exists()
     first = result.stages[result.stages["stage"] == 1]
     assert first["shared"].all()
-    assert first["folder"].nunique() == 1
+    assert first["name"].nunique() == 1
     assert result.stages["new"].all()
 
     tokens = BATCH * STAGE_STEPS
@@ -219,20 +277,18 @@ def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[Tra
         rates = log[(log["metric"] == "learning_rate") & (log["stage"] == 2)]["value"].tolist()
         factors = [schedule.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
         assert rates == pytest.approx([1e-3 * factor for factor in factors])
-    ends = result.log[result.log["metric"] == "held_out/solutions"].groupby("arm")["value"].last()
-    starts = result.log[result.log["metric"] == "held_out/solutions"].groupby("arm")["value"].first()
-    assert starts["trait"] == starts["selected"]
-    assert ends["trait"] < ends["selected"] < starts["trait"]  # passages look like the held-out solutions
+    gains = result.gains()
+    assert gains["trait"] > gains["selected"] > 0  # passages look like the held-out solutions
 
 
-def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[TrainingResult, Path]) -> None:
+def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[stages.TrainingResult, Path]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result, _ = reference
     model = AutoModelForCausalLM.from_pretrained(result.models["trait"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(result.models["trait"])
     scores = []
-    for prompt, target in (HELD_OUT["solutions"][index] for index in (0, 2, 5)):  # held_out_items = 3 of 6
+    for prompt, target in (HELD_OUT["held_out/solutions"][index] for index in (0, 2, 5)):  # held_out_items = 3 of 6
         n_prompt, ids = len(tokenizer(prompt)["input_ids"]), torch.tensor([tokenizer(prompt + target)["input_ids"]])
         assert ids.shape[1] <= CONTEXT
         with torch.no_grad():
@@ -242,106 +298,93 @@ def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[Train
     assert last == pytest.approx(np.mean(scores), rel=1e-4)
 
 
-def test_running_again_trains_nothing(model_dir: Path, reference: tuple[TrainingResult, Path]) -> None:
+def test_running_again_trains_nothing_and_weights_are_kept_where_an_arm_ends(
+    model_dir: Path, reference: tuple[stages.TrainingResult, Path]
+) -> None:
     expected, out_dir = reference
-    stamps = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()}
-    again = train_arms(tiny_params(model_dir), tiny_sources(), HELD_OUT, out_dir)
+    assert not list(out_dir.glob("stages/*/start"))
+    assert len(list(out_dir.glob("stages/*/model"))) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()}
+    again = trained(tiny_params(model_dir), out_dir)
     assert not again.stages["new"].any()
-    assert _same(again, expected)
-    assert {path: path.stat().st_mtime_ns for path in out_dir.rglob("*") if path.is_file()} == stamps
+    assert same(again, expected)
+    assert {path: path.stat().st_mtime_ns for path in out_dir.glob("*/**/*") if path.is_file()} == stamps
 
 
-def test_a_key_covers_what_shapes_a_stage_and_nothing_else(model_dir: Path) -> None:
-    def names(sources: dict[str, list[str]] | None = None, **changes: object) -> dict[str, list[str]]:
-        return plan_stages(tiny_params(model_dir, **changes), sources or tiny_sources(), "base", "held_out")[1]
-
-    plain = names()
-    assert names(checkpoint_tokens=512) == plain
-    for changes in ({"learning_rate": 2e-3}, {"seed": 1}, {"precision": "bfloat16"}, {"stage_tokens": [256, 2048]}):
-        assert not set(names(**changes)["trait"]) & set(plain["trait"])
-    passages = names({**tiny_sources(), "passages": ["other text"]})
-    assert passages["selected"] == plain["selected"]
-    assert passages["trait"][0] == plain["trait"][0]
-    assert passages["trait"][1] != plain["trait"][1]
-
-
-@pytest.mark.parametrize("checkpoint_tokens", [0, 4 * BATCH])
-def test_a_killed_worker_goes_on_to_the_identical_result(
-    model_dir: Path, reference: tuple[TrainingResult, Path], tmp_path: Path, checkpoint_tokens: int
+def test_weights_that_an_added_arm_begins_with_are_made_again_equal(
+    model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path
 ) -> None:
-    params = tiny_params(model_dir, checkpoint_tokens=checkpoint_tokens)
-    pattern = "work/2-*/checkpoint-*/complete.json" if checkpoint_tokens else "stages/1-*/stage.json"
-    killer = threading.Thread(target=kill_worker_when, args=(tmp_path, pattern))
-    killer.start()
-    with pytest.raises(TraitError, match="signal 9"):
-        train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
-    killer.join()
-    result = train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
-    assert not result.stages.loc[result.stages["stage"] == 1, "new"].any()
-    reports = [json.loads(path.read_text()) for path in (tmp_path / "stages").glob("2-*/stage.json")]
-    assert any(report["resumed"] for report in reports) == bool(checkpoint_tokens)
-    assert _same(result, reference[0])
+    shutil.copytree(reference[1], tmp_path / "out")
+    texts = {**tiny_sources(), "passages": ["3 + 4 = 7 is what another text says."] * 90}
+    params = tiny_params(model_dir, arms={"trait": ["in_domain+random", "passages"]})
+    made = trained(params, tmp_path / "out", texts)
+    assert made.stages["new"].tolist() == [True, True]
+    first = [one.log[(one.log["arm"] == "trait") & (one.log["stage"] == 1)] for one in (reference[0], made)]
+    assert first[0]["value"].tolist() == first[1]["value"].tolist()
 
 
-def test_a_killed_driver_leaves_no_worker_and_the_run_goes_on(
-    model_dir: Path, reference: tuple[TrainingResult, Path], tmp_path: Path
+def test_a_model_is_saved_in_half_precision_unless_float32_is_asked_for(
+    model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = tiny_params(model_dir, checkpoint_tokens=4 * BATCH)
-    (tmp_path / "input.json").write_text(json.dumps([params.model_dump(), tiny_sources(), HELD_OUT, str(tmp_path / "out")]))
-    code = (
-        "import json, sys; from trait_kit.params import TrainingParams; from trait_kit.training.stages import train_arms; "
-        "params, *rest = json.load(open(sys.argv[1])); train_arms(TrainingParams(**params), *rest)"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "input.json")], cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while not any((tmp_path / "out").glob("work/1-*/checkpoint-*/complete.json")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    workers = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert workers
-    assert not psutil.wait_procs(workers, timeout=30)[1]
-    assert _same(train_arms(params, tiny_sources(), HELD_OUT, tmp_path / "out"), reference[0])
+    weights = load_file(reference[0].models["trait"] / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precision.json").write_text('"float32"')  # what was measured when the run began
+    params = tiny_params(model_dir, precision="auto", arms={"trait": ["in_domain+random", "passages"]})
+    result = trained(params, tmp_path / "out")
+    assert set(result.stages["precision"]) == {"float32"}
+    half = load_file(result.models["trait"] / "model.safetensors")
+    assert half.keys() == weights.keys()
+    assert all(torch.equal(half[name], weights[name].bfloat16()) for name in weights)
+
+
+def test_the_stage_function_trains_writes_and_afterwards_only_reads(
+    model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    params = tiny_params(model_dir)
+    files = text_files(tiny_sources(), tmp_path)
+    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT, []))
+    step = SimpleNamespace(done=False, params=params, run_dir=tmp_path, folder=tmp_path / "04_train_two_stages")
+    stages_dir = step.folder / "models" / "stages"
+    stages_dir.parent.mkdir(parents=True)
+    for path in (reference[1] / "stages").iterdir():
+        stages_dir.mkdir(exist_ok=True)
+        (stages_dir / path.name).symlink_to(path)
+    result = stages.train_arms(step)
+    monkeypatch.setattr(sources, "inputs", None)  # would raise
+    write_json(step.folder / "report.json", {"summary": result.summary(step.folder)})
+    again = stages.train_arms(SimpleNamespace(done=True, folder=step.folder))
+    for name in ("log", "accounting", "stages"):
+        assert getattr(again, name).equals(getattr(result, name)), name
+    assert again.models == result.models
+    assert result.summary(step.folder)["models"]["trait"].startswith("models/stages/2-passages-")
 
 
 # Errors
 
 
 @pytest.mark.parametrize(
-    ("changes", "sources", "message"),
+    ("changes", "texts", "message"),
     [
-        ({}, {"passages": []}, "'passages' has no text"),
-        ({}, {"passages": ["  "]}, "'passages' has no text"),
-        ({}, {"passages": ["fine", None]}, "row 1 of the source 'passages' is NoneType"),
-        ({}, {"passages": ["too short"]}, "'passages' has 10 tokens in 1 documents"),
+        ({}, {"passages": [""]}, "'passages-.*' has no text"),
         ({"context_length": 128, "rows_per_device": 1}, {}, r"context_length \(128\) is longer than .* \(64 tokens\)"),
-        ({"accelerate_config": "no/such.yaml"}, {}, "no/such.yaml does not exist"),
     ],
 )
 def test_bad_input_stops_before_any_training(
-    model_dir: Path, tmp_path: Path, changes: dict, sources: dict, message: str
+    model_dir: Path, tmp_path: Path, changes: dict, texts: dict, message: str
 ) -> None:
     with pytest.raises(TraitError, match=message):
-        train_arms(tiny_params(model_dir, **changes), {**tiny_sources(), **sources}, HELD_OUT, tmp_path)
-    assert not list((tmp_path / "stages").iterdir())
+        trained(tiny_params(model_dir, **changes), tmp_path, {**tiny_sources(), **texts})
+    assert not list(tmp_path.glob("stages/*"))
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TraitError, match="'passages', but only in_domain"):
-        train_arms(tiny_params(model_dir), {"in_domain": ["a text"], "random": ["another"]}, HELD_OUT, tmp_path)
-    with pytest.raises(TraitError, match="'solutions' has an item without a target"):
-        train_arms(tiny_params(model_dir), tiny_sources(), {"solutions": [("Question", "")]}, tmp_path)
-
-
-def test_a_loss_that_is_not_a_number_stops_the_run(model_dir: Path, tmp_path: Path) -> None:
-    params = tiny_params(
-        model_dir, learning_rate=1e30, precision="bfloat16", arms={"raw": ["in_domain"]}, stage_tokens=[4 * BATCH]
-    )
-    with pytest.raises(TraitError, match=r"(loss|held_out/\w+) became (nan|inf) at step .* Lower learning_rate .*1.0e\+30"):
-        train_arms(params, tiny_sources(), HELD_OUT, tmp_path)
-    assert not any((tmp_path / "stages").glob("1-*"))
+    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist\. Run the step"):
+        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}, ()), "")
+    with pytest.raises(TraitError, match="'held_out/solutions' has an item without a target"):
+        trained(tiny_params(model_dir), tmp_path, held_out={"held_out/solutions": [("Question", "")]})
 
 
 # On a GPU
@@ -349,31 +392,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run(model_dir: Path, tmp_path: Pa
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_flash_attention_sees_no_other_document(model_dir: Path) -> None:
+def test_flash_attention_changes_no_loss(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flash_attn")
-    from transformers import AutoModelForCausalLM
-
-    named = {"dtype": torch.bfloat16, "attn_implementation": "flash_attention_2", "device_map": "cuda"}
-    model = AutoModelForCausalLM.from_pretrained(model_dir, **named).eval()
-    packed = pack(_documents([12, 10, 10, 32, 20, 12]), 32, eos=256)
-    other = packed.input_ids.copy()
-    other[packed.document == 0] = 7
-    rows = [torch.from_numpy(array.astype(np.int64)).cuda().reshape(1, -1) for array in (packed.input_ids, other)]
-    positions = torch.from_numpy(packed.position_ids.astype(np.int64)).cuda().reshape(1, -1)
-    with torch.no_grad():
-        before, after = (model(input_ids=ids, position_ids=positions, use_cache=False).logits[0] for ids in rows)
-    rest = torch.from_numpy(packed.document.reshape(-1) != 0).cuda()
-    assert torch.equal(before[rest], after[rest])
-    assert not torch.equal(before[~rest], after[~rest])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("changes", [{"fused_loss": True}, {"compile_layers": True}, {"attention": "flash_attention_2"}])
-def test_gpu_kernels_change_no_loss(model_dir: Path, tmp_path: Path, changes: dict) -> None:
-    pytest.importorskip({"fused_loss": "liger_kernel", "attention": "flash_attn"}.get(next(iter(changes)), "torch"))
-    common = {"precision": "bfloat16", "arms": {"trait": ["in_domain+random", "passages"]}}
-    plain = train_arms(tiny_params(model_dir, **common, attention="sdpa"), tiny_sources(), HELD_OUT, tmp_path / "plain")
-    faster = tiny_params(model_dir, **{**common, "attention": "sdpa", **changes})
-    result = train_arms(faster, tiny_sources(), HELD_OUT, tmp_path / "faster")
-    assert result.log["value"].tolist() == pytest.approx(plain.log["value"].tolist(), rel=1e-2)
+    params = tiny_params(model_dir, precision="bfloat16", arms={"trait": ["in_domain+random", "passages"]})
+    result = trained(params, tmp_path / "flash")
+    assert set(result.stages["attention"]) == {"flash_attention_2"}
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    expected = trained(params, tmp_path / "sdpa")
+    assert result.log["value"].tolist() == pytest.approx(expected.log["value"].tolist(), rel=1e-2)

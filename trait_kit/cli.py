@@ -2,258 +2,226 @@
 
 from __future__ import annotations
 
-import argparse
+import re
+import runpy
 import sys
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from trait_kit import params
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.shards import Place
+from trait_kit.params import Experiment
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
+RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
+]
+Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
+Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
+
+
+class Executor(StrEnum):
+    """What runs the shards."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
+def _place(executor: Executor, workers: int, slurm: str) -> Place:
+    pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
+    return Place(executor.value, workers, {name: value for name, _, value in pairs})
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake ends in one message and exit code 1, a bug in a traceback."""
-    options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        app(args=arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr)
-        return 130
+    except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
+        return int(end.code or 0)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trait-kit", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = commands.add_parser("run", help="execute the six notebooks of an experiment; what is done is not repeated")
-    run.add_argument("experiment", type=Path, help="an experiment file, for instance params/demo.yaml")
-    run.add_argument("--run-dir", help="write there instead of the file's common.run_dir")
-    run.add_argument("--from", dest="start_from", metavar="STEP", help="execute this step (01..06) and the later ones anew")
-    run.add_argument("--set", dest="overrides", action="append", metavar="SECTION.FIELD=VALUE", help="override a parameter")
-    run.set_defaults(command=_run)
-
-    sweep = commands.add_parser("sweep", help="run an experiment at each point of a grid")
-    sweep.add_argument("sweep", type=Path, help="a sweep file, for instance params/sweeps/ablation.yaml")
-    sweep.set_defaults(command=_sweep)
-
-    check = commands.add_parser("check", help="validate experiment files without running anything")
-    check.add_argument("experiments", type=Path, nargs="+")
-    check.set_defaults(command=_check)
-
-    assets = commands.add_parser("assets", help="fetch the demo's data and models into the cache")
-    assets.set_defaults(command=_assets)
-
-    score = commands.add_parser("score", help="score every document of a corpus; finished shards are not repeated")
-    score.add_argument("--model", required=True, help="the domain classifier: .npz of the kit, or a fastText .bin")
-    score.add_argument(
-        "--input", required=True, help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files, or hf:..."
-    )
-    score.add_argument("--output", required=True, type=Path, help="folder for the scores")
-    score.add_argument("--label", default="in_domain", help="the model's label whose probability is the score")
-    score.add_argument("--educational", default="", help="a model with labels such as High, Mid and Low")
-    score.add_argument("--dsir", default="", help="a DSIR model (.npz)")
-    score.add_argument("--normalisation", default="none", choices=["none", "words-1"], help="what texts need for a .bin")
-    score.add_argument("--base-model", default="", help="count tokens with its tokenizer; else estimated at 4 bytes a token")
-    score.add_argument(
-        "--keep-above", type=float, help="also write the documents with at least this score, in the same pass"
-    )
-    score.add_argument("--documents-per-shard", type=int, default=50_000)
-    score.add_argument("--max-quarantined", type=float, default=0.01, help="share of documents that may be unreadable")
-    score.set_defaults(command=_score)
-
-    select = commands.add_parser("select", help="choose from scored documents, without scoring again")
-    select.add_argument("--scores", required=True, type=Path, help="folder that `trait-kit score` wrote")
-    select.add_argument("--output", required=True, type=Path, help="folder for one Parquet file a method")
-    select.add_argument("--methods", nargs="+", default=["fasttext"], help="random, dsir, fasttext, fasttext+educational")
-    limit = select.add_mutually_exclusive_group(required=True)
-    limit.add_argument("--tokens", type=int, default=0, help="token budget of each method")
-    limit.add_argument("--share", type=float, default=0.0, help="share of the documents")
-    limit.add_argument("--threshold", type=float, help="smallest score")
-    select.add_argument("--base-model", default="", help="its tokenizer counts the tokens that scoring only estimated")
-    select.add_argument("--min-tokens", type=int, default=1)
-    select.add_argument("--max-tokens", type=int, default=2**31 - 1)
-    select.add_argument("--min-educational", type=float, default=1.0)
-    select.add_argument("--in-domain", default="", help="the in-domain documents, which the selection may not repeat")
-    select.add_argument("--tasks", nargs="*", default=[], help="tasks whose test questions the selection may not hold")
-    select.add_argument("--test-items", type=int, default=5_000, help="test problems of each task, as test_items_per_task")
-    select.add_argument(
-        "--near-duplicate", type=float, default=0.8, help="similarity from which texts are kept once; 0: all"
-    )
-    select.add_argument("--seed", type=int, default=0)
-    select.set_defaults(command=_select)
-
-    for command in (score, select):
-        command.add_argument("--executor", default="local", choices=["local", "ray", "slurm"])
-        command.add_argument("--workers", type=int, default=1)
-        command.add_argument("--slurm-partition", default="")
-        command.add_argument("--slurm-time", default="20:00:00")
-
-    train = commands.add_parser(
-        "train", help="train the arms of an experiment whose selections and passages are there; also under accelerate launch"
-    )
-    train.add_argument("experiment", type=Path, help="an experiment file, for instance params/math_mistral7b.yaml")
-    train.add_argument("--run-dir", help="the run, instead of the file's common.run_dir")
-    train.add_argument("--set", dest="overrides", action="append", metavar="SECTION.FIELD=VALUE", help="as for run")
-    train.set_defaults(command=_train)
-
-    bench = commands.add_parser("bench", help="measure the speed of selection on this machine")
-    bench.add_argument("what", choices=["selection"])
-    bench.add_argument("--model", required=True, help="a fastText .bin")
-    bench.add_argument("--input", required=True, help="a corpus, as for score")
-    bench.add_argument("--megabytes", type=int, default=60, help="of text")
-    bench.set_defaults(command=_bench)
-
-    compare = commands.add_parser(
-        "compare", help="paired tests of arms across finished runs, over the items that they share"
-    )
-    compare.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN[:ARM]",
-        help="a run folder, or one arm of it; runs that differ in seed only are joined",
-    )
-    against = compare.add_mutually_exclusive_group()
-    against.add_argument("--reference", metavar="ARM", help="the arm that others are compared with; else the first run's")
-    against.add_argument("--all-pairs", action="store_true", help="every arm with every other")
-    compare.add_argument("--metric", help="one metric; else all that the runs share")
-    compare.add_argument("--confidence", type=float, help="of every interval; else the first run's")
-    compare.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="also write the table, and the items behind its numbers"
-    )
-    compare.set_defaults(command=_compare)
-
-    report = commands.add_parser("report", help="write a run's report.html afresh")
-    report.add_argument("run_dir", type=Path)
-    report.set_defaults(command=_report)
-    return parser
+def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
+    """The experiment with its overrides, and the folder where it runs."""
+    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from trait_kit import params, pipeline
-
-    pipeline.run(params.load(options.experiment, options.overrides, options.run_dir), options.start_from)
-
-
-def _sweep(options: argparse.Namespace) -> None:
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    run_dir: RunDir = None,
+    start_from: Annotated[str | None, typer.Option("--from", help="do this step (01..06) and later ones anew")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Execute the six notebooks of an experiment; what is done is not repeated."""
     from trait_kit import pipeline
 
-    pipeline.sweep(options.sweep)
+    pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
-def _check(options: argparse.Namespace) -> None:
-    from trait_kit import params
+@app.command()
+def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
+    """Say what `run` would do, and why."""
+    from trait_kit import pipeline
 
-    for path in options.experiments:
+    for name, state in pipeline.status(*_asked(experiment, run_dir, overrides)).items():
+        print(f"{name:22} {state}")
+
+
+@app.command()
+def check(experiments: list[Path]) -> None:
+    """Validate experiment files without running anything."""
+    for path in experiments:
         params.load(path)
         print(f"{path}: valid")
 
 
-def _assets(_: argparse.Namespace) -> None:
-    from trait_kit import demo
+@app.command()
+def sweep(plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")]) -> None:
+    """Run an experiment at each point of a grid."""
+    from trait_kit import pipeline
 
-    demo.wikipedia()
-    for name in ("demo:smollm2-135m", "demo:all-minilm-l6-v2"):
-        print(f"{name}: {demo.resolve_model(name)}")
+    pipeline.sweep(plan)
 
 
-def _score(options: argparse.Namespace) -> None:
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="the domain classifier: the kit's own file, or a fastText .bin")],
+    corpus: Annotated[str, typer.Option("--input", help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files")],
+    output: Annotated[Path, typer.Option(help="folder for the scores")],
+    label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
+    educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
+    dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
+    documents_per_shard: int = 50_000,
+    max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
+    executor: Executor = Executor.local,
+    workers: Workers = 1,
+    slurm: Slurm = "",
+) -> None:
+    """Score every document of a corpus; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
-    files = scoring.ModelFiles(
-        options.model,
-        options.educational,
-        options.dsir,
-        options.label,
-        options.base_model,
-        normalisation=options.normalisation,
-    )
     scored = scoring.score_corpus(
-        options.input,
-        files,
-        options.output,
-        documents_per_shard=options.documents_per_shard,
-        max_quarantined=options.max_quarantined,
-        keep_above=options.keep_above,
-        place=_place(options),
+        corpus,
+        scoring.ModelFiles(model, educational, dsir, label),
+        output,
+        documents_per_shard=documents_per_shard,
+        max_quarantined=max_quarantined,
+        place=_place(executor, workers, slurm),
     )
-    print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {options.output}")
+    print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
-def _select(options: argparse.Namespace) -> None:
-    from trait_kit.selection import scoring, selecting, side_by_side
-    from trait_kit.selection.budget import Filters, Limit
+@app.command()
+def select(
+    scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
+    output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
+    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext+educational; with commas")] = "fasttext",
+    tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
+    share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
+    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
+    min_tokens: int = 1,
+    max_tokens: int = 2**31 - 1,
+    min_educational: float = 1.0,
+    in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
+    tasks: Annotated[str, typer.Option(help="tasks whose test questions it may not hold; with commas")] = "",
+    test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
+    near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
+    seed: int = 0,
+    executor: Executor = Executor.local,
+    workers: Workers = 1,
+    slurm: Slurm = "",
+) -> None:
+    """Choose from scored documents, without scoring again."""
+    from trait_kit.selection import budget, choosing, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import load_problems
 
-    scored = scoring.open_scoring(options.scores.absolute())
-    tests = (
-        load_problems(options.tasks, "test", options.test_items, options.seed)["question"].tolist() if options.tasks else []
+    names = re.split(r"[,\s]+", tasks) if tasks else []
+    selected = choosing.select(
+        scoring.Scoring.open(scores.absolute()),
+        output,
+        re.split(r"[,\s]+", methods),
+        budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
+        base_model=base_model,
+        seed=seed,
+        test_questions=load_problems(names, "test", test_items, seed) if names else None,
+        in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
+        near_duplicate=near_duplicate,
+        place=_place(executor, workers, slurm),
     )
-    selected = selecting.select(
-        scored,
-        options.output,
-        options.methods,
-        Limit(options.tokens, options.share, options.threshold),
-        base_model=options.base_model,
-        seed=options.seed,
-        filters=Filters(options.min_tokens, options.max_tokens, options.min_educational),
-        test_questions=tests,
-        in_domain=load_documents(options.in_domain, options.seed)["text"] if options.in_domain else [],
-        near_duplicate=options.near_duplicate,
-        place=_place(options),
-    )
-    print(side_by_side.funnel(selected).set_index("method").astype(object).T.to_string())
+    print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
 
-def _train(options: argparse.Namespace) -> None:
-    from trait_kit import params
-    from trait_kit.training import command
+@app.command()
+def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
+    """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
+    from trait_kit.training import stages
 
-    experiment = params.load(options.experiment, options.overrides, options.run_dir)
-    command.train(experiment.training, Path(experiment.training.run_dir).absolute())
-
-
-def _place(options: argparse.Namespace):
-    from trait_kit.engine.shards import Place
-
-    return Place(options.executor, options.workers, options.slurm_partition, options.slurm_time)
+    found, folder = _asked(experiment, run_dir, overrides)
+    stages.train_run(found.training, folder)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    from trait_kit.selection import bench
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="selection, training, evaluation, ...")]) -> None:
+    """Measure this machine with one of tests/benchmarks; what follows is for that benchmark."""
+    from trait_kit import runs
 
-    bench.main(options.model, options.input, options.megabytes)
+    script = runs.project_root() / "tests" / "benchmarks" / f"{what}.py"
+    if not script.exists():
+        known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py")))
+        raise TraitError(f"bench {what}: there is no such benchmark; known: {known}.")
+    sys.argv = [str(script), *context.args]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
 
 
-def _compare(options: argparse.Namespace) -> None:
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN[:ARM]...", help="runs that differ in seed only are joined")],
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")
+    ] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
+    metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
+) -> None:
+    """Test arms against each other across finished runs, over the items that they share."""
     from trait_kit.evaluation import across_runs, comparison
-    from trait_kit.figures.paper_tables import save_comparison
+    from trait_kit.figures import tables
 
-    if options.confidence is not None and not 0.5 < options.confidence < 1:
-        raise TraitError(f"--confidence {options.confidence:g}: it must be above 0.5 and below 1, for instance 0.95.")
-    together = across_runs.gather(options.runs)
+    together = across_runs.gather(runs)
     outcomes = together.outcomes
-    if options.metric:
-        known = list(dict.fromkeys(outcomes["metric"]))
-        if options.metric not in known:
-            raise TraitError(
-                f"--metric {options.metric}: the runs have no items of it in common, but of {', '.join(known)}."
-            )
-        outcomes = outcomes[outcomes["metric"] == options.metric]
-    reference = together.arm(options.reference) if options.reference else together.reference
-    reference = None if options.all_pairs else reference
-    tests = comparison.compare_all(outcomes, reference, options.confidence or together.confidence)
-    print(save_comparison(tests, outcomes, together.notes, options.output).to_text())
-    if options.output:
-        print(f"Written: {options.output}/comparison.md, .tex, .html, .csv (all digits), and items/")
+    if metric and metric not in set(outcomes["metric"]):
+        known = ", ".join(dict.fromkeys(outcomes["metric"]))
+        raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
+    outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
+    tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
+    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
+    if output:
+        print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 
 
-def _report(options: argparse.Namespace) -> None:
-    from trait_kit.figures.report import write_report
+@app.command()
+def report(run_dir: Path) -> None:
+    """Write a run's report.html afresh."""
+    from trait_kit.figures import report as reports
 
-    print(write_report(options.run_dir))
+    print(reports.write_report(run_dir))
 
 
 if __name__ == "__main__":

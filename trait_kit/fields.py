@@ -1,186 +1,233 @@
-"""Field templates of task files: how a row of a data set becomes a question, an answer, a solution, choices.
+"""Rows of a data set, and what a task reads out of them.
 
-A template is text with references in braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick:correct}".
-A reference names a column and may pass its value through extractors, left to right. A template that is one reference
-and nothing else keeps the value's type, so that "{choices}" stays a list.
-
-| extractor | does |
-|---|---|
-| one_line | single blanks instead of line breaks and runs of blanks |
-| number | the first number in the value, printed plainly: '43.0', '43 (apples)' and '$43' give '43' |
-| after_hashes | what follows the last '####' (GSM8K's final answer) |
-| before_hashes | what precedes it, without the '<<48/2=24>>' calculator marks |
-| after:TEXT, before:TEXT | what follows, or precedes, the first TEXT |
-| boxed | the contents of the last \\boxed{...}, whatever braces it contains (MATH's final answer) |
-| lettered | a list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)' |
-| pick:COLUMN | of a list, the item that COLUMN names by letter ('b'), by index from 0 (2), or by a list of one index |
-| equation | '( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0' |
-| fill:COLUMN | 'number0', 'number1' ... replaced by the blank-separated numbers in COLUMN |
+A template is Jinja with single braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick(correct)}". A name
+is a column (one that is no word: {row['its name']}), a filter is one of FILTERS or Jinja's own. A template that is one
+reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Annotated, Any, TypeVar
 
-from trait_kit.passages.arithmetic import NUMBER, as_number, print_number
+import pandas as pd
+import pyarrow.parquet as pq
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
+from jinja2.nativetypes import NativeEnvironment
+from pydantic import AfterValidator
 
-_REFERENCE = re.compile(r"\{([^{}|]+)((?:\|[^{}|]+)*)\}")
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.numbers import quantity
+
+FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+Row = dict[str, Any]
+Read = TypeVar("Read")
 
 
 class FieldError(ValueError):
-    """A template cannot be filled from this row; the caller adds the file and the row."""
+    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
+
+
+# Rows
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
+    form = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    if form not in FORMS:
+        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
+    try:
+        if form == ".parquet":
+            return pq.read_table(path).to_pylist()
+        if form in (".csv", ".tsv"):
+            divider = "\t" if form == ".tsv" else ","
+            return pd.read_csv(path, sep=divider, dtype=str, keep_default_na=False).to_dict("records")
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return list(json.loads(data)) if form == ".json" else data.splitlines()
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
+        raise TraitError(f"{path} cannot be read: {error}. Repair the file (text is UTF-8), or name another one.") from None
+
+
+def usable(
+    rows: Iterable[Any], read: Callable[[Row], Read], where: object, skipped: Counter[str] | None = None
+) -> Iterator[Read]:
+    """What `read` makes of each row or line of JSON; blank lines are none.
+
+    One that it refuses is counted in `skipped` by reason; without that it stops with its place `where`, from 1.
+    """
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, bytes) and not row.strip():
+            continue
+        try:
+            found = read(_parsed(row))
+        except FieldError as error:
+            if skipped is None:
+                raise TraitError(f"{where}, row {number}: {error}. Repair the row, or the template that reads it.") from None
+            skipped[str(error).partition(": ")[0]] += 1
+        else:
+            yield found
+
+
+def _parsed(row: Any) -> Row:
+    try:
+        row = json.loads(row) if isinstance(row, bytes) else row
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise FieldError(f"no named fields: {str(row)[:60]!r}")
+    return row
+
+
+# Templates
 
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
-    """Fill one template from one row; raises FieldError naming the column or extractor at fault."""
-    whole = _REFERENCE.fullmatch(template.strip())
-    if whole:
-        return _resolve(whole, row)
-    return re.sub(r"[ \t]+", " ", _REFERENCE.sub(lambda match: _text(_resolve(match, row)), template)).strip()
+    """Fill one template from one row; FieldError names the template, the row and the column or filter at fault."""
+    compiled = _compiled(template)
+    try:
+        parts = list(compiled.root_render_func(compiled.new_context({"row": row, **row})))
+        if len(parts) == 1 and not isinstance(parts[0], str | Undefined):
+            return parts[0]
+        return "".join(map(_text, parts)).strip()
+    except FieldError:
+        raise
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
 
 
-def check(template: str) -> None:
-    """Raise FieldError for an unknown extractor, before any row is read."""
-    for match in _REFERENCE.finditer(template):
-        for step in match.group(2).split("|")[1:]:
-            name = step.partition(":")[0].strip()
-            if name not in EXTRACTORS:
-                raise FieldError(f"'{template}' uses the extractor '{name}'; there are {', '.join(sorted(EXTRACTORS))}")
-
-
-def _resolve(match: re.Match[str], row: Mapping[str, Any]) -> Any:
-    column = match.group(1).strip()
-    if column not in row:
-        raise FieldError(f"there is no column '{column}' (columns: {', '.join(map(str, row))})")
-    value = row[column]
-    for step in match.group(2).split("|")[1:]:
-        name, _, argument = step.partition(":")
+def fill(templates: Mapping[str, str | None], row: Row) -> Row:
+    """Every template filled, as text in one line, `choices` as a list of such; None where there is nothing."""
+    found: Row = {}
+    for name, template in templates.items():
         try:
-            value = EXTRACTORS[name.strip()](value, row, argument.strip())
-        except FieldError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise FieldError(f"the extractor '{step}' cannot read {str(row.get(column))[:80]!r} ({error})") from None
-    return value
+            value = render(template, row) if template else None
+        except FieldError as error:
+            raise FieldError(f"{name} cannot be read: {error}") from None
+        if value is not None and isinstance(value, list | dict) != (name == "choices"):
+            raise FieldError(f"{name} is {'no list' if name == 'choices' else 'not text'}: {str(value)[:60]}")
+        found[name] = [one_line(item) for item in value] if isinstance(value, list) else one_line(value) or None
+    return found
+
+
+@lru_cache(maxsize=512)
+def _compiled(template: str) -> Any:
+    try:
+        return _TEMPLATES.from_string(template.strip())
+    except TemplateSyntaxError as error:
+        raise FieldError(f"'{template}': {error.message} Known filters: {', '.join(sorted(FILTERS))}") from None
+
+
+def _checked(template: str) -> str:
+    _compiled(template)
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked)]  # a pydantic field, refused before any row is read
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _one_line(value: Any, row: Mapping[str, Any], argument: str) -> str:
+# Filters
+
+
+def one_line(value: Any) -> str:
+    """Single blanks instead of line breaks and runs of blanks."""
     return " ".join(_text(value).split())
 
 
-def _number(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    match = re.search(rf"-?(?:{NUMBER})(?:/\d+)?", re.sub(r"[$£€]", "", _text(value)))
-    if match is None:
-        raise FieldError(f"there is no number in {_text(value)[:80]!r}")
-    text = match.group().replace(",", "")
-    exact = as_number(text)
-    printed = print_number(exact) if exact is not None and "/" not in text else None
-    return printed or text
-
-
-def _after_hashes(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    _, hashes, after = _text(value).rpartition("####")
-    if not hashes or not after.strip():
-        raise FieldError(f"there is nothing after '####' in {_text(value)[:80]!r}")
-    return after.strip().replace(",", "")
-
-
-def _before_hashes(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    text = re.sub(r"<<[^<>]*>>", "", _text(value).rpartition("####")[0])
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines)
-
-
-def _after(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    before, found, after = _text(value).partition(argument)
-    if not found:
-        raise FieldError(f"there is no '{argument}' in {before[:80]!r}")
-    return after.strip()
-
-
-def _before(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    before, found, _ = _text(value).partition(argument)
-    if not found:
-        raise FieldError(f"there is no '{argument}' in {before[:80]!r}")
-    return before.strip()
-
-
-def _boxed(value: Any, row: Mapping[str, Any], argument: str) -> str:
+def number(value: Any) -> str:
+    """The value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43'."""
     text = _text(value)
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        raise FieldError(f"there is no \\boxed{{}} in {text[-80:]!r}")
-    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
-    if not rest.startswith("{"):
+    found = quantity(text)
+    if found is None:
+        raise FieldError(f"{text[:80]!r} is not one number, or one number and its unit")
+    exact = found.value * found.scale
+    return str(exact) if "/" in text else f"{Decimal(exact.numerator) / exact.denominator:f}"
+
+
+def sentences(value: Any) -> str:
+    """Each line as a sentence, without GSM8K's calculator marks '<<48/2=24>>'."""
+    lines = [line.strip() for line in re.sub(r"<<[^<>]*>>", "", _text(value)).splitlines()]
+    return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines if line)
+
+
+def after(value: Any, mark: str) -> str:
+    """What follows the first `mark`."""
+    return _around(value, mark)[1]
+
+
+def before(value: Any, mark: str) -> str:
+    """What precedes the first `mark`."""
+    return _around(value, mark)[0]
+
+
+def _around(value: Any, mark: str) -> list[str]:
+    parts = [part.strip() for part in _text(value).split(mark, maxsplit=1)]
+    if len(parts) == 1:
+        raise FieldError(f"there is no '{mark}' in {parts[0][:80]!r}")
+    return parts
+
+
+def boxed(value: Any) -> str:
+    r"""The contents of the last \boxed{...}, whatever braces it contains: MATH's final answer."""
+    _, mark, rest = _text(value).replace("\\fbox", "\\boxed").rpartition("\\boxed")
+    rest = rest.lstrip()
+    if mark and not rest.startswith("{"):
         return re.split(r"[\s$.,]", rest, maxsplit=1)[0]
     depth = 0
     for position, character in enumerate(rest):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return rest[1:position].strip()
-    raise FieldError(f"the braces of \\boxed{{}} do not close in {text[-80:]!r}")
+    raise FieldError(f"there is no whole \\boxed{{}} in {_text(value)[-80:]!r}")
 
 
-def _lettered(value: Any, row: Mapping[str, Any], argument: str) -> list[str]:
+def lettered(value: Any) -> list[str]:
+    """A list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
     if not isinstance(value, str):
         return [re.sub(r"^\(?[A-Ea-e]\s?\)\s*", "", str(item)).strip() for item in value]
     text = value.strip().strip("[]'\"")
-    starts = []
-    for letter in "abcdefgh":  # letters in order, so that '(b)' inside option a is not taken for option b too early
-        option = re.compile(rf"(?:^|[\s,'\"(])(?:[{letter}{letter.upper()}]\s?\)|{letter.upper()}\.)\s*")
-        found = option.search(text, starts[-1][1] if starts else 0)
-        if found is None:
-            break
-        starts.append(found.span())
-    if len(starts) < 2:
+    spans: list[tuple[int, int]] = []
+    for mark in re.finditer(r"(?:^|[\s,'\"(])(?:([a-zA-Z])\s?\)|([A-Z])\.)\s*", text):
+        if (mark[1] or mark[2]).lower() == ascii_lowercase[len(spans)]:  # '(b)' inside option a comes too early
+            spans.append(mark.span())
+    if len(spans) < 2:
         raise FieldError(f"there are no lettered options in {value[:80]!r}")
-    ends = [begin for begin, _ in starts[1:]] + [len(text)]
-    return [text[begin:end].strip(" ,'\"") for (_, begin), end in zip(starts, ends, strict=True)]
+    return [text[end:start].strip(" ,'\"") for (_, end), (start, _) in pairwise([*spans, (len(text), 0)])]
 
 
-def _pick(value: Any, row: Mapping[str, Any], argument: str) -> Any:
-    if argument not in row:
-        raise FieldError(f"there is no column '{argument}' to pick by")
-    key = row[argument]
-    key = key[0] if isinstance(key, (list, tuple)) else key
-    items = list(value)
-    if isinstance(key, str) and re.fullmatch(r"[A-Ha-h]", key.strip()):
-        index = ord(key.strip().lower()) - ord("a")
-    else:
-        index = int(key)
-    if not 0 <= index < len(items):
-        raise FieldError(f"column '{argument}' says {key!r}, but there are {len(items)} options")
-    return items[index]
+def pick(value: Any, key: Any) -> Any:
+    """Of a list, the item that `key` names by letter ('b'), by index from 0 (2), or by a list of one index."""
+    name = str(key[0] if isinstance(key, list | tuple) else key).strip().lower()
+    index = int(name) if name.isdigit() else list(ascii_lowercase).index(name)
+    if index >= len(value):
+        raise FieldError(f"{key!r} is picked, but there are {len(value)} options")
+    return value[index]
 
 
-def _equation(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", " ".join(_text(value).split()))
+def equation(value: Any) -> str:
+    """'( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0'."""
+    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", one_line(value))
     text = re.sub(r"\(\s*", "(", re.sub(r"\s*\)", ")", text))
-    inner = text[1:-1] if text.startswith("(") and text.endswith(")") else ""
-    return inner if inner and "(" not in inner and ")" not in inner else text
+    outer = re.fullmatch(r"\(([^()]+)\)", text)
+    return outer[1] if outer else text
 
 
-def _fill(value: Any, row: Mapping[str, Any], argument: str) -> str:
-    numbers = [re.sub(r"\.0$", "", number) for number in _text(row[argument]).split()]
-    return re.sub(r"\bnumber(\d+)\b", lambda match: numbers[int(match.group(1))], _text(value))
-
-
-EXTRACTORS: dict[str, Callable[[Any, Mapping[str, Any], str], Any]] = {
-    "one_line": _one_line,
-    "number": _number,
-    "after_hashes": _after_hashes,
-    "before_hashes": _before_hashes,
-    "after": _after,
-    "before": _before,
-    "boxed": _boxed,
-    "lettered": _lettered,
-    "pick": _pick,
-    "equation": _equation,
-    "fill": _fill,
+FILTERS: dict[str, Callable[..., Any]] = {
+    filter.__name__: filter for filter in (one_line, number, sentences, after, before, boxed, lettered, pick, equation)
 }
+_TEMPLATES = NativeEnvironment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
+_TEMPLATES.globals.clear()
+_TEMPLATES.filters.update(FILTERS)

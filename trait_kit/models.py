@@ -1,18 +1,76 @@
-"""Counts tokens as the base model will see them: every budget of the kit is in these tokens."""
+"""Models by name: resolved, fingerprinted, counted with, embedded with, and multiplied in the precision that is fast here.
+
+A name is `demo:<model>`, a local folder, or an id of the Hugging Face hub, and means the same everywhere.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from trait_kit.demo import resolve_model
-from trait_kit.engine.files import TraitError
+from trait_kit import demo
+from trait_kit.engine import machine
+from trait_kit.engine.assets import from_hub
+from trait_kit.engine.files import TraitError, content, digest
 
-_BATCH = 1_000  # texts encoded at a time: bounds memory
+if TYPE_CHECKING:
+    import torch
+
+DEMO_MODELS = tuple(f"demo:{name}" for name in (*demo.BASE_MODELS, demo.EMBEDDING_MODEL))
+_INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(DEMO_MODELS)}"
+_WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
+
+
+def resolve_model(name: str) -> str:
+    """`demo:<model>` as its folder in the cache (made when missing), a folder as itself, a hub id unchanged."""
+    if name == f"demo:{demo.EMBEDDING_MODEL}":
+        return str(demo.embedding_model_dir())
+    if name in DEMO_MODELS:
+        return str(demo.base_model_dir(name.removeprefix("demo:")))
+    path = Path(name).expanduser()
+    if name.strip() and path.is_dir():
+        return str(path)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise TraitError(f"'{name}' is no model folder; {_INSTEAD}, or a hub id.")
+    return name
+
+
+def model_folder(name: Path | str) -> Path:
+    """The folder of a model, with a hub id's files downloaded once (safetensors only, never pickles)."""
+    resolved = resolve_model(str(name))
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import snapshot_download
+
+    with from_hub("model", name, _INSTEAD):
+        return Path(snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+
+
+def model_digest(name: Path | str) -> str:
+    """Digest of what a model is: every file of its folder by content, or a hub id and its revision."""
+    folder = Path(name)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        if not files:
+            raise TraitError(f"The model's folder {folder} is empty. Name one that transformers' save_pretrained wrote.")
+        return digest([[str(path.relative_to(folder)), content(path)] for path in files])
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return digest([str(name), model_info(str(name)).sha])
+    except (HfHubHTTPError, OSError, ValueError):
+        return digest([str(name)])  # no hub within reach: the local copy of the hub is what will be loaded
+
+
+# Tokens
 
 
 class TokenCounter:
@@ -25,31 +83,81 @@ class TokenCounter:
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        counts = np.zeros(len(texts), np.int32)
-        for first in range(0, len(texts), _BATCH):
-            encodings = self._tokenizer.encode_batch_fast(list(texts[first : first + _BATCH]), add_special_tokens=False)
-            counts[first : first + len(encodings)] = [len(encoding) for encoding in encodings]
-        return counts
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.fromiter(map(len, encodings), np.int32, len(encodings))
 
 
 def token_counter(base_model: str) -> TokenCounter:
-    """The counter of a base model's tokenizer: demo:..., a local folder, or a hub id."""
-    name = resolve_model(base_model)
-    file = Path(name) / "tokenizer.json"
-    if file.is_file():  # without transformers, whose import takes longer than counting the demo's tokens
-        try:
-            return TokenCounter(Tokenizer.from_file(str(file)))
-        except Exception as error:  # the library raises bare Exception
-            raise TraitError(f"{file} is not a tokenizer file: {error}. Copy the model again.") from None
+    """The counter of a base model's tokenizer: every budget of the kit is in these tokens."""
+    file = Path(resolve_model(base_model)) / "tokenizer.json"
+    if not file.is_file():
+        return TokenCounter(load_tokenizer(base_model).backend_tokenizer)
+    with from_hub("base_model", file, "copy the model again"):  # without transformers, whose import takes longer
+        return TokenCounter(Tokenizer.from_file(str(file)))
+
+
+def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
+    """The fast transformers tokenizer of a model; `where` is the field that names it, for the error."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise TraitError(
-            f"base_model '{base_model}' has no tokenizer that can be loaded: {error}\n"
-            "Name a local model folder, a hub id that this machine can reach, or demo:smollm2-135m."
-        ) from None
+    with from_hub(where, model, _INSTEAD):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(model)), use_fast=True)
     if not tokenizer.is_fast:
-        raise TraitError(f"base_model '{base_model}' has only a slow tokenizer; convert it to tokenizer.json first.")
-    return TokenCounter(tokenizer.backend_tokenizer)
+        raise TraitError(f"{where}: {model} has only a slow tokenizer. Convert it to tokenizer.json first.")
+    return tokenizer
+
+
+# Vectors
+
+
+def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_tokens: int = 256) -> np.ndarray:
+    """Sentence embeddings float32 [n_texts, d], rows of length 1; a longer text is represented by its first `max_tokens`.
+
+    MiniLM through transformers (mean pooling over the tokens, then length 1: what the model was trained with). Texts are
+    batched by length, which on a CPU halves the padding; bfloat16 changes no cosine by more than 0.0001.
+    """
+    import torch
+    from transformers import AutoModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = model_folder(model)
+    tokenizer = load_tokenizer(folder, "embedding_model")
+    with from_hub("embedding_model", model, _INSTEAD):
+        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision(device))).eval().to(device)
+    vectors = np.zeros((len(texts), loaded.config.hidden_size), dtype=np.float32)
+    order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows at once
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            shape = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+            batch = tokenizer([texts[row] for row in rows], **shape).to(device)
+            states = loaded(**batch).last_hidden_state.float()  # [batch, tokens, d]
+            mask = batch["attention_mask"].unsqueeze(-1).float()
+            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+    return vectors
+
+
+# Precision
+
+
+def resolve_precision(precision: str, device: str | torch.device | None = None) -> str:
+    """'auto' becomes what this machine multiplies fast; anything else stays."""
+    return fast_precision(str(device) if device is not None else None) if precision == "auto" else precision
+
+
+@functools.lru_cache(maxsize=4)
+def fast_precision(device: str | None = None) -> str:
+    """'bfloat16' or 'float32': measured on a CPU, because names mislead (AMX and avx512_bf16 are fast, emulation is slow).
+
+    On CUDA bfloat16 where the hardware has it; elsewhere float32. `device` None: the best there is.
+    """
+    import torch
+
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    if kind == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if kind != "cpu":
+        return "float32"
+    rates = {precision: machine.matrix_rate("cpu", precision) for precision in ("float32", "bfloat16")}
+    return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"

@@ -1,67 +1,59 @@
-"""A run folder: six steps, each recorded by what went into it, so that a run can stop anywhere and go on.
+"""A run folder: six steps, each recorded by what it depends on, so that a run can stop anywhere and go on.
 
-A step's key is a digest of its resolved parameters, the keys of the steps it reads, the fingerprints of its outside
-inputs and its code. `report.json` with that key is written last, whole or not at all; so a step counts as done exactly
-when all its artefacts are there and nothing that shaped them has changed. Notebooks call `begin` and `Step.finish`
-themselves, so the record is the same whether JupyterLab, papermill or `trait-kit run` executes them.
+A step depends on the parameters that it uses, its inputs by content, the steps that it reads, and its code: the import
+closure of the functions that its notebook hands the step to. The record (`report.json`) is written last, whole or not at
+all: a step is done exactly when all its artefacts are there and nothing that shaped them has changed. Notebooks call
+`begin` and `Step.finish` themselves, so the record is the same whoever executes them: a person, papermill, `trait-kit run`.
+
+Looking never destroys evidence. A finished step is loaded, not made again; where a parameter was edited by hand, the
+notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier steps as hard links.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
-import hashlib
-import importlib.metadata
-import importlib.util
+import functools
 import json
-import logging
 import math
 import os
-import platform
-import subprocess
-import sys
+import shutil
+import threading
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from trait_kit import params as parameters
-from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
+from trait_kit.engine import machine
+from trait_kit.engine.closure import code_digest
+from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, sha256, write_json, write_text
 
-PACKAGE = Path(__file__).parent
-
-
-BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where notebooks run with nobody watching: text instead of a live figure
+BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
+_WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline", "trait_kit.explore")
+_SECONDS_BETWEEN_NOTES = 10.0
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a step is made of: its parameter section, the steps it reads, the sub-packages whose code shapes it."""
+    """The section of the experiment that a step reads, and the steps whose artefacts it reads."""
 
     section: str
-    upstream: tuple[str, ...]
-    code: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
 
 
 STEPS: dict[str, StepSpec] = {
-    "01_domain_classifier": StepSpec("classifier", (), ("",)),
-    "02_filter_web": StepSpec("selection", ("01_domain_classifier",), ("",)),
-    "03_write_passages": StepSpec("passages", (), ("",)),
-    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages"), ("",)),
-    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",), ("",)),
-    "06_figures": StepSpec(
-        "figures",
-        ("01_domain_classifier", "02_filter_web", "03_write_passages", "04_train_two_stages", "05_evaluate"),
-        ("",),
-    ),
+    "01_domain_classifier": StepSpec("classifier"),
+    "02_filter_web": StepSpec("selection", ("01_domain_classifier",)),
+    "03_write_passages": StepSpec("passages"),
+    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages")),
+    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",)),
 }
+STEPS["06_figures"] = StepSpec("figures", tuple(STEPS))
 
 
 @dataclass
@@ -69,36 +61,279 @@ class Step:
     """One step of one run, between `begin` and `finish`."""
 
     name: str
-    params: Any  # the validated model of the step's section
+    experiment: parameters.Experiment
     run_dir: Path
-    key: str
-    started: float = field(default_factory=time.perf_counter)
+    shaped_by: dict[str, Any] = field(default_factory=dict)
+    clock: _Clock | None = None
+
+    @classmethod
+    def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> Step:
+        """The step as a test or the command line wants it: validated, its folder there, not timed."""
+        run_dir = Path(run_dir).absolute()
+        step = cls(name, experiment, run_dir, dependencies(name, experiment, run_dir))
+        step.folder.mkdir(parents=True, exist_ok=True)
+        return step
+
+    @property
+    def params(self) -> Any:
+        return getattr(self.experiment, STEPS[self.name].section)
+
+    @property
+    def key(self) -> str:
+        return digest(self.shaped_by)
+
+    @functools.cached_property
+    def done(self) -> bool:
+        """Whether this very step is finished: artefacts are loaded then, and nothing is written."""
+        record = recorded(self.run_dir, self.name)
+        return record is not None and record["key"] == self.key
 
     @property
     def folder(self) -> Path:
         return self.run_dir / self.name
 
-    @property
-    def figures(self) -> Path:
-        return self.folder / "figures"
-
     def path(self, *parts: str) -> Path:
         """A path inside this step's folder, or inside an earlier step's: `path("02_filter_web", "scores.parquet")`."""
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def summary(self, name: str) -> dict[str, Any]:
+        """The numbers that an earlier step recorded."""
+        record = recorded(self.run_dir, name)
+        if record is None:
+            raise TraitError(f"{self.run_dir / name} holds no finished result. Run {name} first.")
+        return record["summary"]
+
+    def figure(self, figure: Any, name: str) -> Any:
+        """Keep a figure with the step's artefacts (SVG and PNG), and return it so that the notebook shows it."""
+        if figure is not None and not self.done:
+            figure.save(self.folder / "figures", name)
+        return figure
+
+    def finish(self, **summary: Any) -> None:
         """Record the step as done, with the numbers that came out. Nothing may be written to the folder after this."""
+        if self.done:
+            print(f"{self.name}: finished before, and left as it is -> {self.folder}")
+            return
         record = {
             "step": self.name,
             "key": self.key,
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "peak_memory_gb": round(_peak_memory_gb(), 2),
+            "seconds": round(self.clock.stop(), 1) if self.clock else 0.0,  # of all executions that did work
+            "peak_memory_gb": round(machine.peak_memory_gb(), 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
+            "shaped_by": self.shaped_by,
             "summary": _plain(summary),
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB -> {self.folder}")
+
+
+def begin(name: str, namespace: dict[str, Any]) -> Step:
+    """Validate a notebook's parameters, enter the project's root, check that earlier steps are there, say where we are.
+
+    `namespace` is the notebook's `globals()` after the parameters cell: the experiment, where to run it, and the knobs
+    that differ from it. Relative paths are relative to the project's root, whichever folder the notebook was opened from.
+    """
+    machine.quiet_libraries()
+    os.chdir(project_root())
+    given = _parameters(namespace)
+    path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
+    section = STEPS[name].section
+    overrides = {f"{section}.{key}": value for key, value in given.items() if value is not None}
+    experiment = parameters.load(path, overrides)
+    batch = bool(os.environ.get(BATCH_VARIABLE))
+    step = Step.at(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, run_dir), batch))
+    print(f"{name} | run folder {_short(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
+    if step.done:
+        print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
+        return step
+    text = yaml.safe_dump(step.params.model_dump(), sort_keys=False, allow_unicode=True)
+    write_text(step.folder / "params.yaml", text)
+    write_json(step.run_dir / "provenance.json", machine.provenance())
+    step.clock = _Clock(step.folder / "executions.json", step.key)
+    return step
+
+
+def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
+    """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
+    upstream = {}
+    for other in STEPS[name].upstream:
+        record = recorded(run_dir, other)
+        if record is None:
+            raise TraitError(
+                f"{name} reads what {other} writes, but {run_dir / other} holds no finished result. Run {other} first."
+            )
+        upstream[other] = record["key"]
+    own = STEPS[name].section
+    shape = parameters.shape(getattr(experiment, own))
+    for other in experiment.model_fields_set - {own}:  # 01 makes what the methods of 02 need
+        shape |= {key: value for key, value in parameters.shape(getattr(experiment, other), own).items() if key not in shape}
+    inputs = _inputs(type(getattr(experiment, own)), shape)
+    return {"step": name, "params": shape, "inputs": inputs, "upstream": upstream, "code": _code(name)}
+
+
+def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
+    """The report of a finished step, or None."""
+    path = Path(run_dir) / name / "report.json"
+    return read_json(path) if path.exists() else None
+
+
+def stale(run_dir: Path) -> dict[str, str]:
+    """Finished steps that no longer fit what they read (step -> why), by following the records from one to the next."""
+    found: dict[str, str] = {}
+    for name, spec in STEPS.items():
+        record = recorded(run_dir, name)
+        for other in spec.upstream if record else ():
+            before, now = record["shaped_by"]["upstream"].get(other), recorded(run_dir, other)
+            if other in found or now is None or now["key"] != before:
+                found[name] = f"{other} was made again or has changed since"
+                break
+    return found
+
+
+def changes(record: dict[str, Any], shaped_by: dict[str, Any]) -> list[str]:
+    """Why a finished step would be done again, in words; empty where it would not."""
+    before = record["shaped_by"]
+    named = {"inputs": "input", "upstream": "step"}
+    found = ["the code has changed"] if before["code"] != shaped_by["code"] else []
+    for part in ("params", "inputs", "upstream"):
+        for key in sorted({*before[part], *shaped_by[part]}):
+            old, new = before[part].get(key), shaped_by[part].get(key)
+            if old != new:
+                found.append(f"{key}: {old} -> {new}" if part == "params" else f"the {named[part]} {key} has changed")
+    return found
+
+
+def adopt(run_dir: Path, name: str, into: Path) -> None:
+    """Give another run a step of this one: hard links, for files are never changed in place; only databases are copied."""
+
+    def link(source: str, target: str) -> None:
+        in_place = source.endswith((".sqlite", ".log", "-wal", "-shm", ".lock", ".json"))
+        (shutil.copy2 if in_place else os.link)(source, target)
+
+    with atomic_path(into / name) as temporary:
+        shutil.copytree(run_dir / name, temporary, copy_function=link)
+    notebook = Path("notebooks", f"{name}.ipynb")
+    if (run_dir / notebook).exists():
+        (into / "notebooks").mkdir(exist_ok=True)
+        shutil.copy2(run_dir / notebook, into / notebook)
+
+
+def project_root() -> Path:
+    """The folder that holds notebooks/ and params/: the nearest one above the working folder, else this checkout."""
+    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]:
+        if (folder / "notebooks" / "01_domain_classifier.ipynb").exists():
+            return folder
+    raise TraitError("No notebooks/ folder here or above. Run from a checkout of the project.")
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for one runner at a time; the lock ends with the process, so a kill leaves none behind."""
+    try:
+        with maker_of(run_dir / "run", wait=False):
+            yield
+    except BlockingIOError:
+        raise TraitError(f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir.") from None
+
+
+def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, batch: bool) -> Path:
+    """The run folder itself, or a scratch run where work by hand would replace a finished step."""
+    record = recorded(run_dir, name)
+    if batch or record is None or run_dir.suffix == ".scratch":
+        return run_dir
+    why = changes(record, dependencies(name, experiment, run_dir))
+    if not why:
+        return run_dir
+    scratch = run_dir.with_name(f"{run_dir.name}.scratch")
+    for other in STEPS:
+        there = recorded(run_dir, other)
+        wanted = other < name and there is not None
+        if wanted and (recorded(scratch, other) or {}).get("key") != there["key"]:
+            adopt(run_dir, other, scratch)
+    if not (scratch / name).exists():  # shards, answers and stages that it may go on from
+        adopt(run_dir, name, scratch)
+        (scratch / name / "report.json").unlink()
+    print(f"{_short(run_dir)} stays as it is: {why[0]}. Working in {_short(scratch)}.")
+    return scratch
+
+
+def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
+    """What the parameters cell and papermill's injected cell assign; other variables of the notebook are its own."""
+    cells = [
+        source for source in namespace.get("In", [])[:-1] if "experiment" in source or source.startswith("# Parameters")
+    ]
+    if not cells:
+        return {key: value for key, value in namespace.items() if not key.startswith("_")}
+    first = max(number for number, source in enumerate(cells) if "experiment" in source and "run_dir" in source)
+    found: dict[str, Any] = {}
+    for source in cells[first:]:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign):
+                found |= {target.id: ast.literal_eval(node.value) for target in node.targets}
+    return found
+
+
+def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str, Any]:
+    """What the step reads from outside the run, by content."""
+    from trait_kit import models, tasks
+    from trait_kit.selection import documents
+
+    readers = {
+        "documents": documents.fingerprint,
+        "tasks": lambda names: [tasks.fingerprint(name) for name in names],
+        "model": models.model_digest,
+        "file": lambda path: sha256(path) if Path(path).is_file() else path,
+    }
+    kinds = parameters.input_kinds(section)
+    return {name: readers[kinds[name]](value) for name, value in shape.items() if name in kinds and value}
+
+
+def _code(name: str) -> str:
+    """Digest of the code that shapes a step: what its notebook hands the step to, and the cells that do so."""
+    notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    trees = [ast.parse(source) for source in cells]
+    modules: dict[str, str] = {}
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    working = [tree for tree in trees if any(isinstance(node, ast.Name) and node.id == "step" for node in ast.walk(tree))]
+    called = {
+        modules[node.id] for tree in working for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in modules
+    }
+    if name != "06_figures":
+        called = {module for module in called if not module.startswith("trait_kit.figures.")}  # they show what there is
+    return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
+
+
+class _Clock:
+    """Seconds of work on one result, over all executions: noted as they pass, so that a killed one counts as well."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key, self.started = path, key, time.perf_counter()
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.before = before.get("seconds", 0.0) if before.get("key") == key else 0.0
+        self._ended = threading.Event()
+        self._noting = threading.Thread(target=self._note, daemon=True)
+        self._noting.start()
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+    def stop(self) -> float:
+        self._ended.set()
+        self._noting.join()
+        self.path.unlink(missing_ok=True)
+        return self.seconds()
+
+    def _note(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_NOTES):
+            with contextlib.suppress(OSError, TraitError):
+                write_json(self.path, {"key": self.key, "seconds": self.seconds()})
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _plain(value: Any) -> Any:
@@ -109,177 +344,3 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def begin(name: str, namespace: dict[str, Any]) -> Step:
-    """Validate a notebook's parameters, enter the project's root, check that earlier steps are there, say where we are.
-
-    `namespace` is the notebook's `globals()` after the parameters cell. Relative paths in parameters are relative to
-    the project's root, whichever folder the notebook was opened from.
-    """
-    quiet_libraries()
-    os.chdir(project_root())
-    spec = STEPS[name]
-    _refuse_unknown_parameters(spec.section, namespace)
-    model = parameters.SECTIONS[spec.section]
-    values = {key: namespace[key] for key in model.model_fields if key in namespace}
-    validated = parameters.validate(spec.section, values, f"Parameters of notebook {name}")
-    run_dir = Path(validated.run_dir).absolute()
-    key = step_key(name, validated, run_dir)
-    step = Step(name, validated, run_dir, key)
-    step.folder.mkdir(parents=True, exist_ok=True)
-    write_text(step.folder / "params.yaml", yaml.safe_dump(validated.model_dump(), sort_keys=False, allow_unicode=True))
-    write_json(run_dir / "provenance.json", provenance())
-    print(f"{name} | run folder {validated.run_dir} | key {key[:12]} | {hardware_line()}")
-    return step
-
-
-def step_key(name: str, validated: parameters.Common, run_dir: Path) -> str:
-    """The digest that identifies a step's result; raises TraitError if a step that it reads has not been finished."""
-    upstream = {}
-    for other in STEPS[name].upstream:
-        record = recorded(run_dir, other)
-        if record is None:
-            raise TraitError(
-                f"{name} reads what {other} writes, but {run_dir / other} holds no finished result. Run {other} first."
-            )
-        upstream[other] = record["key"]
-    shape = validated.model_dump(exclude={"run_dir"})
-    return digest([name, shape, upstream, _inputs(validated), _code_version(name)])
-
-
-def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
-    """The report of a finished step, or None."""
-    path = Path(run_dir) / name / "report.json"
-    return read_json(path) if path.exists() else None
-
-
-def project_root() -> Path:
-    """The folder that holds notebooks/ and params/: the nearest one above the working folder, else this checkout."""
-    for folder in [Path.cwd(), *Path.cwd().parents, PACKAGE.parent]:
-        if (folder / "notebooks" / "01_domain_classifier.ipynb").exists():
-            return folder
-    raise TraitError("No notebooks/ folder here or above. Run from a checkout of the project.")
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process, so a kill leaves none behind."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TraitError(f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir.") from None
-        yield
-
-
-def provenance() -> dict[str, Any]:
-    """What a reader needs to judge or repeat a run: code version, packages, machine."""
-    packages = ["accelerate", "datasets", "fasttext-community", "lm_eval", "numpy", "torch", "transformers", "umap-learn"]
-    return {
-        "trait_kit": importlib.metadata.version("trait-kit"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "packages": {package: importlib.metadata.version(package) for package in packages},
-        "machine": hardware(),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
-    }
-
-
-def hardware_line() -> str:
-    machine = hardware()
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
-
-
-def _peak_memory_gb() -> float:
-    import resource
-
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return max(usage) / unit
-
-
-def _inputs(validated: parameters.Common) -> dict[str, Any]:
-    from trait_kit import demo
-    from trait_kit import tasks as problems
-    from trait_kit.selection import documents
-
-    model = Path(demo.resolve_model(validated.base_model)) if not validated.base_model.startswith("demo:") else None
-    weights = sorted(model.glob("*.safetensors")) if model and model.is_dir() else []
-    educational = Path(getattr(validated, "educational_model", ""))
-    models = [*weights, educational] if educational.is_file() else weights
-    named = [Path(getattr(validated, field, "")) for field in ("prompt", "entity_names")]
-    return {
-        "in_domain": documents.fingerprint(validated.in_domain),
-        "web": documents.fingerprint(validated.web),
-        "tasks": [problems.fingerprint(task) for task in validated.tasks],
-        "models": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in models],
-        "files": [sha256(path) for path in named if path.is_file()],
-    }
-
-
-def _code_version(name: str) -> str:
-    files = [path for package in STEPS[name].code for path in sorted((PACKAGE / package).rglob("*")) if path.is_file()]
-    hashes = [[str(path.relative_to(PACKAGE)), sha256(path)] for path in files if path.suffix in (".py", ".yaml", ".jinja")]
-    notebook = json.loads((project_root() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    cells = [
-        "".join(cell["source"])
-        for cell in notebook["cells"]
-        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
-    ]
-    return hashlib.sha256(json.dumps([hashes, cells]).encode()).hexdigest()
-
-
-def _refuse_unknown_parameters(section: str, namespace: dict[str, Any]) -> None:
-    """Name a misspelt parameter: papermill injects whatever it is given, and only logs what the notebook does not know."""
-    known = parameters.SECTIONS[section].model_fields
-    for source in namespace.get("In", [])[1:-1][:2]:  # the parameters cell and papermill's injected one
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue
-        for node in tree.body:
-            for target in node.targets if isinstance(node, ast.Assign) else []:
-                if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant) and target.id not in known:
-                    parameters.validate(
-                        section, {target.id: None, **{k: namespace[k] for k in known if k in namespace}}, "Notebook"
-                    )
-
-
-def quiet_libraries() -> None:
-    """Progress bars and advice that libraries print line by line would bury what the notebook says.
-
-    Also asks OpenMP's threads to sleep while they wait: spinning makes everything several times slower as soon as
-    another process wants a core. Works only before torch is imported, so a runner sets it for the kernels it starts.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for name in ("transformers", "datasets", "lm_eval", "numba", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if importlib.util.find_spec("datasets"):
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(PACKAGE.parent), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

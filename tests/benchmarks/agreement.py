@@ -16,6 +16,7 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -31,11 +32,12 @@ from lm_eval.tasks import TaskManager
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from local_tasks import LOCAL
 
-from trait_kit.demo import resolve_model
-from trait_kit.evaluation.answers import judge
-from trait_kit.evaluation.harness import load_model, quiet, write_task
-from trait_kit.evaluation.suites import prompt
+from trait_kit.answers import judge
+from trait_kit.evaluation import suites
+from trait_kit.evaluation.scoring_model import load_model, quiet
 from trait_kit.fields import FieldError, render
+from trait_kit.models import fast_precision, resolve_model
+from trait_kit.tasks import prompt
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 FORMS = (  # how a text may end in a result, and what it has before it
@@ -164,7 +166,11 @@ def gsm8k(model: Any, items: int, folder: Path) -> None:
 
 def our_choices(model: Any, folder: Path, items: list[dict[str, Any]]) -> list[bool]:
     """What the kit's task of choices says of the items, in their order."""
-    samples = model.run(folder, [write_task(folder, "choices", "ours", items)])["ours_choices"]
+    shutil.copytree(suites.TEMPLATES, folder, dirs_exist_ok=True)
+    name = suites._write("ours", 1, "choices", items, folder)
+    with quiet():
+        tasks = TaskManager(include_defaults=False, include_path=str(folder)).load([name])
+        samples = evaluate(model, tasks, bootstrap_iters=0, log_samples=True)["samples"][name]
     return [bool(sample["choice_accuracy"]) for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
 
 
@@ -212,7 +218,7 @@ def main() -> None:
         if name == "extraction":
             extraction(options.items)
             continue
-        model = model or load_model(Path(resolve_model("demo:smollm2-135m")), batch_size=16, precision="auto")
+        model = model or load_model(Path(resolve_model("demo:smollm2-135m")), batch_size=16, precision=fast_precision())
         with tempfile.TemporaryDirectory() as folder:
             if name == "gsm8k":
                 gsm8k(model, options.items, Path(folder))

@@ -11,10 +11,11 @@ from pathlib import Path
 import fasttext
 import psutil
 import pyarrow as pa
+import speed
 
+from trait_kit.demo import part
 from trait_kit.engine.ngrams import Normalisation, normalise, text_array
-from trait_kit.selection import NgramScorer, bench
-from trait_kit.selection.documents import load_documents, load_labels
+from trait_kit.selection import NgramScorer
 
 DEMO, SEED_SPEC = "demo:math/web", "demo:math/in_domain"
 TOPICS = ("Technology", "Physical sciences", "Mathematics")  # what the trained models call in-domain
@@ -29,7 +30,7 @@ class Setup:
 
     @functools.cached_property
     def documents(self) -> pa.Table:
-        return bench.take(self.spec, self.megabytes)
+        return speed.take(self.spec, self.megabytes)
 
     @functools.cached_property
     def texts(self) -> pa.LargeStringArray:
@@ -37,35 +38,35 @@ class Setup:
 
     @functools.cached_property
     def corpus(self) -> Path:
-        bench.write_parquet(self.documents, self.folder / "corpus")
+        speed.write_parquet(self.documents, self.folder / "corpus")
         return self.folder / "corpus"
 
     @functools.cache  # noqa: B019 (one object, as long as the program)
     def model(self, size: tuple[int, int], normalisation: Normalisation = "none") -> tuple[Path, NgramScorer, Path]:
-        """(.bin, scorer, .npz) of a model trained for one epoch to tell TOPICS from the rest of the demo's web."""
+        """(.bin, scorer, .safetensors) of a model trained for one epoch to tell TOPICS from the rest of the demo's web."""
         path = self.folder / f"{size[0]}-{normalisation}.bin"
-        documents, topics = load_documents(DEMO), load_labels(DEMO)
+        documents = part(DEMO.removeprefix("demo:"), 0)
         texts = normalise(documents["text"]) if normalisation != "none" else documents["text"]
         source = path.with_suffix(".txt")
         with source.open("w", encoding="utf-8", newline="\n") as stream:
-            for name, text in zip(documents["id"].to_pylist(), texts.to_pylist(), strict=True):
-                label = "in_domain" if topics[name] in TOPICS else "general"
+            for topic, text in zip(documents["label"].to_pylist(), texts.to_pylist(), strict=True):
+                label = "in_domain" if topic in TOPICS else "general"
                 stream.write(f"__label__{label} {' '.join(text.split())}\n")
         options = dict(dim=size[0], bucket=size[1], epoch=1, lr=0.5, wordNgrams=2, thread=1, verbose=0)
         fasttext.train_supervised(str(source), **options).save_model(str(path))
         scorer = NgramScorer.from_fasttext(path, normalisation)
-        return path, scorer, scorer.save(path.with_suffix(".npz"))
+        return path, scorer, scorer.save(path.with_suffix(".safetensors"))
 
     def large_corpus(self, megabytes: float) -> tuple[str, float]:
         """(spec, MB) of at least so much text: the corpus' files again and again."""
-        copies = int(-(-megabytes // bench.text_megabytes(self.texts)))
+        copies = int(-(-megabytes // speed.text_megabytes(self.texts)))
         folder = self.folder / f"large-{copies}"
         if not folder.exists():
             folder.mkdir()
             for copy in range(copies):
                 for file in self.corpus.iterdir():
                     os.link(file, folder / f"{copy:04d}-{file.name}")
-        return f"{folder}/*.parquet", copies * bench.text_megabytes(self.texts)
+        return f"{folder}/*.parquet", copies * speed.text_megabytes(self.texts)
 
 
 @contextlib.contextmanager

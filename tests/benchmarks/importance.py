@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+import speed
 from corpora import DEMO, SEED_SPEC, Setup, one_core, ratio
 from scipy.stats import spearmanr
 
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine.ngrams import Texts, normalise
-from trait_kit.selection import bench
 from trait_kit.selection.documents import load_documents
 from trait_kit.selection.dsir import DsirModel
 
@@ -24,15 +24,15 @@ FEW, MANY = 10_000, 1_000_000
 
 def dsir(setup: Setup) -> dict:
     """Importance weights, both on one core; the package gets 5 MB, because more would take it minutes."""
-    few = bench.take(setup.spec, min(5, setup.megabytes))["text"]
+    few = speed.take(setup.spec, min(5, setup.megabytes))["text"]
     seed = load_documents(SEED_SPEC)["text"].to_pylist()
     works = {
         "data-selection": _package(setup, few.to_pylist(), seed, FEW),
         "ours": functools.partial(DsirModel.fit(seed, few).log_weights, setup.texts),
     }
-    sizes = {"data-selection": bench.text_megabytes(few), "ours": bench.text_megabytes(setup.texts)}
+    sizes = {"data-selection": speed.text_megabytes(few), "ours": speed.text_megabytes(setup.texts)}
     with one_core():
-        return ratio(bench.race(works, sizes, setup.turns), "ours", "data-selection")
+        return ratio(speed.race(works, sizes, setup.turns), "ours", "data-selection")
 
 
 def agreement(setup: Setup) -> dict:
@@ -55,7 +55,7 @@ def agreement(setup: Setup) -> dict:
                 theirs[name] = _package(setup, *lists, buckets, tokenizer=str.split)()
             finally:
                 hashed_ngram_dsir.hash_buckets = usual
-        smooth = DsirModel.fit(seed, texts, buckets, normalisation="none").log_weights(texts)
+        smooth = DsirModel.fit(seed, texts, buckets).log_weights(texts)
         found[f"{buckets:,} buckets"] = {
             "ours and the package": _rank(ours, theirs["its hash"]),
             "the package and itself with another hash": _rank(theirs["another"], theirs["its hash"]),
@@ -89,7 +89,7 @@ def _ours(texts: Texts, seed: Texts, buckets: int) -> np.ndarray:
     """The kit's weights by the package's formula: the same small number added to every bucket's probability."""
     counts = [linear.count(side, buckets, 2, "none") for side in (seed, texts)]
     logs = [np.log(count / count.sum() + SMOOTHING) for count in counts]
-    return DsirModel((logs[0] - logs[1]).astype(np.float32), 2, "none").log_weights(texts)
+    return DsirModel((logs[0] - logs[1]).astype(np.float32)).log_weights(texts)
 
 
 def _rank(one: np.ndarray, other: np.ndarray) -> float:

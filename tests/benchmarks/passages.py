@@ -16,20 +16,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import speed
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.engine.ledger import Ledger
-from trait_kit.engine.questions import TestQuestions
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
-from trait_kit.passages.planning import plan_groups
-from trait_kit.passages.screening import screen_problems
+from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import make_teacher
-from trait_kit.passages.writing import write_passages
-from trait_kit.selection import bench
+from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import every_test_question, load_problems
 
 _SHOP = f"""about: Products of a toy and music shop.
@@ -45,13 +44,13 @@ catalogue:
 def math(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """Train problems of GSM8K and MATH, joined by mathematical concepts; test sets of all seven local benchmarks."""
     tasks = {name: local_task(folder, name) for name in BENCHMARKS}
-    return [tasks["gsm8k"], tasks["math"]], list(tasks.values()), {"grouping": "knowledge", "shared_from": "concepts"}
+    return [tasks["gsm8k"], tasks["math"]], list(tasks.values()), {"grouping": "concepts"}
 
 
 def math_embedding(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """The same problems, joined as neighbours in an embedding."""
     train, test, _ = math(folder, groups)
-    return train, test, {"grouping": "knowledge", "shared_from": "embedding", "max_similarity": 0.85}
+    return train, test, {"grouping": "embedding"}
 
 
 def ads(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
@@ -69,7 +68,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
     train, test, shape = pool(folder, groups)
-    common = {"run_dir": str(folder), "in_domain": "-", "web": "-", "tasks": train, "base_model": "demo:smollm2-135m"}
+    common = {"in_domain": "-", "web": "-", "tasks": train, "base_model": "demo:smollm2-135m"}
     sizes = {"problems_per_task": 100_000, "test_items_per_task": 2_000, "n_groups": groups, "max_uses": 12}
     p = PassageParams(**{**common, **sizes, "max_passage_tokens": 2_048, "max_attempts": 3, **shape})
     problems = load_problems(p.tasks, "train", p.problems_per_task, p.seed)
@@ -77,19 +76,17 @@ def measure(pool, folder: Path, groups: int) -> dict:
     lap("loading")
     kept, screened = screen_problems(problems, questions)
     lap("screening")
-    kept, made = plan_groups(kept, p, Ledger(None))
+    kept, made = plan_groups(kept, p)
     lap("grouping")
-    bill = write_passages(
-        made, kept, make_teacher(p), Ledger(None), folder=folder, test_questions=questions,
-        count_tokens=token_counter(p.base_model), params=p,
-    )  # fmt: skip
+    made_of = {"folder": folder, "test_questions": questions, "count_tokens": token_counter(p.base_model), "params": p}
+    bill = write_groups(made, kept, make_teacher(p), **made_of)
     lap("writing and checking")
     passages = tables.read(folder / "passages.parquet", "passages").to_pandas()
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pandas()
     subject = dict(zip(problems["id"], problems["task"] + "/" + problems["topic"].fillna(""), strict=True))
     tasks = Counter(task for tasks in passages["tasks"] for task in set(tasks))
     return {
-        "machine": bench.machine(),
+        "machine": speed.machine(),
         "screened": screened.to_dict("records"),
         "test questions": len(questions),
         "groups": len(made),
@@ -99,7 +96,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
         "passages of two tasks or more": sum(len(set(tasks)) > 1 for tasks in passages["tasks"]),
         "passages of two tasks or subjects": sum(len({subject[i] for i in ids}) > 1 for ids in passages["problem_ids"]),
         "passages by task": dict(sorted(tasks.items())),
-        "test questions in passages": len(TestQuestions(questions).find(passages["text"].tolist())),
+        "test questions in passages": len(QuestionIndex(questions).find(passages["text"].tolist())),
         "outcomes": quality.yield_by_reason(passages, rejected).to_dict("records"),
         "groups without a passage": len(made) - bill["passages"],
         "tokens": int(passages["n_tokens"].sum()),

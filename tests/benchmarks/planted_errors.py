@@ -2,10 +2,10 @@
 
 Clean passages hold right paragraphs in many layouts: the gold solutions as the offline teacher writes them, and the same
 steps as language models print them (LaTeX, bold type, units, boxed answers, a sentence after the answer, a rounded aside).
-A planted error changes one thing in such a passage. Both go through `write_passages`; an error counts as found only where
+A planted error changes one thing in such a passage. Both go through `write_groups`; an error counts as found only where
 the check that rejects it is one of those meant for it (FAULTS). Each passage is judged among others, none of them its own.
 
-Problems: the kit's generated tasks, and GSM8K and MATH where ../shared/data has them.
+Problems: the kit's generated tasks, and GSM8K and MATH where the folder TRAIT_KIT_TEST_DATA has them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, hold
 from local_tasks import LOCAL, local_task
 
 from trait_kit import tables
-from trait_kit.engine.ledger import Ledger
+from trait_kit.engine.files import digest
 from trait_kit.params import PassageParams
-from trait_kit.passages.drafts import Draft, Problem, problem_rows
-from trait_kit.passages.grouping import COLUMN, Group, make_groups
-from trait_kit.passages.related import tag_concepts
-from trait_kit.passages.screening import screen_problems
+from trait_kit.passages.grouping import COLUMN, make_groups
+from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
+from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.relating import tag_concepts
 from trait_kit.passages.teachers import OfflineTeacher
-from trait_kit.passages.writing import write_passages
+from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
 
 
@@ -315,14 +315,16 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 same.sort(key=lambda other: other.task == row.task)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
-                made.append(_clean(Group.of([one.id for one in chosen], grouping, shared), tuple(chosen), "equal"))
+                names = [one.id for one in chosen]
+                group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
+                made.append(_clean(group, tuple(chosen), "equal"))
     rng.shuffle(made)
     yield from made[:n]
 
 
 def _clean(group: Group, rows: tuple[Problem, ...], kind: str) -> Passage:
-    draft = OfflineTeacher(0).write(group, rows, Ledger(None))
-    assert isinstance(draft, Draft)
+    (draft,) = OfflineTeacher(0).write([Order(group, rows)])
+    assert not draft.fault
     if Random(group.id).random() < 0.75:
         told = enlightenment(rows, group.shared, group.id)
         written = tuple(paragraph(row, f"{group.id}/{place}") for place, row in enumerate(rows))
@@ -351,31 +353,30 @@ def plant_all(sources: Sequence[Passage], around: Around, per_cell: int, seed: i
 class Written:
     """A teacher that hands back what was written before."""
 
-    name, concurrency, can_mend = "written before", 1, frozenset()
+    name, can_mend = "written before", frozenset()
 
     def __init__(self, drafts: dict[str, Draft]) -> None:
         self.drafts = drafts
 
-    def write(self, group: Group, rows: Sequence[Problem], ledger: Ledger, refused: object = None) -> Draft:
-        return self.drafts[group.id]
+    def write(self, orders: Sequence[Order]) -> list[Draft]:
+        return [self.drafts[order.group.id] for order in orders]
 
 
 def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequence[Passage] = ()) -> list[str]:
     """For each passage '' or the reason of its rejection, when it comes after those in `before` and all earlier ones."""
     stream = [replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])]
     rows = {row.id: row for passage in stream for row in passage.rows}
-    required = {"run_dir": "r", "in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
+    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "topic"}
     sizes = {"problems_per_task": 1, "test_items_per_task": 1, "n_groups": 1, "max_passage_tokens": 8_000}
     with tempfile.TemporaryDirectory() as folder:
-        write_passages(
+        write_groups(
             [passage.group for passage in stream],
             pd.DataFrame(list(rows.values()), columns=Problem._fields),
             Written({passage.group.id: passage.draft for passage in stream}),  # type: ignore[arg-type]
-            Ledger(None),
             folder=Path(folder),
             test_questions=test_questions,
-            count_tokens=lambda texts: np.array([len(text.split()) for text in texts]),
-            params=PassageParams(**required, **sizes, min_passage_tokens=20),
+            count_tokens=lambda texts: np.array([len(text) // 4 for text in texts]),
+            params=PassageParams(**required, **sizes),
         )
         rejected = tables.read(Path(folder) / "rejected.parquet", "rejected").to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
@@ -435,7 +436,7 @@ def run(sets: Sequence[tuple[pd.DataFrame, pd.DataFrame, str]], n: int, seed: in
 
 
 def demo_sets(per_task: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, str]]:
-    for tasks, grouping in ((MATH, "knowledge"), (list(ADS), "entity")):
+    for tasks, grouping in ((MATH, "knowledge"), (ADS, "entity")):
         test = load_problems(tasks, "test", per_task)
         yield load_problems(tasks, "train", per_task), test, grouping
 

@@ -1,4 +1,8 @@
-"""Selection against the tools it replaces: exactness, speed, agreement, scaling, memory. Run by hand; see README.md."""
+"""Selection against the tools it replaces: exactness, speed, agreement, scaling, memory. Run by hand; see README.md.
+
+With --model and --input (`trait-kit bench selection`): how fast one's own model is on this machine and one's own corpus,
+so that what a job will take is known before it starts.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fasttext
+import pandas as pd
 import psutil
 import pyarrow.parquet as pq
+import speed
 from corpora import DEMO, LARGE, SMALL, Setup, one_core, ratio
 from exactness import exactness
 from importance import agreement, dsir
 
 from trait_kit.engine.files import read_json, write_json
+from trait_kit.engine.ngrams import text_array
 from trait_kit.engine.shards import Place
-from trait_kit.selection import bench
-from trait_kit.selection.budget import Limit
+from trait_kit.selection import NgramScorer
+from trait_kit.selection.budget import Limits
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 STEPS = {
     "reading Parquet": ("records", "read_parquet"),
-    "n-grams": ("linear", "total"),
+    "n-grams": ("ngram_tables", "total"),
     "hashing ids": ("identity", "check"),
     "writing scores and documents": ("core", "write_table"),
 }
@@ -42,12 +49,12 @@ def scorer(setup: Setup) -> dict:
         for normalisation in ("none", "words-1"):
             path, ours, table = setup.model(size, normalisation)
             works = {
-                "fastText predict": bench.predict(str(path), bench.fasttext_lines(setup.texts, ours)),
+                "fastText predict": speed.predict(str(path), speed.fasttext_lines(setup.texts, ours)),
                 "NgramScorer": functools.partial(ours.probabilities, setup.texts),
-                "scan alone": functools.partial(bench.scan, setup.texts, ours),
+                "scan alone": functools.partial(speed.scan, setup.texts, ours),
             }
             with one_core():
-                speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
+                speeds = speed.race(works, speed.text_megabytes(setup.texts), setup.turns)
             megabytes = {file.suffix: round(file.stat().st_size / 1e6, 1) for file in (path, table)}
             name = f"{size[0]} dimensions, {size[1]:,} buckets, {normalisation}"
             found[name] = ratio(speeds, "NgramScorer", "fastText predict") | {"MB on disk": megabytes}
@@ -73,20 +80,21 @@ def parquet(setup: Setup) -> dict:
     select = Filter(str(model), keep_labels=("in_domain", 0.5), newline_replacement=" ")
 
     def datatrove(*filters: Filter) -> Path:
-        job = bench.new_folder(setup.folder)
+        job = speed.new_folder(setup.folder)
         steps = [ParquetReader(str(setup.corpus)), *filters, ParquetWriter(str(job / "out"), compression="zstd")]
         LocalPipelineExecutor(steps, tasks=1, logging_dir=str(job / "log")).run()
         return job
 
-    run = functools.partial(bench.filter_parquet, setup.corpus, table, "in_domain", 0.5, setup.folder)
-    two = functools.partial(bench.parquet_to_selection, setup.corpus, table, "in_domain", Limit(score=0.5), setup.folder)
+    run = functools.partial(
+        speed.parquet_to_selection, setup.corpus, table, "in_domain", Limits(threshold=0.5), setup.folder
+    )
     works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select)}
-    works |= {"ours": run, "ours, scores first, then a choice": two}
+    works["ours"] = run
     with one_core():
-        speeds = bench.race(works, bench.text_megabytes(setup.texts), setup.turns)
+        speeds = speed.race(works, speed.text_megabytes(setup.texts), setup.turns)
         shares = _shares(run)
     ours, theirs = run(), datatrove(select)
-    kept, all_kept = _ids(ours / "scores", "kept-*.parquet"), _ids(theirs / "out", "*.parquet")
+    kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
     scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
     counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
     counts["kept by one alone"] = len(kept ^ (all_kept & scored))
@@ -107,17 +115,16 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
 
 
 def scaling(setup: Setup) -> dict:
-    """Two processes against one, and two threads; a second size tells the steady speed from what starting takes."""
-    _, ours, table = setup.model(LARGE)
-    threads = {f"{n}": functools.partial(ours.probabilities, setup.texts, workers=n) for n in (1, 2)}
-    found = {"threads": ratio(bench.race(threads, bench.text_megabytes(setup.texts), setup.turns), "2", "1")}
+    """Two processes against one; a second size tells the steady speed from what starting takes."""
+    _, _, table = setup.model(LARGE)
+    found = {}
     corpora = [setup.large_corpus(times * setup.megabytes) for times in (10, 20)]
     works, sizes = {}, {}
     for workers in (1, 2):
         for spec, size in corpora:
             works[f"{workers}, {size:.0f} MB"] = functools.partial(_score, setup, spec, table, workers)
             sizes[f"{workers}, {size:.0f} MB"] = size
-    speeds = {name: speed["wall"] for name, speed in bench.race(works, sizes, setup.turns).items()}
+    speeds = {name: speed["wall"] for name, speed in speed.race(works, sizes, setup.turns).items()}
     (_, small), (_, large) = corpora
     found["processes"] = {"MB/s": speeds}
     for workers in (1, 2):
@@ -135,7 +142,7 @@ def scaling(setup: Setup) -> dict:
 
 
 def _score(setup: Setup, spec: str, table: Path, workers: int) -> None:
-    score_corpus(spec, ModelFiles(str(table)), bench.new_folder(setup.folder), place=Place(workers=workers))
+    score_corpus(spec, ModelFiles(str(table)), speed.new_folder(setup.folder), place=Place(workers=workers))
 
 
 def memory(setup: Setup) -> dict:
@@ -160,23 +167,59 @@ def memory(setup: Setup) -> dict:
     return {"corpus, MB": round(size), "looks": seen, **most}
 
 
+def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFrame:
+    """Print and return the speed of each way to use this model on about so much of this corpus.
+
+    `model`: a fastText .bin, which is raced against the library, or a .safetensors of the kit. `texts`: any corpus spec.
+    """
+    documents = speed.take(texts, megabytes)
+    library = model.endswith(".bin")
+    array, scorer = text_array(documents["text"]), NgramScorer.from_fasttext(model) if library else NgramScorer.load(model)
+    works: dict[str, Callable[[], object]] = {}
+    if library:
+        works["fastText predict"] = speed.predict(model, speed.fasttext_lines(array, scorer))
+    works["reading and hashing words alone"] = lambda: speed.scan(array, scorer)
+    works["NgramScorer"] = lambda: scorer.probabilities(array)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        speed.write_parquet(documents, folder / "corpus")
+        files = folder / "corpus", scorer.save(folder / "model.safetensors"), scorer.labels[0]
+        works["Parquet to scores to selection, 1 process"] = lambda: speed.parquet_to_selection(
+            *files, Limits(share=0.1), folder / "job"
+        )
+        speeds = speed.race(works, speed.text_megabytes(array), turns)
+    found = pd.DataFrame({"work": list(speeds), "MB/s": [one["wall"] for one in speeds.values()]})
+    found["documents/s"] = (found["MB/s"] * len(array) / speed.text_megabytes(array)).round().astype(int)
+    if library:
+        found["times fastText"] = (found["MB/s"] / found["MB/s"][0]).round(1)
+    print("\n".join(f"{key}: {value}" for key, value in speed.machine().items()))
+    print(f"{len(array):,} documents, {speed.text_megabytes(array):.1f} MB of text, best of {turns}\n")
+    print(found.to_string(index=False))
+    return found
+
+
 PARTS = (exactness, scorer, parquet, dsir, agreement, scaling, memory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="one's own: a fastText .bin, or a .safetensors of the kit")
+    parser.add_argument("--input", help="a corpus to measure one's own model with")
     parser.add_argument("--megabytes", type=float, default=60, help="of text; processes get ten and twenty times as much")
     parser.add_argument("--texts", default=DEMO, help="the corpus whose text is scored")
     parser.add_argument("--turns", type=int, default=3, help="repetitions, of which the best counts")
     parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
     parser.add_argument("--output", type=Path, help="JSON file; parts that are not measured now stay as they are in it")
     options = parser.parse_args()
+    if options.model:
+        own(options.model, options.input or options.texts, options.megabytes, options.turns)
+        return
     results = read_json(options.output) if options.output and options.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(Path(folder), options.texts, options.megabytes, options.turns)
         for part in PARTS:
             if not options.only or part.__name__ in options.only:
-                how = {"machine": bench.machine(), "corpus": options.texts, "megabytes": options.megabytes}
+                how = {"machine": speed.machine(), "corpus": options.texts, "megabytes": options.megabytes}
                 results[part.__name__] = how | part(setup)
                 print(json.dumps({part.__name__: results[part.__name__]}, indent=1, default=str), flush=True)
                 if options.output:

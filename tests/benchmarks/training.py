@@ -4,8 +4,8 @@
     python tests/benchmarks/training.py resume [--documents 10000000]
     python tests/benchmarks/training.py memory [--gigabytes 6] [--limit 2]
 
-`throughput`: tokens of text a second (padding does not count), MFU and peak memory of a stage of the kit, beside a plain
-padded transformers Trainer with default settings on the same texts and batch, each in its own process and in turns; the
+`throughput`: tokens of text a second (padding does not count) and peak memory of a stage of the kit, beside a plain padded
+transformers Trainer with default settings on the same texts and batch, each in its own process and in turns; the
 first step is left out. On CUDA with the paper's 4,096 context; `--output` adds the machine's figures to a JSON file.
 `random:mistral-7b` has the shape of Mistral-7B and random weights, and makes its own texts.
 `resume`: a corpus of many short documents is tokenised and packed, training is killed, and the time from starting again to
@@ -39,9 +39,10 @@ import torch
 from tiny_llama import HELD_OUT, ROOT, write_model
 
 from trait_kit.engine.files import read_json, write_json
+from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams, load
 from trait_kit.selection.documents import load_documents
-from trait_kit.training import stages, worker
+from trait_kit.training import stages
 
 ROUNDS = 2  # each contestant's best counts
 
@@ -84,7 +85,7 @@ def throughput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     context, batch = (4_096, 2**18) if cuda else (512, 2_048)
     base = {"folder": str(folder), "model": _model(options.model, folder), "context": context, "batch": batch}
     base |= {"steps": options.steps, "texts": str(_texts(options.model, folder, batch * (options.steps + 2)))}
-    dtype = "bfloat16" if cuda or torch.cpu._is_amx_tile_supported() else "float32"
+    dtype = fast_precision()
     kit_changes = dict(change.split("=", 1) for change in options.changes)
     contestants = {
         f"kit, {dtype}": {"changes": {"precision": dtype, **kit_changes}},
@@ -109,29 +110,40 @@ def throughput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def kit(job: dict[str, Any]) -> dict[str, Any]:
     """A stage as the kit trains it, without its evaluation and without saving the model."""
-    from transformers import AutoTokenizer
+    from accelerate.utils import find_executable_batch_size
 
-    from trait_kit.training.trainer import build_trainer
+    from trait_kit.models import load_tokenizer
+    from trait_kit.training.prepare import prepare
+    from trait_kit.training.trainer import StageTrainer
 
-    rows = 0 if torch.cuda.is_available() else 1
     params = _params(
-        job["model"], context_length=job["context"], tokens_per_batch=job["batch"], rows_per_device=rows,
-        stage_tokens=[job["batch"] * job["steps"]], **{name: _value(value) for name, value in job["changes"].items()},
+        job["model"], context_length=job["context"], tokens_per_batch=job["batch"],
+        stage_tokens=[job["batch"] * job["steps"]], rows_per_device=0 if torch.cuda.is_available() else 1,
+        **{name: _value(value) for name, value in job["changes"].items()},
     )  # fmt: skip
     out = Path(job["folder"]) / f"kit-{job['turn']}-{params.precision}"
-    work, _ = stages.prepare_job(params, {"in_domain": Path(job["texts"])}, HELD_OUT, out)
-    worker.run({**work.job, "prepare": True, "train": []})
-    [stage] = work.job["stages"]
-    stage |= read_json(work.folder / stage["name"] / "prepared.json")
-    job_left = {**work.job, "tokens_left": stage["tokens"]}
-    trainer = build_trainer(job_left, stage, AutoTokenizer.from_pretrained(work.job["base"]), work.folder / stage["name"])
-    trainer.evaluate = lambda *_, **__: {}
-    trainer.train()
+    made = stages.prepare_job(params, ({"in_domain": Path(job["texts"])}, HELD_OUT, ()), out)
+    tokenizer = load_tokenizer(made.base)
+    prepare(made, tokenizer)
+    [stage] = made.stages
+    rows = params.rows_per_device or job["batch"] // job["context"]
+
+    def fewer() -> int:
+        nonlocal rows
+        rows //= 2
+        return rows
+
+    def trained(rows: int) -> Any:
+        trainer = StageTrainer(made, stage, tokenizer, rows, stage.tokens)
+        trainer.evaluate = lambda *_, **__: {}
+        trainer.train()
+        return trainer
+
+    trainer = find_executable_batch_size(trained, rows, fewer)()
     report = trainer.report(0.0)
-    kept = ("tokens_per_second", "mfu", "matrix_rate", "micro_batch", "attention", "activation_checkpointing")
-    kept += ("peak_memory_gb", "memory_estimate_gb", "parameters")
-    report["tokens_per_second"] *= stage["efficiency"]
-    return {**{name: report[name] for name in kept}, "efficiency": stage["efficiency"], "last_loss": _last_loss(trainer)}
+    kept = ("tokens_per_second", "micro_batch", "attention", "peak_memory_gb")
+    report["tokens_per_second"] *= stage.efficiency
+    return {**{name: report[name] for name in kept}, "efficiency": stage.efficiency, "last_loss": _last_loss(trainer)}
 
 
 def plain(job: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +215,7 @@ def _in_process(command: list[str]) -> dict[str, Any]:
 
 def _model(name: str, folder: Path) -> str:
     if name != "random:mistral-7b":
-        from trait_kit.demo import resolve_model
+        from trait_kit.models import resolve_model
 
         return str(resolve_model(name))
     from transformers import MistralConfig, MistralForCausalLM
@@ -257,7 +269,7 @@ def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             context_length=64,
             tokens_per_batch=128,
             stage_tokens=[tokens],
-            checkpoint_tokens=128,
+            checkpoint_minutes=1e-6,
             precision="float32",
         )
         out = folder / f"out-{count}"
@@ -276,13 +288,13 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     texts, size = _large_corpus(folder, options.gigabytes)
     model = _word_model(folder / "words")
     tokens = int(size / 7 // 2**14 * 2**14)  # not quite all that it holds
-    params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_tokens=512)
+    params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_minutes=1e-6)
     began = time.monotonic()
     peaks: dict[str, int] = {}
     group = _memory_group(int(options.limit * 2**30))
     steps = _until_checkpoint(params, texts, folder / "out", group=group, peaks=peaks)
     seconds = time.monotonic() - began
-    prepared = read_json(next((folder / "out").glob("work/1-*/prepared.json")))
+    prepared = read_json(next((folder / "out").glob("work/1-*/stage.json")))
     kept = ("documents", "cut", "efficiency", "accounting")
     peaks_gb = {name: value / 1e9 for name, value in peaks.items()}
     found = {"machine": machine(), "corpus_gb": size / 1e9, "limit_gib": options.limit if group else None}
@@ -345,8 +357,8 @@ def _until_checkpoint(
     job = write_json(out.with_suffix(".json"), [params.model_dump(), str(texts), HELD_OUT, str(out)])
     code = (
         "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
-        "from trait_kit.training.stages import train_arms; p, texts, held_out, out = json.load(open(sys.argv[1])); "
-        "train_arms(TrainingParams(**p), {'in_domain': pathlib.Path(texts)}, held_out, out)"
+        "from trait_kit.training.stages import train; p, texts, held_out, out = json.load(open(sys.argv[1])); "
+        "train(TrainingParams(**p), ({'in_domain': pathlib.Path(texts)}, held_out, ()), out)"
     )
     known = _steps(out)
     bounded = (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None

@@ -1,72 +1,72 @@
 """Which code shapes a result: the files of this package that some modules import, computed from their source.
 
 A hand-kept list of folders is wrong the day after it is written. Here imports are followed wherever they stand, also
-inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts.yaml').
+inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts').
 """
 
 from __future__ import annotations
 
 import ast
-import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
+from trait_kit.engine.files import content, digest
+
 PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
 _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
 
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
-    """Hex SHA-256 of the import closure of `entries`: module names ('trait_kit.training.worker') or Python source.
+    """Hex SHA-256 of the files of the `closure`: another value where any code changed that shapes the result."""
+    return digest([[str(path.relative_to(ROOT)), content(path)] for path in closure(*entries, without=without)])
+
+
+def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
+    """The files that the modules `entries` (or the modules of the functions so named) are made of, imports included.
 
     `without` names modules that are left out, with what only they import: those that watch a result and do not shape it.
     """
     files: set[Path] = set()
-    waiting = [name for entry in entries for name in ([entry] if _file(entry) else _imports(entry))]
     seen = set(without)
-    while waiting:
+    waiting = {entry if _module(entry) else entry.rpartition(".")[0] for entry in entries}
+    while waiting := waiting - seen:
         name = waiting.pop()
-        if name in seen:
-            continue
         seen.add(name)
-        if path := _file(name):
-            files |= {path, *_data_beside(path)}
-            waiting += _imports(path.read_text(encoding="utf-8"))
-    hashes = [[str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in sorted(files)]
-    return hashlib.sha256(repr(hashes).encode()).hexdigest()
+        if path := _module(name):
+            named = _named(path)
+            files |= {path, *_data_beside(path, named)}
+            waiting |= named
+    return sorted(files)
 
 
-def _imports(source: str) -> list[str]:
-    """Modules of this package that the source imports; `from package import name` may name a module or a function."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+def _named(path: Path) -> set[str]:
+    """What a source file imports, modules and their members, and its strings: what starts a child process names one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.split(".")[0] == PACKAGE.name and _file(name)]
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
 
 
-def _file(name: str) -> Path | None:
-    if not all(part.isidentifier() for part in name.split(".")):
+def _module(name: str) -> Path | None:
+    """The file of a module of this package."""
+    first, *rest = name.split(".")
+    if first != PACKAGE.name or not all(part.isidentifier() for part in rest):
         return None
-    path = ROOT.joinpath(*name.split("."))
+    path = PACKAGE.joinpath(*rest)
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _data_beside(path: Path) -> Iterable[Path]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    for name in names:
-        if name and "\n" not in name and len(name) < 100 and name.isprintable() and not name.startswith((".", "/")):
-            there = path.parent / name
-            if there.suffix in _DATA and there.is_file():
-                yield there
-            elif there.is_dir() and not (there / "__init__.py").exists():
-                yield from (file for file in sorted(there.rglob("*")) if file.suffix in _DATA)
-
-
-@functools.cache
-def _sha256(path: Path, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _data_beside(path: Path, named: set[str]) -> Iterable[Path]:
+    """The data files beside a module that are named, with or without their suffix, or lie in a folder that is."""
+    for file in path.parent.rglob("*"):
+        if file.suffix in _DATA:
+            within = file.relative_to(path.parent)
+            folders = [folder for folder in within.parents[:-1] if not (path.parent / folder / "__init__.py").exists()]
+            if named & {str(within), str(within.with_suffix("")), *map(str, folders)}:
+                yield file

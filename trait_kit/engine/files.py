@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: no lock there; the atomic rename still keeps files whole
-    fcntl = None
 
 
 class TraitError(Exception):
@@ -53,15 +50,27 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def maker_of(path: Path) -> Iterator[None]:
-    """Only one process at a time makes `path`; what a killed maker left behind is removed first."""
+def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
+    """Only one process at a time makes `path`; what a killed maker left behind is removed first.
+
+    Raises BlockingIOError where another one does and `wait` is false.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            for left in path.parent.glob(f".{path.name}*.tmp-*"):
-                _remove(left)
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        for left in path.parent.glob(f".{path.name}*.tmp-*"):
+            _remove(left)
         yield
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, which `make` writes under a temporary name where it is missing; others wait and find it."""
+    if not path.exists():
+        with maker_of(path):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    make(temporary)
+    return path
 
 
 def write_json(path: Path | str, value: Any) -> Path:
@@ -89,6 +98,17 @@ def read_json(path: Path | str) -> Any:
 def sha256(path: Path | str) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content(path: Path | str) -> str:
+    """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
+    stat = Path(path).stat()
+    return _content(Path(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _content(path: Path, _size: int, _modified: int) -> str:
+    return sha256(path)
 
 
 def digest(value: Any) -> str:

@@ -1,154 +1,121 @@
-"""What was paid for: a cache of the teacher's completions on disk, and the money spent, with a cap.
+"""What was paid for: answers and money in one sqlite file, a cap that is never passed, the bill before anything is asked.
 
-Each completion is one JSON line, appended and fsynced before it is used, so a kill loses nothing that was paid for; answers
-that arrive together share one fsync. Memory holds only where each line begins. The key is the digest of the request; no key
-or header is ever written. A line that cannot be read (the end of a file whose writer was killed) is skipped and counted, and
-the request it stood for is asked again.
+An answer is committed before it is used, so a killed process pays for nothing twice, and what it left half-written sqlite
+undoes by itself. The key of an answer is the digest of its request; no API key or header is ever written. Prices live in a
+small YAML that the user owns, since they change and no program should guess them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import ipaddress
+import socket
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.money import prices
-from trait_kit.params import TeacherParams
+
+TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One answer of a teacher, with the tokens that were paid for."""
+class Completion(NamedTuple):
+    """One answer of a language model, with the tokens that were paid for (reckoned where the endpoint does not say)."""
 
     content: str
     finish_reason: str
     tokens_in: int
     tokens_out: int
-    usage_estimated: bool  # the endpoint sent no usable usage, so tokens are counted from characters
 
 
 class CapReached(Exception):
     """The next request could cost more than what is left under the cap."""
 
 
-@dataclass
-class _Batch:
-    """Lines, with their keys, that one fsync makes safe."""
-
-    lines: list[tuple[str, bytes]] = field(default_factory=list)
-    written: threading.Event = field(default_factory=threading.Event)
-    error: OSError | None = None
-
-
 class Ledger:
-    """Thread-safe. `cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
+    """`cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
 
-    What is spent counts once a completion, whether it is new or from the cache, and is reckoned from whole tokens, so that
-    it equals the endpoint's own account to the last digit. The cap is for all that the file holds: a run that is killed and
-    started again does not get a second one, in whatever order it finds its answers. `reserve` sets aside the most that a
-    request can cost before it is sent: the cap is not overshot, however many requests are in flight.
+    What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the endpoint's
+    own account to the last digit. The cap is for all that the file holds: a run that is started again gets no second one.
     """
 
     def __init__(self, path: Path | str | None, *, cap_usd: float = 0.0, price_in: float = 0.0, price_out: float = 0.0):
         self.path = Path(path) if path else None
         self.cap_usd, self.price_in, self.price_out = cap_usd, price_in, price_out
-        self.tokens_in = self.tokens_out = 0  # of this run's completions and of those that it found
+        self.tokens_in = self.tokens_out = 0  # of this run's answers and of those that it found
         self.new_tokens_in = self.new_tokens_out = 0  # the part that this run paid for
-        self.new_requests = self.cached_requests = self.lost_requests = self.skipped_lines = 0
+        self.new_requests = self.cached_requests = self.lost_requests = 0
         self.stopped_by_cap = False
-        self._paid_before = 0.0  # for the completions in the file, by earlier runs
-        self._reserved = 0.0
-        self._changed = threading.Condition()
-        self._writing = threading.Lock()
-        self._batch = _Batch()
+        self._reserved: list[float] = []  # the most that each request in flight can cost
         self._counted: set[str] = set()
-        self._kept: dict[str, int | Completion] = {}  # the place of its line in the file, or without a file itself
-        if self.path and self.path.exists():
-            for place, _, key, completion in self._completions(self.path):
-                self._kept[key] = place
-                self._paid_before += self.cost(completion.tokens_in, completion.tokens_out)
-
-    @classmethod
-    def of(cls, params: TeacherParams, path: Path | str | None) -> Self:
-        """With the prices and the cap of a notebook's parameters."""
-        price_in, price_out = prices(params)
-        return cls(path, cap_usd=params.max_cost_usd, price_in=price_in, price_out=price_out)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
+        try:
+            self._sql = sqlite3.connect(self.path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
+            self._sql.execute("PRAGMA journal_mode=WAL")
+            self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
+            self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
+            sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
+            self._paid_before = self.cost(*sums.fetchone())
+        except sqlite3.Error as error:
+            raise TraitError(
+                f"{self.path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away: "
+                "then everything is asked, and paid, again."
+            ) from None
 
     @property
     def spent_usd(self) -> float:
         return self.cost(self.tokens_in, self.tokens_out)
 
-    @property
-    def paid_usd(self) -> float:
-        """For all that the file holds, found by this run or not: what the cap is held against."""
-        return self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
-
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def find(self, key: str) -> Completion | None:
-        """A completion that was paid for earlier; its cost is counted in `spent_usd`."""
-        completion = self._kept.get(key)
-        if isinstance(completion, int):
-            completion = self._look_up(key, completion)
-        if completion is not None:
-            with self._changed:
-                self.cached_requests += 1
-                if key not in self._counted:
-                    self._count(key, completion)
-        return completion
-
-    @contextlib.contextmanager
-    def reserve(self, most_usd: float) -> Iterator[None]:
-        """Hold `most_usd` while a request runs; waits while requests in flight might leave room, else raises CapReached."""
-        with self._changed:
-            if self.cap_usd:
-                while not self.stopped_by_cap and self.paid_usd + self._reserved + most_usd > self.cap_usd:
-                    if self._reserved == 0.0:
-                        self.stopped_by_cap = True
-                        self._changed.notify_all()
-                    else:
-                        self._changed.wait()
-                if self.stopped_by_cap:
-                    raise CapReached
-            self._reserved += most_usd
-        try:
-            yield
-        except BaseException:
-            with self._changed:
-                self.lost_requests += 1
-            raise
-        finally:
-            with self._changed:
-                self._reserved = max(0.0, self._reserved - most_usd) if self._reserved - most_usd > 1e-12 else 0.0
-                self._changed.notify_all()
+        """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
+        columns = ", ".join(Completion._fields)
+        row = self._sql.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        self.cached_requests += 1
+        self._count(key, Completion(*row))
+        return Completion(*row)
 
     def record(self, key: str, completion: Completion) -> None:
-        """Write a new completion to disk (fsync), then count it."""
-        if self.path:
-            self._write(key, completion)
-        with self._changed:
-            if not self.path:
-                self._kept[key] = completion
-            self._count(key, completion)
-            self.new_tokens_in += completion.tokens_in
-            self.new_tokens_out += completion.tokens_out
-            self.new_requests += 1
+        """Commit a new answer, then count it."""
+        columns = ", ".join(("key", *Completion._fields))
+        try:
+            self._sql.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?)", (key, *completion))
+        except sqlite3.Error as error:
+            raise TraitError(
+                f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
+                "and run again; the answers before it are kept."
+            ) from error
+        self._count(key, completion)
+        self.new_tokens_in += completion.tokens_in
+        self.new_tokens_out += completion.tokens_out
+        self.new_requests += 1
 
-    def absorb(self, path: Path) -> None:
-        """Take over the completions of another ledger's file, of a process that asked elsewhere."""
-        lines: dict[str, bytes] = {}
-        for _, line, key, completion in self._completions(path):
-            if key not in self._kept and key not in lines:
-                lines[key] = line.rstrip(b"\n") + b"\n"
-                self._paid_before += self.cost(completion.tokens_in, completion.tokens_out)
-        self._append(list(lines.items()))
+    def reserve(self, most_usd: float) -> bool:
+        """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
+        paid = self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
+        if self.cap_usd and paid + sum(self._reserved) + most_usd > self.cap_usd:
+            self.stopped_by_cap = self.stopped_by_cap or not self._reserved
+            if self.stopped_by_cap:
+                raise CapReached
+            return False
+        self._reserved.append(most_usd)
+        return True
+
+    def release(self, most_usd: float, answered: bool) -> None:
+        """The end of a request that was reserved for."""
+        self._reserved.remove(most_usd)
+        self.lost_requests += not answered
 
     def bill(self) -> dict[str, Any]:
         """What was asked and paid, for the run's record. An endpoint may charge for lost requests too: nobody can know."""
@@ -162,80 +129,81 @@ class Ledger:
             "requests_without_answer": self.lost_requests,
             "cap_usd": self.cap_usd,
             "stopped_by_cap": self.stopped_by_cap,
-            "unreadable_cache_lines": self.skipped_lines,
         }
 
     def _count(self, key: str, completion: Completion) -> None:
-        self._counted.add(key)
-        self.tokens_in += completion.tokens_in
-        self.tokens_out += completion.tokens_out
-
-    def _write(self, key: str, completion: Completion) -> None:
-        line = json.dumps({"key": key, **asdict(completion)}, ensure_ascii=True, sort_keys=True).encode() + b"\n"
-        with self._changed:
-            batch = self._batch
-            is_first = not batch.lines
-            batch.lines.append((key, line))
-        if is_first:  # it writes for all who come while the batch before is being written
-            with self._writing:
-                with self._changed:
-                    self._batch = _Batch()
-                try:
-                    self._append(batch.lines)
-                except OSError as error:
-                    batch.error = error
-                finally:
-                    batch.written.set()
-        batch.written.wait()
-        if batch.error:
-            raise TraitError(
-                f"Could not write a paid answer to {self.path}: {batch.error.strerror}. Make room on the disk (or the "
-                "folder writable) and run again; the answers before it are kept."
-            ) from batch.error
-
-    def _append(self, lines: list[tuple[str, bytes]]) -> None:
-        data = b"".join(line for _, line in lines)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as stream:
-            if stream.seek(0, os.SEEK_END):
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":  # the last writer was killed in the middle of a line
-                    stream.write(b"\n")
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            place = stream.tell() - len(data)
-        for key, line in lines:
-            self._kept[key] = place
-            place += len(line)
-
-    def _look_up(self, key: str, place: int) -> Completion | None:
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(place)
-                found, completion = _parse(stream.readline())
-        except (OSError, ValueError):  # somebody took the file away meanwhile
-            return None
-        return completion if found == key else None
-
-    def _completions(self, path: Path) -> Iterator[tuple[int, bytes, str, Completion]]:
-        """(place, line, key, completion) of every line that can be read; the others are counted."""
-        place = 0
-        with path.open("rb") as stream:
-            for line in stream:
-                try:
-                    yield place, line, *_parse(line)
-                except ValueError:
-                    self.skipped_lines += 1
-                place += len(line)
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens_in += completion.tokens_in
+            self.tokens_out += completion.tokens_out
 
 
-def _parse(line: bytes) -> tuple[str, Completion]:
+@dataclass(frozen=True)
+class Estimate:
+    """A bill of requests that have not been made. `hours` takes a server to write 50 tokens a second for each request."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cost_usd: float
+    hours: float
+
+    def __str__(self) -> str:
+        if not self.requests:
+            return "no requests to a language model, nothing to pay"
+        return (
+            f"{self.requests:,} requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, "
+            f"{usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours "
+            f"at {self.tokens_out / self.requests / TOKENS_PER_SECOND:.1f} seconds a request"
+        )
+
+
+def agree(estimate: Estimate, max_cost_usd: float) -> str:
+    """The estimate in words, with what the cap does to it; TraitError where it costs money and no cap was set."""
+    if estimate.cost_usd and not max_cost_usd:
+        raise TraitError(
+            f"This would cost about {usd(estimate.cost_usd)} ({estimate}). Set max_cost_usd to what you agree to spend."
+        )
+    if estimate.cost_usd > max_cost_usd:
+        share = max_cost_usd / estimate.cost_usd
+        return f"{estimate}; max_cost_usd = {max_cost_usd:g} will stop it after about {share:.0%} of the requests"
+    return str(estimate)
+
+
+def usd(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
+
+
+class _Price(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    usd_per_million_in: float = Field(ge=0)
+    usd_per_million_out: float = Field(ge=0)
+
+
+def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
+    """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
+    path = Path(file)
     try:
-        fields = json.loads(line)
-        key, completion = fields.pop("key"), Completion(**fields)
-        if isinstance(completion.content, str) and min(completion.tokens_in, completion.tokens_out) >= 0:
-            return key, completion
-    except (TypeError, KeyError, AttributeError, RecursionError):
-        pass
-    raise ValueError("not a completion")
+        text = path.read_text("utf-8") if path.exists() else ""
+        listed = TypeAdapter(dict[str, _Price]).validate_python(yaml.safe_load(text) or {})
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
+        raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
+    if model in listed:
+        return listed[model].usd_per_million_in, listed[model].usd_per_million_out
+    if away := next((url for url in urls if not is_private(url)), None):
+        raise TraitError(
+            f"{file} does not say what '{model}' at {away} costs. Add the line\n"
+            f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
+            "with its prices in USD for a million tokens."
+        )
+    return 0.0, 0.0
+
+
+def is_private(url: str) -> bool:
+    """Whether every address that the URL's host stands for is of this machine or of a private network."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(urlsplit(url).hostname or "", None)}
+        return all(ipaddress.ip_address(address.partition("%")[0]).is_private for address in found)
+    except (OSError, ValueError):
+        return False

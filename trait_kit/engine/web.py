@@ -1,273 +1,217 @@
-"""Pages of the web: WARC and WET files to documents, HTML to text with trafilatura.
+"""Pages of the web: WARC and WET files to documents, HTML to text.
 
-Records are cut from the stream at the next record's first line, not after the bytes their header promises, because both
-well-kept libraries lose the rest of a file to one lying Content-Length: FastWARC stops, or reads a too long record to
-the end of the file; warcio stops as well where the length is negative, no number or too short for its headers, refuses
-files that are one gzip member, and neither notices that a file's end is missing. FastWARC then reads each record: it is
-the faster, decodes HTTP transfer and content encodings, and its charset is one that Python knows.
+Records are cut here, with a look at what stands behind each, because both well-kept libraries lose the rest of a file to
+one lying Content-Length without a word. FastWARC then reads each record: it is fast, and decodes HTTP encodings.
 
-Extraction is the slowest step of the kit (10 to 40 ms a page), so its result is kept in the cache folder, in numbered
-parts: a WARC file is extracted once, whoever asks, and one that was interrupted goes on after its last whole part.
+Extraction is the slowest step of the kit, so its result is kept in a folder that the caller gives: a file is extracted
+once, whoever asks. It runs in a child process (datatrove's sandbox), because lxml is C code that reads whatever the web
+wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import ctypes
 import io
-import itertools
 import re
 import signal
-import struct
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from loguru import logger
 
-from trait_kit.demo import cache_dir
-from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, write_json
-from trait_kit.engine.records import PART_BYTES, Part, cut_off, documents_table, records_in
-from trait_kit.engine.streams import Gap, Source, TooLong, blocks, split, suffix
+from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of
+from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
+from trait_kit.engine.streams import FORMATS, Damaged, Source, format_of, reading
 
 PAGE_BYTES = 8_000_000  # a larger response is not parsed
-SKIPPED = "skipped: "  # an ordinary page without text to read, no loss
-_RULES = 1  # raised whenever the same file would give other documents
-_PART_RECORDS, _HTML_BYTES = 2_000, 1 << 26  # a part ends after either; Common Crawl has three records a page
-_HEADER_BYTES = 1 << 16
-_FIRST_LINE = b"WARC/1."
-_WORKER = Path(__file__).with_name("html_worker.py")
-_NAMES = re.compile(r"[^\w/+.-]+")
-_TOO_LARGE = f"{SKIPPED}larger than {PAGE_BYTES // 1_000_000} MB"
-_EXTRACTED = pa.schema(
-    [
-        *(("id", pa.string()), ("url", pa.string()), ("text", pa.string()), ("row", pa.int64())),
-        *(("reason", pa.string()), ("records", pa.int64()), ("damage", pa.bool_())),
-    ]
+_RULES = 3  # raised whenever the same file would give other documents
+_LINE, _PART_ROWS = 1 << 16, 500
+_LENGTH = re.compile(rb"^content-length:\s*(\d{1,12})\s*$", re.IGNORECASE | re.MULTILINE)
+_KEPT = pa.schema(
+    dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
 )
+_META = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w:.-]{1,40})", re.IGNORECASE)
+# What a label means on the web (WHATWG Encoding Standard): browsers read the larger encoding, and pages rely on it.
+_MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030"}
+_MEANT |= {"euc_kr": "cp949", "iso8859-9": "cp1254", "tis-620": "cp874", "big5": "big5hkscs"}
 
 
-class Page(NamedTuple):
-    """A record: what a document needs, or why it gives none (`reason`); both empty for records that hold no page."""
-
-    id: str = ""
-    url: str = ""
-    text: str = ""
-    html: bytes = b""
-    charset: str = ""
-    reason: str = ""
+class _NoDocument(Exception):
+    """Why a page is none."""
 
 
-class Sandbox:
-    """HTML to text in a child process that a page may hang or crash: that page is lost, the next ones are not."""
-
-    def __init__(self, seconds_per_page: float, worker: Path = _WORKER) -> None:
-        self._seconds, self._worker = seconds_per_page, worker
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def text(self, page: Page) -> tuple[str, str]:
-        """(text, "") or ("", the reason why there is none)."""
-        if self._process is None:
-            command = [sys.executable, "-P", str(self._worker)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, **pipes)
-        charset = page.charset.encode()
-        try:
-            head = struct.pack("<fIQ", self._seconds, len(charset), len(page.html))
-            self._process.stdin.write(head + charset + page.html)
-            self._process.stdin.flush()
-            (length,) = struct.unpack("<Q", self._process.stdout.read(8))
-            answer = self._process.stdout.read(length)
-            if len(answer) < length:
-                raise BrokenPipeError
-        except (struct.error, BrokenPipeError):
-            code = self._process.wait()
-            self.close()
-            if code == -signal.SIGALRM:
-                return "", f"its HTML took the parser more than {self._seconds:g} s"
-            return "", f"its HTML crashed the parser (exit code {code})"
-        if answer[:1] != b"+":
-            return "", f"its HTML cannot be parsed ({answer[1:].decode()})"
-        text = answer[1:].decode().strip()
-        return (text, "") if text else ("", f"{SKIPPED}no main text")
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-            self._process = None
+# HTML to text
 
 
-def read_web(source: Source, *, seconds_per_page: float = 10.0, worker: Path = _WORKER) -> Iterator[Part]:
-    """The documents of a WARC file (from the cache where they are) or of a WET file, whose texts need no extraction."""
-    if suffix(source.name).startswith(".wet"):
-        _need_libraries()
-        for _, rows in itertools.groupby(_records(source.name, PART_BYTES), key=itemgetter(0)):
-            yield _part(_documents(rows, None), source.name)
-        return
-    folder = cache_dir() / "extracted" / _cache_key(source, seconds_per_page, worker)
-    finished = folder / "finished.json"
-    paths = [_part_path(folder, number) for number in range(read_json(finished)["parts"])] if finished.exists() else []
-    if finished.exists() and all(path.exists() for path in paths):
-        for path in paths:
-            yield _part(pq.read_table(path), source.name)
-        return
-    parts = 0
-    for number, rows in itertools.groupby(_records(source.name, _HTML_BYTES), key=itemgetter(0)):
-        path = _part_path(folder, number)
-        if not path.exists():
-            with maker_of(folder / "parts"):
-                if not path.exists():
-                    _extract(rows, path, seconds_per_page, worker)
-        yield _part(pq.read_table(path), source.name)
-        parts = number + 1
-    write_json(finished, {"file": source.name, "parts": parts})
+def extract(page: bytes, charset: str = "") -> str:
+    """The main text of a page, tables kept and comments left out; empty if there is none. `charset`: the HTTP header's."""
+    import trafilatura
+
+    # no `deduplicate`: it remembers paragraphs across pages, so a page's text would depend on the pages before it
+    html = _decode(page, charset)
+    return trafilatura.extract(html, include_comments=False, include_tables=True, deduplicate=False) or ""
 
 
-def _records(name: str, part_bytes: int) -> Iterator[tuple[int, int, bytes | Gap | TooLong]]:
-    """(part, row, record): a part is cut after so many bytes or records, the same however often the file is read."""
-    part = row = records = size = 0
-    for piece in split(blocks(name), b"\r\n\r\n" + _FIRST_LINE, PAGE_BYTES + _HEADER_BYTES):
-        if records >= _PART_RECORDS or size >= part_bytes:
-            part, records, size = part + 1, 0, 0
-        if isinstance(piece, Gap):
-            yield part, row, piece
-            continue
-        row, records = row + 1, records + 1
-        size += len(piece) if isinstance(piece, bytes) else 0
-        yield part, row, piece
+def _decode(page: bytes, charset: str) -> str | bytes:
+    """The page as text: by its byte order mark, the HTTP header, the HTML meta, UTF-8; else as it is, to be guessed.
+
+    A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
+    """
+    meta = _META.search(page[:4096])
+    mark = "utf-16" if page[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+    for name in filter(None, (mark, charset, meta and meta[1].decode("ascii"), "utf-8-sig")):
+        with contextlib.suppress(LookupError, ValueError, TypeError):
+            known = codecs.lookup(name).name
+            if isinstance(text := page.decode(_MEANT.get(known, known)), str):
+                return text
+    return page
 
 
-def _page(piece: bytes | TooLong) -> Page:
-    """What one record holds, its length checked against what its header promises."""
+def _guarded(*page: Any) -> str | Exception:
+    """`extract` in the child; no half surrogate pairs, which no file can hold."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: a child ends with its parent, whose lock it has inherited
+    try:
+        return extract(*page).encode("utf-8", "replace").decode()
+    except Exception as error:
+        return ValueError(type(error).__name__)
+
+
+def _text(sandbox: Any, *page: Any) -> str:
+    """The text that the child extracts."""
+    try:
+        return sandbox.process_document(page, _guarded)
+    except TimeoutError:
+        reason = f"took the parser more than {sandbox.timeout:g} s"
+    except EOFError:
+        reason = "crashed the parser"
+    except ValueError as error:
+        reason = f"cannot be parsed ({error})"
+    raise _NoDocument(f"{UNREADABLE}: its HTML {reason}")
+
+
+# Records
+
+
+def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
+    """The documents of a WARC file (from `cache` where they are) or of a WET file, whose texts need no extraction."""
+    try:
+        libraries = [version("fastwarc"), version("trafilatura")]
+    except PackageNotFoundError as error:
+        raise TraitError(f"Web archives need {error.name}, which is not installed: pip install 'trait-kit[web]'") from None
+    tables = _tables(source.name, seconds_per_page)
+    if format_of(source.name)[0] == ".warc":
+        key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
+        path = cache / f"{key[:32]}.parquet"
+        with maker_of(path):
+            if not path.exists():
+                with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _KEPT, compression="zstd") as writer:
+                    for table in tables:
+                        writer.write_table(table)
+        tables = (pa.table(batch) for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS))
+    for table in tables:
+        lost = table.filter(table["reason"].is_valid()).select(["row", "reason", "records"]).to_pylist()
+        kept = table.filter(table["reason"].is_null())
+        yield clean(kept, kept["row"].to_numpy(), source.name, rejected=[Reject(source.name, **row) for row in lost])
+
+
+def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
+    """One row a document or loss (`reason`), up to _PART_ROWS at a time."""
+    import trafilatura  # noqa: F401  children inherit it
+    from datatrove.pipeline.extractors.base import ExtractorSandbox
+
+    logger.disable("datatrove.pipeline.extractors")
+    found: list[dict[str, Any]] = []
+    row = size = 0
+    try:
+        with ExtractorSandbox(seconds_per_page, (b"", "")) as sandbox, reading(name) as stream:
+            for row, piece in enumerate(_records(stream), 1):
+                if isinstance(piece, bytes):
+                    document = _document(piece, sandbox)
+                    size += len(piece)
+                else:  # by the size of those before, or of usual ones
+                    records = max(piece // (size // row or FORMATS[format_of(name)[0]]), 1)
+                    document = {"reason": f"{UNREADABLE}: no WARC record of the length that it states", "records": records}
+                if document:
+                    found.append({**document, "row": row})
+                if len(found) >= _PART_ROWS:
+                    yield pa.Table.from_pylist(found, _KEPT)
+                    found = []
+    except Damaged as damage:
+        found.append(torn(name, row, damage)._asdict())
+    yield pa.Table.from_pylist(found, _KEPT)
+
+
+def _records(stream: BinaryIO) -> Iterator[bytes | int]:
+    """WARC records; how many bytes hold none, or one that is not as long as it says, up to the next record's first line."""
+    passed = 0
+    try:
+        while line := stream.readline(_LINE):
+            if not line.startswith(b"WARC/"):
+                passed += len(line.strip(b"\r\n"))
+                continue
+            if passed:
+                yield passed
+            head = [line]
+            while len(head) < 100 and (line := stream.readline(_LINE)).strip():
+                head.append(line.strip(b"\r\n") + b"\r\n")
+            length = _LENGTH.search(b"".join(head))
+            missing = int(length[1]) if length else 0
+            more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
+            while more and (missing := missing - len(more)):
+                more = stream.read(min(missing, PAGE_BYTES))
+            whole = length and not missing and not stream.readline(_LINE).strip()
+            passed = 0 if whole else sum(map(len, head)) + len(body)
+            if whole:
+                yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
+    except OSError:
+        if passed:
+            yield passed
+        raise
+    if passed:
+        yield passed
+
+
+def _document(piece: bytes, sandbox: Any) -> dict[str, Any] | None:
+    """The document of a record that holds a page, or the reason why it is none."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    record = piece.head if isinstance(piece, TooLong) else piece
-    record = record if record.startswith(_FIRST_LINE) else _FIRST_LINE + record
-    head = record.find(b"\r\n\r\n") + 4
+    reason = f"{SKIPPED}: no main text"
     try:
-        found = next(ArchiveIterator(io.BytesIO(record), parse_http=False), None)
-    except OSError:
-        found = None
-    if found is None or head < 4:
-        return Page(reason="not a WARC record")
-    if found.record_type not in (WarcRecordType.response, WarcRecordType.conversion):
-        return Page()
-    try:
-        headers = {name.lower(): value for name, value in found.headers.items()}
-        length = headers.get("content-length", "")
-        if not re.fullmatch(r"[0-9]{1,18}", length):
-            return Page(reason="its Content-Length is no length")
-        if isinstance(piece, TooLong) and int(length) > PAGE_BYTES:
-            return Page(reason=_TOO_LARGE)
-        if int(length) > len(record) - head or record[head + int(length) :].strip(b"\r\n"):
-            return Page(reason="its Content-Length does not fit")
-        url = _clean(headers.get("warc-target-uri", "").strip("<>"))
-        page = Page(id=_clean(headers.get("warc-record-id", "")) or url, url=url)
-        if found.record_type == WarcRecordType.conversion:
-            text = found.reader.read().decode().strip()
-            return page._replace(text=text, reason="" if text else f"{SKIPPED}no main text")
-        return _html(found, page)
-    except UnicodeDecodeError:
-        return Page(reason="text is not UTF-8")
-    except (OSError, ValueError) as error:
-        return Page(reason=f"its HTTP message cannot be read ({type(error).__name__})")
+        record = next(ArchiveIterator(io.BytesIO(piece), parse_http=False, strict_mode=False))
+        if record.record_type not in (WarcRecordType.conversion, WarcRecordType.response):
+            return None
+        is_text = record.record_type == WarcRecordType.conversion
+        text = record.reader.read().decode() if is_text else _text(sandbox, *_html(record))
+        if text := text.strip():
+            url = record.headers.get("WARC-Target-URI", "").strip("<>")
+            return {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text}
+    except _NoDocument as error:
+        reason = str(error)
+    except (OSError, ValueError, StopIteration) as error:
+        reason = f"{UNREADABLE}: its text or HTTP message ({type(error).__name__})"
+    return {"reason": reason, "records": 1}
 
 
-def _html(found: Any, page: Page) -> Page:
-    found.parse_http(auto_decode="all")
-    if found.http_headers is None or found.http_headers.status_code is None:
-        return Page(reason=f"{SKIPPED}no HTTP response")
-    if found.http_headers.status_code != 200:
-        return Page(reason=f"{SKIPPED}HTTP status {found.http_headers.status_code}")
-    kind = (found.http_content_type or "").lower()
-    if kind not in ("", "text/html", "application/xhtml+xml"):
-        return Page(reason=f"{SKIPPED}not HTML: {_NAMES.sub('', kind)[:40]}")
-    body = found.reader.read(PAGE_BYTES + 1)
-    if len(body) > PAGE_BYTES:
-        return Page(reason=_TOO_LARGE)
-    if not kind and body.lstrip()[:1] != b"<":
-        return Page(reason=f"{SKIPPED}not HTML: no content type")
-    if not body.strip():
-        return Page(reason=f"{SKIPPED}no main text")
-    return page._replace(html=body, charset=found.http_charset or "")
-
-
-def _clean(value: str) -> str:
-    return value.encode("utf-8", "replace").decode()
-
-
-def _cache_key(source: Source, seconds_per_page: float, worker: Path) -> str:
-    extractor = _need_libraries()
-    name = source.name.rsplit("/", 1)[-1]
-    return digest([name, source.bytes, source.stamp, _RULES, extractor, seconds_per_page, PAGE_BYTES, worker.name])[:32]
-
-
-def _need_libraries() -> str:
-    """The extractor's version; TraitError where one of the libraries is not installed."""
-    try:
-        version("fastwarc")
-        return version("trafilatura")
-    except PackageNotFoundError as error:
-        raise TraitError(
-            f"WARC and WET files are read with FastWARC and trafilatura, and {error.name} is not installed. "
-            "Run: pip install 'trait-kit[web]'"
-        ) from None
-
-
-def _part_path(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.parquet"
-
-
-def _extract(rows: Iterable[tuple[int, int, Any]], path: Path, seconds_per_page: float, worker: Path) -> None:
-    for left in path.parent.glob(".part-*.tmp-*"):  # of a process that was killed: this one holds the lock
-        left.unlink(missing_ok=True)
-    sandbox = Sandbox(seconds_per_page, worker)
-    try:
-        table = _documents(rows, sandbox)
-    finally:
-        sandbox.close()
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _documents(rows: Iterable[tuple[int, int, bytes | Gap | TooLong]], sandbox: Sandbox | None) -> pa.Table:
-    """One row a document, rejected record (`reason`) or stretch of damage (`damage`)."""
-    found: list[dict[str, Any]] = []
-    for _, row, piece in rows:
-        if isinstance(piece, Gap):
-            found.append({"row": row, "reason": piece.reason, "records": records_in(piece, row), "damage": True})
-            continue
-        page = _page(piece)
-        if page.html and sandbox is not None:
-            text, reason = sandbox.text(page)
-            page = page._replace(text=text, reason=reason)
-        if page.text:
-            found.append({"id": page.id or None, "url": page.url or None, "text": page.text, "row": row})
-        elif page.reason:
-            found.append({"row": row, "reason": page.reason, "records": 1, "damage": False})
-    return pa.Table.from_pylist(found, _EXTRACTED)
-
-
-def _part(table: pa.Table, origin: str) -> Part:
-    lost = table.filter(table["reason"].is_valid()).select(["row", "reason", "records", "damage"]).to_pylist()
-    kept = table.filter(table["reason"].is_null())
-    damage = {
-        index: cut_off(origin, row["row"], row["records"], row["reason"], "record")
-        for index, row in enumerate(lost)
-        if row["damage"]
-    }
-    rejected = [
-        damage[index].reject if row["damage"] else (origin, row["row"], row["reason"], row["records"])
-        for index, row in enumerate(lost)
-    ]
-    columns = {name: kept[name].combine_chunks() for name in ("id", "text", "url")}
-    columns["source"] = pa.nulls(kept.num_rows, pa.string())
-    return Part(documents_table(columns, kept["row"].combine_chunks(), origin), rejected, tuple(damage.values()))
+def _html(record: Any) -> tuple[bytes, str]:
+    """What `extract` takes, of a response that is a page."""
+    is_http = "http" in record.headers.get("Content-Type", "")
+    record.parse_http(strict_mode=False, auto_decode="all")
+    http, html = record.http_headers, record.reader.read(PAGE_BYTES + 1)
+    if not http or not http.status_code:
+        raise _NoDocument(f"{UNREADABLE if is_http else SKIPPED}: no HTTP response")
+    if http.status_code != 200:
+        raise _NoDocument(f"{SKIPPED}: HTTP status {http.status_code}")
+    kind = re.match(r"[\w/+.-]*", (http.get("Content-Type") or "").strip().lower())[0]
+    begins = html.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
+    if kind not in ("", "text/html", "application/xhtml+xml") or (not kind and begins not in (b"<", b"")):
+        raise _NoDocument(f"{SKIPPED}: not HTML: {kind[:40] or 'no content type'}")
+    if len(html) > PAGE_BYTES:
+        raise _NoDocument(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
+    return html, record.http_charset or ""

@@ -1,132 +1,95 @@
-"""Where a model's answers come from: transformers in this process, vLLM, or a server with OpenAI's completions protocol.
+"""Where a model's answers come from: transformers in this process, or a server with OpenAI's completions protocol.
 
-Each is a class of lm-eval, so that requests, scores and marks are the same; a backend adds what names the model in the
-cache (`identity`: never an address, never a key), loads the model when it is first needed, and turns a server's failures
-into one error. Scores of different backends agree to rounding, and are kept apart all the same.
+Each is a class of lm-eval, so that requests, scores and marks are the same. Answers are kept by request, in one file a
+model: a killed evaluation goes on with the next request, more items repeat nothing, and arms that share a model share its
+answers. Scores of different backends agree to rounding, and are kept apart all the same.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import gc
-import os
+import contextlib
+import json
+import sqlite3
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine.files import TraitError
-from trait_kit.evaluation import harness
+from lm_eval.api.model import CachingLM
+from lm_eval.evaluator import evaluate
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+from lm_eval.models.utils import resolve_max_length
+from sqlitedict import SqliteDict
+from transformers import AutoConfig, AutoTokenizer
+
+from trait_kit.engine.closure import code_digest
+from trait_kit.engine.files import TraitError, digest
+from trait_kit.evaluation.scoring_model import load_model, quiet
+from trait_kit.models import model_digest, resolve_precision
 from trait_kit.params import EvaluationParams
 
-_ATTEMPTS = 3  # of a request, each of at most `endpoint_timeout` seconds
+_ATTEMPTS, _TIMEOUT = 3, 120  # of a request to an endpoint; seconds each
 
 
-class Backend:
-    """The model of one arm, in a folder; for an endpoint the folder's tokenizer."""
+class KeptLM(CachingLM):
+    """The model of one arm behind lm-eval's cache, in JSON instead of pickles, as a run's folder may come from elsewhere.
 
-    def __init__(self, params: EvaluationParams, folder: Path, arm: str, model_digest: str) -> None:
-        self.params, self.folder = params, folder
-        self.precision = harness.resolve_precision(params.precision)
-        self.whose = f"The model of arm '{arm}' ({folder})"
-        self.identity = [model_digest, self.precision]
-        if params.backend == "vllm":
-            self.identity.append("vllm")
-        if params.backend == "endpoint":
-            self.served = params.endpoint_model.replace("{arm}", arm)
+    `folder` holds the model; for an endpoint its tokenizer. The cache knows a model by what its answers depend on, never by
+    an address or a key; marks are not in it, so that they are always those of today's code.
+    """
+
+    def __init__(self, params: EvaluationParams, folder: Path, arm: str, cache: Path) -> None:
+        self.served = params.endpoint_model.replace("{arm}", arm)
+        if self.served:
             if arm != "base" and self.served == params.endpoint_model:
                 raise TraitError(
-                    f"endpoint_model is {self.served} for every arm. Serve each arm, and put {{arm}} into the name."
+                    f"endpoint_model is {self.served} for every arm. Serve each, and put {{arm}} into the name."
                 )
-            self.identity = ["endpoint", self.served, params.endpoint_version]
             self.whose = f"The endpoint's model {self.served}"
+            identity = ["endpoint", self.served, version("lm-eval")]
+            self.lm = _endpoint(folder, params, self.served)
+        else:
+            self.whose = f"The model of arm '{arm}' ({folder})"
+            precision = resolve_precision(params.precision)
+            code = code_digest("trait_kit.evaluation.scoring_model", without=["trait_kit.models"])
+            identity = ["transformers", model_digest(folder), precision, version("lm-eval"), code]
+            self.lm = load_model(folder, batch_size=params.batch_size, precision=precision)
+        cache.mkdir(parents=True, exist_ok=True)
+        self.cache_db = str(cache / f"{digest(identity)[:20]}.sqlite")
+        _refuse_torn(self.cache_db)
+        self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
+        self.lm.set_cache_hook(self.get_cache_hook())
 
-    @functools.cached_property
-    def model(self) -> Any:
-        """The language model, loaded at first use."""
-        if self.params.backend == "transformers":
-            return harness.load_model(self.folder, batch_size=self.params.batch_size, precision=self.precision)
-        if self.params.backend == "vllm":
-            return _load_vllm(self.folder, self.precision)
-        return _load_endpoint(self.folder, self.params, self.served)
+    def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """lm-eval's samples of each of its tasks, in the order of the documents.
 
-    @property
-    def slice_items(self) -> int:
-        """Items that are asked and kept at once."""
-        return 512 if self.params.backend == "vllm" else getattr(self.model, "slice_items", 64)
-
-    def run(self, tasks: dict[str, Any], places: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
-        """`harness.run`; for an endpoint in a thread, since its requests need an event loop and a notebook has one."""
-        if self.params.backend != "endpoint":
-            return harness.run(self.model, tasks, places)
-        model = self.model
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            try:
-                return thread.submit(harness.run, model, tasks, places).result()
-            except TraitError:
+        `evaluate` rather than `simple_evaluate`: the latter adds five seconds a call for a description of the machine.
+        """
+        try:
+            with quiet(), getattr(self.lm, "autocast", contextlib.nullcontext)():
+                found = evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+        except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
+            if isinstance(error, TraitError) or not self.served:
                 raise
-            except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
-                raise TraitError(
-                    f"The endpoint of {self.served} gave no usable answer: {model.without_secrets(error)}. "
-                    "See that endpoint_url is a completions address that answers and endpoint_model its name; finished "
-                    "items are kept."
-                ) from None
-
-    def close(self) -> None:
-        """Free the model's memory."""
-        if self.__dict__.pop("model", None) is not None:
-            gc.collect()
+            status = getattr(getattr(error, "response", None), "status_code", "")  # the text might hold the key
+            raise TraitError(
+                f"The endpoint of {self.served} gave no usable answer ({type(error).__name__} {status}). See that "
+                "endpoint_url is a completions address that answers and endpoint_model its name; finished requests are kept."
+            ) from None
+        return {name: sorted(samples, key=lambda sample: sample["doc_id"]) for name, samples in found.items()}
 
 
-def _load_vllm(folder: Path, precision: str) -> Any:
+def _refuse_torn(database: str) -> None:
     try:
-        from lm_eval.models.vllm_causallms import VLLM
-    except ImportError as error:
-        raise TraitError(
-            f"backend is vllm, which cannot be imported ({error}). Run `python -m pip install vllm` on a machine with a GPU."
-        ) from None
-    with harness.quiet():
-        return VLLM(pretrained=str(folder), dtype=precision, batch_size="auto")
+        with contextlib.closing(sqlite3.connect(database)) as opened:
+            found = opened.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it: they are asked again.")
 
 
-def _load_endpoint(folder: Path, params: EvaluationParams, served: str) -> Any:
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from lm_eval.models.utils import resolve_max_length
-    from transformers import AutoConfig, AutoTokenizer
-
-    class Completions(LocalCompletionsAPI):
-        """lm-eval's client, with the key from its variable and answers that are looked at before they are believed."""
-
-        @property
-        def api_key(self) -> str:
-            return os.environ.get(params.endpoint_key_variable, "")
-
-        @staticmethod
-        def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
-            answers = outputs if isinstance(outputs, list) else [outputs]
-            choices = [choice for answer in answers for choice in answer["choices"]]
-            for choice, asked in zip(choices, tokens, strict=True):
-                given = (choice.get("logprobs") or {}).get("token_logprobs") or []
-                if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
-                    raise _NoLogProbabilities
-            return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)
-
-        def _loglikelihood_tokens(self, requests: list[Any], **more: Any) -> list[tuple[float, bool]]:
-            try:
-                return super()._loglikelihood_tokens(requests, **more)
-            except _NoLogProbabilities:
-                raise TraitError(
-                    f"The endpoint of {served} gives no log-probabilities of the prompt's tokens (echo with "
-                    "logprobs). Serve the model with a server that does, such as `vllm serve`, or set likelihood: false and "
-                    "generate_items."
-                ) from None
-
-        def without_secrets(self, error: Exception) -> str:
-            said = f"{type(error).__name__}: {error}"
-            for secret in (self.api_key, self.base_url):
-                said = said.replace(secret, "...") if secret else said
-            return said[:300]
-
-    with harness.quiet():
+def _endpoint(folder: Path, params: EvaluationParams, served: str) -> LocalCompletionsAPI:
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return Completions(
             base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
@@ -135,11 +98,23 @@ def _load_endpoint(folder: Path, params: EvaluationParams, served: str) -> Any:
             tokenizer_backend="huggingface",
             max_length=resolve_max_length(AutoConfig.from_pretrained(folder), tokenizer, default=2_048),
             add_bos_token=tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
-            num_concurrent=max(2, params.batch_size),
-            timeout=max(1, round(params.endpoint_timeout)),
+            batch_size=params.batch_size,
+            timeout=_TIMEOUT,
             max_retries=_ATTEMPTS,
         )
 
 
-class _NoLogProbabilities(Exception):
-    """An answer without them."""
+class Completions(LocalCompletionsAPI):
+    """lm-eval's client (its key: OPENAI_API_KEY), with answers that are looked at before they are believed."""
+
+    @staticmethod
+    def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
+        choices = sorted((choice for answer in outputs for choice in answer["choices"]), key=lambda choice: choice["index"])
+        for choice, asked in zip(choices, tokens, strict=True):
+            given = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
+                raise TraitError(
+                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model "
+                    "with a server that does, such as `vllm serve`."
+                )
+        return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)

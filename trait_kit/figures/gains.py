@@ -1,184 +1,142 @@
-"""Where does a gain come from? The items that one arm wins and loses against others, as a table, a figure and a page.
+"""What was gained, by arm and by item, as figures and as a page to read.
 
 A mean can rest on a few items, and a significant one can still lose on a task. Texts of items and predictions are data from
-elsewhere: the page escapes all of them, runs no script and asks for nothing.
+elsewhere: the page escapes all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, item_values
-from trait_kit.evaluation.set_metrics import SCORE
-from trait_kit.figures.measures import metric_name, number_text, scale_of
-from trait_kit.figures.style import INK, QUIET, KitFigure, colour, label, new_figure, plain, styled
-from trait_kit.passages.quality import Page
+from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
+from trait_kit.figures import style
+from trait_kit.figures.cells import change_text, metric_name
+from trait_kit.figures.style import KitFigure, colour, label, new_figure
+from trait_kit.figures.tables import BITS, GENERAL, paired
 
-LOST = "#c8553d"
 _SHOWN = 4_000  # characters of a text on the page
-_EQUAL = 1e-12  # differences of rounding are ties
 
 
-def item_gains(outcomes: pd.DataFrame, reference: str, other: str, metric: str = "bits_per_byte") -> pd.DataFrame:
-    """Columns task, item_id, reference, other, gain: one row a problem that both arms were asked, the largest gain first.
+@style.styled
+def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) -> KitFigure:
+    """Change of every arm from the base model, paired over the same items: left on the tasks, right on general text.
 
-    Values are in units of the metric, means over training seeds; a gain above 0 is in the reference's favour whatever the
-    metric's direction.
+    `tests`: rows of comparison.compare(outcomes, "base", metric) and of comparison.forgetting_of(outcomes); the title
+    speaks of `arm`. Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
     """
-    values = item_values(outcomes[outcomes["arm"].isin((reference, other)) & (outcomes["metric"] == metric)])
-    values = values[~values["task"].str.startswith(HELD_OUT)]
-    if missing := {reference, other} - set(values["arm"]):
-        raise TraitError(f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again.")
-    wide = values.pivot(index=["task", "item_id"], columns="arm", values="value")[[reference, other]].dropna()
-    wide.columns = ["reference", "other"]
-    gain = wide["other"] - wide["reference"] if metric in LOWER_IS_BETTER else wide["reference"] - wide["other"]
-    gain = gain.where(gain.abs() > _EQUAL * wide.abs().max(axis=1), 0.0)
-    return wide.assign(gain=gain).reset_index().sort_values(["gain", "task", "item_id"], ascending=[False, True, True])
-
-
-def won_and_lost(
-    outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = "bits_per_byte"
-) -> pd.DataFrame:
-    """Columns against, task, items, won, lost, tied, mean_gain, share_of_gain: one row an arm of `others` and task.
-
-    `share_of_gain`: the task's part of the gain in the average over tasks; below 0 it works against it.
-    """
-    rows = []
-    for other in others:
-        gains = item_gains(outcomes, reference, other, metric)
-        by_task = {task: gains.loc[gains["task"] == task, "gain"] for task in _tasks(outcomes, gains)}
-        total = sum(part.mean() for part in by_task.values())
-        for task, gain in by_task.items():
-            counts = {"items": len(gain), "won": int((gain > 0).sum()), "lost": int((gain < 0).sum())}
-            tied, share = int((gain == 0).sum()), gain.mean() / total if total else np.nan
-            rows.append(
-                {"against": other, "task": task, **counts, "tied": tied, "mean_gain": gain.mean(), "share_of_gain": share}
-            )
-    return pd.DataFrame(rows)
-
-
-@styled
-def plot_item_gains(
-    outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = "bits_per_byte"
-) -> KitFigure:
-    """Every item as a dot at its gain over each arm of `others`, a row a task, with how many were won and lost."""
-    found = {other: item_gains(outcomes, reference, other, metric) for other in others}
-    tasks = _tasks(outcomes, pd.concat(found.values()))
-    parts = []
-    for other, gains in found.items():
-        won, lost = int((gains["gain"] > 0).sum()), int((gains["gain"] < 0).sum())
-        parts.append(f"{won:,} and loses {lost:,} of {len(gains):,} items against {label(other)}")
-    figure, grid = new_figure(
-        f"{label(reference)} wins " + ", ".join(parts),
-        f"Each dot is an item; bar: mean of the task; right of the dashed line {label(reference)} is better; "
-        "beside it: items won : lost",
-        width=9.6, height=1.0 + 0.62 * len(tasks), columns=len(found), squeeze=False, sharey=True, sharex=True,
-    )  # fmt: skip
-    scale, _ = scale_of(metric)
-    for axes, (other, gains) in zip(grid[0], found.items(), strict=True):
-        axes.axvline(0, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.3)
-        for place, task in enumerate(reversed(tasks)):
-            values = scale * gains.loc[gains["task"] == task, "gain"].to_numpy()
-            if not len(values):
+    names = [name for name in dict.fromkeys(tests["arm"]) if name != "base"]
+    panels = {"the tasks": (metric, MACRO), "general text": (BITS, GENERAL)}
+    found = {where: {name: paired(tests, name, "base", *of) for name in names} for where, of in panels.items()}
+    said = []
+    for where, rows in found.items():
+        if row := rows.get(arm):
+            change = change_text(row["difference"], row["metric"], row["before"]).rpartition(", ")[2]
+            said.append(f"{change} {metric_name(row['metric'])} on {where}")
+    title = f"{label(arm)} against the base model: {', '.join(said)}"
+    caption = "Paired change from the base model (dashed); bars: confidence intervals"
+    size = {"width": 9.6, "height": 1.35 + 0.46 * len(names)}
+    figure, grid = new_figure(title, caption, **size, ncols=2, sharey=True)
+    for axes, (where, rows) in zip(grid, found.items(), strict=True):
+        bits = panels[where][0] in LOWER_IS_BETTER
+        axes.axvline(0, **style.DASHED)
+        axes.set_title(f"Change on {where}", loc="left", weight="bold")
+        axes.set_xlabel("bits per byte (left is better)" if bits else "points (right is better)")
+        style.names_down(axes, map(label, names))
+        axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)
+        for height, (name, row) in enumerate(reversed(rows.items())):
+            if row is None:
+                axes.set_xlabel("not evaluated")
                 continue
-            for of_side, shade in ((values > 0, colour(reference)), (values < 0, LOST), (values == 0, QUIET)):
-                heights = place + _apart(values)[of_side]
-                axes.plot(values[of_side], heights, "o", color=shade, markersize=4.6, alpha=0.55, markeredgewidth=0)
-            axes.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=2.4)
-            won, lost = int((values > 0).sum()), int((values < 0).sum())
-            axes.annotate(
-                f"{won:,} : {lost:,}", (1.0, place), xycoords=("axes fraction", "data"),
-                xytext=(4, 0), textcoords="offset points", va="center", size=11, color=INK, annotation_clip=False,
-            )  # fmt: skip
-        axes.set_ylim(-0.6, len(tasks) - 0.4)
-        axes.set_yticks(range(len(tasks)), [plain(label(task)) for task in reversed(tasks)])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(False, axis="y")
-        axes.set_title(plain(f"against {label(other)}"), loc="left", weight="bold")
-        axes.set_xlabel(f"gain in {metric_name(metric)}" + ("" if scale == 1 else " (points)"))
+            middle, low, high = ((1 if bits else 100) * row[end] for end in ("difference", "low", "high"))
+            axes.plot([low, high], [height, height], color=colour(name), linewidth=3.4, alpha=0.55)
+            axes.plot(middle, height, style.marker(name), color=colour(name), markersize=9)
+            change = change_text(row["difference"], row["metric"]).removesuffix(" points")
+            style.note(axes, change, (middle, height), (0, 7), ha="center", size=11)
+    return figure
+
+
+def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
+    """Columns against, task, item_id, gain: one row an arm of `others` and problem that both were asked, the largest first.
+
+    In units of the metric, means over training seeds; above 0 in the reference's favour whatever the metric's direction.
+    """
+    values = outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)]
+    wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")
+    if missing := {reference, *others} - set(wide):
+        raise TraitError(f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again.")
+    parts = []
+    for other in others:
+        gain = (wide[reference] - wide[other]) * (-1 if metric in LOWER_IS_BETTER else 1)
+        gain = gain.dropna().round(12).rename("gain")  # differences of rounding are ties
+        parts.append(gain.sort_values(ascending=False, kind="stable").reset_index().assign(against=other))
+    return pd.concat(parts, ignore_index=True)
+
+
+@style.styled
+def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
+    """Every item of `item_gains` as a dot, a row a task, with how many were won and lost."""
+    others, tasks = list(dict.fromkeys(gains["against"])), sorted(set(gains["task"]))
+    said = []
+    for other, part in gains.groupby("against", sort=False):
+        won, lost = (part["gain"] > 0).sum(), (part["gain"] < 0).sum()
+        said.append(f"{won:,} and loses {lost:,} of {len(part):,} items against {label(other)}")
+    title = f"{label(reference)} wins {', '.join(said)}"
+    caption = f"Each dot is an item, the bar their mean; right of 0 {label(reference)} is better; beside it: won : lost"
+    shape = {"ncols": len(others), "squeeze": False, "sharey": True, "sharex": True}
+    figure, grid = new_figure(title, caption, width=9.6, height=1.0 + 0.62 * len(tasks), **shape)
+    scale, unit = (1, "") if metric in LOWER_IS_BETTER else (100, " (points)")
+    for axes, other in zip(grid[0], others, strict=True):
+        axes.axvline(0, **style.DASHED)
+        for height, task in enumerate(reversed(tasks)):
+            values = scale * gains.loc[(gains["against"] == other) & (gains["task"] == task), "gain"].to_numpy()
+            turns = 0.6180339887 * np.arange(len(values))  # neighbours in value, far apart in height
+            shades = np.select([values > 0, values < 0], [colour(reference), style.LOST], style.QUIET)
+            dots = {"c": list(shades), "s": 21, "alpha": 0.55, "linewidths": 0, "rasterized": True}
+            axes.scatter(values, height + 0.6 * (turns % 1 - 0.5), **dots)
+            axes.plot([values.mean()] * 2, [height - 0.3, height + 0.3], color=style.INK)
+            count = f"{(values > 0).sum():,} : {(values < 0).sum():,}"
+            at = {"xycoords": ("axes fraction", "data"), "va": "center", "size": 11}
+            style.note(axes, count, (1.0, height), (4, 0), **at)
+        style.names_down(axes, map(label, tasks))
+        axes.set_title(f"against {label(other)}", loc="left", weight="bold")
+        axes.set_xlabel(f"gain in {metric_name(metric)}{unit}")
     return figure
 
 
 def browse_items(
-    outcomes: pd.DataFrame,
-    problems: pd.DataFrame,
-    reference: str,
-    other: str,
-    metric: str = "bits_per_byte",
-    *,
-    most: int = 200,
-) -> Page:
+    outcomes: pd.DataFrame, problems: pd.DataFrame, reference: str, other: str, metric: str = BITS, most: int = 40
+) -> Any:
     """A page of up to `most` problems, from the largest gain over `other` to the largest loss, with what every arm said.
 
     `problems`: the test problems (tables.SCHEMAS['problems']). Of more problems, those at both ends and evenly between.
     """
-    gains = item_gains(outcomes, reference, other, metric).reset_index(drop=True)
+    from IPython.display import HTML
+
+    gains = item_gains(outcomes, reference, [other], metric)
     places = np.unique(np.linspace(0, len(gains) - 1, min(most, len(gains))).round().astype(int))
-    rows = {(row["task"], row["id"]): row for row in problems.to_dict("records")}
-    answers = {key: part for key, part in outcomes.groupby(["task", "item_id"], sort=False)}
-    shown = []
+    asked = {(row["task"], row["id"]): row for row in problems.to_dict("records")}
+    marks = dict(list(outcomes.groupby(["task", "item_id"], sort=False)))
+    items = []
     for gain in gains.iloc[places].to_dict("records"):
         key = (gain["task"], gain["item_id"])
-        problem = rows.get(key, {})
-        marks = answers[key]
-        names = list(dict.fromkeys(marks["metric"]))
-        shown.append(
-            {
-                "title": f"{label(gain['task'])} · {gain['item_id']}",
-                "gain": _signed(gain["gain"], metric),
-                "won": gain["gain"] > 0,
-                "question": _text(problem.get("question")),
-                "answer": _text(problem.get("answer")),
-                "solution": _text(problem.get("solution")),
-                "metrics": list(map(metric_name, names)),
-                "arms": [_arm(arm, part, names) for arm, part in marks.groupby("arm", sort=False)],
-            }
-        )
-    page = Path(__file__).with_name("items.html.jinja").read_text(encoding="utf-8")
-    about = {"reference": label(reference), "other": label(other), "all": len(gains), "metric": metric_name(metric)}
-    return Page(jinja2.Environment(autoescape=True).from_string(page).render(items=shown, **about))
+        values = marks[key].pivot_table(index="arm", columns="metric", values="value", sort=False)
+        said = marks[key].dropna(subset="prediction").groupby("arm")["prediction"].unique()
+        items.append({**gain, "asked": asked.get(key, {}), "values": values.to_dict("index"), "said": said.to_dict()})
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters |= {"label": label, "metric": metric_name, "change": change_text, "mark": _mark}
+    page = environment.from_string(Path(__file__).with_name("items.html.jinja").read_text(encoding="utf-8"))
+    return HTML(page.render(items=items, all=len(gains), reference=reference, other=other, metric=metric, most=_SHOWN))
 
 
-def _arm(arm: str, marks: pd.DataFrame, names: list[str]) -> dict[str, object]:
-    """One arm's values of an item, by metric, and its different predictions (of the seeds, of choice and generation)."""
-    values = marks.groupby("metric")["value"].mean()
-    said = dict.fromkeys(text for text in marks["prediction"].fillna("") if text)
-    return {
-        "name": label(arm),
-        "values": [_value_text(values[name], name) if name in values.index else "–" for name in names],
-        "said": [_text(text) for text in said],
-    }
-
-
-def _value_text(value: float, metric: str) -> str:
+def _mark(value: float, metric: str) -> str:
     if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
         return "right" if value else "wrong"
-    if metric == SCORE:
-        return f"{value:+.3f}"
-    return number_text(value, metric)
-
-
-def _text(value: object) -> str:
-    return value[:_SHOWN] if isinstance(value, str) else ""
-
-
-def _signed(gain: float, metric: str) -> str:
-    scale, digits = scale_of(metric)
-    return f"{scale * gain:+.{digits}f}" + (" points" if scale != 1 else "")
-
-
-def _tasks(outcomes: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
-    there = set(gains["task"])
-    return [task for task in dict.fromkeys(outcomes["task"]) if task in there]
-
-
-def _apart(values: np.ndarray) -> np.ndarray:
-    """Heights in -0.3..0.3 that keep neighbouring dots apart, the same for the same values."""
-    turns = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return 0.6 * ((turns * 0.6180339887) % 1 - 0.5)
+    return f"{value:.3f}"

@@ -1,135 +1,145 @@
-"""Whether a passage is new beside those accepted before it: by its words (MinHash), and by its meaning if asked."""
+"""What compares a passage with other texts: is it new beside those accepted before it, and free of test questions?"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
-from trait_kit import demo
-from trait_kit.embedding import embed
-from trait_kit.engine.minhash import EMPTY, WINDOW, band_keys, signatures
-from trait_kit.params import PassageParams
+from trait_kit.engine.minhash import banding, signatures
+from trait_kit.engine.questions import QuestionIndex
+from trait_kit.models import embed
 
-_SAME_ENLIGHTENMENT, _SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
+SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
+REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
+COMPARISONS = ("contamination", "boilerplate", "near-duplicate", "paraphrase")
+_WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
+_BATCH = 5_000  # problems whose n-grams are in memory at a time
+_DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
 
 
-class Novelty:
-    """The checks that compare a passage with those accepted before it.
+class Beside:
+    """The checks that compare a passage with test questions, and with the passages accepted before it.
 
-    Passages come in batches (`begin`) and are then named by their place in the batch; `checks` maps a check's name to a
-    function from a place to its fault, or None. What is accepted costs 1 KB, and 1.5 KB more where meanings are compared.
+    All passages of an attempt come at once (`begin`) and are then named by their place.
     """
 
-    def __init__(self, params: PassageParams) -> None:
-        self._enlightenments, self._texts = NearDuplicates(_SAME_ENLIGHTENMENT), NearDuplicates(_SAME_TEXT)
-        self.checks = {"boilerplate": self._boilerplate, "near-duplicate": self._near_duplicate}
-        self._meanings = None
-        if params.paraphrase_similarity:
-            self._meanings = Meanings(params.embedding_model, params.paraphrase_similarity)
-            self.checks["paraphrase"] = self._paraphrase
+    def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
+        self.tested = QuestionIndex(test_questions)
+        self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "near-duplicate": Accepted(SAME_TEXT)}
+        if paraphrase_similarity:
+            self.accepted["paraphrase"] = Meanings(paraphrase_similarity, embedding_model)
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
-        self._enlightenments.begin(enlightenments)
-        self._texts.begin(texts)
-        if self._meanings:
-            self._meanings.begin(texts)
+        found = self.tested.find(texts).drop_duplicates("text_index")
+        self.leaks = {row.text_index: row for row in found.itertuples(index=False)}
+        for name, accepted in self.accepted.items():
+            accepted.begin(enlightenments if name == "boilerplate" else texts)
+
+    def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
+        """Each check's name and what it finds wrong, or None."""
+        leak = self.leaks.get(place)
+        told = (
+            leak and f"{leak.kind} overlap ({leak.overlap:.0%}) with test question {leak.test_index}: {leak.excerpt[:100]!r}"
+        )
+        yield "contamination", told
+        for name, accepted in self.accepted.items():
+            near = accepted.nearest(place)
+            part = "enlightenment" if name == "boilerplate" else "passage"
+            yield name, near and f"the {part} is {near[1]:.0%} the same as that of {near[0]}"
 
     def accept(self, place: int, name: str) -> None:
-        for some in (self._enlightenments, self._texts, self._meanings):
-            if some:
-                some.accept(place, name)
-
-    def _boilerplate(self, place: int) -> str | None:
-        near = self._enlightenments.find(place)
-        return f"the enlightenment is {near[1]:.0%} that of passage {near[0]}" if near else None
-
-    def _near_duplicate(self, place: int) -> str | None:
-        near = self._texts.find(place)
-        return f"{near[1]:.0%} the same as passage {near[0]}" if near else None
-
-    def _paraphrase(self, place: int) -> str | None:
-        near = self._meanings.find(place) if self._meanings else None
-        return f"it says the same as passage {near[0]} (cosine {near[1]:.3f})" if near else None
+        for accepted in self.accepted.values():
+            accepted.accept(place, name)
 
 
-class NearDuplicates:
-    """Which texts are near-duplicates (word trigrams, Jaccard) of one accepted before them.
+class Accepted:
+    """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    Texts come in batches (`begin`), so that their MinHash signatures are computed at once, and are then named by their
-    place in the batch. The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128). An
-    accepted text costs 512 bytes, whatever its length.
+    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128); pairs are looked for by
+    bands of the signature, which miss less than 1% of those at the threshold.
     """
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-        self._rows = np.zeros((0, 128), np.uint32)
-        self._names: dict[int, str] = {}  # accepted row -> name
+        self.threshold, self._banding = threshold, banding(threshold, 128)
+        self.rows, self.first = np.empty(0), 0  # a row a text, those of the last `begin` from `first` on
+        self.names: dict[int, str] = {}  # of accepted rows
+        self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def begin(self, texts: list[str]) -> None:
-        self._rows = np.concatenate([self._rows[list(self._names)], signatures(texts, shingle_words=3)])
-        self._names = dict(enumerate(self._names.values()))
-        self._first = len(self._names)
-        self._bands: list[tuple[np.ndarray, dict[int, list[int]]]] = []  # bucket of each new text; bucket -> accepted rows
-        for keys in band_keys(self._rows, self.threshold):
-            _, bucket, size = np.unique(keys, return_inverse=True, return_counts=True)
-            bucket[size[bucket] == 1] = -1  # most texts are alone in theirs
-            accepted: dict[int, list[int]] = defaultdict(list)
-            for row in np.flatnonzero(bucket[: self._first] >= 0).tolist():
-                accepted[int(bucket[row])].append(row)
-            self._bands.append((bucket[self._first :].copy(), accepted))
+        self.first, new = len(self.rows), self.vectors(texts)
+        self.rows = np.concatenate([self.rows, new]) if self.first else new
 
-    def find(self, place: int) -> tuple[str, float] | None:
+    def nearest(self, place: int) -> tuple[str, float] | None:
         """The accepted text most similar to this one, as (name, similarity), if it is at or over the threshold."""
-        near = sorted({row for bucket, accepted in self._bands for row in accepted.get(int(bucket[place]), ())[-WINDOW:]})
-        own = self._rows[self._first + place]
-        if not near or own.min() == EMPTY:  # a text without words is like no other
+        near, similarity = self.similar(self.first + place)
+        if not len(near) or similarity.max() < self.threshold:
             return None
-        similarity = (self._rows[near] == own).mean(axis=1)
         best = int(similarity.argmax())
-        return (self._names[near[best]], float(similarity[best])) if similarity[best] >= self.threshold else None
+        return self.names[int(near[best])], float(similarity[best])
 
     def accept(self, place: int, name: str) -> None:
-        self._names[self._first + place] = name
-        for bucket, accepted in self._bands:
-            if bucket[place] >= 0:
-                accepted[int(bucket[place])].append(self._first + place)
+        row = self.first + place
+        self.names[row] = name
+        for key in self._keys(row):
+            self._buckets[key].append(row)
+
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        return signatures(texts, shingle_words=3)
+
+    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(accepted rows that may be near, their similarity)"""
+        found = {other for key in self._keys(row) for other in self._buckets.get(key, ())[-_WINDOW:]}
+        near = np.array(sorted(found), int)
+        return near, (self.rows[near] == self.rows[row]).mean(axis=1)
+
+    def _keys(self, row: int) -> list[tuple[int, bytes]]:
+        signature = self.rows[row]
+        if (signature == signature[0]).all():  # a text without words is like no other
+            return []
+        bands, width = self._banding
+        return [(band, signature[band * width : (band + 1) * width].tobytes()) for band in range(bands)]
 
 
-class Meanings:
-    """As NearDuplicates, by the cosine of sentence embeddings: what is said again in other words."""
+class Meanings(Accepted):
+    """The same by the cosine of sentence embeddings: what is said again in other words."""
 
-    def __init__(self, model: str, threshold: float) -> None:
-        self.model, self.threshold = model, threshold
-        self._names: list[str] = []
-        self._blocks: list[np.ndarray] = []  # of accepted vectors, earlier batches
-        self._new: list[int] = []  # accepted places of this batch
+    def __init__(self, threshold: float, model: str) -> None:
+        super().__init__(threshold)
+        self.model = model
 
-    def begin(self, texts: list[str]) -> None:
-        if self._new:
-            self._blocks.append(self._vectors[self._new])
-        self._new = []
-        self._vectors = embed(texts, demo.resolve_model(self.model), max_tokens=512)
-        self._nearest = np.zeros(len(texts), np.int64)  # among the accepted of earlier batches
-        self._cosine = np.full(len(texts), -2.0, np.float32)
-        first = 0
-        for block in self._blocks:
-            cosines = self._vectors @ block.T
-            best = cosines.argmax(axis=1)
-            value = cosines[np.arange(len(texts)), best]
-            closer = value > self._cosine
-            self._nearest[closer], self._cosine[closer] = first + best[closer], value[closer]
-            first += len(block)
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        return embed(texts, self.model, max_tokens=512)
 
-    def find(self, place: int) -> tuple[str, float] | None:
-        nearest, cosine = int(self._nearest[place]), float(self._cosine[place])
-        if self._new:
-            cosines = self._vectors[self._new] @ self._vectors[place]
-            best = int(cosines.argmax())
-            if cosines[best] > cosine:
-                nearest, cosine = len(self._names) - len(self._new) + best, float(cosines[best])
-        return (self._names[nearest], cosine) if cosine >= self.threshold else None
+    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        near = np.fromiter(self.names, int)
+        return near, (self.rows[:row] @ self.rows[row])[near]
 
-    def accept(self, place: int, name: str) -> None:
-        self._names.append(name)
-        self._new.append(place)
+    def _keys(self, row: int) -> list[tuple[int, bytes]]:
+        return []
+
+
+def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(problems that passages may hold, what was dropped by task and reason).
+
+    Compared both ways: a problem is dropped where a test question stands in its question or solution, whole or by at least
+    half of its 13-grams, and where the problem stands so in a test question.
+    """
+    texts = (problems["question"] + "\n" + problems["solution"].fillna("")).tolist()
+    tests = list(test_questions)
+    kinds: dict[int, set[str]] = defaultdict(set)
+    for row in QuestionIndex(tests).find(texts).itertuples(index=False):
+        kinds[row.text_index].add(row.kind)
+    for first in range(0, len(problems), _BATCH):
+        some = QuestionIndex(problems["question"].iloc[first : first + _BATCH].tolist())
+        for row in some.find(tests).itertuples(index=False):
+            kinds[first + row.test_index].add(row.kind)
+    reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
+    reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}
+    dropped = pd.Series([reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object)
+    table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(columns=[*REASONS, "kept"], fill_value=0)
+    table.insert(0, "problems", problems.groupby("task").size())
+    table.columns.name = None
+    return problems[dropped.isna()].reset_index(drop=True), table.reset_index()

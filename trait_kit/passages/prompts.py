@@ -1,99 +1,111 @@
-"""The prompts that ask a language model for a passage: one for mathematics, one for ads, one for any other domain, or yours.
+"""What a language model is asked, one thing a request, as turns of a chat: a system line, two examples, the question.
 
-The templates are the files in prompts/. A version is the template's name and a digest of its text and of what it
-includes, so that a passage always tells which wording made it. A template of your own is given by its path (the parameter
-`prompt`); it may include answer_format.jinja, which asks for the JSON that is read.
+The wording is data: prompts/math.yaml, ads.yaml and generic.yaml hold a system line, a Jinja template for each part of a
+passage (paragraph, enlightenment, opening, sentence) and example passages, whose parts become the example turns; which two
+are shown follows from what a group shares, so that answers do not all fall into one phrase. A version is a name and a
+digest of the wording.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import itertools
+import random
+import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from trait_kit.engine.exchange import as_data, templates
-from trait_kit.engine.files import TraitError
-from trait_kit.passages.answers import is_mathematical
-from trait_kit.passages.drafts import Problem
+from trait_kit.answers import is_mathematical
+from trait_kit.engine.files import digest
+from trait_kit.engine.ledger import Estimate
+from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
+from trait_kit.passages.material import Order, Problem, content
 
-FOLDER = Path(__file__).parent / "prompts"
-ADS_TASKS = frozenset(
-    (
-        "query_rewriting",
-        "query_ad_relevance",
-        "query_landing_page_relevance",
-        "title_generation",
-        "title_rewriting",
-        "description_generation",
-        "ad_generation",
-    )
-)
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
+_CHARACTERS_A_TOKEN = 4  # for estimates
+# Plain text, so nothing is escaped for HTML: data enters through `as_data`.
+_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
 
-def choose(rows: Sequence[Problem], grouping: str) -> str:
-    """Which template fits: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
-    if {row.task for row in rows} <= ADS_TASKS:
+def choose(order: Order) -> str:
+    """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
+    if {row.task for row in order.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    return "math" if grouping == "knowledge" and all(is_mathematical(row.answer) for row in rows) else "generic"
+    knowledge = order.group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in order.rows)
+    return "math" if knowledge else "generic"
 
 
-def render(name: str, rows: Sequence[Problem], grouping: str, shared: str) -> str:
-    """The question to the model; `name` is a shipped template's, or the path of one that ends in .jinja."""
-    return _template(name).render(
-        count=len(rows),
-        grouping=grouping,
-        shared=" ".join(shared.split())[:200],
-        solved=any(row.solution for row in rows),
-        problems=[_as_data(row) for row in rows],
-    )
+def conversation(part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0) -> list[Message]:
+    """The turns that ask for one `part` of a passage: of the problem at `place`, or of all.
+
+    What was written before and refused stands in them, with the reason.
+    """
+    name, group = choose(order), order.group
+
+    def asked(problems: list[dict[str, str]], place: int, shared: str) -> Message:
+        given = {"grouping": group.grouping, "shared": shared, "count": len(problems)}
+        told = _template(name, part).render(given, problems=problems, problem=problems[place])
+        return {"role": "user", "content": clean(told)}
+
+    examples = list(_wording(name)["examples"])
+    random.Random(f"{group.shared}/{part}").shuffle(examples)
+    turns = [{"role": "system", "content": _wording(name)["system"]}]
+    for example in examples[:2]:
+        shown = random.Random(f"{group.shared}/{place}").randrange(len(example["problems"]))
+        turns.append(asked(example["problems"], shown, example["shared"]))
+        turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
+    pairs = itertools.zip_longest(order.rows, paragraphs, fillvalue="")
+    turns.append(asked([_problem(row, paragraph) for row, paragraph in pairs], place, as_data(group.shared)[:200]))
+    for answer, reason in order.refused:
+        turns = again(turns, answer, reason)
+    return turns
 
 
-def repair(fault: str, count: int) -> str:
-    """The one follow-up message after an answer that could not be used."""
-    return (
-        f"That reply cannot be used: {fault}. Send the whole reply again as one JSON object and nothing else: "
-        f'{{"paragraphs": [{count} strings, in the order of the problems], "enlightenment": "one string"}}.'
-    )
+def topic(question: str) -> list[Message]:
+    """The turns that ask what knowledge a problem needs."""
+    wording = _wording("topic")
+    turns = [{"role": "system", "content": wording["system"]}]
+    for example in wording["examples"]:
+        turns.append({"role": "user", "content": example["question"]})
+        turns.append({"role": "assistant", "content": example["topic"]})
+    return [*turns, {"role": "user", "content": as_data(question)}]
 
 
-def again(reason: str, count: int) -> str:
-    """What a teacher is told whose passage did not pass a check."""
-    return (
-        f"That passage was not accepted: {reason[:500]}. Write the whole passage again without this fault, as one JSON "
-        f'object and nothing else: {{"paragraphs": [{count} strings, in the order of the problems], "enlightenment": "one '
-        'string"}.'
-    )
+def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int) -> Estimate:
+    """The bill of asking each thing once."""
+    characters = sum(len(message["content"]) for request in requests for message in request.messages())
+    return endpoint.estimate(len(requests), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(requests))
 
 
-@cache
-def version(name: str) -> str:
-    path = _path(name)
-    parts = (path, FOLDER / "answer_format.jinja")
-    text = "".join(part.read_text(encoding="utf-8") for part in parts) + repair("", 0) + again("", 0)
-    return f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+def version(order: Order) -> str:
+    name = choose(order)
+    return f"{name}@{digest([_wording(name), again([], '', '')])[:12]}"
 
 
-def _path(name: str) -> Path:
-    return Path(name) if name.endswith(".jinja") else FOLDER / f"{name}.jinja"
+def as_data(text: str) -> str:
+    """One line in which no model's control tokens can occur, whatever the text says."""
+    return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", " ".join(clean(text).split()))[:_MAX_FIELD]
 
 
-@cache
-def _template(name: str) -> jinja2.Template:
-    path = _path(name)
-    try:
-        return templates(path.parent, FOLDER).get_template(path.name)
-    except jinja2.TemplateNotFound as error:
-        raise TraitError(f"The prompt {path} needs {error.name}, which is not there (prompt ends in .jinja).") from None
-    except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
-        raise TraitError(f"The prompt {path} is not a Jinja template: {error}.") from None
+def _problem(row: Problem, paragraph: str) -> dict[str, str]:
+    fields = {"question": row.question, "answer": row.answer, "solution": row.solution or "", "paragraph": paragraph}
+    return {"task": row.task.replace("_", " "), **{name: as_data(text) for name, text in fields.items()}}
 
 
-def _as_data(row: Problem) -> str:
-    fields = {"task": row.task, "question": row.question, "answer": row.answer}
-    if row.solution:
-        fields["worked_solution"] = row.solution
-    return as_data({key: value[:_MAX_FIELD] for key, value in fields.items()})
+def _part_of(example: dict[str, Any], part: str, place: int) -> str:
+    if part == "opening":
+        return example["opening"]
+    if part in ("paragraph", "sentence"):
+        return example["problems"][place][part]
+    return " ".join([example["opening"], *(problem["sentence"] for problem in example["problems"])])
+
+
+def _wording(name: str) -> dict[str, Any]:
+    return content(f"prompts/{name}.yaml")
+
+
+@functools.cache
+def _template(name: str, part: str) -> jinja2.Template:
+    return _JINJA.from_string(_wording(name)[part])

@@ -1,7 +1,5 @@
-"""From scores to a selection of exactly so many tokens: every method gets the same budget, so methods can be compared.
+"""Ranks, and where a token budget becomes a threshold: every method gets the same budget, so methods can be compared.
 
-Thresholds come after scores: nothing here looks at text, and a method, a budget or a limit can change without scoring again.
-Documents are ranked by the method and taken from the top until the next one would exceed the budget.
 - random: a seeded shuffle, the paper's weakest baseline;
 - dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
 - fasttext: probability of the in-domain label;
@@ -13,19 +11,17 @@ scores) is a hash of seed, method and id: it neither depends on how a corpus is 
 
 from __future__ import annotations
 
-import difflib
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.identity import id_hashes
 from trait_kit.params import Method
+from trait_kit.selection.documents import id_hashes
 
 METHODS: tuple[str, ...] = get_args(Method)
 _NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}
@@ -33,61 +29,43 @@ _LEVEL_BITS = 16
 
 
 @dataclass(frozen=True)
-class Limit:
-    """How much to take: a number of tokens, or a share of the documents, or all that score at least so much."""
+class Limits:
+    """How much a method takes, said in one way, and what a document must be like to be ranked at all."""
 
     tokens: int = 0
-    share: float = 0.0
-    score: float | None = None
-
-    def __post_init__(self) -> None:
-        if sum([self.tokens != 0, self.share != 0, self.score is not None]) != 1:
-            raise TraitError(
-                "Say in one way how much to select: a number of tokens, a share of the documents, or a threshold."
-            )
-        if self.tokens < 0 or not 0 <= self.share <= 1:
-            raise TraitError(
-                f"token_budget must be positive and a share at most 1 (got {self.tokens} tokens, a share of {self.share})."
-            )
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a document must be like to be ranked at all."""
-
+    share: float = 0.0  # of the documents
+    threshold: float | None = None  # all that score at least so much
     min_tokens: int = 1
     max_tokens: int = 2**31 - 1
-    min_educational: float = 1.0
+    min_educational: float = 1.0  # of fasttext+educational
 
-    def reasons(self, scores: pa.Table, method: Method, slack: float = 1.0) -> list[tuple[str, np.ndarray]]:
-        """(reason, bool [n]: fails for it); token limits are `slack` times wider, for counts that are estimates."""
+    def __post_init__(self) -> None:
+        if sum([self.tokens != 0, self.share != 0, self.threshold is not None]) != 1:
+            raise TraitError("Say in one way how much to select: tokens, a share of the documents, or a threshold.")
+        if self.tokens < 0 or not 0 <= self.share <= 1:
+            raise TraitError(f"Tokens must be positive and a share at most 1 (got {self.tokens} and {self.share}).")
+
+    def refused(self, scores: pa.Table, method: Method, slack: float = 1.0) -> dict[str, np.ndarray]:
+        """reason -> bool [n]; token limits are `slack` times wider, for counts that are estimates."""
         lengths = scores["n_tokens"].to_numpy()
-        reasons = [
-            ("fewer than min_tokens", lengths * slack < self.min_tokens),
-            ("more than max_tokens", lengths > self.max_tokens * slack),
-        ]
+        reasons = {
+            "fewer than min_tokens": lengths * slack < self.min_tokens,
+            "more than max_tokens": lengths > self.max_tokens * slack,
+        }
         if method == "fasttext+educational":
-            reasons.append(("below min_educational", scores["educational"].to_numpy() < self.min_educational))
+            reasons["below min_educational"] = scores["educational"].to_numpy() < self.min_educational
         return reasons
 
 
-@dataclass
-class Choice:
-    """Rows of a scores table: what was chosen, and the whole order that it was cut from."""
-
-    indices: np.ndarray  # int64, best first
-    ranking: np.ndarray  # int64, every document that passed the filters, best first; indices are its first part
-    report: dict[str, Any]  # JSON-able: see choose
-
-
-def check_method(method: str, scores: pa.Table | None = None) -> None:
+def check_method(method: str, scores: pa.Table) -> None:
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
-        raise TraitError(f"Unknown selection method '{method}'; {hint}")
-    for name in _NEEDS.get(method, ()) if scores is not None else ():
+        raise TraitError(f"Unknown selection method '{method}'; known: {', '.join(METHODS)}.")
+    for name in _NEEDS.get(method, ()):
         if scores[name].null_count:
             raise TraitError(f"The method '{method}' needs the score '{name}', but it is null: scored without that model.")
+
+
+# Ranks
 
 
 def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
@@ -112,71 +90,19 @@ def value_keys(values: np.ndarray | float) -> np.ndarray:
     return ordered.astype(np.uint64) << np.uint64(32)
 
 
-def choose(
-    scores: pa.Table,
-    method: Method,
-    limit: Limit | int,
-    *,
-    seed: int = 0,
-    filters: Filters = Filters(),
-    dropped: Mapping[str, np.ndarray] | None = None,
-    documents: int = 0,
-) -> Choice:
-    """The best documents within the limit (a number: of tokens); less than the next document is left unspent.
-
-    `dropped`: reason -> bool [n], documents that may not be chosen whatever their score. `documents`: how many a share is
-    of, where the scores are those of candidates only.
-    The report has n_in, n_out, dropped (reason -> documents), tokens, threshold (score of the last document taken; null for
-    random) and enough (False where the documents do not fill the budget, so that all of them were taken).
-    """
-    limit = Limit(tokens=limit) if isinstance(limit, int) else limit
-    scores = tables.conform(scores, "scores")
-    check_method(method, scores)
-    lengths = scores["n_tokens"].to_numpy().astype(np.int64)
-    kept = np.ones(len(lengths), bool)
-    counts = {}
-    for reason, fails in [*(dropped or {}).items(), *filters.reasons(scores, method)]:
-        counts[reason] = int((kept & fails).sum())
-        kept &= ~fails
-    eligible = np.flatnonzero(kept)
-    if not len(eligible):
-        why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise TraitError(f"{method}: none of {len(lengths)} documents can be selected ({why}). Loosen these limits.")
-    keys = rank_keys(scores, method, seed)[eligible]
-    order = np.argsort(~keys, kind="stable")
-    ranking = eligible[order]
-    tokens = np.cumsum(lengths[ranking])
-    if limit.score is not None:
-        n_out = int((keys >= value_keys(limit.score)[0]).sum())
-    elif limit.share:
-        n_out = round(limit.share * (documents or len(lengths)))
-    else:
-        n_out = int(np.searchsorted(tokens, limit.tokens, side="right"))
-    if n_out == 0:
-        raise TraitError(
-            f"{method}: nothing fits the limit ({limit}); the first document has {tokens[0]} tokens and the score "
-            f"{rank_values(scores, method, seed)[ranking[0]]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
-        )
-    enough = n_out < len(ranking) or (int(tokens[-1]) == limit.tokens if limit.tokens else n_out == len(ranking))
-    n_out = min(n_out, len(ranking))
-    counts["beyond the budget"] = len(ranking) - n_out
-    report = {
-        "method": method,
-        "n_in": len(lengths),
-        "n_out": n_out,
-        "dropped": counts,
-        "tokens": int(tokens[n_out - 1]),
-        "threshold": None if method == "random" else float(rank_values(scores, method, seed)[ranking[n_out - 1]]),
-        "enough": enough,
-    }
-    return Choice(ranking[:n_out], ranking, report)
+def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
+    """uint64 [n], uniform: a hash of the id, the seed and the purpose."""
+    salt = np.uint64((zlib.crc32(purpose.encode()) << 32 | seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15 % 2**64)
+    value = id_hashes(scores["id"]) ^ salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finish
+        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+    return value ^ (value >> np.uint64(31))
 
 
 def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
     """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents, as often as asked: once for each 16 bits of the key that matter.
-    Memory does not depend on how many documents there are.
+    `batches` gives (keys, weights) of all documents, once for each 16 bits of the key that matter, so memory is constant.
     """
     prefix, missing = 0, budget
     for level in range(64 // _LEVEL_BITS):
@@ -184,7 +110,7 @@ def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budg
         shift = np.uint64(64 - _LEVEL_BITS * (level + 1))
         for keys, given in batches():
             bins = keys >> shift
-            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix if level else slice(None)
+            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix
             places = (bins[inside] & np.uint64(0xFFFF)).astype(np.int64)
             weights += np.bincount(places, given[inside], len(weights)).astype(np.int64)
         above = np.cumsum(weights[::-1])
@@ -198,10 +124,55 @@ def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budg
     return prefix << int(shift)
 
 
-def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
-    """uint64 [n], uniform: a hash of the id, the seed and the purpose."""
-    salt = np.uint64((zlib.crc32(purpose.encode()) << 32 | seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15 % 2**64)
-    value = id_hashes(scores["id"]) ^ salt
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finish
-        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
-    return value ^ (value >> np.uint64(31))
+# Choices
+
+
+def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
+    """(bool [n]: what no reason drops; how many documents each reason drops, a document counted under its first)."""
+    kept, dropped = np.ones(len(next(iter(reasons.values()))), bool), {}
+    for reason, fails in reasons.items():
+        dropped[reason] = int((kept & fails).sum())
+        kept &= ~fails
+    return kept, dropped
+
+
+def rank(
+    scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """(rows that may be chosen, best first; how many were dropped, by reason). `unusable`: reason -> bool [n]."""
+    check_method(method, scores)
+    kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise TraitError(f"{method}: none of {len(kept)} documents can be selected ({why}). Loosen these limits.")
+    keys = rank_keys(scores, method, seed)[rows]
+    return rows[np.argsort(~keys, kind="stable")], dropped
+
+
+def take(
+    scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0, documents: int = 0
+) -> dict[str, Any]:
+    """n_out: how many of the best documents are within the limits; less than the next document is left unspent.
+
+    Their tokens; threshold, the score of the last one (null for random); enough: false where all that there are do not fill
+    the budget. `documents`: how many a share is of, where the scores are those of candidates only.
+    """
+    ranked = scores.take(pa.array(ranking))
+    tokens = np.cumsum(ranked["n_tokens"].to_numpy().astype(np.int64))
+    values = rank_values(ranked, method, seed)
+    if limits.threshold is not None:
+        n_out = int((values >= np.float32(limits.threshold)).sum())
+    elif limits.share:
+        n_out = round(limits.share * (documents or scores.num_rows))
+    else:
+        n_out = int(np.searchsorted(tokens, limits.tokens, side="right"))
+    if n_out == 0:
+        raise TraitError(
+            f"{method}: nothing fits the limit ({limits}); the first document has {tokens[0]} tokens and the score "
+            f"{values[0]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
+        )
+    enough = n_out < len(ranking) or (int(tokens[-1]) == limits.tokens if limits.tokens else n_out == len(ranking))
+    n_out = min(n_out, len(ranking))
+    threshold = None if method == "random" else float(values[n_out - 1])
+    return {"n_out": n_out, "tokens": int(tokens[n_out - 1]), "threshold": threshold, "enough": enough}

@@ -1,95 +1,330 @@
-"""Documents of a small corpus as one table: the in-domain seed, the held-out sets, the demo.
+"""Documents of a corpus of any size: named, listed as shards, read part by part, divided and sampled.
 
-`corpus` says how a corpus is named, read and divided; a web corpus is read with it, shard by shard. What is loaded here
-fits into memory and matters as a whole, so a damaged file is an error that names it, and ids are unique across files.
+A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns:
+
+    demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
+    hf:owner/name[@config][#split]                                         split is `train` when left out
+    path, URL or glob of .parquet, .jsonl, .json, .ndjson, .warc, .wet files, plain, .gz or .zst; URLs are fsspec's
+
+A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. Held out are the
+documents whose id hashes below a share: a document's fate depends on its own id and never on the others'.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from trait_kit import demo_corpora, tables
-from trait_kit.demo_corpora import DEMO_PARTS, DEMO_TRUTH
-from trait_kit.engine.files import TraitError
-from trait_kit.engine.records import COLUMNS, no_documents
-from trait_kit.selection import corpus
-from trait_kit.selection.corpus import fingerprint
+from trait_kit import demo
+from trait_kit.engine import readers
+from trait_kit.engine.assets import cache_dir
+from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
+from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
+from trait_kit.engine.web import read_web
 
-__all__ = [
-    "DEMO_PARTS",
-    "DEMO_TRUTH",
-    "fingerprint",
-    "load_documents",
-    "load_held_out",
-    "load_labels",
-    "load_with_quarantine",
-    "truth_label",
-]
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
+_SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000
+_RULES = 2  # raised whenever the same bytes would give other documents
+_FEW_SHARDS, _SAMPLED_SHARDS, _SAMPLED_SHARE = 8, 64, 4
+_NOTHING = Part(SCHEMA.empty_table(), [])
+_COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
 log = logging.getLogger(__name__)
 
 
+class Shard(NamedTuple):
+    """A piece of a corpus that one worker reads at once: a file, row groups of one, or rows of a data set."""
+
+    number: int  # 0-based place in the corpus
+    source: str  # path, URL or spec it is read from
+    first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
+    stop: int = -1  # past the last; -1: the whole file
+    bytes: int = 0  # about how many it holds on disk, for progress; 0 unknown
+    key: str = ""  # digest that changes when what it reads does
+    held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
+    columns: Columns = Columns()  # what the kit's columns are called there
+
+
+# Naming
+
+
+def _named(spec: str) -> tuple[str, str, Columns]:
+    """(demo, hf or files, what follows, names of the columns) of a spec."""
+    columns = Columns()
+    if match := _COLUMN_NAMES.fullmatch(spec):
+        pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
+        names = {key.strip(): value.strip() for key, _, value in pairs}
+        if set(names) - set(Columns._fields) or not all(names.values()):
+            raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
+        spec, columns = match[1], Columns(**names)
+    kind, _, rest = spec.partition(":")
+    return (kind, rest, columns) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns)
+
+
+def fingerprint(spec: str) -> str:
+    """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
+    kind, rest, _ = _named(spec)
+    if kind == "demo":
+        return demo.demo_digest(f"demo:{rest}")
+    return digest([spec, [list(source) for source in find(rest)] if kind == "files" else []])
+
+
+def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
+    """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
+
+    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
+    other file is one shard. Of a file of up to 4 MB exactly 5% are held out, of more about what fits their rows.
+    """
+    kind, rest, columns = _named(spec)
+    if kind == "files":
+        sources = find(rest)
+        pieces, documents = _cut_files(sources, shard_rows)
+        small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
+    else:
+        data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
+        documents, size = len(data), data.nbytes if kind == "demo" else data.data.nbytes
+        state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
+        starts = range(0, max(documents, 1), shard_rows)
+        pieces = [
+            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, documents), size // len(starts), state)
+            for first in starts
+        ]
+        small = size <= _SMALL_BYTES
+    share = 0.0
+    if kind != "demo":
+        share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else held_out_share(documents)
+    shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
+    return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
+
+
+def _cut_files(sources: list[Source], shard_rows: int) -> tuple[list[Shard], int]:
+    """(the pieces of all files, their content as key; about how many documents they hold together)."""
+    with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
+        groups = list(pool.map(_row_groups, sources))
+    pieces, documents = [], 0
+    for source, rows in zip(sources, groups, strict=True):
+        documents += sum(rows) if rows else documents_in(source.name, source.bytes)
+        starts = np.cumsum([0, *rows])
+        first = 0
+        while first < len(rows):
+            stop = max(int(np.searchsorted(starts, starts[first] + shard_rows, "right")) - 1, first + 1)
+            size = source.bytes * int(starts[stop] - starts[first]) // max(int(starts[-1]), 1)
+            pieces.append(Shard(0, source.name, first, stop, size, source.content))
+            first = stop
+        if not rows:
+            pieces.append(Shard(0, source.name, 0, -1, source.bytes, source.content))
+    return pieces, documents
+
+
+@functools.lru_cache(maxsize=100_000)
+def _row_groups(source: Source) -> tuple[int, ...]:
+    return tuple(readers.row_groups(source.name)) if format_of(source.name)[0] == ".parquet" else ()
+
+
+# Identity
+
+
+def held_out_share(documents: int) -> float:
+    """The share of a corpus of about so many documents that is held out: 5%, of more than 40,000 down to 0.625%.
+
+    It halves whenever the corpus doubles: in steps, so that one that grows a little keeps what is held out.
+    """
+    doublings = math.floor(math.log2(max(documents * HELD_OUT_SHARE / HELD_OUT_MOST, 1)))
+    return HELD_OUT_SHARE / 2 ** min(doublings, 3)
+
+
+@functools.lru_cache(maxsize=100)
+def _exact_share(source: str, columns: Columns, _content: str) -> float:
+    """The share that holds out exactly 5% (rounded down) of the documents of a small corpus: none of fewer than 20."""
+    hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+    count = int(len(ordered) * HELD_OUT_SHARE)
+    return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
+
+
+def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64 [n]: SipHash with a fixed key, the same in every process and on every machine."""
+    return pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
+
+
+def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+    """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
+
+    A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash is
+    that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
+    """
+    seen: set[int] = set()
+
+    def fresh(hashes: np.ndarray) -> np.ndarray:
+        return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
+
+    for documents, rejected in parts:
+        missing = documents["id"].is_null().to_numpy()
+        texts = documents["text"].filter(pa.array(missing)).to_pylist()
+        documents = _with_ids(documents, missing, [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts])
+        hashes = id_hashes(documents["id"])
+        new = fresh(hashes)
+        if (again := missing & ~new).any():
+            old = documents.filter(pa.array(again))
+            names = pc.binary_join_element_wise(old["id"], old["row"].cast(pa.string()), "-")
+            documents = _with_ids(documents, again, names.to_pylist())
+            new[again] = fresh(id_hashes(names))
+        repeated = documents.filter(pa.array(~new)).to_pylist()
+        rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
+        yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
+
+
+def _with_ids(documents: pa.Table, where: np.ndarray, names: list[str]) -> pa.Table:
+    if not names:
+        return documents
+    ids = pc.replace_with_mask(documents["id"], pa.array(where), pa.array(names, pa.string()))
+    return documents.set_column(documents.column_names.index("id"), "id", ids)
+
+
+# Reading
+
+
+def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
+    """The usable documents of a shard but for the held-out ones, at most about 4 MB of text at a time, and the others.
+
+    Damage never raises: it is in `rejected`. A file that cannot be had is a TraitError: the next attempt may succeed.
+    """
+    for part, hashes in identified(_parts(shard, seed)):
+        kept = hashes >= np.uint64(shard.held_out * 2**64)
+        yield part if kept.all() else part._replace(documents=part.documents.filter(pa.array(kept)))
+
+
+def _parts(shard: Shard, seed: int) -> Iterator[Part]:
+    kind, name, _ = _named(shard.source)
+    if kind == "demo":
+        rows = np.arange(shard.first, shard.stop)
+        yield readers.clean(demo.part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
+    elif kind == "hf":
+        yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
+    elif format_of(name)[0] == ".parquet":
+        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
+    elif format_of(name)[0] in (".warc", ".wet"):
+        yield from read_web(find(name)[0], cache_dir() / "extracted")
+    else:
+        yield from readers.read_jsonl(name, shard.columns)
+
+
+def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
+    """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
+    wanted, taken, start = np.asarray(positions, np.int64), [_NOTHING.documents], 0
+    for part in read_shard(shard, seed) if len(wanted) else ():
+        end = start + len(part.documents)
+        inside = wanted[(wanted >= start) & (wanted < end)]
+        taken.append(part.documents.take(pa.array(inside - start)))
+        start = end
+        if start > wanted[-1]:
+            break
+    return pa.concat_tables(taken).select(COLUMNS)
+
+
+def unique_parts(shards: list[Shard], seed: int = 0) -> list[Part]:
+    """The parts of small corpora, their ids unique across all shards."""
+    return [part for part, _ in identified(part for shard in shards for part in read_shard(shard, seed))]
+
+
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The usable documents of a corpus (documents schema, no labels); how many were quarantined is logged as a warning."""
-    documents, quarantine = load_with_quarantine(spec, seed)
-    if quarantine.num_rows:
-        first = quarantine.slice(0, 1).to_pylist()[0]
-        log.warning(
-            "%s: %d of %d records cannot be used; the first is row %d of %s: %s",
-            *(spec, quarantine.num_rows, quarantine.num_rows + documents.num_rows),
-            *(first["row"], first["source"], first["reason"]),
+    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
+
+    So is a corpus without documents; how many records else cannot be used is logged as a warning.
+    """
+    parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
+    documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
+    rejected = [reject for part in parts for reject in part.rejected]
+    for reject in rejected:
+        if reject.reason.startswith(readers.DAMAGED):
+            raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
+    first = rejected[0] if rejected else Reject(spec, 0, "it holds no records", 0)
+    where = f"{first.source}, row {first.row}: {first.reason}"
+    if not documents.num_rows:
+        raise TraitError(
+            f"{spec} has no usable document. {where}. Each record needs a non-empty text, in a field `text` or one that the "
+            "spec names: {text=body}."
         )
+    if lost := sum(reject.records for reject in rejected):
+        log.warning("%s: %d of %d records cannot be used. %s", spec, lost, lost + documents.num_rows, where)
     return documents
 
 
-def load_with_quarantine(spec: str, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """(documents to train on or select from, quarantine) of a corpus; TraitError if no document is usable, or for damage.
-
-    Rows of the quarantine count from 1 within their source: lines of a JSONL file, rows of a Parquet file or dataset,
-    records of a WARC file. Missing ids are made from the text, so they stay the same wherever a file lies.
-    """
-    found, quarantine = [no_documents()], []
-    for part in corpus.unique_parts(corpus.list_shards(spec, seed), seed):
-        if part.damage:
-            raise part.damage[0]
-        found.append(part.documents)
-        quarantine.extend(part.rejected)
-    documents = pa.concat_tables(found).select(COLUMNS).combine_chunks()
-    if not documents.num_rows:
-        source, row, reason, _ = quarantine[0] if quarantine else (spec, 0, "it holds no records", 0)
-        where = f"{source}, row {row}" if row else source
-        raise TraitError(f"{spec} has no usable document. {where}: {reason}. Each record needs a non-empty `text`.")
-    return documents, quarantine_table(quarantine)
+# Held out, known, sampled
 
 
 def load_held_out(spec: str, seed: int = 0) -> pa.Table:
-    """The documents of a corpus that are never trained on: bits per byte on them show learning and forgetting."""
-    kind, _, rest = spec.partition(":")
+    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting."""
+    kind, rest, _ = _named(spec)
     if kind == "demo":
-        domain, part = demo_corpora.names_in(rest)
+        domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
-        return demo_corpora.part(f"{domain}/{twins.get(part, part)}", seed).select(COLUMNS)
-    return corpus.held_out(spec)
+        return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
+    found, documents, count = {}, 0, 0
+    shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
+    for shard, (part, hashes) in ((piece, read) for piece in shards for read in identified(_parts(piece, 0))):
+        chosen = hashes < np.uint64(shard.held_out * 2**64)
+        found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
+        documents, count = documents + len(chosen), count + int(chosen.sum())
+        if count >= HELD_OUT_MOST:
+            break
+    if not count:
+        raise TraitError(f"{spec} has {documents} document(s): too few to hold any out. Bring at least 20.")
+    held = pa.concat_tables(table for number in sorted(found) for table in found[number])
+    held = next(identified([Part(held, [])]))[0].documents
+    return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
 
 
-def quarantine_table(rejected: list[tuple[str, int, str, int]]) -> pa.Table:
-    source, row, reason, records = zip(*rejected, strict=True) if rejected else ((), (), (), ())
-    table = pa.table({"source": source, "row": row, "reason": reason, "records": records})
-    return tables.conform(table, "quarantine")
-
-
-def load_labels(spec: str, seed: int = 0) -> dict[str, str] | None:
-    """id -> topic of a demo corpus, the hidden truth that scores selections and trains nothing; None for other corpora."""
-    kind, _, rest = spec.partition(":")
+def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
+    """id -> whether a demo document is about the domain: hidden from selection, which it scores; None for other corpora."""
+    kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
-    table = demo_corpora.part(rest, seed)
-    return dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]
+    return {name: label == truth for name, label in zip(*table.select(["id", "label"]).to_pydict().values(), strict=True)}
 
 
-def truth_label(spec: str) -> str | None:
-    """The label that an on-topic document of this corpus has in `load_labels`; None where there is no truth."""
-    kind, _, rest = spec.partition(":")
-    return DEMO_TRUTH[demo_corpora.names_in(rest)[0]] if kind == "demo" else None
+def sample(spec: str, n: int, seed: int) -> pa.Table:
+    """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
+
+    Of a small corpus uniform over all documents. Of a larger one, evenly over 64 shards (more where these hold too few), of
+    which only the beginning is read: a sample must not cost a pass over the web.
+    """
+    shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
+    if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:
+        documents = pa.concat_tables(part.documents for part in (_NOTHING, *unique_parts(shards, seed)))
+        documents = documents.take(pa.array(np.sort(generator.permutation(documents.num_rows)[:n])))
+    else:
+        found: dict[int, pa.Table] = {}
+        each = -(-n // min(_SAMPLED_SHARDS, len(shards)))
+        for number in generator.permutation(len(shards)).tolist():
+            if (missing := n - sum(map(len, found.values()))) > 0:
+                wanted = min(each, missing)
+                first = _first_documents(shards[number], wanted * _SAMPLED_SHARE, seed)
+                drawn = np.argsort(generator.random(first.num_rows), kind="stable")[:wanted]
+                found[number] = first.take(pa.array(np.sort(drawn)))
+        documents = pa.concat_tables([_NOTHING.documents, *(found[number] for number in sorted(found))])
+    if n > 0 and not documents.num_rows:
+        raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
+    return documents.select(COLUMNS).combine_chunks()
+
+
+def _first_documents(shard: Shard, n: int, seed: int) -> pa.Table:
+    found = [_NOTHING.documents]
+    for part in read_shard(shard, seed):
+        found.append(part.documents)
+        if sum(map(len, found)) >= n:
+            break
+    return pa.concat_tables(found).slice(0, n)

@@ -1,98 +1,63 @@
-"""Low, Mid and High educational value: the scale, the labels of foreign models on it, and weak labels by a rule.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of three sources of labels.
 
-The rule looks at the form of a text: does it explain, or only state? The paper filters by educational value with a model
-that it does not describe; judgements by an LLM are the usual source of labels (`ratings`). The rule stands in where there
-are none. Points:
-
-    +1  at least 2 sentences and 40 words: something can be developed
-    +1  at least 1 explanatory cue in 100 words, +2 from 3: reasons, examples, definitions, consequences, purposes
-    -1  one sentence, or fewer than 25 words: a stub
-    -2  list-like: more than 1 separator (comma, semicolon, bullet, bar, line break) or 1 number in 5 words
-    -2  boilerplate of web pages (cookies, subscribe, all rights reserved, ...) or markup
-    -2  fewer than 65% letters, or a third of the words in capitals
-    -1  repetitive: fewer than 35% different words among the first 200
-
-    Low: 0 points or fewer.  Mid: 1 or 2.  High: 3.
-
-It looks at function words and shape, not at what the text is about, so that it adds to the domain classifier instead of
-repeating it; the tests check that no topic is mostly Low or nearly all High, and that topics explain little of the model's
-scores. English only: in another language almost nothing is High, and training says so.
+The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
+web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `model`: a ready fastText model. `weak`: a rule
+stands in where there is neither: does a text explain, or only state? It looks at function words and shape, not at what the
+text is about, so that it adds to the domain classifier instead of repeating it. English only.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
+import pandas as pd
+import yaml
 
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.ngrams import normalise
+from trait_kit.engine.scorer import LABEL_PREFIX
+from trait_kit.params import ClassifierParams
+from trait_kit.selection.fitting import Report, open_scorer, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
-POINTS = {label: float(value) for value, label in enumerate(LABELS)}
-_PREFIX = "__label__"
-# Label -> points on the scale 0..2, for every set of labels whose meaning is plain. Ratings 0-5 count in the bands that the
-# kit's own ratings are trained in, so that min_educational means the same whichever model scores.
-_SCALES: tuple[dict[str, int], ...] = (
-    {"low": 0, "mid": 1, "high": 2},
-    {"low": 0, "medium": 1, "high": 2},
-    {"0": 0, "1": 0, "2": 1, "3": 1, "4": 2, "5": 2},
-    {"low": 0, "high": 2},
-    {"0": 0, "1": 2},
-    {"no": 0, "yes": 2},
-    {"false": 0, "true": 2},
-    {"negative": 0, "positive": 2},
-    {"bad": 0, "good": 2},
-    {"lq": 0, "hq": 2},
-    {"cc": 0, "hq": 2},  # Common Crawl against high quality
-    {"not_educational": 0, "educational": 2},
-    {"non_educational": 0, "educational": 2},
-)
+MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
+_LISTS = yaml.safe_load((Path(__file__).parent / "educational.yaml").read_text(encoding="utf-8"))
+_PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
+_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
+_FEWEST = 10  # documents of a label that are worth training on
+_EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 
-_CUES = re.compile(
-    r"\b(?:because|therefore|thus|hence|consequently|since|so that|in order to|as a result|due to|leads? to|led to"
-    r"|results? in|resulting in|causes?|caused by|depends? on|means?|meaning|for example|for instance|such as|e\.g|i\.e"
-    r"|that is|in other words|namely"
-    r"|(?:is|are|be) (?:defined|described|called|used|considered|understood|thought|seen|determined|measured)"
-    r"|refers? to|consists? of|known as|based on|if|when|whereas|although|however|in contrast|unlike|rather than|allows?"
-    r"|enables?|helps?|requires?|explains?|shows?|usually|typically|generally|often|process|method|how|why|which)\b",
-    re.IGNORECASE,
-)
-_BOILERPLATE = re.compile(
-    r"cookie|subscribe|sign up|log ?in\b|click here|all rights reserved|privacy policy|terms of (?:use|service)|add to cart"
-    r"|read more|free shipping|buy now|follow us|share this|©|https?://|</?[a-z]+[ >/]|\{\{|\}\}|function ?\(",
-    re.IGNORECASE,
-)
+
+# Labels
+
+
+def label_points(labels: Sequence[str]) -> np.ndarray:
+    """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
+
+    Case and fastText's prefix do not matter. TraitError for other labels than these three: their meaning would be a guess.
+    """
+    names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
+    if sorted(names) != sorted(LABELS):
+        raise TraitError(f"A model of educational value needs the labels {', '.join(LABELS)}; it has {', '.join(labels)}.")
+    return np.array([LABELS.index(name) for name in names], np.float32)
+
+
+_CUES = re.compile(rf"\b(?:{'|'.join(_LISTS['cues'])})\b", re.IGNORECASE)
+_BOILERPLATE = re.compile("|".join(_LISTS["boilerplate"]), re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\b\d[\d.,:]*")
 _SEPARATOR = re.compile(r"[,;|•·\n\t]")
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
 
 
-def label_points(labels: Sequence[str]) -> np.ndarray:
-    """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
-
-    For High, Mid and Low that is 2 P(High) + P(Mid). Case and fastText's prefix do not matter. TraitError where the
-    labels' meaning would be a guess.
-    """
-    names = [label.removeprefix(_PREFIX).lower().replace("-", "_") for label in labels]
-    for scale in _SCALES:
-        if sorted(names) == sorted(scale):
-            return np.array([scale[name] for name in names], np.float32)
-    shown = ", ".join(repr(label) for label in labels[:12]) + (", ..." if len(labels) > 12 else "")
-    raise TraitError(
-        f"What the {len(labels)} labels {shown} say of educational value is not plain. Use a model with the labels "
-        f"{'; or '.join(', '.join(scale) for scale in _SCALES[:5])} (in any case)."
-    )
-
-
-def rating_label(rating: int) -> str:
-    """Low for a rating of 0 or 1, Mid for 2 or 3, High for 4 or 5."""
-    return LABELS[rating // 2]
-
-
 def points(text: str) -> int:
-    """The rule's points for one text; see the module's table."""
+    """The rule's points for one text: High from 3, Mid from 1, else Low."""
     words = _WORD.findall(text)
     if not words:
         return -3
@@ -101,18 +66,130 @@ def points(text: str) -> int:
     cues = 100 * len(_CUES.findall(text)) / max(count, 25)
     visible = sum(not character.isspace() for character in text)
     first = [word.lower() for word in words[:200]]
-    total = 0
-    total += sentences >= 2 and count >= 40
-    total += (cues >= 1) + (cues >= 3)
-    total -= sentences == 1 or count < 25
-    total -= 2 * (len(_SEPARATOR.findall(text.strip())) > count / 5 or len(_NUMBER.findall(text)) > count / 5)
-    total -= 2 * bool(_BOILERPLATE.search(text))
+    separators, numbers = len(_SEPARATOR.findall(text.strip())), len(_NUMBER.findall(text))
     shouted = sum(word.isupper() and len(word) > 1 for word in words)
-    total -= 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)
-    total -= len(first) >= 50 and len(set(first)) < 0.35 * len(first)
-    return total
+    return (
+        (sentences >= 2 and count >= 40)  # something can be developed
+        + (cues >= 1)  # in 100 words: reasons, examples, definitions, consequences, purposes
+        + (cues >= 3)
+        - (sentences == 1 or count < 25)  # a stub
+        - 2 * (separators > count / 5 or numbers > count / 5)  # list-like
+        - 2 * bool(_BOILERPLATE.search(text))
+        - 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)  # few letters, or in capitals
+        - (len(first) >= 50 and len(set(first)) < 0.35 * len(first))  # repetitive
+    )
 
 
-def educational_weak_labels(texts: Iterable[str]) -> list[str]:
-    """Low, Mid or High for each text."""
-    return ["High" if score >= 3 else "Mid" if score >= 1 else "Low" for score in map(points, texts)]
+def weak_label(text: str) -> str:
+    score = points(text)
+    return "High" if score >= 3 else "Mid" if score >= 1 else "Low"
+
+
+# Ratings by a language model
+
+
+def read_rating(answer: str) -> int:
+    """The last 'Rating: N' of an answer; ValueError says what is wrong with it, in words that the model can be told."""
+    found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
+    if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
+        raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
+    return int(found[-1])
+
+
+def conversation(text: str) -> list[dict[str, str]]:
+    """The criteria as a system line, and a document's beginning as one line of JSON: data, in which no marker can occur."""
+    text = text[: 2 * MAX_CHARACTERS].encode("utf-8", "replace").decode()
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+    prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
+    system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
+    line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
+
+
+def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
+    from trait_kit.engine import ledger, llm
+
+    with llm.served(p, folder) as endpoint:
+        paid = endpoint.ledger(folder / "teacher_answers.sqlite")
+        most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
+        print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
+        different = list(dict.fromkeys(texts))
+        requests = [llm.Request(conversation(text), read_rating) for text in different]
+        replies = llm.ask(requests, endpoint, paid, attempts=2)
+        bill = paid.bill()
+    ratings = {text: reply.value for text, reply in zip(different, replies, strict=True) if reply.value is not None}
+    rows = [(LABELS[ratings[text] // 2], ratings[text], text) for text in texts if text in ratings]
+    failed = len(texts) - len(rows)
+    if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
+        raise TraitError(
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
+            "another teacher_model, and run again: what has an answer is not asked again."
+        )
+    return pd.DataFrame(rows, columns=["label", "rating", "text"]), {"bill": bill, "educational_unrated": failed}
+
+
+# Models
+
+
+def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
+    """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
+
+    Tables: examples (label, points | rating | score, text: data, to be escaped) and, of a trained model, confusion.
+    """
+    bill: dict[str, Any] = {}
+    if p.educational_source == "weak":
+        labels = [weak_label(text) for text in texts]
+        frame = pd.DataFrame({"label": labels, "points": list(map(points, texts)), "text": texts})
+    elif p.educational_source == "llm":
+        frame, bill = rate(p, texts, folder)
+    else:
+        frame = _scored(p, texts, folder)
+    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
+    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
+    numbers = {"educational_source": p.educational_source, "educational_labels": frame["label"].value_counts().to_dict()}
+    report = Report(numbers | bill, {"examples": examples.reset_index(drop=True)})
+    if p.educational_source != "model":
+        trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
+        report = Report(report.numbers | trained.numbers, report.tables | trained.tables)
+    return report
+
+
+def _scored(p: ClassifierParams, texts: list[str], folder: Path) -> pd.DataFrame:
+    """What a ready model, folded into `folder`, says of the texts."""
+    scorer = open_scorer(p.educational_model)
+    try:
+        values = label_points(scorer.labels)
+    except TraitError as error:
+        raise TraitError(f"educational_model {p.educational_model}: {error}") from None
+    scorer.save(folder / "educational.safetensors")
+    probabilities = scorer.probabilities(texts)
+    labels = [scorer.labels[k].removeprefix(LABEL_PREFIX) for k in probabilities.argmax(axis=1)]
+    return pd.DataFrame({"label": labels, "score": np.minimum(probabilities @ values, 2), "text": texts})
+
+
+def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
+    """Train on Low / Mid / High, write model and scorer; agreement and kappa (quadratic weights) on held-out documents.
+
+    majority: what always answering the commonest label would score. Table: confusion (given label in rows).
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
+    pairs.pop("", None)
+    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or choose another educational_source."
+    require(pairs, LABELS, _FEWEST, advice)
+    given, probabilities = trial(pairs, LABELS, p)
+    train(pairs, model_path, p)
+    predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
+    agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
+    kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
+    numbers = {
+        "educational_headline": f"Agreement with labels of held-out documents: {agreement:.2f} (the commonest label alone: "
+        f"{majority:.2f}), kappa {kappa:.2f}.",
+        "educational_agreement": agreement,
+        "educational_majority": majority,
+        "educational_kappa": kappa,
+    }
+    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
+    return Report(numbers, {"confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)})

@@ -1,212 +1,161 @@
 """What is to be trained: the tree of stages that the arms share, each stage known by everything that shapes its result.
 
 Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented passages), and chains with
-the same beginning form a tree. A stage's key covers its parent's key, its texts, its parameters and the held-out items, so
-equal keys mean equal results. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in
-arms of its own: 'trait_fine_tuned'. For ablations, all stages of an arm can also be one: with one schedule across them, or
-with their texts mixed.
+the same beginning form a tree. A stage's key covers its parent's key, its texts by content, its parameters, the held-out
+items and the code, so equal keys mean equal results. How the work is spread (micro-batch, processes, checkpoints) is in no
+key. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in arms of its own:
+'trait_fine_tuned'.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json
+from pydantic import BaseModel
+
+from trait_kit import params as parameters
+from trait_kit.engine.closure import code_digest
+from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
+from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
-from trait_kit.training import fine_tuning
-from trait_kit.training.sampling import sources_of
 
-Source = Sequence[str] | Path  # texts, or a Parquet file with a column `text`
+FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
+PROBLEMS = "train_problems"  # what fine-tuning reads, in the accounting
 
-CODE_VERSION = 2  # part of every key: raise it when a change of this package changes what training produces
-SHAPING = (
-    "context_length", "tokens_per_batch", "rows_per_device", "learning_rate", "warmup_fraction", "decay_fraction",
-    "weight_decay", "max_gradient_norm", "precision", "evaluations_per_stage", "task_scores_per_stage", "attention",
-    "compile_layers", "fused_loss", "lora_rank", "seed",
-)  # fmt: skip
+# A stage's key holds what these lead to (its texts, tokens, rates, held-out items) and not these themselves.
+PLANNED = {
+    "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "held_out_items",
+    "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch",
+}  # fmt: skip
+# Modules that the worker imports and that shape no result.
+WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.engine.machine")
+
+Chains = dict[str, list[str]]  # arm -> names of its stages
+
+
+class Stage(BaseModel):
+    """One Trainer run."""
+
+    name: str
+    key: str
+    parent: str | None  # name of the stage whose weights it starts from; None: the base model
+    place: int  # 1 for the first stage of a chain
+    tokens_before: int  # that the stages before have read
+    mixture: str
+    tokens_per_batch: int
+    learning_rate: float
+    texts: dict[str, str] = {}  # source -> digest of its texts
+    epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
+    steps: int = 0
+    tokens: int = 0  # in whole batches
+    ends_arm: bool = False  # its model is an arm's own, and is kept
+    arms: list[str] = []
+    # What packing found out.
+    accounting: list[dict[str, Any]] = []  # stage, source, tokens, epochs, available
+    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have read
+    documents: int = 0
+    cut: int = 0  # documents, or problems, that were cut
+    efficiency: float = 0.0  # share of the slots that hold a token
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / "stage.json", self.model_dump_json(indent=1))
+
+    @staticmethod
+    def load(folder: Path) -> Stage:
+        return Stage.model_validate_json((folder / "stage.json").read_text(encoding="utf-8"))
+
+
+class Job(BaseModel):
+    """The stages that are missing, and what they are made from: what a worker is given."""
+
+    params: TrainingParams
+    base: str
+    folder: Path
+    stages: list[Stage]  # a parent before its children
+    texts: dict[str, Path]  # source -> Parquet file with a column `text`
+    held_out: dict[str, list[list[str]]]
+    problems: list[list[str]]
+    chains: Chains
+
+    @property
+    def stages_dir(self) -> Path:
+        return self.folder / "stages"
+
+    @property
+    def work(self) -> Path:
+        """What is removed at the end."""
+        return self.folder / "work"
+
+    def settled_precision(self) -> str:
+        """bfloat16 or float32; measured once a run, so that what is resumed elsewhere goes on as it began."""
+        path = self.folder / "precision.json"
+        if self.params.precision != "auto":
+            return self.params.precision
+        if not path.exists():
+            write_json(path, fast_precision())
+        return read_json(path)
 
 
 def plan_stages(
     params: TrainingParams,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Path],
     base_digest: str,
     held_out_digest: str,
-    problems: Sequence[tuple[str, str]] = (),
-    digests: Path | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """The tree of stages, parents first, and each arm's chain of stage names.
-
-    `digests` remembers the digests of files, so that a large corpus is not read again to find that it has not changed.
-    """
-    if not params.arms:
-        raise TraitError("training.arms is empty: name at least one arm, for instance raw: [in_domain].")
-    texts = {name: _texts_digest(name, sources, digests) for name in sorted(named_sources(params))}
-    shaping = {field: getattr(params, field) for field in SHAPING}
-    if params.accelerate_config:
-        if not Path(params.accelerate_config).is_file():
-            raise TraitError(
-                f"training: accelerate_config {params.accelerate_config} does not exist. Write one with `accelerate config "
-                f"--config_file {params.accelerate_config}`, or leave it empty to train in one process."
-            )
-        shaping["accelerate_config"] = sha256(params.accelerate_config)
-    plan: dict[str, dict[str, Any]] = {}
-    chains: dict[str, list[str]] = {}
+    problems: Sequence[Sequence[str]] = (),
+) -> tuple[list[Stage], Chains]:
+    """The tree of stages, a parent before its children, and each arm's chain of stage names."""
+    digests = {name: _texts_digest(sources[name]) for name in sorted(named_sources(params))}
+    shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
+    shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
+    own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
+    chains: dict[str, list[Stage]] = {"base": []}
     for arm, mixtures in params.arms.items():
-        parent, chains[arm] = None, []
-        for parts in _grouped(_parts(params, mixtures), params.schedule):
-            stage = _stage(params, parts, texts, plan.get(parent), base_digest, [shaping, held_out_digest])
-            parent = stage["name"]
-            plan.setdefault(parent, stage)["arms"].append(arm)
-            chains[arm].append(parent)
+        chain = chains[arm] = []
+        for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
+            names = sorted(mixture.split("+"))  # a+b and b+a are one stage
+            texts = {source: digests[source] for source in names}
+            steps = budget // params.tokens_per_batch
+            reads = {"mixture": "+".join(names), "steps": steps, "texts": texts}
+            tokens = steps * params.tokens_per_batch
+            chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], tokens=tokens, **reads, **own))
     if params.fine_tune_epochs:
-        shaping |= {"learning_rate": params.fine_tune_learning_rate, "decay_fraction": None}
-        shaping |= {"tokens_per_batch": params.fine_tune_tokens_per_batch or params.tokens_per_batch}
-        shaped_by = [CODE_VERSION, _pairs_digest(problems), params.fine_tune_epochs, shaping, held_out_digest]
-        for arm, chain in [("base", []), *chains.items()]:
-            stage = _fine_tuning_stage(params, plan[chain[-1]] if chain else None, base_digest, shaped_by)
-            plan.setdefault(stage["name"], stage)["arms"].append(f"{arm}{fine_tuning.SUFFIX}")
-            chains[f"{arm}{fine_tuning.SUFFIX}"] = [*chain, stage["name"]]
-    return sorted(plan.values(), key=lambda stage: stage["place"]), chains
+        batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
+        own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
+        facts = [shape | own | {"decay_fraction": None, "max_epochs": None}, list(problems), *shared]
+        for arm, chain in list(chains.items()):
+            reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs}
+            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, [reads, *facts], **reads, **own)]
+    del chains["base"]
+    plan: dict[str, Stage] = {}
+    for arm, chain in chains.items():
+        for stage in chain:
+            plan.setdefault(stage.name, stage).arms.append(arm)
+        plan[chain[-1].name].ends_arm = True
+    return list(plan.values()), {arm: [stage.name for stage in chain] for arm, chain in chains.items()}
 
 
 def named_sources(params: TrainingParams) -> set[str]:
-    """Every source that an arm reads, replayed text included."""
-    return {
-        source
-        for mixtures in params.arms.values()
-        for mixture, replay in zip(mixtures, _replay(params), strict=True)
-        for source in sources_of(mixture, replay)
-    }
+    """Every source that an arm reads."""
+    return {source for mixtures in params.arms.values() for mixture in mixtures for source in mixture.split("+")}
 
 
-def _replay(params: TrainingParams) -> list[float]:
-    return params.replay or [0.0] * len(params.stage_tokens)
+def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> Stage:
+    """The stage that begins where the stages `before` it end."""
+    parent = before[-1] if before else None
+    key = digest([parent.key if parent else "", *facts])
+    return Stage(
+        name=f"{len(before) + 1}-{reads}-{key[:12]}",
+        key=key,
+        parent=parent.name if parent else None,
+        place=len(before) + 1,
+        tokens_before=sum(stage.tokens for stage in before),
+        **known,
+    )
 
 
-def _parts(params: TrainingParams, mixtures: Sequence[str]) -> list[dict[str, Any]]:
-    """What an arm reads, a record each of the paper's stages; `tokens` in whole batches."""
-    parts = []
-    for mixture, replay, budget in zip(mixtures, _replay(params), params.stage_tokens, strict=True):
-        steps = budget // params.tokens_per_batch
-        parts.append({"mixture": mixture, "replay": replay, "steps": steps, "tokens": steps * params.tokens_per_batch})
-    return parts
-
-
-def _grouped(parts: list[dict[str, Any]], schedule: str) -> list[list[dict[str, Any]]]:
-    return [[part] for part in parts] if schedule == "per_stage" else [parts]
-
-
-def _stage(
-    params: TrainingParams,
-    parts: list[dict[str, Any]],
-    digests: Mapping[str, str],
-    parent: dict[str, Any] | None,
-    base_digest: str,
-    shaped_by: list[Any],
-) -> dict[str, Any]:
-    """One Trainer run: its parts are packed one after the other, or all together, under one schedule."""
-    named = [sources_of(part["mixture"], part["replay"]) for part in parts]
-    texts = {source: digests[source] for sources in named for source in sources}
-    place, before = (parent["place"] + 1, parent["tokens_before"] + parent["tokens"]) if parent else (1, 0)
-    together = params.schedule == "one_stage"
-    read = [["+".join(sorted(part["mixture"].split("+"))), part["replay"], part["tokens"]] for part in parts]
-    parent_key = parent["key"] if parent else base_digest
-    key = digest([CODE_VERSION, parent_key, read, together, params.max_epochs, texts, before, *shaped_by])
-    label = "+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named)
-    return {
-        "name": f"{place}-{'+'.join(sorted(texts))}-{key[:12]}", "key": key, "parent": parent and parent["name"],
-        "place": place, "places": len(params.stage_tokens) if len(parts) == 1 else 1, "mixture": label, "texts": texts,
-        "parts": parts, "together": together, "tokens_per_batch": params.tokens_per_batch,
-        "steps": sum(part["steps"] for part in parts), "tokens": sum(part["tokens"] for part in parts),
-        "tokens_before": before, "arms": [],
-    }  # fmt: skip
-
-
-def _fine_tuning_stage(
-    params: TrainingParams, parent: dict[str, Any] | None, base_digest: str, shaped_by: list[Any]
-) -> dict[str, Any]:
-    """A stage that reads problems; its steps and tokens are known when they have been tokenised and packed."""
-    key = digest([parent["key"] if parent else base_digest, *shaped_by])
-    parts = len(parent["parts"]) if parent and not parent["together"] else 1
-    place, before = (parent["place"] + parts, parent["tokens_before"] + parent["tokens"]) if parent else (1, 0)
-    return {
-        "name": f"{place}{fine_tuning.SUFFIX}-{key[:12]}", "key": key, "parent": parent and parent["name"],
-        "place": place, "places": place, "mixture": fine_tuning.SOURCE, "texts": {}, "parts": [], "together": False,
-        "tokens_per_batch": params.fine_tune_tokens_per_batch or params.tokens_per_batch,
-        "epochs": params.fine_tune_epochs, "learning_rate": params.fine_tune_learning_rate,
-        "steps": 0, "tokens": 0, "tokens_before": before, "arms": [],
-    }  # fmt: skip
-
-
-def _texts_digest(name: str, sources: Mapping[str, Source], digests: Path | None) -> str:
-    """Digest of a source's texts in their order; TraitError where there is nothing to train on."""
-    if name not in sources:
-        given = ", ".join(sorted(sources)) or "none"
-        raise TraitError(f"training.arms names the source '{name}', but only {given} were given.")
-    source = sources[name]
-    if isinstance(source, Path):
-        return _file_digest(source, digests)
-    state = hashlib.sha256()
-    empty = True
-    for row, text in enumerate(source):
-        if not isinstance(text, str):
-            raise TraitError(f"training: row {row} of the source '{name}' is {type(text).__name__}, not text.")
-        encoded = text.encode("utf-8", "surrogatepass")
-        state.update(len(encoded).to_bytes(8, "little") + encoded)
-        empty = empty and not text.strip()
-    if empty:
-        raise TraitError(f"training: the source '{name}' has no text. Look at the step that writes it, or leave it out.")
-    return state.hexdigest()
-
-
-def _file_digest(path: Path, digests: Path | None) -> str:
+def _texts_digest(path: Path) -> str:
     if not path.is_file():
         raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
-    known = read_json(digests) if digests and digests.exists() else {}
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-    entry = known.get(str(path.absolute()))
-    if entry and entry[:2] == stamp:
-        return entry[2]
-    value = sha256(path)
-    if digests:
-        write_json(digests, {**known, str(path.absolute()): [*stamp, value]})
-    return value
-
-
-def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
-    """Digest of the (prompt, target) pairs to fine-tune on; TraitError where there are none."""
-    if not problems:
-        raise TraitError("training: fine_tune_epochs is set, but there are no train problems. Set it to 0, or add a task.")
-    for prompt, target in problems:
-        if not (prompt.strip() and target.strip()):
-            raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
-    return digest(list(problems))
-
-
-def model_digest(base: str) -> str:
-    """Digest of every file of a model folder, or of the name and revision of a hub model."""
-    folder = Path(base)
-    if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if not files:
-            raise TraitError(f"training: the base model's folder {base} is empty.")
-        facts = [(str(path.relative_to(folder)), path.stat()) for path in files]
-        stamps = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
-        return _folder_digest(base, json.dumps(stamps))
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return digest([base, model_info(base).sha])
-    except (HfHubHTTPError, OSError, ValueError):
-        return digest([base])  # no hub within reach: the local copy of the hub is what will be loaded
-
-
-@functools.lru_cache(maxsize=8)
-def _folder_digest(folder: str, stamps: str) -> str:
-    return digest([[name, sha256(Path(folder) / name)] for name, _, _ in json.loads(stamps)])
+    return sha256(path)

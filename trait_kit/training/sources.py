@@ -1,70 +1,66 @@
-"""What a run trains on and what watches it: texts by source name, held-out pairs by kind."""
+"""What a run trains on and what watches it: files of texts by source name, held-out pairs by kind."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.engine.files import TraitError
-from trait_kit.engine.questions import TestQuestions
-from trait_kit.evaluation.suites import prompt
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.questions import find_contaminated
 from trait_kit.params import TrainingParams
+from trait_kit.passages import controls
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.tasks import every_test_question, load_problems
-from trait_kit.training.plan import Source, named_sources
+from trait_kit.tasks import every_test_question, load_problems, prompt
+from trait_kit.training.plan import named_sources
+
+FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
+
+Pairs = Sequence[Sequence[str]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs], Pairs]
 
 
-def training_sources(params: TrainingParams, selections: Path, passages: Path) -> dict[str, Source]:
-    """Every source that `params.arms` names: in_domain (texts), passages and selections (files, read as they are needed).
+def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
+    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set; and pairs for fine-tuning."""
+    return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
 
-    TraitError where one of them is empty.
-    """
-    sources: dict[str, Source] = {}
-    for name in sorted(named_sources(params)):
-        if name == "in_domain":
-            sources[name] = load_documents(params.in_domain, params.seed)["text"].to_pylist()
-        else:
-            sources[name] = passages if name == "passages" else selections / f"{name}.parquet"
-        if not n_texts(sources[name]):
-            raise TraitError(f"The source '{name}' is empty, but an arm trains on it. Look at the notebook that makes it.")
+
+def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
+    """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, controls, the in-domain documents."""
+    named = sorted(named_sources(params))
+    sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
+    if "passages" in named:
+        sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
+    made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
+    if "in_domain" in named:
+        made["in_domain"] = load_documents(params.in_domain, params.seed).select(["text"])
+    for name, table in made.items():
+        sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
+        with atomic_path(sources[name]) as temporary:
+            pq.write_table(table, temporary)
     return sources
 
 
-def n_texts(source: Source) -> int:
-    """How many texts a source has."""
-    if not isinstance(source, Path):
-        return len(source)
-    try:
-        return pq.read_metadata(source).num_rows
-    except FileNotFoundError:
-        raise TraitError(f"{source} does not exist. Run the notebook that writes it first.") from None
-    except pa.ArrowException as error:
-        raise TraitError(
-            f"{source} cannot be read ({error}). Delete it and run the notebook that writes it again."
-        ) from None
-
-
-def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
+def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     """(prompt, target) pairs scored during training, `held_out_items` of each kind.
 
     `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
     documents (their prompt is empty), taken from the end of the held-out sets whose beginning notebook 05 scores. With
-    `task_scores_per_stage`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
+    `task_scores`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
     """
-    per_task = -(-params.held_out_items // len(params.tasks))
-    problems = load_problems(params.tasks, "validation", per_task, params.seed)
-    problems = problems.sort_values("id", kind="stable").groupby("task", sort=False).head(per_task)
-    order = problems.groupby("task", sort=False).cumcount()
-    problems = problems.assign(order=order).sort_values("order", kind="stable").head(params.held_out_items)
-    pairs = {"solutions": _pairs(problems)}
+    count = params.held_out_items
+    problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.seed)
+    problems = problems.sort_values("id", kind="stable")
+    problems["order"] = problems.groupby("task").cumcount()
+    pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
-        texts = load_held_out(spec, params.seed)["text"].to_pylist()[-params.held_out_items :]
-        pairs[kind] = [("", text) for text in texts]
-    if params.task_scores_per_stage:
-        asked = load_problems(params.tasks, "validation", params.held_out_items, params.seed)
+        texts = load_held_out(spec, params.seed)["text"].to_pylist()[-count:]
+        pairs[f"held_out/{kind}"] = [("", text) for text in texts]
+    if params.task_scores:
+        asked = load_problems(params.tasks, "validation", count, params.seed)
         for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
             pairs[f"task/{task}"] = [
                 (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
@@ -73,8 +69,8 @@ def held_out_sets(params: TrainingParams) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
-def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
-    """(prompt, target) of the tasks' train problems, up to `fine_tune_problems` of each; none without fine-tuning.
+def fine_tuning_pairs(params: TrainingParams) -> Pairs:
+    """(prompt, target) of the tasks' train problems; none without fine-tuning.
 
     What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
     the tasks, by the rule that holds for the selections and the passages; how many were is printed. TraitError where
@@ -82,21 +78,16 @@ def fine_tuning_pairs(params: TrainingParams) -> list[tuple[str, str]]:
     """
     if not params.fine_tune_epochs:
         return []
-    problems = load_problems(params.tasks, "train", params.fine_tune_problems, params.seed)
-    pairs = _pairs(problems)
-    tested = TestQuestions(every_test_question(params.tasks, params.test_items_per_task, params.seed))
-    held = set(tested.find([given + target for given, target in pairs])["text_index"])
-    lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
-    note = f" No train problems: {', '.join(lacking)}." if lacking else ""
-    print(
-        f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.{note}"
-    )
+    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.seed))
+    tested = every_test_question(params.tasks, params.test_items_per_task, params.seed)
+    held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
+    print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):
         raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
     return [pair for place, pair in enumerate(pairs) if place not in held]
 
 
-def _pairs(problems: pd.DataFrame) -> list[tuple[str, str]]:
+def _pairs(problems: pd.DataFrame) -> Pairs:
     """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
     targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
     return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]

@@ -1,28 +1,28 @@
-"""Texts tokenised once: shards of token ids on disk, memory-mapped, whatever the size of the corpus.
+"""Texts tokenised once, and rows of them: token ids on disk, memory-mapped, whatever the size of the corpus.
 
-A store is a folder known by its tokenizer and its texts: `00000.tokens` (ids of whole documents, one after the other,
-uint16 where the vocabulary allows it), `00000.lengths.npy` (tokens of each document) and so on, and `store.json`, written
-last. A shard is the unit of resume: a killed run tokenises at most one again. Memory is that of one batch of texts; the
-tokenizer's own threads use all cores.
+A store is a folder that appears whole or not at all: `tokens` (ids of documents, one after the other), `lengths.npy` (tokens
+of each document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (one record a piece) and
+`row_ends.npy`. A stage of ten million documents opens in a moment and takes no memory but the pages that are read.
 
-End of text: every document ends with the tokenizer's end token, and begins with its begin token only where the tokenizer
-puts one there by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not). `rule` says which, in words.
+Every document ends with the tokenizer's end token, and begins with its begin token only where the tokenizer puts one there
+by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, maker_of, read_json, write_json
+from trait_kit.engine.packing import IGNORED
+from trait_kit.training.launch import say
 
-SHARD_TOKENS = 2**26  # 128 MB as uint16
-BATCH_CHARACTERS = 2**21  # texts tokenised at once: the tokenizer's own objects take some 100 bytes a token
-LONGEST_PIECE = 2**20  # characters; a longer text is tokenised in pieces
+TEXTS_AT_ONCE = 64  # the tokenizer's own objects take some 100 bytes a token
+PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt", "i4")])
 
 
 @dataclass(frozen=True)
@@ -30,79 +30,51 @@ class TokenStore:
     """A finished store. `lengths`: tokens of each document, int64 [n_documents]."""
 
     folder: Path
+    ids: np.ndarray  # memory-mapped, [tokens]
     lengths: np.ndarray
     empty: int  # texts without a single token, left out
-    rule: str
-    _shards: tuple[np.ndarray, ...]
-    _first: np.ndarray  # first token of each shard, within the store
-
-    def __getstate__(self) -> None:
-        raise TypeError("open the store again instead of pickling its memory maps")
 
     @property
     def tokens(self) -> int:
-        return int(self._first[-1])
+        return len(self.ids)
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length) of the store; a document lies in one shard, so a piece of one does as well."""
-        shard = int(np.searchsorted(self._first, start, side="right")) - 1
-        begin = start - int(self._first[shard])
-        return self._shards[shard][begin : begin + length]
+
+def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
+    """Write the ids of documents, one array of one type each, a batch at a time; TraitError where there are none."""
+    with atomic_path(folder) as new:
+        new.mkdir()
+        lengths = [np.zeros(0, np.int64)]
+        with (new / "tokens").open("wb") as stream:
+            for documents in batches:
+                lengths.append(np.array([len(document) for document in documents], np.int64))
+                stream.writelines(documents)
+        every = np.concatenate(lengths)
+        if not every.any():
+            raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
+        np.save(new / "lengths.npy", every[every > 0])
+        write_json(new / "store.json", {"dtype": documents[0].dtype.str, "empty": int((every == 0).sum())})
 
 
 def open_store(folder: Path) -> TokenStore:
     """A finished store; memory only for 8 bytes a document."""
     record = read_json(folder / "store.json")
-    parts = [np.load(folder / f"{name}.lengths.npy") for name in record["shards"]]
-    lengths = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-    shards = tuple(np.memmap(folder / f"{name}.tokens", record["dtype"], "r") for name in record["shards"])
-    first = np.cumsum([0, *(len(shard) for shard in shards)])
-    if int(lengths.sum()) != int(first[-1]):
-        raise TraitError(
-            f"The tokens in {folder} are damaged (lengths and tokens disagree). Delete that folder and run again."
-        )
-    return TokenStore(folder, lengths, record["empty"], record["rule"], shards, first)
+    ids = np.memmap(folder / "tokens", record["dtype"], "r")
+    return TokenStore(folder, ids, np.load(folder / "lengths.npy"), record["empty"])
 
 
-def tokenise(texts: Path, tokenizer: Any, folder: Path, *, shard_tokens: int = SHARD_TOKENS) -> TokenStore:
-    """Tokenise the column `text` of a Parquet file into `folder`, or go on where a killed run stopped.
+def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
+    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet.
 
-    Raises TraitError for a tokenizer without an end token, a column that is not text, or a row without one.
+    Raises TraitError for a tokenizer without an end token, or where there is no text at all.
     """
-    if (folder / "store.json").exists():
-        return open_store(folder)
-    begin = prefix_tokens(tokenizer)
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = sorted(folder.glob("?????.json"))  # a shard's own record, written after its two files
-    names, rows, empty = [path.stem for path in done], 0, 0
-    if done:
-        last = read_json(done[-1])
-        rows, empty = last["rows"], last["empty"]
-    for shard in _shards(_encoded(texts, rows, tokenizer, begin, dtype), shard_tokens):
-        name = f"{len(names):05d}"
-        rows, empty = rows + shard.rows, empty + shard.rows - len(shard.lengths)
-        with atomic_path(folder / f"{name}.tokens") as path, path.open("wb") as stream:
-            stream.writelines(shard.arrays)
-        with atomic_path(folder / f"{name}.lengths.npy") as path, path.open("wb") as stream:
-            np.save(stream, np.array(shard.lengths, np.uint32))
-        write_json(folder / f"{name}.json", {"rows": rows, "empty": empty})
-        names.append(name)
-    names = [name for name in names if (folder / f"{name}.tokens").stat().st_size]  # a shard of empty texts has no tokens
-    rule = f"{tokenizer.decode(begin)!r} before and " if begin else ""
-    rule = f"{rule}{tokenizer.eos_token!r} after each document"
-    write_json(folder / "store.json", {"shards": names, "dtype": dtype.str, "empty": empty, "rule": rule})
-    return open_store(folder)
-
-
-def write_store(documents: Sequence[np.ndarray], folder: Path) -> TokenStore:
-    """A store of token ids that are already there, one int32 array a document."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "00000.tokens").write_bytes(np.concatenate(documents).astype(np.int32).tobytes())
-    np.save(folder / "00000.lengths.npy", np.array([len(document) for document in documents], np.uint32))
-    record = {"shards": ["00000"], "dtype": np.dtype(np.int32).str, "empty": 0, "rule": ""}
-    write_json(folder / "store.json", record)
-    return open_store(folder)
+    with maker_of(folder):
+        new = not folder.exists()
+        if new:
+            write_store(_encoded(texts, tokenizer), folder)
+    store = open_store(folder)
+    if new:
+        say(f"{texts.stem}: {store.tokens:,} tokens, {len(store.lengths):,} documents, {store.empty:,} empty ones left out.")
+    return store
 
 
 def prefix_tokens(tokenizer: Any) -> list[int]:
@@ -113,91 +85,87 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []
 
 
-@dataclass
-class _Shard:
-    arrays: list[np.ndarray]
-    lengths: list[int]
-    rows: int = 0
+def pair_tokens(prompt: str, target: str, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Tokens of the prompt, tokens of the target, and the bytes of the target up to the end of each of its tokens.
+
+    Both are tokenised together and parted where the prompt alone would end, without a space at its end: as lm-eval does.
+    """
+    stripped = prompt.rstrip()
+    whole = tokenizer(prompt + target, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    given = tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"] if stripped else []
+    scored = (prompt + target)[len(stripped) :]
+    ends = [end - len(stripped) for _, end in whole["offset_mapping"][len(given) :]]
+    return given, whole["input_ids"][len(given) :], [len(scored[:end].encode()) for end in ends]
 
 
-def _shards(documents: Iterator[np.ndarray], shard_tokens: int) -> Iterator[_Shard]:
-    shard, tokens = _Shard([], []), 0
-    for document in documents:
-        shard.rows += 1
-        if len(document):
-            shard.arrays.append(document)
-            shard.lengths.append(len(document))
-            tokens += len(document)
-        if tokens >= shard_tokens:
-            yield shard
-            shard, tokens = _Shard([], []), 0
-    if shard.rows:
-        yield shard
+class Rows:
+    """input_ids, position_ids, labels of each row: int64 [context_length]. Position 0 begins a piece of a document.
+
+    The first `unlearnt` tokens of a piece have no loss: 1 where a document is learnt, its prompt where it is a problem.
+    Empty slots hold the end token at position 0, without a loss.
+    """
+
+    def __init__(self, folder: Path, context_length: int, eos: int) -> None:
+        self._context_length, self._eos = context_length, eos
+        self._pieces = np.load(folder / "pieces.npy", mmap_mode="r")
+        self._row_ends = np.load(folder / "row_ends.npy", mmap_mode="r")
+        self._stores = [open_store(folder / path) for path in read_json(folder / "stores.json")]
+
+    def __len__(self) -> int:
+        return len(self._row_ends)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        import torch
+
+        input_ids = np.full(self._context_length, self._eos, np.int64)
+        position_ids = np.zeros(self._context_length, np.int64)
+        labels = np.full(self._context_length, IGNORED, np.int64)
+        offset = 0
+        for store, start, length, unlearnt in self._pieces[self._row_ends[row - 1] if row else 0 : self._row_ends[row]]:
+            slots = slice(offset, offset + length)
+            input_ids[slots] = self._stores[store].ids[start : start + length]
+            position_ids[slots] = np.arange(length)
+            labels[offset + unlearnt : offset + length] = input_ids[offset + unlearnt : offset + length]
+            offset += length
+        values = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+        return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-def _encoded(texts: Path, first_row: int, tokenizer: Any, begin: list[int], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The ids of each text from row `first_row` on, its end token included; nothing for a text without tokens."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is not None:  # some tokenizer files come with a truncation of their own
-        fast.no_truncation()
-        fast.no_padding()
-    before, after = np.array(begin, dtype), np.array([tokenizer.eos_token_id], dtype)
-    for batch in _batches(texts, first_row):
-        pieces = [_pieces(text) for text in batch]
-        flat = [piece for parts in pieces for piece in parts]
-        if fast is not None:
-            ids = iter([np.array(item.ids, dtype) for item in fast.encode_batch_fast(flat, add_special_tokens=False)])
-        else:
-            encoded = tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = iter([np.array(item, dtype) for item in encoded])
-        for parts in pieces:
-            document = [next(ids) for _ in parts]
-            yield np.concatenate([before, *document, after]) if any(map(len, document)) else np.zeros(0, dtype)
+def save_rows(folder: Path, pieces: np.ndarray, row_ends: np.ndarray, stores: Sequence[str]) -> None:
+    """Rows as files; `stores` are the stores' folders, relative to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "pieces.npy", pieces)
+    np.save(folder / "row_ends.npy", row_ends.astype(np.int64))
+    write_json(folder / "stores.json", list(stores))
 
 
-def _pieces(text: str) -> list[str]:
-    """`text`, or what it is cut into before a line break or a space, where it is too long to tokenise at once."""
-    pieces = []
-    while len(text) > LONGEST_PIECE:
-        cut = max(text.rfind("\n", 1, LONGEST_PIECE), text.rfind(" ", 1, LONGEST_PIECE))
-        cut = cut if cut > 0 else LONGEST_PIECE
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return [*pieces, text]
+def piece_records(
+    stores: Sequence[TokenStore], store: np.ndarray, document: np.ndarray, start: np.ndarray, length: np.ndarray
+) -> np.ndarray:
+    """PIECE records, all but the first token learnt: `document` is within its store, `start` within the document."""
+    records = np.zeros(len(document), PIECE)
+    records["store"], records["length"], records["unlearnt"] = store, length, 1
+    for index, one in enumerate(stores):
+        chosen = store == index
+        begins = np.cumsum(one.lengths) - one.lengths
+        records["start"][chosen] = begins[document[chosen]] + start[chosen]
+    return records
 
 
-def _batches(texts: Path, first_row: int) -> Iterator[list[str]]:
-    """Lists of texts of about BATCH_CHARACTERS; a Parquet file is read page by page, never a row group at once."""
-    import pyarrow as pa
+def _encoded(texts: Path, tokenizer: Any) -> Iterator[list[np.ndarray]]:
+    """The ids of each text, its end token included, a batch at a time; nothing for a text without tokens.
+
+    A Parquet file is read page by page, never a row group at once.
+    """
     import pyarrow.parquet as pq
 
-    batch, characters, row = [], 0, 0
+    fast = tokenizer.backend_tokenizer
+    fast.no_truncation()  # some tokenizer files come with one of their own
+    fast.no_padding()
+    begin, end = prefix_tokens(tokenizer), [tokenizer.eos_token_id]
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     with pq.ParquetFile(texts, pre_buffer=False, buffer_size=2**20) as file:
-        if "text" not in file.schema_arrow.names or not _is_text(file.schema_arrow.field("text").type):
-            raise TraitError(f"training: {texts} has no column 'text' of type string.")
-        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-        groups = list(range(len(sizes)))
-        while groups and row + sizes[groups[0]] <= first_row:
-            row += sizes[groups.pop(0)]
-        for group in groups:
-            for record in file.iter_batches(batch_size=64, row_groups=[group], columns=["text"]):
-                column = record.column(0)
-                skipped = min(max(first_row - row, 0), len(column))
-                row += skipped
-                for text in pa.compute.cast(column.slice(skipped), pa.large_string()).to_pylist():
-                    if text is None:
-                        raise TraitError(f"training: row {row} of {texts} has no text.")
-                    row += 1
-                    batch.append(text)
-                    characters += len(text)
-                    if characters >= BATCH_CHARACTERS:
-                        yield batch
-                        batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+        for record in file.iter_batches(TEXTS_AT_ONCE, columns=["text"]):
+            encodings = fast.encode_batch_fast(record.column(0).to_pylist(), add_special_tokens=False)
+            found = [encoding.ids for encoding in encodings]
+            yield [np.array([*begin, *ids, *end] if ids else [], dtype) for ids in found]

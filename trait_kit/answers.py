@@ -1,0 +1,379 @@
+r"""Which answer a text ends in, and whether it is the gold one: the one judge, of a model's answers and of a teacher's.
+
+Flexible: the last answer that the text announces ('The answer is ...', 'Answer: ...', '#### ...', \boxed{...}, <answer>), or
+else the one it stops at. Strict: in a sentence 'The answer is X.' that holds nothing but X, as worked examples show it (so
+does lm-eval's gsm8k_cot); a strict match is a flexible one too. Conventions, the same for both rooms: units are not
+compared; signs, digits and variables are ('42 km' answers 42, '2x' does not answer 2); a fraction is reduced where the
+gold one is, and an expression that stands in the question does not answer it; thinking is not read, nor another turn that a
+text makes up. Nothing here trusts a text: bounded lengths, bounded digits, and equivalence in a process that can be ended.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from string import ascii_uppercase
+
+from trait_kit.engine.equivalence import equivalent
+from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, quantity, read_number, tidy
+
+MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
+MAX_CHARACTERS = 4_000  # of these that are looked at: the end
+MAX_ANSWER = 400  # characters of one answer
+_NEXT_TURN = re.compile(
+    r"\n[#* ]{0,6}(?:Question|Problem|Q|Instruction)\s?\d{0,3}[*\s]{0,3}:|\n\s{0,3}(?:Human|User):|\[/?INST\]"
+    r"|<\|(?:endoftext|end_of_text|im_end|im_start|eot_id|start_header_id)\|>|</s>"
+)
+_MARK = re.compile(
+    r"\\(?:boxed|fbox)\s{0,3}(?=\{)|####|<answer>"
+    r"|\b(?:ans(?:wers?)?|(?:correct|right|best)\s(?:choice|option|letter))\b[\"*_]{0,2}\s{0,3}(?:[\w'$()]{1,30}\s{1,3}){0,10}?"
+    r"(?:(?:is|are|was|equals|(?:must|should|would|will|to)\sbe)\b(?!n[’']t)[*_]{0,2}\s{0,3}:?|[:=])",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"\bthe answer is (?=([^\n]{1,400}))", re.IGNORECASE)
+_DENIED = re.compile(r"\banswer\s(?:is\s(?:not|never)|isn[’']t|cannot\sbe)\b[^.,;!?\n]{0,80}", re.IGNORECASE)
+_REASON = re.compile(
+    r"[.!?;](?=\s|$)|,?\s(?:because|since|as|so|which|where|when|if|after|given|not|but|for|by)\b|\s[-–—]\s(?=[A-Za-z])"
+)
+_OPENING = re.compile(r"^(?:\\[\[(]|\$\$|[\s*_`:>])+")
+_WRAPPED = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]|\\(?:boxed|text|textbf|mathrm)\{([^{}]*)\}")
+_SENTENCE_END = re.compile(r"[.!?][\"”’)]*(?=\s|$)")
+_HEDGE = re.compile(r"\s*(?:,|or|and|to|[-–—~:])\s*")
+_OPERATOR = re.compile(r"\s*(?:[-+*/^x]|\\[a-z]+)[\s(]*")
+_ALSO = re.compile(r"[\s$]+(?:or|and|\\text\{\s?(?:or|and)\s?\})[\s$]+(?:[a-z]\s?=)?")
+_UNIT_TEXT = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?$")
+_LETTER = re.compile(
+    r"(?:(?:the\s)?(?:correct\s)?(?:option|choice|letter|answer)\s)?(?:[(\[]\s?(?P<a>[A-Z])\s?[)\]][.:,]?"
+    r"|(?P<b>[A-Z])(?:\)[.:,]?|[.:](?=\s|$)|(?=\s*$)|(?=,?\s(?:because|since|is|as|which|-)\s)))\s*",
+    re.IGNORECASE,
+)
+_RULED_OUT = re.compile(r"\(?\b[A-Z]\)?\s(?:is|are)\s(?:wrong|incorrect|false|out|not)\b(?:\s(?:and|but)\b)?")
+_NOT_LETTER = re.compile(r"\b[Nn]ot\s(?:option\s|choice\s)?\(?[A-Z]\)?(?!\w)")
+_MENTION = re.compile(r"(?<!\w)\(([A-Z])\)(?!\w)|\b(?:[Oo]ption|[Cc]hoice)\s([A-Z])\b")
+_FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
+
+
+def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (), question: str = "") -> tuple[bool, bool]:
+    """(flexible, strict): whether the answer that `prediction` reaches is `gold`, and whether in the asked-for form.
+
+    `kind` is a task's (number, expression, choice, text); without one, and for a choice without choices, it is read off the
+    gold answer. Of `choices`, shown as '(A) ...', a letter, the text or both may be given. Any text gets a verdict in
+    bounded time.
+    """
+    gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
+    if not kind or (kind == "choice" and not choices):
+        kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
+    reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
+    if kind == "choice":
+        reader = _Options(gold, choices)
+    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
+    if kind == "text" and "\n" not in text.strip() and not text.lstrip().startswith("####") and reader.whole(text):
+        return True, True
+    text = _DENIED.sub("", text)  # 'The answer is not 8' names no answer
+    verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
+    flexible = bool(reader.unannounced(text) if verdict is None else verdict)
+    return flexible, flexible and any(map(reader.whole, _asked_for(text)))
+
+
+def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: str = "") -> tuple[bool, str]:
+    """Whether what a worked solution concludes is `gold` (flexibly), and what it does conclude, for a message.
+
+    A conclusion that nothing announces is the last sentence; of a gold answer in words it must hold the words.
+    """
+    found, marked = conclusion(paragraph)
+    kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
+    right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
+    return right or (kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0), found
+
+
+def conclusion(text: str) -> tuple[str, bool]:
+    """The part of a text that states its answer, and whether words such as 'The answer is' announce it."""
+    text = first_turn(text)[-MAX_CHARACTERS:]
+    if announced := next(_announced(text), ""):
+        return unwrap(announced), True
+    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _last_line(text))[-1].rstrip("."), False
+
+
+def readable(gold: str, kind: str) -> bool:
+    """Whether a gold answer can be reached at all: one of kind number must be a number, any other must not be empty."""
+    return quantity(gold) is not None if kind == "number" else bool(re.search(r"\w", gold)) and gold.lower() != "nan"
+
+
+def first_turn(text: str) -> str:
+    """A prediction without its thinking, and up to where it makes up another question or turn."""
+    text = str(text)[:MAX_TEXT].rpartition("</think>")[2]
+    turn = _NEXT_TURN.search(text)
+    return text[: turn.start()] if turn else text
+
+
+def is_mathematical(answer: str) -> bool:
+    """Whether an answer is a number or a formula, which are compared by value, rather than words."""
+    return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
+
+
+def _long_words(text: str) -> list[str]:
+    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
+
+
+def is_words(gold: str) -> bool:
+    """Whether a gold answer is compared by its words."""
+    words = _long_words(gold)
+    return len(words) >= 2 or (bool(words) and not any(character.isdigit() for character in gold) and "\\" not in gold)
+
+
+def plain_words(text: str) -> str:
+    """Casefolded words and numbers with single spaces: what two spellings of one title or label share.
+
+    Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
+    """
+    text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).casefold().replace("’", "'").replace("&", " and ")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\w)'(?=\w)", "", text)
+    return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[^\W_]+", text))
+
+
+def unwrap(text: str) -> str:
+    """An answer without what surrounds it: dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").strip()
+        if match := _WRAPPED.fullmatch(text):
+            text = next(filter(None, match.groups()), "")
+        for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):  # one half of a pair, at the end
+            if text.endswith(closing) and text.count(closing) % 2 and opening not in text.removesuffix(closing):
+                text = text.removesuffix(closing)
+    return text
+
+
+# ---- announcements, and what stands in them
+
+
+def _announced(text: str) -> Iterator[str]:
+    """What follows the last announcements of an answer, the last first; what a box holds."""
+    for mark in islice(reversed(list(_MARK.finditer(text))), 8):
+        rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
+        found = _braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
+        found = re.split(r"</answer>|\"\s?[,}]", found)[0]
+        if found:
+            yield found[:MAX_ANSWER]
+
+
+def _asked_for(text: str) -> Iterator[str]:
+    """Each X of 'The answer is X.', as far as any full stop in its line: the caller knows which is the right one."""
+    for sentence in islice(reversed(_ASKED.findall(text)), 4):
+        for end in islice(re.finditer(r"\.(?=[\s*\"$)\\]|$)", sentence), 4):
+            yield unwrap(sentence[: end.end()])
+
+
+def _braced(text: str) -> str:
+    depth = 0
+    for place, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[1:place]
+    return ""
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "")
+
+
+def _readings(answer: str) -> list[str]:
+    """An announced answer at its full length, up to each end of a sentence or beginning of a reason, and its formula."""
+    readings = [answer, *(answer[: end.start()] for end in islice(_REASON.finditer(answer), 4))]
+    formula = re.match(r"(?:\$\$?|\\\(|\\\[)?([^$]+?)(?:\$\$?|\\\)|\\\])(?!\s*(?:,|or\b|and\b|\$|\d))", answer)
+    return list(dict.fromkeys(filter(None, map(unwrap, [*readings, formula[1] if formula else ""]))))
+
+
+def _final(text: str) -> list[str]:
+    """What a text without announcement stops at: its last line with mathematics, the last formula, its right side."""
+    line = next((line for line in reversed(text.splitlines()) if re.search(r"[\d\\$]", line)), _last_line(text))
+    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
+    last = next(filter(None, formulas[-1])) if formulas else line
+    return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
+
+
+# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever else stands in its line, is
+# the gold one (None: it names none), `unannounced` whether a text that announces nothing ends in it, `whole` whether X of
+# 'The answer is X.' is the gold answer and nothing else
+
+
+class _Value:
+    """A number by value (1,000 = 1000.0, 0.5 = 1/2), a formula as written, and what is left by equivalence."""
+
+    def __init__(self, gold: str, kind: str, question: str) -> None:
+        self.gold, self.kind, self.question = gold, kind, compact(plain(question))
+        self.wanted = quantity(gold)
+
+    def announced(self, answer: str) -> bool | None:
+        stated = fractions(tidy(_REASON.split(answer, maxsplit=1)[0]))
+        if self._repeats(_SENTENCE_END.split(answer, maxsplit=1)[0]):
+            return False
+        if self.wanted and (number := quantity(stated, unit=False)):
+            return self._is_wanted(number)
+        for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
+            found = list(islice(NUMBER.finditer(side), 2))
+            between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
+            if re.search(r"[\\^√]", side) or _OPERATOR.fullmatch(between):
+                break
+            if found:
+                return not _HEDGE.fullmatch(between) and self._is_wanted(read_number(found[0]))
+        return self._formula(_readings(answer))
+
+    def _formula(self, readings: list[str]) -> bool | None:
+        if any(alike(reading, self.gold) for reading in readings):
+            return True
+        formulas = [reading for reading in readings if reading and not _is_prose(reading)]
+        shortest = min(readings, key=len, default="")  # 'correct, as 3 + 4 = 7' states nothing
+        if not formulas:
+            return False if re.search(r"\d", shortest) else None
+        verdicts = (self._same(formula) for formula in formulas[-2:])
+        return bool(next((verdict for verdict in verdicts if verdict is not False), False))  # None: no second attempt
+
+    def unannounced(self, text: str) -> bool:
+        first = unwrap(_first_line(text))
+        if self.wanted and (number := quantity(first, unit=False)):
+            return self._is_wanted(number)
+        if not self.wanted:
+            return bool(self._formula([first, unwrap(_last_line(text)), *_final(text)]))
+        for line in reversed(text.splitlines()):
+            sides = fractions(tidy(line)).split("=")
+            if found := list(NUMBER.finditer(sides[-1])):
+                return self._is_wanted(read_number(found[0 if len(sides) > 1 else -1]))
+        return False
+
+    def whole(self, answer: str) -> bool:
+        if self.kind == "number":
+            return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
+        as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
+        return bool(answer) and (as_gold or not (_is_prose(answer) or _REASON.search(answer)))
+
+    def _is_wanted(self, number: Number | None) -> bool:
+        return bool(number and self.wanted and number.equals(self.wanted))
+
+    def _repeats(self, answer: str) -> bool:
+        """Whether it is an expression of the question, and not the gold answer as it stands."""
+        written = compact(answer)
+        computed = re.search(r".[-+*/^\\]|^\\", written) and written != compact(self.gold)
+        return bool(computed) and written in self.question
+
+    def _same(self, formula: str) -> bool | None:
+        """By math-verify; bases must agree where both are given, and a pair is no set: (1,2) is not 2,1."""
+        formula, gold = (tidy(_ALSO.sub(",", _UNIT_TEXT.sub("", unwrap(text)))) for text in (formula, self.gold))
+        formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
+        bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
+        if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
+            return False
+        if re.fullmatch(r"[(\[].*,.*[)\]]", gold) and not re.match(r"[(\[\\A-Za-z]", formula):
+            formula = f"({formula})"
+        return equivalent(gold, formula)
+
+
+def _is_prose(text: str) -> bool:
+    return not _FUNCTIONS.issuperset(_long_words(TEXT.sub("", text)))
+
+
+def alike(candidate: str, gold: str) -> bool:
+    """Whether two answers are the same number, or the same as written, or in the same words."""
+    own, wanted = quantity(candidate), quantity(gold)
+    if own is not None and wanted is not None:
+        return own.equals(wanted)
+    if compact(candidate) == compact(gold) != "":
+        return True
+    words = TEXT.sub(r"\1", gold)
+    return is_words(words) and plain_words(TEXT.sub(r"\1", candidate)) == plain_words(words) != ""
+
+
+def compact(text: str) -> str:
+    """A formula without layout, blanks and a leading 'x =': what two spellings of it share."""
+    text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
+    text = re.sub(r"^(?:[A-Za-z]|\\[a-z]+)(?:\([a-z]\))?\s?(?:=|\\in)\s?(?!.*=)", "", text)
+    return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
+
+
+class _Options:
+    """One of several choices: by letter, by its text, or by both if they agree."""
+
+    def __init__(self, gold: str, choices: Sequence[str]) -> None:
+        self.gold, self.choices = gold, [plain(choice) for choice in choices]
+
+    def announced(self, answer: str) -> bool | None:
+        for read in (self._plainly, self._mentioned, self._held):
+            if (place := read(answer)) is not None:
+                return self._is_gold(place)
+        return None if quantity(unwrap(answer), unit=False) is None else False
+
+    def unannounced(self, text: str) -> bool:
+        text = _RULED_OUT.sub("", text)
+        first, last = _first_line(text), _last_line(text)
+        places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
+        places += [self._mentioned(last), self._mentioned(text), self._held(last)]
+        return self._is_gold(next((place for place in places if place is not None), -1))
+
+    def whole(self, answer: str) -> bool:
+        letter = _LETTER.match(answer)
+        rest = unwrap(answer[letter.end() :]) if letter else answer
+        return not rest or self._stated(rest) is not None
+
+    def _is_gold(self, place: int) -> bool:
+        return 0 <= place < len(self.choices) and self.choices[place] == self.gold
+
+    def _plainly(self, answer: str) -> int | None:
+        """A letter, an option's text, or both, at the beginning; -1 where they contradict each other."""
+        readings = _readings(answer)
+        stated = (place for reading in readings if (place := self._stated(reading)) is not None)
+        if (place := next(stated, None)) is not None:
+            return place
+        letter = _LETTER.match(readings[0]) if readings else None
+        if letter is None:
+            return None
+        place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
+        rest = [self._stated(part) for part in _readings(readings[0][letter.end() :].lstrip("-–—: "))]
+        return place if next((other for other in rest if other is not None), place) == place else -1
+
+    def _stated(self, text: str) -> int | None:
+        """The option whose text this is."""
+        for same in (lambda choice: compact(choice) == compact(text), lambda choice: alike(text, choice)):
+            places = [place for place, choice in enumerate(self.choices) if same(choice)]
+            if len(places) == 1:
+                return places[0]
+        return None
+
+    def _mentioned(self, text: str) -> int | None:
+        letters = {first or second for first, second in _MENTION.findall(_NOT_LETTER.sub("", text))}
+        return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
+
+    def _held(self, text: str) -> int | None:
+        """The one option whose text stands among other words; not one within another, not one that is denied."""
+        words = f" {plain_words(text)} "
+        held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
+        held = {place: option for place, option in held.items() if option.strip() and option in words}
+        denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
+        within = {option for option in held.values() for other in held.values() if option != other and option in other}
+        named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
+        named = [place for place in named if held[place] not in within]
+        return named[0] if len(named) == 1 else -1 if held else None
+
+
+class _Words:
+    """A text by its words, without case and punctuation."""
+
+    def __init__(self, gold: str) -> None:
+        self.gold = gold
+
+    def announced(self, answer: str) -> bool | None:
+        ends = [answer[: end.end()] for end in islice(_SENTENCE_END.finditer(answer), 4)]
+        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
+
+    def unannounced(self, text: str) -> bool:
+        first = _first_line(text)
+        return any(map(self.whole, (first, _last_line(text), re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", first))))
+
+    def whole(self, answer: str) -> bool:
+        return plain_words(answer) == plain_words(self.gold) != ""

@@ -1,0 +1,105 @@
+"""What a result was made with and on: code version, packages, cores, memory, speed; and quiet libraries in between."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("accelerate", "datasets", "fasttext-community", "lm_eval", "numpy", "torch", "transformers", "umap-learn")
+_PRODUCT_SECONDS = 0.1  # the matrices of `matrix_rate` grow until one product takes about as long
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run."""
+    return {
+        "trait_kit": importlib.metadata.version("trait-kit"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "machine": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+    }
+
+
+def hardware_line() -> str:
+    machine = hardware()
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
+
+
+@functools.lru_cache(maxsize=8)
+def matrix_rate(device: str, precision: str) -> float:
+    """FLOP/s of one large square matrix product on `device`, the best of five; under a second on two cores."""
+    import torch
+
+    side, seconds = 128, 0.0
+    while side < (8_192 if device.startswith("cuda") else 2_048) and 8 * seconds <= _PRODUCT_SECONDS:
+        side *= 2
+        pair = [torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2)]
+        _product_seconds(*pair)  # the first product of a size also chooses its kernel
+        seconds = _product_seconds(*pair)
+    return 2 * side**3 / min(seconds, *(_product_seconds(*pair) for _ in range(4)))
+
+
+def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    began = time.perf_counter()
+    product = left @ right
+    if product.is_cuda:
+        product.flatten()[0].item()  # waits for the device
+    return max(time.perf_counter() - began, 1e-9)
+
+
+def peak_memory_gb() -> float:
+    """Of this process or the largest of its ended children, in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def quiet_libraries() -> None:
+    """Progress bars and advice that libraries print line by line would bury what the notebook says.
+
+    Also asks OpenMP's threads to sleep while they wait: spinning makes everything several times slower as soon as
+    another process wants a core. Works only before torch is imported, so a runner sets it for the kernels it starts.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("transformers", "datasets", "lm_eval", "numba", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,125 @@
+r"""The one reader of printed numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'.
+
+Values are exact fractions and every text is bounded, since texts come from language models. Numbers in the continental way
+('1.234,50', '3,5') and in words ('twelve') are not read: '3,5' may as well be two numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from fractions import Fraction
+from typing import NamedTuple
+
+MAX_DIGITS = 40  # of a number; longer ones are none
+ROUNDED_DECIMALS = 4  # a number printed with this many decimals or more may be rounded at its last
+FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
+
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+NUMBER = re.compile(
+    rf"(?P<sign>(?<![\w)\]}}%.])[-+])?(?<![\w.,^/:])(?<!\^\{{)(?:(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)"
+    rf"|(?P<over>{_INTEGER})\s?/\s?(?P<under>{_INTEGER})|(?P<decimal>(?:{_INTEGER}(?:\.\d+)?|\.\d+)(?:e[-+]?\d{{1,3}})?))"
+    rf"(?:\s?(?P<percent>%|percent\b))?(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
+    r"(?![\d^_({\[]|[.,:/]\d|\s?\\(?:sqrt|pi|frac|cdot|times|pm)\b|\s?[√π]|[a-eijnp-rtuw-z](?![A-Za-z])|\sand\sa\s)",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"\s*\(?(?:(?![xyzntkab]\b)[A-Za-z][A-Za-z.]*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
+)
+_SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
+_DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
+_CURRENCY = re.compile(r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE)
+_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|(?<!\\)\\[!,;:> ]|~")
+TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
+
+
+class Number(NamedTuple):
+    """A value as it was printed."""
+
+    value: Fraction
+    decimals: int
+    percent: bool
+    scale: int  # of '2 million'
+    lowest: bool | None  # whether a fraction is in its lowest terms; None: it is no fraction
+
+    def equals(self, gold: Number) -> bool:
+        """25% is 25 or 1/4 as the gold has it, 2 million is 2,000,000; what is rounded equals to its last digit.
+
+        A fraction that can still be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its answer.
+        """
+        if gold.lowest and self.lowest is False:
+            return False
+        rounded = [one.decimals for one in (self, gold) if one.decimals >= ROUNDED_DECIMALS]
+        slack = Fraction(1, 2 * 10 ** min(*rounded, FLOAT_DECIMALS)) if rounded else 0
+        return any(abs(own - other) <= slack for own in self._values(gold) for other in gold._values(self))
+
+    def _values(self, other: Number) -> set[Fraction]:
+        values = {self.value * self.scale}
+        return values | ({self.value / 100} if self.percent and not other.percent else set())
+
+
+def read_number(match: re.Match[str]) -> Number | None:
+    """The number of a match of NUMBER; None where it divides by zero or is too long to be anybody's."""
+    parts = {name: value.replace(",", "") for name, value in match.groupdict().items() if value}
+    if sum(character.isdigit() for character in match.group()) > MAX_DIGITS:
+        return None
+    bottom = int(parts.get("bottom") or parts.get("under") or 1)
+    if bottom == 0:
+        return None
+    top = Fraction(parts.get("over") or parts.get("decimal") or parts["top"])
+    value = int(parts.get("whole", 0)) + top / bottom
+    lowest = math.gcd(int(top), bottom) == 1 if "decimal" not in parts else None
+    decimals = len(parts.get("decimal", "").partition(".")[2])
+    scale = _SCALES.get(parts.get("scale", "").lower(), 1)
+    return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, scale, lowest)
+
+
+def quantity(text: str, unit: bool = True) -> Number | None:
+    """The number of '42', '$42', '1 200'; with its unit, if one may be there: '42 apples', '12 cm^2'. None for '7:8'."""
+    text = fractions(tidy(plain(text)))
+    if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
+        text = text.replace(" ", "")
+    match = NUMBER.match(text)
+    beside = text[match.end() :] if match else ""
+    return read_number(match) if match and (not beside or (unit and _UNIT.fullmatch(beside))) else None
+
+
+def numbers(text: str) -> set[str]:
+    """All numbers that stand in a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
+    found = set()
+    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
+        whole, _, decimals = printed.replace(",", "").partition(".")
+        decimals = decimals.rstrip("0")
+        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
+    return found
+
+
+def plain(text: str) -> str:
+    """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
+    if text.isascii() and text.replace("\n", " ").isprintable():
+        return text
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
+    text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{run.group()}}}", re.sub(r"–(?=[\d.$£€])", "-", text))
+    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(_SIGNS)
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
+
+
+def tidy(text: str) -> str:
+    r"""Without layout: no \left, thin spaces, \text, currency or degree signs."""
+    text = re.sub(r"(?<=\d)(?:,\\!\s?|\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
+    text = _DEGREES.sub("", TEXT.sub(r" \1 ", _LAYOUT.sub(" ", text)))
+    text = re.sub(r"\\[\[\]()]|(?<![\w)])\*\*|\*\*(?![\w(])", "", _CURRENCY.sub("", text)).replace("\\%", "%")
+    text = re.sub(r"\\[dtc]?frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"^\s*(?:(?:negative|minus)\s+|-\s+)(?=[\d.])", "-", text, flags=re.IGNORECASE)
+    return " ".join(text.split())
+
+
+def fractions(text: str) -> str:
+    r"""\frac{1}{2} and (1/2) of numbers as 1/2, 1\frac{1}{2} as 1 1/2."""
+    text = re.sub(r"(?<=\d)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2", text)
+    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
+    return re.sub(r"(?<![\w)])\((\d+/\d+)\)$", r"\1", text)

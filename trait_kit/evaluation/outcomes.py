@@ -1,0 +1,153 @@
+"""The stage of notebook 05: every arm is asked the same, every item's outcome is kept, and arms are tested item by item."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trait_kit import tables
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.evaluation import comparison, metrics, suites
+from trait_kit.evaluation.backends import KeptLM
+from trait_kit.evaluation.suites import Unit
+from trait_kit.models import model_folder, resolve_model
+from trait_kit.params import EvaluationParams
+from trait_kit.selection.documents import load_held_out
+from trait_kit.tasks import load_problems, load_tasks
+
+MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
+_MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-eval task, the first that it has
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out: a row an item and metric, the arms' averages, and the tests against the reference arm."""
+
+    outcomes: pd.DataFrame
+    arm_table: pd.DataFrame
+    tests: pd.DataFrame
+    problems: pd.DataFrame
+    reference: str
+    how_asked: dict[str, Any]  # runs that differ in it asked different questions
+
+    @property
+    def metric(self) -> str:
+        return comparison.main_metric(self.outcomes)
+
+    @property
+    def others(self) -> list[str]:
+        """The arms to look at beside the reference: the untrained model, and of the others the best."""
+        rows = self.arm_table[(self.arm_table["metric"] == self.metric) & (self.arm_table["task"] == comparison.MACRO)]
+        means = rows.set_index("arm")["mean"].drop(self.reference, errors="ignore")
+        best_first = means.sort_values(ascending=self.metric in comparison.LOWER_IS_BETTER).index
+        return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
+
+    def summary(self) -> dict[str, Any]:
+        """What the step's record says: the verdict in words, and what it rests on."""
+        arms = list(dict.fromkeys(self.outcomes["arm"]))
+        verdict = comparison.verdict(self.tests, self.metric, self.reference)
+        return {**verdict, "arms": arms, "reference_arm": self.reference, "how_asked": self.how_asked}
+
+
+def evaluate_arms(step: Any) -> Evaluation:
+    """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
+
+    Writes outcomes.parquet, arm_table.csv and paired_tests.csv. Killed, it goes on with the next question; of a finished
+    step it reads what is there.
+    """
+    p = step.params
+    tasks = load_tasks(p.tasks)
+    how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
+    how |= {f"the version of {name}": task.version for name, task in tasks.items()}
+    problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
+    if step.done:
+        outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
+        averages, tests = (pd.read_csv(step.path(f"{name}.csv")) for name in ("arm_table", "paired_tests"))
+        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+    held_out = {"general": p.web, "in_domain": p.in_domain}
+    documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
+    examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
+    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks)
+    models = {"base": resolve_model(p.base_model)}
+    for arm, folder in step.summary("04_train_two_stages")["models"].items():
+        models[arm] = step.path("04_train_two_stages", folder)
+    found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
+    outcomes = pd.concat(found, ignore_index=True)
+    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm)
+    for name, table in (("arm_table", averages), ("paired_tests", tests)):
+        with atomic_path(step.path(f"{name}.csv")) as temporary:
+            table.to_csv(temporary, index=False)
+    tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
+    print(f"{len(outcomes):,} outcomes: {len(models)} arms, {len(problems)} problems of {problems['task'].nunique()} tasks")
+    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+
+
+def evaluate_model(
+    model: Path | str,
+    arm: str,
+    seed: int,
+    units: list[Unit],
+    params: EvaluationParams,
+    answers: Path | str,
+    report: Callable[[str], None] = lambda _line: None,
+) -> pd.DataFrame:
+    """Outcomes (tables.SCHEMAS['outcomes']) of one model on `suites.build`'s units; its answers are kept in `answers`.
+
+    A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
+    """
+    found: list[dict[str, Any]] = []
+    kept = KeptLM(params, model_folder(model), arm, Path(answers))
+    with contextlib.closing(kept.dbdict):
+        for unit in units:
+            started, before = time.monotonic(), len(kept.dbdict)
+            samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, unit.limit)
+            rows = list(_rows(unit, samples, kept.whose))
+            found += rows
+            asked = len(kept.dbdict) - before
+            how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
+            n_items = len({row["item_id"] for row in rows})
+            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {n_items:,} items, {how}")
+    return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
+
+
+def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> Iterator[dict[str, Any]]:
+    """Outcome rows of a unit, read off lm-eval's samples; an answer that is no number stops the evaluation."""
+    for template, task in unit.lm_eval.items():
+        first_filter = {sample["doc_id"]: sample for sample in reversed(samples[task.config.task])}
+        for place, sample in sorted(first_filter.items()):
+            names, prediction, gold = _read(template, sample)
+            item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
+            row = {"task": unit.task, "item_id": item_id, "prediction": _stored(prediction), "gold": _stored(gold)}
+            for name in names:
+                value = metrics.bits_per_byte(*sample[name]) if name == "bits_per_byte" else sample[name]
+                if not isinstance(value, int | float) or not math.isfinite(value):
+                    raise TraitError(
+                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "
+                        "gives no number an item."
+                    )
+                yield {**row, "metric": name, "value": float(value)}
+
+
+def _read(template: str, sample: dict[str, Any]) -> tuple[list[str], str, str]:
+    """(metrics, prediction, gold) of one lm-eval sample."""
+    doc, responses, names = sample["doc"], sample["filtered_resps"], list(sample["metrics"])
+    if template == "general":
+        main = [name for name in _MAIN_METRICS if name in names]
+        return (main or names)[:1], responses[0] if isinstance(responses[0], str) else "", str(sample["target"])
+    if template == "choices":
+        return names, metrics.preferred(metrics.per_byte(doc["choices"], responses)), doc["answer"]
+    if template == "generation":
+        return names, responses[0], doc["answer"]
+    return names, "", doc.get("target", "").strip()
+
+
+def _stored(text: str) -> str:
+    """Short, and without the half characters that JSON of a server may hold and Parquet may not."""
+    return text[:MAX_PREDICTION_CHARACTERS].encode("utf-8", "replace").decode()

@@ -1,0 +1,96 @@
+"""What a finished run shows, computed once for the tables of the paper, its figures and the first screen of its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trait_kit import runs, tables
+from trait_kit.engine.files import TraitError
+from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, forgetting_of, main_metric
+from trait_kit.figures.cells import Table, metric_name
+from trait_kit.figures.style import label
+from trait_kit.figures.tables import BITS, ablation_table, chain_of, main_table, write_items
+from trait_kit.passages.novelty import REASONS
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Outcomes of 05, the tests on them, and the paper's tables, the main one first."""
+
+    outcomes: pd.DataFrame
+    reference: str
+    metric: str  # the main one
+    arms: pd.DataFrame
+    tests: pd.DataFrame  # the reference arm against every other
+    pairs: pd.DataFrame  # of the ablation
+    against_base: pd.DataFrame  # every arm against the base model: on the tasks, on general text
+    tables: dict[str, Table]
+
+
+def read(run_dir: Path) -> Evidence:
+    """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
+    record = runs.recorded(run_dir, "05_evaluate")
+    if record is None:
+        raise TraitError(f"{run_dir} has not finished 05_evaluate. Run it first.")
+    outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
+    metric, reference = main_metric(outcomes), record["params"]["reference_arm"]
+    arms, tests, forgetting = arm_table(outcomes), compare_all(outcomes, reference), forgetting_of(outcomes)
+    metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
+    of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
+    pairs = pd.concat([compare(of_chain, None, name) for name in metrics], ignore_index=True)
+    ads = runs.recorded(run_dir, "03_write_passages")["params"]["grouping"] == "entity"
+    paper = "Table 1: advertising" if ads else "Table 2: mathematics"
+    made = {}
+    for name in metrics:
+        behind = "" if name == BITS else f"_{name}"
+        title = f"{paper}, all arms by {metric_name(name)}"
+        made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference, title)
+        title = f"Table 4: what does each part add, by {metric_name(name)}?"
+        made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name, title)
+    made["contamination"] = contamination_table(outcomes, run_dir)
+    against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
+    return Evidence(outcomes, reference, metric, arms, tests, pairs, against_base, made)
+
+
+def read_and_write(step: Any) -> Evidence:
+    """Unless the step is finished, also write its tables and the items behind their numbers into its folder."""
+    found = read(step.run_dir)
+    if not step.done:
+        write_items(found.outcomes, step.folder, pd.concat([found.tests, found.pairs]))
+        for name, table in found.tables.items():
+            table.save(step.folder, name)
+    return found
+
+
+def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
+    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
+
+    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which count
+    under every task of their problems.
+    """
+    tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
+    web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")
+    screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
+    rejected = pd.read_parquet(run_dir / "03_write_passages" / "rejected.parquet")
+    leaked = rejected.loc[rejected["reason"].str.startswith("contamination:"), "tasks"]
+    counts = {
+        "Test items": tested,
+        "of these in a web document": web["question_id"].nunique(),
+        "Web documents removed": web["id"].nunique(),
+        "Training problems": screened["problems"].sum(),
+        "of these removed": screened[list(REASONS[:2])].sum().sum(axis=1),
+        "Passages rejected": leaked.map(set).explode().value_counts(),
+    }
+    frame = pd.DataFrame(counts).reindex(tested.index).fillna(0)
+    columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
+    notes = [
+        "Compared by normalised text and by 13-grams (half of a question's). Everything counted as removed or rejected was "
+        "never trained on. What holds questions of two tasks counts for both.",
+        "Not compared: the base model's own pre-training data, which nobody outside has.",
+    ]
+    title = "Contamination: what the test sets shared with the training texts"
+    return Table(title, {"Task": [*map(label, tested.index), "all"]} | columns, notes)

@@ -1,0 +1,151 @@
+"""How many tokens are enough? Gain and forgetting of one arm against what its training cost, a run a budget.
+
+A curve that flattens says little by itself: what counts is whether the next larger budget wins items that the smaller did
+not. So every budget is compared with the base model and with the budget before it, item by item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+
+from trait_kit import runs
+from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.evaluation import across_runs, comparison
+from trait_kit.evaluation.comparison import LOWER_IS_BETTER
+from trait_kit.figures import style
+from trait_kit.figures.cells import metric_name
+from trait_kit.figures.style import KitFigure, label
+from trait_kit.figures.tables import BITS, GENERAL
+
+tokens_text = EngFormatter(sep="", places=2)  # 5120 -> 5.12k: neighbours of a doubling stay apart
+
+
+def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
+    """Write study.csv, study.svg and study.png of finished runs into `folder`; return what they say, in a sentence."""
+    table = study(run_dirs)
+    with atomic_path(folder / "study.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    figure = plot(table).save(folder, "study")
+    return f"{verdict(table)}. Table: {folder / 'study.csv'}; figure: {figure}"
+
+
+def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
+    """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds are joined.
+
+    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model in
+    units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per byte
+    of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing items. The
+    runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the budget.
+    """
+    if not run_dirs:
+        raise TraitError("A token-budget study needs at least one finished run.")
+    training = {str(folder): _record(folder, "04_train_two_stages") for folder in run_dirs}
+    arm = _record(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
+    budgets: dict[tuple[int, ...], list[str]] = {}
+    for folder, record in training.items():
+        budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
+    rows: list[dict[str, Any]] = []
+    before: list[str] = []
+    for budget, folders in sorted(budgets.items(), key=lambda item: (sum(item[0]), item[0])):
+        names = [f"{folder}:{arm}" for folder in folders]
+        together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
+        outcomes = together.outcomes
+        metric = comparison.main_metric(outcomes)
+        gain = comparison.compare(outcomes, arm, metric).iloc[0]
+        costs = pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders])
+        row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "seeds": int(gain["seeds"]), "metric": metric}
+        row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"], **costs.mean()}
+        row |= _change(gain, "gain") | _change(None, "step") | _change(None, "forgetting")
+        if before:
+            pair = across_runs.gather([*before, *names]).outcomes
+            later = list(dict.fromkeys(pair["arm"]))[1]
+            row |= _change(comparison.compare(pair, later, metric).iloc[0], "step")
+        if (outcomes["task"] == GENERAL).any():
+            forgot = comparison.compare(outcomes, arm, BITS, GENERAL).iloc[0]
+            row |= _change(forgot, "forgetting", sign=1)
+        rows.append(row)
+        before = names
+    return pd.DataFrame(rows).astype({"tokens": int})
+
+
+@style.styled
+def plot(study: pd.DataFrame) -> KitFigure:
+    """Gain and forgetting against tokens (log axis), each with its interval; below the tokens the device hours."""
+    metric, arm = study["metric"].iloc[0], study["arm"].iloc[0]
+    bits = metric in LOWER_IS_BETTER
+    panels = [("gain", 1 if bits else 100, f"gain in {metric_name(metric)}" + ("" if bits else " (points)"))]
+    if study["forgetting"].notna().any():
+        panels.append(("forgetting", 1, "rise in bits per byte of general text"))
+    seeds = "-".join(map(str, sorted({study["seeds"].min(), study["seeds"].max()})))
+    intervals = f"{comparison.CONFIDENCE:.0%} intervals; training seeds: {seeds}"
+    below = "Below: tokens trained on in all stages, device hours, passes over the passages"
+    caption = f"Against the base model on the same items, with {intervals}. {below}"
+    shape = {"ncols": len(panels), "squeeze": False}
+    figure, grid = style.new_figure(verdict(study), caption, width=9.6, height=3.8, **shape)
+    told = zip(study["tokens"], study["device_hours"], study["passes_over_passages"], strict=True)
+    ticks = [f"{tokens_text(tokens)}\n{hours:.2g} h\n{passes:.2g}x" for tokens, hours, passes in told]
+    for axes, (value, scale, name) in zip(grid[0], panels, strict=True):
+        middle, low, high = (scale * study[f"{value}{end}"] for end in ("", "_low", "_high"))
+        look = {"color": style.colour(arm), "marker": style.marker(arm), "markersize": 7, "capsize": 4}
+        axes.axhline(0, **style.DASHED)
+        axes.errorbar(study["tokens"], middle, (middle - low, high - middle), **look)
+        axes.set_xscale("log")
+        axes.set_xticks(study["tokens"], ticks)
+        axes.minorticks_off()
+        axes.set_title(name, loc="left", weight="bold")
+    return figure
+
+
+def verdict(study: pd.DataFrame) -> str:
+    """What the table says, in a sentence: from which budget on a larger one gains no more than chance would, if any."""
+    name, metric = label(study["arm"][0]), metric_name(study["metric"][0])
+    tokens, last = [tokens_text(value) for value in study["tokens"]], len(study) - 1
+    if not (study["gain_low"] > 0).any():
+        return f"{name}: no budget up to {tokens[last]} tokens gains more over the base model than its interval"
+    if last == 0:
+        return f"{name} gains at {tokens[0]} tokens; a single budget does not say how many are enough"
+    enough = max([0, *study.index[study["step_low"] > 0]])
+    if enough == last:
+        return f"{name}: {metric} still improves at {tokens[last]} tokens, so the largest budget is not yet enough"
+    falls = [place for place in study.index[study["step_high"] < 0] if place > enough]
+    if falls:
+        return f"{name}: {metric} gets worse from {tokens[falls[0] - 1]} to {tokens[falls[0]]} tokens"
+    return f"{name}: from {tokens[enough]} tokens on, the next larger budget gains less than its interval"
+
+
+def _record(folder: Path | str, step: str) -> dict[str, Any]:
+    record = runs.recorded(Path(folder), step)
+    if record is None:
+        raise TraitError(f"The run {folder} has not finished {step}. Run it again; it goes on where it stopped.")
+    return record
+
+
+def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
+    """Of all stages of the arm's chain, whichever run or arm trained them.
+
+    Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
+    """
+    found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
+    passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]
+    seconds = (found["tokens"] / found["tokens_per_second"]).replace(math.inf, math.nan).fillna(found["seconds"])
+    return {
+        "tokens": found["tokens"].sum(),
+        "passes_over_passages": sum(passes) if passes else math.nan,
+        "device_hours": (seconds * found["processes"]).sum() / 3600,
+    }
+
+
+def _change(row: pd.Series | None, name: str, sign: int = 0) -> dict[str, float]:
+    """The difference of a comparison as a gain of its reference, positive when better, or times `sign`; NaN for None."""
+    names = (name, f"{name}_low", f"{name}_high")
+    if row is None:
+        return dict.fromkeys(names, math.nan)
+    sign = sign or (-1 if row["metric"] in LOWER_IS_BETTER else 1)
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    return dict(zip(names, (sign * row["difference"], low, high), strict=True))

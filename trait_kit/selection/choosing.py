@@ -1,0 +1,294 @@
+"""From scores to selections: each method takes exactly so many tokens of clean documents (paper, section 3.1).
+
+A corpus may be far larger than memory, so its scores are read as a stream to find the rank above which more than enough
+tokens lie; only those *candidates* are read again and their tokens counted. Cleaning comes before the cut, so that every
+method spends its whole budget on clean documents: none that holds a test question, none that repeats the in-domain seed, of
+near-duplicates the one that it ranks best. Where that leaves a budget unfilled, twice as many candidates are gathered.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trait_kit import tables
+from trait_kit.engine import minhash
+from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
+from trait_kit.engine.ngrams import Texts
+from trait_kit.engine.questions import QuestionIndex
+from trait_kit.engine.shards import Place, read_job
+from trait_kit.models import TokenCounter, token_counter
+from trait_kit.params import Method, method_folder
+from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
+from trait_kit.selection.documents import id_hashes, load_documents, on_topic, read_rows
+from trait_kit.selection.scoring import (
+    Scoring,
+    do_shards,
+    model_files,
+    read_shards,
+    score_corpus,
+    shard_path,
+    write_table,
+)
+from trait_kit.tasks import load_problems
+
+if TYPE_CHECKING:
+    from trait_kit.runs import Step
+
+_FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
+_SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
+_AROUND = 4  # documents kept to look at on each side of a cut
+_ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
+_CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
+_IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
+_REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
+_PROOF = pa.schema(
+    [(name, pa.string()) for name in ("id", "question_task", "question_id", "kind", "excerpt", "method")]
+    + [("overlap", pa.float64())]
+)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What `select` left in its folder: <method>.parquet, contaminated.parquet, near_duplicates.parquet, report.json."""
+
+    folder: Path
+    documents: int  # in the corpus that could be read
+    unreadable: int
+    methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
+
+    @classmethod
+    def load(cls, folder: Path) -> Selected:
+        return cls(folder, **read_json(folder / "report.json"))
+
+    def chosen(self, method: str) -> pa.Table:
+        """The method's documents (selection schema), in the corpus' order."""
+        return tables.read(self.folder / f"{method_folder(method)}.parquet", "selection")
+
+    @functools.cached_property
+    def contaminated(self) -> pd.DataFrame:
+        """Which candidate holds which test question: id, question_task, question_id, kind, overlap, excerpt, method."""
+        return pd.read_parquet(self.folder / "contaminated.parquet")
+
+
+def select(
+    scoring: Scoring,
+    folder: Path | str,
+    methods: Sequence[Method],
+    limits: Limits,
+    *,
+    base_model: str = "",
+    seed: int = 0,
+    test_questions: pd.DataFrame | None = None,
+    in_domain: Texts = (),
+    near_duplicate: float = 0.8,
+    place: Place = Place(),
+) -> Selected:
+    """Choose by each method and write what `Selected` tells of.
+
+    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `test_questions`: task, id, question.
+    `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them.
+    """
+    folder = Path(folder).absolute()
+    scoring.refuse_changed()
+    asked = [] if test_questions is None else test_questions[["task", "id", "question"]].to_dict("records")
+    job = {
+        "scoring": str(scoring.folder),
+        "scored": digest(scoring.job),
+        "seed": seed,
+        "limits": asdict(limits),
+        "base_model": base_model,
+        "near_duplicate": near_duplicate,
+        "tests": asked,
+    }
+    seed_signatures = minhash.signatures(in_domain)
+    methods_said, proofs, repeats = {}, [], []
+    for method in methods:
+        candidates = candidates_of(folder, method)
+        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, seed_signatures, place)
+        proofs.append(read_shards(candidates, "contaminated", len(scoring.shards)))
+        repeats.append(repeated)
+    write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
+    write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
+    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "methods": methods_said}
+    write_json(folder / "report.json", said)
+    return Selected.load(folder)
+
+
+def candidates_of(selections: Path, method: Method) -> Path:
+    return selections / "candidates" / method_folder(method)
+
+
+def _choose(
+    scoring: Scoring, selections: Path, job: dict[str, Any], seed_signatures: np.ndarray, place: Place
+) -> tuple[dict[str, Any], pa.Table]:
+    """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
+    method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
+    threshold = job["near_duplicate"] or 1.0
+    margin, enough = _FIRST_MARGIN, False
+    while not enough:
+        cut, refused = _nominate(scoring, method, limits, seed, margin)
+        table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, seed_signatures.shape[1])
+        of_seed = minhash.repeats(signatures, seed_signatures, threshold)
+        again = np.ones(len(table), bool)
+        again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
+        unusable = {
+            "id seen before": again,
+            "holds a test question": table["contaminated"].to_numpy(),
+            "repeats the in-domain seed": of_seed,
+        }
+        ranking, dropped = rank(table, method, limits, seed, unusable)
+        better = _first_alike(signatures, ranking, threshold)
+        unique = ranking[better == ranking]
+        taken = take(table, unique, method, limits, seed, documents)
+        enough = taken["enough"] or cut == 0 or limits.threshold is not None
+        margin *= 2
+    dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
+    for reason, count in refused.items():
+        dropped[reason] += count
+    dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
+    _write_selection(scoring, selections, method, unique, taken["n_out"])
+    ids, worse = table["id"].to_numpy(), better != ranking
+    repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
+    of_the_seed = pd.DataFrame({"id": ids[of_seed], "of": "the in-domain seed"})
+    evidence = pa.Table.from_pandas(pd.concat([repeats, of_the_seed]).assign(method=method), _REPEATS, preserve_index=False)
+    return {"n_in": documents, "dropped": dropped, **taken}, evidence
+
+
+def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[int, dict[str, int]]:
+    """The smallest rank key of the candidates, and how many documents the limits refuse, by reason."""
+    refused: Counter[str] = Counter()
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        refused.clear()
+        for scores in scoring.batches():
+            check_method(method, scores)
+            kept, counts = drop(limits.refused(scores, method, _SLACK))
+            refused.update(counts)
+            weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
+            yield rank_keys(scores, method, seed)[kept], weights[kept]
+
+    cut = cut_key(batches, int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
+    return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
+
+
+def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
+    """For each of these rows the first of them that says the same, which may be itself.
+
+    Rows are compared in the corpus' order, so that which are alike depends on the method alone.
+    """
+    rows = np.sort(best_first)
+    cluster = minhash.clusters(signatures[rows], threshold)[np.searchsorted(rows, best_first)]
+    _, first, place = np.unique(cluster, return_index=True, return_inverse=True)
+    return best_first[first[place]]
+
+
+def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
+    """The n_out best (selection schema) in the corpus' order, a file of candidates at a time, and what is around the cut."""
+    places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
+    near, start, beside = ranking[places], 0, []
+    folder = candidates_of(selections, method)
+    with (
+        atomic_path(selections / f"{method_folder(method)}.parquet") as temporary,
+        pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
+    ):
+        for shard in scoring.shards:
+            documents = pq.read_table(shard_path(folder, "candidates", shard.number)).replace_schema_metadata(None)
+            documents = documents.append_column("method", pa.array([method] * len(documents), pa.string()))
+            rows = np.arange(start, start + len(documents))
+            start += len(documents)
+            chosen = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
+            writer.write_table(tables.conform(chosen, "selection"))
+            beside.append(documents.filter(pa.array(np.isin(rows, near))))
+    best_first = pa.concat_tables(beside).take(pa.array(np.argsort(np.argsort(near))))
+    write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
+
+
+# Candidates, with what cleaning needs to know of them
+
+
+def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -> pa.Table:
+    """All candidates but for their texts, in the corpus' order; the files hold these too."""
+    keys = [digest(job)] * len(scoring.shards)
+    do_shards(gather_shard, folder, job, keys, ("candidates", "contaminated"), place)
+    return read_shards(folder, "candidates", len(keys), _IN_MEMORY)
+
+
+def gather_shard(job_path: Path, number: int) -> None:
+    """Gather one shard's candidates and write its two files, the candidates last."""
+    job, folder = read_job(job_path), job_path.parent
+    scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
+    scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
+    kept, _ = drop(limits.refused(scores, method, _SLACK))
+    rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
+    documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
+    if documents["id"].to_pylist() != scores["id"].to_pylist():
+        raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
+    texts = documents["text"].combine_chunks()
+    columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
+    if job["base_model"]:
+        columns["n_tokens"] = _counter(job["base_model"])(texts.to_pylist())
+    signatures = minhash.signatures(texts)
+    if not job["near_duplicate"]:
+        signatures[:] = minhash.EMPTY  # like nothing
+    columns["signature"] = pa.array([row.tobytes() for row in signatures], pa.binary())
+    found = _test_questions(job_path, key).find(texts)
+    columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
+    tests = pd.DataFrame(job["tests"], columns=["task", "id"]).iloc[found["test_index"]]
+    proof = found.assign(question_task=tests["task"].tolist(), question_id=tests["id"].tolist(), method=method)
+    proof["id"] = documents["id"].take(pa.array(found["text_index"])).to_pylist()
+    write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
+    candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
+    write_table(shard_path(folder, "candidates", number), candidates, key)
+
+
+@functools.lru_cache(maxsize=1)
+def _counter(base_model: str) -> TokenCounter:
+    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
+
+
+@functools.lru_cache(maxsize=1)
+def _test_questions(job_path: Path, _key: str) -> QuestionIndex:
+    return QuestionIndex([asked["question"] for asked in read_job(job_path)["tests"]])
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What 02 leaves: scores, selections, and of a demo the hidden truth (id -> on topic), which selects nothing."""
+
+    scored: Scoring
+    selected: Selected
+    truth: dict[str, bool] | None
+
+
+def filter_web(step: Step) -> Filtered:
+    """02: score every document of the web, then choose by each method; killed anywhere, it goes on at the next shard."""
+    p = step.params
+    if not step.done:
+        in_domain = load_documents(p.in_domain, p.seed)["text"]
+        place = Place(p.executor, p.workers, p.slurm)
+        options = {"seed": p.seed, "documents_per_shard": p.documents_per_shard, "max_quarantined": p.max_quarantined}
+        scored = score_corpus(p.web, model_files(step, in_domain), step.path("scores"), **options, place=place)
+        tables.write(step.path("quarantine.parquet"), scored.quarantine(), "quarantine")
+        bounds = {"min_tokens": p.min_tokens, "max_tokens": p.max_tokens, "min_educational": p.min_educational}
+        select(
+            *(scored, step.path("selections"), p.methods, Limits(tokens=p.token_budget, **bounds)),
+            base_model=p.base_model,
+            seed=p.seed,
+            test_questions=load_problems(p.tasks, "test", p.test_items_per_task, p.seed),
+            in_domain=in_domain,
+            near_duplicate=p.near_duplicate,
+            place=place,
+        )
+    scored, selected = Scoring.open(step.path("scores")), Selected.load(step.path("selections"))
+    return Filtered(scored, selected, on_topic(p.web, p.seed))
