@@ -18,4 +18,4 @@ if not torch.cuda.is_available():
 from trait_kit.training import worker
 
 if __name__ == "__main__":
-    worker.main(sys.argv[1:])
+    worker.main(sys.argv[1])

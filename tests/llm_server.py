@@ -169,8 +169,6 @@ class _Chat(_Handler):
             self.answer(None)
         elif mode == "huge":
             self.answer("x" * 2_000_000)
-        elif mode == "endless":
-            self.send(200, b" " * 6_000_000)
         elif mode == "html":
             self.send(200, b"<html>proxy login</html>")
         elif mode == "echo":

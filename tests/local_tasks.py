@@ -1,14 +1,15 @@
-"""The paper's benchmarks from local copies in ../shared/data, read with the shipped task files' fields."""
+"""The paper's benchmarks from local copies in the folder TRAIT_KIT_TEST_DATA, read with the shipped task files' fields."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
 
 from trait_kit.tasks import load_task
 
-LOCAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+LOCAL = Path(os.environ.get("TRAIT_KIT_TEST_DATA", "no such folder"))
 _OPTIONS = {"answer": "{options|lettered|pick(Answer)}", "choices": "{options|lettered}"}
 _TRAINED = {"train": "train.jsonl.gz", "validation": "train.jsonl.gz", "test": "test.jsonl.gz"}
 _TESTED = {"train": None, "validation": None, "test": "test.jsonl.gz"}

@@ -10,13 +10,13 @@ from trait_kit.params import PassageParams
 
 
 def params(**changes) -> PassageParams:
-    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
-    sizes = {"problems_per_task": 9, "test_items_per_task": 9, "n_groups": 9, "min_passage_tokens": 20}
+    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "topic"}
+    sizes = {"problems_per_task": 9, "test_items_per_task": 9, "n_groups": 9}
     return PassageParams(**{**required, **sizes, **changes})
 
 
 def count_tokens(texts: list[str]) -> np.ndarray:
-    return np.array([len(text.split()) for text in texts], dtype=np.int64)
+    return np.array([len(text) // 4 for text in texts], dtype=np.int64)
 
 
 def math_problems(per_task: int = 8) -> pd.DataFrame:

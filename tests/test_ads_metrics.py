@@ -12,9 +12,8 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, statistics
-from trait_kit.evaluation.set_metrics import auc_values, f1_values, with_set_metrics
+from trait_kit.evaluation.metrics import auc_values, f1_values, with_set_metrics
 from trait_kit.tasks import load_problems, load_task
 
 PAGE = (
@@ -181,46 +180,6 @@ def test_hostile_text_gets_marks(text):
         assert set(found) == set(ads.marks("", question, gold, entity, LIMITS))  # which marks there are is the item's affair
 
 
-# ------------------------------------------------------------------------------------------------------ a model's judgement
-
-
-def written_by(arms: dict[str, list[str]]) -> pd.DataFrame:
-    rows = [
-        {"task": "ads", "item_id": f"i{n}", "arm": arm, "metric": "rouge_l", "prediction": text}
-        for arm, texts in arms.items()
-        for n, text in enumerate(texts)
-    ]
-    return pd.DataFrame(rows)
-
-
-PROBLEMS = pd.DataFrame({"task": "ads", "id": [f"i{n}" for n in range(5)], "question": [f"Write {n}" for n in range(5)]})
-WRITTEN = written_by(
-    {"trait": ["long text", "a", "abcde", "same size", "equal"], "base": ["short", "abc", "a", "size same", "equal"]}
-)
-
-
-def prefers_the_longer(chats: list[list[dict[str, str]]]) -> list[str]:
-    found = []
-    for _system, user in chats:
-        a, b = (len(line[3:]) for line in user["content"].splitlines() if line[:3] in ("A: ", "B: "))
-        found.append(f"{a} against {b} characters.\n**Better: {'tie' if a == b else 'A' if a > b else 'B'}**")
-    return found
-
-
-def test_a_judge_is_asked_in_both_orders():
-    found = ads.judged(WRITTEN, PROBLEMS, "trait", "base", prefers_the_longer)
-    assert (found["n"], found["wins"], found["ties"], found["losses"], found["unread"]) == (5, 2, 2, 1, 0)
-    assert found["order_agreement"] == 1 and found["p_value"] == 1
-    assert (found["win_rate"], found["low"], found["high"]) == pytest.approx(statistics.wilson(3, 5, 0.95))
-
-
-def test_a_judge_that_takes_the_first_place_says_nothing():
-    found = ads.judged(WRITTEN, PROBLEMS, "trait", "base", lambda chats: ["Better: A"] * len(chats))
-    assert (found["wins"], found["ties"], found["losses"], found["order_agreement"]) == (0, 5, 0, 0)
-    nothing = ads.judged(WRITTEN, PROBLEMS, "trait", "base", lambda chats: ["I cannot say."] * len(chats))
-    assert (nothing["n"], nothing["unread"]) == (1, 8)  # equal texts need no judge
-
-
 # ------------------------------------------------------------------------------------------------------------ AUC and F1
 
 
@@ -329,8 +288,7 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     )
     table = with_set_metrics(pd.concat([other, *sets]))
     tables.conform(table, "outcomes")
-    assert Counter(table["metric"]) == {"exact_match": 1, "relevance_score": 320, "auc": 320, "f1": 320}
-    pd.testing.assert_frame_equal(with_set_metrics(table), table)  # old rows are replaced
+    assert Counter(table["metric"]) == {"exact_match": 1, "auc": 320, "f1": 320}
     row = comparison.compare(table[table["seed"] == 0], "trait", "auc", task="t").iloc[0]
     assert row["difference"] == pytest.approx(
         np.subtract(*(roc_auc_score(relevant, scores[arm]) for arm in ("trait", "base")))
@@ -342,20 +300,12 @@ def test_rows_are_added_for_every_arm_seed_and_task():
 
 def test_sets_without_one_of_the_classes():
     scores, none = np.array([0.1, -0.2, 0.3]), np.zeros(3, bool)
-    assert set(with_set_metrics(outcomes(scores, none))["metric"]) == {"relevance_score"}
+    assert with_set_metrics(outcomes(scores, none)).empty
     every = with_set_metrics(outcomes(scores, ~none)).groupby("metric")["value"].mean()
-    assert set(every.index) == {"relevance_score", "f1"} and every["f1"] == pytest.approx(f1_score(~none, scores > 0))
+    assert set(every.index) == {"f1"} and every["f1"] == pytest.approx(f1_score(~none, scores > 0))
     lone = auc_values(scores, np.array([True, False, False]))  # a class of one has no spread
     assert lone.mean() == pytest.approx(roc_auc_score([1, 0, 0], scores)) and np.isfinite(lone).all()
     never = f1_values(np.zeros(3, bool), np.array([True, False, True]))
     assert never.tolist() == [0, 0, 0]
     no_rows = outcomes(scores, none).iloc[:0]
     assert with_set_metrics(no_rows).empty
-
-
-def test_scores_that_cannot_be_ranked_are_refused():
-    table = outcomes(np.array([1.0, 2.0]), np.array([True, False]))
-    with pytest.raises(TraitError, match="not a number"):
-        with_set_metrics(table.assign(value=[1.0, math.nan]))
-    with pytest.raises(TraitError, match="needs the gold 'relevant' or 'irrelevant'"):
-        with_set_metrics(table.assign(gold=["relevant", "maybe"]))

@@ -1,9 +1,8 @@
-"""Other ways to the same numbers: a server, vLLM's absence, and lm-eval's own tasks."""
+"""Other ways to the same numbers: a server, and lm-eval's own tasks."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import threading
 import time
@@ -18,7 +17,7 @@ from test_evaluation import evaluated, params, tiny_model
 from test_evaluation_resume import problems
 
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation import backends
+from trait_kit.evaluation import backends, suites
 from trait_kit.evaluation.scoring_model import quiet
 
 KEY = "sk-evaluation-0123456789"
@@ -108,13 +107,12 @@ def server(model_dir):
 
 @pytest.fixture
 def ask(model_dir, server, monkeypatch, tmp_path):
-    """Evaluate four problems and a document through the server, or with `backend` otherwise."""
-    monkeypatch.setenv("EVALUATION_KEY", KEY)
+    """Evaluate four problems and a document through the server."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.mode = "well"
 
     def call(folder: str = "run", **changes) -> pd.DataFrame:
-        fields = {"backend": "endpoint", "endpoint_url": server.url, "endpoint_model": "tiny", "max_new_tokens": 6}
-        fields |= {"endpoint_key_variable": "EVALUATION_KEY", "generate_items": 4, **changes}
+        fields = {"endpoint_url": server.url, "endpoint_model": "tiny", "max_new_tokens": 6, "generate_items": 4, **changes}
         documents = {"general": ["The river flows into the sea, past the castle."]}
         return evaluated(model_dir, problems(n_items=4), tmp_path / folder, documents, **fields)
 
@@ -122,7 +120,7 @@ def ask(model_dir, server, monkeypatch, tmp_path):
 
 
 def test_an_endpoint_gives_the_scores_of_transformers(ask, server, tmp_path):
-    ours, theirs = ask("ours", backend="transformers"), ask()
+    ours, theirs = ask("ours", endpoint_url="", endpoint_model=""), ask()
     assert (ours["metric"] == "choice_accuracy").sum() == 2 and (ours["metric"] == "exact_match").sum() == 4
     columns = ["task", "item_id", "metric", "prediction", "gold"]
     pd.testing.assert_frame_equal(theirs[columns], ours[columns])
@@ -147,11 +145,10 @@ def test_an_endpoint_is_asked_from_a_notebook_too(ask):
     assert len(asyncio.run(cell())) == 15
 
 
-def test_without_log_probabilities_texts_can_still_be_asked(ask, server):
+def test_a_server_without_log_probabilities_is_refused(ask, server):
     server.mode = "no log-probabilities"
-    with pytest.raises(TraitError, match=r"no log-probabilities of the prompt.s tokens(?s:.*)likelihood: false"):
+    with pytest.raises(TraitError, match=r"no log-probabilities of the prompt.s tokens(?s:.*)vllm serve"):
         ask()
-    assert set(ask(likelihood=False)["metric"]) == {"exact_match", "exact_match_strict"}
 
 
 @pytest.mark.parametrize("mode", ["hang", "garbage", "refuses"])
@@ -160,24 +157,16 @@ def test_a_bad_server_ends_in_one_error(ask, server, mode, capfd, monkeypatch):
     monkeypatch.setattr(backends, "_ATTEMPTS", 2)
     server.mode = mode
     with pytest.raises(TraitError, match="The endpoint of tiny gave no usable answer") as error:
-        ask(likelihood=False)
+        ask()
     printed = "".join(capfd.readouterr())
     for said in (str(error.value), printed):
         assert KEY not in said and server.url not in said
     assert error.value.__cause__ is None and len(str(error.value)) < 700
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_vllm_says_how_to_install_it(ask):
-    with pytest.raises(TraitError, match="python -m pip install vllm"):
-        ask(backend="vllm")
-
-
-def test_impossible_settings_are_named():
+def test_half_an_endpoint_is_named():
     with pytest.raises(ValueError, match="endpoint_url and endpoint_model"):
-        params(backend="endpoint")
-    with pytest.raises(ValueError, match="generate_items must be above 0"):
-        params(likelihood=False)
+        params(endpoint_model="tiny")
 
 
 def _general_task(folder: Path, version: int = 1) -> str:
@@ -208,8 +197,8 @@ def test_lm_evals_own_tasks_stand_with_forgetting(model_dir, tmp_path, monkeypat
     file = _general_task(tmp_path)
 
     def scores(names: list[str], items: int, lines: list[str]) -> pd.DataFrame:
-        asked = {"general_tasks": names, "general_items": items}
-        return evaluated(model_dir, problems(n_items=1), tmp_path, {}, report=lines.append, **asked)
+        monkeypatch.setattr(suites, "GENERAL_ITEMS", items)
+        return evaluated(model_dir, problems(n_items=1), tmp_path, {}, report=lines.append, general_tasks=names)
 
     found = scores([file], 6, [])
     ours = found[found["task"] == "held_out/fruit"]

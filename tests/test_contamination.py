@@ -5,16 +5,12 @@ from __future__ import annotations
 import random
 import unicodedata
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from trait_kit.engine import questions as contamination
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngrams import buffers, text_array
-from trait_kit.engine.questions import COLUMNS, find_contaminated, normalise
-from trait_kit.selection.documents import load_documents
+from trait_kit.engine.questions import COLUMNS, QuestionIndex, find_contaminated, normalise
 
 QUESTION = (
     "A farmer has 12 rows of 8 apple trees. Each tree gives 25 apples in a season, and he sells the apples at $0.50 each. "
@@ -60,6 +56,13 @@ def test_a_question_with_an_altered_opening_is_an_ngram_match_with_its_share() -
     words, n, changed = len(normalise(QUESTION).split()), 13, 4
     assert pairs(found) == [(0, 0, "ngram")]
     assert found["overlap"][0] == pytest.approx((words - n + 1 - changed) / (words - n + 1))
+
+
+def test_a_short_question_is_found_with_a_sentence_put_in_but_not_with_another_number() -> None:
+    question = "Ann has 12 red pens and 5 blue pens. How many pens does she have?"
+    parted = "Ann has 12 red pens and 5 blue pens. Take your time with this one. How many pens does she have?"
+    other = "Ann has 12 red pens and 6 blue pens. Take your time with this one. How many pens does she have? 5 blue pens"
+    assert pairs(find_contaminated([parted, other], [question])) == [(0, 0, "ngram")]
 
 
 def test_the_share_decides() -> None:
@@ -203,14 +206,15 @@ SPELLINGS = [
 ]
 
 
-def slow(index: contamination.QuestionIndex, texts: list[str]):
-    """The findings without the filter: every text is compared word by word."""
-    index.suspicious = lambda array: range(len(array))
+def slow(index: QuestionIndex, texts: list[str]) -> pd.DataFrame:
+    """The findings without anchors: every n-gram of every text is looked up."""
+    lengths = {len(gram) for gram in index.grams}
+    index._anchored = lambda words: ((0, length, place) for place in range(len(words)) for length in lengths)
     return index.find(texts)
 
 
 @pytest.mark.parametrize("n", [2, 5, 13])
-def test_the_filter_loses_nothing_in_texts_made_of_hard_cases(n: int) -> None:
+def test_anchors_lose_nothing_in_texts_made_of_hard_cases(n: int) -> None:
     generator = random.Random(n)
 
     def text(most: int) -> str:
@@ -223,47 +227,19 @@ def test_the_filter_loses_nothing_in_texts_made_of_hard_cases(n: int) -> None:
     for _ in range(400):
         words = normalise(generator.choice(texts)).split()
         start = generator.randrange(max(1, len(words)))
-        cut = words[start : start + generator.randint(3, 2 * n + 5)]
-        if len(cut) > 2:  # short ones are in nearly every text
+        cut = words[start : start + generator.randint(1, 2 * n + 5)]
+        if cut:
             question = " ".join([*cut, *generator.choice([[], ["zebra", "zebra"]])])
             questions.append(unicodedata.normalize(generator.choice(respell), question))
     texts = [unicodedata.normalize(generator.choice(respell), text) if generator.random() < 0.5 else text for text in texts]
-    index = contamination.QuestionIndex(questions, n)
-    fast, suspicious = index.find(texts), index.suspicious(texts)
-    assert len(suspicious) < len(texts) * (0.9 if n == 13 else 1)
+    index = QuestionIndex(questions, n)
+    fast = index.find(texts)
     assert len(fast) > 200 and set(fast["kind"]) == {"exact", "ngram"}
     pd.testing.assert_frame_equal(fast, slow(index, texts))
 
 
-def test_the_filter_reads_every_character_as_the_comparison_does() -> None:
-    """Raw text through the table of characters gives the marks of normalised text, or is sent to be normalised first."""
-    identity, raw = contamination._characters()
-    for before, after in (("e", "x 1"), ("ᄀ", "ᅡ 1"), ("は", " 2"), ("=", "3")):
-        texts = [f"{before}{chr(code)}{after}" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-        texts = texts[:0x21000] + texts[0x2F000:0x30000]
-        results = []
-        for some, table in ((texts, raw), ([contamination._unified(text) for text in texts], identity)):
-            values, offsets = buffers(text_array(some))
-            results.append(np.array(contamination._first_runs(values, offsets, table, contamination._room(offsets))))
-        read = results[0][1].astype(np.int64) >= 0
-        assert 0.8 < read.mean() < 1 or after.startswith("ᅡ")
-        assert np.array_equal(results[0][:, read], results[1][:, read])
-
-
-def test_the_filter_lets_few_real_texts_through_and_loses_none() -> None:
-    generator = random.Random(5)
-    articles = load_documents("demo:math/web")["text"].to_pylist()[:3000]
-    questions = [" ".join(article.split()[3:40]) for article in generator.sample(articles, 100)] + ["What is 12 + 35?"]
-    index = contamination.QuestionIndex(questions)
-    texts = [f"{article} what is 12+35" if number % 500 == 0 else article for number, article in enumerate(articles)]
-    fast, suspicious = index.find(pa.array(texts)), index.suspicious(texts)
-    assert len(fast) >= 100
-    assert len(suspicious) <= fast["text_index"].nunique() + 5
-    pd.testing.assert_frame_equal(fast, slow(index, texts))
-
-
 def test_batches_of_arrow_strings_against_one_index() -> None:
-    index = contamination.QuestionIndex([QUESTION])
+    index = QuestionIndex([QUESTION])
     batches = [
         pa.array([FILLER, QUESTION]),
         pa.chunked_array([[FILLER], [QUESTION]]),
@@ -281,20 +257,20 @@ def test_the_prompt_alone_counts_and_so_does_a_question_inside_a_template() -> N
 
 
 @pytest.mark.parametrize("question", ["-", "- -", "\U00020000"])
-def test_questions_without_marks_are_found_all_the_same(question: str) -> None:
+def test_questions_made_of_rare_characters_are_found_all_the_same(question: str) -> None:
     assert pairs(find_contaminated([FILLER, f"so: {question} {question}"], [question])) == [(1, 0, "exact")]
 
 
 def test_hostile_sizes() -> None:
     texts = ["apple " * 1_000_000, "7" * 5_000_000, "x" * 50_000_000, f"{FILLER * 50_000} {QUESTION}"]
-    index = contamination.QuestionIndex([QUESTION])
-    assert index.suspicious(texts) == [3]
+    index = QuestionIndex([QUESTION])
+    assert pairs(index.find(texts)) == [(3, 0, "exact")]
     assert pairs(find_contaminated([QUESTION] * 1000, [QUESTION])) == [(row, 0, "exact") for row in range(1000)]
 
 
 def test_unusable_texts_are_refused_by_name() -> None:
     broken = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
-    with pytest.raises(TraitError, match="UTF-8"):
+    with pytest.raises(UnicodeDecodeError):
         find_contaminated(broken, [QUESTION])
     with pytest.raises(TraitError, match="Text 1 is null"):
         find_contaminated(pa.array([FILLER, None]), [QUESTION])

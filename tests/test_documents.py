@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trait_kit.demo import DEMO_PARTS
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.readers import Reject
 from trait_kit.selection import documents
-from trait_kit.selection.documents import fingerprint, load_documents, load_labels, load_with_quarantine, truth_label
+from trait_kit.selection.documents import fingerprint, list_shards, load_documents, on_topic, unique_parts
 from trait_kit.tables import SCHEMAS
 
 GOOD = [{"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"}, {"id": "b", "text": "Gamma delta — ünï."}]
@@ -31,7 +33,11 @@ def ids(table: pa.Table) -> list[str]:
 
 
 def reasons(spec: str | Path) -> list[tuple[int, str]]:
-    return [(row["row"], row["reason"]) for row in load_with_quarantine(str(spec))[1].to_pylist()]
+    return [(reject.row, reject.reason) for reject in rejects(spec)]
+
+
+def rejects(spec: str | Path) -> list[Reject]:
+    return [reject for part in unique_parts(list_shards(str(spec))) for reject in part.rejected]
 
 
 # The demo corpora
@@ -39,7 +45,7 @@ def reasons(spec: str | Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize(("domain", "least"), [("math", 70), ("ads", 240)])
 def test_demo_parts_are_disjoint_and_their_truth_is_known(domain: str, least: int) -> None:
-    parts = {part: load_documents(f"demo:{domain}/{part}", seed=1) for part in documents.DEMO_PARTS}
+    parts = {part: load_documents(f"demo:{domain}/{part}", seed=1) for part in DEMO_PARTS}
     everything = [name for part in parts.values() for name in ids(part)]
     assert len(set(everything)) == len(everything) == 10_033
     assert all(part.schema == SCHEMAS["documents"] for part in parts.values())
@@ -48,12 +54,11 @@ def test_demo_parts_are_disjoint_and_their_truth_is_known(domain: str, least: in
     assert held_out / (held_out + parts["in_domain"].num_rows) == pytest.approx(0.15, abs=0.01)
     assert parts["general_held_out"].num_rows == 300
 
-    truth = truth_label(f"demo:{domain}/web")
-    labels = {part: load_labels(f"demo:{domain}/{part}", seed=1) for part in parts}
-    assert all(list(labels[part]) == ids(parts[part]) for part in parts)
-    assert set(labels["in_domain"].values()) == set(labels["in_domain_held_out"].values()) == {truth}
-    assert truth not in labels["general_held_out"].values()
-    hidden = sum(label == truth for label in labels["web"].values())
+    truth = {part: on_topic(f"demo:{domain}/{part}", seed=1) for part in parts}
+    assert all(list(truth[part]) == ids(parts[part]) for part in parts)
+    assert all([*truth["in_domain"].values(), *truth["in_domain_held_out"].values()])
+    assert not any(truth["general_held_out"].values())
+    hidden = sum(truth["web"].values())
     assert hidden > 1.9 * (parts["in_domain"].num_rows + held_out)
 
 
@@ -67,7 +72,7 @@ def test_the_seed_decides_which_third_is_known_in_every_process_alike() -> None:
 
 
 @pytest.mark.parametrize("spec", ["demo:maths/web", "demo:math", "demo:math/test", "demo:"])
-@pytest.mark.parametrize("function", [load_documents, load_labels, truth_label, fingerprint])
+@pytest.mark.parametrize("function", [load_documents, on_topic, fingerprint])
 def test_an_unknown_demo_corpus_is_an_error_that_lists_the_known_ones(function, spec: str) -> None:
     with pytest.raises(TraitError, match="demo:math/in_domain"):
         function(spec)
@@ -85,10 +90,9 @@ def test_every_format_gives_the_same_documents_whatever_the_case_of_its_name(tmp
         stream.write(plain.read_bytes())
     pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "d.parquet")
     for path in tmp_path.iterdir():
-        table, quarantine = load_with_quarantine(str(path))
+        table = load_documents(str(path))
         assert table.schema == SCHEMAS["documents"]
-        assert quarantine.schema == SCHEMAS["quarantine"]
-        assert quarantine.num_rows == 0
+        assert rejects(path) == []
         assert table.select(["id", "text", "url"]).to_pylist() == [{"url": None, **row} for row in GOOD]
         assert table["source"].to_pylist() == [str(path)] * 2
 
@@ -136,17 +140,16 @@ def test_unusable_lines_are_quarantined_with_line_and_reason(tmp_path: Path) -> 
     ]
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b"\n".join(lines))
-    table, quarantine = load_with_quarantine(str(path))
+    table, lost = load_documents(str(path)), rejects(path)
     assert ids(table) == ["one", "two"]
     assert table["text"][0].as_py() == "first, behind a byte order mark"
-    lost = quarantine.to_pylist()
-    found = {row["row"] + index: row["reason"] for row in lost for index in range(row["records"])}
+    found = {reject.row + index: reject.reason for reject in lost for index in range(reject.records)}
     blank, again = found.pop(6), found.pop(12)
     assert (blank, again) == ("no text", "its id was seen before")
     assert found.keys() == {2, 3, 5, 7, 8, 9, 10, 11, 13}
     assert all(reason.startswith("unreadable: ") for reason in found.values())
     assert found[10] == "unreadable: it has no string 'text', but body"
-    assert set(quarantine["source"].to_pylist()) == {str(path)}
+    assert {reject.source for reject in lost} == {str(path)}
 
 
 def test_unusable_parquet_rows_are_quarantined(tmp_path: Path) -> None:
@@ -168,12 +171,10 @@ def test_ids_must_be_unique_across_files_and_dictionary_columns_are_read(tmp_pat
             pa.table({"id": [name, "shared"], "text": pa.array(["T", "U"], pa.large_string()), "source": column}),
             tmp_path / f"{name}.parquet",
         )
-    table, quarantine = load_with_quarantine(str(tmp_path / "*.parquet"))
+    table = load_documents(str(tmp_path / "*.parquet"))
     assert ids(table) == ["a", "shared", "b"]
     assert table["source"].to_pylist() == ["x"] * 3
-    assert quarantine.to_pylist() == [
-        {"source": str(tmp_path / "b.parquet"), "row": 2, "reason": "its id was seen before", "records": 1}
-    ]
+    assert rejects(tmp_path / "*.parquet") == [(str(tmp_path / "b.parquet"), 2, "its id was seen before", 1)]
 
 
 def test_the_warning_counts_and_shows_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -231,8 +232,7 @@ def test_specs_that_name_no_documents(tmp_path: Path) -> None:
 
 def test_other_corpora_have_no_hidden_truth(tmp_path: Path) -> None:
     spec = str(write_jsonl(tmp_path / "d.jsonl", GOOD))
-    assert load_labels(spec) is None
-    assert truth_label(spec) is None
+    assert on_topic(spec) is None
 
 
 def test_fingerprints_change_with_the_corpus(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_fingerprints_change_with_the_corpus(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("Alpha", "Aleph"), encoding="utf-8")
     os.utime(path, ns=(1, 1))
     assert len({before, more, fingerprint(spec)}) == 3
-    assert len({fingerprint(f"demo:math/{part}") for part in documents.DEMO_PARTS}) == 4
+    assert len({fingerprint(f"demo:math/{part}") for part in DEMO_PARTS}) == 4
     assert fingerprint("hf:a/b") != fingerprint("hf:a/b#test")
 
 
@@ -264,13 +264,12 @@ def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> 
         return datasets.Dataset.from_dict({"text": ["One.", "", "Three."], "meta": [1, 2, 3]}).select([2, 1, 0])
 
     monkeypatch.setattr(datasets, "load_dataset", load)  # only the door to the network is replaced
-    table, quarantine = load_with_quarantine("hf:owner/name@small#validation")
+    table = load_documents("hf:owner/name@small#validation")
     load_documents("hf:owner/name")
     assert asked == [("owner/name", "small", "validation"), ("owner/name", None, "train")]
     assert table["text"].to_pylist() == ["Three.", "One."]
     assert table["source"].to_pylist() == ["hf:owner/name@small#validation"] * 2
-    lost = {"source": "hf:owner/name@small#validation", "row": 2, "reason": "no text", "records": 1}
-    assert quarantine.to_pylist() == [lost]
+    assert rejects("hf:owner/name@small#validation") == [("hf:owner/name@small#validation", 2, "no text", 1)]
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_next_step() -> None:

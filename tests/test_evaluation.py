@@ -21,9 +21,9 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
-from trait_kit.evaluation.suites import load_tasks, worked_examples
+from trait_kit.evaluation.suites import worked_examples
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import Task, every_test_question, load_problems, load_task, prompt
+from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",
@@ -35,7 +35,7 @@ _ABOUT["fields"] = {"question": "{q}", "answer": "{a}"}
 TASKS = {
     "sums": Task(name="sums", kind="number", **_ABOUT),
     "more": Task(name="more", kind="number", **_ABOUT),
-    "products / hard": Task(name="p", kind="choice", **_ABOUT),
+    "products/hard": Task(name="p", kind="choice", **_ABOUT),
 }
 DOCUMENTS = {"general": [TEXTS[1], TEXTS[2], TEXTS[1] * 40], "in_domain": [TEXTS[0]]}
 
@@ -60,7 +60,7 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def problems() -> pd.DataFrame:
     rows = []
-    for task, (a, b) in itertools.product(("sums", "products / hard"), ((3, 4), (12, 5), (7, 30))):
+    for task, (a, b) in itertools.product(("sums", "products/hard"), ((3, 4), (12, 5), (7, 30))):
         value = a + b if task == "sums" else a * b
         rows.append(
             {
@@ -136,8 +136,8 @@ def test_one_outcome_an_item_and_metric(outcomes, problems):
     assert counts == {
         ("sums", "bits_per_byte"): 4,
         ("sums", "choice_accuracy"): 3,  # one problem has no choices
-        ("products / hard", "bits_per_byte"): 3,
-        ("products / hard", "choice_accuracy"): 3,
+        ("products/hard", "bits_per_byte"): 3,
+        ("products/hard", "choice_accuracy"): 3,
         ("held_out/general", "bits_per_byte"): 3,
         ("held_out/in_domain", "bits_per_byte"): 1,
     }
@@ -281,8 +281,8 @@ def test_a_written_task_marks_texts_under_lm_eval_alone(problems, tmp_path):
     from lm_eval.tasks import TaskManager
 
     chosen = params(generate_items=1)
-    newer = {"products / hard": TASKS["products / hard"].model_copy(update={"version": 3})}
-    units = suites.build(problems[3:6], {}, chosen, tmp_path, tasks=newer)
+    newer = {"products/hard": TASKS["products/hard"].model_copy(update={"version": 3})}
+    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
     (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
     task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
     (doc,) = task.test_docs()
@@ -297,35 +297,23 @@ def test_bfloat16_is_near_float32(model_dir, problems, outcomes, tmp_path):
     assert 0 < difference.max() < 0.15
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": ""}, "has no answer"),
-        ({"question": None}, "has no question"),
-        ({"split": "train"}, "train split"),
-        ({"choices": ["1", "2"]}, "hold the answer '7'"),
-        ({"choices": ["7", " "]}, "none empty"),
-        ({"id": "s12"}, "same id"),
-    ],
-)
-def test_bad_problems_are_named(problems, tmp_path, change, message):
+@pytest.mark.parametrize("choices", [["7"], ["7", ""]])
+def test_choices_that_are_none_are_named(problems, tmp_path, choices):
     rows = problems.to_dict("records")
-    rows[0] |= change
-    with pytest.raises(TraitError, match=message):
-        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, tasks=TASKS)
+    rows[0]["choices"] = choices
+    with pytest.raises(TraitError, match="Problem s3 of task sums: its choices must be two or more, none empty"):
+        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):
-    with pytest.raises(TraitError, match="Held-out document 1 of 'general'"):
-        evaluated(model_dir, problems, tmp_path, {"general": ["fine", ""]})
     with pytest.raises(TraitError, match="both empty"):
         evaluated(model_dir, problems.iloc[:0], tmp_path, {})
     with pytest.raises(TraitError, match="few_shot is 2, but task sums has 0"):
-        evaluated(model_dir, problems, tmp_path, {}, few_shot=2, examples=problems)
+        evaluated(model_dir, problems, tmp_path, {}, few_shot=2, examples=problems.iloc[:0])
     with pytest.raises(TraitError, match="no model folder"):
         evaluated(tmp_path / "missing", problems, tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TraitError, match=r"no \*\.safetensors"):
+    with pytest.raises(TraitError, match="is empty"):
         evaluated(tmp_path / "empty", problems, tmp_path)
 
 
@@ -385,7 +373,7 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LOCAL.exists(), reason="no local copies of the benchmarks in ../shared/data")
+@pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
     names = [local_task(tmp_path, shipped) for shipped in BENCHMARKS]
     found = worked_examples(names, 8, 5_000)

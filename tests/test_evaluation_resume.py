@@ -13,6 +13,7 @@ import pytest
 from test_evaluation import evaluated, tiny_model
 
 from trait_kit.engine import closure
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import scoring_model
 
 N_ITEMS = 20
@@ -51,6 +52,7 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
             "answer": str(2 * number + 3),
             "solution": f"{number} + {number + 3} = {2 * number + 3}. The answer is {2 * number + 3}.",
             "choices": [str(2 * number + 3), str(number)] if number % 2 else None,
+            "entity": None,
             "split": "test",
         }
         for task in tasks
@@ -116,28 +118,20 @@ def test_changed_scoring_code_asks_again_and_changed_marks_need_not(model_dir, t
     marked = asked(model_dir, tmp_path, report=lines.append)
     assert kept(lines) == [True] * 3
     assert (marked.loc[marked["metric"] == "exact_match", "value"] == 1).all() and not marked.equals(before)
-    sources = closure._sha256
+    sources = closure.content
     edited = Path(scoring_model.__file__)
-    monkeypatch.setattr(closure, "_sha256", lambda path, changed: "edited" if path == edited else sources(path, changed))
+    monkeypatch.setattr(closure, "content", lambda path: "edited" if path == edited else sources(path))
     lines.clear()
     asked(model_dir, tmp_path, report=lines.append)
     assert kept(lines) == [False] * 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "other table"])
-def test_a_file_that_is_none_is_thrown_away(model_dir, tmp_path, damage):
+@pytest.mark.parametrize("keep", [-5_000, 0])
+def test_a_torn_file_of_answers_is_named(model_dir, tmp_path, keep):
     before = asked(model_dir, tmp_path)
     (path,) = (tmp_path / "answers").glob("*.sqlite")
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-5_000])
-    elif damage == "noise":
-        path.write_bytes(b"\x00<html>\xff" * 1_000)
-    else:
-        path.unlink()
-        import sqlite3
-
-        with sqlite3.connect(path) as database:
-            database.execute("CREATE TABLE unnamed (x TEXT)")
-    lines: list[str] = []
-    pd.testing.assert_frame_equal(asked(model_dir, tmp_path, report=lines.append), before, check_exact=True)
-    assert "removed" in lines[0] and path.name in lines[0] and kept(lines[1:]) == [False] * 3
+    path.write_bytes(path.read_bytes()[:keep] if keep else b"\x00<html>\xff" * 1_000)
+    with pytest.raises(TraitError, match=f"{path.name} holds no answers that can be read"):
+        asked(model_dir, tmp_path)
+    path.unlink()
+    pd.testing.assert_frame_equal(asked(model_dir, tmp_path), before, check_exact=True)

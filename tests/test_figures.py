@@ -14,11 +14,12 @@ import pytest
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
-from trait_kit.evaluation.comparison import arm_table, compare, forgetting_of
+from trait_kit.evaluation.comparison import compare, forgetting_of
 from trait_kit.figures import curves, gains, style
 from trait_kit.figures import map as figure_map
-from trait_kit.figures.gains import plot_arms, plot_gain_and_forgetting
-from trait_kit.figures.report import draw_figures, show, write_report
+from trait_kit.figures.evidence import read_and_write
+from trait_kit.figures.gains import item_gains, plot_gain_and_forgetting
+from trait_kit.figures.report import show, write_report
 from trait_kit.params import FigureParams
 from trait_kit.runs import STEPS
 
@@ -63,17 +64,23 @@ def headline(figure) -> str:
     return " ".join(figure.texts[0].get_text().split())
 
 
-def test_save_writes_both_files_whole_with_the_same_bytes_again(tmp_path):
-    png = style.save(plot_arms(arm_table(outcomes())), tmp_path / "a", "arms")
-    style.save(plot_arms(arm_table(outcomes())), tmp_path / "b", "arms")
-    assert png == tmp_path / "a" / "arms.png"
+def changes(data, metric="bits_per_byte"):
+    return pd.concat([compare(data, "base", metric), forgetting_of(data)])
+
+
+def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_alone(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    for folder in ("a", "b"):
+        png = plot_gain_and_forgetting(changes(outcomes()), "trait").save(tmp_path / folder, "gain")
+    assert dict(matplotlib.rcParams) == before
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
-    assert width > 1000
-    assert height > 500
-    assert ElementTree.parse(tmp_path / "a" / "arms.svg").getroot().tag.endswith("svg")
-    for name in ("arms.png", "arms.svg"):
+    assert width > 1000 and height > 500
+    assert ElementTree.parse(tmp_path / "a" / "gain.svg").getroot().tag.endswith("svg")
+    for name in ("gain.png", "gain.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["arms.png", "arms.svg"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["gain.png", "gain.svg"]
 
 
 def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
@@ -84,25 +91,25 @@ def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
     assert style.label("trait") == "TRAIT"
 
 
-def test_labels_are_spread_without_overlap_and_moved_little():
-    placed = style.spread([0.0, 0.01, 0.02, 5.0], gap=1.0)
-    assert np.all(np.diff(placed) >= 1.0 - 1e-9)
-    assert placed[3] == 5.0
-    assert placed[:3].mean() == pytest.approx(0.01)
-    assert list(style.spread([3.0, 1.0], 1.0)) == [3.0, 1.0]
-
-
 def test_training_curves_state_both_stages_and_mark_the_boundary():
     figure = curves.plot_training_curves(training_log(), ["selected", "trait"])
     assert headline(figure) == "Task solutions, TRAIT: 0.900 to 0.860 bits per byte in stage 1, to 0.660 in stage 2"
     for axes in figure.axes:
         dashed = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
         assert [line.get_xdata()[0] for line in dashed] == [4096]
-    assert {"TRAIT", "selected", "General text (forgetting)"} <= {
-        text.get_text() for text in figure.findobj() if hasattr(text, "get_text")
-    } | {axes.get_title(loc="left") for axes in figure.axes}
-    with pytest.raises(TraitError, match="selected"):
+    assert {"Task solutions", "General text (forgetting)"} == {axes.get_title(loc="left") for axes in figure.axes}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["selected", "TRAIT"]
+    with pytest.raises(TraitError, match="no_such_arm"):
         curves.plot_training_curves(training_log(), ["no_such_arm"])
+
+
+def test_task_scores_are_one_more_panel_with_the_mean_over_tasks():
+    log = training_log()
+    sums, words = (log[log["metric"] == "held_out/solutions"].assign(metric=f"task/{name}") for name in ("sums", "words"))
+    log = pd.concat([log, sums.assign(value=0.2), words.assign(value=0.4)])
+    panel = curves.plot_training_curves(log, ["selected", "trait"]).axes[-1]
+    assert "right choice" in panel.get_title(loc="left")
+    assert list(panel.lines[0].get_ydata()) == pytest.approx([0.3] * 9)
 
 
 def test_one_stage_and_one_arm_draw_no_boundary():
@@ -124,34 +131,22 @@ def test_selection_figures_report_the_numbers_they_are_given():
     )
     assert headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
     scores, truth = np.linspace(0, 1, 101), np.arange(101) > 90
-    assert "top 20%" in headline(curves.plot_score_histogram(scores, {"fasttext": 0.81, "fasttext_educational": 0.5}, truth))
-    assert not curves.plot_score_histogram(scores, {"fasttext": None}).axes[0].lines
+    assert "0.81, top 20%" in texts_of(curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth))
+    assert not curves.plot_score_histogram(scores, {"fasttext": None}, None).axes[0].lines
     curve = pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.8, 0.4]})
     figure = curves.plot_precision_recall(curve, 0.2, 0.8)
     assert "average precision 0.80 (0.20 by chance)" in headline(figure)
     assert "precision 0.75, recall 0.80" in texts_of(figure)
 
 
-def test_the_figure_of_drafts_counts_every_reason():
-    passages = pd.DataFrame({"n_tokens": [90, 120, 130]})
-    rejected = pd.DataFrame({"reason": ["length: 3", "answer: 5", "length: 7", None]})
-    figure = curves.plot_passages(passages, rejected, [0.1, 0.2, 0.7])
-    assert headline(figure) == "3 of 7 drafts passed every check (43%)"
-    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert dict(zip(names, [bar.get_width() for bar in figure.axes[0].patches], strict=True)) == {
-        "kept": 3, "length": 2, "answer": 1, "no reason": 1,
-    }  # fmt: skip
-
-
 def test_loss_figure_draws_every_arm_in_its_colour():
-    figure = curves.plot_loss(training_log())
+    figure = curves.plot_loss(training_log(), ARMS)
     assert {style.colour("selected"), style.colour("trait")} <= {line.get_color() for line in figure.axes[0].lines}
 
 
 def test_gain_and_forgetting_are_changes_from_the_base_model():
     data = outcomes()
-    gain, forgetting = (compare(data, "base", "bits_per_byte", task=task) for task in (None, "held_out/general"))
-    figure = plot_gain_and_forgetting(gain, forgetting)
+    figure = plot_gain_and_forgetting(changes(data), "trait")
     means = data[data["metric"] == "bits_per_byte"].groupby(["task", "arm"])["value"].mean()
     tasks = [means[task, "trait"] - means[task, "base"] for task in ("sums", "fractions")]
     base = (means["sums", "base"] + means["fractions", "base"]) / 2
@@ -159,34 +154,30 @@ def test_gain_and_forgetting_are_changes_from_the_base_model():
     assert f"{means['held_out/general', 'trait'] - means['held_out/general', 'base']:+.3f}" in texts_of(figure)
 
 
-def test_gains_are_counted_drawn_and_browsed_item_by_item():
+def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
     data = outcomes()
-    gained = gains.item_gains(data, "trait", "base")
-    assert len(gained) == 24 and gained["gain"].is_monotonic_decreasing
+    gained = item_gains(data, "trait", ["base", "raw"])
+    assert len(gained) == 48 and (gained["gain"] > 0).all()
+    assert all(part["gain"].is_monotonic_decreasing for _, part in gained.groupby("against"))
     means = data[data["metric"] == "bits_per_byte"].groupby(["arm", "task"])["value"].mean()
-    counts = gains.won_and_lost(data, "trait", ["base", "raw"]).set_index(["against", "task"])
-    assert counts.loc[("base", "sums"), "mean_gain"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
-    assert (counts["won"] == 12).all() and (counts["lost"] == 0).all()
-    assert counts.groupby("against")["share_of_gain"].sum().tolist() == pytest.approx([1, 1])
-    ties = gains.won_and_lost(data, "trait", ["base"], "choice_accuracy")
-    assert ties["tied"].tolist() == [12, 12] and ties["share_of_gain"].isna().all()
-    figure = gains.plot_item_gains(data, "trait", ["base", "raw"])
-    said = " ".join(texts_of(figure).split())
+    by_task = gained.groupby(["against", "task"])["gain"].mean()
+    assert by_task["base", "sums"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
+    assert (item_gains(data, "trait", ["base"], "choice_accuracy")["gain"] == 0).all()
+    said = " ".join(texts_of(gains.plot_item_gains(gained, "trait")).split())
     assert "wins 24 and loses 0 of 24 items against base model, 24 and loses 0 of 24 items against raw" in said
     assert said.count("12 : 0") == 4
-    said = " ".join(texts_of(gains.plot_item_gains(data, "base", ["trait"])).split())
+    said = " ".join(texts_of(gains.plot_item_gains(item_gains(data, "base", ["trait"]), "base")).split())
     assert "base model wins 0 and loses 24 of 24 items against TRAIT" in said and said.count("0 : 12") == 2
     with pytest.raises(TraitError, match="nobody"):
-        gains.item_gains(data, "trait", "nobody")
+        item_gains(data, "trait", ["nobody"])
 
 
 def test_without_general_text_the_figure_says_that_it_was_not_evaluated():
     data = outcomes()
     tasks = data[~data["task"].str.startswith("held_out/")]
-    assert forgetting_of(tasks) is None and forgetting_of(data) is not None
-    gain = compare(tasks, "base", "choice_accuracy")
-    assert "not evaluated" in texts_of(plot_gain_and_forgetting(gain, forgetting_of(tasks), "choice_accuracy"))
-    assert "not evaluated" not in texts_of(plot_gain_and_forgetting(gain, forgetting_of(data), "choice_accuracy"))
+    assert "not evaluated" in texts_of(plot_gain_and_forgetting(compare(tasks, "base", "choice_accuracy"), "trait"))
+    figure = plot_gain_and_forgetting(changes(data, "choice_accuracy"), "trait", "choice_accuracy")
+    assert "not evaluated" not in texts_of(figure)
 
 
 def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():
@@ -194,10 +185,9 @@ def test_the_page_of_items_escapes_all_of_them_and_keeps_both_ends():
     data["prediction"] = HOSTILE
     questions = [{"task": task, "id": f"{task}/{n}", "question": HOSTILE, "answer": HOSTILE, "solution": None}
                  for task in ("sums", "fractions") for n in range(12)]  # fmt: skip
-    page = gains.browse_items(data, pd.DataFrame(questions), "trait", "base", most=5)
-    assert page._repr_html_() == str(page)
+    page = gains.browse_items(data, pd.DataFrame(questions), "trait", "base", most=5)._repr_html_()
     assert page.count("<details") == 5 and "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
-    gained = gains.item_gains(data, "trait", "base")
+    gained = item_gains(data, "trait", ["base"])
     for place in (0, -1):
         assert f"{gained['gain'].iloc[place]:+.3f}" in page and gained["item_id"].iloc[place] in page
     assert "right" in page and "wrong" in page
@@ -210,8 +200,6 @@ def test_nearest_kinds_counts_neighbours_and_says_what_chance_would_give():
     shares = figure_map.nearest_kinds(vectors, kinds, neighbors=1)
     assert shares["share"].to_dict() == {"trait": 1.0, "general": 0.0, "in_domain": 0.0}
     assert shares["by_chance"].to_dict() == pytest.approx({"trait": 0.2, "general": 0.4, "in_domain": 0.4})
-    with pytest.raises(TraitError, match="downstream"):
-        figure_map.nearest_kinds(vectors, ["general"] * 6)
 
 
 @pytest.mark.slow  # compiling UMAP takes half a minute
@@ -219,15 +207,13 @@ def test_umap_separates_two_groups_and_repeats_itself():
     random = np.random.default_rng(0)
     centres = np.repeat(np.eye(8)[:2], 30, axis=0)
     vectors = (centres + random.normal(0, 0.05, centres.shape)).astype(np.float32)
-    places = figure_map.umap_coordinates(vectors, neighbors=100, min_dist=0.1, seed=3)
+    places = figure_map.umap_coordinates(vectors, seed=3)
     assert places.shape == (60, 2)
     assert np.isfinite(places).all()
     between = np.linalg.norm(places[:30].mean(0) - places[30:].mean(0))
     within = np.linalg.norm(places[:30] - places[:30].mean(0), axis=1).mean()
     assert between > 2 * within
-    np.testing.assert_array_equal(places, figure_map.umap_coordinates(vectors, 100, 0.1, 3))
-    with pytest.raises(TraitError, match="at least 4"):
-        figure_map.umap_coordinates(vectors[:3])
+    np.testing.assert_array_equal(places, figure_map.umap_coordinates(vectors, 3))
 
 
 def test_map_draws_every_text_and_names_every_kind_with_its_count():
@@ -241,8 +227,6 @@ def test_map_draws_every_text_and_names_every_kind_with_its_count():
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 100
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == ["general web text (40)", "in-domain documents (30)", "downstream problems (20)", "TRAIT data (10)"]
-    with pytest.raises(TraitError, match="kind"):
-        figure_map.plot_map(frame.drop(columns="kind"))
 
 
 class Page(HTMLParser):
@@ -323,13 +307,17 @@ def hostile_run(run):
         pd.DataFrame([{**passage, "reason": f"length: {HOSTILE}"}]),
         "rejected",
     )
-    finished(run, "03_write_passages", {})
+    finished(run, "03_write_passages", {}, grouping="knowledge")
+    found = {"id": [HOSTILE], "question_task": ["sums"], "question_id": ["sums/3"]}
+    pd.DataFrame(found).to_parquet(run / "02_filter_web" / "selections" / "contaminated.parquet")
+    screened = {"task": ["sums"], "problems": 9, "same as a test question": 1, "overlaps a test question": 2}
+    pd.DataFrame(screened).to_parquet(run / "03_write_passages" / "screened.parquet")
     tables.write(run / "04_train_two_stages" / "log.parquet", training_log(), "log")
     finished(run, "04_train_two_stages", {"note": None, "speed": 251.25, "tokens": 24576, "examples": [HOSTILE, "a" * 100]})
     tables.write(run / "05_evaluate" / "outcomes.parquet", outcomes(), "outcomes")
     finished(run, "05_evaluate", {}, reference_arm="trait", confidence=0.95)
-    style.save(curves.plot_loss(training_log()), run / "06_figures" / "figures", HOSTILE.replace("/", "")[:40])
-    finished(run, "06_figures", {}, title=HOSTILE, base_model="demo:smollm2-135m", tasks=["word_problems"])
+    curves.plot_loss(training_log(), ARMS).save(run / "06_figures" / "figures", HOSTILE.replace("/", "")[:40])
+    finished(run, "06_figures", {}, base_model="demo:smollm2-135m", tasks=["word_problems"])
     (run / "params.yaml").write_text(f"title: {HOSTILE}", encoding="utf-8")
     write_json(run / "provenance.json", {"git_commit": HOSTILE, "packages": {"torch": "2.13"}})
 
@@ -346,7 +334,6 @@ def test_report_escapes_hostile_text_and_stands_alone(tmp_path):
     assert "{{ 7*7 }}" in page.text
     assert "javascript:alert(1)" in page.text  # shown, and no link
     assert "<script>alert('x')</script>" in page.text
-    assert "\x07" not in source
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), attributes
         if "src" in attributes:
@@ -371,7 +358,7 @@ def test_report_shows_gain_proof_forgetting_cost_and_what_is_synthetic(tmp_path)
     assert f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
     assert "Better than all 3 other arms at p < 0.05." in text
     assert "Some of it was forgotten." in text
-    assert "1 min 15 s" in text  # 6 x 12.5 s
+    assert "0:01:15" in text  # 6 x 12.5 s
     assert "200 tokens in, 100 out, $0.50" in text  # rejected passages are paid for too
     assert "8,192 tokens trained in each of 2 arms" in text
     assert "What is synthetic" in text
@@ -384,28 +371,28 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
     run.mkdir()
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert text.count("This step has not been run.") == 6
-    assert "No arm has been evaluated yet" in text
+    assert "has not finished 05_evaluate" in text
     finished(run, "01_domain_classifier", {"n_train": 12345})
     (run / "02_filter_web" / "shards").mkdir(parents=True)
-    (run / "03_write_passages").mkdir()
-    (run / "03_write_passages" / "report.json").write_text('{"step": "03_wri')
     (run / "05_evaluate").mkdir()
     (run / "05_evaluate" / "outcomes.parquet").write_bytes(b"PAR1 torn")
     finished(run, "05_evaluate", {}, reference_arm="trait")
     text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
-    assert text.count("This step has not been run.") == 2
+    assert text.count("This step has not been run.") == 3
     assert "12,345" in text
     assert "This step was started and has not finished" in text
-    assert "No arm has been evaluated yet" not in text
-    assert "report.json, line 1: not valid JSON" in text
     assert "outcomes.parquet is not a readable Parquet file" in text
+    (run / "03_write_passages").mkdir()
+    (run / "03_write_passages" / "report.json").write_text('{"step": "03_wri')
+    with pytest.raises(TraitError, match=r"report\.json, line 1: not valid JSON"):
+        write_report(run)
     with pytest.raises(TraitError, match="not a run folder"):
         write_report(tmp_path / "absent")
 
 
 def test_numbers_are_shown_as_a_reader_wants_them():
-    values = [None, float("nan"), True, 1234567, 0.96912, 12345.6, 2e-5, [1, "a"], {"a": 1}, np.float32(0.5)]
-    expected = ["–", "–", "yes", "1,234,567", "0.9691", "12,346", "2.00e-05", "1, a", "a: 1", "0.5"]
+    values = [None, True, 1234567, 0.96912, 12345.6, 2e-5, [1, "a"], {"a": 1}]
+    expected = ["–", "yes", "1,234,567", "0.9691", "12,346", "2e-05", "1, a", "a: 1"]
     assert [show(value) for value in values] == expected
 
 
@@ -423,17 +410,13 @@ def test_a_step_that_no_longer_fits_what_it_reads_is_marked(tmp_path):
 class OpenStep:
     """What a stage sees of a step: parameters, paths, and whether it is finished."""
 
-    def __init__(self, run, done=False):
-        self.run_dir, self.done, self.kept = run, done, []
+    def __init__(self, run):
+        self.run_dir, self.done = run, False
         self.folder = run / "06_figures"
-        self.params = FigureParams(**COMMON, map_documents=12, umap_neighbors=5)
+        self.params = FigureParams(**COMMON, map_documents=12)
 
     def path(self, *parts):
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
-
-    def figure(self, figure, name):
-        self.kept.append(name)
-        return figure if self.done else style.save(figure, self.folder / "figures", name) and figure
 
 
 COMMON = {"in_domain": "demo:math/in_domain", "web": "demo:math/web", "tasks": ["fraction_simplification"]} | {
@@ -451,14 +434,12 @@ def with_records(run, methods, arms, reference="trait"):
 
 
 def test_the_map_shows_the_selections_of_the_reference_arm(tmp_path):
-    arms = {"trait": ["in_domain+fasttext", "passages"], "other": ["dsir"]}
+    arms = {"trait": ["in_domain+fasttext", "passages"], "other": ["in_domain"]}
     run = with_records(tmp_path / "run", ["random", "fasttext", "dsir"], arms)
-    assert figure_map.selections_of(OpenStep(run)) == ["fasttext"]
-    finished(run, "05_evaluate", {}, reference_arm="other")
-    assert figure_map.selections_of(OpenStep(run)) == ["dsir"]
-    finished(run, "02_filter_web", {}, methods=["random", "fasttext+educational"])
-    finished(run, "05_evaluate", {}, reference_arm="base")
-    assert figure_map.selections_of(OpenStep(run)) == ["fasttext_educational"]
+    assert [path.stem for path in figure_map.selections_of(OpenStep(run))] == ["fasttext"]
+    for reference in ("other", "base"):
+        finished(run, "05_evaluate", {}, reference_arm=reference)
+        assert figure_map.selections_of(OpenStep(run)) == []
 
 
 def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
@@ -469,16 +450,20 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
 
     documents = pa.table({"text": [f"document {n}" for n in range(12)]})
     monkeypatch.setattr(figure_map, "embed", embed)
-    monkeypatch.setattr(figure_map, "umap_coordinates", lambda vectors, neighbors, seed: vectors[:, :2])
+    monkeypatch.setattr(figure_map, "umap_coordinates", lambda vectors, seed: vectors[:, :2])
     monkeypatch.setattr(figure_map, "resolve_model", str)
     monkeypatch.setattr(figure_map, "sample", lambda *_: documents)
     monkeypatch.setattr(figure_map, "load_documents", lambda *_: documents)
-    made = draw_figures(OpenStep(run))
+    step = OpenStep(run)
+    coordinates, nearest = figure_map.draw_map(step)
+    found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
-    assert {"map.parquet", "nearest.csv", "map.svg", "ablation.png", "main_table.tex", "contamination.html"} <= set(written)
-    assert set(made.nearest.index) == {"general", "in_domain", "trait"}
+    assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
+    assert set(nearest.index) == {"general", "in_domain", "trait"} and len(coordinates) == 12 + 12 + 4 + 2 + 1
     monkeypatch.setattr(figure_map, "embed", None)
-    again = draw_figures(OpenStep(run, done=True))
-    assert again.tables["main_table"].to_markdown() == made.tables["main_table"].to_markdown()
-    assert headline(again.map) == headline(made.map)
+    step.done = True
+    again, shares = figure_map.draw_map(step)
+    pd.testing.assert_frame_equal(again, coordinates)
+    pd.testing.assert_frame_equal(shares, nearest)
+    assert read_and_write(step).tables["main_table"].written("md") == found.tables["main_table"].written("md")
     assert written == {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}

@@ -19,7 +19,7 @@ from tiny_llama import BATCH, CONTEXT, kill_worker_when, planned, same, tiny_par
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED
 from trait_kit.tasks import prompt
-from trait_kit.training import fine_tuning, schedule
+from trait_kit.training import fine_tuning, sources
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import Stage
 from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
@@ -130,8 +130,6 @@ def test_every_epoch_has_every_problem_once_and_batches_are_even(tokenizer, tmp_
         assert sorted(seen[first : first + len(PAIRS)]) == sorted(expected)
     assert Counter(learnt) == Counter([f"{target}<|end|>" for _, target in PAIRS] * epochs)
     assert (rows["labels"] != IGNORED).sum() == sum(map(len, learnt)) - len(learnt) * (len("<|end|>") - 1)
-    filled = (rows["position_ids"].sum(1) > 0).reshape(report.steps, -1).sum(1)
-    assert filled.max() - filled.min() <= 1
     n_tokens = sum(len(given) + len(target) + 1 for given, target in PAIRS)
     assert report.accounting == [
         {"stage": 1, "source": "train_problems", "tokens": n_tokens * epochs, "epochs": epochs, "available": n_tokens}
@@ -142,28 +140,13 @@ def test_every_epoch_has_every_problem_once_and_batches_are_even(tokenizer, tmp_
         assert seen[: len(PAIRS)] != seen[len(PAIRS) : 2 * len(PAIRS)]
 
 
-# Schedule
-
-
-@pytest.mark.parametrize(("total", "warmup"), [(200, 0.03), (100, 0.07), (7, 0.5), (1, 0.03), (50, 0.0)])
-def test_the_schedule_is_warm_up_and_half_a_cosine(total: int, warmup: float) -> None:
-    rising = min(int(np.ceil(round(warmup * total, 6))), total - 1)
-    expected = [(step + 1) / (rising + 1) for step in range(rising)]
-    expected += [(1 + np.cos(np.pi * step / (total - rising))) / 2 for step in range(total - rising)]
-    found = [schedule.cosine_factor(step, total, warmup) for step in range(total)]
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert max(found) == found[rising] == 1.0
-    assert min(found) > 0
-    assert schedule.cosine_factor(total, total, warmup) == 0
-
-
 # Runs
 
 
 @pytest.fixture(scope="module")
 def plain(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
     out_dir = tmp_path_factory.mktemp("plain")
-    return trained(tiny_params(model_dir, **ARMS, keep_stages=True), out_dir, problems=PAIRS), out_dir
+    return trained(tiny_params(model_dir, **ARMS), out_dir, problems=PAIRS), out_dir
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +165,8 @@ def test_fine_tuned_models_stand_beside_the_others_and_no_arm_is_trained_again(
     assert tuned.accounting[tuned.accounting["arm"] == "trait"].equals(before.accounting)
     stages = tuned.stages.set_index(["arm", "stage"])
     assert stages["new"].to_dict() == {
-        ("trait", 1): False, ("trait", 2): False, ("base_fine_tuned", 1): True,
-        ("trait_fine_tuned", 1): False, ("trait_fine_tuned", 2): False, ("trait_fine_tuned", 3): True,
+        ("trait", 1): False, ("trait", 2): True, ("base_fine_tuned", 1): True,
+        ("trait_fine_tuned", 1): False, ("trait_fine_tuned", 2): True, ("trait_fine_tuned", 3): True,
     }  # fmt: skip
     assert stages.loc[("trait_fine_tuned", 3), "mixture"] == "train_problems"
     ends = tuned.log[tuned.log["metric"] == "loss"].groupby("arm")["tokens"].max()
@@ -192,7 +175,7 @@ def test_fine_tuned_models_stand_beside_the_others_and_no_arm_is_trained_again(
 
 
 def test_what_is_logged_is_what_the_formulas_say(model_dir: Path, tokenizer, tuned: TrainingResult, tmp_path: Path) -> None:
-    """The first loss is the parent's on the targets of the first batch; the rates are the cosine's."""
+    """The first loss is the parent's on the targets of the first batch; the rates are warm-up and half a cosine."""
     rows, report = _prepared(tokenizer, tmp_path)
     text = tokenizer.decode(rows["input_ids"][: BATCH // CONTEXT].flatten())
     batch = [(given, target) for given, target in PAIRS if f"{given}{target}<|end|>" in text]
@@ -203,7 +186,9 @@ def test_what_is_logged_is_what_the_formulas_say(model_dir: Path, tokenizer, tun
         losses, rates = (log[log["metric"] == metric]["value"].tolist() for metric in ("loss", "learning_rate"))
         assert losses[0] == pytest.approx(_losses_by_hand(_model(parent), batch).mean().item(), rel=1e-5)
         assert losses[-1] < losses[0]
-        factors = [schedule.cosine_factor(step, report.steps, 0.03) for step in range(report.steps)]
+        warmup = int(np.ceil(0.03 * report.steps))
+        falling = [(1 + np.cos(np.pi * step / (report.steps - warmup))) / 2 for step in range(report.steps - warmup)]
+        factors = [step / warmup for step in range(warmup)] + falling
         assert rates == pytest.approx([RATE * factor for factor in factors])
 
 
@@ -221,17 +206,16 @@ def test_the_base_model_begins_with_its_own_held_out_scores(tuned: TrainingResul
     assert scores["base_fine_tuned"] == scores["trait"] == scores["trait_fine_tuned"]
 
 
+@pytest.mark.slow  # what resumes is tested with the other stages
 def test_a_killed_fine_tuning_goes_on_to_the_identical_result(
     model_dir: Path, tuned: TrainingResult, tmp_path: Path
 ) -> None:
-    params = tiny_params(model_dir, **TUNED, checkpoint_tokens=4 * BATCH)
+    params = tiny_params(model_dir, **TUNED, checkpoint_minutes=1e-6)
     killer = kill_worker_when(tmp_path, "work/1-fine_tuned-*/checkpoint-*/complete.json")
     with pytest.raises(TraitError, match="signal 9"):
         trained(params, tmp_path, problems=PAIRS, child=True)
     killer.join()
     result = trained(params, tmp_path, problems=PAIRS)
-    report = json.loads(next((tmp_path / "stages").glob("1-fine_tuned-*/stage.json")).read_text())
-    assert report["resumed"]
     assert same(result, tuned)
 
 
@@ -244,10 +228,10 @@ def test_a_key_covers_what_shapes_fine_tuning_and_zero_epochs_change_no_key(tmp_
         return planned(params, tmp_path, problems=pairs)[1]
 
     none, some = names(fine_tune_epochs=0), names()
-    assert none == names([], fine_tune_epochs=0, fine_tune_learning_rate=1.0, fine_tune_problems=7)
+    assert none == names([], fine_tune_epochs=0, fine_tune_learning_rate=1.0)
     assert none == {"trait": some["trait"]}
     assert some["trait_fine_tuned"][:2] == some["trait"]
-    assert names(checkpoint_tokens=512, fine_tune_problems=7) == some  # the pairs themselves are what counts
+    assert names(checkpoint_minutes=1.0) == some
     for changed in (names(PAIRS[1:]), names(fine_tune_epochs=2), names(fine_tune_learning_rate=1e-5), names(seed=1)):
         assert changed["trait_fine_tuned"][-1] != some["trait_fine_tuned"][-1]
         assert changed["base_fine_tuned"] != some["base_fine_tuned"]
@@ -285,7 +269,9 @@ def _sum(a: int, solution: bool = True) -> dict:
     return {"q": question, "a": str(2 * a), "s": f"{a} + {a} = {2 * a}" if solution else ""}
 
 
-def test_no_test_question_of_any_task_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_no_test_question_of_any_task_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = [_sum(9), {"q": "Is seven a prime number?", "a": "1", "s": ""}]
     leaked = {"q": f"Last year: {test[0]['q'].upper()}", "a": "18", "s": "9 + 9 = 18"}
     inside = {"q": "Write a quiz.", "a": "1", "s": "Ask this: is seven a PRIME number?"}
@@ -293,7 +279,7 @@ def test_no_test_question_of_any_task_is_trained_on(tmp_path: Path, capsys: pyte
     bare = {"q": "What is one and one?", "a": "2", "s": ""}
     one = _task(tmp_path / "one", "one", [*plain, bare, leaked, inside], [{"q": "Another?", "a": "3", "s": ""}])
     two = _task(tmp_path / "two", "two", None, test)
-    params = tiny_params(Path("unused"), **TUNED, tasks=[one, two], fine_tune_problems=100)
+    params = tiny_params(Path("unused"), **TUNED, tasks=[one, two])
     pairs = fine_tuning_pairs(params)
     assert sorted(pairs) == sorted(
         [
@@ -301,8 +287,10 @@ def test_no_test_question_of_any_task_is_trained_on(tmp_path: Path, capsys: pyte
             *((prompt(row["q"]), f" {row['s']}. The answer is {row['a']}.") for row in plain),
         ]
     )
-    assert "31 train problems, 2 left out for a test question in them. No train problems: two." in capsys.readouterr().out
-    fewer = fine_tuning_pairs(params.model_copy(update={"fine_tune_problems": 12}))
+    assert "31 train problems, 2 left out for a test question in them." in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "FINE_TUNING_PROBLEMS", 12)
+        fewer = fine_tuning_pairs(params)
     assert 10 <= len(fewer) <= 12 and set(fewer) <= set(pairs)
     assert fine_tuning_pairs(params.model_copy(update={"fine_tune_epochs": 0})) == []
     with pytest.raises(TraitError, match=r"None of the tasks .* has problems in the split 'train'"):
@@ -323,16 +311,6 @@ def test_too_few_problems_for_a_batch_stop_before_any_training(model_dir: Path, 
     assert not list(tmp_path.glob("stages/*"))
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [([], "there are no train problems"), ([("Question: 1?", " ")], "empty prompt or target .prompt 'Question: 1"), ],
-)  # fmt: skip
-def test_no_problems_and_empty_targets_are_named(model_dir: Path, tmp_path: Path, pairs: list, message: str) -> None:
-    with pytest.raises(TraitError, match=message):
-        trained(tiny_params(model_dir, **TUNED), tmp_path, problems=pairs)
-    assert not list(tmp_path.glob("stages/*"))
-
-
 def test_validation_problems_without_a_solution_are_watched_by_their_answer(tmp_path: Path) -> None:
     rows = [_sum(a, solution=a % 2 == 0) for a in range(10, 20)]
     task = _task(tmp_path, "mixed", rows, [_sum(9)])
@@ -340,6 +318,6 @@ def test_validation_problems_without_a_solution_are_watched_by_their_answer(tmp_
     raw["splits"]["validation"] = "mixed-train.jsonl"
     Path(task).write_text(yaml.safe_dump(raw))
     params = tiny_params(Path("unused"), tasks=[task], held_out_items=100)
-    targets = [target for _, target in held_out_sets(params)["solutions"]]
+    targets = [target for _, target in held_out_sets(params)["held_out/solutions"]]
     assert targets
     assert all(target.startswith(" ") and target.strip()[0].isdigit() for target in targets)

@@ -54,8 +54,10 @@ def predicted(model, texts: list[str]) -> np.ndarray:
     return np.array([[answer.get(label, np.nan) for label in labels] for answer in answers]) - 1e-5
 
 
-@pytest.mark.parametrize("subwords", [(0, 0), (2, 4), (1, 3), (0, 2), (3, 3), (3, 2)])
-@pytest.mark.parametrize("word_ngrams", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("word_ngrams", "subwords"),
+    [(1, (0, 0)), (2, (0, 0)), (4, (0, 0)), (1, (2, 4)), (2, (1, 3)), (3, (0, 2)), (2, (3, 3)), (2, (3, 2))],
+)
 def test_probabilities_are_those_of_fasttext(tmp_path, word_ngrams, subwords):
     seed = 10 * word_ngrams + subwords[0] + subwords[1]
     rng = random.Random(seed)
@@ -89,7 +91,7 @@ def test_one_vs_all_probabilities_are_fasttexts_stepped_sigmoid(tmp_path, subwor
 
 
 def longest_texts() -> list[str]:
-    """Texts far beyond a block: n-grams, labels, </s> and characters of several bytes fall on every kind of border."""
+    """Texts far beyond a block."""
     rng = random.Random(3)
     calm = [piece for piece in PIECES if "</s>" not in piece]
     return [
@@ -103,15 +105,16 @@ def longest_texts() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("options", [{"wordNgrams": 4}, {"wordNgrams": 2}, {"wordNgrams": 2, "minn": 2, "maxn": 3}])
-def test_texts_longer_than_a_block_are_scored_as_one(tmp_path, monkeypatch, options):
+@pytest.mark.parametrize("options", [{"wordNgrams": 2}, {"wordNgrams": 4, "minn": 2, "maxn": 3}])
+def test_texts_longer_than_a_block_and_blocks_of_any_size(tmp_path, monkeypatch, options):
     model, path = train(tmp_path, labels=3, **options)
-    scorer, texts = NgramScorer.from_fasttext(path), ["the", *longest_texts(), "a b"]
+    scorer, texts = NgramScorer.from_fasttext(path), ["the", *longest_texts(), "a b", *HOSTILE]
     ours = scorer.probabilities(texts)
     # the library sums float32 vectors: over 100,000 rows and more its own rounding passes 1e-4
     np.testing.assert_allclose(ours, predicted(model, texts), atol=1e-3)
-    monkeypatch.setattr(ngrams, "BLOCK_TOKENS", 1_000_000)  # no text is cut
-    np.testing.assert_allclose(ours, scorer.probabilities(texts), atol=2e-6)
+    for size in (7, 1_000_000):
+        monkeypatch.setattr(ngrams, "BLOCK_TOKENS", size)
+        np.testing.assert_array_equal(ours, scorer.probabilities(texts))
 
 
 def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_path):
@@ -131,7 +134,6 @@ def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_p
     before = NgramScorer.from_fasttext(path)
     np.testing.assert_array_equal(within.probabilities(texts), before.probabilities(normalise(texts)))
     assert NgramScorer.load(within.save(tmp_path / "n.safetensors")).normalisation == "words-1"
-    assert within.fingerprint != before.fingerprint
     for text in ("A\u00e9"[:2], "数"):  # bytes cut off within a character are read, not run over
         broken = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, 2])), pa.py_buffer(text.encode()[:2]))
         assert np.isfinite(within.probabilities(broken)).all()
@@ -158,10 +160,10 @@ def test_a_loaded_table_is_mapped_not_read(small, tmp_path):
     assert loaded.table.cells.ctypes.data % 64 == 0
 
 
-def test_a_label_prefix_of_ones_own_is_not_stored_in_the_file_and_scored_as_the_library_does(tmp_path):
-    model, path = train(tmp_path, labels=3, prefix="#", wordNgrams=2)
-    texts = [*HOSTILE, "#0 the a", "the #1 a", "#unknown the", "__label__unknown the", "__label__ the"]
-    np.testing.assert_allclose(NgramScorer.from_fasttext(path).probabilities(texts), predicted(model, texts), atol=1e-4)
+def test_a_label_prefix_of_ones_own_is_refused(tmp_path):
+    _, path = train(tmp_path, labels=3, prefix="#", wordNgrams=2)
+    with pytest.raises(TraitError, match="labels that do not start with __label__, such as '#"):
+        NgramScorer.from_fasttext(path)
 
 
 def test_a_text_without_evidence_is_uniform_where_the_library_answers_nothing(tmp_path):
@@ -205,11 +207,8 @@ def test_every_form_of_texts_gives_the_same(small):
         tuple(texts),
     ):
         np.testing.assert_array_equal(scorer.probabilities(array), expected)
-    for workers in (2, 3, 64):
-        np.testing.assert_array_equal(scorer.probabilities(texts, workers=workers), expected)
     for nothing in ([], pa.array([], pa.string()), pa.chunked_array([], pa.string())):
         assert scorer.probabilities(nothing).shape == (0, 3)
-        assert scorer.probabilities(nothing, workers=2).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +216,9 @@ def test_every_form_of_texts_gives_the_same(small):
     [
         (["a", None], "Text 1 is null"),
         (pa.array(["a", "b", None]), "Text 2 is null"),
-        (["a", 3], "Text 1 is int"),
-        ([b"\xff"], "Text 0 is bytes"),
-        (["ok", "\ud800"], "Text 1 is not valid Unicode"),
+        (["a", 3], "must be strings of valid Unicode"),
+        ([b"\xff"], "must be strings of valid Unicode"),
+        (["ok", "\ud800"], "must be strings of valid Unicode: .*surrogates"),
         (pa.array([1, 2]), "must be strings, but this column is int64"),
     ],
 )
@@ -234,13 +233,8 @@ def test_saving_and_loading_changes_nothing(small, tmp_path):
     second = NgramScorer.from_fasttext(small[1]).save(tmp_path / "b.safetensors")
     loaded = NgramScorer.load(first)
     assert first.read_bytes() == second.read_bytes()
-    assert (loaded.labels, loaded.fingerprint) == (scorer.labels, scorer.fingerprint)
+    assert loaded.labels == scorer.labels
     np.testing.assert_array_equal(loaded.probabilities(HOSTILE), scorer.probabilities(HOSTILE))
-
-
-def test_fingerprints_tell_models_apart(small, tmp_path):
-    _, other = train(tmp_path, seed=6, labels=3, wordNgrams=2)
-    assert NgramScorer.from_fasttext(other).fingerprint != small[2].fingerprint
 
 
 def test_columns_are_found_with_and_without_the_prefix(small):
@@ -279,18 +273,8 @@ def test_damaged_files_are_named(tmp_path, small):
     whole = small[1].read_bytes()
     rng = random.Random(0)
     damaged = tmp_path / "damaged.bin"
-    for length in [
-        0,
-        3,
-        8,
-        60,
-        64,
-        90,
-        200,
-        len(whole) // 2,
-        len(whole) - 1,
-        *(rng.randrange(len(whole)) for _ in range(20)),
-    ]:
+    lengths = [0, 3, 8, 60, 64, 90, 200, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))]
+    for length in lengths:
         damaged.write_bytes(whole[:length])
         with pytest.raises(TraitError, match=r"damaged.bin"):
             NgramScorer.from_fasttext(damaged)
@@ -309,9 +293,6 @@ def test_damaged_files_are_named(tmp_path, small):
         (tmp_path / "bad.safetensors").write_bytes(content)
         with pytest.raises(TraitError, match=r"bad.safetensors"):
             NgramScorer.load(tmp_path / "bad.safetensors")
-    (tmp_path / "old.npz").write_bytes(b"PK")
-    with pytest.raises(TraitError, match=r"old.npz is a model file of an earlier version .* Make it again"):
-        NgramScorer.load(tmp_path / "old.npz")
 
 
 def test_one_core_scores_at_least_twice_as_fast_as_the_library(tmp_path):

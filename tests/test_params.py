@@ -59,7 +59,6 @@ def test_shipped_sweep_is_valid_at_every_point(path):
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
         ("passages", "teacher", "openai", "teacher_model and teacher_base_url must be set"),
         ("evaluation", "reference_arm", "trate", "evaluation.reference_arm names the arm 'trate'"),
-        ("figures", "curve_arms", ["selected", "nosuch"], "figures.curve_arms names the arm 'nosuch'"),
     ],
 )
 def test_a_wrong_value_is_named(section, field, value, expected):

@@ -7,16 +7,15 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from passage_problems import ads_problems, count_tokens, math_problems, params
+from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.figures.curves import plot_passages
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
-from trait_kit.passages.relating import link_entities, plan_groups, tag_concepts, tag_neighborhoods
+from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_groups
 
@@ -54,22 +53,6 @@ def test_problems_that_a_test_set_holds_are_dropped_and_counted():
 # --- what relates problems
 
 
-def test_entities_are_linked_by_whole_words_and_the_longest_name_wins():
-    problems = table(
-        [
-            ("q/0", "q", "Rewrite: cheap york hotels", None),
-            ("q/1", "q", "Rewrite: NEW YORK hotels", None),
-            ("q/2", "q", "Rewrite: yorkshire pudding", None),
-            ("p/0", "p", "Is this page about it?", None),
-            ("p/1", "p", "Buy an LG", None),
-        ],
-        entity=[None, None, None, "New York", None],
-    )
-    linked = link_entities(problems, ["York", "LG"])  # two letters name nothing
-    assert linked["entity"].fillna("-").tolist() == ["York", "New York", "-", "New York", "-"]
-    assert problems["entity"].isna().sum() == 4  # the table given is left alone
-
-
 def test_concepts_are_recognised_and_the_rarest_is_the_topic():
     problems = table(
         [
@@ -90,7 +73,7 @@ def test_concepts_are_recognised_and_the_rarest_is_the_topic():
     ]
     assert tagged["topic"].isna().tolist() == [False] * 4 + [True, False]
     assert tagged["subject"].tolist() == ["x", "x", "x", "y", "y", "y"]
-    assert all(len(entry["why"]) >= 1 for entry in content("concepts").values())
+    assert all(len(entry["why"]) >= 1 for entry in content("concepts.yaml").values())
 
 
 def test_two_subjects_of_one_task_may_meet_where_no_other_task_shares_the_concept():
@@ -134,19 +117,6 @@ def test_neighborhoods_relate_problems_of_different_tasks_that_are_not_copies():
     shuffled = problems.sample(frac=1, random_state=1)
     again = tag_neighborhoods(shuffled, vectors[shuffled.index])
     assert again["topic"].sort_index().fillna("").tolist() == tagged["topic"].fillna("").tolist()
-
-
-def test_plans_follow_the_parameters(tmp_path):
-    problems = ads_problems()
-    problems.loc[problems["task"] == "query_rewriting", "entity"] = None
-    named = params(grouping="entity", shared_from="text", problems_per_group=3, n_groups=9, max_uses=1)
-    linked, groups = plan_groups(problems, named)
-    assert linked["entity"].notna().all()
-    assert sorted(group.shared for group in groups) == ["Kyoto", "Lisbon", "Machu Picchu"]
-    with pytest.raises(TraitError, match="entity_names"):
-        plan_groups(problems, params(grouping="entity", shared_from="text", entity_names=str(tmp_path / "none")))
-    with pytest.raises(ValueError, match="grouping must be entity"):
-        params(shared_from="text")
 
 
 def test_many_groups_of_many_problems_take_seconds():
@@ -226,7 +196,7 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     outcomes = quality.yield_by_reason(kept, rejected)
     assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
     assert outcomes["drafts"].tolist() == [8, 1, 1]
-    assert quality.answer_rate(kept, rejected) == pytest.approx(8 / 9)
+    assert quality.yield_by_reason(kept, rejected.head(0))["outcome"].tolist() == ["kept"]
     varied = quality.diversity(kept, problems)
     assert 0 < varied["distinct_1"] < varied["distinct_4"] <= 1
     assert varied["tasks"] == "3 of 3"
@@ -234,17 +204,12 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     same = quality.diversity(kept.assign(enlightenment=kept["enlightenment"].iloc[0]), problems)
     assert same["nearest"] == 1.0
     assert same["distinct_4"] < varied["distinct_4"] / 4
-    ranked = quality.ranked(kept, problems)
-    assert ranked["score"].is_monotonic_decreasing
-    hostile = ranked.assign(enlightenment="<script>alert(1)</script> $\\href{javascript:x}{y}$")
-    page = quality.browse(hostile, problems, [0, -1])
+    hostile = kept.assign(enlightenment="<script>alert(1)</script> $\\href{javascript:x}{y}$")
+    page = quality.browse(hostile, problems, [0, -1]).data
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "mathjax_ignore" in page
     assert "rejected: length" in quality.browse(rejected, problems, [1])
-    figure = plot_passages(kept, rejected)
-    assert figure.texts[0].get_text().startswith("8 of 10 drafts passed")
-    assert plot_passages(kept.head(0), rejected.head(0)).axes
 
 
 def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):
@@ -253,13 +218,13 @@ def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatc
         "trait_kit.passages.novelty.embed",
         lambda texts, model, **_: np.array([directions[text] for text in texts], np.float32),
     )
-    meanings = Meanings("demo:all-minilm-l6-v2", 0.99)
+    meanings = Meanings(0.99, "demo:all-minilm-l6-v2")
     meanings.begin(["one", "one again", "other"])
-    assert meanings.find(0) is None
+    assert meanings.nearest(0) is None
     meanings.accept(0, "first")
-    assert meanings.find(1)[0] == "first"
-    assert meanings.find(2) is None
+    assert meanings.nearest(1)[0] == "first"
+    assert meanings.nearest(2) is None
     meanings.accept(2, "second")
     meanings.begin(["other", "one"])
-    assert meanings.find(0) == ("second", pytest.approx(1.0))
-    assert meanings.find(1)[0] == "first"
+    assert meanings.nearest(0) == ("second", pytest.approx(1.0))
+    assert meanings.nearest(1)[0] == "first"

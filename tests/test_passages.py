@@ -13,11 +13,11 @@ from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.passages.checks import OWN_CHECKS, Candidate, own_fault
-from trait_kit.passages.grouping import coverage, make_groups
-from trait_kit.passages.material import Draft, Group, Problem, compose_text, problem_rows
-from trait_kit.passages.novelty import NearDuplicates
-from trait_kit.passages.teachers import OfflineTeacher, Order, make_teacher
+from trait_kit.passages.checks import OWN_CHECKS, own_fault
+from trait_kit.passages.grouping import COLUMN, coverage, make_groups
+from trait_kit.passages.material import Draft, Group, Order, problem_rows
+from trait_kit.passages.novelty import Accepted
+from trait_kit.passages.teachers import OfflineTeacher, make_teacher
 from trait_kit.passages.writing import write_groups
 
 # --- groups
@@ -75,7 +75,7 @@ def test_groups_by_entity_and_only_of_the_train_split():
 def offline_passages(folder: Path, problems: pd.DataFrame, grouping: str = "knowledge", n: int = 8, **changes):
     """(groups, passages, rejected, bill) of the offline teacher; `changes` are parameters, or the test questions."""
     questions = changes.pop("test_questions", [])
-    p = params(**{"grouping": grouping, "max_attempts": 1, **changes})
+    p = params(**{"grouping": COLUMN[grouping], "max_attempts": 1, **changes})
     groups = make_groups(
         problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed, one_task=p.variant == "single_task"
     )
@@ -95,7 +95,7 @@ def test_offline_passages_pass_every_check(problems, grouping, n, tmp_path):
     assert bill["passages"] == n
     by_id = problems.set_index("id")
     for row in passages.itertuples():
-        assert list(row.checks) == [*OWN_CHECKS, "contamination", "boilerplate", "near-duplicate"]
+        assert list(row.checks) == [*OWN_CHECKS, "length", "contamination", "boilerplate", "near-duplicate"]
         for problem_id in row.problem_ids:  # exactly the evaluation's prompt and target
             problem = by_id.loc[problem_id]
             assert f"Question: {problem['question']}\nAnswer: {problem['solution']}\n\n" in row.text
@@ -128,23 +128,16 @@ def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
     assert len(rejected) > 0
 
 
-def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, list[Problem], Group]:
+def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, Order]:
     by_id = problem_rows(problems)
-    group, rows = Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids]
-    (draft,) = OfflineTeacher(1).write([Order(group, rows)])
+    order = Order(Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids])
+    (draft,) = OfflineTeacher(1).write([order])
     assert not draft.fault
-    return draft, rows, group
-
-
-def check(draft: Draft, rows: list[Problem], group: Group, max_tokens: int = 1_000) -> tuple[list[str], str | None]:
-    n_tokens = len(compose_text(rows, draft).split())
-    return own_fault(Candidate(draft, rows, group.grouping, group.shared, n_tokens, (20, max_tokens)))
+    return draft, order
 
 
 def with_parts(draft: Draft, paragraphs=None, enlightenment: str | None = None) -> Draft:
-    return Draft(
-        tuple(paragraphs or draft.paragraphs), enlightenment or draft.enlightenment, draft.teacher, draft.prompt_version
-    )
+    return Draft(tuple(paragraphs or draft.paragraphs), enlightenment or draft.enlightenment)
 
 
 BOILERPLATE = (
@@ -177,65 +170,65 @@ BOILERPLATE = (
 )
 def test_planted_errors_in_math(plant, reason):
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    draft, rows, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
-    passed, found = check(plant(draft), rows, group)
+    draft, order = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    passed, found = own_fault(order, plant(draft))
     if reason is None:
-        assert found is None
+        assert found == ""
         assert passed == list(OWN_CHECKS)
     else:
-        assert re.match(reason, found or ""), found
+        assert re.match(reason, found), found
 
 
 def test_swapped_paragraphs_with_equal_answers_are_found():
     ids = ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"]
-    draft, rows, group = clean_draft(ads_problems(), ids, "entity", "Kyoto")
-    assert check(draft, rows, group)[1] is None
+    draft, order = clean_draft(ads_problems(), ids, "entity", "Kyoto")
+    assert own_fault(order, draft)[1] == ""
     swapped = with_parts(draft, [draft.paragraphs[1], draft.paragraphs[0], draft.paragraphs[2]])
-    assert (check(swapped, rows, group)[1] or "").startswith("own problem")
+    assert own_fault(order, swapped)[1].startswith("own problem")
     nameless = with_parts(draft, enlightenment=re.sub("(?i)kyoto", "It", draft.enlightenment))
-    assert (check(nameless, rows, group)[1] or "").startswith("enlightenment: does not name Kyoto")
+    assert own_fault(order, nameless)[1].startswith("enlightenment: does not name Kyoto")
 
 
 def test_an_enlightenment_may_speak_of_shared_facts_by_place_but_not_of_tasks_alone():
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    draft, rows, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    draft, order = clean_draft(math_problems(), ids, "knowledge", "equal groups")
     tasks = "Equal groups are what the word problem, the linear equation and the fraction simplification have in common."
-    assert (check(with_parts(draft, enlightenment=tasks), rows, group)[1] or "").startswith("enlightenment")
-    draft, rows, group = clean_draft(ads_problems(), ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"], "entity", "Kyoto")
+    assert own_fault(order, with_parts(draft, enlightenment=tasks))[1].startswith("enlightenment")
+    draft, order = clean_draft(ads_problems(), ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"], "entity", "Kyoto")
     shared = (
         "All three turn on Kyoto and its luxury. For the first, a cheap hostel dormitory is not what five-star hotels sell. "
         "The second sets backpacker bunk beds against {}, and the rewrite turns the same words into private tours."
     )
-    assert check(with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")), rows, group)[1] is None
+    assert own_fault(order, with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")))[1] == ""
     silent = shared.format("it").partition(", and the rewrite")[0] + "."
-    assert "rewrite-Kyoto" in (check(with_parts(draft, enlightenment=silent), rows, group)[1] or "")
+    assert "rewrite-Kyoto" in own_fault(order, with_parts(draft, enlightenment=silent))[1]
 
 
 def test_only_paragraphs_with_equal_answers_are_believed_to_have_changed_places():
     ids = ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"]
-    draft, rows, group = clean_draft(ads_problems(), ids, "entity", "Kyoto")
+    draft, order = clean_draft(ads_problems(), ids, "entity", "Kyoto")
     vague = "Someone who wants this does not look for that. The answer is irrelevant."
     foreign = "Lowest rates and bunk beds are not meant by 'luxury'. The answer is private luxury tours to Kyoto."
-    assert check(with_parts(draft, [draft.paragraphs[0], vague, foreign]), rows, group)[1] is None
-    rows[2] = rows[2]._replace(answer="irrelevant")
+    assert own_fault(order, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1] == ""
+    order.rows[2] = order.rows[2]._replace(answer="irrelevant")
     foreign = foreign.replace("private luxury tours to Kyoto", "irrelevant")
-    found = check(with_parts(draft, [draft.paragraphs[0], vague, foreign]), rows, group)[1]
-    assert (found or "").startswith("own problem: the paragraph of problem")
+    found = own_fault(order, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1]
+    assert (found).startswith("own problem: the paragraph of problem")
 
 
 def test_length_boilerplate_and_near_duplicates(tmp_path):
-    ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    problems = math_problems()
-    draft, rows, group = clean_draft(problems, ids, "knowledge", "equal groups")
-    assert (check(draft, rows, group, max_tokens=50)[1] or "").startswith("length")
-    again = Group("p-again", tuple(ids), "knowledge", "equal groups")
+    ids = ("word_problems-0", "linear_equations-0", "fraction_simplification-0")
+    groups = [Group(name, ids, "knowledge", "equal groups") for name in ("p-first", "p-again")]
     asked = {"test_questions": [], "count_tokens": count_tokens, "folder": tmp_path}
-    for skip, reason in (((), "boilerplate: the enlightenment is 100%"), (("no_enlightenment",), "near-duplicate: 100%")):
-        p = params(max_attempts=1, **({"variant": skip[0]} if skip else {}))
-        write_groups([group, again], problems, OfflineTeacher(1), params=p, **asked)
+    for changes, reasons in (
+        ({}, ["boilerplate: the enlightenment is 100%"]),
+        ({"variant": "no_enlightenment"}, ["near-duplicate: the passage is 100%"]),
+        ({"max_passage_tokens": 70}, ["length: "] * 2),
+    ):
+        write_groups(groups, math_problems(), OfflineTeacher(1), params=params(max_attempts=1, **changes), **asked)
         rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pylist()
-        assert [row["id"] for row in rejected] == ["p-again"]
-        assert rejected[0]["reason"].startswith(reason)
+        assert [row["id"] for row in rejected] == ["p-first", "p-again"][-len(reasons) :]
+        assert all(row["reason"].startswith(reason) for row, reason in zip(rejected, reasons, strict=True))
 
 
 def test_a_test_question_among_the_problems_is_rejected(tmp_path):
@@ -254,7 +247,7 @@ def test_near_duplicates_agree_with_exact_comparison():
     rng = random.Random(0)
     words = [f"word{index}" for index in range(40)]
     base = [rng.choice(words) for _ in range(120)]
-    index = NearDuplicates(0.6)
+    index = Accepted(0.6)
     index.begin([" ".join(base)])
     index.accept(0, "base")
 
@@ -268,17 +261,10 @@ def test_near_duplicates_agree_with_exact_comparison():
             other[place] = "changed"
         exact = len(trigrams(base) & trigrams(other)) / len(trigrams(base) | trigrams(other))
         index.begin([" ".join(other)])
-        found = index.find(0)
+        found = index.nearest(0)
         if abs(exact - 0.6) > 0.13:  # three standard deviations of the estimate
             assert bool(found) == (exact >= 0.6)
             agreed += 1
         if found:
             assert found[1] == pytest.approx(exact, abs=0.13)
     assert agreed > 8
-
-
-def test_a_group_that_does_not_fit_the_table_is_refused(tmp_path):
-    group = Group("p-0", ("word_problems-0", "linear_equations-99"), "knowledge", "equal groups")
-    asked = {"test_questions": [], "count_tokens": count_tokens, "params": params()}
-    with pytest.raises(TraitError, match="linear_equations-99"):
-        write_groups([group], math_problems(), OfflineTeacher(), folder=tmp_path, **asked)

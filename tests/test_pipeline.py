@@ -139,8 +139,8 @@ def test_a_misspelt_parameter_of_plain_papermill_is_named(tmp_path):
 def test_plain_papermill_takes_an_experiment_and_any_field_and_leaves_the_evidence(tiny_copy, tmp_path):
     before = runs.recorded(tiny_copy, "02_filter_web")
     result = subprocess.run(
-        [sys.executable, "-m", "papermill", "notebooks/02_filter_web.ipynb", tmp_path / "out.ipynb", "-p", "experiment", TINY,
-         "-p", "run_dir", tiny_copy, "-p", "token_budget", "4000", "-p", "min_tokens", "30"],
+        [sys.executable, "-m", "papermill", "notebooks/02_filter_web.ipynb", tmp_path / "out.ipynb",
+         "-p", "experiment", TINY, "-p", "run_dir", tiny_copy, "-p", "token_budget", "4000", "-p", "min_tokens", "30"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

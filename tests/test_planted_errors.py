@@ -29,6 +29,6 @@ def test_errors_planted_in_the_demos_passages_are_found():
     check(outcome, least_planted=250)
 
 
-@pytest.mark.skipif(not LOCAL.is_dir(), reason="../shared/data (public math sets) is not there")
+@pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_errors_planted_among_benchmark_problems_are_found():
     check(run([benchmark_set(1_000, test_items=300)], n=200), least_planted=150)

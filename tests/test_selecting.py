@@ -23,12 +23,13 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, rank_keys, value_keys
-from trait_kit.selection.choosing import filter_web, select
+from trait_kit.selection.choosing import Filtered, candidates_of, filter_web, select
 from trait_kit.selection.classifier import train_classifiers, train_domain_classifier
+from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import train_educational_model
-from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import around_cut, funnel, only_by, sample_scores, summary
+from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
+from trait_kit.selection.views import around_cut, funnel, sample_scores, summary
 
 BASE = "demo:tiny-random"
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -57,13 +58,13 @@ def files(tmp_path_factory) -> ModelFiles:
     folder = tmp_path_factory.mktemp("models")
     generator = random.Random(1)
     inside, outside = ([text_of(generator, share, 30) for _ in range(60)] for share in (1.0, 0.1))
-    small = {"dimension": 8, "epochs": 20, "buckets": 2_000}
-    train_domain_classifier(inside, outside, folder / "domain.bin", **small)
+    small = ClassifierParams.model_construct(dimension=8, epochs=20, buckets=2_000)
+    train_domain_classifier(inside, outside, folder / "domain.bin", small)
     mixed = [text_of(generator, share, words) for share in (0.0, 1.0) for words in (5, 20, 40) for _ in range(20)]
     labels = [label for _ in range(2) for label in ("Low", "Mid", "High") for _ in range(20)]
-    train_educational_model(mixed, labels, folder / "educational.bin", **small)
+    train_educational_model(mixed, labels, folder / "educational.bin", small)
     DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.safetensors")
-    return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")), base_model=BASE)
+    return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")))
 
 
 def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = ("parquet", "jsonl.gz", "jsonl")) -> str:
@@ -77,6 +78,14 @@ def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = 
         else:
             path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
     return str(folder / "*")
+
+
+def read(scoring: Scoring) -> pa.Table:
+    """All scores, with exact numbers of tokens."""
+    table = pa.concat_tables(scoring.batches()).combine_chunks()
+    parts = [part for shard in scoring.shards for part in read_shard(shard)]
+    counts = token_counter(BASE)([text for part in parts for text in part.documents["text"].to_pylist()])
+    return table.set_column(table.column_names.index("n_tokens"), "n_tokens", pa.array(counts, pa.int32()))
 
 
 def reference(
@@ -102,8 +111,10 @@ def reference(
     return chosen
 
 
-def chosen_ids(selected, method: str) -> list[str]:
-    return selected.table["id"].take(pa.array(selected.choices[method].indices)).to_pylist()
+def chosen_ids(selected, method: str) -> set[str]:
+    ids = selected.chosen(method)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == selected.methods[method]["n_out"]
+    return set(ids)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores", documents_per_shard=50)
     selected = select(scoring, tmp_path, methods, limit, base_model=BASE)
     texts = {record["id"]: record["text"] for record in documents()}
-    scores = scoring.read()
+    scores = read(scoring)
     in_corpus_order = {name: row for row, name in enumerate(scores["id"].to_pylist())}
     assert len(scoring.shards) >= 5
     for method in methods:
@@ -137,7 +148,7 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
 
 def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
     records = [dict(record) for record in documents()]
-    best = reference(scored(files, tmp_path, records).read(), "fasttext", limits(tokens=3_000))
+    best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
     planted = {best[0]: QUESTION, best[3]: QUESTION.upper().replace(" ", "\n"), best[5]: "far does it go? A train leaves"}
     for record in records:
         record["text"] += " " + planted.get(record["id"], "")
@@ -146,12 +157,12 @@ def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
     questions = ["Who wrote the well-known novel that everybody has on the shelf and nobody has read?", QUESTION]
     selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions))
     out = {best[0], best[3]}
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, out)
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit, out))
     evidence = pq.read_table(tmp_path / "contaminated.parquet").to_pylist()
     found = {(row["id"], row["question_task"], row["question_id"], row["kind"]) for row in evidence}
     assert found == {(name, "riddles", "q1", "exact") for name in out}
     assert all("eighty miles an hour" in row["excerpt"] for row in evidence)
-    assert selected.choices["fasttext"].report["dropped"]["holds a test question"] == 2
+    assert selected.methods["fasttext"]["dropped"]["holds a test question"] == 2
     clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions[:1]))
     assert best[0] in chosen_ids(clean, "fasttext")  # other questions, in the same folder
 
@@ -180,7 +191,7 @@ def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_p
     kept = {}
     for method in METHODS:
         kept[method] = chosen_ids(selected, method)
-        assert kept[method] == reference(scoring.read(), method, limit, groups=groups)
+        assert kept[method] == set(reference(read(scoring), method, limit, groups=groups))
         assert any(name in groups for name in kept[method])
     first = {groups.get(name, name): name for name in kept["random"]}
     assert any(first.get(groups.get(name, name), name) != name for name in kept["dsir"])  # another one of the same group
@@ -188,20 +199,20 @@ def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_p
     assert evidence
     assert all(groups.get(row["id"], row["id"]) == groups.get(row["of"], row["of"]) for row in evidence)
     everything = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, near_duplicate=0)
-    assert chosen_ids(everything, "fasttext") == reference(scoring.read(), "fasttext", limit)
+    assert chosen_ids(everything, "fasttext") == set(reference(read(scoring), "fasttext", limit))
 
 
 def test_copies_of_in_domain_documents_are_out(files, tmp_path):
     scoring, limit = scored(files, tmp_path, documents()), limits(tokens=3_000)
-    best = reference(scoring.read(), "fasttext", limit)
+    best = reference(read(scoring), "fasttext", limit)
     texts = {record["id"]: record["text"] for record in documents()}
     longest = sorted(best, key=lambda name: len(texts[name]))[-2:]
     seed = [texts[longest[0]], near(texts[longest[1]].upper(), 7), "something else entirely"]
     selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, in_domain=seed)
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit, set(longest))
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit, set(longest)))
     assert pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist() == [
         {"id": name, "of": "the in-domain seed", "method": "fasttext"}
-        for name in scoring.read()["id"].to_pylist()
+        for name in read(scoring)["id"].to_pylist()
         if name in longest
     ]
 
@@ -213,13 +224,14 @@ def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path
     records = [*documents(), *({"id": f"copy{k}", "text": text} for k in range(300))]
     groups = {f"copy{k}": "copy" for k in range(300)}
     scoring, limit = scored(files, tmp_path, records), limits(tokens=3_000)
-    ranking = reference(scoring.read(), "fasttext", limits(tokens=6_000))
+    ranking = reference(read(scoring), "fasttext", limits(tokens=6_000))
     assert all(name in groups for name in ranking[:30])
     for method in ("fasttext", "dsir"):  # each alone and both together
         selected = select(scoring, tmp_path, [method], limit, base_model=BASE)
-        assert chosen_ids(selected, method) == reference(scoring.read(), method, limit, groups=groups)
-        assert selected.choices[method].report["enough"]
-        assert len(selected.table) < len(scoring.read())
+        assert chosen_ids(selected, method) == set(reference(read(scoring), method, limit, groups=groups))
+        assert selected.methods[method]["enough"]
+        candidates = read_shards(candidates_of(tmp_path, method), "candidates", len(scoring.shards))
+        assert len(candidates) < len(read(scoring))
     both = select(scoring, tmp_path, ["fasttext", "dsir"], limit, base_model=BASE)
     assert chosen_ids(both, "dsir") == chosen_ids(selected, "dsir")
 
@@ -227,31 +239,29 @@ def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path
 def test_more_than_the_corpus_holds_is_all_that_is_usable(files, tmp_path):
     scoring, limit = scored(files, tmp_path, documents()), limits(tokens=10**9)
     selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE)
-    assert chosen_ids(selected, "fasttext") == reference(scoring.read(), "fasttext", limit)
-    assert selected.choices["fasttext"].report["enough"] is False
+    assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit))
+    assert selected.methods["fasttext"]["enough"] is False
 
 
-def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path):
-    web, limit = write(tmp_path / "web", documents()), limits(tokens=3_000)
-    exact = score_corpus(web, files, tmp_path / "exact", documents_per_shard=50)
-    lengths = dict(zip(*(exact.read()[name].to_pylist() for name in ("id", "n_tokens")), strict=True))
-    # the right rate, and two that are wrong by almost the factor that is allowed for
-    for bytes_per_token in (2.2, 1.4, 3.8):
-        guess = ModelFiles(**{**vars(files), "base_model": "", "bytes_per_token": bytes_per_token})
-        estimated = score_corpus(web, guess, tmp_path / "estimated", documents_per_shard=50)
-        assert estimated.read()["n_tokens"].to_pylist() != list(lengths.values())
-        selected = select(estimated, tmp_path, METHODS, limit, base_model=BASE)
-        for method in METHODS:
-            chosen = chosen_ids(selected, method)
-            assert chosen == reference(exact.read(), method, limit)
-            written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
-            assert written["n_tokens"].to_pylist() == [lengths[name] for name in written["id"].to_pylist()]
-            assert selected.choices[method].report["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
+@pytest.mark.parametrize("bytes_per_token", [2.2, 0.6, 8.0])  # the right rate, and two that are far from it
+def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path, monkeypatch, bytes_per_token):
+    monkeypatch.setattr("trait_kit.selection.scoring._BYTES_PER_TOKEN", bytes_per_token)
+    limit, estimated = limits(tokens=3_000), scored(files, tmp_path, documents())
+    exact = read(estimated)
+    lengths = dict(zip(exact["id"].to_pylist(), exact["n_tokens"].to_pylist(), strict=True))
+    assert pa.concat_tables(estimated.batches())["n_tokens"].to_pylist() != list(lengths.values())
+    selected = select(estimated, tmp_path, METHODS, limit, base_model=BASE)
+    for method in METHODS:
+        chosen = chosen_ids(selected, method)
+        assert chosen == set(reference(exact, method, limit))
+        written = selected.chosen(method)
+        assert written["n_tokens"].to_pylist() == [lengths[name] for name in written["id"].to_pylist()]
+        assert selected.methods[method]["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
 
 
 def test_an_id_in_two_files_is_one_document(files, tmp_path):
     records = [dict(record) for record in documents()]
-    best = reference(scored(files, tmp_path, records).read(), "fasttext", limits(tokens=3_000))
+    best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
     best = [name for name in best if int(name[1:]) < 200][:6]
     texts = {record["id"]: record["text"] for record in records}
     again = [{"id": name, "text": texts[name] + " theorem"} for name in best]
@@ -262,7 +272,7 @@ def test_an_id_in_two_files_is_one_document(files, tmp_path):
         assert len(chosen) == len(set(chosen))
         written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection").to_pylist()
         assert all(row["text"] == texts[row["id"]] for row in written if row["id"] in best)  # the first one
-    assert selected.choices["fasttext"].report["dropped"]["id seen before"] == 6
+    assert selected.methods["fasttext"]["dropped"]["id seen before"] == 6
 
 
 def test_the_funnel_accounts_for_every_document(files, tmp_path):
@@ -275,28 +285,26 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
     limit = limits(tokens=10**9)  # no cut: what is not chosen has a reason
     selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, test_questions=asked(QUESTION))
     table = funnel(selected).set_index("method")
-    scores = scoring.read()
+    scores = read(scoring)
     lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
-    short, long = lengths < FILTERS.min_tokens, lengths > FILTERS.max_tokens
-    assert short.any()
-    assert long.any()
+    estimates = pa.concat_tables(scoring.batches())["n_tokens"].to_numpy()
+    questions = np.array([name in {f"d{k}" for k in range(0, 400, 50)} for name in scores["id"].to_pylist()])
+    refused = [4 * estimates < FILTERS.min_tokens, estimates > 4 * FILTERS.max_tokens]  # by far, before they are candidates
+    assert questions.any()
     for method in METHODS:
         row = table.loc[method]
-        dull = (
-            (value < FILTERS.min_educational) & ~short & ~long
-            if method == "fasttext+educational"
-            else np.zeros(len(short), bool)
-        )
-        rest = ~(short | long | dull)
-        questions = np.array([name in {f"d{k}" for k in range(0, 400, 50)} for name in scores["id"].to_pylist()])
+        dull = (value < FILTERS.min_educational) & ~refused[0] & ~refused[1] & (method == "fasttext+educational")
+        held = questions & ~dull & ~refused[0] & ~refused[1]
+        short, long = ((lengths < FILTERS.min_tokens), (lengths > FILTERS.max_tokens)) & ~dull & ~held
+        assert short.any() and long.any()
         assert row["n_in"] == len(scores) + 1
         assert row["unreadable"] == 1
         assert row["fewer than min_tokens"] == short.sum()
         assert row["more than max_tokens"] == long.sum()
         assert row["below min_educational"] == dull.sum()
-        assert row["holds a test question"] == (rest & questions).sum()
+        assert row["holds a test question"] == held.sum()
         assert row["beyond the budget"] == 0
-        assert row["near-duplicate of a better one"] == rest.sum() - (rest & questions).sum() - row["n_out"]
+        assert row["near-duplicate of a better one"] == (~(short | long | dull | held)).sum() - row["n_out"]
     cut = select(scoring, tmp_path, METHODS, limits(tokens=3_000), base_model=BASE, test_questions=asked(QUESTION))
     for method, row in funnel(cut).set_index("method").iterrows():
         assert row["below min_educational"] == table.loc[method, "below min_educational"]
@@ -317,7 +325,7 @@ def test_a_file_that_changed_after_scoring_is_refused(files, tmp_path, change):
     with pytest.raises(TraitError, match=r"[Ss]core it again"):
         select(scoring, tmp_path, ["fasttext"], limits(tokens=3_000), base_model=BASE)
     again = scored(files, tmp_path, changed)
-    assert select(again, tmp_path, ["random"], Limits(share=0.5), base_model=BASE).choices["random"].report["n_out"] > 0
+    assert select(again, tmp_path, ["random"], Limits(share=0.5), base_model=BASE).methods["random"]["n_out"] > 0
 
 
 def test_another_budget_does_not_score_again(files, tmp_path):
@@ -327,7 +335,7 @@ def test_another_budget_does_not_score_again(files, tmp_path):
     for tokens in (1_000, 20_000, 1_000):
         selected = select(scoring, tmp_path, METHODS, limits(tokens=tokens), base_model=BASE)
         assert [chosen_ids(selected, method) for method in METHODS] == [
-            reference(scoring.read(), method, limits(tokens=tokens)) for method in METHODS
+            set(reference(read(scoring), method, limits(tokens=tokens))) for method in METHODS
         ]
         sizes.append((tmp_path / "fasttext.parquet").read_bytes())
     assert sizes[0] == sizes[2] != sizes[1]
@@ -353,30 +361,13 @@ def test_texts_survive_byte_for_byte(files, tmp_path):
     assert all(row["text"].encode() == texts[row["id"]].encode() for row in written)
 
 
-def test_a_fasttext_file_is_scored_as_its_folded_form(files, tmp_path):
-    """A .bin with the normalisation it was trained with."""
-    given = ModelFiles(files.domain.replace(".safetensors", ".bin"), base_model=BASE, normalisation="words-1")
-    scores = score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores").read()
-    folded = NgramScorer.load(files.domain)
+def test_a_fasttext_file_is_folded_once_and_scored(files, tmp_path):
+    given = ModelFiles(files.domain.replace(".safetensors", ".bin"))
+    scores = read(score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores"))
+    folded, texts = NgramScorer.load(tmp_path / "scores" / "domain.safetensors"), {}
     texts = {record["id"]: record["text"] for record in documents()}
-    expected = folded.probabilities([texts[name] for name in scores["id"].to_pylist()])[:, folded.column("in_domain")]
-    np.testing.assert_array_equal(scores["domain"].to_numpy(), expected)
-    assert scores["n_tokens"].to_pylist() == token_counter(BASE)([texts[name] for name in scores["id"].to_pylist()]).tolist()
-
-
-def test_documents_kept_in_the_scoring_pass_are_those_above_the_threshold(files, tmp_path):
-    spec = write(tmp_path / "web", documents())
-    plain = score_corpus(spec, files, tmp_path / "plain")
-    scoring = score_corpus(spec, files, tmp_path / "kept", keep_above=0.6)
-    kept = pa.concat_tables([tables.read(scoring.path("kept", shard.number), "selection") for shard in scoring.shards])
-    scores = plain.read()
-    assert kept["id"].to_pylist() == [row["id"] for row in scores.to_pylist() if row["domain"] >= np.float32(0.6)]
-    texts = {record["id"]: record["text"] for record in documents()}
-    assert kept["text"].to_pylist() == [texts[name] for name in kept["id"].to_pylist()]
-    scoring.path("kept", 0).unlink()
-    assert score_corpus(spec, files, tmp_path / "kept", keep_above=0.6).path("kept", 0).exists()
-    score_corpus(spec, files, tmp_path / "kept")
-    assert not list((tmp_path / "kept").glob("kept-*"))
+    expected = NgramScorer.from_fasttext(given.domain).probabilities([texts[name] for name in scores["id"].to_pylist()])
+    np.testing.assert_array_equal(scores["domain"].to_numpy(), expected[:, folded.column("in_domain")])
 
 
 # --- the stages of notebooks 01 and 02
@@ -417,15 +408,14 @@ def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]
     return tuple(steps)
 
 
-@pytest.mark.parametrize("counts", ["all", "candidates"])
-def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_path, counts):
-    first, second = both_steps(tmp_path, ["random", "fasttext"], token_counts=counts)
+def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_path):
+    first, second = both_steps(tmp_path, ["random", "fasttext"])
     trained = train_classifiers(first)
     assert trained.numbers["roc_auc"] > 0.9
     assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
-        table = tables.read(second.folder / "selections" / f"{method}.parquet", "selection")
+        table = filtered.selected.chosen(method)
         assert 2_800 < sum(table["n_tokens"].to_pylist()) <= 3_000
         assert table["educational"].null_count == table["dsir"].null_count == len(table)
     said = summary(filtered)
@@ -455,10 +445,22 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     records = [{"key": record["id"], "body": record["text"]} for record in documents()]
     spec = write(tmp_path / "web", records) + " {text=body, id=key}"
     scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
-    models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir, "--base-model", BASE]
+    models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
     assert "documents scored, 0 records unusable" in capfd.readouterr().out
-    select_all = ["select", "--scores", scores, "--output", out, "--methods", ",".join(METHODS), "--min-tokens", "20"]
+    select_all = [
+        "select",
+        "--scores",
+        scores,
+        "--output",
+        out,
+        "--methods",
+        ",".join(METHODS),
+        "--min-tokens",
+        "20",
+        "--base-model",
+        BASE,
+    ]
     assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
     assert "fasttext+educational" in capfd.readouterr().out
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
@@ -472,17 +474,11 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     assert "times fastText" in capfd.readouterr().out
 
 
-def test_what_one_method_alone_chose(files, tmp_path):
+def test_a_sample_of_the_scores_knows_the_truth(files, tmp_path):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
-    scores = sample_scores(scoring)
-    assert scores.num_rows == scoring.documents
-    assert 60 < sample_scores(scoring, 100).num_rows < 140
-    selected = select(scoring, tmp_path, ["random", "fasttext"], limits(tokens=3_000))
-    alone = only_by(selected)
-    chosen = {method: set(chosen_ids(selected, method)) for method in ("random", "fasttext")}
-    texts = {record["id"]: record["text"] for record in documents()}
-    for row in alone.itertuples():
-        other = chosen["fasttext" if row.method == "random" else "random"]
-        assert row.id in chosen[row.method] - other
-        assert row.documents == len(chosen[row.method] - other)
-        assert texts[row.id].startswith(row.text)
+    everything = sample_scores(Filtered(scoring, None, None))
+    assert len(everything) == scoring.documents
+    truth = {record["id"]: k % 3 == 0 for k, record in enumerate(documents())}
+    some = sample_scores(Filtered(scoring, None, truth), 100)
+    assert 60 < len(some) < 140
+    assert some["on_topic"].tolist() == [truth[name] for name in some["id"]]

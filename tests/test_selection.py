@@ -7,7 +7,9 @@ import random
 import re
 import tracemalloc
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +17,49 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit import tables
+from trait_kit.demo import part
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.ngrams import normalise
 from trait_kit.models import token_counter
+from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, scoring
-from trait_kit.selection.budget import METHODS, Limits, choose, cut_key, rank_keys, value_keys
-from trait_kit.selection.choosing import select
+from trait_kit.selection.budget import METHODS, Limits, cut_key, rank, rank_keys, take, value_keys
+from trait_kit.selection.choosing import Filtered, select
 from trait_kit.selection.classifier import train_domain_classifier
-from trait_kit.selection.documents import load_documents, load_labels, truth_label
+from trait_kit.selection.documents import load_documents, on_topic
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import LABELS, educational_weak_labels, train_educational_model
-from trait_kit.selection.fitting import normalise_line, normalise_lines
+from trait_kit.selection.educational import LABELS, train_educational_model, weak_label
+from trait_kit.selection.fitting import normalise_line
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import around_cut, selection_quality
+from trait_kit.selection.views import around_cut, quality
 
 BUDGET = 24_000
 SMALL = {"dimension": 8, "epochs": 10, "buckets": 5_000}
+
+
+def options(**changes) -> ClassifierParams:
+    return ClassifierParams.model_construct(**changes)
+
+
+def read(scored: scoring.Scoring) -> pa.Table:
+    return pa.concat_tables(scored.batches()).combine_chunks()
+
+
+@dataclass
+class Choice:
+    ranking: np.ndarray
+    report: dict
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.ranking[: self.report["n_out"]]
+
+
+def choose(scores: pa.Table, method: str, limits: Limits, seed: int = 0) -> Choice:
+    """As `select` does with its candidates, but for what is not clean."""
+    ranking, dropped = rank(scores, method, limits, seed)
+    report = take(scores, ranking, method, limits, seed)
+    return Choice(ranking, {**report, "dropped": sum(dropped.values())})
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +76,9 @@ def models(web, tmp_path_factory):
     rng = np.random.default_rng(0)
     general = [texts[k] for k in rng.choice(len(texts), 10 * len(seed), replace=False)]
     sample = [texts[k] for k in rng.choice(len(texts), 2_000, replace=False)]
-    domain_report = train_domain_classifier(seed, general, folder / "domain.bin", dimension=16)
+    domain_report = train_domain_classifier(seed, general, folder / "domain.bin", options(dimension=16))
     educational_report = train_educational_model(
-        sample, educational_weak_labels(sample), folder / "educational.bin", dimension=16
+        sample, list(map(weak_label, sample)), folder / "educational.bin", options(dimension=16)
     )
     DsirModel.fit(seed, general).save(folder / "dsir.safetensors")
     return {
@@ -59,14 +89,12 @@ def models(web, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored_web(models, tmp_path_factory):
-    """With the base model's own tokens, as in the demo."""
-    files = ModelFiles(**{**vars(models["files"]), "base_model": "demo:smollm2-135m"})
-    return score_corpus("demo:math/web", files, tmp_path_factory.mktemp("scores"), documents_per_shard=3_000)
+    return score_corpus("demo:math/web", models["files"], tmp_path_factory.mktemp("scores"), documents_per_shard=3_000)
 
 
 @pytest.fixture(scope="module")
 def scored(scored_web):
-    return scored_web.read()
+    return read(scored_web)
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------
@@ -78,7 +106,7 @@ def test_normalised_lines_are_lower_case_tokens_with_one_space():
         == "euler ' s theorem , ( 1736 ) of königsberg éa x"
     )
     assert normalise_line("数学是 fun、カナ😀x") == "数 学 是 fun カ ナ 😀x"
-    assert normalise_lines(["", " \n", "\x00"]) == ["", "", ""]
+    assert [normalise_line(text) for text in ("", " \n", "\x00")] == ["", "", ""]
 
 
 def test_normalising_takes_the_meaning_from_words_that_fasttext_obeys():
@@ -94,8 +122,8 @@ def test_normalising_twice_changes_nothing_and_loses_no_letter(web):
         for _ in range(300)
     ]
     texts = hostile + web["text"].to_pylist()[:2_000]
-    once = normalise_lines(texts)
-    assert normalise_lines(once) == once
+    once = normalise(texts).to_pylist()
+    assert normalise(once).to_pylist() == once
     for text, line in zip(texts, once, strict=True):
         assert re.fullmatch(r"(?:[^\s]+(?: [^\s]+)*)?", line, re.ASCII)
         assert re.findall("[a-z0-9]", line) == re.findall("[a-z0-9]", pa.compute.utf8_lower(pa.array([text]))[0].as_py())
@@ -107,7 +135,7 @@ def test_normalising_twice_changes_nothing_and_loses_no_letter(web):
 def test_the_domain_report_is_of_documents_it_was_not_trained_on(models):
     report = models["reports"][0]
     numbers, curve = report.numbers, report.tables["curve"]
-    assert numbers["n_held_out"] == pytest.approx(0.2 * (numbers["n_train"] + numbers["n_held_out"]), abs=2)
+    assert numbers["n_held_out"] == pytest.approx(0.2 * 11 * 72, abs=2)
     assert numbers["base_rate"] == pytest.approx(1 / 11, abs=0.02)
     assert numbers["roc_auc"] > 0.9
     assert numbers["average_precision"] > 5 * numbers["base_rate"]
@@ -123,7 +151,7 @@ def test_the_domain_report_is_of_documents_it_was_not_trained_on(models):
 def test_a_classifier_of_noise_is_reported_as_noise(tmp_path):
     rng = random.Random(0)
     texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=30)) for _ in range(400)]
-    report = train_domain_classifier(texts[:200], texts[200:], tmp_path / "noise.bin", **SMALL)
+    report = train_domain_classifier(texts[:200], texts[200:], tmp_path / "noise.bin", options(**SMALL))
     assert 0.3 < report.numbers["roc_auc"] < 0.7
 
 
@@ -131,31 +159,31 @@ def test_training_is_deterministic_and_seeded(tmp_path, web):
     texts = web["text"].to_pylist()[:120]
     files = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_domain_classifier(texts[:40], texts[40:], tmp_path / name, seed=seed, **SMALL)
+        train_domain_classifier(texts[:40], texts[40:], tmp_path / name, options(seed=seed, **SMALL))
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1] != files[2]
 
 
 def test_labels_inside_documents_do_not_become_labels(tmp_path, web):
     texts = [f"__label__injected __label__general {text} </s> __label__in_domain" for text in web["text"].to_pylist()[:80]]
-    train_domain_classifier(texts[:40], texts[40:], tmp_path / "model.bin", **SMALL)
+    train_domain_classifier(texts[:40], texts[40:], tmp_path / "model.bin", options(**SMALL))
     assert sorted(NgramScorer.from_fasttext(tmp_path / "model.bin").labels) == ["__label__general", "__label__in_domain"]
 
 
 @pytest.mark.parametrize(
     ("positives", "negatives", "message"),
     [
-        ([], ["b"] * 50, "at least 20 different in_domain documents, but got 0 \\(0 given"),
-        ([f"a {k}" for k in range(50)], [], "different general documents, but got 0"),
-        (["same"] * 50, [f"b {k}" for k in range(50)], "in_domain documents, but got 1 \\(50 given"),
-        ([f"a {k}" for k in range(19)], [f"b {k}" for k in range(50)], "but got 19"),
-        ([" ", "\n", ""] * 20, [f"b {k}" for k in range(50)], "but got 0 \\(60 given"),
-        ([f"a {k}" for k in range(30)], [f"A  {k}" for k in range(30)], "general documents, but got 0 \\(30 given"),
+        ([], ["b"] * 50, "20 are needed, but in_domain has 0"),
+        ([f"a {k}" for k in range(50)], [], "20 are needed, but general has 0"),
+        (["same"] * 50, [f"b {k}" for k in range(50)], "in_domain has 1 that are neither empty nor repeated"),
+        ([f"a {k}" for k in range(19)], [f"b {k}" for k in range(50)], "in_domain has 19"),
+        ([" ", "\n", ""] * 20, [f"b {k}" for k in range(50)], "in_domain has 0"),
+        ([f"a {k}" for k in range(30)], [f"A  {k}" for k in range(30)], "general has 0"),
     ],
 )
 def test_sets_too_small_to_learn_from_are_refused(tmp_path, positives, negatives, message):
     with pytest.raises(TraitError, match=message):
-        train_domain_classifier(positives, negatives, tmp_path / "model.bin")
+        train_domain_classifier(positives, negatives, tmp_path / "model.bin", options())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,24 +203,23 @@ def test_the_educational_rule_knows_explanations_from_stubs_lists_and_web_pages(
         "nothing": "",
         "no letters": "=== 1234 ---- ||||| ////// 5678 ++++ ???",
     }
-    assert educational_weak_labels([explains]) == ["High"]
-    assert dict(zip(low, educational_weak_labels(low.values()), strict=True)) == dict.fromkeys(low, "Low")
+    assert weak_label(explains) == "High"
+    assert {name: weak_label(text) for name, text in low.items()} == dict.fromkeys(low, "Low")
 
 
 def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, models, scored):
     report = models["reports"][1]
-    assert report.numbers["agreement"] > report.numbers["majority"] + 0.03
-    assert report.numbers["rank_correlation"] > 0.4
+    assert report.numbers["educational_agreement"] > report.numbers["educational_majority"] + 0.03
+    assert report.numbers["educational_kappa"] > 0.2
     assert report.tables["confusion"].to_numpy().sum() == pytest.approx(400, abs=3)
-    truth = load_labels("demo:math/web", 0)
-    topics = np.array([truth[name] for name in web["id"].to_pylist()])
+    topics = np.array(part("math/web", 0)["label"].to_pylist())
     value = scored["educational"].to_numpy()
     assert value.min() >= 0
     assert value.max() <= 2
     assert value.std() > 0.2
     between = sum((topics == topic).mean() * (value[topics == topic].mean() - value.mean()) ** 2 for topic in set(topics))
     assert between / value.var() < 0.25  # the topic explains little of it
-    labels = np.array(educational_weak_labels(web["text"].to_pylist()[:3_000]))
+    labels = np.array(list(map(weak_label, web["text"].to_pylist()[:3_000])))
     for topic, count in Counter(topics[:3_000]).items():
         if count >= 50:
             shares = [(labels[topics[:3_000] == topic] == label).mean() for label in LABELS]
@@ -201,10 +228,8 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
 
 def test_the_educational_model_refuses_labels_it_cannot_learn(tmp_path):
     texts = [f"text number {k}" for k in range(60)]
-    with pytest.raises(TraitError, match="each label, but Mid has 0 of 60"):
-        train_educational_model(texts, ["Low", "High"] * 30, tmp_path / "e.bin")
-    with pytest.raises(TraitError, match=r"Unknown educational label.*'Great'"):
-        train_educational_model(texts, ["Great"] * 60, tmp_path / "e.bin")
+    with pytest.raises(TraitError, match=r"Mid has 0 .*Low 30, Mid 0, High 30.*educational_sample"):
+        train_educational_model(texts, ["Low", "High"] * 30, tmp_path / "e.bin", options())
 
 
 # --- DSIR ------------------------------------------------------------------------------------------------------------
@@ -241,13 +266,12 @@ def test_dsir_weights_are_the_formula_of_the_paper(web):
 
 def test_dsir_saves_whole_and_refuses_nothing_to_learn_from(tmp_path):
     model = DsirModel.fit(["a b c"], ["c d e"], buckets=50)
-    loaded = DsirModel.load(model.save(tmp_path / "dsir.safetensors"))
+    path = model.save(tmp_path / "dsir.safetensors")
+    loaded = DsirModel.load(path)
     np.testing.assert_array_equal(loaded.log_weights(["a", "d"]), model.log_weights(["a", "d"]))
-    assert loaded.fingerprint == model.fingerprint != DsirModel.fit(["a b"], ["c d e"], buckets=50).fingerprint
+    assert loaded.save(tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     with pytest.raises(TraitError, match="no in-domain text"):
         DsirModel.fit([" "], ["c"])
-    with pytest.raises(TraitError, match="smoothing must be positive"):
-        DsirModel.fit(["a"], ["c"], smoothing=0)
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     for name in ("bad.safetensors", "missing.safetensors"):
         with pytest.raises(TraitError, match=name):
@@ -272,7 +296,7 @@ def test_every_method_gets_the_budget_to_within_one_document(scored, method, bud
     following = lengths[choice.ranking[len(choice.indices)]]
     assert budget - following < lengths[choice.indices].sum() == choice.report["tokens"] <= budget
     assert len(set(choice.indices)) == len(choice.indices) == choice.report["n_out"]
-    assert choice.report["n_in"] == len(scored) == choice.report["n_out"] + sum(choice.report["dropped"].values())
+    assert len(choice.ranking) == len(scored) - choice.report["dropped"]
     assert lengths[choice.indices].min() >= 20
     assert lengths[choice.indices].max() <= 600
     assert choice.report["enough"]
@@ -339,7 +363,7 @@ def test_a_limit_is_one_positive_number(limit):
 @pytest.mark.parametrize(
     ("lengths", "method", "limit", "filters", "message"),
     [
-        ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; did you mean 'fasttext'"),
+        ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; known: random, dsir, fasttext"),
         ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
         ([10, 10], "fasttext+educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
@@ -390,7 +414,7 @@ def reference_cut(keys: np.ndarray, weights: np.ndarray, budget: int) -> int:
     return int(totals[np.searchsorted(totals, budget)]) if totals[-1] >= budget else -1
 
 
-@pytest.mark.parametrize("case", range(60))
+@pytest.mark.parametrize("case", range(20))
 def test_the_cut_is_that_of_a_sort(case):
     rng = np.random.default_rng(case)
     n = int(rng.integers(1, 4_000))
@@ -428,17 +452,14 @@ def test_finding_the_cut_takes_little_memory():
 # --- scoring, writing, judging -----------------------------------------------------------------------------------------
 
 
-def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scored):
-    labels, ids = load_labels("demo:math/web", 0), np.array(scored["id"].to_pylist())
-    quality = {}
-    for method in METHODS:
-        choice = choose(scored, method, Limits(BUDGET, min_tokens=20, max_tokens=4_096))
-        quality[method] = selection_quality(ids[choice.indices], labels, truth_label("demo:math/web"))
-    assert quality["random"]["base_rate"] == pytest.approx(0.0177, abs=0.0005)
-    assert quality["fasttext"]["lift"] >= 20
-    assert quality["fasttext+educational"]["lift"] > 10
-    assert quality["dsir"]["lift"] > 10
-    assert quality["random"]["lift"] < 5
+def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scored_web, tmp_path):
+    limits = Limits(BUDGET, min_tokens=20, max_tokens=4_096)
+    selected = select(scored_web, tmp_path, METHODS, limits, base_model="demo:smollm2-135m")
+    found = quality(Filtered(scored_web, selected, on_topic("demo:math/web", 0))).set_index("method")
+    assert found["base_rate"].tolist() == pytest.approx([0.0177] * 4, abs=0.0005)
+    assert found["lift"]["fasttext"] >= 20
+    assert found["lift"][["fasttext+educational", "dsir"]].min() > 10
+    assert found["lift"]["random"] < 5
 
 
 def test_scores_are_those_of_the_models_in_the_documents_order(web, models, scored):
@@ -452,21 +473,13 @@ def test_scores_are_those_of_the_models_in_the_documents_order(web, models, scor
     expected = 2 * parts[:, educational.column("High")] + parts[:, educational.column("Mid")]
     np.testing.assert_allclose(scored["educational"].to_numpy(), expected, atol=1e-6)
     np.testing.assert_array_equal(scored["dsir"].to_numpy(), DsirModel.load(files.dsir).log_weights(texts))
-    np.testing.assert_array_equal(scored["n_tokens"].to_numpy(), token_counter("demo:smollm2-135m")(texts))
+    assert scored["n_tokens"].to_pylist() == [-(-len(text.encode()) // 4) for text in texts]
 
 
-def test_models_that_are_not_given_leave_nulls_and_tokens_are_estimated(models, tmp_path):
-    texts = ["Ünïcode", "four", "a longer text of forty bytes, it may be."]
-    write_corpus(tmp_path / "c.parquet", texts * 10)
-    scores = score_corpus(
-        str(tmp_path / "c.parquet"), ModelFiles(models["files"].domain, bytes_per_token=8.0), tmp_path / "s"
-    ).read()
+def test_models_that_are_not_given_leave_nulls(models, tmp_path):
+    write_corpus(tmp_path / "c.parquet", ["Ünïcode", "four", "a longer text"] * 10)
+    scores = read(score_corpus(str(tmp_path / "c.parquet"), ModelFiles(models["files"].domain), tmp_path / "s"))
     assert scores["dsir"].null_count == scores["educational"].null_count == len(scores) > 0
-    sizes = [len(texts[int(name[1:]) % 3].encode()) for name in scores["id"].to_pylist()]
-    assert scores["n_tokens"].to_pylist() == [-(-size // 8) for size in sizes]
-    assert scoring.calibrate(texts, "demo:tiny-random") == pytest.approx(
-        sum(len(text.encode()) for text in texts) / token_counter("demo:tiny-random")(texts).sum()
-    )
 
 
 def write_corpus(path: Path, texts: list[str], rows_per_group: int = 30) -> None:
@@ -487,7 +500,7 @@ def test_only_missing_damaged_or_changed_shards_are_scored_again(web, models, tm
         before = {path: path.stat().st_mtime_ns for path in folder.glob("scores-*")}
         settings = ModelFiles(**{**vars(files), **changes})
         scored = score_corpus(str(tmp_path / "c.parquet"), settings, folder, documents_per_shard=size)
-        return scored.read(), sum(before.get(path) != path.stat().st_mtime_ns for path in folder.glob("scores-*"))
+        return read(scored), sum(before.get(path) != path.stat().st_mtime_ns for path in folder.glob("scores-*"))
 
     first, computed = score()
     assert computed == 4
@@ -501,9 +514,6 @@ def test_only_missing_damaged_or_changed_shards_are_scored_again(web, models, tm
     again, computed = score()
     assert computed == 3
     assert again.equals(first)
-    again, computed = score(bytes_per_token=2.0)
-    assert computed == 4
-    assert (again["n_tokens"].to_numpy() >= 2 * first["n_tokens"].to_numpy() - 1).all()
     again, computed = score(dsir="")
     assert computed == 4
     assert again["dsir"].null_count == len(first)
@@ -534,16 +544,16 @@ def test_a_scoring_that_dies_leaves_finished_shards_only(web, models, tmp_path, 
         return real(*given)
 
     monkeypatch.setattr(scoring, "score_texts", dying)
-    with pytest.raises(MemoryError):
+    with pytest.raises(TraitError, match="shard 1: MemoryError: killed"):
         score_corpus(*arguments, documents_per_shard=30)
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
         "job.json", "rejected-00000.parquet", "scores-00000.parquet",
     ]  # fmt: skip
     monkeypatch.setattr(scoring, "score_texts", real)
     written = (tmp_path / "scores" / "scores-00000.parquet").stat().st_mtime_ns
-    resumed = score_corpus(*arguments, documents_per_shard=30).read()
+    resumed = read(score_corpus(*arguments, documents_per_shard=30))
     assert (tmp_path / "scores" / "scores-00000.parquet").stat().st_mtime_ns == written
-    assert resumed.equals(score_corpus(*arguments[:2], tmp_path / "at once", documents_per_shard=30).read())
+    assert resumed.equals(read(score_corpus(*arguments[:2], tmp_path / "at once", documents_per_shard=30)))
 
 
 def test_a_corpus_without_documents_is_refused(models, tmp_path):
@@ -555,32 +565,27 @@ def test_a_corpus_without_documents_is_refused(models, tmp_path):
 
 
 def test_around_the_cut_are_the_last_taken_and_the_first_left(web, scored_web, tmp_path):
-    options = {"base_model": "demo:smollm2-135m", "near_duplicate": 0}
-    selected = select(scored_web, tmp_path, ["fasttext"], Limits(tokens=3_000), **options)
-    n_out = len(selected.choices["fasttext"].indices)
-    frame = around_cut(selected, "fasttext", n=3)
-    assert frame["taken"].tolist() == [True] * 3 + [False] * 3
-    assert frame["rank"].tolist() == list(range(n_out - 2, n_out + 4))
-    scores = scored_web.read()
-    ranking = choose(scores, "fasttext", Limits(3_000)).ranking[n_out - 3 : n_out + 3]
+    selected = select(scored_web, tmp_path, ["fasttext"], Limits(tokens=3_000), near_duplicate=0)
+    n_out = selected.methods["fasttext"]["n_out"]
+    frame = around_cut(selected, "fasttext")
+    assert frame["taken"].tolist() == [True] * 4 + [False] * 4
+    assert frame["rank"].tolist() == list(range(n_out - 3, n_out + 5))
+    scores = read(scored_web)
+    ranking = choose(scores, "fasttext", Limits(3_000)).ranking[n_out - 4 : n_out + 4]
     assert frame["id"].tolist() == scores["id"].take(pa.array(ranking)).to_pylist()
     texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
     assert frame["text"].tolist() == [" ".join(texts[name].split())[:200] for name in frame["id"]]
-    everything = select(scored_web, tmp_path, ["random"], Limits(share=1.0), **options)
-    assert around_cut(everything, "random", n=2)["taken"].tolist() == [True, True]
+    everything = select(scored_web, tmp_path, ["random"], Limits(share=1.0), near_duplicate=0)
+    assert around_cut(everything, "random")["taken"].tolist() == [True] * 4
 
 
-def test_quality_counts_against_the_whole_corpus():
-    labels = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "y", "f": "y", "g": "y", "h": "y"}
-    assert selection_quality(["a", "c"], labels, "x") == {
-        "n_selected": 2, "precision": 0.5, "recall": 0.5, "base_rate": 0.25, "lift": 2.0,
-    }  # fmt: skip
-    nothing = selection_quality([], labels, "z")
-    assert nothing["precision"] == 0
-    assert nothing["recall"] is None
-    assert nothing["lift"] is None
-    with pytest.raises(TraitError, match="1 selected documents have no label, for instance 'q'"):
-        selection_quality(["a", "q"], labels, "x")
+@pytest.mark.parametrize(("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])])
+def test_quality_counts_against_the_whole_corpus(topic, expected):
+    truth = {name: label == topic for name, label in zip("abcdefgh", "xxyyyyyy", strict=True)}
+    selected = SimpleNamespace(methods=["dsir"], chosen=lambda _: pa.table({"id": ["a", "c"]}))
+    found = quality(Filtered(None, selected, truth)).drop(columns="method").astype(object)
+    assert found.where(found.notna(), None).iloc[0].tolist() == expected
+    assert len(quality(Filtered(None, selected, None))) == 0
 
 
 def test_tokens_are_counted_as_the_base_model_sees_them(web):

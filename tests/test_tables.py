@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,6 @@ from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison
 from trait_kit.figures import evidence
 from trait_kit.figures.cells import Cell, Table, csv_text
-from trait_kit.figures.gains import plot_ablation
 from trait_kit.figures.tables import ablation_table, comparison_table, item_file, main_table, pair_file, write_items
 
 HOSTILE = "=cmd|'/c calc'!A0 <script>alert(1)</script> ](javascript:x) \x1b[2J {0} \\end{table} & $x_1^2$"
@@ -68,7 +68,8 @@ def save(path: Path, columns: dict) -> None:
 
 
 def texts(table: Table) -> list[list[str]]:
-    return table.frame.map(lambda cell: cell.text).to_numpy().tolist()
+    columns = [[cell.text for cell in table.column(name)] for name in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 class Links(HTMLParser):
@@ -83,54 +84,47 @@ class Links(HTMLParser):
 
 
 def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
-    arms, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, "trait")
-    table = main_table(arms, tests, comparison.forgetting_of(outcomes))
-    assert list(table.frame) == [
+    arms, forgetting = comparison.arm_table(outcomes), comparison.forgetting_of(outcomes)
+    tests = pd.concat([forgetting, comparison.compare_all(outcomes, "trait")])
+    table = main_table(arms, tests, "bits_per_byte", "trait")
+    assert list(table.columns) == [
         "Arm", "Average of tasks", "TRAIT minus this arm", "General text, bits per byte", "sums", "products",
     ]  # fmt: skip
-    assert list(table.frame["Arm"].map(lambda cell: cell.text))[:4] == ["base model", "raw", "selected", "TRAIT"]
+    assert [row[0] for row in texts(table)][:4] == ["base model", "raw", "selected", "TRAIT"]
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["raw"]
-    cell = table.frame.loc[1, "TRAIT minus this arm"]
+    cell = table.column("TRAIT minus this arm")[1]
     assert cell.text == f"{row['difference']:+.3f}, {row['percent']:+.1f}%"
     assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {row['p_holm']:.2g}"
-    assert table.frame.loc[3, "TRAIT minus this arm"].text == "–"
-    assert [cell.best for cell in table.frame["Average of tasks"]] == [False] * 4 + [True]
-    forgot = comparison.forgetting_of(outcomes).set_index("arm").loc["trait"]
-    assert table.frame.loc[3, "General text, bits per byte"].small.startswith(f"{-forgot['difference']:+.3f}")
+    assert table.column("TRAIT minus this arm")[3].text == "–"
+    assert [cell.best for cell in table.column("Average of tasks")] == [False] * 4 + [True]
+    forgot = forgetting.set_index("arm").loc["trait"]
+    assert table.column("General text, bits per byte")[3].small.startswith(f"{-forgot['difference']:+.3f}")
     of_task = tests[(tests["task"] == "sums") & (tests["metric"] == "bits_per_byte")].set_index("arm")
-    stars = {arm: cell.small.endswith("*") for arm, cell in zip(ARMS, table.frame["sums"], strict=True)}
+    stars = {arm: cell.small.endswith("*") for arm, cell in zip(ARMS, table.column("sums"), strict=True)}
     assert stars == {arm: arm != "trait" and of_task.loc[arm, "p_holm"] < comparison.ALPHA for arm in ARMS}
     assert any("Smallest true difference" in note for note in table.notes)
-    shares = main_table(arms, tests, metric="choice_accuracy")
-    assert shares.frame.loc[0, "Average of tasks"].text.endswith("%")
-    assert shares.frame.loc[0, "TRAIT minus this arm"].text.endswith(" points")
+    shares = main_table(arms, tests, "choice_accuracy", "trait")
+    assert shares.column("Average of tasks")[0].text.endswith("%")
+    assert shares.column("TRAIT minus this arm")[0].text.endswith(" points")
     with pytest.raises(TraitError, match="exact_match"):
-        main_table(arms, metric="exact_match")
+        main_table(arms, tests, "exact_match", "trait")
 
 
-def test_ablation_adds_one_part_a_row_and_its_figure_says_the_same(outcomes):
+def test_ablation_adds_one_part_a_row(outcomes):
     arms, pairs = comparison.arm_table(outcomes), comparison.compare(outcomes, None, "bits_per_byte")
-    table = ablation_table(arms, pairs=pairs)
+    table = ablation_table(arms, pairs, "bits_per_byte", "a title")
     parts = ["base model", "+ raw in-domain documents", "+ selected web documents", "+ TRAIT passages"]
     assert [row[0] for row in texts(table)] == parts
     mean = arms[arms["task"] == comparison.MACRO].query("metric == 'bits_per_byte'").set_index("arm")["mean"]
-    steps = [cell.text.partition(",")[0] for cell in table.frame["Change by this step"]]
+    steps = [cell.text.partition(",")[0] for cell in table.column("Change by this step")]
     assert steps[1:] == [f"{mean[b] - mean[a]:+.3f}" for a, b in pairwise(ARMS[:4])]
-    assert table.frame.loc[3, "Change from base"].text.startswith(f"{mean['trait'] - mean['base']:+.3f}")
+    assert table.column("Change from base")[3].text.startswith(f"{mean['trait'] - mean['base']:+.3f}")
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["selected"]
-    assert table.frame.loc[3, "Change by this step"].small.startswith(f"[{row['low']:+.3f}, {row['high']:+.3f}], p ")
-    figure = plot_ablation(arms, pairs)
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == sorted(steps[1:])
-    with pytest.raises(TraitError, match="two of the arms"):
-        ablation_table(arms, ["base", "unknown"])
-    with pytest.raises(TraitError, match="needs two arms"):
-        plot_ablation(arms, pairs, ["base", "nobody"])
+    assert table.column("Change by this step")[3].small.startswith(f"[{row['low']:+.3f}, {row['high']:+.3f}], p ")
 
 
 def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
-    found = evidence.read(run)
-    made = evidence.paper_tables(found, run)
-    evidence.write_paper_tables(found, made, tmp_path)
+    made = evidence.read_and_write(SimpleNamespace(run_dir=run, folder=tmp_path, done=False)).tables
     assert made["main_table"].title == "Table 1: advertising, all arms by bits per byte"
     assert {"ablation_table", "ablation_table_choice_accuracy", "main_table_choice_accuracy", "contamination"} < set(made)
     for name, table in made.items():
@@ -141,62 +135,58 @@ def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
             assert (tmp_path / link).is_file() and (tmp_path / link).parent == tmp_path / "items", link
             assert f"({link})" in markdown
         if name != "contamination":
-            numbers = [cell for column in table.frame.columns[1:] for cell in table.frame[column] if cell.text != "–"]
+            numbers = [cell for name in list(table.columns)[1:] for cell in table.column(name) if cell.text != "–"]
             assert numbers and all(cell.link for cell in numbers)
-    items = pd.read_csv(tmp_path / item_file("trait", comparison.MACRO, "bits_per_byte"))
-    assert len(items) == 24 and set(items["task"]) == {"sums", "products"}
+    items = pd.read_csv(tmp_path / item_file("trait", "bits_per_byte"))
+    assert len(items) == 24 + 9 and set(items["task"]) == {"sums", "products", "held_out/general"}
+    items = items[items["task"] != "held_out/general"]
     assert texts(made["main_table"])[3][1] == f"{items.groupby('task')['value'].mean().mean():.3f}"
     pairs = pd.read_csv(tmp_path / pair_file("trait", "base", "bits_per_byte"))
+    pairs = pairs[pairs["task"] != "held_out/general"]
     assert texts(made["main_table"])[0][2].startswith(f"{pairs.groupby('task')['difference'].mean().mean():+.3f}")
     assert pairs["difference"].to_numpy() == pytest.approx((pairs["value_reference"] - pairs["value_arm"]).to_numpy())
     assert items["prediction"].str.startswith("'=cmd").all() and (items["gold"] == -3).all()
 
 
-def test_the_contamination_table_says_what_was_found_and_what_was_not_recorded(run, tmp_path):
-    assert texts(evidence.contamination_table(run)) == [
+def test_the_contamination_table_says_what_was_found(run, outcomes):
+    assert texts(evidence.contamination_table(outcomes, run)) == [
         ["sums", "12", "1", "2", "60", "3", "1"],
         ["products", "12", "1", "1", "0", "0", "0"],
-        ["all", "24", "2", "2", "60", "3", "1"],
+        ["all", "24", "2", "3", "60", "3", "1"],
     ]
-    outcomes = tables.read(run / "05_evaluate" / "outcomes.parquet", "outcomes")
-    tables.write(tmp_path / "05_evaluate" / "outcomes.parquet", outcomes, "outcomes")
-    assert texts(evidence.contamination_table(tmp_path))[2] == ["all", "24"] + ["not recorded"] * 5
-    save(tmp_path / "02_filter_web" / "selections" / "contaminated.parquet", {"id": ["d1", "d2", "d2"]})
-    rows = texts(evidence.contamination_table(tmp_path))
-    assert rows[0][1:4] == ["12", "not recorded", "not recorded"]
-    assert rows[2][3] == "2"  # how many documents in all is known all the same
 
 
-def test_tables_escape_what_others_wrote(outcomes):
-    table = Table.of(HOSTILE, {"a_b": [Cell(HOSTILE, HOSTILE, True, "items/a.csv"), "x|y"], "50% & more": ["-0.4", "+1.0"]})
-    page = Links(table.to_html(links=True))
-    assert page.found == ["items/a.csv"] and Links(table.to_html()).found == [] and "script" not in page.tags
-    assert "&lt;script&gt;" in table.to_html() and table.to_html() == table._repr_html_()
-    markdown = table.to_markdown(links=True)
+def test_tables_escape_what_others_wrote(tmp_path):
+    table = Table(HOSTILE, {"a_b": [Cell(HOSTILE, HOSTILE, True, "items/a.csv"), "x|y"], "50% & more": ["-0.4", "+1.0"]})
+    page = Links(table.written("html", links=True))
+    assert page.found == ["items/a.csv"] and Links(table.written("html")).found == [] and "script" not in page.tags
+    assert "&lt;script&gt;" in table.written("html") and table.written("html") == table._repr_html_()
+    markdown = table.written("md", links=True)
     assert "<script" not in markdown and "](javascript" not in markdown and r"x\|y" in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
-    latex = table.to_latex()
+    latex = table.written("tex")
     assert r"50\% \& more" in latex and r"a\_b" in latex and r"\$x\_1\textasciicircum{}2\$" in latex
-    assert latex.count(r"\end{table}") == 1 and latex.count(r"\toprule") == 1
-    assert "\x1b" not in table.to_text()
-    assert table.to_csv().splitlines()[1].startswith("'=cmd") and table.to_csv().splitlines()[1].endswith(",-0.4")
-    long = Table.of("t", {"a": ["word " * 100], "b": ["1"]})
-    assert "word " * 99 in long.to_html() and "word " * 99 in long.to_csv()
+    assert latex.count(r"\end{table}") == 1 and latex.count(r"\begin{tabular}") == 1
+    assert "\x1b" not in table.written("txt")
+    table.save(tmp_path, "table")
+    row = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[1]
+    assert row.startswith("'=cmd") and row.endswith(",-0.4")
+    assert "word " * 99 in Table("t", {"a": ["word " * 100], "b": ["1"]}).written("html")
     defused = ["'=1+1", "-3", "+3.0 points", "'-x", "'@a", "x=1"]
     assert [csv_text(text) for text in ("=1+1", "-3", "+3.0 points", "-x", "@a", "x=1")] == defused
 
 
 def test_names_of_arms_and_tasks_never_become_paths(tmp_path):
     hostile = outcomes_of({"../../x": {"a/b": [1.0], "a b": [2.0]}, "..": {"a/b": [1.0], "a b": [2.0]}})
-    assert write_items(hostile, tmp_path / "here") == 6
-    assert len(list((tmp_path / "here" / "items").iterdir())) == 6 and [path.name for path in tmp_path.iterdir()] == ["here"]
+    write_items(hostile, tmp_path / "here", comparison.compare(hostile, "..", "bits_per_byte"))
+    assert len(list((tmp_path / "here" / "items").iterdir())) == 3 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_pairs_of_arms_say_which_is_better_at_the_one_level(outcomes):
     tests = comparison.compare(outcomes, "trait", "bits_per_byte")
     table = comparison_table(tests, notes=["a note"])
-    better = [cell.text for cell in table.frame["Better"]]
+    better = [cell.text for cell in table.column("Better")]
     sure = tests["p_holm"] < comparison.ALPHA
     assert [text != "–" for text in better] == sure.tolist()
     assert table.notes[-1] == "a note" and "Lower is better: bits per byte." in table.notes[0]

@@ -28,7 +28,6 @@ from tiny_llama import (
     driver,
     kill_worker_when,
     same,
-    text_files,
     tiny_params,
     tiny_sources,
     trained,
@@ -36,11 +35,12 @@ from tiny_llama import (
 )
 
 from trait_kit.engine.files import TraitError, write_json
-from trait_kit.training import launch, stages, worker
-from trait_kit.training.checkpoints import CHECKPOINTS_KEPT, last_checkpoint
-from trait_kit.training.schedule import wsd_factor
+from trait_kit.training import launch, stages
+from trait_kit.training.schedule import last_checkpoint
+from trait_kit.training.trainer import CHECKPOINTS_KEPT
 
 ONE_ARM = {"arms": {"trait": ["in_domain+random", "passages"]}}
+EACH_STEP = 1e-6  # minutes
 PATIENCE = 180.0  # seconds until a process counts as hanging
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,10 +59,6 @@ def _wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def _job(params, out: Path, sources: dict | None = None):
-    return stages.prepare_job(params, text_files(sources or tiny_sources(), out), HELD_OUT, (), out)[0]
-
-
 # Stopped
 
 
@@ -70,7 +66,7 @@ def test_sigterm_and_two_sigkills_in_a_row_lead_to_the_identical_result(
     model_dir: Path, undisturbed: stages.TrainingResult, tmp_path: Path
 ) -> None:
     """SIGTERM writes a checkpoint; a killed driver leaves no worker; a killed worker is said to be killed."""
-    params = tiny_params(model_dir, **ONE_ARM, checkpoint_minutes=1e-5)
+    params = tiny_params(model_dir, **ONE_ARM, checkpoint_minutes=EACH_STEP)
     out = tmp_path / "out"
     told = driver(params, tmp_path)
     _wait_for(out, "work/1-*/checkpoint-2/complete.json", told)
@@ -95,13 +91,12 @@ def test_sigterm_and_two_sigkills_in_a_row_lead_to_the_identical_result(
     killer.join()
     result = trained(params, out, child=True)
     assert result.stages["new"].tolist() == [False, True]
-    assert json.loads(next(out.glob("stages/2-*/stage.json")).read_text())["resumed"]
     assert same(result, undisturbed)
 
 
 @pytest.mark.slow
 def test_ten_sigkills_at_random_moments_change_nothing(model_dir: Path, undisturbed, tmp_path: Path) -> None:
-    params = tiny_params(model_dir, **ONE_ARM, checkpoint_tokens=BATCH)
+    params = tiny_params(model_dir, **ONE_ARM, checkpoint_minutes=EACH_STEP)
     for step in sorted(random.Random(4).sample(range(1, 2 * STAGE_STEPS), 10)):
         stage, within = (1, step) if step < STAGE_STEPS else (2, max(1, step - STAGE_STEPS))
         killer = kill_worker_when(tmp_path, f"work/{stage}-*/checkpoint-{within}*/*")  # also while it is being written
@@ -111,18 +106,13 @@ def test_ten_sigkills_at_random_moments_change_nothing(model_dir: Path, undistur
     assert same(trained(params, tmp_path, child=True), undisturbed)
 
 
-def test_a_torn_checkpoint_goes_and_one_of_another_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
-    stage = _job(tiny_params(model_dir, **ONE_ARM), tmp_path).stages[0]
-    assert last_checkpoint(tmp_path, stage) is None
-    for step, key in ((9, None), (10, stage.key), (8, "another")):
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, whole in ((11, False), (10, True), (9, True)):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if key:
-            write_json(tmp_path / f"checkpoint-{step}" / "complete.json", {"key": key})
-    assert last_checkpoint(tmp_path, stage) == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-9").exists()
-    write_json(tmp_path / "checkpoint-10" / "complete.json", {"key": "another"})
-    with pytest.raises(TraitError, match="is a checkpoint of another model or stage"):
-        last_checkpoint(tmp_path, stage)
+        if whole:
+            write_json(tmp_path / f"checkpoint-{step}" / "complete.json", step)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 # Starved
@@ -147,18 +137,6 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_batch_stays(
     assert "with 4 rows at once: 2 at once and 2 times a step" in (said := capsys.readouterr().out)
     assert f"stays {BATCH:,} tokens" in said
     assert result.log["value"].tolist() == pytest.approx(undisturbed.log["value"].tolist(), rel=1e-4)
-
-
-def test_one_row_that_does_not_fit_is_said_and_processes_begin_anew(model_dir: Path, tmp_path: Path, monkeypatch) -> None:
-    job = _job(tiny_params(model_dir, **ONE_ARM), tmp_path)
-    rows, fewer = worker.micro_batches(job, job.stages[0])
-    assert (rows, fewer()) == (2, 1)
-    assert worker.micro_batches(job, job.stages[0])[0] == 1  # noted, for a run that goes on
-    with pytest.raises(TraitError, match="micro-batch of one row"):
-        fewer()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TraitError, match=r"1 at once and 2 times a step from now on.* Run the same command again"):
-        worker.micro_batches(job, job.stages[1])[1]()
 
 
 @pytest.mark.slow  # under a limit on memory even libraries fail in their own ways, on some machines
@@ -186,16 +164,6 @@ def test_out_of_memory_halves_the_micro_batch_for_real(model_dir: Path, tmp_path
     assert json.loads(next((tmp_path / "out").glob("stages/1-*/stage.json")).read_text())["micro_batch"] < rows
 
 
-def test_a_disk_without_room_for_what_is_to_come_is_said_before_training(
-    model_dir: Path, tmp_path: Path, monkeypatch
-) -> None:
-    free = psutil.disk_usage(str(tmp_path))
-    monkeypatch.setattr(worker.shutil, "disk_usage", lambda _: free._replace(free=10_000))
-    with pytest.raises(TraitError, match=r"2 stage\(s\) and their checkpoints take [\d,.]+ GB .* train fewer arms"):
-        trained(tiny_params(model_dir, **ONE_ARM, checkpoint_tokens=BATCH), tmp_path)
-    assert not list((tmp_path / "stages").iterdir())
-
-
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_training_costs_nothing_but_the_last_steps(
     model_dir: Path, undisturbed: stages.TrainingResult, tmp_path: Path
@@ -205,10 +173,10 @@ def test_a_disk_that_fills_up_while_training_costs_nothing_but_the_last_steps(
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True).returncode:
         pytest.skip("this user may not mount a small disk")
     try:
-        params = tiny_params(model_dir, **ONE_ARM, checkpoint_tokens=BATCH)
+        params = tiny_params(model_dir, **ONE_ARM, checkpoint_minutes=EACH_STEP)
         full = threading.Thread(target=_fill_when, args=(disk, "work/2-*/checkpoint-3/complete.json"))
         full.start()
-        with pytest.raises(TraitError, match="no room on the disk"):
+        with pytest.raises(TraitError, match="No space left on device"):
             trained(params, disk, child=True)
         full.join()
         (disk / "filler").unlink()
@@ -232,17 +200,6 @@ def _fill_when(disk: Path, pattern: str) -> None:
 # What cannot be trained
 
 
-def test_a_tokenizer_of_another_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    AutoModelForCausalLM.from_pretrained(model_dir).save_pretrained(tmp_path / "mixed")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    tokenizer.add_tokens(["<another>"])
-    tokenizer.save_pretrained(tmp_path / "mixed")
-    with pytest.raises(TraitError, match="knows 258 tokens and its model only 257"):
-        trained(tiny_params(tmp_path / "mixed", **ONE_ARM), tmp_path)
-
-
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(model_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"tokens_per_batch \(128\) must be a multiple of context_length x rows_per_device"):
         tiny_params(model_dir, rows_per_device=3)
@@ -254,68 +211,28 @@ def test_a_loss_that_is_not_a_number_stops_the_run(model_dir: Path, tmp_path: Pa
     params = tiny_params(
         model_dir, learning_rate=1e30, precision="bfloat16", arms={"raw": ["in_domain"]}, stage_tokens=[4 * BATCH]
     )
-    with pytest.raises(TraitError, match=r"(loss|held_out/\w+) became (nan|inf) at step .* Lower learning_rate .*1.0e\+30"):
+    with pytest.raises(TraitError, match=r"(loss|held_out/\w+) became (nan|inf) at step .* Lower its .*1.0e\+30"):
         trained(params, tmp_path)
     assert not any((tmp_path / "stages").glob("1-*"))
-
-
-def test_a_loss_that_jumps_and_stays_there_stops_the_run(model_dir: Path, tmp_path: Path) -> None:
-    """Learn one text by heart, then meet another: the loss goes from near 0 to more than 5."""
-    sources = {
-        "in_domain": ["aaaaaaaaaaaaaaa" for _ in range(900)],
-        "passages": [f"{'xyzw'[a % 4]} {a}" for a in range(900)],
-    }
-    params = tiny_params(
-        model_dir, schedule="across_stages", arms={"trait": ["in_domain", "passages"]}, learning_rate=3e-2,
-        stage_tokens=[40 * BATCH, 20 * BATCH],
-    )  # fmt: skip
-    with pytest.raises(
-        TraitError, match=r"the loss rose from about 0\.\d+ to \d+\.\d+ and stayed there for 3 steps, at step 4\d"
-    ):
-        trained(params, tmp_path / "watched", sources)
-    calm = params.model_copy(update={"max_loss_rise": 0.0})
-    assert len(trained(calm, tmp_path / "unwatched", sources).stages) == 1
 
 
 # Options that change how, not what
 
 
 def test_recomputation_the_micro_batch_and_watching_change_no_loss(
-    model_dir: Path, undisturbed: stages.TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, undisturbed: stages.TrainingResult, tmp_path: Path
 ) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
     lengths: list[int] = []
-    params = tiny_params(model_dir, **ONE_ARM, activation_checkpointing=True, rows_per_device=4, report_to="tensorboard")
+    params = tiny_params(model_dir, **ONE_ARM, activation_checkpointing=True, rows_per_device=4)
     result = trained(params, tmp_path / "out", watch=lambda log: lengths.append(len(log)))
     assert result.log["value"].tolist() == pytest.approx(undisturbed.log["value"].tolist(), rel=1e-4)
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] <= len(result.log)
-    seen = []
-    for path in sorted((tmp_path / "tensorboard").glob("events*")):
-        reader = events.EventAccumulator(str(path))
-        reader.Reload()
-        seen += [event.value for event in reader.Scalars("train/loss")]
-    assert seen == pytest.approx(result.log[result.log["metric"] == "loss"]["value"].tolist(), rel=1e-6)
-    tokenised = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")}
+    tokenised = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").glob("*/tokens")}
     assert len(tokenised) == 3
     changed = params.model_copy(update={"learning_rate": 2e-3})
     assert trained(changed, tmp_path / "out").stages["new"].all()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").rglob("*.tokens")} == tokenised
-
-
-def test_adapters_are_merged_into_a_plain_model_and_the_next_stage_goes_on_from_it(model_dir: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM
-
-    result = trained(tiny_params(model_dir, **ONE_ARM, lora_rank=8, learning_rate=1e-2), tmp_path)
-    base = dict(AutoModelForCausalLM.from_pretrained(model_dir).named_parameters())
-    tuned = dict(AutoModelForCausalLM.from_pretrained(result.models["trait"]).named_parameters())
-    assert tuned.keys() == base.keys()
-    changed = {name for name in base if not torch.equal(base[name], tuned[name])}
-    assert changed == {name for name in base if "_proj" in name}
-    held_out = result.log[result.log["metric"] == "held_out/solutions"]["value"].tolist()
-    assert held_out[-1] < held_out[len(held_out) // 2] < held_out[0]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "tokens").glob("*/tokens")} == tokenised
 
 
 # What is watched
@@ -326,7 +243,7 @@ def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(m
 
     problems = [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}", " blue", f" {a}", " the list") for a in range(200, 212)]
     held_out = {**HELD_OUT, "task/sums": problems}
-    params = tiny_params(model_dir, **ONE_ARM, task_scores_per_stage=2, held_out_items=12, learning_rate=3e-3)
+    params = tiny_params(model_dir, **ONE_ARM, task_scores=True, held_out_items=12, learning_rate=3e-3)
     result = trained(params, tmp_path, held_out=held_out)
     scores = result.log[result.log["metric"] == "task/sums"]
     stage = BATCH * STAGE_STEPS
@@ -343,20 +260,3 @@ def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(m
             bits.append(-logged.sum().item() / len(target.encode()))
         right += bits.index(min(bits)) == 0
     assert scores["value"].iloc[-1] == pytest.approx(right / len(problems))
-
-
-def test_replayed_text_and_one_schedule_are_accounted_for_stage_by_stage(model_dir: Path, tmp_path: Path) -> None:
-    changes = {"arms": {"trait": ["in_domain", "passages"]}, "replay": [0.0, 0.25], "schedule": "across_stages"}
-    result = trained(tiny_params(model_dir, **changes), tmp_path)
-    stage = BATCH * STAGE_STEPS
-    tokens = result.accounting.set_index(["stage", "source"])["tokens"].to_dict()
-    assert tokens == {(1, "in_domain"): stage, (2, "passages"): 3 * stage // 4, (2, "random"): stage // 4}
-    rates = result.log[result.log["metric"] == "learning_rate"]["value"].tolist()
-    factors = [wsd_factor(step, 2 * STAGE_STEPS, 0.03, 0.1) for step in range(2 * STAGE_STEPS)]
-    assert rates == pytest.approx([1e-3 * factor for factor in factors])
-    assert result.log.groupby("stage")["tokens"].max().to_dict() == {1: stage, 2: 2 * stage}
-    mixed = trained(tiny_params(model_dir, **{**changes, "schedule": "one_stage"}), tmp_path)
-    assert mixed.accounting.groupby("source")["tokens"].sum().to_dict() == {
-        "in_domain": stage, "passages": 3 * stage // 4, "random": stage // 4,
-    }  # fmt: skip
-    assert set(mixed.log["stage"]) == {1}

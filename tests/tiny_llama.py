@@ -23,7 +23,7 @@ from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams, load
 from trait_kit.training import launch, stages, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
-from trait_kit.training.tokens import Rows, piece_records, save_rows, write_store
+from trait_kit.training.tokens import Rows, open_store, piece_records, save_rows, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT, BATCH = 32, 128
@@ -68,8 +68,8 @@ def tiny_sources() -> dict[str, list[str]]:
 
 
 HELD_OUT = {
-    "solutions": [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}") for a in range(200, 206)],
-    "general": [("", "The colour of the sky is blue.")],
+    "held_out/solutions": [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}") for a in range(200, 206)],
+    "held_out/general": [("", "The colour of the sky is blue.")],
 }
 
 
@@ -79,7 +79,7 @@ def trained(params: TrainingParams, out: Path, sources=None, held_out=None, prob
         if not child:
             patch.setattr(launch, "run", _here)
         texts = text_files(sources or tiny_sources(), out)
-        return stages.train(params, texts, held_out or HELD_OUT, problems, out, watch)
+        return stages.train(params, (texts, held_out or HELD_OUT, problems), out, watch)
 
 
 def text_files(sources: dict[str, list[str]], folder: Path) -> dict[str, Path]:
@@ -101,8 +101,7 @@ def _here(job: Job, on_line: Callable[[str], None]) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trait_kit.engine.child.tell", on_line)
-            worker.prepare(job)
-            worker.train(job)
+            worker.main(job.work / "job.json")
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
@@ -111,10 +110,10 @@ def _here(job: Job, on_line: Callable[[str], None]) -> None:
 
 def packed(documents: list[np.ndarray], folder: Path, context_length: int = CONTEXT) -> dict[str, torch.Tensor]:
     """input_ids, position_ids, labels [rows, context_length] of documents that are packed as training packs them."""
-    store = write_store(documents, folder / "store")
+    write_store([documents], folder / "store")
+    store = open_store(folder / "store")
     plan = plan_rows(store.lengths, context_length)
-    pieces = piece_records([store], np.zeros(len(plan.document), np.uint8), plan.document, plan.start)
-    pieces["length"] = plan.length
+    pieces = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
     save_rows(folder, pieces, plan.row_ends, ["store"])
     rows = Rows(folder, context_length, eos=256)
     return {name: torch.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
@@ -141,7 +140,7 @@ def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **
         "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
         "from trait_kit.training.stages import train; params, texts, held_out = json.load(open(sys.argv[1])); "
         "texts = {name: pathlib.Path(path) for name, path in texts.items()}; "
-        "train(TrainingParams(**params), texts, held_out, (), sys.argv[2])"
+        "train(TrainingParams(**params), (texts, held_out, ()), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(folder / "input.json"), str(folder / "out")]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)

@@ -17,7 +17,7 @@ from itertools import islice
 from string import ascii_uppercase
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, only_number, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, quantity, read_number, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -64,12 +64,12 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     """
     gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
     if not kind or (kind == "choice" and not choices):
-        kind = "number" if only_number(gold) else "expression" if is_mathematical(gold) else "text"
+        kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
     reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
     if kind == "choice":
         reader = _Options(gold, choices)
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
-    if isinstance(reader, _Words) and reader.bare(text):
+    if kind == "text" and "\n" not in text.strip() and not text.lstrip().startswith("####") and reader.whole(text):
         return True, True
     text = _DENIED.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
@@ -85,10 +85,7 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
     found, marked = conclusion(paragraph)
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
     right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
-    if kind == "text" and not (right or marked):
-        said, words = f" {plain_words(found)} ", plain_words(gold)
-        right = f" {words} " in said and not re.search(rf"\b(?:not|never|isnt|arent)\s+{re.escape(words)}\b", said)
-    return right, found
+    return right or (kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0), found
 
 
 def conclusion(text: str) -> tuple[str, bool]:
@@ -204,7 +201,7 @@ def _final(text: str) -> list[str]:
 
 # ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever else stands in its line, is
 # the gold one (None: it names none), `unannounced` whether a text that announces nothing ends in it, `whole` whether X of
-# 'The answer is X.' is the gold answer and nothing else, `bare` whether a text without that sentence has the asked-for form
+# 'The answer is X.' is the gold answer and nothing else
 
 
 class _Value:
@@ -218,7 +215,7 @@ class _Value:
         stated = fractions(tidy(_REASON.split(answer, maxsplit=1)[0]))
         if self._repeats(_SENTENCE_END.split(answer, maxsplit=1)[0]):
             return False
-        if self.wanted and (number := only_number(stated)):
+        if self.wanted and (number := quantity(stated, unit=False)):
             return self._is_wanted(number)
         for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
             found = list(islice(NUMBER.finditer(side), 2))
@@ -227,27 +224,24 @@ class _Value:
                 break
             if found:
                 return not _HEDGE.fullmatch(between) and self._is_wanted(read_number(found[0]))
-        return self._formula(answer)
+        return self._formula(_readings(answer))
 
-    def _formula(self, answer: str) -> bool | None:
-        readings = _readings(answer)
+    def _formula(self, readings: list[str]) -> bool | None:
         if any(alike(reading, self.gold) for reading in readings):
             return True
-        formulas = [reading for reading in readings if not _is_prose(reading)]
+        formulas = [reading for reading in readings if reading and not _is_prose(reading)]
         shortest = min(readings, key=len, default="")  # 'correct, as 3 + 4 = 7' states nothing
-        if formulas and re.search(r"[\d\\^+=]|\b[A-Za-z]\b", answer):
-            verdicts = (self._same(formula) for formula in formulas[-2:])
-            return bool(next((verdict for verdict in verdicts if verdict is not False), False))  # None: no second attempt
-        return False if formulas or re.search(r"\d", shortest) else None
+        if not formulas:
+            return False if re.search(r"\d", shortest) else None
+        verdicts = (self._same(formula) for formula in formulas[-2:])
+        return bool(next((verdict for verdict in verdicts if verdict is not False), False))  # None: no second attempt
 
     def unannounced(self, text: str) -> bool:
         first = unwrap(_first_line(text))
-        if self.wanted and (number := only_number(first)):
+        if self.wanted and (number := quantity(first, unit=False)):
             return self._is_wanted(number)
-        candidates = [first, unwrap(_last_line(text)), *_final(text)]
         if not self.wanted:
-            as_written = any(alike(candidate, self.gold) for candidate in candidates if candidate)
-            return as_written or bool(candidates[-1] and not _is_prose(candidates[-1]) and self._same(candidates[-1]))
+            return bool(self._formula([first, unwrap(_last_line(text)), *_final(text)]))
         for line in reversed(text.splitlines()):
             sides = fractions(tidy(line)).split("=")
             if found := list(NUMBER.finditer(sides[-1])):
@@ -256,7 +250,7 @@ class _Value:
 
     def whole(self, answer: str) -> bool:
         if self.kind == "number":
-            return not _is_prose(answer) and self._is_wanted(only_number(answer))
+            return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
         as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
         return bool(answer) and (as_gold or not (_is_prose(answer) or _REASON.search(answer)))
 
@@ -313,7 +307,7 @@ class _Options:
         for read in (self._plainly, self._mentioned, self._held):
             if (place := read(answer)) is not None:
                 return self._is_gold(place)
-        return None if only_number(unwrap(answer)) is None else False
+        return None if quantity(unwrap(answer), unit=False) is None else False
 
     def unannounced(self, text: str) -> bool:
         text = _RULED_OUT.sub("", text)
@@ -345,7 +339,7 @@ class _Options:
 
     def _stated(self, text: str) -> int | None:
         """The option whose text this is."""
-        for same in (lambda choice: compact(choice) == compact(text), lambda choice: _same_option(choice, text)):
+        for same in (lambda choice: compact(choice) == compact(text), lambda choice: alike(text, choice)):
             places = [place for place, choice in enumerate(self.choices) if same(choice)]
             if len(places) == 1:
                 return places[0]
@@ -375,7 +369,7 @@ class _Words:
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SENTENCE_END.finditer(answer), 4)]
-        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (answer, unwrap(answer), *ends))
+        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
 
     def unannounced(self, text: str) -> bool:
         first = _first_line(text)
@@ -383,12 +377,3 @@ class _Words:
 
     def whole(self, answer: str) -> bool:
         return plain_words(answer) == plain_words(self.gold) != ""
-
-    def bare(self, text: str) -> bool:
-        return "\n" not in text.strip() and not text.lstrip().startswith("####") and self.whole(text)
-
-
-def _same_option(choice: str, text: str) -> bool:
-    if is_words(choice) or not re.search(r"[\d\\]", choice):
-        return plain_words(choice) == plain_words(text) != ""
-    return alike(text, choice)

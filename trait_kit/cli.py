@@ -11,7 +11,10 @@ from typing import Annotated
 
 import typer
 
+from trait_kit import params
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.shards import Place
+from trait_kit.params import Experiment
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -23,8 +26,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-Partition = Annotated[str, typer.Option(help="of Slurm")]
-Time = Annotated[str, typer.Option(help="of one Slurm task")]
+Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
 
 
 class Executor(StrEnum):
@@ -35,24 +37,26 @@ class Executor(StrEnum):
     slurm = "slurm"
 
 
+def _place(executor: Executor, workers: int, slurm: str) -> Place:
+    pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
+    return Place(executor.value, workers, {name: value for name, _, value in pairs})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake ends in one message and exit code 1, a bug in a traceback."""
     try:
-        app(args=arguments, standalone_mode=False)
+        app(args=arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
-    except typer.Exit as error:
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's own: a wrong option
-            raise
-        error.show()
-        return error.exit_code
+    except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
+        return int(end.code or 0)
     return 0
+
+
+def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
+    """The experiment with its overrides, and the folder where it runs."""
+    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
 
 
 @app.command()
@@ -63,27 +67,23 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Execute the six notebooks of an experiment; what is done is not repeated."""
-    from trait_kit import params, pipeline
+    from trait_kit import pipeline
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    pipeline.run(found, params.run_folder(experiment, run_dir), start_from)
+    pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
 @app.command()
 def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Say what `run` would do, and why."""
-    from trait_kit import params, pipeline
+    from trait_kit import pipeline
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    for name, state in pipeline.status(found, params.run_folder(experiment, run_dir)).items():
+    for name, state in pipeline.status(*_asked(experiment, run_dir, overrides)).items():
         print(f"{name:22} {state}")
 
 
 @app.command()
 def check(experiments: list[Path]) -> None:
     """Validate experiment files without running anything."""
-    from trait_kit import params
-
     for path in experiments:
         params.load(path)
         print(f"{path}: valid")
@@ -105,30 +105,24 @@ def score(
     label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
-    normalisation: Annotated[str, typer.Option(help="none or words-1: what texts need for a .bin")] = "none",
-    base_model: Annotated[str, typer.Option(help="count tokens with its tokenizer; else 4 bytes are a token")] = "",
-    keep_above: Annotated[float | None, typer.Option(help="also write documents with at least this score")] = None,
     documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
     executor: Executor = Executor.local,
     workers: Workers = 1,
-    slurm_partition: Partition = "",
-    slurm_time: Time = "20:00:00",
+    slurm: Slurm = "",
 ) -> None:
     """Score every document of a corpus; finished shards are not repeated."""
-    from trait_kit.engine.shards import Place
     from trait_kit.selection import scoring
 
     scored = scoring.score_corpus(
         corpus,
-        scoring.ModelFiles(model, educational, dsir, label, base_model, normalisation=normalisation),
+        scoring.ModelFiles(model, educational, dsir, label),
         output,
         documents_per_shard=documents_per_shard,
         max_quarantined=max_quarantined,
-        keep_above=keep_above,
-        place=Place(executor.value, workers, slurm_partition, slurm_time),
+        place=_place(executor, workers, slurm),
     )
-    print(f"{scored.documents:,} documents scored, {scored.lost:,} records unusable -> {output}")
+    print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()
@@ -139,7 +133,7 @@ def select(
     tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
     share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
-    base_model: Annotated[str, typer.Option(help="its tokenizer counts what scoring only estimated")] = "",
+    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
     min_tokens: int = 1,
     max_tokens: int = 2**31 - 1,
     min_educational: float = 1.0,
@@ -150,18 +144,16 @@ def select(
     seed: int = 0,
     executor: Executor = Executor.local,
     workers: Workers = 1,
-    slurm_partition: Partition = "",
-    slurm_time: Time = "20:00:00",
+    slurm: Slurm = "",
 ) -> None:
     """Choose from scored documents, without scoring again."""
-    from trait_kit.engine.shards import Place
     from trait_kit.selection import budget, choosing, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import load_problems
 
     names = re.split(r"[,\s]+", tasks) if tasks else []
     selected = choosing.select(
-        scoring.open_scoring(scores.absolute()),
+        scoring.Scoring.open(scores.absolute()),
         output,
         re.split(r"[,\s]+", methods),
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
@@ -170,7 +162,7 @@ def select(
         test_questions=load_problems(names, "test", test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         near_duplicate=near_duplicate,
-        place=Place(executor.value, workers, slurm_partition, slurm_time),
+        place=_place(executor, workers, slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
@@ -178,11 +170,10 @@ def select(
 @app.command()
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
-    from trait_kit import params
-    from trait_kit.training import command
+    from trait_kit.training import stages
 
-    found = params.load(experiment, params.read_overrides(overrides))
-    command.train(found.training, params.run_folder(experiment, run_dir))
+    found, folder = _asked(experiment, run_dir, overrides)
+    stages.train_run(found.training, folder)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -207,24 +198,20 @@ def compare(
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
     metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
-    confidence: Annotated[float | None, typer.Option(help="of every interval; else the first run's")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
     from trait_kit.evaluation import across_runs, comparison
     from trait_kit.figures import tables
 
-    if confidence is not None and not 0.5 < confidence < 1:
-        raise TraitError(f"--confidence {confidence:g}: it must be above 0.5 and below 1, for instance 0.95.")
     together = across_runs.gather(runs)
     outcomes = together.outcomes
     if metric and metric not in set(outcomes["metric"]):
         known = ", ".join(dict.fromkeys(outcomes["metric"]))
         raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
     outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
-    named = together.arm(reference) if reference else together.reference
-    tests = comparison.compare_all(outcomes, None if all_pairs else named, confidence or together.confidence)
-    print(tables.save_comparison(tests, outcomes, together.notes, output).to_text())
+    tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
+    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

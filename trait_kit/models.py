@@ -5,10 +5,9 @@ A name is `demo:<model>`, a local folder, or an id of the Hugging Face hub, and 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import time
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,36 +16,28 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trait_kit import demo
+from trait_kit.engine import machine
+from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, content, digest
-from trait_kit.engine.hub import from_hub
 
 if TYPE_CHECKING:
     import torch
 
 DEMO_MODELS = tuple(f"demo:{name}" for name in (*demo.BASE_MODELS, demo.EMBEDDING_MODEL))
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(DEMO_MODELS)}"
-_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # never pickles
-_BATCH = 1_000  # texts tokenised at a time: bounds memory
 _WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
-_SIDE, _SECONDS = 512, 0.05  # of the matrices that are multiplied to measure it, and how long at least
 
 
 def resolve_model(name: str) -> str:
     """`demo:<model>` as its folder in the cache (made when missing), a folder as itself, a hub id unchanged."""
-    kind, colon, model = name.partition(":")
     if name == f"demo:{demo.EMBEDDING_MODEL}":
         return str(demo.embedding_model_dir())
-    if kind == "demo" and model in demo.BASE_MODELS:
-        return str(demo.base_model_dir(model))
-    if kind == "demo" and colon:
-        near = difflib.get_close_matches(name, DEMO_MODELS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(DEMO_MODELS)}."
-        raise TraitError(f"There is no model '{name}'; {hint}")
+    if name in DEMO_MODELS:
+        return str(demo.base_model_dir(name.removeprefix("demo:")))
     path = Path(name).expanduser()
     if name.strip() and path.is_dir():
         return str(path)
-    is_path = path.exists() or path.is_absolute() or name.startswith(("~", "./", "../")) or name.count("/") > 1
-    if is_path or not name.strip() or colon:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise TraitError(f"'{name}' is no model folder; {_INSTEAD}, or a hub id.")
     return name
 
@@ -59,7 +50,7 @@ def model_folder(name: Path | str) -> Path:
     from huggingface_hub import snapshot_download
 
     with from_hub("model", name, _INSTEAD):
-        return Path(snapshot_download(resolved, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
 
 
 def model_digest(name: Path | str) -> str:
@@ -92,11 +83,8 @@ class TokenCounter:
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        counts = np.zeros(len(texts), np.int32)
-        for first in range(0, len(texts), _BATCH):
-            encodings = self._tokenizer.encode_batch_fast(list(texts[first : first + _BATCH]), add_special_tokens=False)
-            counts[first : first + len(encodings)] = [len(encoding) for encoding in encodings]
-        return counts
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.fromiter(map(len, encodings), np.int32, len(encodings))
 
 
 def token_counter(base_model: str) -> TokenCounter:
@@ -131,22 +119,18 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     import torch
     from transformers import AutoModel
 
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TraitError(f"Text {row} to embed is {type(text).__name__}, not a string. Leave such rows out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(model, "embedding_model")
+    folder = model_folder(model)
+    tokenizer = load_tokenizer(folder, "embedding_model")
     with from_hub("embedding_model", model, _INSTEAD):
-        loaded = AutoModel.from_pretrained(resolve_model(str(model)), dtype=getattr(torch, fast_precision(device)))
-    loaded.eval().to(device)
+        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision(device))).eval().to(device)
     vectors = np.zeros((len(texts), loaded.config.hidden_size), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows at once
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = tokenizer(
-                [texts[row] for row in rows], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-            ).to(device)
+            shape = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+            batch = tokenizer([texts[row] for row in rows], **shape).to(device)
             states = loaded(**batch).last_hidden_state.float()  # [batch, tokens, d]
             mask = batch["attention_mask"].unsqueeze(-1).float()
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -175,22 +159,5 @@ def fast_precision(device: str | None = None) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if kind != "cpu":
         return "float32"
-    rates = {precision: _matrix_rate(precision) for precision in ("float32", "bfloat16")}
+    rates = {precision: machine.matrix_rate("cpu", precision) for precision in ("float32", "bfloat16")}
     return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"
-
-
-def _matrix_rate(precision: str) -> float:
-    """Operations a second of a CPU's matrix product: the best of what fits into 0.05 s, whatever else the machine does."""
-    import torch
-
-    def seconds(side: int) -> float:
-        factor = torch.ones((side, side), dtype=getattr(torch, precision))
-        started = time.perf_counter()
-        torch.mm(factor, factor)
-        return time.perf_counter() - started
-
-    seconds(64)  # threads and kernels start here
-    begun, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - begun < _SECONDS:
-        best = min(best, seconds(_SIDE))
-    return 2 * _SIDE**3 / best

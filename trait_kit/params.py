@@ -20,10 +20,8 @@ from trait_kit.engine.files import TraitError
 
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 
-# Knobs of earlier versions, and what to do without them.
-REMOVED = {
-    "run_dir": "a run is written to runs/<name of the experiment file>, or where --run-dir says",
-}
+_REMOVED = Path(__file__).with_name("removed_knobs.yaml")
+REMOVED = yaml.safe_load(_REMOVED.read_text(encoding="utf-8"))  # knob of an earlier version -> what to do without it
 
 
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
@@ -39,18 +37,18 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
 def shape(section: Common, of: str = "") -> dict[str, Any]:
     """The knobs of a section that shape the result of its step, or of another step (`of`) that uses some of them too."""
     own = next(name for name, model in SECTIONS.items() if type(section) is model)
-    shaping = {}
-    for field, info in type(section).model_fields.items():
-        said = {"shapes": True, "steps": "", **(info.json_schema_extra or {})}
-        if said["shapes"] and (of or own) in (said["steps"] or own).split():
-            shaping[field] = getattr(section, field)
-    return shaping
+    said = {
+        field: knob().json_schema_extra | (info.json_schema_extra or {})
+        for field, info in type(section).model_fields.items()
+    }
+    used = [field for field, extra in said.items() if (of or own) in (extra["steps"] or own).split()]
+    return {field: getattr(section, field) for field in used if said[field]["shapes"]}
 
 
 def input_kinds(model: type[Common]) -> dict[str, str]:
     """The knobs that name an input, and the kind of it."""
-    said = {field: info.json_schema_extra or {} for field, info in model.model_fields.items()}
-    return {field: extra["reads"] for field, extra in said.items() if extra.get("reads")}
+    said = {field: (info.json_schema_extra or {}).get("reads") for field, info in model.model_fields.items()}
+    return {field: kind for field, kind in said.items() if kind}
 
 
 class Common(BaseModel):
@@ -69,21 +67,19 @@ class Common(BaseModel):
     test_items_per_task: int = knob(steps="selection passages training evaluation figures", gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
+    # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
+    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model", steps="passages figures")
 
 
 class TeacherParams(Common):
-    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages."""
+    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
     teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
-    teacher_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # environment variable with the key; never the key
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
-    teacher_timeout: float = knob(120.0, shapes=False, gt=0)  # seconds a request
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
-    teacher_temperature: float | None = knob(None, ge=0, le=2)  # None: the endpoint's own
-    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: thinking off, stop at a blank line, seed
-    prices: str = knob("params/prices.yaml", shapes=False)  # what models cost at addresses outside your network
+    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     @model_validator(mode="after")
@@ -107,7 +103,7 @@ class ClassifierParams(TeacherParams):
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-    educational_model: str = knob("", reads="file")  # model: a fastText .bin, or hf:owner/name/file.bin on the hub
+    educational_model: str = knob("", reads="file")  # model: a fastText .bin with labels such as High, Mid and Low
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:
@@ -127,12 +123,10 @@ class SelectionParams(Common):
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
     near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
-    token_counts: Literal["all", "candidates"] = "all"  # by the tokenizer for all web text, or estimated at first
     documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
     executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a folder that all nodes see
     workers: int = knob(1, shapes=False, ge=1)  # processes that score shards; a single local one is the notebook's own
-    slurm_partition: str = knob("", shapes=False)  # slurm: where to run
-    slurm_time: str = knob("20:00:00", shapes=False)  # slurm: limit of one task
+    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time of a task, qos, ... as datatrove's executor names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
 
     @model_validator(mode="after")
@@ -141,49 +135,41 @@ class SelectionParams(Common):
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods names one method twice")
-        if self.executor == "slurm" and not self.slurm_partition:
-            raise ValueError("executor is slurm, so slurm_partition must be set")
+        if self.executor == "slurm" and "partition" not in self.slurm:
+            raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
         return self
 
 
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
-    grouping: Literal["knowledge", "entity"]  # what the problems of a passage share
-    # Where it is found: field (the task file's topic or entity), text (entity: a name that stands in the question),
-    # concepts (knowledge: of mathematics, recognised), teacher (knowledge: topics it is asked for), embedding (neighbours)
-    shared_from: Literal["field", "text", "concepts", "teacher", "embedding"] = "field"
+    # What the problems of a passage share: the topic or the entity that the task files name; or a topic found for them:
+    # concepts of mathematics recognised in the question, what the teacher is asked for, or neighbours by embedding
+    grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
     problems_per_task: int = knob(gt=0)  # training problems taken from each task
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    entity_names: str = knob("", reads="file")  # text: a file with one name a line, beside the problems' own entities
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # of problems: a local folder or hub id
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
     teacher: Literal["offline", "openai", "none"] = "offline"  # composes by rules; asks an LLM; joins worked solutions
     paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
-    prompt: str = knob("", reads="file")  # a Jinja template of your own (its path) instead of the kit's
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
-    min_passage_tokens: int = knob(60, ge=1)  # shorter passages are rejected
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
     paraphrase_similarity: float = knob(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all
 
+    @property
+    def kind(self) -> str:
+        """What passages are centred on, in the paper's words."""
+        return "entity" if self.grouping == "entity" else "knowledge"
+
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
-        if self.teacher == "openai":
-            self._require_endpoint("teacher is openai")
-        if self.min_passage_tokens >= self.max_passage_tokens:
-            raise ValueError("min_passage_tokens must be smaller than max_passage_tokens")
-        needed = {"field": self.grouping, "text": "entity"}.get(self.shared_from, "knowledge")
-        if self.grouping != needed:
-            raise ValueError(f"shared_from is {self.shared_from}, so grouping must be {needed}")
-        if self.shared_from == "teacher":
-            self._require_endpoint("shared_from is teacher")
-        if self.prompt and not self.prompt.endswith(".jinja"):
-            raise ValueError("prompt must be the path of a file that ends in .jinja")
+        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
+            if asks == chosen.split()[-1]:
+                self._require_endpoint(chosen)
         return self
 
 
@@ -192,35 +178,25 @@ class TrainingParams(Common):
 
     # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, and selection methods (random, dsir, ...).
     # Arms whose first stages agree train them once.
-    arms: dict[str, list[str]]
+    arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
-    replay: list[float] = []  # part of each stage that is general text (the random selection), for instance [0.0, 0.05]
     max_epochs: float = knob(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
-    schedule: Literal["per_stage", "across_stages", "one_stage"] = "per_stage"  # one_stage: texts mixed
     context_length: int = knob(512, ge=16)  # tokens a packed row
     tokens_per_batch: int = knob(1_024, ge=16)  # tokens an optimizer step
     rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = knob(0.10, ge=0, lt=1)  # exponential decay over this last part
-    weight_decay: float = knob(0.1, ge=0)  # of AdamW
-    max_loss_rise: float = knob(3.0, shapes=False, ge=0)  # nats above the recent median, three steps on end, stop; 0: never
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the faster one, by measuring this machine
     evaluations_per_stage: int = knob(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
-    task_scores_per_stage: int = knob(0, ge=0)  # scores of the tasks' validation problems in each stage; 0: none
-    checkpoint_tokens: int = knob(0, shapes=False, ge=0)  # tokens between checkpoints within a stage; 0: only its end
-    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints; 0: by tokens only
+    task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
+    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints within a stage; 0: only its end
     accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
     activation_checkpointing: bool = knob(False, shapes=False)  # recompute activations: a third more time, less memory
-    lora_rank: int = knob(0, ge=0)  # train low-rank adapters and merge them after each stage; 0: all weights
-    keep_stages: bool = knob(False, shapes=False)  # also weights between stages: sweeps then train shared ones once
-    price_per_gpu_hour: float = knob(0.0, shapes=False, ge=0)  # for the cost in progress and report, in any currency
-    report_to: Literal["none", "tensorboard"] = knob("none", shapes=False)  # also log to runs/.../tensorboard
     fine_tune_epochs: int = knob(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
-    fine_tune_problems: int = knob(1_000, ge=1)  # train problems of each task, at most
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
@@ -248,12 +224,6 @@ class TrainingParams(Common):
                     f"{field} ({getattr(self, field)}) must be a multiple of context_length x rows_per_device "
                     f"({self.context_length} x {rows})"
                 )
-        if self.replay and len(self.replay) != len(self.stage_tokens):
-            raise ValueError(f"replay has {len(self.replay)} fraction(s), but there are {len(self.stage_tokens)} stage(s)")
-        if any(not 0 <= fraction < 1 for fraction in self.replay):
-            raise ValueError(f"replay ({self.replay}): each fraction must be at least 0 and below 1")
-        if self.lora_rank and self.accelerate_config:
-            raise ValueError("lora_rank trains on one device: leave accelerate_config empty")
         if (fewest := min(self.stage_tokens)) < self.tokens_per_batch:
             raise ValueError(f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})")
         if self.warmup_fraction + self.decay_fraction > 1:
@@ -269,23 +239,17 @@ class EvaluationParams(Common):
     few_shot: int = knob(0, ge=0)  # worked examples before each problem
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
-    likelihood: bool = True  # bits per byte, choices and documents; false where an endpoint gives no log-probabilities
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
-    general_items: int = knob(200, ge=1)  # items of each general task
-    backend: Literal["transformers", "vllm", "endpoint"] = "transformers"  # what runs the models
-    endpoint_url: str = knob("", shapes=False)  # endpoint: for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # endpoint: the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
-    endpoint_key_variable: str = knob("OPENAI_API_KEY", shapes=False)  # endpoint: environment variable with the key
-    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, requests in flight
+    endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
+    endpoint_model: str = ""  # the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
+    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
 
     @model_validator(mode="after")
-    def _something_to_ask(self) -> EvaluationParams:
-        if self.backend == "endpoint" and not (self.endpoint_url and self.endpoint_model):
-            raise ValueError("backend is endpoint, so endpoint_url and endpoint_model must be set")
-        if not (self.likelihood or self.generate_items):
-            raise ValueError("likelihood is false, so generate_items must be above 0")
+    def _whole_endpoint(self) -> EvaluationParams:
+        if bool(self.endpoint_url) != bool(self.endpoint_model):
+            raise ValueError("endpoint_url and endpoint_model go together; leave both out to run the models here")
         return self
 
 
@@ -294,19 +258,6 @@ class FigureParams(Common):
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
     embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
-    umap_neighbors: int = knob(30, ge=2)  # larger: global structure; smaller: local detail
-    curve_arms: list[str] = knob(["selected", "trait"], min_length=1)  # arms on the score-against-tokens figure
-    title: str = "TRAIT experiment"  # heading of the report
-
-
-SECTIONS: dict[str, type[Common]] = {
-    "classifier": ClassifierParams,
-    "selection": SelectionParams,
-    "passages": PassageParams,
-    "training": TrainingParams,
-    "evaluation": EvaluationParams,
-    "figures": FigureParams,
-}
 
 
 class Experiment(BaseModel):
@@ -325,20 +276,18 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", "passages"} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
-            replayed = {"random"} if any(self.training.replay) else set()
-            for source in ({source for stage in stages for source in stage.split("+")} | replayed) - available:
+            for source in {source for stage in stages for source in stage.split("+")} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for field, names in (
-            ("evaluation.reference_arm", [self.evaluation.reference_arm]),
-            ("figures.curve_arms", self.figures.curve_arms),
-        ):
-            for name in names:
-                if name not in arms:
-                    raise ValueError(f"{field} names the arm '{name}', but training.arms has {', '.join(sorted(arms))}")
+        if (name := self.evaluation.reference_arm) not in arms:
+            known = ", ".join(sorted(arms))
+            raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
         return self
+
+
+SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
 
 
 def method_folder(method: str) -> str:
@@ -359,10 +308,8 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise TraitError(f"{path} is not a file. The shipped experiments are in params/.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is not valid YAML: {error}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
     if not isinstance(raw, dict):
         raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}.")
     for key, value in (overrides or {}).items():
@@ -391,45 +338,36 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, Any], origin: str) -> Experiment:
-    """Validate the sections of an experiment; errors name the file, the section, the field and a near name."""
-    known = {"common", *SECTIONS}
+    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
+
+    Errors name the file, the section, the field and a near name.
+    """
     for name, value in raw.items():
-        if name not in known:
-            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, known)}")
+        if name not in ("common", *SECTIONS):
+            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, ['common', *SECTIONS])}")
         if not isinstance(value, dict):
             raise TraitError(f"{origin}: section '{name}' must be a mapping of fields to values.")
     common = raw.get("common", {})
-    for field in common:
-        if field not in Common.model_fields:
-            raise TraitError(f"{origin}, section common: {_unknown(field, Common.model_fields)}")
-    sections = {name: validate(name, {**common, **raw.get(name, {})}, f"{origin}, section {name}") for name in SECTIONS}
+    if unknown := common.keys() - Common.model_fields.keys():
+        raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
     try:
-        return Experiment(**sections)
+        return Experiment(**{name: {**common, **raw.get(name, {})} for name in SECTIONS})
     except ValidationError as error:
-        raise TraitError(f"{origin}: {_message(error.errors()[0])}") from None
-
-
-def validate(section: str, values: dict[str, Any], origin: str) -> Common:
-    """Validate one section's values (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4)."""
-    model = SECTIONS[section]
-    try:
-        return model(**values)
-    except ValidationError as error:
-        messages = []
-        for item in error.errors():
-            field = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                messages.append(_unknown(field, model.model_fields))
-            elif item["type"] == "missing":
-                messages.append(f"the field '{field}' is missing; add it to this section or to common")
-            else:
-                messages.append(f"{field}: {_message(item)}" if field else _message(item))
-        raise TraitError(f"{origin}: " + "; ".join(messages)) from None
+        told = dict.fromkeys(_message(item) for item in error.errors())
+        raise TraitError(f"{origin}: {'; '.join(told)}") from None
 
 
 def _message(item: Any) -> str:
-    got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-    return item["msg"].removeprefix("Value error, ") + got
+    section, *path = item["loc"] or ("",)
+    field = ".".join(str(part) for part in path)
+    if item["type"] == "missing":
+        return f"the field '{field}' is missing; add it to section {section} or to common"
+    if item["type"] == "extra_forbidden":
+        told = _unknown(field, SECTIONS[section].model_fields)
+    else:
+        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+        told = f"{field}: " * bool(field) + item["msg"].removeprefix("Value error, ") + got
+    return f"section {section}: {told}" if section else told
 
 
 def _unknown(field: str, known: Any) -> str:

@@ -7,11 +7,13 @@ import itertools
 import os
 import re
 import shutil
+import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from trait_kit import params as parameters
 from trait_kit import runs
@@ -19,13 +21,18 @@ from trait_kit.engine.files import TraitError, atomic_path, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.figures import report, token_study
 
+_EXCERPT = 12  # lines of a failed cell that are shown
+
 
 def run(experiment: parameters.Experiment, run_dir: Path, start_from: str | None = None) -> Path:
     """Run every step that is not up to date, in order; return the report's path.
 
     `start_from` ("03" or a whole step name) executes that step and the later ones even if they are up to date.
     """
-    first = _step_index(start_from) if start_from else len(runs.STEPS)
+    numbers = [number for number, name in enumerate(runs.STEPS) if start_from and name.startswith(start_from)]
+    if start_from and not numbers:
+        raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
+    first = min(numbers, default=len(runs.STEPS))
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
@@ -73,14 +80,11 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         )
     except PapermillExecutionError as error:
         what = error.evalue if error.ename == "TraitError" else f"{error.ename}: {error.evalue}"
+        source = textwrap.indent("\n".join(error.source.strip().splitlines()[:_EXCERPT]), "    ")
         place = f"Notebook {name} failed in code cell {error.exec_count}"
-        raise TraitError(f"{place}:\n\n{what}\n\n{_excerpt(error.source)}\n\n{again}") from error
-    except OSError as error:
-        raise TraitError(
-            f"Notebook {name} could not be written to {partial}: {error}. Free some room, run again."
-        ) from error
-    except RuntimeError as error:  # nbclient's DeadKernelError
-        raise TraitError(f"Notebook {name}: its kernel died ({error}), most often for lack of memory.\n{again}") from error
+        raise TraitError(f"{place}:\n\n{what}\n\n{source}\n\n{again}") from error
+    except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
+        raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
     os.replace(partial, output)
 
 
@@ -127,20 +131,23 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
 def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
     """The experiment's file, what is set for every point, and the grid; TraitError says what a sweep file needs."""
     try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-        experiment, fixed, grid = path.parent / plan["experiment"], plan.get("set") or {}, plan["grid"]
-        if unknown := plan.keys() - {"experiment", "set", "grid"}:
-            raise TypeError(f"unknown key '{min(unknown, key=str)}'")
-        if not isinstance(fixed, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-            raise TypeError("`set` maps fields to values, and `grid` maps fields to lists of values")
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
+        plan = _Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise TraitError(
             f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values), and may have `set` "
             f"(section.field: value): {error}"
         ) from None
-    if both := fixed.keys() & grid.keys():
+    if both := plan.fixed.keys() & plan.grid.keys():
         raise TraitError(f"{path}: {min(both)} is in `set` and in `grid`. Leave it in one of them.")
-    return experiment, fixed, grid
+    return path.parent / plan.experiment, plan.fixed, plan.grid
+
+
+class _Sweep(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    experiment: str
+    fixed: dict[str, Any] = Field({}, alias="set")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 
 def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -179,19 +186,8 @@ def _point_name(point: dict[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip("-")[:120]
 
 
-def _step_index(text: str) -> int:
-    for number, name in enumerate(runs.STEPS):
-        if name.startswith(text):
-            return number
-    raise TraitError(f"--from {text}: no such step; the steps are {', '.join(runs.STEPS)}.")
-
-
-def _excerpt(source: str, lines: int = 12) -> str:
-    return "\n".join(f"    {line}" for line in source.strip().splitlines()[:lines])
-
-
 class _Indented(io.TextIOBase):
-    """Where papermill sends what the notebook prints, so that a batch run can be watched."""
+    """Where papermill sends what a notebook prints."""
 
     def write(self, text: str) -> int:
         for line in text.splitlines():

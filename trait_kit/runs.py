@@ -106,9 +106,7 @@ class Step:
     def figure(self, figure: Any, name: str) -> Any:
         """Keep a figure with the step's artefacts (SVG and PNG), and return it so that the notebook shows it."""
         if figure is not None and not self.done:
-            for suffix in ("svg", "png"):
-                with atomic_path(self.folder / "figures" / f"{name}.{suffix}") as temporary:
-                    figure.savefig(temporary, format=suffix, bbox_inches="tight", dpi=150)
+            figure.save(self.folder / "figures", name)
         return figure
 
     def finish(self, **summary: Any) -> None:

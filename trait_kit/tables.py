@@ -6,8 +6,6 @@ notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` na
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError, atomic_path
 
-_BATCH_ROWS = 2_000  # that `writer` holds in memory
+Row = dict[str, Any]
 _strings = pa.list_(pa.string())
 _document = [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("url", pa.string())]
 _scores = [
@@ -26,7 +24,7 @@ _scores = [
     ("domain", pa.float32()),  # probability of the in-domain label
     ("educational", pa.float32()),  # 2 P(High) + P(Mid), 0..2
     ("dsir", pa.float32()),  # log importance weight
-    ("n_tokens", pa.int32()),  # by the base model's tokenizer
+    ("n_tokens", pa.int32()),  # estimated from bytes in scores; by the base model's tokenizer in selections
     ("shard", pa.int32()),
 ]
 
@@ -98,11 +96,13 @@ SCHEMAS: dict[str, pa.Schema] = {
 SCHEMAS["rejected"] = SCHEMAS["passages"].append(pa.field("reason", pa.string()))
 
 
-def conform(table: pa.Table | pd.DataFrame, kind: str) -> pa.Table:
+def conform(table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
     """Cast to the schema of `kind`, in its column order; raise TraitError for a missing column or a NaN."""
     schema = SCHEMAS[kind]
     if isinstance(table, pd.DataFrame):
         table = pa.Table.from_pandas(table, preserve_index=False)
+    if isinstance(table, list):
+        table = pa.Table.from_pylist(table, schema=schema)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise TraitError(f"A {kind} table lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}.")
@@ -116,32 +116,12 @@ def conform(table: pa.Table | pd.DataFrame, kind: str) -> pa.Table:
     return table
 
 
-def write(path: Path | str, table: pa.Table | pd.DataFrame, kind: str) -> pa.Table:
+def write(path: Path | str, table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
     """Write `table` as Parquet under `path` (whole or not at all) and return it as it was written."""
     table = conform(table, kind)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return table
-
-
-@contextlib.contextmanager
-def writer(path: Path | str, kind: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that appends a row to a table that need not fit in memory; it is under `path` once all are written."""
-    rows: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        if rows:
-            out.write_table(conform(pa.Table.from_pylist(rows, schema=SCHEMAS[kind]), kind))
-            rows.clear()
-
-    def append(row: dict[str, Any]) -> None:
-        rows.append(row)
-        if len(rows) == _BATCH_ROWS:
-            flush()
-
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as out:
-        yield append
-        flush()
 
 
 def read(path: Path | str, kind: str) -> pa.Table:

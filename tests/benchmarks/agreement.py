@@ -16,6 +16,7 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -165,7 +166,8 @@ def gsm8k(model: Any, items: int, folder: Path) -> None:
 
 def our_choices(model: Any, folder: Path, items: list[dict[str, Any]]) -> list[bool]:
     """What the kit's task of choices says of the items, in their order."""
-    name = suites._write(suites.Unit("ours", "likelihood", 1, {"choices": items}), "choices", folder)
+    shutil.copytree(suites.TEMPLATES, folder, dirs_exist_ok=True)
+    name = suites._write("ours", 1, "choices", items, folder)
     with quiet():
         tasks = TaskManager(include_defaults=False, include_path=str(folder)).load([name])
         samples = evaluate(model, tasks, bootstrap_iters=0, log_samples=True)["samples"][name]

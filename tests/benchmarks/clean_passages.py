@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from random import Random
 
-from trait_kit.ads_problems import TASKS as ADS
-
+from trait_kit.catalogue import ADS_TASKS as ADS
 from trait_kit.passages.material import Problem
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]

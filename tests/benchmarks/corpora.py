@@ -13,9 +13,9 @@ import psutil
 import pyarrow as pa
 import speed
 
+from trait_kit.demo import part
 from trait_kit.engine.ngrams import Normalisation, normalise, text_array
 from trait_kit.selection import NgramScorer
-from trait_kit.selection.documents import load_documents, load_labels
 
 DEMO, SEED_SPEC = "demo:math/web", "demo:math/in_domain"
 TOPICS = ("Technology", "Physical sciences", "Mathematics")  # what the trained models call in-domain
@@ -45,12 +45,12 @@ class Setup:
     def model(self, size: tuple[int, int], normalisation: Normalisation = "none") -> tuple[Path, NgramScorer, Path]:
         """(.bin, scorer, .safetensors) of a model trained for one epoch to tell TOPICS from the rest of the demo's web."""
         path = self.folder / f"{size[0]}-{normalisation}.bin"
-        documents, topics = load_documents(DEMO), load_labels(DEMO)
+        documents = part(DEMO.removeprefix("demo:"), 0)
         texts = normalise(documents["text"]) if normalisation != "none" else documents["text"]
         source = path.with_suffix(".txt")
         with source.open("w", encoding="utf-8", newline="\n") as stream:
-            for name, text in zip(documents["id"].to_pylist(), texts.to_pylist(), strict=True):
-                label = "in_domain" if topics[name] in TOPICS else "general"
+            for topic, text in zip(documents["label"].to_pylist(), texts.to_pylist(), strict=True):
+                label = "in_domain" if topic in TOPICS else "general"
                 stream.write(f"__label__{label} {' '.join(text.split())}\n")
         options = dict(dim=size[0], bucket=size[1], epoch=1, lr=0.5, wordNgrams=2, thread=1, verbose=0)
         fasttext.train_supervised(str(source), **options).save_model(str(path))

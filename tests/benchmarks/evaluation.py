@@ -6,7 +6,7 @@
 The first: wall time of scoring likelihoods on gsm8k, math, mathqa and mmlu_stem (the last two with choices), without and
 with 4 worked examples, against the time inside the model's forward passes in that very run. `--suite`: nine math tasks, 4
 worked examples, likelihood and generation for all items, seconds by task and kind; killed, it goes on (FOLDER keeps
-answers and seconds). Prints JSON. The demo model and the public files in ../shared/data (see its README); asdiv and
+answers and seconds). Prints JSON. The demo model and the public files in the folder TRAIT_KIT_TEST_DATA; asdiv and
 tabmwp, which are not among them, are stood in for by two tasks that are generated.
 """
 
@@ -30,7 +30,7 @@ from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import backends, outcomes, suites
 from trait_kit.models import fast_precision, resolve_model
 from trait_kit.params import EvaluationParams
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import load_problems, load_tasks
 
 MODEL = Path(resolve_model("demo:smollm2-135m"))
 SCORED = ["gsm8k", "math", "mathqa", "mmlu_stem"]
@@ -47,7 +47,8 @@ def asked(chosen: EvaluationParams, folder: Path) -> list[suites.Unit]:
     items, shots = chosen.test_items_per_task, None
     if chosen.few_shot:
         shots = suites.worked_examples(chosen.tasks, chosen.few_shot, items)
-    return suites.build(load_problems(chosen.tasks, "test", items), {}, chosen, folder / "lm_eval", shots)
+    problems = load_problems(chosen.tasks, "test", items)
+    return suites.build(problems, {}, chosen, folder / "lm_eval", shots, load_tasks(chosen.tasks))
 
 
 def overhead(items: int) -> dict[str, Any]:

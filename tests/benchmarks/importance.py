@@ -55,7 +55,7 @@ def agreement(setup: Setup) -> dict:
                 theirs[name] = _package(setup, *lists, buckets, tokenizer=str.split)()
             finally:
                 hashed_ngram_dsir.hash_buckets = usual
-        smooth = DsirModel.fit(seed, texts, buckets, normalisation="none").log_weights(texts)
+        smooth = DsirModel.fit(seed, texts, buckets).log_weights(texts)
         found[f"{buckets:,} buckets"] = {
             "ours and the package": _rank(ours, theirs["its hash"]),
             "the package and itself with another hash": _rank(theirs["another"], theirs["its hash"]),
@@ -89,7 +89,7 @@ def _ours(texts: Texts, seed: Texts, buckets: int) -> np.ndarray:
     """The kit's weights by the package's formula: the same small number added to every bucket's probability."""
     counts = [linear.count(side, buckets, 2, "none") for side in (seed, texts)]
     logs = [np.log(count / count.sum() + SMOOTHING) for count in counts]
-    return DsirModel((logs[0] - logs[1]).astype(np.float32), 2, "none").log_weights(texts)
+    return DsirModel((logs[0] - logs[1]).astype(np.float32)).log_weights(texts)
 
 
 def _rank(one: np.ndarray, other: np.ndarray) -> float:

@@ -70,7 +70,7 @@ def measure(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: 
     counted: Counter[str] = Counter()
     for number in range(tables):
         pairs = table(draw, kind, sizes, n_seeds, 0.15)
-        row = comparison.compare_pair(pairs, "metric", kind == "binary", 0.95, number)
+        row = comparison.compare_pair(pairs, "metric", kind == "binary", number)
         counted["difference"] += row["low"] <= reference - arm <= row["high"]
         own = statistics.mean_interval([pair[1] for pair in pairs], 0.95, number)
         counted["mean"] += own.low <= arm <= own.high
@@ -78,7 +78,7 @@ def measure(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: 
             counted[name] += low <= reference - arm <= high
         same = table(draw, kind, sizes, n_seeds, 0.0)
         counted["called at no difference"] += (
-            comparison.compare_pair(same, "metric", kind == "binary", 0.95, number)["p_value"] <= 0.05
+            comparison.compare_pair(same, "metric", kind == "binary", number)["p_value"] <= 0.05
         )
     return {name: count / tables for name, count in counted.items()}
 
@@ -87,14 +87,13 @@ def power(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: in
     """How often a true gain as large as such tables' `smallest_gain` (root mean square) is found: it promises 0.8."""
     draw = np.random.default_rng([seed, 1, KINDS.index(kind), sum(sizes), n_seeds])
     binary = kind == "binary"
-    some = [comparison.compare_pair(table(draw, kind, sizes, n_seeds, 0.15), "m", binary, 0.95, 0) for _ in range(100)]
-    wanted = float(np.sqrt(np.mean([row["gain"](0.05) ** 2 for row in some])))
+    some = [comparison.compare_pair(table(draw, kind, sizes, n_seeds, 0.15), "m", binary) for _ in range(100)]
+    wanted = float(np.sqrt(np.mean([statistics.smallest_gain(row["spread"], 0.05) ** 2 for row in some])))
     if binary:  # in the unit of the latent sum
         base, scale = means(kind, n_seeds, 0.0)[0], LEVEL / stats.norm.ppf(means(kind, n_seeds, 0.0)[0])
         wanted = float(stats.norm.ppf(base + wanted)) * scale - LEVEL
     rows = (
-        comparison.compare_pair(table(draw, kind, sizes, n_seeds, wanted), "m", binary, 0.95, number)
-        for number in range(tables)
+        comparison.compare_pair(table(draw, kind, sizes, n_seeds, wanted), "m", binary, number) for number in range(tables)
     )
     return sum(row["p_value"] <= 0.05 for row in rows) / tables
 

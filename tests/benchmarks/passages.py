@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import speed
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
-from trait_kit.cli import bench
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import token_counter
@@ -44,13 +44,13 @@ catalogue:
 def math(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """Train problems of GSM8K and MATH, joined by mathematical concepts; test sets of all seven local benchmarks."""
     tasks = {name: local_task(folder, name) for name in BENCHMARKS}
-    return [tasks["gsm8k"], tasks["math"]], list(tasks.values()), {"grouping": "knowledge", "shared_from": "concepts"}
+    return [tasks["gsm8k"], tasks["math"]], list(tasks.values()), {"grouping": "concepts"}
 
 
 def math_embedding(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
     """The same problems, joined as neighbours in an embedding."""
     train, test, _ = math(folder, groups)
-    return train, test, {"grouping": "knowledge", "shared_from": "embedding"}
+    return train, test, {"grouping": "embedding"}
 
 
 def ads(folder: Path, groups: int) -> tuple[list[str], list[str], dict]:
@@ -86,7 +86,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
     subject = dict(zip(problems["id"], problems["task"] + "/" + problems["topic"].fillna(""), strict=True))
     tasks = Counter(task for tasks in passages["tasks"] for task in set(tasks))
     return {
-        "machine": bench.machine(),
+        "machine": speed.machine(),
         "screened": screened.to_dict("records"),
         "test questions": len(questions),
         "groups": len(made),

@@ -5,7 +5,7 @@ steps as language models print them (LaTeX, bold type, units, boxed answers, a s
 A planted error changes one thing in such a passage. Both go through `write_groups`; an error counts as found only where
 the check that rejects it is one of those meant for it (FAULTS). Each passage is judged among others, none of them its own.
 
-Problems: the kit's generated tasks, and GSM8K and MATH where ../shared/data has them.
+Problems: the kit's generated tasks, and GSM8K and MATH where the folder TRAIT_KIT_TEST_DATA has them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, hold
 from local_tasks import LOCAL, local_task
 
 from trait_kit import tables
+from trait_kit.engine.files import digest
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import COLUMN, make_groups
-from trait_kit.passages.material import Draft, Group, Problem, problem_rows
+from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
 from trait_kit.passages.novelty import screen_problems
 from trait_kit.passages.relating import tag_concepts
-from trait_kit.passages.teachers import OfflineTeacher, Order
+from trait_kit.passages.teachers import OfflineTeacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
 
@@ -314,7 +315,9 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 same.sort(key=lambda other: other.task == row.task)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
-                made.append(_clean(Group.of([one.id for one in chosen], grouping, shared), tuple(chosen), "equal"))
+                names = [one.id for one in chosen]
+                group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
+                made.append(_clean(group, tuple(chosen), "equal"))
     rng.shuffle(made)
     yield from made[:n]
 
@@ -363,7 +366,7 @@ def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequen
     """For each passage '' or the reason of its rejection, when it comes after those in `before` and all earlier ones."""
     stream = [replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])]
     rows = {row.id: row for passage in stream for row in passage.rows}
-    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "knowledge"}
+    required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "topic"}
     sizes = {"problems_per_task": 1, "test_items_per_task": 1, "n_groups": 1, "max_passage_tokens": 8_000}
     with tempfile.TemporaryDirectory() as folder:
         write_groups(
@@ -372,8 +375,8 @@ def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequen
             Written({passage.group.id: passage.draft for passage in stream}),  # type: ignore[arg-type]
             folder=Path(folder),
             test_questions=test_questions,
-            count_tokens=lambda texts: np.array([len(text.split()) for text in texts]),
-            params=PassageParams(**required, **sizes, min_passage_tokens=20),
+            count_tokens=lambda texts: np.array([len(text) // 4 for text in texts]),
+            params=PassageParams(**required, **sizes),
         )
         rejected = tables.read(Path(folder) / "rejected.parquet", "rejected").to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
@@ -433,7 +436,7 @@ def run(sets: Sequence[tuple[pd.DataFrame, pd.DataFrame, str]], n: int, seed: in
 
 
 def demo_sets(per_task: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, str]]:
-    for tasks, grouping in ((MATH, "knowledge"), (list(ADS), "entity")):
+    for tasks, grouping in ((MATH, "knowledge"), (ADS, "entity")):
         test = load_problems(tasks, "test", per_task)
         yield load_problems(tasks, "train", per_task), test, grouping
 

@@ -11,7 +11,6 @@ import contextlib
 import cProfile
 import functools
 import json
-import os
 import pstats
 import tempfile
 import threading
@@ -86,17 +85,16 @@ def parquet(setup: Setup) -> dict:
         LocalPipelineExecutor(steps, tasks=1, logging_dir=str(job / "log")).run()
         return job
 
-    run = functools.partial(speed.filter_parquet, setup.corpus, table, "in_domain", 0.5, setup.folder)
-    two = functools.partial(
+    run = functools.partial(
         speed.parquet_to_selection, setup.corpus, table, "in_domain", Limits(threshold=0.5), setup.folder
     )
     works = {"datatrove, read and write": datatrove, "datatrove": functools.partial(datatrove, select)}
-    works |= {"ours": run, "ours, scores first, then a choice": two}
+    works["ours"] = run
     with one_core():
         speeds = speed.race(works, speed.text_megabytes(setup.texts), setup.turns)
         shares = _shares(run)
     ours, theirs = run(), datatrove(select)
-    kept, all_kept = _ids(ours / "scores", "kept-*.parquet"), _ids(theirs / "out", "*.parquet")
+    kept, all_kept = _ids(ours / "selection", "fasttext.parquet"), _ids(theirs / "out", "*.parquet")
     scored = _ids(ours / "scores", "scores-*.parquet")  # all but a few per cent that the kit holds out
     counts = {"documents": setup.documents.num_rows, "scored": len(scored), "kept": len(kept)}
     counts["kept by one alone"] = len(kept ^ (all_kept & scored))
@@ -117,10 +115,9 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
 
 
 def scaling(setup: Setup) -> dict:
-    """Two processes against one, and two threads; a second size tells the steady speed from what starting takes."""
-    _, ours, table = setup.model(LARGE)
-    threads = {f"{n}": functools.partial(ours.probabilities, setup.texts, workers=n) for n in (1, 2)}
-    found = {"threads": ratio(speed.race(threads, speed.text_megabytes(setup.texts), setup.turns), "2", "1")}
+    """Two processes against one; a second size tells the steady speed from what starting takes."""
+    _, _, table = setup.model(LARGE)
+    found = {}
     corpora = [setup.large_corpus(times * setup.megabytes) for times in (10, 20)]
     works, sizes = {}, {}
     for workers in (1, 2):
@@ -182,8 +179,7 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
     if library:
         works["fastText predict"] = speed.predict(model, speed.fasttext_lines(array, scorer))
     works["reading and hashing words alone"] = lambda: speed.scan(array, scorer)
-    for n in sorted({min(2**power, os.cpu_count() or 1) for power in range(11)}):
-        works[f"NgramScorer, {n} thread{'s' if n > 1 else ''}"] = lambda n=n: scorer.probabilities(array, workers=n)
+    works["NgramScorer"] = lambda: scorer.probabilities(array)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         speed.write_parquet(documents, folder / "corpus")
@@ -191,7 +187,6 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
         works["Parquet to scores to selection, 1 process"] = lambda: speed.parquet_to_selection(
             *files, Limits(share=0.1), folder / "job"
         )
-        works["Parquet to filtered Parquet, 1 process"] = lambda: speed.filter_parquet(*files, 0.5, folder / "job")
         speeds = speed.race(works, speed.text_megabytes(array), turns)
     found = pd.DataFrame({"work": list(speeds), "MB/s": [one["wall"] for one in speeds.values()]})
     found["documents/s"] = (found["MB/s"] * len(array) / speed.text_megabytes(array)).round().astype(int)

@@ -128,13 +128,6 @@ def parquet_to_selection(corpus: Path, table: Path, label: str, limits: Limits, 
     return job
 
 
-def filter_parquet(corpus: Path, table: Path, label: str, threshold: float, folder: Path) -> Path:
-    """Keep the documents of at least this score, in the one pass that scores them; the job's folder within `folder`."""
-    job = new_folder(folder)
-    score_corpus(f"{corpus}/*.parquet", ModelFiles(str(table), label=label), job / "scores", keep_above=threshold)
-    return job
-
-
 def new_folder(parent: Path) -> Path:
     """An empty folder, so that no clock counts removing what an earlier turn left."""
     parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@
     python tests/benchmarks/training.py resume [--documents 10000000]
     python tests/benchmarks/training.py memory [--gigabytes 6] [--limit 2]
 
-`throughput`: tokens of text a second (padding does not count), MFU and peak memory of a stage of the kit, beside a plain
-padded transformers Trainer with default settings on the same texts and batch, each in its own process and in turns; the
+`throughput`: tokens of text a second (padding does not count) and peak memory of a stage of the kit, beside a plain padded
+transformers Trainer with default settings on the same texts and batch, each in its own process and in turns; the
 first step is left out. On CUDA with the paper's 4,096 context; `--output` adds the machine's figures to a JSON file.
 `random:mistral-7b` has the shape of Mistral-7B and random weights, and makes its own texts.
 `resume`: a corpus of many short documents is tokenised and packed, training is killed, and the time from starting again to
@@ -42,7 +42,7 @@ from trait_kit.engine.files import read_json, write_json
 from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams, load
 from trait_kit.selection.documents import load_documents
-from trait_kit.training import stages, worker
+from trait_kit.training import stages
 
 ROUNDS = 2  # each contestant's best counts
 
@@ -113,7 +113,8 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
     from accelerate.utils import find_executable_batch_size
 
     from trait_kit.models import load_tokenizer
-    from trait_kit.training.trainer import build_trainer
+    from trait_kit.training.prepare import prepare
+    from trait_kit.training.trainer import StageTrainer
 
     params = _params(
         job["model"], context_length=job["context"], tokens_per_batch=job["batch"],
@@ -121,20 +122,26 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
         **{name: _value(value) for name, value in job["changes"].items()},
     )  # fmt: skip
     out = Path(job["folder"]) / f"kit-{job['turn']}-{params.precision}"
-    made, _ = stages.prepare_job(params, {"in_domain": Path(job["texts"])}, HELD_OUT, (), out)
-    worker.prepare(made)
+    made = stages.prepare_job(params, ({"in_domain": Path(job["texts"])}, HELD_OUT, ()), out)
+    tokenizer = load_tokenizer(made.base)
+    prepare(made, tokenizer)
     [stage] = made.stages
-    rows, fewer = worker.micro_batches(made, stage)
+    rows = params.rows_per_device or job["batch"] // job["context"]
+
+    def fewer() -> int:
+        nonlocal rows
+        rows //= 2
+        return rows
 
     def trained(rows: int) -> Any:
-        trainer = build_trainer(made, stage, load_tokenizer(made.base), rows, stage.tokens)
+        trainer = StageTrainer(made, stage, tokenizer, rows, stage.tokens)
         trainer.evaluate = lambda *_, **__: {}
         trainer.train()
         return trainer
 
     trainer = find_executable_batch_size(trained, rows, fewer)()
     report = trainer.report(0.0)
-    kept = ("tokens_per_second", "mfu", "matrix_rate", "micro_batch", "attention", "peak_memory_gb")
+    kept = ("tokens_per_second", "micro_batch", "attention", "peak_memory_gb")
     report["tokens_per_second"] *= stage.efficiency
     return {**{name: report[name] for name in kept}, "efficiency": stage.efficiency, "last_loss": _last_loss(trainer)}
 
@@ -262,7 +269,7 @@ def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             context_length=64,
             tokens_per_batch=128,
             stage_tokens=[tokens],
-            checkpoint_tokens=128,
+            checkpoint_minutes=1e-6,
             precision="float32",
         )
         out = folder / f"out-{count}"
@@ -281,7 +288,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     texts, size = _large_corpus(folder, options.gigabytes)
     model = _word_model(folder / "words")
     tokens = int(size / 7 // 2**14 * 2**14)  # not quite all that it holds
-    params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_tokens=512)
+    params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_minutes=1e-6)
     began = time.monotonic()
     peaks: dict[str, int] = {}
     group = _memory_group(int(options.limit * 2**30))
@@ -351,7 +358,7 @@ def _until_checkpoint(
     code = (
         "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
         "from trait_kit.training.stages import train; p, texts, held_out, out = json.load(open(sys.argv[1])); "
-        "train(TrainingParams(**p), {'in_domain': pathlib.Path(texts)}, held_out, (), out)"
+        "train(TrainingParams(**p), ({'in_domain': pathlib.Path(texts)}, held_out, ()), out)"
     )
     known = _steps(out)
     bounded = (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None

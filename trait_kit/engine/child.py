@@ -1,4 +1,4 @@
-"""Child processes: one supervisor for workers that train, servers that answer, and drivers of a cluster's jobs.
+"""Child processes: one supervisor for workers that train and servers that answer.
 
 Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other end
 of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM first,
@@ -8,7 +8,6 @@ A child of ours prints progress with `tell` and lets a TraitError out of `report
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -32,31 +31,28 @@ def run(
     what: str,
     log: Path,
     environment: dict[str, str] | None = None,
-    on_line: Callable[[str], None] | None = None,
+    on_line: Callable[[str], None] = print,
     hint: str = "",
 ) -> None:
-    """Run `command` to its end; what it tells is printed (or given to `on_line`), all that it prints is in `log`.
+    """Run `command` to its end; what it tells goes to `on_line`, all that it prints is in `log`.
 
     Raises TraitError with the child's own message, or with how it ended and its last lines. SIGTERM is handed to it.
     """
-    last: collections.deque[str] = collections.deque(maxlen=30)
     message = ""
-    with started(command, log, environment, subprocess.PIPE) as process, _handing_on(process):
-        with log.open("ab", buffering=0) as stream:
-            for line in process.stdout:
-                with contextlib.suppress(OSError):  # a full disk must not keep the reason from the user
-                    stream.write(line)
-                text = line.decode(errors="replace")
-                last.append(text)
-                if text.startswith(_ERROR):
-                    message = json.loads(text.removeprefix(_ERROR))
-                elif text.startswith(_SHOWN):
-                    (on_line or _print)(text.removeprefix(_SHOWN).rstrip("\n"))
+    with started(command, log, environment, subprocess.PIPE) as process, _handing_on(process), log.open("ab", 0) as stream:
+        for line in process.stdout:
+            with contextlib.suppress(OSError):  # a full disk must not keep the reason from the user
+                stream.write(line)
+            text = line.decode(errors="replace")
+            if text.startswith(_ERROR):
+                message = json.loads(text.removeprefix(_ERROR))
+            elif text.startswith(_SHOWN):
+                on_line(text.removeprefix(_SHOWN).rstrip("\n"))
         code = process.wait()
     if message:
         raise TraitError(message)
     if code:
-        raise TraitError(f"{what} {_ending(code)}{hint} Its last lines (all in {log}):\n{''.join(last)}")
+        raise _failed(what, code, log, hint)
 
 
 @contextlib.contextmanager
@@ -66,25 +62,20 @@ def serving(
     log: Path,
     ready: Callable[[], bool],
     environment: dict[str, str] | None = None,
-    seconds: float = 3_600,
 ) -> Iterator[None]:
     """A server that lives as long as the block; `ready` is asked until it says yes. TraitError if it ends before."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream, started(command, log, environment, stream) as process:
-        deadline = time.monotonic() + seconds
         while not ready():
-            code = process.poll()
-            if code is not None or time.monotonic() > deadline:
-                ended = _ending(code) if code is not None else f"did not answer within {seconds:.0f} s."
-                end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-                raise TraitError(f"{what} {ended} Its last lines (all in {log}):\n{end}")
+            if process.poll() is not None:
+                raise _failed(what, process.returncode, log)
             time.sleep(0.2)
         yield
 
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], log: Path, environment: dict[str, str] | None = None, output: int | object = subprocess.DEVNULL
+    command: Sequence[str], log: Path, environment: dict[str, str] | None, output: int | object
 ) -> Iterator[subprocess.Popen]:
     """The guarded child, ended with all that it started when the block is left."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -131,16 +122,13 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-def _ending(code: int) -> str:
-    if code > 128 or code < 0:
-        number = code - 128 if code > 128 else -code
-        memory = " (most likely memory ran out)" if number == signal.SIGKILL else ""
-        return f"was ended by signal {number}{memory}."
-    return f"ended with exit status {code}."
+def _failed(what: str, code: int, log: Path, hint: str = "") -> TraitError:
+    number = code - 128 if code > 128 else -code
+    ended = f"was ended by signal {number}." if number > 0 else f"ended with exit status {code}."
+    if number == signal.SIGKILL:
+        ended += " Most likely memory ran out."
+    last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
+    return TraitError(f"{what} {ended}{hint} Its last lines (all in {log}):\n{last}")
 
 
 @contextlib.contextmanager

@@ -7,22 +7,19 @@ inside functions, and a module brings the data files beside it that it names in 
 from __future__ import annotations
 
 import ast
-import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
+from trait_kit.engine.files import content, digest
+
 PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
 _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
 
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
     """Hex SHA-256 of the files of the `closure`: another value where any code changed that shapes the result."""
-    hashes = [
-        [str(path.relative_to(ROOT)), _sha256(path, path.stat().st_mtime_ns)] for path in closure(*entries, without=without)
-    ]
-    return hashlib.sha256(repr(hashes).encode()).hexdigest()
+    return digest([[str(path.relative_to(ROOT)), content(path)] for path in closure(*entries, without=without)])
 
 
 def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
@@ -31,49 +28,45 @@ def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
     `without` names modules that are left out, with what only they import: those that watch a result and do not shape it.
     """
     files: set[Path] = set()
-    waiting = [entry if _file(entry) else entry.rpartition(".")[0] for entry in entries]
     seen = set(without)
-    while waiting:
+    waiting = {entry if _module(entry) else entry.rpartition(".")[0] for entry in entries}
+    while waiting := waiting - seen:
         name = waiting.pop()
-        if name in seen:
-            continue
         seen.add(name)
-        if path := _file(name):
-            files |= {path, *_data_beside(path)}
-            waiting += _imports(path.read_text(encoding="utf-8"))
+        if path := _module(name):
+            named = _named(path)
+            files |= {path, *_data_beside(path, named)}
+            waiting |= named
     return sorted(files)
 
 
-def _imports(source: str) -> list[str]:
-    """Modules of this package that the source imports, or names in a string, as what starts a child process does."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+def _named(path: Path) -> set[str]:
+    """What a source file imports, modules and their members, and its strings: what starts a child process names one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:  # a module, or a function of one
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return [name for name in found if name.split(".")[0] == PACKAGE.name and _file(name)]
+            found.add(node.value)
+    return found
 
 
-def _file(name: str) -> Path | None:
-    if not all(part.isidentifier() for part in name.split(".")):
+def _module(name: str) -> Path | None:
+    """The file of a module of this package."""
+    first, *rest = name.split(".")
+    if first != PACKAGE.name or not all(part.isidentifier() for part in rest):
         return None
-    path = ROOT.joinpath(*name.split("."))
+    path = PACKAGE.joinpath(*rest)
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _data_beside(path: Path) -> Iterable[Path]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    for there in path.parent.iterdir():
-        if there.is_dir() and there.name in names and not (there / "__init__.py").exists():
-            yield from (file for file in sorted(there.rglob("*")) if file.suffix in _DATA)
-        elif there.suffix in _DATA and (there.name in names or there.stem in names):
-            yield there
-
-
-@functools.cache
-def _sha256(path: Path, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _data_beside(path: Path, named: set[str]) -> Iterable[Path]:
+    """The data files beside a module that are named, with or without their suffix, or lie in a folder that is."""
+    for file in path.parent.rglob("*"):
+        if file.suffix in _DATA:
+            within = file.relative_to(path.parent)
+            folders = [folder for folder in within.parents[:-1] if not (path.parent / folder / "__init__.py").exists()]
+            if named & {str(within), str(within.with_suffix("")), *map(str, folders)}:
+                yield file

@@ -6,7 +6,6 @@ Why a process: the texts come from language models, math-verify hands them to sy
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -17,7 +16,6 @@ import threading
 from pathlib import Path
 
 SECONDS = 1  # of processor time for one comparison, so that a busy machine changes no verdict; five times that of the clock
-BYTES = 4 << 30  # address space of the process that compares
 _lock = threading.Lock()
 _child: subprocess.Popen[str] | None = None
 
@@ -28,10 +26,13 @@ def equivalent(gold: str, answer: str) -> bool | None:
     global _child
     with _lock:
         if _child is None or _child.poll() is not None:
-            _child = _started()
+            path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+            command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+            pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+            environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "PYTHONUTF8": "1"}
+            _child = subprocess.Popen(command, **pipes, stderr=subprocess.DEVNULL, text=True, env=environment)
         try:
-            _child.stdin.write(json.dumps([gold, answer]) + "\n")
-            _child.stdin.flush()
+            print(json.dumps([gold, answer]), file=_child.stdin, flush=True)
             verdict = _child.stdout.readline()
         except BrokenPipeError:
             verdict = ""
@@ -41,30 +42,11 @@ def equivalent(gold: str, answer: str) -> bool | None:
     return verdict.strip() == "true" if verdict else None
 
 
-def _started() -> subprocess.Popen[str]:
-    """The child; it ends with us, at the end of its input."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": path},
-    )
-
-
 def serve() -> None:
     """The child's side: one JSON line [gold, answer] in, one line true or false out, until the input ends."""
     import math_verify
 
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a parser prints is not an answer
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not every system can bound memory
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     latex = [math_verify.LatexExtractionConfig()]  # not its reader of plain expressions, which is sympy's eval
     for line in sys.stdin:
         _arm(SECONDS)
@@ -78,6 +60,5 @@ def serve() -> None:
 
 
 def _arm(seconds: float) -> None:
-    if hasattr(signal, "setitimer"):  # not on every system; the signals' default action ends the process
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, 5 * seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # the signals' default action ends the process
+    signal.setitimer(signal.ITIMER_REAL, 5 * seconds)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: no lock there; the atomic rename still keeps files whole
-    fcntl = None
 
 
 class TraitError(Exception):
@@ -61,11 +57,20 @@ def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            for left in path.parent.glob(f".{path.name}*.tmp-*"):
-                _remove(left)
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        for left in path.parent.glob(f".{path.name}*.tmp-*"):
+            _remove(left)
         yield
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, which `make` writes under a temporary name where it is missing; others wait and find it."""
+    if not path.exists():
+        with maker_of(path):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    make(temporary)
+    return path
 
 
 def write_json(path: Path | str, value: Any) -> Path:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sqlite3
-import threading
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
@@ -22,28 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
 
-_COLUMNS = "content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER, usage_estimated INTEGER"
 TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
 
 
-class _Price(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    usd_per_million_in: float = Field(ge=0)
-    usd_per_million_out: float = Field(ge=0)
-
-
-_PRICES = TypeAdapter(dict[str, _Price])
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer of a language model, with the tokens that were paid for."""
+class Completion(NamedTuple):
+    """One answer of a language model, with the tokens that were paid for (reckoned where the endpoint does not say)."""
 
     content: str
     finish_reason: str
     tokens_in: int
     tokens_out: int
-    usage_estimated: bool  # the endpoint sent no usable usage, so tokens are counted from characters
 
 
 class CapReached(Exception):
@@ -51,7 +38,7 @@ class CapReached(Exception):
 
 
 class Ledger:
-    """Thread-safe. `cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
+    """`cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
 
     What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the endpoint's
     own account to the last digit. The cap is for all that the file holds: a run that is started again gets no second one.
@@ -64,16 +51,16 @@ class Ledger:
         self.new_tokens_in = self.new_tokens_out = 0  # the part that this run paid for
         self.new_requests = self.cached_requests = self.lost_requests = 0
         self.stopped_by_cap = False
-        self._reserved, self._flying = 0.0, 0
+        self._reserved: list[float] = []  # the most that each request in flight can cost
         self._counted: set[str] = set()
-        self._lock = threading.RLock()
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
         try:
             self._sql = sqlite3.connect(self.path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
             self._sql.execute("PRAGMA journal_mode=WAL")
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
-            self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, {_COLUMNS}) WITHOUT ROWID")
+            self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
             sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
             self._paid_before = self.cost(*sums.fetchone())
         except sqlite3.Error as error:
@@ -86,57 +73,49 @@ class Ledger:
     def spent_usd(self) -> float:
         return self.cost(self.tokens_in, self.tokens_out)
 
-    @property
-    def paid_usd(self) -> float:
-        """For all that the file holds, found by this run or not: what the cap is held against."""
-        return self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
-
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def find(self, key: str) -> Completion | None:
         """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
-        with self._lock:
-            row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            found = Completion(*row[1:5], bool(row[5]))
-            self.cached_requests += 1
-            self._count(key, found)
-            return found
+        columns = ", ".join(Completion._fields)
+        row = self._sql.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        self.cached_requests += 1
+        self._count(key, Completion(*row))
+        return Completion(*row)
 
     def record(self, key: str, completion: Completion) -> None:
         """Commit a new answer, then count it."""
-        with self._lock:
-            try:
-                self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(completion)))
-            except sqlite3.Error as error:
-                raise TraitError(
-                    f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
-                    "and run again; the answers before it are kept."
-                ) from error
-            self._count(key, completion)
-            self.new_tokens_in += completion.tokens_in
-            self.new_tokens_out += completion.tokens_out
-            self.new_requests += 1
+        columns = ", ".join(("key", *Completion._fields))
+        try:
+            self._sql.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?)", (key, *completion))
+        except sqlite3.Error as error:
+            raise TraitError(
+                f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
+                "and run again; the answers before it are kept."
+            ) from error
+        self._count(key, completion)
+        self.new_tokens_in += completion.tokens_in
+        self.new_tokens_out += completion.tokens_out
+        self.new_requests += 1
 
     def reserve(self, most_usd: float) -> bool:
         """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
-        with self._lock:
-            if self.cap_usd and self.paid_usd + self._reserved + most_usd > self.cap_usd:
-                self.stopped_by_cap = self.stopped_by_cap or not self._flying
-                if self.stopped_by_cap:
-                    raise CapReached
-                return False
-            self._reserved, self._flying = self._reserved + most_usd, self._flying + 1
-            return True
+        paid = self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
+        if self.cap_usd and paid + sum(self._reserved) + most_usd > self.cap_usd:
+            self.stopped_by_cap = self.stopped_by_cap or not self._reserved
+            if self.stopped_by_cap:
+                raise CapReached
+            return False
+        self._reserved.append(most_usd)
+        return True
 
     def release(self, most_usd: float, answered: bool) -> None:
         """The end of a request that was reserved for."""
-        with self._lock:
-            self._flying -= 1
-            self._reserved = self._reserved - most_usd if self._flying else 0.0
-            self.lost_requests += not answered
+        self._reserved.remove(most_usd)
+        self.lost_requests += not answered
 
     def bill(self) -> dict[str, Any]:
         """What was asked and paid, for the run's record. An endpoint may charge for lost requests too: nobody can know."""
@@ -195,23 +174,29 @@ def usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
+class _Price(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    usd_per_million_in: float = Field(ge=0)
+    usd_per_million_out: float = Field(ge=0)
+
+
 def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
     """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
     path = Path(file)
     try:
-        listed = _PRICES.validate_python(yaml.safe_load(path.read_text("utf-8")) or {}) if path.exists() else {}
+        text = path.read_text("utf-8") if path.exists() else ""
+        listed = TypeAdapter(dict[str, _Price]).validate_python(yaml.safe_load(text) or {})
     except (OSError, ValueError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
         raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
     if model in listed:
         return listed[model].usd_per_million_in, listed[model].usd_per_million_out
-    for url in urls:
-        if not is_private(url):
-            raise TraitError(
-                f"{file} does not say what '{model}' at {url} costs. Add the line\n"
-                f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
-                "with its prices in USD for a million tokens."
-            )
+    if away := next((url for url in urls if not is_private(url)), None):
+        raise TraitError(
+            f"{file} does not say what '{model}' at {away} costs. Add the line\n"
+            f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
+            "with its prices in USD for a million tokens."
+        )
     return 0.0, 0.0
 
 

@@ -13,7 +13,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -28,9 +27,11 @@ from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
+KEY_VARIABLE = "OPENAI_API_KEY"
+PRICES = "params/prices.yaml"  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
-_MAX_BODY = 4_000_000  # bytes of an HTTP answer that are read
 _AWAY_SECONDS = 30.0  # that a server without a connection is left out
+
 Message = dict[str, str]
 
 
@@ -63,17 +64,15 @@ class Reply:
 class Endpoint:
     """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
 
-    The API key is read from the environment variable when it is needed and is kept nowhere; on this machine and its private
-    network, and where `key_variable` is empty, none is needed. `extra` goes into each request's body (thinking off, seed).
+    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private network
+    none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
     """
 
     base_url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
-    temperature: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     price_in: float = 0.0  # USD for a million tokens
     price_out: float = 0.0
@@ -90,8 +89,8 @@ class Endpoint:
     def of(cls, params: Any) -> Endpoint:
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
-        fields = ("model", "key_variable", "concurrency", "timeout", "max_tokens", "temperature", "extra")
-        price_in, price_out = prices(params.prices, params.teacher_model, _addresses(address))
+        fields = ("model", "concurrency", "max_tokens", "extra")
+        price_in, price_out = prices(PRICES, params.teacher_model, _addresses(address))
         money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
         return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
 
@@ -105,16 +104,12 @@ class Endpoint:
         return self.concurrency * len(self.urls)
 
     def key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
-        if not (key.isascii() and (key.isprintable() or not key)):
-            raise TraitError(
-                f"The environment variable {self.key_variable} does not hold a key that can be sent in a header."
-            )
+        key = os.environ.get(KEY_VARIABLE, "").strip()
         away = [url for url in self.urls if not is_private(url)]
-        if self.key_variable and not key and away:
+        if not (key.isascii() and (key.isprintable() or not key)) or (not key and away):
             raise TraitError(
-                f"The environment variable {self.key_variable} is not set. Put the API key for {away[0]} into it and start "
-                "again (the parameter teacher_key_variable chooses another variable; empty: no key is needed)."
+                f"The environment variable {KEY_VARIABLE} is not set, or holds no key that can be sent in a header. "
+                f"Put the API key for {away or self.urls} into it (any word where none is needed), and start again."
             )
         return key
 
@@ -137,9 +132,9 @@ def ask(
 ) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
-    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error or Ctrl-C nothing
-    new is asked, and what is in flight (and paid) reaches the ledger. Where the endpoint cannot be reached many times in a
-    row the rest is not asked. `progress(done, all)` is called about once a second.
+    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error (also where many
+    requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the ledger.
+    `progress(done, all)` is called about once a second.
     """
     session = _Session(endpoint, ledger if isinstance(ledger, Ledger) else endpoint.ledger(ledger), attempts)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -159,18 +154,11 @@ def ask(
 
 @contextlib.contextmanager
 def served(params: Any, folder: Path) -> Iterator[Endpoint]:
-    """The endpoint of `params`; with `teacher_serve`, of a server of its own, which ends with the block."""
+    """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that ends with the block."""
     endpoint = Endpoint.of(params)
     if not params.teacher_serve:
         yield endpoint
         return
-    with serving(shlex.split(params.teacher_serve), folder / "teacher_server.log") as url:
-        yield dataclasses.replace(endpoint, base_url=url)
-
-
-@contextlib.contextmanager
-def serving(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[str]:
-    """The address of an OpenAI-protocol server that `command` starts (with `--port`), ended with the block or with us."""
     port = child.free_port()
 
     def ready() -> bool:
@@ -178,52 +166,30 @@ def serving(command: Sequence[str], log: Path, environment: dict[str, str] | Non
             return answer.status == 200
         return False
 
-    with child.serving([*command, "--port", str(port)], "The language model's server", log, ready, environment):
-        yield f"http://127.0.0.1:{port}/v1"
+    command = [*shlex.split(params.teacher_serve), "--port", str(port)]
+    with child.serving(command, "The language model's server", folder / "teacher_server.log", ready):
+        yield dataclasses.replace(endpoint, base_url=f"http://127.0.0.1:{port}/v1")
 
 
 class _Failure(Exception):
     """A request that brought no answer; its text begins with the kind of fault."""
 
 
-class _Cut(_Failure):
-    pass
-
-
 class _Server:
     """One address: its client, and at most so many requests at once."""
 
-    def __init__(self, endpoint: Endpoint, url: str, key: str) -> None:
+    def __init__(self, endpoint: Endpoint, url: str) -> None:
         import openai
 
         self.url, self.flying, self.away_until = url, 0, 0.0
-        self.headers = {} if key else {"Authorization": openai.Omit()}
         self.places = asyncio.Semaphore(endpoint.concurrency)
         self.client = openai.AsyncOpenAI(
             base_url=url,
-            api_key=key or "none",
+            api_key=endpoint.key() or "none",
             max_retries=endpoint.max_retries,
             timeout=openai.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 10.0), pool=None),
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_private(url)),
         )
-
-    async def post(self, body: dict[str, Any], timeout: float) -> bytes:
-        """What the server sends, bounded in bytes and in time: one may send a byte a second for ever."""
-        received = b""
-        async with self.client.chat.completions.with_streaming_response.create(
-            **body, extra_headers=self.headers
-        ) as response:
-            async with asyncio.timeout(timeout):
-                try:
-                    async for chunk in response.iter_bytes():
-                        received += chunk
-                        if len(received) > _MAX_BODY:
-                            break
-                except Exception as error:  # of the HTTP library, which the client does not translate here
-                    raise _Cut(str(error)) from None
-        if len(received) > _MAX_BODY:
-            raise _Failure(f"answer too long: more than {_MAX_BODY:,} bytes")
-        return received
 
 
 class _Session:
@@ -239,25 +205,20 @@ class _Session:
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
         replies: list[Any] = [None] * len(requests)
         places = iter(range(len(requests)))
-        patience = max(10, 2 * self.endpoint.places)
 
         async def work() -> None:
             for place in places:
                 if self.stopped:
                     return
                 try:
-                    if self.unreached >= patience:
-                        fault = f"endpoint away: not asked, since {patience} requests in a row had no answer"
-                        replies[place] = Reply(None, fault)
-                    else:
-                        replies[place] = await self._converse(requests[place])
+                    replies[place] = await self._converse(requests[place])
                 except BaseException:
                     self.stopped = True
                     raise
                 self.done += 1
 
         async with contextlib.AsyncExitStack() as stack:
-            self.servers = [_Server(self.endpoint, url, self.key) for url in self.endpoint.urls]
+            self.servers = [_Server(self.endpoint, url) for url in self.endpoint.urls]
             for server in self.servers:
                 await stack.enter_async_context(server.client)
             crowd = [work() for _ in range(min(len(requests), self.endpoint.places * 5 // 4))]  # one is ready where one ends
@@ -267,9 +228,9 @@ class _Session:
         return replies
 
     async def _converse(self, request: Request) -> Reply:
-        messages, refused, content, fault = request.messages(), [], "", ""
-        paid = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0, "tries": 0}
-        while paid["tries"] < self.attempts:
+        messages, paid, refused = request.messages(), [], []
+        value, fault, content = None, "", ""
+        while len(paid) < self.attempts:
             try:
                 completion = await self._complete(messages)
             except CapReached:
@@ -278,100 +239,99 @@ class _Session:
             except _Failure as failure:
                 fault = self._hide(str(failure))
                 break
-            paid["tries"] += 1
-            paid["tokens_in"] += completion.tokens_in
-            paid["tokens_out"] += completion.tokens_out
-            paid["cost_usd"] += self.ledger.cost(completion.tokens_in, completion.tokens_out)
+            paid.append(completion)
             content = without_thoughts(completion.content)[:MAX_CONTENT]
             try:
-                return Reply(request.read(content), "", content, **paid, refused=tuple(refused))
+                value, fault = request.read(content), ""
+                break
             except ValueError as error:
                 fault = str(error)
             if completion.finish_reason in ("length", "content_filter"):
                 fault += f"; the endpoint stopped it ({completion.finish_reason})"
             refused.append(fault)
             messages = again(messages, content, fault)
-        return Reply(None, fault, content, **paid, refused=tuple(refused))
+        tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
+        return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), len(paid), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
-        endpoint = self.endpoint
+        """The answer: one that was paid for, or a new one within the cap."""
+        endpoint, ledger = self.endpoint, self.ledger
         request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": endpoint.max_tokens}
-        if endpoint.temperature is not None:
-            request["temperature"] = endpoint.temperature
         key = digest([request, endpoint.extra])
         async with self.asking[key]:  # two that ask the same at once pay once
-            return self.ledger.find(key) or await self._pay(key, request)
+            if found := ledger.find(key):
+                return found
+            size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
+            most, completion = ledger.cost(size, endpoint.max_tokens), None
+            while not ledger.reserve(most):
+                await asyncio.sleep(0.02)
+            try:
+                completion = self._read(await self._post(request), size)
+                ledger.record(key, completion)
+                return completion
+            finally:
+                ledger.release(most, completion is not None)
 
-    async def _pay(self, key: str, request: dict[str, Any]) -> Completion:
-        size = sum(len(message["content"].encode()) + 32 for message in request["messages"])  # a token is a byte at least
-        most, answered = self.ledger.cost(size, request["max_tokens"]), False
-        while not self.ledger.reserve(most):
-            await asyncio.sleep(0.02)
-        try:
-            completion = self._read(await self._post(request), size)
-            self.ledger.record(key, completion)
-            answered = True
-            return completion
-        finally:
-            self.ledger.release(most, answered)
-
-    async def _post(self, request: dict[str, Any]) -> bytes:
+    async def _post(self, request: dict[str, Any]) -> Any:
         """The answer of the least busy address; of another one where that cannot be reached, or is cut off."""
         import openai
 
-        body = {**request, "extra_body": self.endpoint.extra}
-        if self.limit_field != "max_tokens":
-            body[self.limit_field] = body.pop("max_tokens")
+        endpoint = self.endpoint
+        body = {**request, "extra_body": endpoint.extra}
+        body[self.limit_field] = body.pop("max_tokens")
+        most = endpoint.timeout * (endpoint.max_retries + 1)  # a server may send a byte a second for ever
         for turn in range(len(self.servers), -1, -1):
             now = time.monotonic()
             server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
             server.flying += 1
             try:
-                async with server.places:
-                    received = await server.post(body, self.endpoint.timeout)
+                async with server.places, asyncio.timeout(most):
+                    answer = await server.client.chat.completions.create(**body)
                 self.unreached = 0
-                return received
+                return answer
             except (TimeoutError, openai.APITimeoutError):
-                self.unreached += 1
-                raise _Failure(f"no answer in time: {self.endpoint.timeout:g} s, several times") from None
-            except (openai.APIConnectionError, _Cut) as error:
+                raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
+            except openai.APIConnectionError as error:
                 server.away_until = time.monotonic() + _AWAY_SECONDS
                 if not turn or self.stopped:
-                    self.unreached += 1
-                    raise _Failure(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
+                    raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
             except openai.APIStatusError as error:
                 told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
                 if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
                     raise self._refused(server.url, error.status_code, told) from None
                 self.limit_field = "max_completion_tokens"  # what newer endpoints call it
                 return await self._post(request)
+            except ValueError:
+                return None  # what is no JSON is no answer
             finally:
                 server.flying -= 1
         raise AssertionError("the last turn returns or raises")
 
-    def _refused(self, url: str, status: int, told: str) -> Exception:
-        if status == 401:
-            variable = self.endpoint.key_variable or "that teacher_key_variable names"
-            return TraitError(f"{url} refused the API key. Put a valid one into the environment variable {variable}. {told}")
-        if status == 404:
-            return TraitError(f"{url} knows no model '{self.endpoint.model}', or no such path: {told}")
-        return _Failure(f"endpoint error {status}: {told}")
+    def _unreached(self, fault: str) -> Exception:
+        self.unreached += 1
+        if self.unreached < max(10, 2 * self.endpoint.places):
+            return _Failure(fault)
+        return TraitError(f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back.")
 
-    def _read(self, body: bytes, size: int) -> Completion:
+    def _refused(self, url: str, status: int, told: str) -> Exception:
+        if status not in (401, 404):
+            return _Failure(f"endpoint error {status}: {told}")
+        return TraitError(
+            f"{url} refused the API key, or knows no model '{self.endpoint.model}' ({status}: {told}). Put a valid key into "
+            f"the environment variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
+        )
+
+    def _read(self, answer: Any, size: int) -> Completion:
         try:
-            answer = json.loads(body)
-            choice = answer["choices"][0]
-            content = choice["message"].get("content")
-            if content is None:  # it refused, or all its tokens went into thinking; either is paid for
-                content = str(choice["message"].get("refusal") or "")
+            choice = answer.choices[0]
+            content = choice.message.content or choice.message.refusal or ""  # or all its tokens went into thinking
             content = self._hide(content.encode("utf-8", "replace").decode())
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        except (AttributeError, IndexError, TypeError):
             raise _Failure("not the OpenAI protocol: the answer has no choices[0].message.content") from None
-        usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-        tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-        known = all(isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**8 for count in tokens)
-        tokens_in, tokens_out = tokens if known else (size // 3 + 1, len(content.encode()) // 3 + 1)
-        return Completion(content, str(choice.get("finish_reason"))[:40], tokens_in, tokens_out, not known)
+        tokens = [getattr(answer.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        if not all(type(count) is int and 0 <= count < 10**8 for count in tokens):
+            tokens = [size // 3 + 1, len(content.encode()) // 3 + 1]
+        return Completion(content, str(choice.finish_reason)[:40], *tokens)
 
     def _hide(self, text: str) -> str:
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text  # shorter ones are 'EMPTY' and the like

@@ -1,20 +1,27 @@
-"""What a result was made with and on: code version, packages, cores, memory; and quiet for the libraries in between."""
+"""What a result was made with and on: code version, packages, cores, memory, speed; and quiet libraries in between."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import os
 import platform
+import resource
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    import torch
+
 _PACKAGES = ("accelerate", "datasets", "fasttext-community", "lm_eval", "numpy", "torch", "transformers", "umap-learn")
+_PRODUCT_SECONDS = 0.1  # the matrices of `matrix_rate` grow until one product takes about as long
 
 
 def provenance() -> dict[str, Any]:
@@ -32,12 +39,11 @@ def provenance() -> dict[str, Any]:
 def hardware() -> dict[str, Any]:
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
 
 
@@ -47,13 +53,32 @@ def hardware_line() -> str:
     return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
 
 
+@functools.lru_cache(maxsize=8)
+def matrix_rate(device: str, precision: str) -> float:
+    """FLOP/s of one large square matrix product on `device`, the best of five; under a second on two cores."""
+    import torch
+
+    side, seconds = 128, 0.0
+    while side < (8_192 if device.startswith("cuda") else 2_048) and 8 * seconds <= _PRODUCT_SECONDS:
+        side *= 2
+        pair = [torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2)]
+        _product_seconds(*pair)  # the first product of a size also chooses its kernel
+        seconds = _product_seconds(*pair)
+    return 2 * side**3 / min(seconds, *(_product_seconds(*pair) for _ in range(4)))
+
+
+def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    began = time.perf_counter()
+    product = left @ right
+    if product.is_cuda:
+        product.flatten()[0].item()  # waits for the device
+    return max(time.perf_counter() - began, 1e-9)
+
+
 def peak_memory_gb() -> float:
     """Of this process or the largest of its ended children, in GiB."""
-    import resource
-
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return max(usage) / unit
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def quiet_libraries() -> None:

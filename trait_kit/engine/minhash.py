@@ -1,42 +1,48 @@
 """Near-duplicates among millions of documents, and against the in-domain seed: MinHash signatures, banded look-up.
 
-A signature is the smallest value of each of `n_hashes` random functions over a document's word 5-grams; two documents
-agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard deviation
-sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures are kept, so
-the texts may stay on disk and come in batches:
-
-    kept = np.concatenate([signatures(batch) for batch in batches])                   # 512 bytes a document
-    unique = clusters(kept) == np.arange(len(kept))                                   # one document of each cluster
-    unique &= duplicates_of(kept, signatures(seed_texts)) < 0                         # and none that the seed holds
-
-The functions are a h + b modulo 2^32, enough because h is itself a well-mixed hash of the 5-gram. Words are those of
-`ngrams.normalise` without its punctuation; a document of fewer than five is one shingle of all of them, one without words is
-nobody's duplicate. (One-permutation hashing, arXiv 1703.04664, was measured: not faster enough for its case of empty bins.)
+A signature is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's 5-grams;
+two documents agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard deviation
+sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures are kept, 512
+bytes a document. Words are the tokens of `ngrams` without punctuation; a document of fewer than five is one shingle of all
+of them, one without words is nobody's duplicate.
 """
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngrams import Texts, buffers, inlined, kernel, next_token, normalise
+from trait_kit.engine.ngrams import (
+    EOS_STATE,
+    FNV_PRIME,
+    HASH_START,
+    Texts,
+    buffers,
+    inlined,
+    kernel,
+    text_array,
+    token_blocks,
+)
 
 SHINGLE_WORDS = 5
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
+_MARKS = [EOS_STATE, *((HASH_START ^ np.uint64(ord(mark))) * FNV_PRIME for mark in string.punctuation)]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
 def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
-    """MinHash signatures of the texts, uint32 [n_texts, n_hashes]; all-ones for a text without words.
-
-    The functions are the same in every process and batch: signatures made anywhere can be compared.
-    """
-    values, offsets = buffers(normalise(texts))
-    out = np.full((len(offsets) - 1, n_hashes), EMPTY)
+    """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
+    array = text_array(texts)
+    out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    _signatures(values, offsets, shingle_words, leaves, out)
+    for block in token_blocks(*buffers(array), "words-1"):
+        words = ~np.isin(block.states, _MARKS)
+        starts = np.concatenate([[0], np.cumsum(words)])[block.starts]
+        _signatures(block.states[words], starts, shingle_words, leaves, out[block.first : block.first + len(starts) - 1])
     return out
 
 
@@ -44,9 +50,8 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the smallest row of its cluster, int64 [n]; a row that repeats nothing is its own cluster.
 
     Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
-    similarity is at least `threshold`. Equal signatures are joined first and go on as one row: any number of copies costs
-    what one costs. Of a bucket with more than WINDOW different rows, each is compared with the WINDOW before it in
-    the order of the next band, so that the likeliest are near. Besides the signatures it takes about 50 bytes a document.
+    similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
+    WINDOW different rows, each is compared with the WINDOW before it in the order of the next band.
     """
     leader = np.arange(len(signatures))
     rows = _with_words(signatures)
@@ -61,15 +66,10 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     return leader
 
 
-def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """For each row the most similar seed row, int64 [n]; -1 if none has an estimated similarity of `threshold` or more.
-
-    Of equally similar seed rows it is the first. Buckets and memory as in `clusters`: equal signatures are always found, and
-    in a bucket of more than WINDOW different seeds the nearest in the next band's order are compared.
-    """
-    if signatures.shape[1] != seed_signatures.shape[1]:
-        raise TraitError(f"Signatures of {signatures.shape[1]} and {seed_signatures.shape[1]} hashes. Make both alike.")
-    found, best = np.full(len(signatures), -1), np.zeros(len(signatures), np.int64)
+def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
+    """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
+    assert signatures.shape[1] == seed_signatures.shape[1]
+    found = np.zeros(len(signatures), np.bool_)
     rows, seeds = _with_words(signatures), _with_words(seed_signatures)
     for shift, *where in _passes(threshold, signatures.shape[1]):
         keys = _keys(seed_signatures, seeds, shift, *where)
@@ -78,7 +78,7 @@ def duplicates_of(signatures: np.ndarray, seed_signatures: np.ndarray, threshold
             keys, seeds = keys[first], seeds[first]
         order = np.argsort(keys, kind="stable")
         asked = _keys(signatures, rows, shift, *where)
-        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found, best)
+        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found)
         seeds = np.sort(seeds)
     return found
 
@@ -87,15 +87,12 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     """(bands, hashes a band): the widest bands that miss a pair at the threshold at most MAX_MISSED of the time.
 
     Two documents of similarity s share one of b bands of r hashes with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman,
-    Ullman, "Mining of Massive Datasets", section 3.4); wide bands make few candidates. With 128 hashes and 0.8 there are
-    21 bands of 6, and the spread of the estimate decides: of pairs at 0.9, 0.85, 0.8, 0.75 and 0.7, 99.9%, 93%, 49%, 10%
-    and 1% are found.
+    Ullman, "Mining of Massive Datasets", section 3.4). With 128 hashes and 0.8 there are 21 bands of 6: of pairs at 0.9,
+    0.85, 0.8, 0.75 and 0.7, 99.9%, 93%, 49%, 10% and 1% are found.
     """
-    if not 0 < threshold <= 1:
-        raise TraitError(f"The threshold of near-duplicates must be above 0 and at most 1, got {threshold}.")
     fits = [r for r in range(1, n_hashes + 1) if (1 - threshold**r) ** (n_hashes // r) <= MAX_MISSED]
-    if not fits:
-        raise TraitError(f"{n_hashes} hashes are too few for a threshold of {threshold}: pairs would be missed. Take more.")
+    if not (fits and 0 < threshold <= 1):
+        raise TraitError(f"The threshold of near-duplicates must be at most 1, and not so low as {threshold}.")
     return n_hashes // fits[-1], fits[-1]
 
 
@@ -117,38 +114,21 @@ def _mixed(value):
 
 
 @kernel
-def _signatures(values, offsets, shingle_words, leaves, out):
+def _signatures(words, starts, shingle_words, leaves, out):
     factors, addends = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for k in range(len(factors)):
         both = _mixed(np.uint64(k + 1) * _FACTOR)
         factors[k], addends[k] = np.uint32(both) | np.uint32(1), np.uint32(both >> np.uint64(32))
-    words = np.zeros(shingle_words, np.uint64)
-    for d in range(len(offsets) - 1):
-        words[:] = 0
+    for d in range(len(starts) - 1):
         state = np.uint64(0)
-        n_words = 0
-        position, end = offsets[d], offsets[d + 1]
-        while True:
-            start, position, token = next_token(values, position, end)
-            if start == position and n_words >= shingle_words:
-                break
-            if start < position:
-                byte = values[start]
-                if position == start + 1 and not (48 <= byte <= 57 or 97 <= byte <= 122):
-                    continue  # punctuation
-                slot = n_words % shingle_words
-                state = state * _FACTOR + token - words[slot] * leaves
-                words[slot] = token
-                n_words += 1
-                if n_words < shingle_words:
-                    continue
-            elif n_words == 0:
-                break
-            shingle = np.uint32(_mixed(state) >> np.uint64(32))
-            for k in range(len(factors)):
-                out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
-            if start == position:
-                break
+        for t in range(starts[d], starts[d + 1]):
+            state = state * _FACTOR + words[t]
+            if t - starts[d] >= shingle_words:
+                state -= words[t - shingle_words] * leaves
+            if t - starts[d] >= shingle_words - 1 or t == starts[d + 1] - 1:
+                shingle = np.uint32(_mixed(state) >> np.uint64(32))
+                for k in range(len(factors)):
+                    out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
 
 
 @inlined
@@ -203,16 +183,11 @@ def _join(keys, rows, shift, signatures, threshold, leader):
 
 
 @kernel
-def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, threshold, found, best):
-    """Put the best seed so far of each row in `found`, and the number of its agreeing hashes in `best`."""
+def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, threshold, found):
+    """Mark in `found` the rows that are like a seed of their bucket."""
     needed = threshold * signatures.shape[1]
     for i in range(len(rows)):
-        row = rows[i]
-        key = asked[i] >> np.uint64(shift)
         low = np.searchsorted(keys, asked[i])  # the first seed of the bucket not before it in the next band's order
         for j in range(max(0, low - WINDOW // 2), min(len(keys), low + WINDOW // 2)):
-            if keys[j] >> np.uint64(shift) == key:
-                same = _agreeing(signatures[row], seed_signatures[seeds[j]])
-                if same >= needed and (same > best[row] or (same == best[row] and seeds[j] < found[row])):
-                    best[row] = same
-                    found[row] = seeds[j]
+            if keys[j] >> np.uint64(shift) == asked[i] >> np.uint64(shift):
+                found[rows[i]] |= _agreeing(signatures[rows[i]], seed_signatures[seeds[j]]) >= needed

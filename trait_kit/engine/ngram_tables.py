@@ -8,39 +8,26 @@ makes probabilities or log weights of those. Tables are mapped from their file, 
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save
 
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.engine.ngrams import Normalisation, Texts, buffers, inlined, kernel, sign_extend, text_array, token_blocks
 
-_LABEL_BYTES = np.frombuffer(b"__label__", np.uint8)
-
 
 class LinearTable(NamedTuple):
     """What the kernels read, for C numbers a row."""
 
-    cells: (
-        np.ndarray
-    )  # float32 [slots, width >= C + 3]: hash state (8 bytes), C numbers, ..., rows they stand for (-1: label)
+    cells: np.ndarray  # float32 [slots, width >= C + 3]: hash state (8 bytes), C numbers, ..., rows they stand for
     buckets: np.ndarray  # float32 [buckets, C]
-    sizes: np.ndarray  # int64: see below
-
-    # sizes: shortest and longest n-gram looked up in buckets, whether </s> is a token, minn, maxn, whether some label of the
-    # model does not start with __label__
-
-    @property
-    def columns(self) -> int:
-        return self.buckets.shape[1]
+    sizes: np.ndarray  # int64: shortest and longest n-gram of the buckets, whether </s> is a token, minn, maxn (0: none)
 
     @property
     def states(self) -> np.ndarray:
@@ -48,63 +35,23 @@ class LinearTable(NamedTuple):
         return self.cells.view(np.uint64)
 
     @property
-    def reads_bytes(self) -> bool:
-        """Whether tokens' hashes do not suffice: for character n-grams, or to know labels by their own prefix."""
-        return bool(self.sizes[4] or self.sizes[5])
+    def spells(self) -> bool:
+        """Whether tokens' hashes do not suffice, but unknown words are read for their character n-grams."""
+        return self.sizes[4] > 0
 
     @property
     def kernel(self) -> Callable:
-        """What looks this table up where no token needs its bytes looked at."""
-        shortest, longest = self.sizes[:2].tolist()
-        words = len(self.cells) > 2
-        usual = self.columns <= 2 and longest == 2 and len(self.buckets) and shortest == (2 if words else 1)
-        return _LOOK_UP_PAIRS[self.columns, words] if usual else _look_up
+        """What looks this table up."""
+        (shortest, longest), words, columns = self.sizes[:2].tolist(), len(self.cells) > 2, self.buckets.shape[1]
+        usual = columns <= 2 and longest == 2 and len(self.buckets) and shortest == (2 if words else 1)
+        return _pairs_kernel(columns, words) if usual and not self.spells else _look_up
 
 
 def empty_cells(entries: int, columns: int) -> np.ndarray:
-    """Cells for so many dictionary entries, at most half of them used, each within one cache line where it can be."""
+    """Cells for so many words, at most half of them used, each within one cache line where it can be."""
     slots = 1 << max(2 * entries - 1, 1).bit_length()
     width = 1 << (columns + 2).bit_length()
     return np.zeros((slots, width), np.float32)
-
-
-def to_bytes(header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> bytes:
-    """A model file (safetensors): equal models give equal bytes, and each array of cells lies within whole cache lines."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in table.items()}
-    text = json.dumps(dict(header))  # one entry, because the library gives several in any order
-    start = 8 + int.from_bytes(save(arrays, {"model": text})[:8], "little")
-    return save(arrays, {"model": text + " " * (-start % 64)})
-
-
-def write(path: Path | str, header: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Path:
-    """Write a header (its `kind` names the format) and arrays of float32, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(to_bytes(header, table))
-    return Path(path)
-
-
-def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(header, arrays) of a file of this kind, mapped and not read; `how` says in errors what makes one."""
-    path = Path(path)
-    if path.suffix == ".npz":
-        raise TraitError(f"{path} is a model file of an earlier version of the kit. Make it again with {how}.")
-    try:
-        with safetensors.safe_open(path, "np") as file, path.open("rb") as stream:  # which checks the whole layout
-            header = json.loads((file.metadata() or {}).get("model", "{}"))
-            layout = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            start = stream.tell()
-    except FileNotFoundError:
-        raise TraitError(f"{path} does not exist. Make it with {how}.") from None
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise TraitError(f"{path} is not a model file of the kit ({error}). Make it again with {how}.") from None
-    if header.get("kind") != kind:
-        raise TraitError(f"{path} holds '{header.get('kind')}', not '{kind}'. Make it again with {how}.")
-    del layout["__metadata__"]
-    arrays = {}
-    for name, array in layout.items():
-        shape, place = tuple(array["shape"]), start + array["data_offsets"][0]
-        arrays[name] = np.memmap(path, "<f4", "r", place, shape) if np.prod(shape) else np.zeros(shape, np.float32)
-    return header, {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -> LinearTable:
@@ -115,55 +62,59 @@ def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -
     return table
 
 
+def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    """A model file (safetensors): a header, whose `kind` names the format, and arrays of float32.
+
+    Equal models give equal bytes, and a first array of cells lies within whole cache lines.
+    """
+    text = json.dumps(dict(header))  # one entry, because the library gives several in any order
+    start = 8 + int.from_bytes(save(dict(arrays), {"model": text})[:8], "little")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), {"model": text + " " * (-start % 64)}))
+    return Path(path)
+
+
+def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(header, arrays) of a file of this kind, mapped and not read; `how` says in errors what makes one."""
+    try:
+        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        layout = json.loads(data[8:start].tobytes())
+        header = json.loads(layout.pop("__metadata__")["model"])
+        arrays = {}
+        for name, array in layout.items():
+            first, last = array["data_offsets"]
+            arrays[name] = data[start + first : start + last].view("<f4").reshape(array["shape"])
+    except FileNotFoundError:
+        raise TraitError(f"{path} does not exist. Make it with {how}.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraitError(f"{path} is not a whole model file of the kit ({error}). Make it again with {how}.") from None
+    if header["kind"] != kind:
+        raise TraitError(f"{path} holds '{header['kind']}', not '{kind}'. Make it again with {how}.")
+    return header, arrays
+
+
 def total(
-    texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none", workers: int = 1
+    texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
-    array = text_array(texts)
-    if normalisation != "none" and any(table.reads_bytes for table in tables):
+    array, spells = text_array(texts), any(table.spells for table in tables)
+    if normalisation != "none" and spells:
         array, normalisation = ngrams.normalise(array), "none"  # the normalised bytes are needed
     values, offsets = buffers(array)
-    n_texts = len(offsets) - 1
-    results = [(np.zeros((n_texts, table.columns)), np.zeros(n_texts, np.int64)) for table in tables]
-
-    def work(first: int, last: int) -> None:
-        scratch = np.empty((2, ngrams.BLOCK_TOKENS), np.uint64)
-        for block in token_blocks(values, offsets, normalisation, first, last, any(table.reads_bytes for table in tables)):
-            for table, (sums, rows) in zip(tables, results, strict=True):
-                careful = table.reads_bytes or (len(block.odd) > 0 and block.texts == 1 and len(block.ends) > 0)
-                _apply(_look_up if careful else table.kernel, values, offsets, block, table, scratch, sums, rows, careful)
-                for text in () if careful else block.odd:  # so a text's kernel, and its last digits, depend on it alone
-                    number = block.first + text
-                    sums[number] = rows[number] = 0
-                    for odd in token_blocks(values, offsets, normalisation, number, number + 1, with_ends=True):
-                        _apply(_look_up, values, offsets, odd, table, scratch, sums, rows, True)
-
-    if workers > 1 and n_texts > 1:
-        # pieces of equal bytes, several a worker, because documents differ in length
-        cuts = np.searchsorted(offsets, np.linspace(offsets[0], offsets[-1], 4 * workers + 1))
-        cuts = [0, *np.clip(cuts[1:-1], 0, n_texts).tolist(), n_texts]
-        with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
-            list(pool.map(work, cuts[:-1], cuts[1:]))
-    else:
-        work(0, n_texts)
+    results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
+    for block in token_blocks(values, offsets, normalisation, spells):
+        part = slice(block.first, block.first + len(block.starts) - 1)
+        tokens = block.states, block.starts, block.ends, values, offsets[part]
+        for table, (sums, rows) in zip(tables, results, strict=True):
+            table.kernel(*tokens, table.states, *table, sums[part], rows[part])
     return results
-
-
-def _apply(
-    kernel, values, offsets, block: ngrams.TokenBlock, table: LinearTable, scratch, sums, rows, careful: bool
-) -> None:
-    part = slice(block.first, block.first + block.texts)
-    kernel(
-        *(block.states, block.starts, table.states, *table, *scratch, sums[part], rows[part]),
-        *(careful, values, offsets[part], block.ends),
-    )
 
 
 def count(texts: Texts, buckets: int, ngrams: int, normalisation: Normalisation = "none") -> np.ndarray:
     """int64 [buckets]: how often the texts' n-grams of 1 to `ngrams` words fall into each bucket."""
     counts = np.zeros(buckets, np.int64)
-    values, offsets = buffers(text_array(texts))
-    for block in token_blocks(values, offsets, normalisation):
+    for block in token_blocks(*buffers(text_array(texts)), normalisation):
         _count(block.states, block.starts, ngrams, counts)
     return counts
 
@@ -172,15 +123,21 @@ def count(texts: Texts, buckets: int, ngrams: int, normalisation: Normalisation 
 def _count(states, starts, longest, counts):
     buckets = np.uint64(len(counts))
     for d in range(len(starts) - 1):
-        first = 0 if d == 0 else starts[d]
-        for t in range(starts[d], starts[d + 1]):
-            if states[t] == ngrams.EOS_STATE:
-                break
-            for length in range(1, min(longest, t - first + 1) + 1):
-                ngram = np.uint64(0)
-                for k in range(t - length + 1, t + 1):
-                    ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[k])
+        end = starts[d + 1] - 1  # </s> is no token here
+        for first in range(starts[d], end):
+            ngram = np.uint64(0)
+            for t in range(first, min(first + longest, end)):
+                ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[t])
                 counts[ngram % buckets] += 1
+
+
+@kernel
+def ngram_state(states):
+    """The hash of the n-gram of these tokens."""
+    ngram = np.uint64(0)
+    for state in states:
+        ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(state)
+    return ngram
 
 
 @inlined
@@ -194,69 +151,36 @@ def find_slot(state, slot_states):
 
 
 @kernel
-def _look_up(states, starts, slot_states, cells, buckets, sizes, slots, tokens, sums, rows, careful, values, offsets, ends):
-    """Add the rows of a block's texts to `sums` and `rows`, in loops that a processor can run ahead in."""
-    columns = buckets.shape[1]
-    last_cell = cells.shape[1] - 1
+def _look_up(states, starts, ends, values, offsets, slot_states, cells, buckets, sizes, sums, rows):
+    """Add the rows of a block's texts to `sums` and `rows`; `values` and `offsets` are the texts' bytes."""
+    columns, n_buckets = buckets.shape[1], np.uint64(len(buckets))
     shortest, longest, with_eos, minn, maxn = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
-    n_buckets = np.uint64(len(buckets))
-    extra = np.zeros(columns)
     for d in range(len(starts) - 1):
-        begin, stop = starts[d], starts[d + 1]
-        context = begin if d == 0 else 0  # tokens of the same text that came with the block before
-        if not with_eos and stop > begin and states[stop - 1] == ngrams.EOS_STATE:
-            stop -= 1
-        if stop == begin:
-            continue  # a piece of a text that holds only spaces
-        count = 0  # tokens that take part in n-grams: all but labels
-        new = 0  # of them, how many came before
-        found = 0
-        for t in range(begin - context, stop):
-            if t == begin:
-                new = count
-                found = 0
-                extra[:] = 0
-            state = states[t]
-            tokens[count] = sign_extend(state)
-            count += 1
-            slot = find_slot(state, slot_states)
-            slots[t - begin + context] = slot
-            held = np.int64(cells[slot, last_cell])
-            found += held
-            if careful and held <= 0 and state != ngrams.EOS_STATE:
+        stop = starts[d + 1] - (0 if with_eos else 1)
+        for t in range(starts[d], stop):
+            slot = find_slot(states[t], slot_states)
+            held = np.int64(cells[slot, cells.shape[1] - 1])
+            for c in range(columns):
+                sums[d, c] += cells[slot, 2 + c]
+            if held == 0 and maxn > 0 and n_buckets > 0 and states[t] != ngrams.EOS_STATE:
                 start = ends[t]
-                while start > offsets[d] and not ngrams.is_space(values[start - 1]):
+                while start > offsets[d] and ngrams.BYTE_KINDS[values[start - 1]]:
                     start -= 1
-                if held < 0:
-                    found += 1
-                    count -= 1
-                elif _unknown_label(values, start, ends[t]):
-                    count -= 1
-                elif maxn > 0 and n_buckets > 0:
-                    found += add_subwords(values, start, ends[t], buckets, minn, maxn, extra)
-        for c in range(columns):
-            added = extra[c]
-            for k in range(context, stop - begin + context):
-                added += cells[slots[k], 2 + c]
-            sums[d, c] += added
-        hashes = slots
-        for order in range(1, longest + 1 if n_buckets > 0 else 0):
-            if order == 1:
-                hashes[:count] = tokens[:count]
-            else:
-                for k in range(count - 1, order - 2, -1):
-                    hashes[k] = hashes[k - 1] * ngrams.NGRAM_MULTIPLIER + tokens[k]
-            first = max(new, order - 1)
-            if order >= shortest and first < count:
-                found += count - first
-                for c in range(columns):
-                    added = 0.0
-                    for k in range(first, count):
-                        added += buckets[hashes[k] % n_buckets, c]
-                    sums[d, c] += added
-        rows[d] += found
+                held = add_subwords(values, start, ends[t], buckets, minn, maxn, sums[d])
+            rows[d] += held
+            ngram = np.uint64(0)
+            for n in range(1, min(longest, stop - t) + 1 if n_buckets > 0 else 0):
+                ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[t + n - 1])
+                if n >= shortest:
+                    rows[d] += 1
+                    for c in range(columns):
+                        sums[d, c] += buckets[ngram % n_buckets, c]
 
 
+_ZERO, _SUMMED = np.float32(0), 1_024
+
+
+@functools.cache
 def _pairs_kernel(columns: int, words: bool):
     """The same for the usual tables: one or two columns, words or hashed single words, and pairs. Twice as fast, because
     sums stay in registers and no branch depends on a token. `columns` and `words` are constants for the compiler."""
@@ -279,32 +203,26 @@ def _pairs_kernel(columns: int, words: bool):
         return first, second, held
 
     @kernel
-    def _look_up_pairs(
-        states, starts, slot_states, cells, buckets, sizes, slots, tokens, sums, rows, careful, values, offsets, ends
-    ):
+    def _look_up_pairs(states, starts, ends, values, offsets, slot_states, cells, buckets, sizes, sums, rows):
         n_buckets = np.uint64(len(buckets))
         for d in range(len(starts) - 1):
             begin, stop = starts[d], starts[d + 1]
-            if not sizes[2] and stop > begin and states[stop - 1] == ngrams.EOS_STATE:
+            if not sizes[2]:
                 stop -= 1
             if stop == begin:
                 continue
-            start = begin
-            if d == 0 and begin > 0:
-                before = sign_extend(states[begin - 1])
-            else:  # nothing stands before the first token
-                before = sign_extend(states[begin])
-                first, second, held = add_single(
-                    states[begin], before, n_buckets, slot_states, cells, buckets, _ZERO, _ZERO, _ZERO
-                )
-                sums[d, 0] += first
-                if two:
-                    sums[d, 1] += second
-                rows[d] += np.int64(held)
-                start += 1
+            before = sign_extend(states[begin])  # nothing stands before the first token
+            first, second, held = add_single(
+                states[begin], before, n_buckets, slot_states, cells, buckets, _ZERO, _ZERO, _ZERO
+            )
+            sums[d, 0] += first
+            if two:
+                sums[d, 1] += second
+            rows[d] += np.int64(held)
+            start = begin + 1
             for part in range(start, stop, _SUMMED):  # single precision within a part, double over parts
                 first = second = held = _ZERO
-                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams._scan_words
+                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams
                     state = states[t]
                     token = sign_extend(state)
                     first, second, held = add_single(
@@ -324,43 +242,25 @@ def _pairs_kernel(columns: int, words: bool):
     return _look_up_pairs
 
 
-_ZERO, _SUMMED = np.float32(0), 1_024
-_LOOK_UP_PAIRS = {(columns, words): _pairs_kernel(columns, words) for columns in (1, 2) for words in (False, True)}
-
-
-@inlined
-def _unknown_label(values, start, stop):
-    if stop - start < len(_LABEL_BYTES):
-        return False
-    for k in range(len(_LABEL_BYTES)):  # noqa: SIM110 (a generator does not compile)
-        if values[start + k] != _LABEL_BYTES[k]:
-            return False
-    return True
-
-
 @kernel
 def add_subwords(values, start, stop, buckets, minn, maxn, total):
     """Add the rows of the character n-grams of <word> to `total`; return how many. Characters, not bytes, are counted."""
-    n_buckets = np.uint64(len(buckets))
-    length = stop - start + 2  # with < and >
+    word = np.empty(stop - start + 2, np.uint8)
+    word[0], word[1:-1], word[-1] = 60, values[start:stop], 62  # < and >
     rows = 0
-    for i in range(length):
-        if 0 < i < length - 1 and (values[start + i - 1] & 0xC0) == 0x80:
-            continue
-        state = ngrams.HASH_START
-        j = i
-        n = 1
-        while j < length and n <= maxn:
-            byte = 60 if j == 0 else (62 if j == length - 1 else np.int64(values[start + j - 1]))
-            state = ngrams.hash_byte(state, byte)
-            j += 1
-            while j < length - 1 and (values[start + j - 1] & 0xC0) == 0x80:
-                state = ngrams.hash_byte(state, values[start + j - 1])
-                j += 1
-            if n >= minn and not (n == 1 and (i == 0 or j == length)):
-                row = (state & ngrams.LOW_32) % n_buckets
+    for first in range(len(word)):
+        state, last = ngrams.HASH_START, first
+        for n in range(1, maxn + 1 if (word[first] & 0xC0) != 0x80 else 0):
+            if last == len(word):
+                break
+            state = ngrams.hash_byte(state, word[last])
+            last += 1
+            while last < len(word) and (word[last] & 0xC0) == 0x80:
+                state = ngrams.hash_byte(state, word[last])
+                last += 1
+            if n >= minn and not (n == 1 and (first == 0 or last == len(word))):
+                row = (state & ngrams.LOW_32) % np.uint64(len(buckets))
                 for c in range(len(total)):
                     total[c] += buckets[row, c]
                 rows += 1
-            n += 1
     return rows

@@ -5,13 +5,16 @@ Arrow buffers, without a Python object a document, and yields the 64-bit hash st
 time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a word's end: that,
 not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass
 (`normalise` gives the same tokens as text, for training).
+
+A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions share
+the low half by chance, and no two tokens of a web corpus are likely to share the whole).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -26,42 +29,34 @@ Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
-_SIGN, LOW_32, _ONE = np.uint64(0xFFFFFF00), np.uint64(0xFFFFFFFF), np.uint64(1)
+LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
+_CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
 _SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
-_ASCII_KIND = np.array(
-    [_SPACE if c <= 32 or c == 127 else _WORD if chr(c).isalnum() else _ALONE for c in range(128)], np.uint8
-)
-_ASCII_LOWER = np.array([ord(chr(c).lower()) for c in range(128)], np.uint64)
-_IS_SPACE = np.array([c in (0, 9, 10, 11, 12, 13, 32) for c in range(256)], np.uint8)  # where fastText splits words
+_KINDS = {  # ranges of characters; all others are of words. Spaces end words, the others alone are words of their own
+    _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
+    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
+}
+BYTE_KINDS = np.array([_SPACE if c in (0, 9, 10, 11, 12, 13, 32) else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
-_CODE_POINTS = 0x1F000  # beyond the last character that has a lower case
-BLOCK_TOKENS = 262_144  # most a block can hold; of usual text it holds a fifth, which stays in a core's own cache
-CONTEXT = 8  # tokens repeated at the start of a block that continues a text: n-grams of up to 9 words cross it
+BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile without the GIL (threads scale) and cache on disk, or only in memory where no folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
-
-
-def inlined(function: Callable) -> Callable:
-    """A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces."""
-    return numba.njit(inline="always", error_model="numpy")(function)
+kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+# A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces.
+inlined = numba.njit(inline="always", error_model="numpy")
 
 
 def text_array(texts: Texts) -> pa.LargeStringArray:
-    """The texts as one Arrow array (no copy of Arrow input in one chunk); nulls and non-strings are errors by position."""
+    """The texts as one Arrow array (no copy of Arrow input in one chunk); TraitError for nulls and what is not a string."""
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
-        texts = _from_python(list(texts))
-    if not pa.types.is_large_string(texts.type):
-        if not (pa.types.is_string(texts.type) or pa.types.is_null(texts.type) or pa.types.is_string_view(texts.type)):
-            raise TraitError(f"Texts to score must be strings, but this column is {texts.type}. Name the text column.")
-        texts = pc.cast(texts, pa.large_string())
+        try:
+            texts = pa.array(list(texts), pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise TraitError(f"Texts must be strings of valid Unicode: {error}.") from None
+    if texts.type not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+        raise TraitError(f"Texts must be strings, but this column is {texts.type}. Name the text column.")
+    texts = pc.cast(texts, pa.large_string())
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     if texts.null_count:
@@ -70,26 +65,11 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
     return texts
 
 
-def _from_python(texts: list) -> pa.Array:
-    try:
-        return pa.array(texts, pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TraitError(f"Text {row} is {type(text).__name__}, not a string.") from None
-            if text.encode("utf-8", "replace").decode() != text:
-                raise TraitError(f"Text {row} is not valid Unicode. Decode it with errors='replace'.") from None
-        raise
-
-
-def buffers(array: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
     """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
     _, offsets, values = array.buffers()
-    if not len(array) or values is None or not values.size:
-        views = np.zeros(1, np.uint8), np.zeros(len(array) + 1, np.int64)
-    else:
-        first = array.offset
-        views = np.frombuffer(values, np.uint8), np.frombuffer(offsets, np.int64)[first : first + len(array) + 1]
+    starts = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
+    views = np.frombuffer(values or bytes(1), np.uint8), starts
     for view in views:
         view.flags.writeable = False  # one type whatever the source, so that kernels compile once
     return views
@@ -102,47 +82,11 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a text: `</s>`,
     which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes nothing.
     """
-    try:
-        array = pc.utf8_lower(text_array(texts))
-    except pa.ArrowInvalid as error:
-        raise TraitError(f"A text is not valid UTF-8 ({error}). load_documents puts such records in quarantine.") from None
-    values, offsets = buffers(array)
-    starts = np.zeros(len(array) + 1, np.int64)
-    out = np.empty(2 * int(offsets[-1] - offsets[0]) + 1, np.uint8)  # at most a space before every byte
-    used = _normalise(values, offsets, starts, out)
-    return pa.LargeStringArray.from_buffers(len(array), pa.py_buffer(starts), pa.py_buffer(out).slice(0, used))
-
-
-@inlined
-def is_space(byte):
-    """Whether fastText splits words at this byte."""
-    return byte == 32 or (9 <= byte <= 13) or byte == 0
-
-
-@inlined
-def hash_byte(state, byte):
-    """One step of fastText's FNV-1a, which takes bytes as *signed*; the low 32 bits of the result are its hash."""
-    wide = np.uint64(byte)
-    if byte >= 128:
-        wide |= _SIGN
-    return (state ^ wide) * FNV_PRIME
-
-
-@inlined
-def next_token(values, position, end):
-    """The first token at or after `position`: (start, stop, state); start == stop where there is none.
-
-    The state is 64 bits wide: its low half is fastText's hash of the token; all of it tells tokens apart (two words of a
-    vocabulary of millions share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
-    """
-    while position < end and is_space(values[position]):
-        position += 1
-    start = position
-    state = HASH_START
-    while position < end and not is_space(values[position]):
-        state = hash_byte(state, values[position])
-        position += 1
-    return start, position, state
+    array = pc.utf8_lower(text_array(texts))
+    classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
+    for pattern, replacement in ((f"[{classes[_ALONE]}]", r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
+        array = pc.replace_substring_regex(array, pattern, replacement)
+    return pc.utf8_trim(array, " ")
 
 
 @inlined
@@ -152,230 +96,133 @@ def sign_extend(state):
 
 
 @inlined
-def _wide_kind(values, position, end):
-    """The class of the character whose first byte is here and not ASCII."""
-    first = values[position]
-    second = values[position + 1] if position + 1 < end else np.uint8(0)
-    third = values[position + 2] if position + 2 < end else np.uint8(0)
-    kind = _WORD
-    if (
-        (first == 0xC2 and (second == 0xA0 or second == 0x85))  # no-break space, next line
-        or (first == 0xE2 and (second == 0x80 or (second == 0x81 and third <= 0xAF)))  # spaces, dashes, quotes
-        or (first == 0xE3 and second == 0x80)  # ideographic space, full stop, brackets
-    ):
-        kind = _SPACE
-    elif 0xE3 <= first <= 0xE9:  # kana and Chinese characters, U+3040 to U+9FFF
-        kind = _ALONE
-    return kind
-
-
-@kernel
-def _normalise(values, offsets, starts, out):
-    """Fill `out` and each text's start in it; return how many bytes were written."""
-    used = 0
-    for d in range(len(offsets) - 1):
-        begin = used
-        starts[d] = begin
-        end = offsets[d + 1]
-        kind = _SPACE
-        for position in range(offsets[d], end):
-            byte = values[position]
-            continued = 128 <= byte < 192  # the rest of a character goes where its first byte went
-            if not continued:
-                previous = kind
-                kind = _ASCII_KIND[byte] if byte < 128 else _wide_kind(values, position, end)
-                if kind != _SPACE and used > begin and (kind == _ALONE or previous != _WORD):
-                    out[used] = 32
-                    used += 1
-            if kind != _SPACE:
-                out[used] = byte
-                used += 1
-    starts[len(offsets) - 1] = used
-    return used
+def hash_byte(state, byte):
+    """One step of fastText's FNV-1a."""
+    return (state ^ _SIGNED[byte]) * FNV_PRIME
 
 
 class TokenBlock(NamedTuple):
-    """The hashed tokens of some texts, or of a piece of one text that is too long for a block."""
+    """The hashed tokens of some texts."""
 
     first: int  # number of the block's first text
-    states: np.ndarray  # uint64 [n]: see next_token; EOS_STATE stands after the last token of each text
-    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin; what lies before starts[0] is CONTEXT
-    ends: np.ndarray  # int64 [n]: the byte after each token; empty for normalised text, and where nobody asked
-    odd: np.ndarray  # int64: the texts (of this block, from 0) with a token that starts with __label__, which may not count
-
-    @property
-    def texts(self) -> int:
-        return len(self.starts) - 1
+    states: np.ndarray  # uint64 [n]; EOS_STATE stands after the last token of each text
+    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin
+    ends: np.ndarray  # int64 [n]: the byte after each token; empty where nobody asked, for they take a tenth of the time
 
 
 def token_blocks(
     values: np.ndarray,
     offsets: np.ndarray,
     normalisation: Normalisation = "none",
-    first: int = 0,
-    last: int | None = None,
     with_ends: bool = False,
 ) -> Iterator[TokenBlock]:
-    """Blocks of the texts `first` .. `last` - 1 of `buffers`. A block's arrays are overwritten by the next block.
-
-    `with_ends`: whether whole texts get `ends`, which take a tenth of the time; pieces of a long text always have them.
-    """
-    last = len(offsets) - 1 if last is None else last
-    states = np.empty(BLOCK_TOKENS, np.uint64)
-    starts = np.empty(BLOCK_TOKENS + 1, np.int64)
-    ends = np.empty(BLOCK_TOKENS if normalisation == "none" else 0, np.int64)
-    unasked = ends[:0]
-    lower = _lower_case()
-
-    def scan(number: int, pieces: np.ndarray, context: int, carry: np.ndarray, ends: np.ndarray) -> TokenBlock:
-        starts[0] = context
-        if normalisation == "none":
-            labels = np.zeros(len(pieces) - 1, np.bool_)
-            n = _scan_words(values, pieces, states, starts, ends, labels, carry)
-        else:
-            labels = np.empty(0, np.bool_)
-            n = _scan_normalised(values, pieces, states, starts, lower, carry)
-        return TokenBlock(number, states[:n], starts[: len(pieces)], ends[:n], np.flatnonzero(labels))
-
-    room = BLOCK_TOKENS - CONTEXT - 2  # a byte is at most a token, and a text has one more: </s>
-    needs = offsets + np.arange(len(offsets))
-    while first < last:
-        stop = min(int(np.searchsorted(needs, needs[first] + room, "right")) - 1, last)
-        if stop > first:
-            yield scan(first, offsets[first : stop + 1], 0, _new_text(), ends if with_ends else unasked)
-            first = stop
-            continue
-        context, carry, position, end = 0, _new_text(), int(offsets[first]), int(offsets[first + 1])
-        carry[_UNFINISHED] = True
-        while carry[_UNFINISHED]:
-            cut = min(position + room, end)
-            while position + 4 < cut < end and 128 <= values[cut] < 192:
-                cut -= 1  # not within a character
-            carry[_UNFINISHED] = cut < end
-            block = scan(first, np.array([position, cut]), context, carry, ends)
-            yield block
-            context = min(CONTEXT, len(block.states))
-            for array in (states, ends):
-                array[:context] = array[len(block.states) - context : len(block.states)].copy()
-            position = cut
-        first += 1
+    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next. `with_ends` is for "none" alone."""
+    needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
+    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
+    states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
+    ends = np.empty(room if with_ends else 0, np.int64)
+    scan, first = _scan_kernel(normalisation == "none"), 0
+    kinds, lower = (BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
+    while first < len(offsets) - 1:
+        stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
+        texts = offsets[first : max(stop, first + 1) + 1]
+        n = scan(values, texts, states, starts, ends, kinds, lower)
+        yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
+        first += len(texts) - 1
 
 
-_STATE, _OPEN, _UNFINISHED = 0, 1, 2  # of the carry: the open token's hash state, its kind (0: none), whether text follows
-
-
-def _new_text() -> np.ndarray:
-    return np.array([HASH_START, 0, 0], np.uint64)
+def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """uint64 [n]: the hash state of the first word of each text of `buffers`."""
+    blocks = token_blocks(values, offsets)
+    return np.concatenate([np.empty(0, np.uint64), *(block.states[block.starts[:-1]] for block in blocks)])
 
 
 @functools.cache
-def _lower_case() -> np.ndarray:
-    """uint32 [_CODE_POINTS]: the lower case of each character, by Arrow's rules, as `normalise` has it."""
-    points = [point for point in range(_CODE_POINTS) if not 0xD800 <= point < 0xE000]
-    lower = np.arange(_CODE_POINTS, dtype=np.uint32)
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """The kind (uint8) and the lower case (uint32, by Arrow's rules, as `normalise` has it) of each character."""
+    kinds, lower = np.full(_CODE_POINTS, _WORD), np.arange(_CODE_POINTS, dtype=np.uint32)
+    for kind, ranges in _KINDS.items():
+        for first, last in ranges:
+            kinds[first : last + 1] = kind
+    points = np.delete(lower, slice(0xD800, 0xE000))  # without surrogates
     lower[points] = [ord(character) for character in pc.utf8_lower(pa.array(map(chr, points))).to_pylist()]
-    lower.flags.writeable = False
-    return lower
+    return kinds, lower
 
 
-@kernel
-def _scan_words(values, offsets, states, starts, ends, labels, carry):
-    """Fill a block with fastText's tokens and return how many; mark texts with a __label__. Branch-free a byte.
+@functools.cache
+def _scan_kernel(raw: bool) -> Callable:
+    """What fills a block with tokens and returns how many; `raw`, a constant for the compiler, is normalisation "none".
 
-    Indices are unsigned: a signed one is checked for being negative at each use, a fifth of the time.
+    Positions are unsigned: a signed index is checked for being negative at each use, a fifth of the time.
     """
-    n = np.uint64(starts[0])
-    with_ends = len(ends) > 0
-    for d in range(len(offsets) - 1):
-        state, inside, label = carry[_STATE], carry[_OPEN], False
-        for position in range(np.uint64(offsets[d]), np.uint64(offsets[d + 1])):
-            byte = values[position]
+
+    @kernel
+    def _scan(values, offsets, states, starts, ends, kinds, lower):
+        n, with_ends = np.uint64(0), len(ends) > 0
+        for d in range(len(offsets) - 1):
+            state, before, counts = HASH_START, _SPACE, True
+            position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
+            while position < end:
+                byte = values[position]
+                states[n] = state
+                if with_ends:
+                    ends[n] = position
+                if raw or byte < 128:
+                    kind = kinds[byte]
+                    joined = (kind == _WORD) & (before == _WORD)
+                    state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
+                    position += _ONE
+                else:
+                    point, position = _decode(values, position, end)
+                    kind = _WORD
+                    if point < len(kinds):
+                        kind, point = kinds[point], lower[point]
+                    joined = (kind == _WORD) & (before == _WORD)
+                    state = _hash_character(state if joined else HASH_START, point)
+                n += np.uint64((before != _SPACE) & (not joined) & counts)
+                if raw:  # tokens that start with __label__ do not count
+                    counts = (counts | (not joined)) & (state != _LABEL_STATE)
+                before = kind
             states[n] = state
             if with_ends:
                 ends[n] = position
-            word = _ONE - np.uint64(_IS_SPACE[byte])
-            n += inside & (word ^ _ONE)
-            state = ((state if inside else HASH_START) ^ _SIGNED[byte]) * FNV_PRIME
-            label |= state == _LABEL_STATE
-            inside = word
-        labels[d] = label
-        if carry[_UNFINISHED]:
-            carry[_STATE], carry[_OPEN] = state, inside
-        elif inside:
-            states[n] = state
-            if with_ends:
-                ends[n] = offsets[d + 1]
-            n += _ONE
-        ended = False
-        for k in range(np.uint64(starts[d]), n):
-            ended |= states[k] == EOS_STATE
-        if ended:  # the word </s> inside the text
-            n = np.uint64(starts[d])
-            while states[n] != EOS_STATE:
-                n += _ONE
-            carry[_UNFINISHED] = 0
-        if not carry[_UNFINISHED]:
-            states[n] = EOS_STATE
-            if with_ends:
-                ends[n] = offsets[d + 1]
-            n += _ONE
-        starts[d + 1] = n
-    return n
-
-
-@kernel
-def _scan_normalised(values, offsets, states, starts, lower, carry):
-    """Fill a block with the tokens of normalised text; return how many."""
-    n = np.uint64(starts[0])
-    for d in range(len(offsets) - 1):
-        state, before = carry[_STATE], np.uint8(carry[_OPEN])
-        position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
-        while position < end:
-            byte = values[position]
-            states[n] = state
-            if byte < 128:
-                kind = _ASCII_KIND[byte]
-                joined = (kind == _WORD) & (before == _WORD)
-                state = ((state if joined else HASH_START) ^ _ASCII_LOWER[byte]) * FNV_PRIME
-                position += _ONE
-            else:
-                kind = _wide_kind(values, np.int64(position), np.int64(end))
-                joined = (kind == _WORD) & (before == _WORD)
-                start = state if joined else HASH_START
-                state, after = _hash_lower(start, values, np.int64(position), np.int64(end), lower)
-                position = np.uint64(after)
-            n += np.uint64((before != _SPACE) & (not joined))
-            before = kind
-        if carry[_UNFINISHED]:
-            carry[_STATE], carry[_OPEN] = state, before
-        else:
-            states[n] = state
-            n += np.uint64(before != _SPACE)
+            n += np.uint64((before != _SPACE) & counts)
+            if raw:
+                ended = False
+                for k in range(np.uint64(starts[d]), n):
+                    ended |= states[k] == EOS_STATE
+                if ended:  # the word </s> inside the text
+                    n = np.uint64(starts[d])
+                    while states[n] != EOS_STATE:
+                        n += _ONE
             states[n] = EOS_STATE
             n += _ONE
-        starts[d + 1] = n
-    return n
+            starts[d + 1] = n
+        return n
+
+    return _scan
 
 
 @inlined
-def _hash_lower(state, values, position, end, lower):
-    """Hash the lower case of the character of several bytes that starts here: (state, next position)."""
+def _decode(values, position, end):
+    """(code point of the character of several bytes that starts here, next position)."""
     byte = values[position]
-    length = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
-    if length == 1 or position + length > end:  # not UTF-8: a byte of its own
-        return (state ^ _SIGNED[byte]) * FNV_PRIME, position + 1
+    length = np.uint64(1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0))
+    if length == 1 or position + length > end:  # not UTF-8: a character of its own
+        return np.uint32(byte), position + _ONE
     point = np.uint32(byte) & np.uint32(0x7F >> length)
-    for k in range(1, length):
-        point = (point << np.uint32(6)) | np.uint32(values[position + k] & 0x3F)
-    if point < len(lower):
-        point = lower[point]
-    if point < 0x80:
-        state = (state ^ _SIGNED[point]) * FNV_PRIME
-    else:
-        shift = 6 * (1 + (point >= 0x800) + (point >= 0x10000))
-        lead = 0xC0 if shift == 6 else 0xE0 if shift == 12 else 0xF0
-        state = (state ^ _SIGNED[lead | (point >> shift)]) * FNV_PRIME
-        while shift > 0:
-            shift -= 6
-            state = (state ^ _SIGNED[0x80 | ((point >> shift) & 0x3F)]) * FNV_PRIME
-    return state, position + length
+    for k in range(position + _ONE, position + length):
+        point = (point << np.uint32(6)) | np.uint32(values[k] & 0x3F)
+    return point, position + length
+
+
+@inlined
+def _hash_character(state, point):
+    """Hash the UTF-8 of a character."""
+    shift = 6 * ((point >= 0x80) + (point >= 0x800) + (point >= 0x10000))
+    lead = (0, 0xC0, 0xE0, 0xF0)[shift // 6]
+    state = hash_byte(state, lead | (point >> shift))
+    while shift > 0:
+        shift -= 6
+        state = hash_byte(state, 0x80 | ((point >> shift) & 0x3F))
+    return state

@@ -76,27 +76,14 @@ def read_number(match: re.Match[str]) -> Number | None:
     return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, scale, lowest)
 
 
-def only_number(text: str) -> Number | None:
-    """The number that a text is, with its currency, percent or degree sign; None where anything else is beside it."""
-    text = fractions(tidy(text))
+def quantity(text: str, unit: bool = True) -> Number | None:
+    """The number of '42', '$42', '1 200'; with its unit, if one may be there: '42 apples', '12 cm^2'. None for '7:8'."""
+    text = fractions(tidy(plain(text)))
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
-    match = NUMBER.fullmatch(text)
-    return read_number(match) if match else None
-
-
-def quantity(text: str) -> Number | None:
-    """The number of '42', '42 apples', '8 (pears)', '12 cm^2'; None for '7:8', 'Stall 2', '3,14'."""
-    text = fractions(tidy(plain(text)))
     match = NUMBER.match(text)
-    whole = match and (match.end() == len(text) or _UNIT.fullmatch(text[match.end() :]))
-    return read_number(match) if match and whole else None
-
-
-def print_number(value: Fraction) -> str | None:
-    """Print exactly: '12', '1687.5'; None where more than three decimals would be needed."""
-    decimals = next((places for places in range(4) if (value * 10**places).denominator == 1), None)
-    return None if decimals is None else f"{float(value):.{decimals}f}" if decimals else str(value.numerator)
+    beside = text[match.end() :] if match else ""
+    return read_number(match) if match and (not beside or (unit and _UNIT.fullmatch(beside))) else None
 
 
 def numbers(text: str) -> set[str]:

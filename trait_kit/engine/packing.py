@@ -28,14 +28,7 @@ class Plan:
     start: np.ndarray  # first token of the piece within its document
     length: np.ndarray
     row_ends: np.ndarray  # int64 [n_rows]: pieces in this row and all before it
-    context_length: int
     n_cut: int  # documents that were cut, long ones included
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the slots that are not padding."""
-        slots = len(self.row_ends) * self.context_length
-        return float(self.length.sum()) / slots if slots else 1.0
 
 
 def plan_rows(lengths: np.ndarray, context_length: int, *, seed: int = 0, whole: bool = False) -> Plan:
@@ -57,26 +50,21 @@ def plan_rows(lengths: np.ndarray, context_length: int, *, seed: int = 0, whole:
     order = np.argsort(row, kind="stable")  # the pieces of a row stay in the order in which they were placed
     row_ends = np.cumsum(np.bincount(row, minlength=n_rows))
     n_cut = len(np.unique(document[length < lengths[document]]))
-    return Plan(document[order], start[order], length[order], row_ends, context_length, n_cut)
+    return Plan(document[order], start[order], length[order], row_ends, n_cut)
 
 
 @kernel
 def _place(by_length, lengths, n_rows, context_length):
     """(document, start, length, row) of every piece, in the order of placement.
 
-    Rows with the same number of free slots form a linked stack; bit k of `open_` says that the stack of k is not empty, so
-    the best row is the first set bit from the piece's length on. A cut fills its row, so there are at most n_rows of them.
+    Rows with the same number of free slots form a linked stack, so the best row is on top of the first stack, from the
+    piece's length on, that is not empty. A cut fills its row, so there are at most n_rows of them.
     """
-    room = len(by_length) + n_rows
-    document, start = np.empty(room, np.int64), np.empty(room, np.int64)
-    length, row_of = np.empty(room, np.int64), np.empty(room, np.int64)
+    pieces = np.empty((4, len(by_length) + n_rows), np.int64)
     head = np.full(context_length + 1, -1, np.int64)
+    head[context_length] = 0 if n_rows else -1
     below = np.arange(1, n_rows + 1)
-    open_ = np.zeros(context_length + 1, np.bool_)
-    if n_rows:
-        below[n_rows - 1] = -1
-        head[context_length] = 0
-        open_[context_length] = True
+    below[n_rows - 1 :] = -1
     rests = [(np.int64(0), np.int64(0), np.int64(0))]  # (-length, document, start) of what was cut off, longest first
     rests.pop()
     n_pieces, next_whole = 0, 0
@@ -91,23 +79,21 @@ def _place(by_length, lengths, n_rows, context_length):
             wanted = lengths[index]
             next_whole += 1
         free = wanted
-        while free <= context_length and not open_[free]:
+        while free <= context_length and head[free] < 0:
             free += 1
         if free > context_length:
             free = np.int64(context_length)
-            while not open_[free]:
+            while head[free] < 0:
                 free -= 1
         row = head[free]
         head[free] = below[row]
-        open_[free] = head[free] >= 0
         taken = min(wanted, free)
         left = free - taken
         if left:
             below[row] = head[left]
             head[left] = row
-            open_[left] = True
-        document[n_pieces], start[n_pieces], length[n_pieces], row_of[n_pieces] = index, begin, taken, row
+        pieces[0, n_pieces], pieces[1, n_pieces], pieces[2, n_pieces], pieces[3, n_pieces] = index, begin, taken, row
         n_pieces += 1
         if taken < wanted:
             heapq.heappush(rests, (taken - wanted, index, begin + taken))
-    return document[:n_pieces], start[:n_pieces], length[:n_pieces], row_of[:n_pieces]
+    return pieces[:, :n_pieces]

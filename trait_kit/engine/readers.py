@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.streams import Gap, TooLong, blocks, documents_in, is_url, open_file, split, unreadable
+from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, is_url, lines, open_file
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -30,8 +30,7 @@ SKIPPED = "skipped"  # an ordinary page of the web without text to read, which i
 COLUMNS = ("id", "text", "source", "url")
 PART_BYTES = 4_000_000  # of text, about
 _PART_ROWS = 20_000
-_MOST_BYTES = 32_000_000  # of one record: no document of the web is that long, and a file without line ends is no JSONL
-_TOO_LONG = f"{UNREADABLE}: longer than {_MOST_BYTES // 1_000_000} MB, which is no document"
+_LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
 _STRINGS = [(name, pa.string()) for name in COLUMNS]
 SCHEMA = pa.schema([*_STRINGS, ("row", pa.int64()), ("file", pa.string())])
 
@@ -61,36 +60,32 @@ class Part(NamedTuple):
     rejected: list[Reject]
 
 
-def damaged(name: str, row: int, what: str, records: float) -> Reject:
-    return Reject(name, row, f"{DAMAGED}: {what}", max(round(records), 1))
+def damaged(name: str, row: int, what: object, records: int) -> Reject:
+    return Reject(name, row, f"{DAMAGED}: {what}", records)
 
 
-def torn(name: str, row: int, gap: Gap) -> Reject:
-    """A Gap behind so many records, and about how many it cost."""
-    lost = gap.lost * row / gap.good if row else documents_in(name, gap.lost + gap.good)
-    return damaged(name, row, f"its compressed data after record {row} ({gap.reason})", lost)
+def torn(name: str, row: int, damage: Damaged) -> Reject:
+    """What follows the record `row` of a file of lines or web records."""
+    lost = damage.lost * row // damage.good if row else documents_in(name, damage.lost)
+    return damaged(name, row, f"its compressed data after record {row} ({damage})", max(lost, 1))
 
 
 def clean(table: pa.Table, rows: np.ndarray, origin: str, columns: Columns = Columns(), rejected: Iterable = ()) -> Part:
     """Usable rows and rejected ones of a table; column by column, so that millions of rows stay fast."""
+    if len(rows) and (problem := _text_problem(table.schema, columns.text)):
+        return Part(SCHEMA.empty_table(), [damaged(origin, int(rows[0]), problem, len(rows))])
     reasons: dict[int, str] = {}
     found: dict[str, pa.Array] = {"row": pa.array(rows), "file": pa.repeat(pa.scalar(origin, pa.string()), len(rows))}
     for name, column in zip(columns._fields, columns, strict=True):
         values, broken = _as_strings(table, column)
         reasons.update(dict.fromkeys(broken, f"{UNREADABLE}: {name} is not UTF-8"))
-        empty = pc.equal(pc.binary_length(values), 0)
-        found[name] = pc.if_else(empty, None, values) if pc.any(empty).as_py() else values
+        found[name] = pc.if_else(pc.equal(values, ""), None, values)
     found["source"] = pc.fill_null(found["source"], origin)
-    length = pc.fill_null(pc.binary_length(found["text"]), 0).to_numpy()
     blank = pc.fill_null(pc.utf8_is_space(found["text"]), True).to_numpy(zero_copy_only=False)
-    for flags, reason in ((blank, NO_TEXT), (length > _MOST_BYTES, _TOO_LONG)):
-        for index in np.flatnonzero(flags).tolist():
-            reasons.setdefault(index, reason)
-    documents = pa.table(found).select(SCHEMA.names)
-    if reasons:
-        keep = np.ones(len(rows), bool)
-        keep[list(reasons)] = False
-        documents = documents.filter(pa.array(keep))
+    reasons = {index: NO_TEXT for index in np.flatnonzero(blank).tolist()} | reasons
+    keep = np.ones(len(rows), bool)
+    keep[list(reasons)] = False
+    documents = pa.table(found).select(SCHEMA.names).filter(pa.array(keep))
     bad = [Reject(origin, int(rows[index]), reason, 1) for index, reason in reasons.items()]
     return Part(documents, list(_runs([*rejected, *bad])))
 
@@ -113,20 +108,16 @@ def _as_strings(table: pa.Table, name: str) -> tuple[pa.Array, list[int]]:
     array = table[name].combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if not any(kind in str(array.type) for kind in ("string", "binary")):
-        try:
-            return array.cast(pa.string()), []
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return pa.nulls(len(array), pa.string()), []
-    array = array.cast(pa.large_binary())
+    if any(kind in str(array.type) for kind in ("string", "binary")):
+        array = array.cast(pa.large_binary())
     try:
         return array.cast(pa.string()), []
+    except pa.ArrowNotImplementedError:
+        return pa.nulls(len(array), pa.string()), []
     except pa.ArrowInvalid:
         texts = [value and value.decode("utf-8", "replace") for value in array.to_pylist()]
-        same = pc.equal(pa.array(texts, pa.string()).cast(pa.large_binary()), array)
-        return pa.array(texts, pa.string()), np.flatnonzero(
-            ~pc.fill_null(same, True).to_numpy(zero_copy_only=False)
-        ).tolist()
+        broken = [index for index, text in enumerate(texts) if text and text.encode() != array[index].as_py()]
+        return pa.array(texts, pa.string()), broken
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:
@@ -148,60 +139,50 @@ def _rows_a_part(rows: int, size: int) -> int:
     return int(np.clip(PART_BYTES * rows // max(size, 1), 1, _PART_ROWS))
 
 
+def _wanted(columns: Columns, names: list[str]) -> list[str]:
+    """The columns to read; all where the text is not among them, so that they can be named."""
+    return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
+
+
 # Parquet
 
 
 def row_groups(name: str) -> list[int]:
     """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
-    file = _parquet(name)
-    if isinstance(file, str):
-        return []
-    with file:
-        return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-
-
-def _parquet(name: str) -> pq.ParquetFile | str:
-    """The file, or why it cannot be read."""
-    source = open_file(name) if is_url(name) else name
     try:
+        with _parquet(name) as file:
+            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    except Damaged:
+        return []
+
+
+def _parquet(name: str) -> pq.ParquetFile:
+    with arrow_damage(name):
+        source = open_file(name) if is_url(name) else name
         return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
-    except Exception as error:
-        return _damage(name, error)
-
-
-def _damage(name: str, error: Exception) -> str:
-    """Arrow's own errors are the file's; what a store raises through Arrow is the network's, as are the system's."""
-    if getattr(error, "errno", None) or not isinstance(error, (pa.ArrowException, OSError)):
-        raise unreadable(name, error) from error
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
     """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
-    file = _parquet(name)
-    if isinstance(file, str):
-        yield Part(SCHEMA.empty_table(), [damaged(name, 0, file, documents_in(name, size))])
+    try:
+        file = _parquet(name)
+    except Damaged as damage:
+        yield Part(SCHEMA.empty_table(), [damaged(name, 0, damage, documents_in(name, size))])
         return
     with file:
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
-        stop = len(groups) if stop < 0 else stop
-        if problem := _text_problem(file.schema_arrow, columns.text):
-            yield Part(SCHEMA.empty_table(), [damaged(name, starts[first], problem, starts[stop] - starts[first])])
-            return
-        wanted = [column for column in columns if column in file.schema_arrow.names]
-        for index in range(first, stop):
+        wanted = _wanted(columns, file.schema_arrow.names)
+        for index in range(first, len(groups) if stop < 0 else stop):
             row, rows = starts[index], _rows_a_part(groups[index].num_rows, groups[index].total_byte_size)
-            batches = file.iter_batches(rows, row_groups=[index], columns=wanted)
-            while row < starts[index + 1]:
-                try:
-                    batch = next(batches)
-                except Exception as error:
-                    what = f"its row group {index} after row {row} ({_damage(name, error)})"
-                    yield Part(SCHEMA.empty_table(), [damaged(name, row, what, starts[index + 1] - row)])
-                    break
-                yield clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
-                row += batch.num_rows
+            try:
+                with arrow_damage(name):
+                    for batch in file.iter_batches(rows, row_groups=[index], columns=wanted):
+                        yield clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
+                        row += batch.num_rows
+            except Damaged as damage:
+                what = f"its row group {index} after row {row} ({damage})"
+                yield Part(SCHEMA.empty_table(), [damaged(name, row, what, starts[index + 1] - row)])
 
 
 # JSON lines
@@ -210,45 +191,43 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
 def read_jsonl(name: str, columns: Columns) -> Iterator[Part]:
     """The records of a file of JSON lines, `PART_BYTES` at a time."""
     fields = [getattr(columns, column) for column in COLUMNS]
-    records: list[list[str | None]] = []
-    rows: list[int] = []
+    records: dict[int, list[str | None]] = {}  # row -> fields
     rejected: list[Reject] = []
 
     def part() -> Part:
-        table = pa.table(list(zip(*records, strict=True)) or [[]] * len(COLUMNS), pa.schema(_STRINGS))
-        return clean(table, np.array(rows, np.int64), name, rejected=rejected)
+        table = pa.table(list(zip(*records.values(), strict=True)) or [[]] * len(COLUMNS), pa.schema(_STRINGS))
+        return clean(table, np.array(list(records), np.int64), name, rejected=rejected)
 
     row = held = 0
-    for row, line in enumerate(split(blocks(name), lambda data: data.split(b"\n"), _MOST_BYTES), 1):
-        if isinstance(line, Gap):
-            rejected.append(torn(name, row - 1, line))
-        elif isinstance(line, TooLong):
-            rejected.append(Reject(name, row, _TOO_LONG, 1))
-        elif line and not line.isspace():
+    try:
+        for row, line in enumerate(lines(name, _LINE_BYTES), 1):
             held += len(line)
             try:
-                records.append(_strings(line, fields))
-                rows.append(row)
+                if not line.isspace():
+                    records[row] = _strings(line, fields)
             except (ValueError, RecursionError) as error:
                 rejected.append(Reject(name, row, f"{UNREADABLE}: {error}", 1))
-        if held > PART_BYTES or len(rows) + len(rejected) >= _PART_ROWS:
-            yield part()
-            records, rows, rejected, held = [], [], [], 0
-    if not row:
+            if held > PART_BYTES or len(records) + len(rejected) >= _PART_ROWS:
+                yield part()
+                records, rejected, held = {}, [], 0
+    except Damaged as damage:
+        rejected.append(torn(name, row, damage))
+    if not row and not rejected:
         rejected.append(Reject(name, 0, f"{UNREADABLE}: the file is empty", 1))
     yield part()
 
 
 def _strings(line: bytes, fields: list[str]) -> list[str | None]:
     """The fields of a JSON record as strings, the text second; ValueError says why it cannot be used."""
+    if len(line) > _LINE_BYTES:
+        raise ValueError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
     record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
     if not isinstance(record, dict) or not isinstance(record.get(fields[1]), str):
         found = _listed(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"it has no string '{fields[1]}', but {found}")
     values = [record.get(field) for field in fields]
     values = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-    for value in values:
-        value is None or value.isascii() or value.encode()  # half a surrogate pair is no character
+    "".join(value or "" for value in values).encode()  # half a surrogate pair is no character
     return values
 
 
@@ -276,11 +255,8 @@ def hub_data(rest: str) -> Any:
 def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
     """The rows first..stop of a hub data set (stop = -1: to the last)."""
     stop = len(data) if stop < 0 else min(stop, len(data))
-    if problem := _text_problem(data.features.arrow_schema, columns.text):
-        yield Part(SCHEMA.empty_table(), [damaged(origin, first, problem, stop - first)])
-        return
-    wanted = [column for column in dict.fromkeys(columns) if column in data.column_names]
-    data, each = data.select_columns(wanted).with_format("arrow"), _rows_a_part(data.data.num_rows, data.data.nbytes)
+    each = _rows_a_part(data.data.num_rows, data.data.nbytes)
+    data = data.select_columns(_wanted(columns, data.column_names)).with_format("arrow")
     for start in range(first, stop, each):
         table = data[start : min(start + each, stop)]
         yield clean(table, np.arange(start, start + table.num_rows) + 1, origin, columns)

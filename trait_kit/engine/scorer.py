@@ -8,7 +8,7 @@ model become 8 MB, which a processor's cache holds. Scoring is then: hash the to
 Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
 - words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text,
   and a `</s>` inside a text ends it there; a newline inside a text, which fastText's Python API refuses, counts as a space;
-- a token that is a label, or an unknown token that starts with `__label__`, is skipped;
+- a token that starts with `__label__` is skipped (models whose labels start otherwise are refused);
 - an unknown word has no row of its own, only its character n-grams, but it takes part in word n-grams;
 - one-vs-all probabilities are fastText's sigmoid, which is a table of 512 steps;
 - a text without any row (possible when `</s>` is not in the vocabulary) is uniform here; fastText gives no answer.
@@ -17,61 +17,57 @@ fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above thes
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import struct
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from scipy.special import expit, softmax
 
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import Normalisation, Texts, kernel
+from trait_kit.engine.ngrams import Normalisation, Texts, buffers, kernel, text_array, word_states
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 4"  # in the file's header
+_KIND = "ngram scorer 5"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
-_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "one-vs-all (ova)"}
+_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "ova"}
+_HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
 
 
+@dataclass(eq=False)
 class NgramScorer:
     """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
 
     `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own reading.
     """
 
-    def __init__(self, labels: Sequence[str], table: LinearTable, loss: str, normalisation: Normalisation) -> None:
-        self.labels = list(labels)  # in the order of the columns, with fastText's prefix
-        self.table = table
-        self.loss = loss  # softmax | ova
-        self.normalisation = normalisation
+    labels: list[str]  # in the order of the columns, with fastText's prefix
+    table: LinearTable
+    loss: str  # softmax | ova
+    normalisation: Normalisation
 
     @classmethod
     def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> NgramScorer:
         """Fold a fastText .bin model; TraitError for quantised models, other losses, and models with NaN."""
-        model = _read_fasttext(Path(path))
-        outputs = model.outputs.astype(np.float64)
-        columns = outputs.T if model.loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
-        values = np.empty((len(model.inputs), columns.shape[1]), np.float32)
+        words, labels, loss, (longest, minn, maxn), inputs, outputs = _read_fasttext(Path(path))
+        outputs, n_words = outputs.astype(np.float64), len(words)
+        columns = outputs.T if loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
+        values = np.empty((len(inputs), columns.shape[1]), np.float32)
         for first in range(0, len(values), _FOLD_ROWS):
-            values[first : first + _FOLD_ROWS] = model.inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
+            values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        n_words = len(model.names) - len(outputs)
-        labels = model.names[n_words:]
-        own_prefix = not all(label.startswith(LABEL_PREFIX.encode()) for label in labels)
-        starts = np.cumsum([0, *map(len, model.names)])
-        cells, buckets = linear.empty_cells(len(model.names), values.shape[1]), values[n_words:].copy()
-        sizes = [2, model.word_ngrams, 1, model.minn, model.maxn, own_prefix]
-        table = LinearTable(cells, buckets, np.array(sizes, np.int64))
-        _fill_cells(np.frombuffer(b"".join(model.names), np.uint8), starts, values[:n_words], table.states, *table)
-        names = [label.decode("utf-8", errors="replace") for label in labels]
-        return cls(names, linear.linear_table(*table), model.loss, normalisation)
+        cells = linear.empty_cells(n_words, values.shape[1])
+        table = LinearTable(cells, values[n_words:].copy(), np.array([2, longest, 1, minn, maxn]))
+        names = buffers(pa.array(words, pa.large_binary()))
+        _fill_cells(*names, word_states(*names), values[:n_words], table.states, *table)
+        return cls(labels, linear.linear_table(*table), loss, normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> NgramScorer:
@@ -82,12 +78,9 @@ class NgramScorer:
 
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
-        return linear.write(path, *self._content())
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of everything that shapes the probabilities."""
-        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
+        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
+        header["sizes"] = self.table.sizes.tolist()
+        return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
         """The column of `label` in the probabilities, with or without fastText's prefix."""
@@ -96,9 +89,9 @@ class NgramScorer:
                 return self.labels.index(name)
         raise TraitError(f"The model has no label '{label}'; its labels are {', '.join(self.labels)}.")
 
-    def probabilities(self, texts: Texts, workers: int = 1) -> np.ndarray:
+    def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""
-        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation, workers)
+        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -106,40 +99,31 @@ class NgramScorer:
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         if self.loss == "ova":
-            steps = np.clip(((logits + 8) * 32).astype(np.int64), 0, 512)
-            stepped = 1 / (1 + np.exp(8 - steps / 32))
+            stepped = expit(np.clip(np.trunc((logits + 8) * 32), 0, 512) / 32 - 8)
             return np.where(logits < -8, 0, np.where(logits > 8, 1, stepped)).astype(np.float32)
-        logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return logits.astype(np.float32)
+        return softmax(logits, axis=1).astype(np.float32)
 
     def ngram_weights(self, grams: list[str]) -> np.ndarray:
         """float32 [n, n_labels]: what each word or word n-gram alone adds to the logits, relative to the labels' mean."""
-        weights = np.zeros((len(grams), len(self.labels)), np.float64)
-        values, offsets = ngrams.buffers(ngrams.text_array(grams))
-        _ngram_weights(values, offsets, self.table.states, *self.table, weights)
+        cells, buckets, sizes = self.table
+        weights = np.zeros((len(grams), len(self.labels)))
+        words = [gram.split() for gram in grams]
+        states = word_states(*buffers(text_array([word for gram in words for word in gram])))
+        for added, gram in zip(weights, np.split(states, np.cumsum([len(gram) for gram in words])[:-1]), strict=True):
+            if len(gram) == 1:
+                cell = cells[linear.find_slot(gram[0], self.table.states)]
+                added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]] / max(cell[-1], 1)
+            elif 1 < len(gram) <= sizes[1] and len(buckets):
+                added[: buckets.shape[1]] = buckets[linear.ngram_state(gram) % len(buckets)]
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
-    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
-        header["sizes"] = self.table.sizes.tolist()  # see LinearTable
-        return header, {"cells": self.table.cells, "ngrams": self.table.buckets}  # in this order in the file: cells aligned
 
+def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], str, tuple[int, int, int], np.ndarray, np.ndarray]:
+    """(words, not always UTF-8; labels; loss; word n-grams, minn, maxn; input and output matrix) of a model file.
 
-class _FastText(NamedTuple):
-    names: list[bytes]  # of words, then of labels
-    loss: str  # softmax | ova
-    word_ngrams: int
-    minn: int  # shortest and longest character n-gram; maxn 0 is none
-    maxn: int
-    inputs: np.ndarray  # float32 [words + buckets, dimension], a read-only map of the file
-    outputs: np.ndarray  # float32 [labels, dimension]
-
-
-def _read_fasttext(path: Path) -> _FastText:
-    """A model file (fastText's format 12, or 11), its big matrix mapped: the library copies it (2 GB for a usual web
-    classifier), and gives words as text, so that one that is not UTF-8 is lost. TraitError where it cannot be folded."""
+    The big matrix is mapped: the library copies it (2 GB for a usual web classifier), and never returns from a dictionary
+    that is cut off. TraitError where it cannot be folded.
+    """
     if not path.is_file():
         raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
     try:
@@ -149,90 +133,50 @@ def _read_fasttext(path: Path) -> _FastText:
         raise TraitError(f"{path} is not a complete fastText model ({error}). Copy or train it again.") from None
 
 
-def _parse_fasttext(path: Path, data: mmap.mmap) -> _FastText:
-    """The layout: header, arguments, dictionary, input matrix, output matrix, little endian."""
-
-    def take(layout: str) -> tuple:
-        return struct.unpack("<" + layout, data.read(struct.calcsize("<" + layout)))
-
-    magic, version = take("ii")
-    if magic != _MAGIC or version not in (11, 12):
-        raise TraitError(f"{path} is not a fastText model (.bin, format 11 or 12).")
-    dimension, _, _, _, _, word_ngrams, loss, model, _, minn, maxn, _, _ = take("12id")
+def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
+    """The layout: header, arguments, sizes and entries of the dictionary, input matrix, output matrix, little endian."""
+    magic, version, *arguments, _ = _HEAD.unpack_from(data)
+    if (magic, version) != (_MAGIC, 12):
+        raise TraitError(f"{path} is not a fastText model (.bin, format 12).")
+    dimension, _, _, _, _, word_ngrams, loss, model, _, minn, maxn, _ = arguments
     if model != 3:
         raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
     if loss not in (3, 4):
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
-    size, n_words, n_labels, _, pruned = take("iiiqq")
-    names, matrices = [], []
+    size, n_words, n_labels, _, pruned = _SIZES.unpack_from(data, _HEAD.size)
+    place, names, matrices = _HEAD.size + _SIZES.size, [], []
     for _ in range(size):  # a name ends with a zero; then come its count (8 bytes) and its type (1 byte)
-        zero = data.find(b"\0", data.tell())
-        if zero < 0 or zero + 10 > len(data):
+        zero = data.find(b"\0", place)
+        if zero < 0:
             raise ValueError("it ends within its dictionary")
-        names.append(data.read(zero - data.tell()))
-        data.seek(10, 1)
+        names.append(data[place:zero])
+        place = zero + 10
     for _ in range(2):
-        (quantised,) = take("?")
+        quantised, rows, columns = _MATRIX.unpack_from(data, place)
         if quantised or pruned >= 0:
             raise TraitError(f"{path} is a quantised model (.ftz). Use the .bin model that it was made from.")
-        rows, columns = take("qq")
-        matrices.append(np.frombuffer(data, "<f4", rows * columns, data.tell()).reshape(rows, columns))
-        data.seek(min(rows * columns * 4, len(data) - data.tell()), 1)
-    inputs, outputs = matrices
-    if (
-        inputs.shape[1] != dimension
-        or len(outputs) != n_labels
-        or n_labels < 2
-        or n_words + n_labels != size
-        or len(inputs) < n_words
-    ):
+        place += _MATRIX.size + 4 * rows * columns
+        matrices.append(np.frombuffer(data, "<f4", rows * columns, place - 4 * rows * columns))
+    inputs, outputs = (matrix.reshape(-1, dimension) for matrix in matrices)
+    if len(inputs) < n_words or not 2 <= len(outputs) == n_labels == size - n_words:
         raise ValueError(f"{n_words} words, {n_labels} labels and matrices of {len(inputs)} and {len(outputs)} rows")
-    maxn = maxn if version == 12 else 0  # as fastText itself reads supervised models of that format
-    return _FastText(names, "softmax" if loss == 3 else "ova", word_ngrams, minn, maxn, inputs, outputs)
+    labels = [name.decode("utf-8", errors="replace") for name in names[n_words:]]
+    if not all(label.startswith(LABEL_PREFIX) for label in labels):
+        raise TraitError(
+            f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
+        )
+    return names[:n_words], labels, _LOSSES[loss], (word_ngrams, minn, maxn), inputs, outputs
 
 
 @kernel
-def _fill_cells(names, starts, values, slot_states, cells, buckets, sizes):
-    """Give every dictionary entry its slot; a word's character n-grams are folded into its numbers (</s> has none)."""
+def _fill_cells(names, starts, states, values, slot_states, cells, buckets, sizes):
+    """Give every word its slot; its character n-grams are folded into its numbers (</s> has none)."""
     columns = values.shape[1]
-    last_cell = cells.shape[1] - 1
-    total = np.zeros(columns)
-    for entry in range(len(starts) - 1):
-        state = ngrams.HASH_START
-        for k in range(starts[entry], starts[entry + 1]):
-            state = ngrams.hash_byte(state, names[k])
-        slot = linear.find_slot(state, slot_states)
-        slot_states[slot, 0] = state
-        cells[slot, last_cell] = -1
-        if entry < len(values):
-            total[:] = values[entry]
-            rows = 1
-            if sizes[4] > 0 and len(buckets) and state != ngrams.EOS_STATE:
-                rows += linear.add_subwords(names, starts[entry], starts[entry + 1], buckets, sizes[3], sizes[4], total)
-            cells[slot, last_cell] = rows
-            cells[slot, 2 : 2 + columns] = total
-
-
-@kernel
-def _ngram_weights(values, offsets, slot_states, cells, buckets, sizes, weights):
-    """For a text of one token its word's value; for more tokens the value of the whole n-gram's bucket."""
-    n_buckets = np.uint64(len(buckets))
-    for d in range(len(offsets) - 1):
-        position, end = offsets[d], offsets[d + 1]
-        ngram = np.uint64(0)
-        slot = np.uint64(0)
-        tokens = 0
-        while True:
-            start, position, state = ngrams.next_token(values, position, end)
-            if start == position:
-                break
-            if tokens == 0:
-                slot = linear.find_slot(state, slot_states)
-            ngram = ngram * ngrams.NGRAM_MULTIPLIER + ngrams.sign_extend(state)
-            tokens += 1
-        rows = cells[slot, cells.shape[1] - 1]
-        for c in range(buckets.shape[1]):
-            if tokens == 1 and rows > 0:
-                weights[d, c] = cells[slot, 2 + c] / rows
-            elif 1 < tokens <= sizes[1] and n_buckets:
-                weights[d, c] = buckets[ngram % n_buckets, c]
+    for entry in range(len(states)):
+        slot = linear.find_slot(states[entry], slot_states)
+        slot_states[slot, 0] = states[entry]
+        total, rows = values[entry].astype(np.float64), 1
+        if sizes[4] > 0 and len(buckets) and states[entry] != ngrams.EOS_STATE:
+            rows += linear.add_subwords(names, starts[entry], starts[entry + 1], buckets, sizes[3], sizes[4], total)
+        cells[slot, cells.shape[1] - 1] = rows
+        cells[slot, 2 : 2 + columns] = total

@@ -7,7 +7,6 @@ A worker that is killed breaks the pool, and where the driver is killed its work
 from __future__ import annotations
 
 import functools
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -17,23 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, read_json, write_json, write_text
+from trait_kit.engine.files import TraitError, read_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
-_LEFTOVER_SECONDS = 6 * 3600
 _RANKS_PER_WORKER = 8  # shares of the shards on a cluster: small enough to even out, large enough to pay for starting
-_LEAN = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 @dataclass(frozen=True)
@@ -42,27 +38,26 @@ class Place:
 
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
-    slurm_partition: str = ""
-    slurm_time: str = "20:00:00"  # of one task
+    slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
     memory_gb: int = 4  # asked for each worker on a cluster
 
 
 def read_job(path: Path) -> dict[str, Any]:
     """A job file, read once for all shards of this process, and again when it has changed."""
-    return _read_job(path, path.stat().st_mtime_ns, path.stat().st_ino)
+    return _read_job(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _read_job(path: Path, *_: int) -> dict[str, Any]:
+def _read_job(path: Path, _modified: int) -> dict[str, Any]:
     return read_json(path)
 
 
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
-    def __init__(self, noun: str, count: int, path: Callable[[int], Path], check: Callable[[int, int], None] | None = None):
-        """`path`: shard -> its Parquet file. `check`: is told each finished shard and its documents, and may raise."""
-        self.noun, self.count, self._path, self._check = noun, count, path, check
+    def __init__(self, noun: str, count: int, path: Callable[[int], Path]) -> None:
+        """`path`: shard -> its Parquet file."""
+        self.noun, self.count, self._path = noun, count, path
         self.documents: dict[int, int] = {}  # by finished shard
         self._began = self._printed = time.monotonic()
 
@@ -77,8 +72,6 @@ class Progress:
         for number in sorted(set(range(self.count)) - set(self.documents)):
             if self._path(number).name in present:
                 self.documents[number] = pq.read_metadata(self._path(number)).num_rows
-                if self._check:
-                    self._check(number, self.documents[number])
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()
             done, total = len(self.documents), sum(self.documents.values())
@@ -89,7 +82,7 @@ class Progress:
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies."""
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        if time.time() - left.stat().st_mtime > _LEFTOVER_SECONDS:
+        if time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
         _on_cluster(work, job, numbers, place, progress)
@@ -97,43 +90,51 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: P
         _in_processes(work, job, numbers, place.workers, progress)
     else:
         for number in numbers:
-            work(job, number)
+            _do(work, job, number)
             progress.look()
+
+
+def _do(work: Work, job: Path, number: int) -> None:
+    try:
+        work(job, number)
+    except TraitError:
+        raise
+    except Exception as error:
+        raise TraitError(f"{job.parent.name}, shard {number}: {type(error).__name__}: {error}.") from error
 
 
 def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that its threads hold
     context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
-        waiting = {pool.submit(work, job, number): number for number in numbers}
+        waiting = {pool.submit(_do, work, job, number) for number in numbers}
         try:
             while waiting:
-                for future in wait(waiting, _POLL_SECONDS).done:
-                    _settle(future, waiting.pop(future), progress.noun)
+                done, waiting = wait(waiting, _POLL_SECONDS)
+                for future in done:
+                    future.result()
                 progress.look()
+        except BrokenProcessPool:
+            raise TraitError(
+                f"{progress.noun} stopped: a worker process was killed (out of memory?). Run the same command again: "
+                "finished shards are kept. Fewer workers need less memory."
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _settle(future: Future, number: int, noun: str) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool:
-        raise TraitError(
-            f"{noun} stopped: a worker process was killed (out of memory?). Run the same command again: finished shards are "
-            "kept. Fewer workers need less memory."
-        ) from None
-    except Exception as error:
-        raise TraitError(f"{noun} stopped: {_reason(error, number)}") from error
-
-
 def _enter_worker() -> None:
-    """A worker leaves Ctrl-C to the driver, takes one core and little memory, and ends when the driver does."""
+    """A worker leaves Ctrl-C to the driver, and ends when the driver does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(_LEAN)
+    _be_lean()
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+
+
+def _be_lean() -> None:
+    """One core and little memory."""
+    os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
     pa.set_cpu_count(1)
     pa.set_memory_pool(pa.system_memory_pool())  # gives memory back: a worker takes 60 MB less
-    threading.Thread(target=_end_with_driver, daemon=True).start()
 
 
 def _end_with_driver() -> None:
@@ -141,76 +142,58 @@ def _end_with_driver() -> None:
     os._exit(1)
 
 
-def _reason(error: Exception, number: int) -> str:
-    return str(error) if isinstance(error, TraitError) else f"shard {number}: {type(error).__name__}: {error}."
-
-
 def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
-    """By datatrove, whose driver is a supervised child; what a shard's failure has to say comes in a file."""
+    """By datatrove, which prints its own progress; what a shard's failure has to say comes in a file."""
+    from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
+
     folder = job.parent / "engine"
     shutil.rmtree(folder, ignore_errors=True)
-    task = {"work": f"{work.__module__}:{work.__qualname__}", "job": str(job), "numbers": list(numbers)}
-    write_json(folder / "task.json", {**task, **asdict(place)})
-    log, error = folder / "driver.log", folder / "error.txt"
-    command = [sys.executable, "-m", "trait_kit.engine.shards", str(folder)]
-    with log.open("wb") as stream, child.started(command, log, _LEAN, stream) as process:
-        while process.poll() is None:
-            time.sleep(_POLL_SECONDS)
-            progress.look()
-    waiting = place.executor == "slurm" and not process.returncode
-    while waiting and not (progress.complete or error.exists()):  # submitted: the cluster's nodes write the shards
-        waiting = _slurm_holds(folder)
+    error, workers = folder / "error.txt", min(place.workers, len(numbers))
+    if place.executor == "ray":
+        import ray
+
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
+        kind, where = RayPipelineExecutor, {}
+    else:
+        kind, where = SlurmPipelineExecutor, {"time": "20:00:00", **place.slurm}
+        where |= {"env_command": f'export PATH="{Path(sys.executable).parent}:$PATH"', "job_name": "trait-kit"}
+    executor = kind(
+        pipeline=[functools.partial(_do_share, work, job, numbers, error)],
+        tasks=min(len(numbers), workers * _RANKS_PER_WORKER),
+        workers=workers,
+        mem_per_cpu_gb=place.memory_gb,
+        logging_dir=str(folder),
+        **where,
+    )
+    try:
+        executor.run()
+        reason = "not all shards were finished. Run it again."
+    except Exception as failure:
+        reason = f"{failure}."
+    job_id = getattr(executor, "job_id", None)
+    while job_id and not (progress.complete or error.exists()):  # submitted: the cluster's nodes write the shards
         time.sleep(10 * _POLL_SECONDS)
+        job_id = job_id if _slurm_holds(job_id) else None
         progress.look()
     progress.look()
     if not progress.complete:
-        reason = error.read_text(encoding="utf-8") if error.exists() else "not all shards were finished. Run it again."
-        raise TraitError(f"{progress.noun} stopped: {reason} The log is {log}.")
+        reason = error.read_text(encoding="utf-8") if error.exists() else reason
+        raise TraitError(f"{progress.noun} stopped: {reason} The logs are in {folder}.")
 
 
-def _slurm_holds(folder: Path) -> bool:
+def _slurm_holds(job: str) -> bool:
     """Whether any task of the job still runs or waits; a task that was killed leaves no other trace."""
-    job = (folder / "slurm_job").read_text(encoding="utf-8")
     found = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
     unreachable = found.returncode and "Invalid job id" not in found.stderr
     return bool(unreachable or found.stdout.strip())
 
 
-def do_share(folder: str, _: Any, rank: int, ranks: int) -> None:
+def _do_share(work: Work, job: Path, numbers: Sequence[int], error: Path, _: Any, rank: int, ranks: int) -> None:
     """One rank's share of the shards: the one step of datatrove's pipeline."""
-    task = read_json(Path(folder) / "task.json")
-    module, _, name = task["work"].partition(":")
-    for number in task["numbers"][rank::ranks]:
+    _be_lean()
+    for number in numbers[rank::ranks]:
         try:
-            getattr(importlib.import_module(module), name)(Path(task["job"]), number)
-        except Exception as error:
-            write_text(Path(folder) / "error.txt", _reason(error, number))
+            _do(work, job, number)
+        except TraitError as failure:
+            write_text(error, str(failure))
             raise
-
-
-def submit(folder: Path) -> None:
-    """In the child of `_on_cluster`: hand the shards to the cluster's executor."""
-    from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
-
-    task = read_json(folder / "task.json")
-    workers, pipeline = min(task["workers"], len(task["numbers"])), [functools.partial(do_share, str(folder))]
-    ranks = min(len(task["numbers"]), workers * _RANKS_PER_WORKER)
-    shared = dict(pipeline=pipeline, tasks=ranks, workers=workers, mem_per_cpu_gb=task["memory_gb"])
-    shared["logging_dir"] = str(folder / "datatrove")
-    if task["executor"] == "ray":
-        import ray
-
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
-        RayPipelineExecutor(**shared).run()
-    else:
-        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-        where = dict(time=task["slurm_time"], partition=task["slurm_partition"], env_command=path, job_name="trait-kit")
-        executor = SlurmPipelineExecutor(**shared, **where)
-        executor.run()
-        write_text(folder / "slurm_job", str(executor.job_id))
-
-
-if __name__ == "__main__":
-    from trait_kit.engine import shards  # so that what is pickled is found by this module's name
-
-    shards.submit(Path(sys.argv[1]))

@@ -1,16 +1,18 @@
-"""Bytes of files wherever they lie: found by path, URL or glob, known by content, decompressed, cut into lines or records.
+"""Bytes of files wherever they lie: found by path, URL or glob, known by content, decompressed, cut into lines.
 
-Damage is a value here, not an exception: a `Gap` stands where the rest of a file could not be decompressed. A file that
-cannot be had at all (missing, no permission, the network is down) is an error, because the next attempt may succeed.
+Damage is an exception of its own, `Damaged`, which readers turn into a counted loss. A file that cannot be had at all
+(missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
@@ -21,9 +23,10 @@ from trait_kit.engine.files import TraitError
 
 # what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
+_PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
-_BLOCK, _UNPACKED = 1 << 22, 1 << 16  # bytes read at once; decompressed at once, which is what damage costs before it
-_WHOLE, _PIECES, _PIECE, _HEAD = 1 << 24, 16, 1 << 16, 1 << 12
+_UNPACKED = 1 << 14  # bytes decompressed at once, which is what damage costs before it
+_WHOLE, _PIECES, _PIECE = 1 << 24, 16, 1 << 16
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 
@@ -35,19 +38,10 @@ class Source(NamedTuple):
     content: str
 
 
-class Gap(NamedTuple):
-    """Damage: `lost` compressed bytes (0 where the end is missing) behind `good` usable ones."""
+class Damaged(Exception):
+    """The rest of a file cannot be decompressed or understood: `lost` bytes of it, behind `good` ones."""
 
-    lost: int
-    good: int
-    reason: str
-
-
-class TooLong(NamedTuple):
-    """A line or record of more bytes than anybody holds in memory: how many, and how it begins."""
-
-    bytes: int
-    head: bytes
+    lost, good = 0, 1
 
 
 def is_url(name: str) -> bool:
@@ -57,7 +51,7 @@ def is_url(name: str) -> bool:
 def format_of(name: str) -> tuple[str, str]:
     """(key of FORMATS, packing) that say how a file is read, empty where nothing does; `A.JSON.GZ`: (".json", ".gz")."""
     path = (re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name).lower()
-    packing = next((ending for ending in (".gz", ".zst") if path.endswith(ending)), "")
+    packing = next((ending for ending in _PACKINGS if path.endswith(ending)), "")
     return next((ending for ending in FORMATS if path.removesuffix(packing).endswith(ending)), ""), packing
 
 
@@ -75,9 +69,7 @@ def find(spec: str) -> list[Source]:
         infos = [store.info(inner)] if store.exists(inner) else []
         if not infos and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
             infos = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
-    except ImportError as error:
-        raise TraitError(f"{spec} needs a package that is not installed: {error}") from error
-    except Exception as error:  # every store has its own: no credentials, no such host, forbidden, a protocol misspelt
+    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
     if not infos:
         where = _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
@@ -112,7 +104,7 @@ def _source(name: str, info: dict) -> Source:
 def open_file(name: str) -> BinaryIO:
     try:
         return fsspec.open(name, "rb").open() if is_url(name) else open(name, "rb")
-    except Exception as error:
+    except Exception as error:  # every store has its own
         raise unreadable(name, error) from error
 
 
@@ -121,44 +113,36 @@ def unreadable(name: str, error: Exception) -> TraitError:
     return TraitError(f"{name} cannot be read: {what}. Check the path, the permissions and the network, then run again.")
 
 
-def blocks(name: str) -> Iterator[bytes | Gap]:
-    """The decompressed bytes of a file, some megabytes at a time, and a Gap if the rest could not be had."""
+@contextlib.contextmanager
+def arrow_damage(name: str) -> Iterator[None]:
+    """Damaged for what Arrow says of a file's bytes; TraitError for what the system or the network refuses."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise unreadable(name, error) from error
+        raise Damaged((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a file; Damaged where the rest of them cannot be had."""
     packing = format_of(name)[1]
     with open_file(name) as stream:
         try:
-            if not packing:
-                yield from iter(lambda: stream.read(_BLOCK), b"")
-                return
-            plain = pa.CompressedInputStream(pa.PythonFile(stream, "r"), {".gz": "gzip", ".zst": "zstd"}[packing])
-            try:
-                yield from iter(lambda: plain.read(_UNPACKED), b"")
-            except OSError as error:
-                if error.errno:
-                    raise
-                good = stream.tell()
-                yield Gap(sum(map(len, iter(lambda: stream.read(_BLOCK), b""))), good, str(error))
-        except Exception as error:
-            raise unreadable(name, error) from error
+            with arrow_damage(name):
+                plain = pa.CompressedInputStream(pa.PythonFile(stream, "r"), _PACKINGS[packing]) if packing else None
+                yield io.BufferedReader(plain, _UNPACKED) if plain else stream
+        except Damaged as damage:
+            damage.good = stream.tell()
+            damage.lost = sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
+            raise
 
 
-def split(stream: Iterable[bytes | Gap], cut: Callable[[bytes], list[bytes]], most: int) -> Iterator[bytes | Gap | TooLong]:
-    """The pieces that `cut` makes, each at most `most` bytes; what a Gap cut in two is lost with it."""
-    rest, long = b"", TooLong(0, b"")  # `long`: the piece that is too long and being passed over
-    for block in stream:
-        if isinstance(block, Gap):
-            cut_off = (long.bytes + len(rest)) // 3  # not yet a piece, and compressed before
-            yield Gap(block.lost + cut_off, max(block.good - cut_off, 1), block.reason)
-            return
-        pieces = cut(rest + block)
-        rest = pieces.pop()
-        for piece in pieces:
-            yield _longer(long, piece) if long.bytes or len(piece) > most else piece
-            long = TooLong(0, b"")
-        if len(rest) > most:
-            long, rest = _longer(long, rest), rest[-_HEAD:]
-    if rest or long.bytes:
-        yield _longer(long, rest) if long.bytes or len(rest) > most else rest
-
-
-def _longer(long: TooLong, more: bytes) -> TooLong:
-    return TooLong(long.bytes + len(more), long.head or more[:_HEAD])
+def lines(name: str, most: int) -> Iterator[bytes]:
+    """The lines of a file; of a longer one a little more than `most` bytes."""
+    with reading(name) as stream:
+        while line := stream.readline(most + 1):
+            yield line
+            while len(line) > most and not line.endswith(b"\n"):
+                line = stream.readline(most + 1)

@@ -2,7 +2,7 @@
 
 Exact match says little of free text, since a good ad has many wordings. So an ad is compared with the gold one (ROUGE-L,
 chrF), held against the platform's limits, and searched for the query's words and for what the product is. Whether it
-invents anything is a question for a reader, or for a language model that compares two arms' ads (`judged`).
+invents anything is a question for a reader.
 
 Predictions come from language models: only the first 2,000 characters are looked at, and every pattern is bounded.
 """
@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import yaml
 
 from trait_kit.answers import first_turn
-from trait_kit.evaluation import statistics
 
 METRICS = ("rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at
 MAX_SOURCE = 20_000  # of a question: a landing page may be long
-Ask = Callable[[list[list[dict[str, str]]]], list[str]]  # conversations in, answers out
 
+_EMPTY = set(yaml.safe_load(Path(__file__).with_name("ads.yaml").read_text(encoding="utf-8"))["empty"].split())
 _ANNOUNCED = re.compile(r"\bthe answer is\b\s{0,3}:?\s{0,3}", re.IGNORECASE)
 _LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
 _WRAPPING = " \t*_`'\"“”"
@@ -34,7 +30,6 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]+")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]")
 _QUERY = re.compile(r"\bQuery:[ \t]{0,3}")
 _NEXT_FIELD = re.compile(r"[.!?]?\s(?:[A-Z][a-z]{1,20})(?: [a-z]{1,20}){0,2}:\s|\n")
-_VERDICT = re.compile(r"\bbetter\b[\s:*_\"]{1,5}(a|b|tie)\b", re.IGNORECASE)
 
 
 def marks(prediction: str, question: str, gold: str, entity: str | None, limits: Sequence[int]) -> dict[str, float]:
@@ -51,11 +46,15 @@ def marks(prediction: str, question: str, gold: str, entity: str | None, limits:
     attribute_coverage  share of the words that say what is advertised: its name and kind (the telling words of the entity),
                         and the properties that the gold text takes from the question
     """
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: two seconds
+    from sacrebleu import sentence_chrf
+
     text, gold = written(prediction), _tidy(gold[:MAX_CHARACTERS])
     entity = entity[:400] if isinstance(entity, str) else ""
     said, of_gold, of_entity = _telling(text), _telling(gold), _telling(entity)
     source = _telling(question[:MAX_SOURCE]) | of_entity
-    marked = {"rouge_l": _rouge_l(_plain(gold), _plain(text)), "chrf": _chrf(gold, text)}
+    rouge = RougeScorer(["rougeL"], use_stemmer=True).score(_plain(gold), _plain(text))["rougeL"].fmeasure
+    marked = {"rouge_l": float(rouge), "chrf": sentence_chrf(text, [gold]).score / 100}
     if limits:
         parts = [part.strip() for part in text.split("|")]
         kept = len(parts) == len(limits) and all(1 <= len(part) <= most for part, most in zip(parts, limits, strict=True))
@@ -89,50 +88,9 @@ def query_of(question: str) -> str:
     return rest[: end.start()] if end else rest
 
 
-def judged(outcomes: pd.DataFrame, problems: pd.DataFrame, reference: str, other: str, ask: Ask) -> dict[str, Any]:
-    """Whose ads would a language model run? The reference arm's against another's, each pair asked in both orders.
-
-    Judges prefer what stands first, so only a verdict that both orders share is a win. n, wins, ties, losses, win_rate (a
-    tie is half a win) with Wilson's interval, p_value (sign test of wins against losses), order_agreement (how often both
-    orders agree: how far the judge can be trusted) and unread (answers without a verdict). Equal texts are ties that nobody
-    was asked about. A judge is a model too: it shows preference, not sales.
-    """
-    wide = outcomes[outcomes["metric"] == METRICS[0]].pivot(index=["task", "item_id"], columns="arm", values="prediction")
-    questions = problems.set_index(["task", "id"])["question"]
-    pairs = [(questions[key], written(row[reference]), written(row[other])) for key, row in wide.iterrows()]
-    told = _content()["judge"]
-    chats = [
-        [
-            {"role": "system", "content": told["system"]},
-            {"role": "user", "content": told["user"].format(question=question[:4_000], a=one, b=two)},
-        ]
-        for question, first, second in pairs
-        for one, two in ((first, second), (second, first))
-        if first != second
-    ]
-    found = [_VERDICT.findall(answer) for answer in ask(chats)]
-    verdicts = [verdict[-1].lower() if verdict else "" for verdict in found]
-    asked = [pair for pair in zip(verdicts[::2], verdicts[1::2], strict=True) if "" not in pair]
-    wins, losses = asked.count(("a", "b")), asked.count(("b", "a"))
-    n = len(asked) + sum(first == second for _, first, second in pairs)
-    rate, low, high = statistics.wilson(wins + (n - wins - losses) / 2, n, 0.95) if n else (float("nan"),) * 3
-    agreed = wins + losses + asked.count(("tie", "tie"))
-    return {
-        **{"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses, "win_rate": rate, "low": low, "high": high},
-        "p_value": statistics.sign_test(wins, losses),
-        "order_agreement": agreed / len(asked) if asked else float("nan"),
-        "unread": verdicts.count(""),
-    }
-
-
-@cache
-def _content() -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name("ads.yaml").read_text(encoding="utf-8"))
-
-
 def _telling(text: str) -> set[str]:
     """The words that tell one product from another, without case, accents and a plural's s."""
-    words = set(re.findall(r"[^\W_]+", _plain(text).lower())) - set(_content()["empty"].split())
+    words = set(re.findall(r"[^\W_]+", _plain(text).lower())) - _EMPTY
     return {word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word for word in words}
 
 
@@ -149,20 +107,3 @@ def _plain(text: str) -> str:
 def _tidy(text: str) -> str:
     parts = (part.strip(_WRAPPING) for part in " ".join(_readable(text).split()).strip(_WRAPPING).split("|"))
     return " | ".join(_LABEL.sub("", part, count=1) for part in parts).removesuffix(".").strip(_WRAPPING)
-
-
-@cache
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: two seconds
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def _rouge_l(gold: str, text: str) -> float:
-    return float(_scorer().score(gold, text)["rougeL"].fmeasure)
-
-
-def _chrf(gold: str, text: str) -> float:
-    from sacrebleu import sentence_chrf
-
-    return sentence_chrf(text, [gold]).score / 100

@@ -1,8 +1,14 @@
-"""Marks for one item: bits per byte, the choice a model prefers, whether a written answer is right; lm-eval's hooks.
+"""Marks: bits per byte, the choice a model prefers, whether a written answer is right (lm-eval's hooks); AUC and F1.
 
 Why bits per byte first: a 135M model trained for minutes moves the probability of gold solutions long before it moves
 any accuracy, and the number does not depend on the tokenizer. It also measures wording: a model that reasons as well in
 other words has more of them. Hence the accuracies, which form cannot win, beside it.
+
+AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
+gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the
+variance of that mean is the number's own: for AUC, also of the difference of two arms, DeLong's (DeLong, DeLong &
+Clarke-Pearson, Biometrics 1988) to the last digit; for F1 the linearised one of a ratio of two means. A single value means
+nothing by itself and may lie outside 0..1.
 """
 
 from __future__ import annotations
@@ -10,8 +16,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from trait_kit.answers import judge
 from trait_kit.evaluation import ads
+
+SCORE = "relevance_score"  # how much more 'relevant' is preferred: what AUC and F1 are computed from
+RELEVANT, IRRELEVANT = "relevant", "irrelevant"
 
 
 def bits_per_byte(log_probability: float, n_bytes: int) -> float:
@@ -19,9 +31,9 @@ def bits_per_byte(log_probability: float, n_bytes: int) -> float:
     return -log_probability / math.log(2) / n_bytes
 
 
-def per_byte(choices: list[str], log_probabilities: list[float]) -> dict[str, float]:
-    """Log probability of each choice per byte of its text, in nats."""
-    return {choice: value / len(choice.encode()) for choice, value in zip(choices, log_probabilities, strict=True)}
+def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Log probability of each choice per byte of its text, in nats; `results` are lm-eval's (nats, is it greedy)."""
+    return {choice: nats / len(choice.encode()) for choice, (nats, _greedy) in zip(choices, results, strict=True)}
 
 
 def preferred(scores: dict[str, float]) -> str:
@@ -35,10 +47,13 @@ def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
     return {"bits_per_byte": (nats, len((doc["text"] if "text" in doc else doc["target"]).encode()))}
 
 
-def choice_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/choices.yaml."""
-    scores = per_byte(doc["choices"], [log_probability for log_probability, _greedy in results])
-    return {"choice_accuracy": float(preferred(scores) == doc["answer"])}
+def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
+    """lm-eval hook of tasks/choices.yaml; where the choices are 'relevant' and 'irrelevant', how much the first leads."""
+    scores = per_byte(doc["choices"], results)
+    right = float(preferred(scores) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
+    if set(scores) != {RELEVANT, IRRELEVANT}:
+        return {"choice_accuracy": right}
+    return {"choice_accuracy": right, SCORE: scores[RELEVANT] - scores[IRRELEVANT]}
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
@@ -53,3 +68,43 @@ def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
         found = ads.marks(results[0], doc["question"], doc["answer"], doc["entity"], doc["limits"])
         marked |= {name: value for name, value in found.items() if name in doc["marks"]}
     return marked
+
+
+def with_set_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The outcomes (tables.SCHEMAS['outcomes']) with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
+
+    Its value ranks the items of an (arm, seed, task) for AUC, ties counting half; its prediction is what the model prefers
+    (F1 of 'relevant'), its gold 'relevant' or 'irrelevant'. A set without relevant items has neither metric, one without
+    irrelevant ones has no AUC.
+    """
+    found = [outcomes[outcomes["metric"] != SCORE]]
+    for _, rows in outcomes[outcomes["metric"] == SCORE].groupby(["arm", "seed", "task"], sort=False):
+        relevant = (rows["gold"] == RELEVANT).to_numpy()
+        if relevant.any() and not relevant.all():
+            found.append(rows.assign(metric="auc", value=auc_values(rows["value"].to_numpy(dtype=float), relevant)))
+        if relevant.any():
+            found.append(rows.assign(metric="f1", value=f1_values((rows["prediction"] == RELEVANT).to_numpy(), relevant)))
+    return pd.concat(found, ignore_index=True)
+
+
+def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """One value an item, [n]; their mean is the AUC: the chance that a relevant item scores above an irrelevant one.
+
+    An item's part is DeLong's structural component: how many of the other class it is on the right side of. The root of
+    m (n - 1) / ((m - 1) n) makes the variance of the mean the unbiased one of either class; a lone item has no spread.
+    """
+    n, values = len(scores), np.empty(len(scores))
+    above = (np.sign(scores[relevant][:, None] - scores[~relevant]) + 1) / 2  # [relevant, irrelevant]
+    for side, components in ((relevant, above.mean(axis=1)), (~relevant, above.mean(axis=0))):
+        m = len(components)
+        unbiased = math.sqrt(m * (n - 1) / ((m - 1) * n)) if m > 1 else 1.0
+        values[side] = above.mean() + unbiased * n / m * (components - components.mean())
+    return values
+
+
+def f1_values(predicted: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """One value an item, [n]; their mean is the F1 of the relevant ones: 2 TP / (predicted + relevant), a ratio of means."""
+    hits = 2.0 * (predicted & relevant)
+    claims = predicted.astype(float) + relevant
+    f1 = hits.mean() / claims.mean()
+    return f1 + (hits - f1 * claims) / claims.mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from trait_kit.evaluation.suites import Unit
 from trait_kit.models import model_folder, resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import load_problems, load_tasks
 
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
 _MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-eval task, the first that it has
@@ -61,7 +62,7 @@ def evaluate_arms(step: Any) -> Evaluation:
     step it reads what is there.
     """
     p = step.params
-    tasks = suites.load_tasks(p.tasks)
+    tasks = load_tasks(p.tasks)
     how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
     how |= {f"the version of {name}": task.version for name, task in tasks.items()}
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
@@ -101,7 +102,8 @@ def evaluate_model(
     A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
     """
     found: list[dict[str, Any]] = []
-    with KeptLM(params, model_folder(model), arm, Path(answers), report) as kept:
+    kept = KeptLM(params, model_folder(model), arm, Path(answers))
+    with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
             samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, unit.limit)
@@ -119,43 +121,32 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
     for template, task in unit.lm_eval.items():
         first_filter = {sample["doc_id"]: sample for sample in reversed(samples[task.config.task])}
         for place, sample in sorted(first_filter.items()):
-            own = template != "general"
-            item_id = sample["doc"]["id"] if own else f"{place:05d}-{sample['doc_hash'][:8]}"
-            for metric, value, prediction, gold in _marks(template, sample):
-                if not math.isfinite(value):
+            names, prediction, gold = _read(template, sample)
+            item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
+            row = {"task": unit.task, "item_id": item_id, "prediction": _stored(prediction), "gold": _stored(gold)}
+            for name in names:
+                value = metrics.bits_per_byte(*sample[name]) if name == "bits_per_byte" else sample[name]
+                if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
-                        f"{whose} gives no finite {metric} for {item_id} of {unit.task}: its training diverged."
+                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "
+                        "gives no number an item."
                     )
-                row = {"task": unit.task, "item_id": item_id, "metric": metric, "value": value}
-                yield {**row, "prediction": _stored(prediction), "gold": _stored(gold)}
+                yield {**row, "metric": name, "value": float(value)}
+
+
+def _read(template: str, sample: dict[str, Any]) -> tuple[list[str], str, str]:
+    """(metrics, prediction, gold) of one lm-eval sample."""
+    doc, responses, names = sample["doc"], sample["filtered_resps"], list(sample["metrics"])
+    if template == "general":
+        main = [name for name in _MAIN_METRICS if name in names]
+        return (main or names)[:1], responses[0] if isinstance(responses[0], str) else "", str(sample["target"])
+    if template == "choices":
+        return names, metrics.preferred(metrics.per_byte(doc["choices"], responses)), doc["answer"]
+    if template == "generation":
+        return names, responses[0], doc["answer"]
+    return names, "", doc.get("target", "").strip()
 
 
 def _stored(text: str) -> str:
     """Short, and without the half characters that JSON of a server may hold and Parquet may not."""
     return text[:MAX_PREDICTION_CHARACTERS].encode("utf-8", "replace").decode()
-
-
-def _marks(template: str, sample: dict[str, Any]) -> Iterator[tuple[str, float, str, str]]:
-    """(metric, value, prediction, gold) of one lm-eval sample."""
-    doc, responses = sample["doc"], sample["filtered_resps"]
-    if template == "choices":
-        scores = metrics.per_byte(doc["choices"], [log_probability for log_probability, _greedy in responses])
-        finite = all(map(math.isfinite, scores.values()))
-        chosen = metrics.preferred(scores)
-        yield "choice_accuracy", sample["choice_accuracy"] if finite else math.nan, chosen, doc["answer"]
-        if set(scores) == {"relevant", "irrelevant"}:
-            yield "relevance_score", scores["relevant"] - scores["irrelevant"], chosen, doc["answer"]
-    elif template == "generation":
-        for metric in sample["metrics"]:
-            yield metric, sample[metric], responses[0], doc["answer"]
-    elif template == "general":
-        metric = next((name for name in (*_MAIN_METRICS, *sample["metrics"]) if name in sample["metrics"]), "")
-        value = sample.get(metric)
-        if metric == "bits_per_byte":
-            value = metrics.bits_per_byte(*value)
-        if not isinstance(value, int | float):
-            raise TraitError(f"general_tasks: the metric '{metric}' of a task is no number of an item. Leave the task out.")
-        yield metric, float(value), responses[0] if isinstance(responses[0], str) else "", str(sample["target"])
-    else:
-        value = metrics.bits_per_byte(*sample["bits_per_byte"])
-        yield "bits_per_byte", value, "", doc["target"].strip() if template == "solution_bits" else ""

@@ -11,12 +11,13 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from trait_kit.engine.files import TraitError
 
@@ -52,6 +53,7 @@ class PackedLM(HFLM):
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
+        self.product_dtype = self.mixed_precision_dtype or model.dtype
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
         usual = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
@@ -75,7 +77,9 @@ class PackedLM(HFLM):
         if not self.packs or max(len(context) + len(wanted) for _, context, wanted in cut) > self.window + 1:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        n_prefix = _n_shared([context[:-1] for _, context, _ in cut]) // _SHARED * _SHARED if len(cut) > 1 else 0
+        contexts = [context[:-1] for _, context, _ in cut]
+        shared = len(commonprefix(contexts)) if len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
+        n_prefix = shared // _SHARED * _SHARED
         prefix: Prefix = self._read(cut[0][1][:n_prefix]) if n_prefix else []
         for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
             for index, answer in self._score(row, prefix):
@@ -95,21 +99,19 @@ class PackedLM(HFLM):
     def _rows(self, requests: list[Request]) -> Iterator[list[_Tree]]:
         """Trees in rows of about `row_tokens` tokens."""
         trees: list[_Tree] = []
-        open_trees: dict[tuple[int, ...], _Tree] = {}
+        latest: dict[tuple[int, ...], _Tree] = {}
         for index, (key, context, continuation) in enumerate(requests):
-            tree = open_trees.get(tuple(context)) if key is not None else None  # a document's windows share nothing
+            tree = latest.get(tuple(context)) if key is not None else None  # a document's windows share nothing
             if tree is None or tree.size + len(continuation) > max(self.row_tokens, 2 * len(context)):
-                tree = open_trees[tuple(context)] = _Tree(context)
+                tree = latest[tuple(context)] = _Tree(context)
                 trees.append(tree)
             tree.branches.append((index, continuation))
         row: list[_Tree] = []
-        size = 0
         for tree in trees:
-            if row and size + tree.size > self.row_tokens:
+            if row and sum(one.size for one in (*row, tree)) > self.row_tokens:
                 yield row
-                row, size = [], 0
+                row = []
             row.append(tree)
-            size += tree.size
         if row:
             yield row
 
@@ -150,43 +152,27 @@ class PackedLM(HFLM):
         """What each token of a row sees: its tree's context, its own branch, the prefix. [1, 1, row, prefix + row]."""
         tree_of, branch_of = self._tensor(trees), self._tensor(branches)
         seen = (tree_of[:, None] == tree_of) & ((branch_of == -1) | (branch_of[:, None] == branch_of))
-        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self.device)  # cast once, not a layer
-        mask = mask.masked_fill_(~seen.tril(), torch.finfo(self._dtype).min)
+        mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
+        mask = mask.masked_fill_(~seen.tril(), torch.finfo(self.product_dtype).min)
         return torch.nn.functional.pad(mask, (n_prefix, 0))[None, None]
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        """Of the matrix products."""
-        return self.mixed_precision_dtype or self.model.dtype
-
     def _is_exact(self) -> bool:
         """Score branching requests packed behind a prefix and one by one: equal to rounding, unless a mask was ignored."""
-        size = min(self.model.config.get_text_config().vocab_size, 1_000)
         draw = torch.Generator().manual_seed(0)
+        size = min(self.model.config.get_text_config().vocab_size, 1_000)
         begin, context, other, end = (torch.randint(size, (n,), generator=draw).tolist() for n in (7, 9, 8, 6))
         asked = [((), context, end), ((), context, end[:4]), ((), context, end), ((), other, end)]
-        allowed = 1e-3 if self._dtype == torch.float32 else 0.3
-        single = [
-            super(PackedLM, self)._loglikelihood_tokens([(key, begin + before, wanted)], disable_tqdm=True)[0]
-            for key, before, wanted in asked
-        ]
-        plain = [(key, begin + before, wanted) for key, before, wanted in asked]
+        whole = [(key, begin + before, wanted) for key, before, wanted in asked]
         try:
-            packed = [dict(self._score(row, [])) for row in self._rows(plain)]
-            shared = [dict(self._score(row, self._read(begin))) for row in self._rows(asked)]
+            packed = dict(answer for row in self._rows(asked) for answer in self._score(row, self._read(begin)))
         except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture that keeps its cache otherwise
             return False
-        found = ((index, answer) for rows in (packed, shared) for row in rows for index, answer in row.items())
-        return all(abs(answer[0] - single[index][0]) <= allowed for index, answer in found)
-
-
-def _n_shared(rows: list[list[int]]) -> int:
-    """Tokens that all rows begin with."""
-    first, last = min(rows), max(rows)
-    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        single = [super(PackedLM, self)._loglikelihood_tokens([one], disable_tqdm=True)[0][0] for one in whole]
+        allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
+        return all(abs(packed[index][0] - value) <= allowed for index, value in enumerate(single))
 
 
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,15 +195,13 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
 
     bfloat16 is autocast over float32 weights on a CPU (norms and residuals stay exact) and the weights' type on a GPU.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = precision == "bfloat16"
-    dtype = torch.bfloat16 if half and device == "cuda" else torch.float32
     autocast = torch.bfloat16 if half and device == "cpu" else None
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
+            dtype = torch.bfloat16 if half and device == "cuda" else torch.float32
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
         except (OSError, ValueError, KeyError) as error:
             raise TraitError(f"{folder} does not hold a transformers causal language model: {error}") from error
@@ -227,15 +211,9 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep lm-eval's and transformers' progress bars and notes off the screen; errors are raised as ever."""
-    from transformers.utils import logging as transformers_logging
-
-    logger = logging.getLogger("lm_eval")
-    before, transformers_before = logger.level, transformers_logging.get_verbosity()
-    logger.setLevel(logging.CRITICAL + 1)  # its errors repeat requests, and those hold a key
-    transformers_logging.set_verbosity_error()
+    logging.disable(logging.CRITICAL)  # lm-eval's errors repeat requests, and those hold a key
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(before)
-        transformers_logging.set_verbosity(transformers_before)
+        logging.disable(logging.NOTSET)

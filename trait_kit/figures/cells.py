@@ -1,6 +1,6 @@
-"""A table of cells, written as Markdown, LaTeX, CSV, HTML or plain text, and how its numbers are written.
+"""A table of cells, written as Markdown, LaTeX, HTML, CSV or plain text, and how its numbers are written.
 
-Every writer escapes for its own format, since names of arms and tasks are data from elsewhere. A cell can be the best of its
+Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can be the best of its
 column (bold), say something smaller behind (its interval) and link to the file of the items that it was counted from.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from tabulate import tabulate
 
-from trait_kit.engine.files import write_text
+from trait_kit.engine.files import atomic_path, write_text
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
 
 _NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
-_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
 _LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "–": "--"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -35,90 +35,8 @@ class Cell:
     link: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A title, a frame of Cells whose first column names the rows, and notes."""
-
-    title: str
-    frame: pd.DataFrame
-    notes: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, title: str, columns: Mapping[str, Sequence[Cell | str]], notes: Sequence[str] = ()) -> Table:
-        rows = list(zip(*columns.values(), strict=True))
-        frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
-        return cls(title, frame.map(lambda cell: cell if isinstance(cell, Cell) else Cell(cell)), notes)
-
-    def to_markdown(self, links: bool = False) -> str:
-        frame = self._written(_markdown, "**{}**", " {}", "[{0}]({1})" if links else "{0}")
-        align = ["left"] + ["right"] * (frame.shape[1] - 1)
-        body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-        notes = "  \n".join(map(_markdown, self.notes))
-        return f"**{_markdown(self.title)}**\n\n{body}\n\n{notes}".rstrip() + "\n"
-
-    def to_latex(self) -> str:
-        frame, title = self._written(_latex, r"\textbf{{{}}}", r" {{\scriptsize {}}}", "{0}"), _latex(self.title)
-        shape = "l" + "r" * (frame.shape[1] - 1)
-        body = frame.to_latex(index=False, escape=False, caption=title, column_format=shape, position="t")
-        notes = "".join(rf"\par\smallskip{{\footnotesize {_latex(note)}}}" + "\n" for note in self.notes)
-        end = "\\end{table}"  # of the table alone: texts are escaped
-        return body.replace(end, notes + end)
-
-    def to_html(self, links: bool = False) -> str:
-        """A <figure class="table">; every text in it is escaped, so it may be put into a page as it is."""
-        link, small = '<a href="{1}">{0}</a>' if links else "{0}", '<small style="display:block">{}</small>'
-        frame = self._written(html.escape, "<strong>{}</strong>", small, link)
-        rows = frame.set_index(frame.columns[0]).rename_axis(index=None, columns=frame.columns[0])
-        with pd.option_context("display.max_colwidth", None):  # else pandas cuts texts
-            body = rows.to_html(escape=False, border=0, justify="inherit")
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        title = f"<figcaption>{html.escape(self.title)}</figcaption>"
-        return f'<figure class="table">{title}<div class="scroll">{body}</div>{notes}</figure>'
-
-    def _repr_html_(self) -> str:  # a notebook shows the table by itself
-        return self.to_html()
-
-    def to_csv(self) -> str:
-        """Every column, and after it what its cells say in small, where any do."""
-        columns = []
-        for name, cells in self.frame.items():
-            columns.append(cells.map(lambda cell: cell.text).rename(name))
-            if cells.map(lambda cell: bool(cell.small)).any():
-                columns.append(cells.map(lambda cell: cell.small).rename(f"{name}: more"))
-        frame = pd.concat(columns, axis=1).map(csv_text)
-        return frame.rename(columns=csv_text).to_csv(index=False, lineterminator="\n")
-
-    def to_text(self) -> str:
-        """Aligned columns for a terminal."""
-        frame = self._written(_one_line, "{}", " {}", "{0}")
-        body = frame.to_markdown(index=False, tablefmt="plain", disable_numparse=True)
-        return _UNPRINTABLE.sub("?", "\n".join([_one_line(self.title), "", body, "", *self.notes])) + "\n"
-
-    def save(self, folder: Path | str, name: str, links: bool = False) -> None:
-        """Write folder/name.md, .tex, .csv and .html."""
-        written = {"html": self.to_html(links), "csv": self.to_csv(), "tex": self.to_latex(), "md": self.to_markdown(links)}
-        for suffix, text in written.items():
-            write_text(Path(folder) / f"{name}.{suffix}", text)
-
-    def _written(self, escape: Callable[[str], str], best: str, small: str, link: str) -> pd.DataFrame:
-        """The frame as strings, by the format's own forms of what is best, small or a link."""
-
-        def write(cell: Cell) -> str:
-            text = best.format(escape(cell.text)) if cell.best else escape(cell.text)
-            text = link.format(text, cell.link) if cell.link else text
-            return text + (small.format(escape(cell.small)) if cell.small else "")
-
-        return self.frame.map(write).rename(columns=escape)
-
-
-def csv_text(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula: an apostrophe before what starts like one and is no number."""
-    formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(text)
-    return f"'{text}" if formula else text
-
-
 def _one_line(text: str) -> str:
-    return " ".join(str(text).split())
+    return " ".join(text.split())
 
 
 def _markdown(text: str) -> str:
@@ -127,7 +45,84 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
+    return _one_line(text).translate(str.maketrans(_LATEX))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in _one_line(text))
+
+
+_HTML = '<figure class="table"><figcaption>{title}</figcaption><div class="scroll">{body}</div>{notes}</figure>'
+_TEX = "\\begin{{table}}[t]\n\\caption{{{title}}}\n{body}\n{notes}\\end{{table}}\n"
+_SMALL = '<small style="display:block">{}</small>'
+_FORMATS = {  # tabulate's name of it, how it escapes, what is best, small, a link, a note, the whole
+    "md": ("pipe", _markdown, "**{}**", " {}", "[{0}]({1})", "{}  \n", "**{title}**\n\n{body}\n\n{notes}"),
+    "tex": ("latex_raw", _latex, r"\textbf{{{}}}", r" {{\scriptsize {}}}", "{0}", "\\par{{\\small {}}}\n", _TEX),
+    "html": ("unsafehtml", html.escape, "<strong>{}</strong>", _SMALL, '<a href="{1}">{0}</a>', "<p>{}</p>", _HTML),
+    "txt": ("plain", _printable, "{}", " {}", "{0}", "{}\n", "{title}\n\n{body}\n\n{notes}"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, columns of cells of which the first names the rows, and notes."""
+
+    title: str
+    columns: Mapping[str, Sequence[Cell | str]]
+    notes: Sequence[str] = ()
+
+    def column(self, name: str) -> list[Cell]:
+        return [cell if isinstance(cell, Cell) else Cell(cell) for cell in self.columns[name]]
+
+    def written(self, kind: str, links: bool = False) -> str:
+        """The table as md, tex, html or txt; every text in it is escaped, so it may be put into a page as it is."""
+        name, escape, best, small, link, note, whole = _FORMATS[kind]
+
+        def write(cell: Cell) -> str:
+            text = escape(cell.text)
+            text = best.format(text) if cell.best else text
+            text = link.format(text, cell.link) if links and cell.link else text
+            return text + (small.format(escape(cell.small)) if cell.small else "")
+
+        columns = {escape(header): list(map(write, self.column(header))) for header in self.columns}
+        align = ["left"] + ["right"] * (len(columns) - 1)
+        body = tabulate(columns, "keys", name, disable_numparse=True, colalign=align)
+        notes = "".join(note.format(escape(text)) for text in self.notes)
+        return whole.format(title=escape(self.title), body=body, notes=notes)
+
+    def frame(self) -> pd.DataFrame:
+        """The texts: every column, and after it what its cells say in small, where any do."""
+        found = {}
+        for name in self.columns:
+            cells = self.column(name)
+            found[name] = [cell.text for cell in cells]
+            if any(cell.small for cell in cells):
+                found[f"{name}: more"] = [cell.small for cell in cells]
+        return pd.DataFrame(found, dtype=object)
+
+    def _repr_html_(self) -> str:  # a notebook shows the table by itself
+        return self.written("html")
+
+    def save(self, folder: Path | str, name: str) -> None:
+        """Write folder/name.md, .tex, .html and .csv, with links."""
+        for kind in ("md", "tex", "html"):
+            write_text(Path(folder) / f"{name}.{kind}", self.written(kind, links=True))
+        write_csv(self.frame(), Path(folder) / f"{name}.csv")
+
+
+def write_csv(rows: pd.DataFrame, path: Path) -> None:
+    """A CSV whose texts a spreadsheet does not take for formulas."""
+    texts = rows.select_dtypes(exclude=["number", "bool"]).columns
+    rows = rows.assign(**{name: rows[name].fillna("").astype(str).map(csv_text) for name in texts})
+    with atomic_path(path) as temporary:
+        rows.rename(columns=csv_text).to_csv(temporary, index=False)
+
+
+def csv_text(text: str) -> str:
+    """An apostrophe before what starts like a formula and is no number."""
+    formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text
 
 
 def number_text(value: float, metric: str) -> str:

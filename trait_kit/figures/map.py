@@ -1,24 +1,23 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it runs on one thread and is
-repeatable on one machine, yet not across machines: the coordinates are kept beside the figure. Axes have no unit and no
-meaning of their own, so none are drawn.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one machine,
+yet not across machines: the coordinates are kept beside the figure.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, atomic_path
-from trait_kit.figures.style import KitFigure, colour, label, new_figure, plain, styled
+from trait_kit.engine.files import atomic_path
+from trait_kit.figures.style import KitFigure, colour, new_figure, styled
 from trait_kit.models import embed, resolve_model
-from trait_kit.params import method_folder
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
@@ -29,88 +28,75 @@ KINDS = {
     "downstream": "downstream problems",
     "trait": "TRAIT data",
 }
+NEIGHBORS = 30  # of a text, from which UMAP lays the map out: more show the large, fewer the small
 
 
 def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coordinates (kind, part, x, y) and what nearest_kinds found; of a finished step read from its files."""
-    files = step.path("map.parquet"), step.path("nearest.csv")
+    """Coordinates (kind, x, y) and what nearest_kinds found; of a finished step read from its files."""
+    files = step.path("map.csv"), step.path("nearest.csv")
     if not step.done:
         texts = map_texts(step)
         vectors = embed(texts["text"].tolist(), resolve_model(step.params.embedding_model))
-        x, y = umap_coordinates(vectors, step.params.umap_neighbors, seed=step.params.seed).T
-        with atomic_path(files[0]) as temporary:
-            texts[["kind", "part"]].assign(x=x, y=y).to_parquet(temporary)
-        with atomic_path(files[1]) as temporary:
-            nearest_kinds(vectors, texts["kind"]).to_csv(temporary)
-    return pd.read_parquet(files[0]), pd.read_csv(files[1], index_col="kind")
+        x, y = umap_coordinates(vectors, step.params.seed).T
+        found = texts[["kind"]].assign(x=x, y=y).set_index("kind"), nearest_kinds(vectors, texts["kind"])
+        for path, table in zip(files, found, strict=True):
+            with atomic_path(path) as temporary:
+                table.to_csv(temporary)
+    return pd.read_csv(files[0]), pd.read_csv(files[1], index_col="kind")
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, part, text: up to `map_documents` texts of each kind.
+    """Columns kind, text: up to `map_documents` of each kind.
 
-    TRAIT's data are half documents of the selections that the reference arm was trained on, half passages; downstream are
-    test problems with their solutions.
+    TRAIT's data are half documents of the selections that the reference arm was trained on, half passages.
     """
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
-    selected: dict[str, str] = {}
-    for method in selections_of(step):
-        table = tables.read(step.path("02_filter_web", "selections", f"{method}.parquet"), "selection")
-        selected |= zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    selected = [tables.read(path, "selection").to_pandas() for path in selections_of(step)]
+    chosen = pd.concat(selected).drop_duplicates("id")["text"].tolist() if selected else []
     passages = tables.read(step.path("03_write_passages", "passages.parquet"), "passages")
     groups = [
-        ("general", "web", sample(p.web, n, p.seed)["text"].to_pylist(), n),
-        ("in_domain", "in-domain documents", load_documents(p.in_domain, p.seed)["text"].to_pylist(), n),
-        ("downstream", "test problems", solved, n),
-        ("trait", "selected documents", list(selected.values()), n - n // 2),
-        ("trait", "passages", passages["text"].to_pylist(), n // 2),
+        ("general", sample(p.web, n, p.seed)["text"], n),
+        ("in_domain", load_documents(p.in_domain, p.seed)["text"], n),
+        ("downstream", solved, n),
+        ("trait", chosen, n - n // 2),
+        ("trait", passages["text"], n // 2),
     ]
-    random = np.random.default_rng(p.seed)
     frames = []
-    for kind, part, texts, most in groups:
-        chosen = sorted(random.permutation(len(texts))[:most])
-        frames.append(pd.DataFrame({"kind": kind, "part": part, "text": [texts[i] for i in chosen]}))
+    for kind, texts, most in groups:
+        frame = pd.DataFrame({"kind": kind, "text": list(map(str, texts))})
+        frames.append(frame.sample(min(most, len(frame)), random_state=p.seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def selections_of(step: Any) -> list[str]:
-    """The selections that the reference arm's stages name; of an arm that names none, the run's last method."""
-    names = ("02_filter_web", "04_train_two_stages", "05_evaluate")
-    selection, training, evaluation = ((recorded(step.run_dir, name) or {}).get("params", {}) for name in names)
-    there = [method_folder(method) for method in selection.get("methods", [])]
-    stages = training.get("arms", {}).get(evaluation.get("reference_arm"), [])
-    named = {source for stage in stages for source in stage.split("+")}
-    return [method for method in there if method in named] or there[-1:]
+def selections_of(step: Any) -> list[Path]:
+    """The selections that the reference arm was trained on."""
+    training, evaluation = (recorded(step.run_dir, name) for name in ("04_train_two_stages", "05_evaluate"))
+    stages = training["params"]["arms"].get(evaluation["params"]["reference_arm"], [])
+    sources = dict.fromkeys("+".join(stages).split("+"))
+    paths = [step.path("02_filter_web", "selections", f"{source}.parquet") for source in sources]
+    return [path for path in paths if path.exists()]
 
 
-def umap_coordinates(embeddings: np.ndarray, neighbors: int = 30, min_dist: float = 0.3, seed: int = 0) -> np.ndarray:
-    """float32 [n, 2] from embeddings [n, d] under cosine distance; n must be at least 4."""
-    n = len(embeddings)
-    if n < 4:
-        raise TraitError(f"The map needs at least 4 texts, but got {n}. Raise map_documents, or skip the figure.")
+def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
+    """float32 [n, 2] from embeddings [n, d] under cosine distance."""
     import umap  # compiles for seconds: only when a map is drawn
 
-    start = "spectral" if n > 20 else "random"  # the spectral start needs more points than dimensions, with room
-    shape = {"n_components": 2, "n_neighbors": min(neighbors, n - 1), "min_dist": min_dist, "metric": "cosine"}
+    shape = {"n_neighbors": min(NEIGHBORS, len(embeddings) - 1), "min_dist": 0.3, "metric": "cosine"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # said of every seeded run
-        model = umap.UMAP(**shape, init=start, random_state=seed, n_jobs=1)
-        return np.asarray(model.fit_transform(np.asarray(embeddings, dtype=np.float32)), dtype=np.float32)
+        return umap.UMAP(**shape, random_state=seed, n_jobs=1).fit_transform(embeddings)
 
 
-def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], of: str = "downstream", neighbors: int = 10) -> pd.DataFrame:
-    """By kind: mean share of it among the nearest `neighbors` of the texts of kind `of`, and the share by chance.
+def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
+    """By kind: mean share of it among the `neighbors` texts nearest to each downstream one, and the share by chance.
 
-    A map in two dimensions bends distances; this number is taken in the full space and says the same thing without the
-    bending. Texts of kind `of` do not count as neighbours. By chance: were all other texts mixed at random, each kind would
-    be as frequent among the neighbours as it is among them.
+    Taken in the full space, which no map has bent. Downstream texts do not count as neighbours. By chance: were all other
+    texts mixed at random, each kind would be as frequent among the neighbours as among all.
     """
     kinds = np.asarray(kinds)
-    inside, others = kinds == of, kinds[kinds != of]
-    if not inside.any() or not len(others):
-        known = sorted(set(kinds.tolist()))
-        raise TraitError(f"nearest_kinds needs texts of kind '{of}' and of at least one other kind; got {known}.")
+    inside, others = kinds == "downstream", kinds[kinds != "downstream"]
     similarity = embeddings[inside] @ embeddings[~inside].T
     found = others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]]
     parts = {"share": found.ravel(), "by_chance": others}
@@ -119,34 +105,24 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], of: str = "downs
 
 
 @styled
-def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame | None = None) -> KitFigure:
-    """Scatter of a frame with columns x, y, kind (of KINDS; others are drawn too).
+def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
+    """Scatter of a frame with columns x, y, kind (of KINDS), drawn in a shuffled order, so that no kind hides another.
 
-    Points are drawn in a shuffled order, small and translucent, so that no kind hides another one. `nearest` (from
-    nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
+    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
     """
-    if missing := {"x", "y", "kind"} - set(coordinates.columns):
-        raise TraitError(f"The map's table lacks the column(s) {', '.join(sorted(missing))}.")
-    title = "Where do the training texts lie, seen from the tasks?"
-    if nearest is not None and len(nearest):
-        kind = nearest["share"].idxmax()
-        share, chance = nearest.loc[kind, ["share", "by_chance"]]
-        title = f"Nearest to the downstream problems: {share:.0%} {KINDS.get(kind, label(kind))} ({chance:.0%} by chance)"
-    subtitle = "One dot a text: UMAP of sentence embeddings. Near means similar; the axes have no meaning of their own."
-    figure, axes = new_figure(title, subtitle, height=5.0)
+    kind = nearest["share"].idxmax()
+    share, chance = nearest.loc[kind, ["share", "by_chance"]]
+    title = f"Nearest to the downstream problems: {share:.0%} {KINDS[kind]} ({chance:.0%} by chance)"
+    caption = "One dot a text: UMAP of sentence embeddings. Near means similar; the axes have no meaning of their own."
+    figure, axes = new_figure(title, caption, height=5.0)
     points = coordinates.sample(frac=1, random_state=0)
-    shades = points["kind"].map(colour).tolist()
-    size = float(np.clip(14_000 / max(1, len(points)), 4, 26))
-    look = {"alpha": 0.72, "linewidths": 0.25, "edgecolors": "white", "rasterized": len(points) > 4_000}
-    axes.scatter(points["x"], points["y"], c=shades, s=size, **look)
+    size = float(np.clip(14_000 / len(points), 4, 26))
+    look = {"alpha": 0.72, "linewidths": 0.25, "edgecolors": "white", "rasterized": True}
+    axes.scatter(points["x"], points["y"], c=points["kind"].map(colour).tolist(), s=size, **look)
     axes.set(xticks=[], yticks=[])
-    axes.margins(0.04)
     axes.spines[["left", "bottom"]].set_visible(False)
     counts = points["kind"].value_counts()
-    for kind in [*KINDS, *sorted(set(counts.index) - set(KINDS))]:
-        if kind in counts:
-            name = f"{KINDS.get(kind, label(kind))} ({counts[kind]:,})"
-            axes.scatter([], [], color=colour(kind), s=70, label=plain(name))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 2}
-    axes.legend(frameon=False, fontsize=12, handletextpad=0.1, columnspacing=1.4, **place)
+    for kind, name in KINDS.items():
+        axes.scatter([], [], color=colour(kind), s=70, label=f"{name} ({counts.get(kind, 0):,})")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
     return figure

@@ -1,227 +1,150 @@
-"""The last step's figures and tables, and one self-contained HTML page a run: what came out, what it cost, every step.
+"""One self-contained HTML page a run: what came out, what it cost, every step.
 
-The page makes no request and runs no script: figures are inlined, and a content-security policy forbids the rest. Texts of
-documents, models and parameters are data from elsewhere, so the template escapes every one of them. It can be written
-at any time: a step that has not been run, or whose files cannot be read, says so and the rest is shown. The layout and
-every sentence are the template's; here is only what they are filled with.
+The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are data
+from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
+template's; here is only what they are filled with.
 """
 
 from __future__ import annotations
 
 import base64
-import math
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
-from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER, compare
-from trait_kit.figures import curves, evidence, gains
-from trait_kit.figures.cells import Table, change_text, metric_name, number_text, p_text
-from trait_kit.figures.map import draw_map, plot_map
-from trait_kit.figures.style import FINE_TUNED, KitFigure, label
+from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER
+from trait_kit.figures import evidence
+from trait_kit.figures.cells import change_text, metric_name, number_text, p_text
+from trait_kit.figures.style import FINE_TUNED, label
 from trait_kit.figures.tables import BITS, GENERAL, paired
-from trait_kit.tasks import load_task
+from trait_kit.tasks import load_task, task_names
 
-TITLES = {  # step -> (title, the question that it answers)
-    "01_domain_classifier": ("Domain classifier", "Can a small model tell in-domain text from the rest?"),
-    "02_filter_web": ("Filter the web", "Which general documents are worth training on, at an equal number of tokens?"),
-    "03_write_passages": ("Write passages", "What do the tasks share, and does every paragraph reach the right answer?"),
-    "04_train_two_stages": ("Train in two stages", "What does each stage teach?"),
-    "05_evaluate": ("Evaluate", "Which arm is better, by how much, and what did it forget?"),
-    "06_figures": ("Figures", "What does it look like?"),
-}
-_LARGEST_SVG = 700_000  # bytes; beyond it the PNG is the smaller one
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
-_UNREADABLE = (TraitError, OSError, TypeError, ValueError, AttributeError, KeyError)  # what a damaged file of a step raises
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Figures and tables of 06; None where a run has no arms to draw it from."""
-
-    map: KitFigure
-    nearest: pd.DataFrame  # of the downstream problems, by kind: share and by_chance
-    score_against_tokens: KitFigure
-    ablation: KitFigure | None
-    gain_and_forgetting: KitFigure | None
-    tables: dict[str, Table]
-
-
-def draw_figures(step: Any) -> Drawn:
-    """The paper's Figures 3 and 4 and Tables 1, 2 and 4 of a run, kept in the step's folder unless it is finished."""
-    coordinates, nearest = draw_map(step)
-    log = tables.read(step.path("04_train_two_stages", "log.parquet"), "log").to_pandas()
-    found = evidence.read(step.run_dir)
-    made = evidence.paper_tables(found, step.run_dir)
-    if not step.done:
-        evidence.write_paper_tables(found, made, step.folder)
-    metric, several = found.metric, found.pairs is not None
-    against_base = compare(found.outcomes, "base", metric) if several and "base" in set(found.arms["arm"]) else None
-    gain = against_base is not None and gains.plot_gain_and_forgetting(against_base, found.forgetting, metric)
-    return Drawn(
-        step.figure(plot_map(coordinates, nearest), "map"),
-        nearest,
-        step.figure(curves.plot_training_curves(log, step.params.curve_arms), "score_against_tokens"),
-        step.figure(gains.plot_ablation(found.arms, found.pairs, metric=metric), "ablation") if several else None,
-        step.figure(gain, "gain_and_forgetting") if gain else None,
-        made,
-    )
 
 
 def write_report(run_dir: Path | str) -> Path:
     """Write <run_dir>/report.html from whatever the run holds by now, and return its path."""
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).resolve()
     if not run_dir.is_dir():
         raise TraitError(f"{run_dir} is not a run folder. Run an experiment first: trait-kit run params/demo.yaml.")
-    steps = [_step(run_dir, name) for name in TITLES]
-    parameters = {key: value for step in steps for key, value in step["record"].get("params", {}).items()}
+    steps = {name: _step(run_dir, name) for name in runs.STEPS}
+    parameters = {key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()}
+    shipped = set(parameters.get("tasks", [])) & set(task_names())
+    provenance = run_dir / "provenance.json"
     written = sorted(run_dir.glob("params.yaml")) or sorted(run_dir.glob("*/params.yaml"))
-    name = run_dir.resolve().name
     context = {
-        "title": parameters.get("title") or f"TRAIT experiment: {name}",
-        "run_name": name,
+        "run_name": run_dir.name,
         "steps": steps,
-        "stale": _or(lambda: runs.stale(run_dir), {}),
+        "stale": runs.stale(run_dir),
         "results": _results(run_dir),
-        "cost": _cost(run_dir, steps),
+        "cost": _cost(run_dir, [step["record"] for step in steps.values() if step["record"]]),
         "parameters": parameters,
-        "sources": {task: _or(lambda task=task: load_task(task).source, "") for task in parameters.get("tasks", [])},
-        "provenance": _or(lambda: read_json(run_dir / "provenance.json"), {}),
-        "parameter_files": {str(path.relative_to(run_dir)): path.read_text("utf-8", "replace") for path in written},
+        "sources": {task: load_task(task).source.partition("/")[0] for task in sorted(shipped)},
+        "provenance": read_json(provenance) if provenance.exists() else {},
+        "parameter_files": {path.parent.name: path.read_text("utf-8") for path in written},
     }
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
-    environment.filters |= {"value": show, "prose": _prose, "duration": duration, "label": label, "name": _name}
+    environment.filters |= {"value": show, "table": _table, "duration": duration, "label": label}
     environment.filters |= {"number": number_text, "change": change_text, "p": p_text, "metric_name": metric_name}
     page = environment.get_template("report.html.jinja").render(context)
-    page = _CONTROL.sub("\ufffd", page).encode("utf-8", "replace").decode("utf-8")
-    return write_text(run_dir / "report.html", page)
+    return write_text(run_dir / "report.html", page.encode("utf-8", "replace").decode())
 
 
 def _results(run_dir: Path) -> dict[str, Any]:
     """The first screen's numbers, from the outcomes and their tests; `missing` says why there are none."""
-    if not (run_dir / "05_evaluate" / "report.json").exists():
-        return {"missing": "No arm has been evaluated yet: run notebook 05 to see the main table here."}
     try:
         found = evidence.read(run_dir)
-        made = evidence.paper_tables(found, run_dir)
-    except _UNREADABLE as error:
+    except TraitError as error:
         return {"missing": str(error)}
-    metric, reference = found.metric, found.reference
-    chosen = {"metric": metric, "reference": reference, "main": Markup(next(iter(made.values())).to_html())}
-    others = [arm for arm in dict.fromkeys(found.arms["arm"]) if arm != reference]
-    tests = {arm: row for arm in others if (row := paired(found.tests, reference, arm, metric))}
-    lower = metric in LOWER_IS_BETTER
-    return chosen | {
+    metric, reference, lower = found.metric, found.reference, found.metric in LOWER_IS_BETTER
+    tests = {arm: paired(found.tests, reference, arm, metric) for arm in dict.fromkeys(found.tests["arm"])}
+    return {
         "missing": "",
+        "metric": metric,
+        "reference": reference,
         "lower": lower,
         "alpha": ALPHA,
         "tests": tests,
-        "best_other": min(tests, key=lambda arm: tests[arm]["before"] * (1 if lower else -1), default=""),
+        "best_other": min(tests, key=lambda arm: tests[arm]["before"] * (1 if lower else -1)),
         "not_better_than": [arm for arm, row in tests.items() if not row["reference_better"] or row["p_holm"] >= ALPHA],
-        "forgetting": paired(found.forgetting, reference, "base", BITS, GENERAL),
-        "tables": {table.title: Markup(table.to_html()) for table in list(made.values())[1:]},
+        "forgetting": paired(found.against_base, reference, "base", BITS, GENERAL),
+        "tables": [(table.title, Markup(table.written("html"))) for table in found.tables.values()],
     }
 
 
-def _cost(run_dir: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def _cost(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds and memory of the records, tokens trained, tokens and money of the teacher (rejected passages cost too)."""
-    records = [step["record"] for step in steps if step["record"]]
-    found = {"log": run_dir / "04_train_two_stages" / "log.parquet"}
-    found |= {kind: run_dir / "03_write_passages" / f"{kind}.parquet" for kind in ("passages", "rejected")}
-    frames = {kind: _or(lambda kind=kind: tables.read(found[kind], kind).to_pandas()) for kind in found}
-    log, passages = frames.pop("log"), frames["passages"]
-    arms = log[~log["arm"].str.endswith(FINE_TUNED)].groupby("arm")["tokens"].max() if log is not None else pd.Series()
-    written = [frame[["tokens_in", "tokens_out", "cost_usd"]].sum() for frame in frames.values() if frame is not None]
+    paths = {"log": run_dir / "04_train_two_stages" / "log.parquet"}
+    paths |= {kind: run_dir / "03_write_passages" / f"{kind}.parquet" for kind in ("passages", "rejected")}
+    log, passages, rejected = (
+        (tables.read(path, kind) if path.exists() else tables.SCHEMAS[kind].empty_table()).to_pandas()
+        for kind, path in paths.items()
+    )
+    arms = log[~log["arm"].str.endswith(FINE_TUNED)].groupby("arm")["tokens"].max().tolist()
     return {
-        "seconds": sum(record.get("seconds") or 0 for record in records),
+        "seconds": sum(record["seconds"] for record in records),
         "steps": len(records),
-        "memory": max([0, *(record.get("peak_memory_gb") or 0 for record in records)]),
-        "tokens": arms.max() if len(arms) else 0,
+        "memory": max((record["peak_memory_gb"] for record in records), default=0),
+        "tokens": max(arms, default=0),
         "arms": len(arms),
-        "passages": 0 if passages is None else len(passages),
-        "teachers": [] if passages is None else sorted(set(passages["teacher"].dropna())),
-        "bill": sum(written).to_dict() if written else {},
+        "passages": len(passages),
+        "teachers": sorted(set(passages["teacher"])),
+        "bill": pd.concat([passages, rejected])[["tokens_in", "tokens_out", "cost_usd"]].sum().to_dict(),
     }
 
 
 def _step(run_dir: Path, name: str) -> dict[str, Any]:
     """A step's record, its figures as data URIs, and some rows of each of its tables."""
-    folder, (title, question) = run_dir / name, TITLES[name]
-    step = {"name": name, "title": title, "question": question, "state": "not run", "problem": "", "record": {}}
-    step |= {"figures": {svg.stem: _image(svg) for svg in sorted(folder.glob("figures/[!.]*.svg"))}, "samples": {}}
-    try:
-        if (folder / "report.json").exists():
-            step |= {"record": read_json(folder / "report.json"), "state": "done"}
-        elif folder.is_dir() and any(folder.iterdir()):
-            step["state"] = "not finished"
-        for path in sorted(path for pattern in _SAMPLED for path in folder.glob(pattern)):
-            frame = pd.read_parquet(path)
-            rows = frame.iloc[sorted({0, len(frame) // 2, len(frame) - 1} & set(range(len(frame))))]
-            step["samples"][path.stem] = {"n": len(frame), "rows": rows.to_dict("records")}
-    except _UNREADABLE as error:
-        step |= {"state": "unreadable", "problem": str(error)}
-    return step
+    folder, record = run_dir / name, runs.recorded(run_dir, name) or {}
+    state = "done" if record else "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run"
+    figures = {
+        svg.stem: f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+        for svg in sorted(folder.glob("figures/[!.]*.svg"))
+    }
+    samples = {}
+    for path in sorted(path for pattern in _SAMPLED for path in folder.glob(pattern)):
+        table = pq.read_table(path)
+        rows = table.take(np.linspace(0, len(table) - 1, min(3, len(table))).astype(int))
+        samples[path.stem] = {"n": len(table), "rows": rows.to_pylist()}
+    return {"record": record, "state": state, "figures": figures, "samples": samples}
 
 
-def _image(svg: Path) -> str:
-    """The SVG, unless it is large and a PNG stands beside it; inside <img> neither can run scripts or fetch anything."""
-    png = svg.with_suffix(".png")
-    path, kind = (png, "png") if svg.stat().st_size > _LARGEST_SVG and png.exists() else (svg, "svg+xml")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _or(read: Callable[[], Any], otherwise: Any = None) -> Any:
-    """What cannot be read is left out here: the section of its step says so."""
-    try:
-        return read()
-    except _UNREADABLE:
-        return otherwise
+def _table(rows: Any) -> Markup:
+    """Rows (a list of mappings, or a mapping of them by name) as an HTML table of which pandas escapes every text."""
+    named = isinstance(rows, dict)
+    frame = pd.DataFrame.from_dict(rows, orient="index") if named else pd.DataFrame(rows)
+    with pd.option_context("display.max_colwidth", 300):
+        return Markup(frame.to_html(index=named, border=0, max_rows=40, float_format=show, na_rep="–"))
 
 
 def show(value: Any) -> str:
     """A value as a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing; a text as it is."""
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
-        value = value.tolist()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {show(item)}" for key, item in value.items()) or "–"
-    if isinstance(value, list | tuple | set):
-        return ", ".join(map(show, value)) or "–"
-    if not isinstance(value, int | float):
-        return str(value)
-    size = abs(value)
-    if isinstance(value, int) or 1000 <= size < 1e12:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if size >= 1e-3 or not size else f"{value:.2e}"
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key}: {show(item)}" for key, item in value.items()) or "–"
+        case list():
+            return ", ".join(map(show, value)) or "–"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+        case _:
+            return str(value)
 
 
 def duration(seconds: float) -> str:
-    """90 -> 1 min 30 s."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _name(key: Any) -> str:
-    return re.sub(r"[_\s]+", " ", str(key)).strip()
-
-
-def _prose(text: Any, letters: int = 2_000) -> Markup:
-    """Escaped text with its line breaks kept; of a long one the beginning."""
-    text = show(text)
-    text = text if len(text) <= letters else text[:letters].rsplit(" ", 1)[0] + " ..."
-    return Markup("<br>").join(Markup.escape(line) for line in text.splitlines())
+    """90 -> 0:01:30."""
+    return str(timedelta(seconds=round(seconds)))

@@ -14,7 +14,7 @@ from collections import defaultdict
 
 import pandas as pd
 
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, digest
 from trait_kit.passages.material import Group
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
@@ -32,7 +32,7 @@ def make_groups(
     seed: int,
     one_task: bool = False,
 ) -> list[Group]:
-    """Up to `n_groups` groups of `problems_per_group` problems that share a topic or an entity.
+    """Up to `n_groups` groups of `problems_per_group` problems that share a topic (knowledge) or an entity.
 
     Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left
     (where the table has a column `subject`, two subjects of one task may do); with `one_task` (an ablation) all are of the
@@ -41,15 +41,15 @@ def make_groups(
     and the seed, not on the order of the rows.
     """
     column = COLUMN[grouping]
-    refuse_bad(problems)
+    _refuse_bad(problems)
     shuffle = random.Random(f"groups/{seed}")
     pools = _pools(problems, column, shuffle, max_uses, one_task)
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
             f"No groups can be made: no {column} is shared by problems of two different tasks (tasks: {tasks}). Fill the "
-            f"column '{column}' in the task files, take more problems of each task, set shared_from to something that "
-            "relates the problems without it, or change passages.grouping."
+            f"column '{column}' in the task files, take more problems of each task, or set passages.grouping to something "
+            "that relates the problems without it."
         )
     turns = [(0.0, place) for place in range(len(pools))]  # pools take turns in proportion to their size
     made: set[frozenset[str]] = set()
@@ -62,36 +62,33 @@ def make_groups(
             continue
         made.add(frozenset(chosen))
         heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
-        groups.append(Group.of(chosen, grouping, pool.shared))
+        name = f"p-{digest([grouping, pool.shared, chosen])[:16]}"
+        groups.append(Group(name, tuple(chosen), grouping, pool.shared))
     return groups
 
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
     """One row a task: its problems, how many are used in a passage, places they take, and the tasks they meet there."""
-    tasks = problems.set_index("id")["task"]
     placed = pd.DataFrame([(group.id, name) for group in groups for name in group.problem_ids], columns=["group", "id"])
-    placed["task"] = placed["id"].map(tasks)
-    together = placed.groupby("group")["task"].agg(set)
-    rows = []
-    for task, count in problems.groupby("task", sort=True).size().items():
-        own = placed[placed["task"] == task]
-        meets = set().union(*together[own["group"].unique()]) - {task}
-        used = own["id"].nunique()
-        rows.append((task, int(count), used, int(count) - used, len(own), ", ".join(sorted(meets))))
-    return pd.DataFrame(rows, columns=["task", "problems", "used", "unused", "places", "joined_with"])
+    placed = placed.merge(problems[["id", "task"]])
+    by_task, pairs = (
+        placed.groupby("task"),
+        placed.merge(placed, on="group", suffixes=("", "_met")).query("task != task_met"),
+    )
+    met = pairs.groupby("task")["task_met"].unique().map(lambda tasks: ", ".join(sorted(tasks)))
+    table = pd.DataFrame({"problems": problems.groupby("task").size(), "used": by_task["id"].nunique()})
+    table = table.assign(unused=0, places=by_task.size()).fillna(0).astype(int)
+    table["unused"] = table["problems"] - table["used"]
+    return table.assign(joined_with=met).fillna({"joined_with": ""}).reset_index()
 
 
-def refuse_bad(problems: pd.DataFrame) -> None:
-    if problems.empty:
-        raise TraitError("There are no problems to make groups of. Look at tasks and problems_per_task.")
+def _refuse_bad(problems: pd.DataFrame) -> None:
     duplicated = problems.loc[problems["id"].duplicated(), "id"]
     if len(duplicated):
         raise TraitError(f"Two problems have the id {duplicated.iloc[0]!r}; ids must be unique over all tasks.")
-    foreign = problems[problems["split"] != "train"]
-    if len(foreign):
-        row = foreign.iloc[0]
+    for row in problems[problems["split"] != "train"].itertuples():
         raise TraitError(
-            f"Problem {row['id']} of task {row['task']} is from the split '{row['split']}'. Passages are trained on, "
+            f"Problem {row.id} of task {row.task} is from the split '{row.split}'. Passages are trained on, "
             "so they may only hold problems of the train split."
         )
 
@@ -114,7 +111,7 @@ class _Pool:
             if sum(bool(heap) for heap in self.heaps.values()) < self.fewest:
                 return None
             taken: list[tuple[Kind, int, str]] = []
-            while len(taken) < places and (kind := self._next(taken, shuffle)):
+            while len(taken) < places and (kind := self._next([kind for kind, _, _ in taken], shuffle)):
                 uses, _, problem_id = heapq.heappop(self.heaps[kind])
                 taken.append((kind, uses, problem_id))
             chosen = [problem_id for _, _, problem_id in taken]
@@ -127,27 +124,26 @@ class _Pool:
                 return chosen
         return None
 
-    def _next(self, taken: list[tuple[Kind, int, str]], shuffle: random.Random) -> Kind | None:
+    def _next(self, taken: list[Kind], shuffle: random.Random) -> Kind | None:
         """The kind to take from: of a task not taken yet, else not the only kind taken; then the least used, the fullest."""
-        kinds = [kind for kind, _, _ in taken]
-        tasks = {task for task, _ in kinds}
+        tasks = {task for task, _ in taken}
 
         def rank(kind: Kind) -> tuple:
-            repeats = kind[0] in tasks, len(set(kinds)) == 1 and kind in kinds and self.fewest > 1
-            return *repeats, self.heaps[kind][0][0], kinds.count(kind), -len(self.heaps[kind]), shuffle.random()
+            repeats = kind[0] in tasks, set(taken) == {kind} and self.fewest > 1
+            return *repeats, self.heaps[kind][0][0], taken.count(kind), -len(self.heaps[kind]), shuffle.random()
 
         return min((kind for kind, heap in self.heaps.items() if heap), key=rank, default=None)
 
 
 def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int, one_task: bool) -> list[_Pool]:
     """One pool for each value that at least two kinds of problem have; with `one_task`, for each value of each task."""
+    usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
+    usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
     found: dict[tuple[str, ...], dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
-    usable = problems[problems[column].map(lambda value: isinstance(value, str) and bool(value.strip()))].sort_values("id")
-    subjects = usable["subject"].fillna("") if "subject" in usable else [""] * len(usable)
-    for shared, task, subject, problem_id in zip(
-        usable[column].str.strip(), usable["task"], subjects, usable["id"], strict=True
-    ):
-        found[(shared, task) if one_task else (shared,)][task, "" if one_task else subject].append(problem_id)
+    for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):
+        found[(row.shared, row.task) if one_task else (row.shared,)][row.task, "" if one_task else row.subject].append(
+            row.id
+        )
     fewest = 1 if one_task else 2
     kept = [key for key in sorted(found) if len(found[key]) >= fewest and sum(map(len, found[key].values())) > 1]
     shuffle.shuffle(kept)

@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from trait_kit.engine.files import digest
+from trait_kit.engine.numbers import numbers
 
 
 class Problem(NamedTuple):
@@ -48,9 +48,14 @@ class Group:
     grouping: str  # knowledge | entity
     shared: str  # the topic or entity
 
-    @classmethod
-    def of(cls, problem_ids: list[str], grouping: str, shared: str) -> Self:
-        return cls(f"p-{digest([grouping, shared, problem_ids])[:16]}", tuple(problem_ids), grouping, shared)
+
+@dataclass(frozen=True)
+class Order:
+    """A passage to write; `refused` holds the enlightenments written for it so far and why they were not taken."""
+
+    group: Group
+    rows: Sequence[Problem]  # of the group, in its order
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Draft:
 
     paragraphs: tuple[str, ...]
     enlightenment: str
-    teacher: str
-    prompt_version: str
+    teacher: str = ""
+    prompt_version: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
     cost_usd: float = 0.0
@@ -73,40 +78,28 @@ class Draft:
 
 def compose_text(rows: Sequence[Problem], draft: Draft) -> str:
     """The passage as a base model reads it: each problem as in the evaluation's prompt, then the enlightenment."""
-    parts = [
-        f"Question: {row.question}\nAnswer: {paragraph}" for row, paragraph in zip(rows, draft.paragraphs, strict=False)
-    ]
+    pairs = zip(rows, draft.paragraphs, strict=False)
+    parts = [f"Question: {row.question}\nAnswer: {paragraph}" for row, paragraph in pairs]
     return "\n\n".join([*parts, draft.enlightenment] if draft.enlightenment else parts)
 
 
 @functools.cache
 def content(name: str) -> Any:
     """What a YAML file of this folder says: words, concepts, sentences, prompts."""
-    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def content_words(text: str) -> set[str]:
     """Lower-case words of at least four letters that carry content; a plural 's' is dropped."""
-    words, stop = re.findall(r"[^\W\d_]{4,}", text.lower()), _stop_words()
+    words, stop = re.findall(r"[^\W\d_]{4,}", text.lower()), content("words.yaml")["stop"]
     return {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
-
-
-@functools.cache
-def _stop_words() -> frozenset[str]:
-    return frozenset(content("words")["stop"].split())
-
-
-def numbers(text: str) -> set[str]:
-    """Numbers of a text in one form: '1,200' and '1200.0' are both '1200'."""
-    found = set()
-    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
-        whole, _, decimals = printed.replace(",", "").partition(".")
-        decimals = decimals.rstrip("0")
-        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
-    return found
 
 
 def marks_of(texts: list[str]) -> list[set[str]]:
     """For each text the words and numbers that none of the others has: what can only speak of this one."""
-    bags = [content_words(text) | numbers(text) for text in texts]
-    return [bag - set().union(*(other for other in bags if other is not bag)) for bag in bags]
+    return own_of([content_words(text) | numbers(text) for text in texts])
+
+
+def own_of(bags: list[set[str]]) -> list[set[str]]:
+    """What each of some sets has and none of the others."""
+    return [bag - set().union(*bags[:place], *bags[place + 1 :]) for place, bag in enumerate(bags)]

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from trait_kit.engine.minhash import signatures
+from trait_kit.engine.minhash import banding, signatures
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import embed
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
+COMPARISONS = ("contamination", "boilerplate", "near-duplicate", "paraphrase")
 _WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -22,103 +23,102 @@ _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that
 class Beside:
     """The checks that compare a passage with test questions, and with the passages accepted before it.
 
-    Passages come in batches (`begin`) and are then named by their place in the batch.
+    All passages of an attempt come at once (`begin`) and are then named by their place.
     """
 
     def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
         self.tested = QuestionIndex(test_questions)
-        same = "the enlightenment is {share:.0%} that of passage {name}"
-        self.indexes: list[tuple[str, str, NearDuplicates | Meanings]] = [
-            ("boilerplate", same, NearDuplicates(SAME_ENLIGHTENMENT)),
-            ("near-duplicate", "{share:.0%} the same as passage {name}", NearDuplicates(SAME_TEXT)),
-        ]
+        self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "near-duplicate": Accepted(SAME_TEXT)}
         if paraphrase_similarity:
-            said = "it says the same as passage {name} (cosine {share:.3f})"
-            self.indexes.append(("paraphrase", said, Meanings(embedding_model, paraphrase_similarity)))
+            self.accepted["paraphrase"] = Meanings(paraphrase_similarity, embedding_model)
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
-        self.leaks: dict[int, str] = {}
-        for row in self.tested.find(texts).itertuples(index=False):
-            told = f"{row.kind} overlap ({row.overlap:.0%}) with test question {row.test_index}: {row.excerpt[:100]!r}"
-            self.leaks.setdefault(int(row.text_index), told)
-        for name, _, index in self.indexes:
-            index.begin(enlightenments if name == "boilerplate" else texts)
+        found = self.tested.find(texts).drop_duplicates("text_index")
+        self.leaks = {row.text_index: row for row in found.itertuples(index=False)}
+        for name, accepted in self.accepted.items():
+            accepted.begin(enlightenments if name == "boilerplate" else texts)
 
     def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
         """Each check's name and what it finds wrong, or None."""
-        yield "contamination", self.leaks.get(place)
-        for name, told, index in self.indexes:
-            near = index.find(place)
-            yield name, told.format(name=near[0], share=near[1]) if near else None
+        leak = self.leaks.get(place)
+        told = (
+            leak and f"{leak.kind} overlap ({leak.overlap:.0%}) with test question {leak.test_index}: {leak.excerpt[:100]!r}"
+        )
+        yield "contamination", told
+        for name, accepted in self.accepted.items():
+            near = accepted.nearest(place)
+            part = "enlightenment" if name == "boilerplate" else "passage"
+            yield name, near and f"the {part} is {near[1]:.0%} the same as that of {near[0]}"
 
     def accept(self, place: int, name: str) -> None:
-        for _, _, index in self.indexes:
-            index.accept(place, name)
+        for accepted in self.accepted.values():
+            accepted.accept(place, name)
 
 
-class NearDuplicates:
-    """Which texts are near-duplicates (word trigrams, Jaccard) of one accepted before them.
+class Accepted:
+    """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    Texts come in batches (`begin`), so that their signatures are computed at once, and are then named by their place in the
-    batch. The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128); pairs are looked for
-    by bands of the signature, which miss less than 1% of those at the threshold.
+    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128); pairs are looked for by
+    bands of the signature, which miss less than 1% of those at the threshold.
     """
 
     def __init__(self, threshold: float) -> None:
-        self.threshold, self._width = threshold, 3 if threshold < 0.7 else 6
-        self._rows, self._names = [], []
+        self.threshold, self._banding = threshold, banding(threshold, 128)
+        self.rows, self.first = np.empty(0), 0  # a row a text, those of the last `begin` from `first` on
+        self.names: dict[int, str] = {}  # of accepted rows
         self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def begin(self, texts: list[str]) -> None:
-        self._new = signatures(texts, shingle_words=3)
+        self.first, new = len(self.rows), self.vectors(texts)
+        self.rows = np.concatenate([self.rows, new]) if self.first else new
 
-    def find(self, place: int) -> tuple[str, float] | None:
+    def nearest(self, place: int) -> tuple[str, float] | None:
         """The accepted text most similar to this one, as (name, similarity), if it is at or over the threshold."""
-        near = sorted({row for key in self._keys(place) for row in self._buckets.get(key, ())[-_WINDOW:]})
-        if not near:
+        near, similarity = self.similar(self.first + place)
+        if not len(near) or similarity.max() < self.threshold:
             return None
-        similarity = [float((self._rows[row] == self._new[place]).mean()) for row in near]
-        best = int(np.argmax(similarity))
-        return (self._names[near[best]], similarity[best]) if similarity[best] >= self.threshold else None
+        best = int(similarity.argmax())
+        return self.names[int(near[best])], float(similarity[best])
 
     def accept(self, place: int, name: str) -> None:
-        for key in self._keys(place):
-            self._buckets[key].append(len(self._rows))
-        self._rows.append(self._new[place])
-        self._names.append(name)
+        row = self.first + place
+        self.names[row] = name
+        for key in self._keys(row):
+            self._buckets[key].append(row)
 
-    def _keys(self, place: int) -> Iterator[tuple[int, bytes]]:
-        row = self._new[place]
-        if (row == row[0]).all():  # a text without words is like no other
-            return
-        for first in range(0, len(row) - self._width + 1, self._width):
-            yield first, row[first : first + self._width].tobytes()
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        return signatures(texts, shingle_words=3)
+
+    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(accepted rows that may be near, their similarity)"""
+        found = {other for key in self._keys(row) for other in self._buckets.get(key, ())[-_WINDOW:]}
+        near = np.array(sorted(found), int)
+        return near, (self.rows[near] == self.rows[row]).mean(axis=1)
+
+    def _keys(self, row: int) -> list[tuple[int, bytes]]:
+        signature = self.rows[row]
+        if (signature == signature[0]).all():  # a text without words is like no other
+            return []
+        bands, width = self._banding
+        return [(band, signature[band * width : (band + 1) * width].tobytes()) for band in range(bands)]
 
 
-class Meanings:
-    """As NearDuplicates, by the cosine of sentence embeddings: what is said again in other words."""
+class Meanings(Accepted):
+    """The same by the cosine of sentence embeddings: what is said again in other words."""
 
-    def __init__(self, model: str, threshold: float) -> None:
-        self.model, self.threshold = model, threshold
-        self._names: list[str] = []
-        self._vectors = np.zeros((0, 0), np.float32)  # of accepted texts, with room for more
+    def __init__(self, threshold: float, model: str) -> None:
+        super().__init__(threshold)
+        self.model = model
 
-    def begin(self, texts: list[str]) -> None:
-        self._new = embed(texts, self.model, max_tokens=512)
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        return embed(texts, self.model, max_tokens=512)
 
-    def find(self, place: int) -> tuple[str, float] | None:
-        if not self._names:
-            return None
-        cosines = self._vectors[: len(self._names)] @ self._new[place]
-        best = int(cosines.argmax())
-        return (self._names[best], float(cosines[best])) if cosines[best] >= self.threshold else None
+    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        near = np.fromiter(self.names, int)
+        return near, (self.rows[:row] @ self.rows[row])[near]
 
-    def accept(self, place: int, name: str) -> None:
-        if len(self._names) == len(self._vectors):
-            room = np.zeros((max(1_000, len(self._vectors)), self._new.shape[1]), np.float32)
-            self._vectors = np.concatenate([self._vectors.reshape(-1, self._new.shape[1]), room])
-        self._vectors[len(self._names)] = self._new[place]
-        self._names.append(name)
+    def _keys(self, row: int) -> list[tuple[int, bytes]]:
+        return []
 
 
 def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -127,17 +127,16 @@ def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tu
     Compared both ways: a problem is dropped where a test question stands in its question or solution, whole or by at least
     half of its 13-grams, and where the problem stands so in a test question.
     """
-    pairs = zip(problems["question"], problems["solution"], strict=True)
-    texts = [f"{question}\n{solution or ''}" for question, solution in pairs]
-    reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
-    kinds: dict[int, set[str]] = defaultdict(set)
+    texts = (problems["question"] + "\n" + problems["solution"].fillna("")).tolist()
     tests = list(test_questions)
+    kinds: dict[int, set[str]] = defaultdict(set)
     for row in QuestionIndex(tests).find(texts).itertuples(index=False):
         kinds[row.text_index].add(row.kind)
     for first in range(0, len(problems), _BATCH):
         some = QuestionIndex(problems["question"].iloc[first : first + _BATCH].tolist())
         for row in some.find(tests).itertuples(index=False):
             kinds[first + row.test_index].add(row.kind)
+    reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}
     dropped = pd.Series([reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object)
     table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(columns=[*REASONS, "kept"], fill_value=0)

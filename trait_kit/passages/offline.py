@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from trait_kit.answers import is_mathematical
 from trait_kit.engine.arithmetic import arithmetic_slips
-from trait_kit.passages.material import Problem, content, content_words, marks_of, numbers
+from trait_kit.engine.numbers import numbers
+from trait_kit.passages.material import Problem, content, content_words, marks_of
 
 _NUMBER = r"\$?\d+(?:[.,]\d+)*%?"
 _EQUATION = re.compile(rf"{_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+ ?= ?{_NUMBER}|{_NUMBER} = {_NUMBER}(?: ?[-+*/×] ?{_NUMBER})+")
@@ -41,32 +42,29 @@ def _opening(rows: Sequence[Problem], grouping: str, shared: str, rng: random.Ra
     fields = {"everyone": everyone, "every": everyone.lower(), "shared": shared, "idea": _the(shared)}
     fields |= {"why": _why(shared, rng), "intent": next(iter(topics)) or ""}
     kind = "topic" if grouping == "knowledge" else "intent" if len(topics) == 1 and fields["intent"].strip() else "entity"
-    return rng.choice(content("offline")["openings"][kind]).format(**fields)
+    return rng.choice(content("offline.yaml")["openings"][kind]).format(**fields)
 
 
 def _closing(rows: Sequence[Problem], names: list[str], grouping: str, shared: str, rng: random.Random) -> str:
     fields = {"shared": shared, "first": names[0], "last": names[-1]}
     fields["idea"] = _the(shared)
     fields["different"] = f"{rows[0].answer} in the {names[0]} and {rows[-1].answer} in the {names[-1]}"
-    return rng.choice(content("offline")["closings"][grouping]).format(**fields)
+    return rng.choice(content("offline.yaml")["closings"][grouping]).format(**fields)
 
 
 def _why(shared: str, rng: random.Random) -> str:
-    if shared in content("concepts"):
-        return rng.choice(content("concepts")[shared]["why"])
-    known = (
-        technique
-        for technique in content("offline")["techniques"]
-        if all(word in shared.lower() for word in technique["words"])
-    )
-    technique = next(known, None)
-    return rng.choice(technique["why"]) if technique else f"each solution is an application of {shared}"
+    if shared in content("concepts.yaml"):
+        return rng.choice(content("concepts.yaml")[shared]["why"])
+    for technique in content("offline.yaml")["techniques"]:
+        if all(word in shared.lower() for word in technique["words"]):
+            return rng.choice(technique["why"])
+    return f"each solution is an application of {shared}"
 
 
 def _task_roles(rows: Sequence[Problem], topic: str, rng: random.Random) -> list[str]:
     """What the technique does in each problem's task; a task that occurs twice gets two wordings. '' where unknown."""
     known: dict[str, list[str]] = {}
-    for role in content("offline")["roles"]:
+    for role in content("offline.yaml")["roles"]:
         if role["topic"] in topic.lower() and role["task"] not in known:
             known[role["task"]] = rng.sample(role["does"], len(role["does"]))
     return [known[row.task].pop() if known.get(row.task) else "its own facts decide" for row in rows]
@@ -83,7 +81,7 @@ def _particular(row: Problem, name: str, role: str, marks: set[str], form: int, 
             fields["facts"] = f"with {_listed(list(dict.fromkeys(found)))}"
         whole = [match.group().rstrip(".,") for match in _EQUATION.finditer(row.solution)]
         step = rng.choice([text for text in whole if len(text) <= 60 and not arithmetic_slips(text)] or [""])
-    wording = content("offline")["particulars"]["step" if step else "role"]
+    wording = content("offline.yaml")["particulars"]["step" if step else "role"]
     return wording[form].format(**fields, step=step)
 
 

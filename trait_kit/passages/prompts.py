@@ -2,61 +2,65 @@
 
 The wording is data: prompts/math.yaml, ads.yaml and generic.yaml hold a system line, a Jinja template for each part of a
 passage (paragraph, enlightenment, opening, sentence) and example passages, whose parts become the example turns; which two
-are shown follows from what a group shares, so that answers do not all fall into one phrase. A Jinja template of your own
-(the parameter `prompt`) takes the place of all turns. A version is a name and a digest of the wording.
+are shown follows from what a group shares, so that answers do not all fall into one phrase. A version is a name and a
+digest of the wording.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import itertools
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from trait_kit.answers import is_mathematical
-from trait_kit.engine.files import TraitError
-from trait_kit.engine.llm import Message, again, clean
-from trait_kit.passages.material import Group, Problem
+from trait_kit.engine.files import digest
+from trait_kit.engine.ledger import Estimate
+from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
+from trait_kit.passages.material import Order, Problem, content
 
-FOLDER = Path(__file__).parent / "prompts"
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
+_CHARACTERS_A_TOKEN = 4  # for estimates
+# Plain text, so nothing is escaped for HTML: data enters through `as_data`.
+_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
 
-def choose(rows: Sequence[Problem], grouping: str) -> str:
+def choose(order: Order) -> str:
     """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
-    if {row.task for row in rows} <= set(_wording("ads")["tasks"]):
+    if {row.task for row in order.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    return "math" if grouping == "knowledge" and all(is_mathematical(row.answer) for row in rows) else "generic"
+    knowledge = order.group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in order.rows)
+    return "math" if knowledge else "generic"
 
 
-def conversation(
-    part: str, name: str, group: Group, rows: Sequence[Problem], paragraphs: Sequence[str] = (), place: int = 0
-) -> list[Message]:
-    """The turns that ask for one `part` of the passage of `group`: of the problem at `place`, or of all.
+def conversation(part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0) -> list[Message]:
+    """The turns that ask for one `part` of a passage: of the problem at `place`, or of all.
 
-    `name` is that of shipped prompts, or the path of a template that ends in .jinja.
+    What was written before and refused stands in them, with the reason.
     """
-    told = [*paragraphs, *[""] * (len(rows) - len(paragraphs))]
-    problems = [_problem(row, paragraph) for row, paragraph in zip(rows, told, strict=True)]
-    shared = {"grouping": group.grouping, "shared": as_data(group.shared)[:200]}
-    if name.endswith(".jinja"):
-        return [_user(_own(name), part, problems, place, shared)]
-    wording = _wording(name)
-    examples = list(wording["examples"])
+    name, group = choose(order), order.group
+
+    def asked(problems: list[dict[str, str]], place: int, shared: str) -> Message:
+        given = {"grouping": group.grouping, "shared": shared, "count": len(problems)}
+        told = _template(name, part).render(given, problems=problems, problem=problems[place])
+        return {"role": "user", "content": clean(told)}
+
+    examples = list(_wording(name)["examples"])
     random.Random(f"{group.shared}/{part}").shuffle(examples)
-    turns = [{"role": "system", "content": wording["system"]}]
-    template = _environment().from_string(wording[part])
+    turns = [{"role": "system", "content": _wording(name)["system"]}]
     for example in examples[:2]:
         shown = random.Random(f"{group.shared}/{place}").randrange(len(example["problems"]))
-        turns.append(_user(template, part, example["problems"], shown, {**shared, "shared": example["shared"]}))
+        turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
-    return [*turns, _user(template, part, problems, place, shared)]
+    pairs = itertools.zip_longest(order.rows, paragraphs, fillvalue="")
+    turns.append(asked([_problem(row, paragraph) for row, paragraph in pairs], place, as_data(group.shared)[:200]))
+    for answer, reason in order.refused:
+        turns = again(turns, answer, reason)
+    return turns
 
 
 def topic(question: str) -> list[Message]:
@@ -69,11 +73,15 @@ def topic(question: str) -> list[Message]:
     return [*turns, {"role": "user", "content": as_data(question)}]
 
 
-@functools.cache
-def version(name: str) -> str:
-    path = Path(name) if name.endswith(".jinja") else FOLDER / f"{name}.yaml"
-    text = path.read_text(encoding="utf-8") + again([], "", "")[-1]["content"]
-    return f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int) -> Estimate:
+    """The bill of asking each thing once."""
+    characters = sum(len(message["content"]) for request in requests for message in request.messages())
+    return endpoint.estimate(len(requests), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(requests))
+
+
+def version(order: Order) -> str:
+    name = choose(order)
+    return f"{name}@{digest([_wording(name), again([], '', '')])[:12]}"
 
 
 def as_data(text: str) -> str:
@@ -86,36 +94,18 @@ def _problem(row: Problem, paragraph: str) -> dict[str, str]:
     return {"task": row.task.replace("_", " "), **{name: as_data(text) for name, text in fields.items()}}
 
 
-def _user(template: jinja2.Template, part: str, problems: list[dict], place: int, shared: dict[str, str]) -> Message:
-    fields = {"part": part, "count": len(problems), "problems": problems, "problem": problems[place], "place": place + 1}
-    return {"role": "user", "content": clean(template.render(**fields, **shared))}
-
-
 def _part_of(example: dict[str, Any], part: str, place: int) -> str:
-    if part == "paragraph":
-        return example["problems"][place]["paragraph"]
     if part == "opening":
         return example["opening"]
-    sentences = [problem["sentence"] for problem in example["problems"]]
-    return sentences[place] if part == "sentence" else " ".join([example["opening"], *sentences])
+    if part in ("paragraph", "sentence"):
+        return example["problems"][place][part]
+    return " ".join([example["opening"], *(problem["sentence"] for problem in example["problems"])])
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-    """Plain text, so nothing is escaped for HTML: data enters through `as_data`."""
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
-
-
-@functools.cache
 def _wording(name: str) -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content(f"prompts/{name}.yaml")
 
 
 @functools.cache
-def _own(path: str) -> jinja2.Template:
-    try:
-        return _environment().from_string(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraitError(f"The prompt {path} cannot be read: {error}.") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise TraitError(f"The prompt {path} is not a Jinja template: {error}.") from None
+def _template(name: str, part: str) -> jinja2.Template:
+    return _JINJA.from_string(_wording(name)[part])

@@ -1,19 +1,17 @@
 """What relates problems, as a column of their table, and the groups that come of it.
 
-For entities it is names found in the questions. For knowledge it is mathematical concepts recognised there (concepts.yaml),
-topics that a language model is asked for, or neighbours in an embedding, for any domain.
+Where the task files name no topic: mathematical concepts recognised in the questions (concepts.yaml), topics that a
+language model is asked for, or neighbours in an embedding, for any domain.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import Endpoint, Request, ask
 from trait_kit.models import embed
@@ -23,67 +21,44 @@ from trait_kit.passages.material import Group, content, content_words
 
 _NEIGHBORHOOD = 12  # problems that are near each other, about
 _MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
-_MAX_TOPIC_WORDS = 6
-_CHARACTERS_A_TOKEN, _TYPICAL_TOPIC = 4, 10  # for the estimate
+_MAX_TOPIC_WORDS, _TYPICAL_TOPIC = 6, 10  # words; tokens
 
 
 def plan_groups(
     problems: pd.DataFrame, params, endpoint: Endpoint | None = None, ledger: Ledger | None = None
 ) -> tuple[pd.DataFrame, list[Group]]:
-    """(problems with what relates them, groups). Only `shared_from: teacher` asks anybody, on the bill of `ledger`."""
-    if params.shared_from == "text":
-        problems = link_entities(problems, _names(params.entity_names))
-    elif params.shared_from == "concepts":
+    """(problems with what relates them, groups). Only `grouping: teacher` asks anybody, on the bill of `ledger`."""
+    if params.grouping == "concepts":
         problems = tag_concepts(problems)
-    elif params.shared_from == "teacher":
+    elif params.grouping == "teacher":
         problems = ask_topics(problems, endpoint or Endpoint.of(params), ledger, params.max_attempts)
-    elif params.shared_from == "embedding":
+    elif params.grouping == "embedding":
         vectors = embed(problems["question"].tolist(), params.embedding_model)
         problems = tag_neighborhoods(problems, vectors, params.seed)
-    shape = {
-        "n_groups": params.n_groups,
-        "problems_per_group": params.problems_per_group,
-        "max_uses": params.max_uses,
-        "seed": params.seed,
-        "one_task": params.variant == "single_task",
-    }
-    return problems, make_groups(problems, params.grouping, **shape)
-
-
-def link_entities(problems: pd.DataFrame, names: Iterable[str] = ()) -> pd.DataFrame:
-    """The problems with an `entity` found in their question where they have none: the longest name that stands in it.
-
-    Names are `names` and the entities of the other problems; they match whole words, whatever their case, and a name of
-    fewer than three letters matches nothing. A problem in which none is found keeps its null.
-    """
-    known: dict[tuple[str, ...], str] = {}
-    for name in [*names, *sorted(set(problems["entity"].dropna()))]:
-        words = tuple(_words(name))
-        if len("".join(words)) >= 3:
-            known.setdefault(words, " ".join(name.split()))
-    longest = max(map(len, known), default=0)
-    linked = problems.copy()
-    linked["entity"] = [
-        entity if isinstance(entity, str) and entity.strip() else _longest_name(_words(question), known, longest)
-        for entity, question in zip(problems["entity"], problems["question"], strict=True)
-    ]
-    return linked
+    groups = make_groups(
+        problems,
+        params.kind,
+        n_groups=params.n_groups,
+        problems_per_group=params.problems_per_group,
+        max_uses=params.max_uses,
+        seed=params.seed,
+        one_task=params.variant == "single_task",
+    )
+    return problems, groups
 
 
 def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     """The problems with the mathematical concept of their question as `topic`: of several, the rarest among all problems.
 
-    A problem in which none is recognised keeps no topic, so that no passage is made of it. The topic that it had becomes
+    A problem in which none is recognised keeps no topic, so that no passage is made of it; the topic that it had becomes
     its `subject`.
     """
-    patterns = {name: re.compile(entry["pattern"]) for name, entry in content("concepts").items()}
-    found = [
-        [name for name, pattern in patterns.items() if pattern.search(question.lower())] for question in problems["question"]
-    ]
+    concepts = {name: re.compile(entry["pattern"]) for name, entry in content("concepts.yaml").items()}
+    questions = problems["question"].str.lower()
+    found = [[name for name, pattern in concepts.items() if pattern.search(text)] for text in questions]
     counts = Counter(name for names in found for name in names)
-    tagged = problems.assign(subject=problems["topic"])
-    tagged["topic"] = [min(names, key=counts.__getitem__) if names else None for names in found]
-    return tagged
+    topics = [min(names, key=counts.__getitem__, default=None) for names in found]
+    return problems.assign(subject=problems["topic"], topic=topics)
 
 
 def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, ledger: Ledger | None, attempts: int = 2) -> pd.DataFrame:
@@ -92,8 +67,7 @@ def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, ledger: Ledger | None
     A problem whose topic could not be had keeps none, so that no passage is made of it.
     """
     requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
-    characters = sum(len(message["content"]) for request in requests for message in request.messages())
-    estimate = endpoint.estimate(len(requests), characters // _CHARACTERS_A_TOKEN, _TYPICAL_TOPIC * len(requests))
+    estimate = prompts.estimate(endpoint, requests, _TYPICAL_TOPIC)
     print(f"Topics: {agree(estimate, endpoint.max_cost_usd)}")
     replies = ask(requests, endpoint, ledger, attempts=max(2, attempts))
     return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])
@@ -116,15 +90,14 @@ def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0
     from sklearn.cluster import KMeans
 
     order = np.argsort(problems["id"].to_numpy(), kind="stable")  # the result does not depend on the order of the rows
-    clusters = np.zeros(len(order), int)
     n_clusters = max(1, round(len(order) / _NEIGHBORHOOD))
-    clusters[order] = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(vectors[order])
+    clusters = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(vectors[order])
     bags = [content_words(question) for question in problems["question"]]
     documents = Counter(word for bag in bags for word in bag)
     topics: list[str | None] = [None] * len(order)
     for cluster in range(n_clusters):
         kept: list[int] = []
-        for place in order[clusters[order] == cluster].tolist():
+        for place in order[clusters == cluster].tolist():
             if not kept or float((vectors[kept] @ vectors[place]).max()) <= _MOST_ALIKE:
                 kept.append(place)
         counts = Counter(word for place in kept for word in bags[place])
@@ -132,26 +105,3 @@ def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0
         for place in kept:
             topics[place] = ", ".join(rare[:3]) or f"neighbourhood {cluster}"
     return problems.assign(subject=problems["topic"], topic=topics)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.casefold())
-
-
-def _longest_name(words: list[str], known: dict[tuple[str, ...], str], longest: int) -> str | None:
-    for length in range(min(longest, len(words)), 0, -1):
-        for start in range(len(words) - length + 1):
-            found = known.get(tuple(words[start : start + length]))
-            if found:
-                return found
-    return None
-
-
-def _names(path: str) -> list[str]:
-    if not path:
-        return []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return [line.strip() for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraitError(f"entity_names: {path} cannot be read ({error}). Give a UTF-8 file with one name a line.") from None

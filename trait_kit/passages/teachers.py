@@ -7,65 +7,60 @@ that could not be had says why; only what would fail for all of them (a key that
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from trait_kit.engine.files import digest
 from trait_kit.engine.ledger import Estimate, Ledger
-from trait_kit.engine.llm import Endpoint, Message, Reply, Request, again, ask, clean
+from trait_kit.engine.llm import Endpoint, Reply, Request, ask, clean
 from trait_kit.passages import checks, offline, prompts
-from trait_kit.passages.material import Draft, Group, Problem
+from trait_kit.passages.material import Draft, Group, Order, Problem, content
 
 _AROUND = frozenset(("enlightenment", "boilerplate", "near-duplicate", "paraphrase"))  # another enlightenment may mend these
-Counts = Callable[[list[str]], Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Order:
-    """A passage to write; `refused` holds the enlightenments written for it so far and why they were not taken."""
-
-    group: Group
-    rows: Sequence[Problem]  # of the group, in its order
-    refused: tuple[tuple[str, str], ...] = ()
+_TYPICAL_ANSWER = 90  # tokens, for the estimate
+_SHOWN_EVERY = 60  # reports of progress that are not printed between two that are
 
 
 class JoiningTeacher:
     """Writes nothing: joins worked solutions (`teacher: none`), or bare answers (the ablation 'pairs')."""
 
     can_mend: frozenset[str] = frozenset()
+    prompt_version = ""
 
     def __init__(self, pairs: bool = False) -> None:
         self.pairs = pairs
         self.name = "none: question-answer pairs" if pairs else "none: worked solutions"
 
     def write(self, orders: Sequence[Order]) -> list[Draft]:
+        return [self._joined(order.rows) for order in orders]
+
+    def _joined(self, rows: Sequence[Problem]) -> Draft:
+        draft = Draft((), "", self.name, self.prompt_version)
         if self.pairs:
-            told = [tuple(f"The answer is {row.answer.rstrip('.')}." for row in order.rows) for order in orders]
-            return [Draft(paragraphs, "", self.name, "") for paragraphs in told]
-        return [_joined(order.rows, self.name, "") for order in orders]
+            return replace(draft, paragraphs=tuple(f"The answer is {row.answer.rstrip('.')}." for row in rows))
+        unsolved = next((row.id for row in rows if not _solution(row)), None)
+        if unsolved:
+            name = self.name.partition(":")[0]
+            return replace(draft, fault=f"no worked solution: problem {unsolved} has none, and teacher {name} writes none")
+        return replace(draft, paragraphs=tuple(map(_solution, rows)))
 
 
-class OfflineTeacher:
+class OfflineTeacher(JoiningTeacher):
     """Composes passages from the problems' gold worked solutions; no language model is involved, and its name says so."""
 
-    name = "offline: gold solutions"
     can_mend = _AROUND
 
     def __init__(self, seed: int = 0):
-        self.seed = seed
-        wording = b"".join(Path(offline.__file__).with_suffix(suffix).read_bytes() for suffix in (".py", ".yaml"))
-        self.prompt_version = f"offline@{hashlib.sha256(wording).hexdigest()[:12]}"
+        self.name, self.pairs, self.seed = "offline: gold solutions", False, seed
+        self.prompt_version = f"offline@{digest(content('offline.yaml'))[:12]}"
 
     def write(self, orders: Sequence[Order]) -> list[Draft]:
         """The gold solution of each problem as its paragraph, and an enlightenment composed around them."""
-        return [self._write(order) for order in orders]
+        drafts = super().write(orders)
+        return [draft if draft.fault else self._around(order, draft) for order, draft in zip(orders, drafts, strict=True)]
 
-    def _write(self, order: Order) -> Draft:
-        draft = _joined(order.rows, self.name, self.prompt_version)
-        if draft.fault:
-            return draft
+    def _around(self, order: Order, draft: Draft) -> Draft:
         seed = f"{self.seed}/{len(order.refused) + 1}" if order.refused else self.seed
         return replace(draft, enlightenment=offline.compose(order.rows, order.group.grouping, order.group.shared, seed))
 
@@ -79,131 +74,99 @@ class EndpointTeacher:
 
     can_mend = _AROUND | {"length"}
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, params, progress=None) -> None:
-        self.name, self.endpoint, self.ledger, self.params, self.progress = (
-            endpoint.model,
-            endpoint,
-            ledger,
-            params,
-            progress,
-        )
+    def __init__(self, endpoint: Endpoint, ledger: Ledger, params) -> None:
+        self.name, self.endpoint, self.ledger, self.params = endpoint.model, endpoint, ledger, params
         self.paragraphs: dict[str, Reply] = {}  # of problems that were asked for
         self.refusals: Counter[str] = Counter()
-        self._skip = ("reasoning", "gold answer", "arithmetic") if params.variant == "no_gold_checks" else ()
-        self._charged: set[str] = set()  # problems whose paragraph a passage has paid for
+        self._unpaid: dict[str, Reply] = {}  # paragraphs that no passage has paid for yet
 
     def write(self, orders: Sequence[Order]) -> list[Draft]:
-        missing = {row.id: row for order in orders for row in self._to_ask(order.rows) if row.id not in self.paragraphs}
-        asked = [Request(self._paragraph(row), functools.partial(self._read, row)) for row in missing.values()]
-        self.paragraphs |= zip(missing, self._ask(asked, self.params.max_attempts), strict=True)
+        missing = {row.id: row for row in self._to_ask(orders) if row.id not in self.paragraphs}
+        replies = self._ask([self._paragraph(row) for row in missing.values()], self.params.max_attempts)
+        self._unpaid |= zip(missing, replies, strict=True)
+        self.paragraphs |= self._unpaid
         drafts = [self._begun(order) for order in orders]
         if self.params.variant == "no_enlightenment":
             return drafts
-        open_places = [place for place, draft in enumerate(drafts) if not draft.fault]
-        requests = [self._enlightenment(orders[place], drafts[place].paragraphs) for place in open_places]
+        around = [[] if draft.fault else self._around(order, draft.paragraphs)
+                  for order, draft in zip(orders, drafts, strict=True)]  # fmt: skip
         attempts = 1 if any(order.refused for order in orders) else self.params.max_attempts
-        replies = iter(self._ask([request for some in requests for request in some], attempts))
-        for place, some in zip(open_places, requests, strict=True):
-            drafts[place] = _ended(drafts[place], [next(replies) for _ in some])
-        return drafts
+        answers = iter(self._ask([request for requests in around for request in requests], attempts))
+        return [_ended(draft, [next(answers) for _ in requests]) for draft, requests in zip(drafts, around, strict=True)]
 
-    def estimate(self, orders: Sequence[Order], count_tokens: Counts) -> Estimate:
-        """The bill of asking for everything once, counted on about 1,000 prompts; an answer is taken to have 90 tokens."""
-        rows = {row.id: row for order in orders for row in self._to_ask(order.rows)}
-        sample = list(orders)[:: len(orders) // 500 + 1]
-        asked = [self._paragraph(row) for row in list(rows.values())[:: len(rows) // 500 + 1]]
-        around = [request.messages() for order in sample for request in self._enlightenment(order, _solutions(order.rows))]
-        means = [_mean_tokens(asked, count_tokens), _mean_tokens(around, count_tokens)]
-        n_around = 0 if self.params.variant == "no_enlightenment" else len(orders) * len(around) // max(1, len(sample))
-        requests = len(rows) + n_around
-        return self.endpoint.estimate(requests, round(len(rows) * means[0] + n_around * means[1]), 90 * requests)
+    def estimate(self, orders: Sequence[Order]) -> Estimate:
+        """The bill of asking for everything once; a paragraph to come is taken to be like a worked solution."""
+        requests = [self._paragraph(row) for row in self._to_ask(orders)]
+        for order in orders if self.params.variant != "no_enlightenment" else ():
+            requests += self._around(order, [_solution(row) for row in order.rows])
+        return prompts.estimate(self.endpoint, requests, _TYPICAL_ANSWER)
 
-    def _to_ask(self, rows: Sequence[Problem]) -> list[Problem]:
-        return [row for row in rows if self.params.paragraphs == "teacher" or not (row.solution or "").strip()]
+    def _to_ask(self, orders: Sequence[Order]) -> list[Problem]:
+        rows = {row.id: row for order in orders for row in order.rows}
+        return [row for row in rows.values() if self.params.paragraphs == "teacher" or not _solution(row)]
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
-        replies = ask(requests, self.endpoint, self.ledger, attempts=attempts, progress=self.progress)
+        replies = ask(requests, self.endpoint, self.ledger, attempts=attempts, progress=_say)
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
         return replies
 
-    def _paragraph(self, row: Problem) -> list[Message]:
-        alone = Group("", (row.id,), self.params.grouping, row.topic or row.entity or "")
-        return prompts.conversation("paragraph", self._prompt([row]), alone, [row])
-
-    def _read(self, row: Problem, content: str) -> str:
-        return checks.read_paragraph(row, content, self._skip)
-
-    def _prompt(self, rows: Sequence[Problem]) -> str:
-        return self.params.prompt or prompts.choose(rows, self.params.grouping)
+    def _paragraph(self, row: Problem) -> Request:
+        alone = Order(Group("", (row.id,), self.params.kind, row.topic or row.entity or ""), [row])
+        without = ("reasoning", "gold answer", "arithmetic") if self.params.variant == "no_gold_checks" else ()
+        read = functools.partial(checks.read_paragraph, alone, without=without)
+        return Request(prompts.conversation("paragraph", alone), read)
 
     def _begun(self, order: Order) -> Draft:
         """The paragraphs of a passage; the first passage that holds one pays for it."""
-        draft = Draft((), "", self.name, prompts.version(self._prompt(order.rows)))
-        asked = {row.id: self.paragraphs[row.id] for row in self._to_ask(order.rows)}
-        for name in asked.keys() - self._charged:
-            draft = _charged(draft, asked[name])
-        self._charged |= asked.keys()
-        failed = next((reply for reply in asked.values() if reply.fault), None)
-        if failed:
-            return replace(draft, fault=failed.fault, answer=failed.content)
-        told = (asked[row.id].value if row.id in asked else clean(row.solution or "") for row in order.rows)
-        return replace(draft, paragraphs=tuple(told))
+        draft = Draft((), "", self.name, prompts.version(order))
+        asked = {row.id: self.paragraphs[row.id] for row in self._to_ask([order])}
+        draft = _charged(draft, asked.values(), [self._unpaid.pop(name) for name in asked if name in self._unpaid])
+        told = [asked[row.id].value if row.id in asked else _solution(row) for row in order.rows]
+        return draft if draft.fault else replace(draft, paragraphs=tuple(told))
 
-    def _enlightenment(self, order: Order, paragraphs: Sequence[str]) -> list[Request]:
-        group, rows, name = order.group, order.rows, self._prompt(order.rows)
-        whole = self.params.teacher_steps == "paragraph"
-        parts = [("enlightenment", None)] if whole else [("opening", None), *(("sentence", n) for n in range(len(rows)))]
-        requests = []
-        for part, place in parts:
-            turns = prompts.conversation(part, name, group, rows, paragraphs, place or 0)
-            for answer, reason in order.refused:
-                turns = again(turns, answer, reason)
-            read = functools.partial(checks.read_sentence, rows, paragraphs, place)
-            if whole:
-                read = functools.partial(checks.read_enlightenment, group, rows, paragraphs)
-            requests.append(Request(turns, read))
-        return requests
+    def _around(self, order: Order, paragraphs: Sequence[str]) -> list[Request]:
+        """The requests for an enlightenment: one, or one a sentence."""
+        if self.params.teacher_steps == "paragraph":
+            turns = prompts.conversation("enlightenment", order, paragraphs)
+            return [Request(turns, functools.partial(checks.read_enlightenment, order, paragraphs))]
+        read = functools.partial(checks.read_sentence, order, paragraphs)
+        opening = Request(prompts.conversation("opening", order, paragraphs), functools.partial(read, None))
+        return [opening] + [
+            Request(prompts.conversation("sentence", order, paragraphs, place), functools.partial(read, place))
+            for place in range(len(order.rows))
+        ]
 
 
-Teacher = JoiningTeacher | OfflineTeacher | EndpointTeacher
+Teacher = JoiningTeacher | EndpointTeacher
 
 
-def make_teacher(params, endpoint: Endpoint | None = None, ledger: Ledger | None = None, progress=None) -> Teacher:
+def make_teacher(params, endpoint: Endpoint | None = None, ledger: Ledger | None = None) -> Teacher:
     """The teacher that the parameters name; one that asks has `endpoint`, or that of the parameters."""
     if params.variant == "pairs" or params.teacher == "none":
         return JoiningTeacher(params.variant == "pairs")
     if params.teacher == "offline":
-        return OfflineTeacher(seed=params.seed)
+        return OfflineTeacher(params.seed)
     endpoint = endpoint or Endpoint.of(params)
-    return EndpointTeacher(endpoint, ledger or endpoint.ledger(None), params, progress)
+    return EndpointTeacher(endpoint, ledger or endpoint.ledger(None), params)
 
 
-def _joined(rows: Sequence[Problem], name: str, version: str) -> Draft:
-    for row in rows:
-        if not (row.solution or "").strip():
-            reason = f"no worked solution: problem {row.id} has none, and teacher {name.partition(':')[0]} writes none"
-            return Draft((), "", name, version, fault=reason)
-    return Draft(_solutions(rows), "", name, version)
-
-
-def _solutions(rows: Sequence[Problem]) -> tuple[str, ...]:
-    return tuple(clean(row.solution or "") for row in rows)
+def _solution(row: Problem) -> str:
+    return clean(row.solution or "")
 
 
 def _ended(draft: Draft, replies: Sequence[Reply]) -> Draft:
-    for reply in replies:
-        draft = _charged(draft, reply)
+    draft = _charged(draft, replies, replies)
+    return draft if draft.fault else replace(draft, enlightenment=" ".join(reply.value for reply in replies))
+
+
+def _charged(draft: Draft, replies: Iterable[Reply], paid: Sequence[Reply]) -> Draft:
+    """The draft with what the paid replies cost; and the first fault among `replies`, for which there is no passage."""
+    columns = ("tokens_in", "tokens_out", "cost_usd")
+    costs = {name: getattr(draft, name) + sum(getattr(reply, name) for reply in paid) for name in columns}
     failed = next((reply for reply in replies if reply.fault), None)
-    if failed:
-        return replace(draft, fault=failed.fault, answer=failed.content)
-    return replace(draft, enlightenment=" ".join(reply.value for reply in replies))
+    return replace(draft, **costs, **({"fault": failed.fault, "answer": failed.content} if failed else {}))
 
 
-def _charged(draft: Draft, reply: Reply) -> Draft:
-    paid = {name: getattr(draft, name) + getattr(reply, name) for name in ("tokens_in", "tokens_out", "cost_usd")}
-    return replace(draft, **paid)
-
-
-def _mean_tokens(conversations: Sequence[list[Message]], count_tokens: Counts) -> float:
-    told = ["\n".join(message["content"] for message in turns) for turns in conversations]
-    return float(sum(count_tokens(told))) / len(told) if told else 0.0
+def _say(done: int, count: int) -> None:
+    if done == count or int(done) % _SHOWN_EVERY == 0:
+        print(f"Asked the teacher: {done:,} of {count:,}", flush=True)

@@ -8,7 +8,8 @@ enlightenment that is refused beside other passages is asked for again (`max_att
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,19 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, read_json, write_json
+from trait_kit.engine.files import read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
-from trait_kit.passages.checks import Candidate, own_fault
+from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
-from trait_kit.passages.material import Draft, Group, compose_text, problem_rows
+from trait_kit.passages.material import Draft, Group, Order, compose_text, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Order, Teacher, make_teacher
+from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
 from trait_kit.tasks import every_test_question, load_problems
 
-_BATCH = 2_000  # passages checked and written at a time: bounds memory
-_SHOWN_EVERY = 60  # reports of progress that are not printed between two that are
+_MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
 # The ablations' checks that are not made. Contamination always is.
 _SKIPPED = {
     "full": (),
@@ -39,6 +39,7 @@ _SKIPPED = {
     "no_gold_checks": ("reasoning", "gold answer", "arithmetic", "own problem"),
     "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate"),
 }
+TokenCounts = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,15 @@ def write_passages(step) -> Written:
     if step.done:
         return Written.load(folder)
     problems, screened, test_questions = load_material(p)
-    counter = token_counter(p.base_model)
     with contextlib.ExitStack() as stack:
-        asks = (p.teacher == "openai" and p.variant != "pairs") or p.shared_from == "teacher"
+        asks = (p.teacher == "openai" and p.variant != "pairs") or p.grouping == "teacher"
         endpoint = stack.enter_context(served(p, folder)) if asks else None
         ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
         problems, groups = plan_groups(problems, p, endpoint, ledger)
-        teacher = make_teacher(p, endpoint, ledger, _say)
+        teacher = make_teacher(p, endpoint, ledger)
         if isinstance(teacher, EndpointTeacher):
-            print(agree(teacher.estimate(orders_of(groups, problems), counter), p.max_cost_usd), flush=True)
-        made = {"folder": folder, "test_questions": test_questions, "count_tokens": counter, "params": p}
+            print(agree(teacher.estimate(orders_of(groups, problems)), p.max_cost_usd), flush=True)
+        made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
@@ -98,20 +98,14 @@ def first_order(step) -> Order:
         row = pd.concat([written.passages, written.rejected]).iloc[0]
         group = Group(row["id"], tuple(row["problem_ids"]), row["grouping"], row["shared"])
         return orders_of([group], written.problems)[0]
-    problems, _, _ = load_material(p)
-    cheap = p if p.shared_from not in ("teacher", "embedding") else p.model_copy(update={"shared_from": "concepts"})
-    problems, groups = plan_groups(problems, cheap)
+    cheap = p.model_copy(update={"grouping": "concepts"}) if p.grouping in ("teacher", "embedding") else p
+    problems, groups = plan_groups(load_material(p)[0], cheap)
     return orders_of(groups[:1], problems)[0]
 
 
 def orders_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[Order]:
-    """What a teacher is given; TraitError for a group of problems that are not there."""
+    """What a teacher is given for each group."""
     by_id = problem_rows(problems)
-    for problem_id in dict.fromkeys(problem_id for group in groups for problem_id in group.problem_ids):
-        if problem_id not in by_id:
-            raise TraitError(
-                f"A group names the problem {problem_id}, which is not in the problems table. Make groups again."
-            )
     return [Order(group, [by_id[problem_id] for problem_id in group.problem_ids]) for group in groups]
 
 
@@ -122,110 +116,85 @@ def write_groups(
     *,
     folder: Path,
     test_questions: Sequence[str],
-    count_tokens: Callable[[list[str]], np.ndarray],
+    count_tokens: TokenCounts,
     params,
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
-    """The bill; passages.parquet and rejected.parquet in `folder`, whole or not at all, rows in the order of the groups.
+    """The bill; passages.parquet and rejected.parquet in `folder`: attempt by attempt in the order of the groups.
 
     A passage that holds one of the `test_questions` is rejected.
     """
-    judge = _Judge(params, teacher, test_questions, count_tokens)
-    orders = orders_of(groups, problems)
-    with (
-        tables.writer(folder / "passages.parquet", "passages") as keep,
-        tables.writer(folder / "rejected.parquet", "rejected") as reject,
-    ):
-        for attempt in range(1, params.max_attempts + 1):
-            drafts, refused = teacher.write(orders) if orders else [], []
-            for first in range(0, len(orders), _BATCH):
-                some, written = orders[first : first + _BATCH], drafts[first : first + _BATCH]
-                for order, draft, (row, reason) in zip(some, written, judge(some, written, attempt), strict=True):
-                    if not reason:
-                        keep(row)
-                        continue
-                    reject({**row, "reason": reason})
-                    if not draft.fault and reason.partition(":")[0] in teacher.can_mend:
-                        refused.append(replace(order, refused=(*order.refused, (draft.enlightenment, reason))))
-            orders = refused
-    return _bill(folder, teacher, len(groups), ledger or Ledger(None))
-
-
-class _Judge:
-    """The checks, made in the order of the drafts: the row of each, and the reason of its rejection, or None."""
-
-    def __init__(self, params, teacher: Teacher, test_questions: Sequence[str], count_tokens: Callable) -> None:
-        self.count_tokens, self.variant = count_tokens, params.variant
-        self.limits = params.min_passage_tokens, params.max_passage_tokens
-        self.beside = Beside(test_questions, params.paraphrase_similarity, params.embedding_model)
-        joined = isinstance(teacher, JoiningTeacher) and params.variant == "full"
-        self.skip = _SKIPPED["no_enlightenment" if joined else params.variant]
-
-    def __call__(
-        self, orders: Sequence[Order], drafts: Sequence[Draft], attempt: int
-    ) -> Iterator[tuple[dict[str, Any], str | None]]:
-        if self.variant == "no_enlightenment":
+    beside = Beside(test_questions, params.paraphrase_similarity, params.embedding_model)
+    joined = type(teacher) is JoiningTeacher and params.variant == "full"
+    skipped = _SKIPPED["no_enlightenment" if joined else params.variant]
+    orders, rows = orders_of(groups, problems), []
+    for attempt in range(1, params.max_attempts + 1):
+        if not orders:
+            break
+        drafts = teacher.write(orders)
+        if params.variant == "no_enlightenment":
             drafts = [replace(draft, enlightenment="") for draft in drafts]
-        rows = [_row(order, draft, attempt) for order, draft in zip(orders, drafts, strict=True)]
-        texts = [row["text"] for row in rows]
-        self.beside.begin(texts, [row["enlightenment"] for row in rows])
-        counts = self.count_tokens(texts)
-        for place, (order, draft, row) in enumerate(zip(orders, drafts, rows, strict=True)):
-            row["n_tokens"] = int(counts[place])
-            group = order.group
-            candidate = Candidate(draft, order.rows, group.grouping, group.shared, row["n_tokens"], self.limits)
-            reason = draft.fault
-            if not reason:
-                row["checks"], reason = own_fault(candidate, self.skip)
-            for name, fault in () if reason else self.beside.faults(place):
-                if fault and name not in self.skip:
-                    reason = f"{name}: {fault}"
-                    break
-                row["checks"] += [name] if name not in self.skip else []
-            if not reason:
-                self.beside.accept(place, row["id"])
-            yield row, reason
+        judged = list(_judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
+        rows += [{**row, "attempt": attempt} for row in judged]
+        orders = [
+            replace(order, refused=(*order.refused, (draft.enlightenment, row["reason"])))
+            for order, draft, row in zip(orders, drafts, judged, strict=True)
+            if not draft.fault and row["reason"].partition(":")[0] in teacher.can_mend
+        ]
+    kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
+    tables.write(folder / "passages.parquet", kept, "passages")
+    tables.write(folder / "rejected.parquet", rejected, "rejected")
+    return _bill(teacher, len(groups), kept, rejected, ledger or Ledger(None))
 
 
-def _row(order: Order, draft: Draft, attempt: int) -> dict[str, Any]:
-    names = ("enlightenment", "teacher", "prompt_version", "tokens_in", "tokens_out", "cost_usd")
-    return {
-        "id": order.group.id,
-        "problem_ids": list(order.group.problem_ids),
-        "tasks": [row.task for row in order.rows],
-        "grouping": order.group.grouping,
-        "shared": order.group.shared,
-        "paragraphs": list(draft.paragraphs),
-        "text": draft.answer if draft.fault else compose_text(order.rows, draft),
-        "attempt": attempt,
-        "checks": [],
-        **{name: getattr(draft, name) for name in names},
-    }
+def _judged(
+    orders: Sequence[Order],
+    drafts: Sequence[Draft],
+    beside: Beside,
+    count_tokens: TokenCounts,
+    max_tokens: int,
+    skipped: Container[str],
+) -> Iterator[dict[str, Any]]:
+    """The row of each draft, judged in their order; its `reason` is empty where it passed every check."""
+    texts = [compose_text(order.rows, draft) for order, draft in zip(orders, drafts, strict=True)]
+    beside.begin(texts, [draft.enlightenment for draft in drafts])
+    for place, n_tokens in enumerate(count_tokens(texts).tolist()):
+        order, draft = orders[place], drafts[place]
+        passed, reason = ([], draft.fault) if draft.fault else own_fault(order, draft, skipped)
+        if not reason:
+            fits = _MIN_TOKENS <= n_tokens <= max_tokens
+            length = None if fits else f"{n_tokens} tokens, not within {_MIN_TOKENS} to {max_tokens}"
+            found = [("length", length), *beside.faults(place)]
+            more, reason = first_fault((name, fault) for name, fault in found if name not in skipped)
+            passed += more
+        if not reason:
+            beside.accept(place, order.group.id)
+        yield {
+            **vars(order.group),
+            **vars(draft),
+            "tasks": [row.task for row in order.rows],
+            "text": draft.answer if draft.fault else texts[place],
+            "n_tokens": n_tokens,
+            "checks": passed,
+            "reason": reason,
+        }
 
 
-def _bill(folder: Path, teacher: Teacher, groups: int, ledger: Ledger) -> dict[str, Any]:
+def _bill(teacher: Teacher, groups: int, kept: list[dict], rejected: list[dict], ledger: Ledger) -> dict[str, Any]:
     """What was written, rejected and paid for; a passage's cost is shared evenly by its problems."""
-    columns = ["tasks", "cost_usd", "prompt_version"]
-    kept, rejected = (
-        pd.read_parquet(folder / f"{name}.parquet", columns=[*columns, *more])
-        for name, more in (("passages", []), ("rejected", ["reason"]))
-    )
-    every = pd.concat([kept, rejected], ignore_index=True)
-    shares = every.assign(share=every["cost_usd"] / every["tasks"].map(len)).explode("tasks")
+    by_task: dict[str, float] = defaultdict(float)
+    for row in kept + rejected:
+        for task in row["tasks"]:
+            by_task[task] += row["cost_usd"] / len(row["tasks"])
     return {
         "teacher": teacher.name,
-        "prompt_versions": sorted(set(every["prompt_version"]) - {""}),
+        "prompt_versions": sorted({row["prompt_version"] for row in kept + rejected} - {""}),
         "groups": groups,
         "passages": len(kept),
-        "rejected": rejected["reason"].str.split(":").str[0].value_counts().to_dict(),
+        "rejected": dict(Counter(row["reason"].partition(":")[0] for row in rejected).most_common()),
         "refused_answers": dict(getattr(teacher, "refusals", {})),
-        "cost_usd_rejected": float(rejected["cost_usd"].sum()),
-        "cost_usd_per_passage": float(every["cost_usd"].sum()) / max(1, len(kept)),
-        "cost_usd_by_task": shares.groupby("tasks")["share"].sum().to_dict(),
+        "cost_usd_rejected": sum(row["cost_usd"] for row in rejected),
+        "cost_usd_per_passage": sum(by_task.values()) / max(1, len(kept)),
+        "cost_usd_by_task": dict(by_task),
         **ledger.bill(),
     }
-
-
-def _say(done: int, count: int) -> None:
-    if done == count or int(done) % _SHOWN_EVERY == 0:
-        print(f"Asked the teacher: {done:,} of {count:,}", flush=True)

@@ -7,12 +7,10 @@
 
 A document's rank is one 64-bit number made of its scores and its id. Randomness (the shuffle, the noise, the order of equal
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
-Nothing here looks at text: a method, a budget or a limit can change without scoring again.
 """
 
 from __future__ import annotations
 
-import difflib
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,26 +57,15 @@ class Limits:
         return reasons
 
 
-@dataclass
-class Choice:
-    """Rows of a table: every document that may be chosen, best first, of which the first n_out were."""
-
-    ranking: np.ndarray  # int64
-    report: dict[str, Any]  # method, n_in, n_out, dropped (reason -> documents), tokens, threshold, enough: see `choose`
-
-    @property
-    def indices(self) -> np.ndarray:
-        return self.ranking[: self.report["n_out"]]
-
-
 def check_method(method: str, scores: pa.Table) -> None:
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}."
-        raise TraitError(f"Unknown selection method '{method}'; {hint}")
+        raise TraitError(f"Unknown selection method '{method}'; known: {', '.join(METHODS)}.")
     for name in _NEEDS.get(method, ()):
         if scores[name].null_count:
             raise TraitError(f"The method '{method}' needs the score '{name}', but it is null: scored without that model.")
+
+
+# Ranks
 
 
 def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
@@ -115,8 +102,7 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
 def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
     """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents, as often as asked: once for each 16 bits of the key that matter.
-    Memory does not depend on how many documents there are.
+    `batches` gives (keys, weights) of all documents, once for each 16 bits of the key that matter, so memory is constant.
     """
     prefix, missing = 0, budget
     for level in range(64 // _LEVEL_BITS):
@@ -124,7 +110,7 @@ def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budg
         shift = np.uint64(64 - _LEVEL_BITS * (level + 1))
         for keys, given in batches():
             bins = keys >> shift
-            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix if level else slice(None)
+            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix
             places = (bins[inside] & np.uint64(0xFFFF)).astype(np.int64)
             weights += np.bincount(places, given[inside], len(weights)).astype(np.int64)
         above = np.cumsum(weights[::-1])
@@ -138,48 +124,55 @@ def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budg
     return prefix << int(shift)
 
 
-def choose(
-    scores: pa.Table,
-    method: Method,
-    limits: Limits,
-    seed: int = 0,
-    dropped: dict[str, np.ndarray] | None = None,
-    documents: int = 0,
-) -> Choice:
-    """The best documents within the limits; less than the next document is left unspent.
+# Choices
 
-    `dropped`: reason -> bool [n], documents that may not be chosen whatever their score. `documents`: how many a share is
-    of, where the scores are those of candidates only. In the report, `threshold` is the score of the last document taken
-    (null for random); `enough` is False where the documents do not fill the budget, so that all of them were taken.
-    """
-    check_method(method, scores)
-    lengths = scores["n_tokens"].to_numpy().astype(np.int64)
-    kept = np.ones(len(lengths), bool)
-    counts = {}
-    for reason, fails in {**(dropped or {}), **limits.refused(scores, method)}.items():
-        counts[reason] = int((kept & fails).sum())
+
+def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
+    """(bool [n]: what no reason drops; how many documents each reason drops, a document counted under its first)."""
+    kept, dropped = np.ones(len(next(iter(reasons.values()))), bool), {}
+    for reason, fails in reasons.items():
+        dropped[reason] = int((kept & fails).sum())
         kept &= ~fails
-    eligible = np.flatnonzero(kept)
-    if not len(eligible):
-        why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise TraitError(f"{method}: none of {len(lengths)} documents can be selected ({why}). Loosen these limits.")
-    keys, values = rank_keys(scores, method, seed)[eligible], rank_values(scores, method, seed)
-    ranking = eligible[np.argsort(~keys, kind="stable")]
-    tokens = np.cumsum(lengths[ranking])
+    return kept, dropped
+
+
+def rank(
+    scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """(rows that may be chosen, best first; how many were dropped, by reason). `unusable`: reason -> bool [n]."""
+    check_method(method, scores)
+    kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise TraitError(f"{method}: none of {len(kept)} documents can be selected ({why}). Loosen these limits.")
+    keys = rank_keys(scores, method, seed)[rows]
+    return rows[np.argsort(~keys, kind="stable")], dropped
+
+
+def take(
+    scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0, documents: int = 0
+) -> dict[str, Any]:
+    """n_out: how many of the best documents are within the limits; less than the next document is left unspent.
+
+    Their tokens; threshold, the score of the last one (null for random); enough: false where all that there are do not fill
+    the budget. `documents`: how many a share is of, where the scores are those of candidates only.
+    """
+    ranked = scores.take(pa.array(ranking))
+    tokens = np.cumsum(ranked["n_tokens"].to_numpy().astype(np.int64))
+    values = rank_values(ranked, method, seed)
     if limits.threshold is not None:
-        n_out = int((keys >= value_keys(limits.threshold)[0]).sum())
+        n_out = int((values >= np.float32(limits.threshold)).sum())
     elif limits.share:
-        n_out = round(limits.share * (documents or len(lengths)))
+        n_out = round(limits.share * (documents or scores.num_rows))
     else:
         n_out = int(np.searchsorted(tokens, limits.tokens, side="right"))
     if n_out == 0:
         raise TraitError(
             f"{method}: nothing fits the limit ({limits}); the first document has {tokens[0]} tokens and the score "
-            f"{values[ranking[0]]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
+            f"{values[0]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
         )
     enough = n_out < len(ranking) or (int(tokens[-1]) == limits.tokens if limits.tokens else n_out == len(ranking))
     n_out = min(n_out, len(ranking))
-    counts["beyond the budget"] = len(ranking) - n_out
-    threshold = None if method == "random" else float(values[ranking[n_out - 1]])
-    report = {"method": method, "n_in": len(lengths), "n_out": n_out, "dropped": counts}
-    return Choice(ranking, report | {"tokens": int(tokens[n_out - 1]), "threshold": threshold, "enough": enough})
+    threshold = None if method == "random" else float(values[n_out - 1])
+    return {"n_out": n_out, "tokens": int(tokens[n_out - 1]), "threshold": threshold, "enough": enough}

@@ -1,16 +1,16 @@
 """From scores to selections: each method takes exactly so many tokens of clean documents (paper, section 3.1).
 
-A corpus may be far larger than memory, a selection is not far larger than its budget. So the scores are read as a stream to
-find the rank above which more than enough tokens lie; only those *candidates* are read again, shard by shard. Cleaning comes
-before the cut, so that every method spends its whole budget on clean documents: none that holds a test question, none that
-repeats the in-domain seed, and of near-duplicates the one that the method ranks best. Where cleaning took so much that a
-budget is not filled, twice as many candidates are gathered.
+A corpus may be far larger than memory, so its scores are read as a stream to find the rank above which more than enough
+tokens lie; only those *candidates* are read again and their tokens counted. Cleaning comes before the cut, so that every
+method spends its whole budget on clean documents: none that holds a test question, none that repeats the in-domain seed, of
+near-duplicates the one that it ranks best. Where that leaves a budget unfilled, twice as many candidates are gathered.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,162 +25,59 @@ from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.engine.shards import Place, Progress, read_job, run
-from trait_kit.models import token_counter
+from trait_kit.engine.shards import Place, read_job
+from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method, method_folder
-from trait_kit.selection.budget import Choice, Limits, check_method, choose, cut_key, rank_keys, value_keys
-from trait_kit.selection.documents import id_hashes, load_documents, load_labels, read_rows, truth_label
-from trait_kit.selection.scoring import KEY, Scoring, has_key, model_files, open_scoring, score_corpus
+from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
+from trait_kit.selection.documents import id_hashes, load_documents, on_topic, read_rows
+from trait_kit.selection.scoring import (
+    Scoring,
+    do_shards,
+    model_files,
+    read_shards,
+    score_corpus,
+    shard_path,
+    write_table,
+)
 from trait_kit.tasks import load_problems
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
-_ESTIMATE_SLACK = 2.0  # a document's estimated tokens may be wrong by this factor
+_SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
+_AROUND = 4  # documents kept to look at on each side of a cut
 _ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
-_SCHEMA = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
-_IN_MEMORY = [name for name in _SCHEMA.names if name not in ("text", "source", "url")]
-_EVIDENCE = ["id", "question_task", "question_id", "kind", "overlap", "excerpt"]
-
-
-# Candidates: those that any method might choose, gathered with what cleaning needs to know
-
-
-def _nominate(scoring: Scoring, method: Method, job: dict[str, Any], margin: float) -> tuple[int, dict[str, int]]:
-    """The smallest rank key of the documents that the method nominates, and how many its limits refuse, by reason."""
-    limits, refused = Limits(**job["limits"]), {}
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        refused.clear()
-        for scores in scoring.batches():
-            check_method(method, scores)
-            kept = np.ones(scores.num_rows, bool)
-            for reason, fails in limits.refused(scores, method, job["slack"]).items():
-                refused[reason] = refused.get(reason, 0) + int((kept & fails).sum())
-                kept &= ~fails
-            weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(scores.num_rows)
-            yield rank_keys(scores, method, job["seed"])[kept], weights[kept]
-
-    if limits.threshold is not None:
-        for _ in batches():
-            pass
-        return int(value_keys(limits.threshold)[0]), refused
-    return cut_key(batches, int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents)))), refused
-
-
-def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -> pa.Table:
-    """All candidates but for their texts, in the corpus' order; the files hold these too."""
-    write_json(folder / "job.json", job)
-    for stale in folder.glob("c*-*.parquet"):
-        if not has_key(stale, digest(job)):
-            stale.unlink()
-    progress = Progress("gathering", len(scoring.shards), functools.partial(_path, folder, "candidates"))
-    missing = [shard.number for shard in scoring.shards if not _path(folder, "candidates", shard.number).exists()]
-    run(gather_shard, folder / "job.json", missing, place, progress)
-    found = [pq.read_table(_path(folder, "candidates", shard.number), columns=_IN_MEMORY) for shard in scoring.shards]
-    return pa.concat_tables(found).combine_chunks()
-
-
-def _path(folder: Path, kind: str, number: int) -> Path:
-    return folder / f"{kind}-{number:05d}.parquet"
-
-
-def _files(selections: Path) -> list[Path]:
-    found = (selections / "candidates").glob("candidates-*.parquet")
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
-
-
-def gather_shard(job_path: Path, number: int) -> None:
-    """Gather one shard's candidates and write its two files, the candidates last."""
-    job, folder = read_job(job_path), job_path.parent
-    scoring, limits = open_scoring(Path(job["scoring"])), Limits(**job["limits"])
-    scores = tables.conform(pq.read_table(scoring.path("scores", number)).replace_schema_metadata(None), "scores")
-    wanted = np.zeros(scores.num_rows, bool)
-    for method, cut in job["cuts"].items():
-        kept = ~np.logical_or.reduce([*limits.refused(scores, method, job["slack"]).values()])
-        wanted |= kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(cut))
-    rows = np.flatnonzero(wanted)
-    documents = read_rows(scoring.shards[number], rows, scoring.seed)
-    scores = scores.take(pa.array(rows))
-    if not documents["id"].combine_chunks().equals(scores["id"].combine_chunks()):
-        raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
-    texts = documents["text"].combine_chunks()
-    columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
-    if job["base_model"]:  # counts that are estimates become exact; empty: they stay estimates
-        columns["n_tokens"] = pa.array(_counter(job["base_model"])(texts.to_pylist()), pa.int32())
-    index, asked = _test_questions(folder / "test_questions.json", job["tests"])
-    found = index.find(texts)
-    ids = np.array(documents["id"].to_pylist(), object)[found["text_index"]]
-    named = asked.iloc[found["test_index"]]
-    proof = found.assign(id=ids, question_task=named["task"].to_list(), question_id=named["id"].to_list())[_EVIDENCE]
-    columns["signature"] = _signatures(texts) if job["signatures"] else pa.nulls(len(rows), pa.binary())
-    columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
-    kinds = {name: pa.float64() if name == "overlap" else pa.string() for name in _EVIDENCE}
-    _write(_path(folder, "contaminated", number), pa.Table.from_pandas(proof, pa.schema(kinds), preserve_index=False), job)
-    _write(_path(folder, "candidates", number), pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA), job)
-
-
-def _signatures(texts: pa.Array) -> pa.Array:
-    made = minhash.signatures(texts)
-    rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(made.shape[1] * 4), len(made), [None, pa.py_buffer(made)])
-    return rows.cast(pa.binary())
-
-
-def _write(path: Path, table: pa.Table, job: dict[str, Any] | None = None) -> None:
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({KEY: digest(job)} if job else None), temporary, compression="lz4")
-
-
-@functools.lru_cache(maxsize=1)
-def _counter(base_model: str) -> Callable:
-    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
-
-
-@functools.lru_cache(maxsize=2)
-def _test_questions(path: Path, _digest: str) -> tuple[QuestionIndex, pd.DataFrame]:
-    asked = pd.DataFrame(read_json(path), columns=["task", "id", "question"])
-    return QuestionIndex(asked["question"].tolist()), asked
-
-
-# Selections
+_CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
+_IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
+_REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
+_PROOF = pa.schema(
+    [(name, pa.string()) for name in ("id", "question_task", "question_id", "kind", "excerpt", "method")]
+    + [("overlap", pa.float64())]
+)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What each method chose; the rows of a choice are those of `table` and of `texts`."""
+    """What `select` left in its folder: <method>.parquet, contaminated.parquet, near_duplicates.parquet, report.json."""
 
     folder: Path
-    table: pa.Table  # candidates but for their texts
-    choices: dict[str, Choice]
     documents: int  # in the corpus that could be read
     unreadable: int
+    methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
 
     @classmethod
     def load(cls, folder: Path) -> Selected:
-        """What `select` left in the folder, without choosing again."""
-        said = read_json(folder / "candidates" / "choices.json")
-        rankings = pq.read_table(folder / "candidates" / "rankings.parquet").to_pandas()
-        choices = {
-            report["method"]: Choice(rankings.loc[rankings["method"] == report["method"], "row"].to_numpy(), report)
-            for report in said["reports"]
-        }
-        table = pa.concat_tables([pq.read_table(path, columns=_IN_MEMORY) for path in _files(folder)])
-        return cls(folder, table.replace_schema_metadata(None), choices, said["documents"], said["unreadable"])
+        return cls(folder, **read_json(folder / "report.json"))
 
     def chosen(self, method: str) -> pa.Table:
-        """What is in memory of the method's documents, best first."""
-        return self.table.take(pa.array(self.choices[method].indices))
+        """The method's documents (selection schema), in the corpus' order."""
+        return tables.read(self.folder / f"{method_folder(method)}.parquet", "selection")
 
     @functools.cached_property
     def contaminated(self) -> pd.DataFrame:
-        """Which candidate holds which test question: id, question_task, question_id, kind, overlap, excerpt."""
+        """Which candidate holds which test question: id, question_task, question_id, kind, overlap, excerpt, method."""
         return pd.read_parquet(self.folder / "contaminated.parquet")
-
-    def texts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The candidates with their texts, a file at a time."""
-        for path in _files(self.folder):
-            yield pq.read_table(path, columns=columns).replace_schema_metadata(None)
 
 
 def select(
@@ -196,133 +93,182 @@ def select(
     near_duplicate: float = 0.8,
     place: Place = Place(),
 ) -> Selected:
-    """Choose by each method and write `folder`/<method>.parquet, contaminated.parquet and near_duplicates.parquet.
+    """Choose by each method and write what `Selected` tells of.
 
-    `base_model`: counts tokens where scoring only estimated them; empty, the budget is in estimated tokens.
-    `test_questions`: task, id, question. `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat
-    each other; 0 keeps all of them.
+    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `test_questions`: task, id, question.
+    `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them.
     """
     folder = Path(folder).absolute()
     scoring.refuse_changed()
     asked = [] if test_questions is None else test_questions[["task", "id", "question"]].to_dict("records")
-    write_json(folder / "candidates" / "test_questions.json", asked)
     job = {
         "scoring": str(scoring.folder),
-        "scored": digest(read_job(scoring.folder / "job.json")),
+        "scored": digest(scoring.job),
         "seed": seed,
         "limits": asdict(limits),
-        "slack": 1.0 if scoring.exact_tokens else _ESTIMATE_SLACK,
-        "base_model": "" if scoring.exact_tokens else base_model,
-        "signatures": near_duplicate > 0,
-        "tests": digest(asked),
+        "base_model": base_model,
+        "near_duplicate": near_duplicate,
+        "tests": asked,
     }
-    margin, enough = _FIRST_MARGIN, False
-    while not enough:
-        nominated = {method: _nominate(scoring, method, job, margin) for method in methods}
-        cuts = {method: cut for method, (cut, _) in nominated.items()}
-        table = _gather(scoring, folder / "candidates", job | {"cuts": cuts}, place)
-        clean = _Cleaning(table, in_domain, near_duplicate)
-        choices = {method: _choose(clean, method, limits, seed, scoring.documents, *nominated[method]) for method in methods}
-        everything = {method for method in methods if limits.threshold is not None or not cuts[method]}
-        enough = all(choice.report["enough"] or method in everything for method, choice in choices.items())
-        margin *= 2
-    selected = Selected(folder, table, choices, scoring.documents, scoring.lost)
-    for method, choice in choices.items():
-        _write_selection(selected, choice, method)
-    proof = [pq.read_table(_path(folder / "candidates", "contaminated", shard.number)) for shard in scoring.shards]
-    _write(folder / "contaminated.parquet", pa.concat_tables(proof))
-    _write(folder / "near_duplicates.parquet", pa.concat_tables(clean.evidence.values()))
-    ranked = [pa.table({"method": [method] * len(one.ranking), "row": one.ranking}) for method, one in choices.items()]
-    _write(folder / "candidates" / "rankings.parquet", pa.concat_tables(ranked))
-    said = {"documents": selected.documents, "unreadable": selected.unreadable}
-    write_json(folder / "candidates" / "choices.json", {**said, "reports": [one.report for one in choices.values()]})
-    return selected
+    seed_signatures = minhash.signatures(in_domain)
+    methods_said, proofs, repeats = {}, [], []
+    for method in methods:
+        candidates = candidates_of(folder, method)
+        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, seed_signatures, place)
+        proofs.append(read_shards(candidates, "contaminated", len(scoring.shards)))
+        repeats.append(repeated)
+    write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
+    write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
+    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "methods": methods_said}
+    write_json(folder / "report.json", said)
+    return Selected.load(folder)
 
 
-class _Cleaning:
-    """Finds what is there already, and keeps the proof: method -> a table of id, of (what it repeats), method."""
-
-    def __init__(self, table: pa.Table, in_domain: Texts, threshold: float) -> None:
-        self.table, self.threshold = table, threshold
-        self.ids = table["id"].to_numpy(zero_copy_only=False)
-        self.of_seed = np.zeros(len(self.ids), bool)
-        if threshold:
-            joined = b"".join(table["signature"].to_pylist())
-            self.signatures = np.frombuffer(joined, np.uint32).reshape(len(self.ids), -1)
-            if len(in_domain):
-                seed = minhash.signatures(in_domain)
-                self.of_seed = minhash.duplicates_of(self.signatures, seed, threshold) >= 0
-        self.evidence: dict[str, pa.Table] = {}
-
-    def worse(self, best_first: np.ndarray, method: Method) -> np.ndarray:
-        """Those of these rows that repeat one before them; which rows there are depends on the method alone."""
-        rows = np.sort(best_first)
-        clusters = minhash.clusters(self.signatures[rows], self.threshold) if self.threshold else np.arange(len(rows))
-        cluster = clusters[np.searchsorted(rows, best_first)]
-        _, first, place = np.unique(cluster, return_index=True, return_inverse=True)
-        kept = best_first[first[place]]
-        worse = kept != best_first
-        of_seed = np.flatnonzero(self.of_seed)
-        ids = [*self.ids[best_first[worse]], *self.ids[of_seed]]
-        of = [*self.ids[kept[worse]], *["the in-domain seed"] * len(of_seed)]
-        columns = {"id": ids, "of": of, "method": [method] * len(ids)}
-        self.evidence[method] = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-        return best_first[worse]
+def candidates_of(selections: Path, method: Method) -> Path:
+    return selections / "candidates" / method_folder(method)
 
 
 def _choose(
-    clean: _Cleaning, method: Method, limits: Limits, seed: int, documents: int, cut: int, refused: dict[str, int]
-) -> Choice:
-    """The method's choice among its own nominees; its report is made one of the whole corpus of so many documents."""
-    table, keys = clean.table, rank_keys(clean.table, method, seed)
-    fails = limits.refused(table, method)
-    nominated = (keys >= np.uint64(cut)) & ~fails.get("below min_educational", np.zeros(len(keys), bool))
-    again, nominees = nominated.copy(), np.flatnonzero(nominated)
-    again[nominees[np.unique(id_hashes(table["id"].filter(pa.array(nominated))), return_index=True)[1]]] = False
-    dropped = {
-        "not nominated": ~nominated,
-        "id seen before": again,
-        "holds a test question": table["contaminated"].to_numpy(zero_copy_only=False),
-        "repeats the in-domain seed": clean.of_seed,
-    }
-    usable = ~np.logical_or.reduce([*dropped.values(), *fails.values()])
-    best_first = np.flatnonzero(usable)[np.argsort(~keys[usable], kind="stable")]
-    dropped["near-duplicate of a better one"] = np.isin(np.arange(len(keys)), clean.worse(best_first, method))
-    choice = choose(table, method, limits, seed, dropped, documents)
-    counts = choice.report["dropped"]
-    del counts["not nominated"]
+    scoring: Scoring, selections: Path, job: dict[str, Any], seed_signatures: np.ndarray, place: Place
+) -> tuple[dict[str, Any], pa.Table]:
+    """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
+    method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
+    threshold = job["near_duplicate"] or 1.0
+    margin, enough = _FIRST_MARGIN, False
+    while not enough:
+        cut, refused = _nominate(scoring, method, limits, seed, margin)
+        table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, seed_signatures.shape[1])
+        of_seed = minhash.repeats(signatures, seed_signatures, threshold)
+        again = np.ones(len(table), bool)
+        again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
+        unusable = {
+            "id seen before": again,
+            "holds a test question": table["contaminated"].to_numpy(),
+            "repeats the in-domain seed": of_seed,
+        }
+        ranking, dropped = rank(table, method, limits, seed, unusable)
+        better = _first_alike(signatures, ranking, threshold)
+        unique = ranking[better == ranking]
+        taken = take(table, unique, method, limits, seed, documents)
+        enough = taken["enough"] or cut == 0 or limits.threshold is not None
+        margin *= 2
+    dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     for reason, count in refused.items():
-        counts[reason] = counts.get(reason, 0) + count
-    counts["beyond the budget"] = 0
-    choice.report["n_in"] = documents
-    counts["beyond the budget"] = documents - choice.report["n_out"] - sum(counts.values())
-    return choice
+        dropped[reason] += count
+    dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
+    _write_selection(scoring, selections, method, unique, taken["n_out"])
+    ids, worse = table["id"].to_numpy(), better != ranking
+    repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
+    of_the_seed = pd.DataFrame({"id": ids[of_seed], "of": "the in-domain seed"})
+    evidence = pa.Table.from_pandas(pd.concat([repeats, of_the_seed]).assign(method=method), _REPEATS, preserve_index=False)
+    return {"n_in": documents, "dropped": dropped, **taken}, evidence
 
 
-def _write_selection(selected: Selected, choice: Choice, method: Method) -> None:
-    """The chosen documents with their scores (selection schema), in the corpus' order, a file of candidates at a time."""
-    chosen = np.zeros(selected.table.num_rows, bool)
-    chosen[choice.indices] = True
-    path, start = selected.folder / f"{method_folder(method)}.parquet", 0
+def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[int, dict[str, int]]:
+    """The smallest rank key of the candidates, and how many documents the limits refuse, by reason."""
+    refused: Counter[str] = Counter()
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        refused.clear()
+        for scores in scoring.batches():
+            check_method(method, scores)
+            kept, counts = drop(limits.refused(scores, method, _SLACK))
+            refused.update(counts)
+            weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
+            yield rank_keys(scores, method, seed)[kept], weights[kept]
+
+    cut = cut_key(batches, int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
+    return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
+
+
+def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
+    """For each of these rows the first of them that says the same, which may be itself.
+
+    Rows are compared in the corpus' order, so that which are alike depends on the method alone.
+    """
+    rows = np.sort(best_first)
+    cluster = minhash.clusters(signatures[rows], threshold)[np.searchsorted(rows, best_first)]
+    _, first, place = np.unique(cluster, return_index=True, return_inverse=True)
+    return best_first[first[place]]
+
+
+def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
+    """The n_out best (selection schema) in the corpus' order, a file of candidates at a time, and what is around the cut."""
+    places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
+    near, start, beside = ranking[places], 0, []
+    folder = candidates_of(selections, method)
     with (
-        atomic_path(path) as temporary,
+        atomic_path(selections / f"{method_folder(method)}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
-        for documents in selected.texts():
-            part = documents.filter(pa.array(chosen[start : start + documents.num_rows]))
-            start += documents.num_rows
-            part = part.append_column("method", pa.array([method] * part.num_rows, pa.string()))
-            writer.write_table(tables.conform(part, "selection"))
+        for shard in scoring.shards:
+            documents = pq.read_table(shard_path(folder, "candidates", shard.number)).replace_schema_metadata(None)
+            documents = documents.append_column("method", pa.array([method] * len(documents), pa.string()))
+            rows = np.arange(start, start + len(documents))
+            start += len(documents)
+            chosen = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
+            writer.write_table(tables.conform(chosen, "selection"))
+            beside.append(documents.filter(pa.array(np.isin(rows, near))))
+    best_first = pa.concat_tables(beside).take(pa.array(np.argsort(np.argsort(near))))
+    write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
+
+
+# Candidates, with what cleaning needs to know of them
+
+
+def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -> pa.Table:
+    """All candidates but for their texts, in the corpus' order; the files hold these too."""
+    keys = [digest(job)] * len(scoring.shards)
+    do_shards(gather_shard, folder, job, keys, ("candidates", "contaminated"), place)
+    return read_shards(folder, "candidates", len(keys), _IN_MEMORY)
+
+
+def gather_shard(job_path: Path, number: int) -> None:
+    """Gather one shard's candidates and write its two files, the candidates last."""
+    job, folder = read_job(job_path), job_path.parent
+    scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
+    scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
+    kept, _ = drop(limits.refused(scores, method, _SLACK))
+    rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
+    documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
+    if documents["id"].to_pylist() != scores["id"].to_pylist():
+        raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
+    texts = documents["text"].combine_chunks()
+    columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
+    if job["base_model"]:
+        columns["n_tokens"] = _counter(job["base_model"])(texts.to_pylist())
+    signatures = minhash.signatures(texts)
+    if not job["near_duplicate"]:
+        signatures[:] = minhash.EMPTY  # like nothing
+    columns["signature"] = pa.array([row.tobytes() for row in signatures], pa.binary())
+    found = _test_questions(job_path, key).find(texts)
+    columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
+    tests = pd.DataFrame(job["tests"], columns=["task", "id"]).iloc[found["test_index"]]
+    proof = found.assign(question_task=tests["task"].tolist(), question_id=tests["id"].tolist(), method=method)
+    proof["id"] = documents["id"].take(pa.array(found["text_index"])).to_pylist()
+    write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
+    candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
+    write_table(shard_path(folder, "candidates", number), candidates, key)
+
+
+@functools.lru_cache(maxsize=1)
+def _counter(base_model: str) -> TokenCounter:
+    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
+
+
+@functools.lru_cache(maxsize=1)
+def _test_questions(job_path: Path, _key: str) -> QuestionIndex:
+    return QuestionIndex([asked["question"] for asked in read_job(job_path)["tests"]])
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """What 02 leaves: scores, selections, and the hidden labels of a corpus that has them (they select nothing)."""
+    """What 02 leaves: scores, selections, and of a demo the hidden truth (id -> on topic), which selects nothing."""
 
     scored: Scoring
     selected: Selected
-    labels: dict[str, str] | None
-    truth: str | None
+    truth: dict[str, bool] | None
 
 
 def filter_web(step: Step) -> Filtered:
@@ -330,7 +276,7 @@ def filter_web(step: Step) -> Filtered:
     p = step.params
     if not step.done:
         in_domain = load_documents(p.in_domain, p.seed)["text"]
-        place = Place(p.executor, p.workers, p.slurm_partition, p.slurm_time)
+        place = Place(p.executor, p.workers, p.slurm)
         options = {"seed": p.seed, "documents_per_shard": p.documents_per_shard, "max_quarantined": p.max_quarantined}
         scored = score_corpus(p.web, model_files(step, in_domain), step.path("scores"), **options, place=place)
         tables.write(step.path("quarantine.parquet"), scored.quarantine(), "quarantine")
@@ -344,5 +290,5 @@ def filter_web(step: Step) -> Filtered:
             near_duplicate=p.near_duplicate,
             place=place,
         )
-    scored, selected = open_scoring(step.path("scores")), Selected.load(step.path("selections"))
-    return Filtered(scored, selected, load_labels(p.web, p.seed), truth_label(p.web))
+    scored, selected = Scoring.open(step.path("scores")), Selected.load(step.path("selections"))
+    return Filtered(scored, selected, on_topic(p.web, p.seed))

@@ -3,16 +3,13 @@
 Each side, in-domain and general, is a bag-of-n-grams distribution over hashed buckets; a document's log importance weight is
 the sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), and documents are then resampled without
 replacement by these weights (Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of lower-cased text with
-punctuation apart, 10,000 buckets, a sum and not a mean over n-grams. A sum grows with length, so where most text is unlike
-the domain, short documents win: that is DSIR, and it is kept so that the baseline is the baseline.
-Our own: the tokens and hashes are fastText's (one pass serves every table), and `smoothing` pseudo-counts a bucket.
-A seed of a few thousand words needs them: without, each bucket that it happens to miss outweighs many that it holds (with a
-seed of 72 encyclopedia articles, 0.001 pseudo-counts find less than 1 does). A baseline should not lose by its estimator.
+punctuation apart, 10,000 buckets, a sum and not a mean over n-grams: where most text is unlike the domain, short ones win.
+Our own: fastText's tokens and hashes, so that one pass serves every table, and `smoothing` pseudo-counts a bucket: in a seed
+of a few thousand words each bucket that it happens to miss would outweigh many that it holds.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,47 +18,37 @@ import numpy as np
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import Normalisation, Texts
+from trait_kit.engine.ngrams import Texts
+from trait_kit.selection.fitting import NORMALISATION, WORD_NGRAMS
 
-_KIND = "dsir 3"  # in the file's header
+_KIND = "dsir 4"  # in the file's header
 
 
 @dataclass(frozen=True)
 class DsirModel:
-    """log p_in_domain - log p_general of each bucket (float32 [buckets]) for word n-grams of 1 to `ngrams` words."""
+    """log p_in_domain - log p_general of each bucket (float32 [buckets])."""
 
     log_ratios: np.ndarray
-    ngrams: int = 2
-    normalisation: Normalisation = "words-1"
+    normalisation = NORMALISATION
 
     @classmethod
-    def fit(
-        cls,
-        in_domain_texts: Texts,
-        general_texts: Texts,
-        buckets: int = 10_000,
-        ngrams: int = 2,
-        smoothing: float = 1.0,
-        normalisation: Normalisation = "words-1",
-    ) -> DsirModel:
-        """Count both sides. `general_texts` should be a plain sample of the corpus to be selected from."""
-        if smoothing <= 0:
-            raise TraitError(f"DSIR's smoothing must be positive (got {smoothing}): an empty bucket has no logarithm.")
+    def fit(cls, in_domain: Texts, general: Texts, buckets: int = 10_000, smoothing: float = 1.0) -> DsirModel:
+        """Count both sides. `general` should be a plain sample of the corpus to be selected from."""
         logs = []
-        for side, texts in (("in-domain", in_domain_texts), ("general", general_texts)):
-            counts = linear.count(texts, buckets, ngrams, normalisation).astype(np.float64)
+        for side, texts in (("in-domain", in_domain), ("general", general)):
+            counts = linear.count(texts, buckets, WORD_NGRAMS, NORMALISATION).astype(np.float64)
             if not counts.any():
                 raise TraitError(f"DSIR has no {side} text to learn from: {len(texts)} documents without a word.")
             logs.append(np.log(counts + smoothing) - np.log(counts.sum() + smoothing * buckets))
-        return cls((logs[0] - logs[1]).astype(np.float32), ngrams, normalisation)
+        return cls((logs[0] - logs[1]).astype(np.float32))
 
     @property
     def table(self) -> LinearTable:
-        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, self.ngrams, 0, 0, 0, 0])
+        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, WORD_NGRAMS, 0, 0, 0])
 
-    def log_weights(self, texts: Texts, workers: int = 1) -> np.ndarray:
+    def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""
-        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation, workers)
+        ((sums, rows),) = linear.total(texts, [self.table], NORMALISATION)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -69,17 +56,8 @@ class DsirModel:
         return sums[:, 0].astype(np.float32)
 
     def save(self, path: Path | str) -> Path:
-        return linear.write(path, *self._content())
+        return linear.write(path, {"kind": _KIND}, {"log_ratios": self.log_ratios})
 
     @classmethod
     def load(cls, path: Path | str) -> DsirModel:
-        header, arrays = linear.read(path, _KIND, "DsirModel.fit(...).save(...)")
-        return cls(arrays["log_ratios"], header["ngrams"], header["normalisation"])
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(linear.to_bytes(*self._content())).hexdigest()
-
-    def _content(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-        header = {"kind": _KIND, "normalisation": self.normalisation, "ngrams": self.ngrams}
-        return header, {"log_ratios": self.log_ratios}
+        return cls(linear.read(path, _KIND, "DsirModel.fit(...).save(...)")[1]["log_ratios"])

@@ -18,14 +18,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams
 from trait_kit.training.plan import PROBLEMS, Stage
-from trait_kit.training.tokens import (
-    mean_attended,
-    pair_tokens,
-    piece_records,
-    prefix_tokens,
-    save_rows,
-    write_store,
-)
+from trait_kit.training.tokens import open_store, pair_tokens, piece_records, prefix_tokens, save_rows, write_store
 
 
 def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) -> tuple[list[np.ndarray], np.ndarray, int]:
@@ -50,36 +43,31 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) 
 def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params: TrainingParams, folder: Path) -> None:
     """Write the rows of all epochs into `folder`, and note in `stage` what they hold.
 
-    Each epoch has every problem once, its rows in an order of its own. Rows are spread over the batches evenly, and empty
-    ones fill them up: a last batch of a single row would weigh as much as a full one. Raises TraitError where an epoch
-    does not fill a batch.
+    Each epoch has every problem once, its rows in an order of its own; empty rows fill up the last batch. Raises TraitError
+    where an epoch does not fill a batch.
     """
     context_length, epochs = params.context_length, stage.epochs
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
-    lengths = np.array([len(example) for example in examples])
-    plan = plan_rows(lengths, context_length, seed=params.seed, whole=True)
+    write_store([examples], folder / "tokens")
+    store = open_store(folder / "tokens")
+    plan = plan_rows(store.lengths, context_length, seed=params.seed, whole=True)
     n_rows, rows_a_batch = len(plan.row_ends), stage.tokens_per_batch // context_length
     if n_rows < rows_a_batch:
         raise TraitError(
-            f"training: the {len(pairs):,} train problems have {lengths.sum():,} tokens and fill {n_rows:,} row(s), less "
-            f"than one batch ({rows_a_batch:,} rows, {stage.tokens_per_batch:,} tokens). Raise fine_tune_problems, lower "
+            f"training: the {len(pairs):,} train problems have {store.tokens:,} tokens and fill {n_rows:,} row(s), less "
+            f"than one batch ({rows_a_batch:,} rows, {stage.tokens_per_batch:,} tokens). Lower "
             "fine_tune_tokens_per_batch, or set fine_tune_epochs to 0."
         )
-    store = write_store(examples, folder / "tokens")
-    one_epoch = piece_records([store], np.zeros(len(plan.document), np.uint8), plan.document, plan.start)
-    one_epoch["length"], one_epoch["unlearnt"] = plan.length, np.maximum(n_prompt[plan.document], 1)
-    rows = [*np.split(one_epoch, plan.row_ends[:-1]), one_epoch[:0]]  # an empty row comes after the packed ones
+    one_epoch = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
+    one_epoch["unlearnt"] = np.maximum(n_prompt[plan.document], 1)
+    rows = np.split(one_epoch, plan.row_ends[:-1])
     orders = [np.random.default_rng([params.seed, epoch]).permutation(n_rows) for epoch in range(epochs)]
-    steps = -(-n_rows * epochs // rows_a_batch)
-    batches = np.full((steps, rows_a_batch), n_rows)
-    for batch, chosen in zip(batches, np.array_split(np.concatenate(orders), steps), strict=True):
-        batch[: len(chosen)] = chosen
-    ordered = [rows[index] for index in batches.ravel()]
-    pieces = np.concatenate(ordered)
-    save_rows(folder, pieces, np.cumsum([len(row) for row in ordered]), ["tokens"])
+    ordered = [rows[index] for index in np.concatenate(orders)]
+    ordered += [one_epoch[:0]] * (-len(ordered) % rows_a_batch)
+    save_rows(folder, np.concatenate(ordered), np.cumsum([len(row) for row in ordered]), ["tokens"])
     taken = {"tokens": store.tokens * epochs, "epochs": float(epochs), "available": store.tokens}
-    stage.steps, stage.tokens = steps, batches.size * context_length  # as every stage counts them
     stage.accounting = [{"stage": stage.place, "source": PROBLEMS, **taken}]
+    stage.steps, stage.tokens = len(ordered) // rows_a_batch, len(ordered) * context_length  # as every stage counts them
     stage.documents, stage.cut = len(pairs) * epochs, n_cut * epochs
-    stage.efficiency, stage.mean_attended = store.tokens * epochs / stage.tokens, mean_attended(pieces)
+    stage.efficiency = store.tokens * epochs / stage.tokens
     stage.save(folder)

@@ -1,8 +1,7 @@
-"""Held-out bits per byte while training: targets given prompts, cheap enough to ask often.
+"""Held-out scores while training: bits per byte of targets given prompts, cheap enough to ask often.
 
-Bits per byte, not perplexity or accuracy: it does not depend on the tokenizer, and at small scale it moves long before
-accuracy does. Only target positions reach the output layer, items are batched by length, and right padding needs no
-mask because no token looks to its right.
+They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items are batched by length;
+right padding needs no mask because no token looks to its right.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED
 from trait_kit.training.tokens import pair_tokens, prefix_tokens
 
@@ -35,60 +34,51 @@ class Item:
     n_bytes: int
 
 
-def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[Item]:
-    """Tokens of (prompt, target) pairs, at most `max_tokens` each; prompt '' is a document, given a begin or end token."""
+def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[Item]]:
+    """Of each row (prompt, target, other targets ...) an item a target, at most `max_tokens` long.
+
+    Prompt '' makes the target a document, which is given a begin or end token.
+    """
     begin = prefix_tokens(tokenizer)
     nothing = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    longest = min(MAX_TARGET_TOKENS, max_tokens // 2)
-    items = []
-    for prompt, target in pairs:
+
+    def item(prompt: str, target: str) -> Item:
         given, ids, n_bytes = pair_tokens(prompt, target, tokenizer)
-        ids, n_bytes = ids[:longest], n_bytes[:longest]
-        if not ids:
-            raise TraitError("A held-out item has an empty target, so it has no bits per byte: leave it out of held_out.")
-        room = min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin))
-        given = [*begin, *given[-room:]] or [nothing]
-        items.append(Item([*given, *ids], len(given), n_bytes[-1]))
-    return items
+        ids = ids[: min(MAX_TARGET_TOKENS, max_tokens // 2)]
+        given = [*begin, *given[-min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin)) :]] or [nothing]
+        return Item([*given, *ids], len(given), n_bytes[len(ids) - 1])
+
+    return [[item(prompt, target) for target in targets] for prompt, *targets in rows]
 
 
-def encode_choices(problems: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[Item]]:
-    """One list a problem (prompt, right target, wrong targets ...): each of its targets as an item, the right one first."""
-    return [encode([(prompt, target) for target in targets], tokenizer, max_tokens) for prompt, *targets in problems]
+def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
+    """Mean bits per byte of the rows' targets; where rows have several, the share whose first target has the fewest.
 
-
-def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> float:
-    """Mean over items of -log2 p(target | prompt) / bytes; `forward` is the wrapped model where several processes train."""
-    return float(item_bits_per_byte(model, items, forward=forward).mean())
-
-
-def choice_accuracy(model: Any, problems: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
-    """Share of the problems whose right target has the fewest bits per byte of its choices."""
-    scores = item_bits_per_byte(model, [item for choices in problems for item in choices], forward=forward)
-    parts = np.split(scores, np.cumsum([len(choices) for choices in problems])[:-1])
+    `forward` is the wrapped model where several processes train.
+    """
+    scores = bits_per_byte(model, [item for row in rows for item in row], forward=forward)
+    if len(scores) == len(rows):
+        return float(scores.mean())
+    parts = np.split(scores, np.cumsum([len(row) for row in rows])[:-1])
     return float(np.mean([part.argmin() == 0 for part in parts]))
 
 
 @torch.no_grad()
-def item_bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> np.ndarray:
-    """Bits per byte of each item, float64 [n_items]."""
+def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> np.ndarray:
+    """-log2 p(target | prompt) / bytes of each item, float64 [n_items]."""
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
     while order:
-        size = max(1, min(len(order), TOKENS_PER_BATCH // len(items[order[0]].ids)))
-        while size > 1 and size * len(items[order[size - 1]].ids) > TOKENS_PER_BATCH:
-            size -= 1
-        batch, order = order[:size], order[size:]
-        width = len(items[batch[-1]].ids)
-        ids = torch.tensor([items[index].ids + [0] * (width - len(items[index].ids)) for index in batch])
-        labels = torch.full_like(ids, IGNORED)
+        size = sum(size * len(items[index].ids) <= TOKENS_PER_BATCH for size, index in enumerate(order, 1))
+        batch, order = order[: size or 1], order[size or 1 :]
+        rows = [torch.tensor(items[index].ids) for index in batch]
+        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         for row, index in enumerate(batch):
-            scored = slice(items[index].n_prompt, len(items[index].ids))
-            labels[row, scored] = ids[row, scored]
-        ids, labels = ids.to(model.device), labels.to(model.device)
-        rows = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
+            labels[row, : items[index].n_prompt] = IGNORED
+        ids, labels = pad_sequence(rows, batch_first=True).to(model.device), labels.to(model.device)
         losses = token_losses(model, ids, None, labels, forward=forward).double()
-        nats = torch.zeros(len(batch), dtype=torch.double, device=model.device).index_add_(0, rows, losses)
+        of_row = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
+        nats = torch.zeros(len(batch), dtype=torch.double, device=model.device).index_add_(0, of_row, losses)
         scores[batch] = nats.cpu().numpy() / math.log(2) / [items[index].n_bytes for index in batch]
     return scores
 

@@ -4,96 +4,80 @@ Arms are chains (paper, section 3.3: in-domain and selected text first, then the
 the same beginning form a tree. A stage's key covers its parent's key, its texts by content, its parameters, the held-out
 items and the code, so equal keys mean equal results. How the work is spread (micro-batch, processes, checkpoints) is in no
 key. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in arms of its own:
-'trait_fine_tuned'. For ablations, all stages of an arm can also be one: under one schedule, or with their texts mixed.
+'trait_fine_tuned'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from trait_kit import params as parameters
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
 from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
-from trait_kit.training.sampling import sources_of
 
 FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
 PROBLEMS = "train_problems"  # what fine-tuning reads, in the accounting
 
-# A stage's key holds what these lead to (its texts, parts, rates, held-out items) and not these themselves.
+# A stage's key holds what these lead to (its texts, tokens, rates, held-out items) and not these themselves.
 PLANNED = {
-    "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "replay", "held_out_items",
-    "schedule", "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch", "fine_tune_problems",
+    "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "held_out_items",
+    "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch",
 }  # fmt: skip
 # Modules that the worker imports and that shape no result.
-WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.training.throughput")
+WATCHING = ("trait_kit.params", "trait_kit.models", "trait_kit.engine.child", "trait_kit.engine.machine")
+
+Chains = dict[str, list[str]]  # arm -> names of its stages
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one of the paper's stages reads, in whole batches."""
-
-    mixture: str
-    replay: float
-    steps: int
-    tokens: int
-
-
-@dataclass
-class Stage:
-    """One Trainer run: its parts are packed one after the other, or all together, under one schedule."""
+class Stage(BaseModel):
+    """One Trainer run."""
 
     name: str
     key: str
     parent: str | None  # name of the stage whose weights it starts from; None: the base model
     place: int  # 1 for the first stage of a chain
     tokens_before: int  # that the stages before have read
-    places: int = 1
-    mixture: str = ""
-    texts: dict[str, str] = field(default_factory=dict)  # source -> digest of its texts
-    parts: list[Part] = field(default_factory=list)
-    together: bool = False  # all parts mixed
-    tokens_per_batch: int = 0
-    learning_rate: float = 0.0
+    mixture: str
+    tokens_per_batch: int
+    learning_rate: float
+    texts: dict[str, str] = {}  # source -> digest of its texts
     epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
     steps: int = 0
     tokens: int = 0  # in whole batches
     ends_arm: bool = False  # its model is an arm's own, and is kept
-    arms: list[str] = field(default_factory=list)
+    arms: list[str] = []
     # What packing found out.
-    accounting: list[dict[str, Any]] = field(default_factory=list)  # stage, source, tokens, epochs, available
-    consumed: dict[str, int] = field(default_factory=dict)  # tokens of each stream that it and the stages before have read
+    accounting: list[dict[str, Any]] = []  # stage, source, tokens, epochs, available
+    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have read
     documents: int = 0
     cut: int = 0  # documents, or problems, that were cut
     efficiency: float = 0.0  # share of the slots that hold a token
-    mean_attended: float = 0.0  # tokens that a token attends to, itself included
 
-    def save(self, folder: Path) -> Path:
-        return write_json(folder / "stage.json", asdict(self))
+    def save(self, folder: Path) -> None:
+        write_text(folder / "stage.json", self.model_dump_json(indent=1))
 
     @staticmethod
     def load(folder: Path) -> Stage:
-        return TypeAdapter(Stage).validate_json((folder / "stage.json").read_text(encoding="utf-8"))
+        return Stage.model_validate_json((folder / "stage.json").read_text(encoding="utf-8"))
 
 
-@dataclass
-class Job:
-    """The stages that are missing, and where they are made: what a worker is given."""
+class Job(BaseModel):
+    """The stages that are missing, and what they are made from: what a worker is given."""
 
     params: TrainingParams
     base: str
-    base_digest: str
-    held_out_digest: str
     folder: Path
     stages: list[Stage]  # a parent before its children
     texts: dict[str, Path]  # source -> Parquet file with a column `text`
-    launched: bool = False  # in the processes of a launcher
+    held_out: dict[str, list[list[str]]]
+    problems: list[list[str]]
+    chains: Chains
 
     @property
     def stages_dir(self) -> Path:
@@ -113,132 +97,65 @@ class Job:
             write_json(path, fast_precision())
         return read_json(path)
 
-    def save(self) -> Path:
-        return write_text(self.work / "job.json", TypeAdapter(Job).dump_json(self, indent=1).decode())
-
-    @staticmethod
-    def load(path: Path | str) -> Job:
-        return TypeAdapter(Job).validate_json(Path(path).read_text(encoding="utf-8"))
-
 
 def plan_stages(
     params: TrainingParams,
     sources: Mapping[str, Path],
     base_digest: str,
     held_out_digest: str,
-    problems: Sequence[tuple[str, str]] = (),
-) -> tuple[list[Stage], dict[str, list[str]]]:
-    """The tree of stages, each arm's to its end before the next arm's, and each arm's chain of stage names."""
-    if not params.arms:
-        raise TraitError("training.arms is empty: name at least one arm, for instance raw: [in_domain].")
-    texts = {name: _texts_digest(name, sources) for name in sorted(named_sources(params))}
-    tuned_on = _pairs_digest(problems) if params.fine_tune_epochs else ""
-    shape, shared = parameters.shape(params), [code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
+    problems: Sequence[Sequence[str]] = (),
+) -> tuple[list[Stage], Chains]:
+    """The tree of stages, a parent before its children, and each arm's chain of stage names."""
+    digests = {name: _texts_digest(sources[name]) for name in sorted(named_sources(params))}
+    shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
+    shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
+    own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
+    chains: dict[str, list[Stage]] = {"base": []}
+    for arm, mixtures in params.arms.items():
+        chain = chains[arm] = []
+        for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
+            names = sorted(mixture.split("+"))  # a+b and b+a are one stage
+            texts = {source: digests[source] for source in names}
+            steps = budget // params.tokens_per_batch
+            reads = {"mixture": "+".join(names), "steps": steps, "texts": texts}
+            tokens = steps * params.tokens_per_batch
+            chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], tokens=tokens, **reads, **own))
+    if params.fine_tune_epochs:
+        batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
+        own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
+        facts = [shape | own | {"decay_fraction": None, "max_epochs": None}, list(problems), *shared]
+        for arm, chain in list(chains.items()):
+            reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs}
+            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, [reads, *facts], **reads, **own)]
+    del chains["base"]
     plan: dict[str, Stage] = {}
-    chains: dict[str, list[str]] = {}
-    tuned: dict[str, list[str]] = {}
-    for arm, mixtures in [*([("base", [])] if tuned_on else []), *params.arms.items()]:
-        chain: list[Stage] = []
-        for parts in _grouped(params, mixtures):
-            chain.append(_stage(params, shape, parts, texts, chain[-1] if chain else None, [base_digest, *shared]))
-        _add(plan, chains, arm, chain)
-        if tuned_on:
-            chain = [*chain, _tuning(params, shape, chain[-1] if chain else None, [base_digest, tuned_on, *shared])]
-            _add(plan, tuned, f"{arm}_{FINE_TUNED}", chain)
-    return list(plan.values()), {arm: chain for arm, chain in (chains | tuned).items() if chain}
-
-
-def stage_key(shape: Mapping[str, Any], *facts: Any) -> str:
-    """Digest of the parameters that shape a stage (`shape`, less what the plan has used) and of its other facts."""
-    return digest([{name: value for name, value in shape.items() if name not in PLANNED}, *facts])
+    for arm, chain in chains.items():
+        for stage in chain:
+            plan.setdefault(stage.name, stage).arms.append(arm)
+        plan[chain[-1].name].ends_arm = True
+    return list(plan.values()), {arm: [stage.name for stage in chain] for arm, chain in chains.items()}
 
 
 def named_sources(params: TrainingParams) -> set[str]:
-    """Every source that an arm reads, replayed text included."""
-    return {
-        source
-        for mixtures in params.arms.values()
-        for mixture, replay in zip(mixtures, _replay(params), strict=True)
-        for source in sources_of(mixture, replay)
-    }
+    """Every source that an arm reads."""
+    return {source for mixtures in params.arms.values() for mixture in mixtures for source in mixture.split("+")}
 
 
-def _add(plan: dict[str, Stage], chains: dict[str, list[str]], arm: str, chain: list[Stage]) -> None:
-    chains[arm] = [stage.name for stage in chain]
-    for stage in chain:
-        known = plan.setdefault(stage.name, stage)
-        known.arms.append(arm)
-        known.ends_arm |= stage is chain[-1]
+def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> Stage:
+    """The stage that begins where the stages `before` it end."""
+    parent = before[-1] if before else None
+    key = digest([parent.key if parent else "", *facts])
+    return Stage(
+        name=f"{len(before) + 1}-{reads}-{key[:12]}",
+        key=key,
+        parent=parent.name if parent else None,
+        place=len(before) + 1,
+        tokens_before=sum(stage.tokens for stage in before),
+        **known,
+    )
 
 
-def _replay(params: TrainingParams) -> list[float]:
-    return params.replay or [0.0] * len(params.stage_tokens)
-
-
-def _grouped(params: TrainingParams, mixtures: Sequence[str]) -> list[list[Part]]:
-    """The parts of each stage of an arm: one, or all of them where there is one schedule."""
-    parts = []
-    for mixture, replay, budget in zip(mixtures, _replay(params), params.stage_tokens, strict=bool(mixtures)):
-        steps = budget // params.tokens_per_batch
-        parts.append(Part("+".join(sorted(mixture.split("+"))), replay, steps, steps * params.tokens_per_batch))
-    return [[part] for part in parts] if params.schedule == "per_stage" or not parts else [parts]
-
-
-def _stage(
-    params: TrainingParams,
-    shape: Mapping[str, Any],
-    parts: list[Part],
-    digests: Mapping[str, str],
-    parent: Stage | None,
-    facts: list[Any],
-) -> Stage:
-    named = [sources_of(part.mixture, part.replay) for part in parts]
-    texts = {source: digests[source] for sources in named for source in sources}
-    together = params.schedule == "one_stage"
-    read = [[part.mixture, part.replay, part.tokens] for part in parts]
-    stage = _after(parent, stage_key(shape, parent.key if parent else "", read, together, texts, *facts), sorted(texts))
-    stage.places = len(params.stage_tokens) if len(parts) == 1 else 1
-    stage.mixture = "+".join(sorted(texts)) if together else " → ".join("+".join(sources) for sources in named)
-    stage.texts, stage.parts, stage.together = texts, parts, together
-    stage.tokens_per_batch, stage.learning_rate = params.tokens_per_batch, params.learning_rate
-    stage.steps, stage.tokens = sum(part.steps for part in parts), sum(part.tokens for part in parts)
-    return stage
-
-
-def _tuning(params: TrainingParams, shape: Mapping[str, Any], parent: Stage | None, facts: list[Any]) -> Stage:
-    batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
-    rate = params.fine_tune_learning_rate
-    shape = {**shape, "learning_rate": rate, "decay_fraction": None, "tokens_per_batch": batch, "max_epochs": None}
-    stage = _after(parent, stage_key(shape, parent.key if parent else "", params.fine_tune_epochs, *facts), [FINE_TUNED])
-    stage.places, stage.mixture, stage.epochs = stage.place, PROBLEMS, params.fine_tune_epochs
-    stage.tokens_per_batch, stage.learning_rate = batch, rate
-    return stage
-
-
-def _after(parent: Stage | None, key: str, reads: list[str]) -> Stage:
-    """A stage that begins where its parent ends."""
-    place, before = 1, 0
-    if parent:
-        place = parent.place + (1 if parent.together else len(parent.parts))
-        before = parent.tokens_before + parent.tokens
-    name = f"{place}-{'+'.join(reads)}-{key[:12]}"
-    return Stage(name=name, key=key, parent=parent.name if parent else None, place=place, tokens_before=before)
-
-
-def _texts_digest(name: str, sources: Mapping[str, Path]) -> str:
-    if name not in sources:
-        given = ", ".join(sorted(sources)) or "none"
-        raise TraitError(f"training.arms names the source '{name}', but only {given} were given.")
-    if not sources[name].is_file():
-        raise TraitError(f"training: {sources[name]} does not exist. Run the step that writes it first.")
-    return sha256(sources[name])
-
-
-def _pairs_digest(problems: Sequence[tuple[str, str]]) -> str:
-    """Digest of the (prompt, target) pairs to fine-tune on; TraitError where there are none."""
-    if not problems:
-        raise TraitError("training: fine_tune_epochs is set, but there are no train problems. Set it to 0, or add a task.")
-    for prompt, target in problems:
-        if not (prompt.strip() and target.strip()):
-            raise TraitError(f"training: a train problem has an empty prompt or target (prompt {prompt[:80]!r}).")
-    return digest(list(problems))
+def _texts_digest(path: Path) -> str:
+    if not path.is_file():
+        raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
+    return sha256(path)

@@ -1,54 +1,91 @@
-"""The learning rate of a stage: warm up, stay, decay exponentially (WSD); of fine-tuning: warm up, then half a cosine.
+"""What happens at which step of a stage: the learning rate, held-out scores, checkpoints.
 
-The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (appendix). The
-library's own WSD offers only linear, cosine and square-root tails, so this one is written out. Each stage has a whole
-schedule of its own: stage 2 starts from weights alone. Fine-tuning has the same share of warm-up (appendix).
+The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (WSD; appendix), a tail
+that the library's own WSD does not offer. Each stage has a schedule of its own. (Fine-tuning has the library's cosine.)
 """
 
 from __future__ import annotations
 
 import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from trait_kit.engine.files import write_json
 
 FINAL_RATIO = 0.1  # of the maximum, reached at the last step; the paper does not name its value
+CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
+STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint and leave
 
 
 def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
-    """Steps of (warm-up, stable, decay); they add up to `total_steps`, and at least one runs at the maximum.
+    """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
 
-    Fractions round up, so that a short demo stage still has every phase that it asks for; where there is no room for
-    all three, the warm-up gives way first.
+    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is 7.000000000000001).
     """
-    decay = min(_ceil(decay_fraction * total_steps), total_steps - 1)
-    warmup = min(_ceil(warmup_fraction * total_steps), total_steps - 1 - decay)
+    decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
+    warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
     return warmup, total_steps - warmup - decay, decay
 
 
-def wsd_factor(
-    step: int, total_steps: int, warmup_fraction: float, decay_fraction: float, final_ratio: float = FINAL_RATIO
-) -> float:
+def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
     """Multiplier of the maximum learning rate for the update with 0-based index `step`.
 
     With w, s, d steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then
-    final_ratio ** ((step - w - s + 1) / d), so that no update is wasted at zero and the last one has exactly `final_ratio`.
+    FINAL_RATIO ** ((step - w - s + 1) / d), so that no update is wasted at zero and the last one has exactly that ratio.
     """
     warmup, stable, decay = wsd_phases(total_steps, warmup_fraction, decay_fraction)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if step < warmup + stable or not decay:
         return 1.0
-    return final_ratio ** min(1.0, (step - warmup - stable + 1) / decay)
+    return FINAL_RATIO ** min(1.0, (step - warmup - stable + 1) / decay)
 
 
-def cosine_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """As `wsd_factor`, for fine-tuning: with w steps of warm-up, (step + 1) / (w + 1), then half a cosine from 1 towards 0.
+class Milestones(TrainerCallback):
+    """Held-out scores at evenly spaced steps; checkpoints by minutes and when told to leave."""
 
-    (1 + cos(pi * (step - w) / (total_steps - w))) / 2: 0 is reached one step after the last, which is not wasted on it.
-    """
-    warmup, falling, _ = wsd_phases(total_steps, warmup_fraction, 0.0)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / falling))) / 2
+    def __init__(self, trainer: Any) -> None:
+        stage, params = trainer.stage, trainer.job.params
+        count = params.evaluations_per_stage
+        self._evaluate_at = {round(stage.steps * index / count) for index in range(1, count + 1)}
+        self._seconds = 60 * params.checkpoint_minutes
+        self._trainer, self._saved = trainer, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._steps_before = state.global_step
+        if self._trainer.stage.parent is None and state.global_step == 0:
+            self._trainer.evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        late = self._seconds > 0 and time.monotonic() - self._saved > self._seconds
+        control.should_evaluate = state.global_step in self._evaluate_at
+        stop, save = self._agreed([STOP.is_set(), STOP.is_set() or late])
+        control.should_training_stop |= stop
+        control.should_save = save and state.global_step < state.max_steps
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.accelerator.wait_for_everyone()
+        if self._trainer.accelerator.is_main_process:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, state.global_step)
+        self._saved = time.monotonic()
+
+    def _agreed(self, wishes: list[bool]) -> list[bool]:
+        """Whether any process wishes so; all of them ask at the same time."""
+        if self._trainer.args.world_size == 1:
+            return wishes
+        found = torch.tensor(wishes, dtype=torch.float, device=self._trainer.args.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return (found > 0).tolist()
 
 
-def _ceil(steps: float) -> int:
-    return math.ceil(round(steps, 9))  # 0.07 * 100 is 7.000000000000001
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint of a stage."""
+    whole = work.glob(f"checkpoint-*/{CHECKPOINT_MARK}")
+    newest = max(whole, key=lambda mark: int(mark.parent.name.rpartition("-")[2]), default=None)
+    return str(newest.parent) if newest else None

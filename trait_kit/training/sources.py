@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,14 @@ from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training.plan import named_sources
 
-Pairs = list[tuple[str, str]]
+FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
+
+Pairs = Sequence[Sequence[str]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs], Pairs]
 
 
-def inputs(params: TrainingParams, run_dir: Path) -> tuple[dict[str, Path], dict[str, Pairs], Pairs]:
-    """Files of texts by source, held-out sets by name, and problems for fine-tuning."""
+def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
+    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set; and pairs for fine-tuning."""
     return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
 
 
@@ -40,19 +44,18 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 
     `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
     documents (their prompt is empty), taken from the end of the held-out sets whose beginning notebook 05 scores. With
-    `task_scores_per_stage`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
+    `task_scores`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
     """
-    per_task = -(-params.held_out_items // len(params.tasks))
-    problems = load_problems(params.tasks, "validation", per_task, params.seed)
-    problems = problems.sort_values("id", kind="stable").groupby("task", sort=False).head(per_task)
-    order = problems.groupby("task", sort=False).cumcount()
-    problems = problems.assign(order=order).sort_values("order", kind="stable").head(params.held_out_items)
-    pairs = {"solutions": _pairs(problems)}
+    count = params.held_out_items
+    problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.seed)
+    problems = problems.sort_values("id", kind="stable")
+    problems["order"] = problems.groupby("task").cumcount()
+    pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
-        texts = load_held_out(spec, params.seed)["text"].to_pylist()[-params.held_out_items :]
-        pairs[kind] = [("", text) for text in texts]
-    if params.task_scores_per_stage:
-        asked = load_problems(params.tasks, "validation", params.held_out_items, params.seed)
+        texts = load_held_out(spec, params.seed)["text"].to_pylist()[-count:]
+        pairs[f"held_out/{kind}"] = [("", text) for text in texts]
+    if params.task_scores:
+        asked = load_problems(params.tasks, "validation", count, params.seed)
         for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
             pairs[f"task/{task}"] = [
                 (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
@@ -62,7 +65,7 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 
 
 def fine_tuning_pairs(params: TrainingParams) -> Pairs:
-    """(prompt, target) of the tasks' train problems, up to `fine_tune_problems` of each; none without fine-tuning.
+    """(prompt, target) of the tasks' train problems; none without fine-tuning.
 
     What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
     the tasks, by the rule that holds for the selections and the passages; how many were is printed. TraitError where
@@ -70,15 +73,10 @@ def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """
     if not params.fine_tune_epochs:
         return []
-    problems = load_problems(params.tasks, "train", params.fine_tune_problems, params.seed)
-    pairs = _pairs(problems)
+    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.seed))
     tested = every_test_question(params.tasks, params.test_items_per_task, params.seed)
     held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
-    lacking = [name for name, entry in problems.attrs["report"].items() if not entry["taken"]]
-    note = f" No train problems: {', '.join(lacking)}." if lacking else ""
-    print(
-        f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.{note}"
-    )
+    print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):
         raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
     return [pair for place, pair in enumerate(pairs) if place not in held]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,17 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, digest, read_json, write_json
+from trait_kit.engine.files import TraitError, digest, read_json, write_text
 from trait_kit.models import model_digest, resolve_model
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
-from trait_kit.training import launch, sources
+from trait_kit.training import launch, sources, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
 
 KEPT = (
-    "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "evaluation_seconds", "cost",
-    "tokens_per_second", "mfu", "device_hours", "micro_batch", "peak_memory_gb", "precision", "attention", "device",
-    "processes", "sharding",
+    "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "tokens_per_second", "micro_batch",
+    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding",
 )  # fmt: skip
-Chains = dict[str, list[str]]  # arm -> names of its stages
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class TrainingResult:
     models: arm -> folder of its model (transformers format). The untrained 'base' is not among them; with fine-tuning,
     'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
     accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (its tokens).
-    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote
-    this); one row for all stages where they have one schedule. mfu: share of the matrix rate measured on this device.
+    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote it).
     """
 
     log: pd.DataFrame
@@ -66,7 +63,7 @@ class TrainingResult:
     @staticmethod
     def load(folder: Path) -> TrainingResult:
         """What a finished step left in `folder`; nothing is trained or written."""
-        known = read_json(folder / "training.json")
+        known = read_json(folder / "report.json")["summary"]
         return TrainingResult(
             log=tables.read(folder / "log.parquet", "log").to_pandas(),
             models={arm: folder / path for arm, path in known["models"].items()},
@@ -82,101 +79,100 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
     """
     if step.done:
         return TrainingResult.load(step.folder)
-    result = train(step.params, *sources.inputs(step.params, step.run_dir), step.folder / "models", watch)
+    result = train(step.params, sources.inputs(step.params, step.run_dir), step.folder / "models", watch)
     tables.write(step.folder / "log.parquet", result.log, "log")
-    write_json(step.folder / "training.json", result.summary(step.folder))
     return result
 
 
+def train_run(params: TrainingParams, run_dir: Path) -> None:
+    """`trait-kit train`: what notebook 04 trains, without it, and what it took; the notebook then finds everything trained.
+
+    Under `accelerate launch` or torchrun, one node or several, every process runs this: the first one prepares, then all
+    train. The run's folder must be one that all nodes see.
+    """
+    models = run_dir / "04_train_two_stages" / "models"
+    if launch.is_launched():
+        if launch.is_first():
+            job = prepare_job(params, sources.inputs(params, run_dir), models)
+        launch.wait_for_all()
+        worker.main(models / "work" / "job.json")
+        launch.wait_for_all()
+        if not launch.is_first():
+            return
+        result = finish(job)
+    else:
+        result = train(params, sources.inputs(params, run_dir), models)
+    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
+    print(result.stages[columns].to_string(index=False))
+    print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
+
+
 def train(
-    params: TrainingParams,
-    texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Any]],
-    problems: Sequence[tuple[str, str]],
-    out_dir: Path | str,
-    watch: Callable[[pd.DataFrame], None] | None = None,
+    params: TrainingParams, inputs: sources.Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
-    `texts`: of every source that params.arms names, a Parquet file with a column `text`, which is never in memory as a
-    whole. `held_out`: name -> (prompt, target) pairs; a document is ('', text); at most params.held_out_items
-    of each set are scored, evenly spaced. `problems`: (prompt, target) pairs for fine-tuning. Raises TraitError before any
-    training where a source is missing, empty or smaller than its part of a batch, the context too long for the model, or
-    the disk too small.
+    Of each held-out set at most params.held_out_items are scored, evenly spaced. Raises TraitError before any training
+    where a source is missing or empty, or the context too long for the model.
     """
-    job, chains = prepare_job(params, texts, held_out, problems, Path(out_dir))
+    job = prepare_job(params, inputs, Path(out_dir))
 
     def on_line(line: str) -> None:
         print(line, flush=True)
         if watch:
-            watch(_log(job, chains))
+            watch(_log(job))
 
     if job.stages:
         launch.run(job, on_line)
-    return finish(job, chains)
+    return finish(job)
 
 
-def prepare_job(
-    params: TrainingParams,
-    texts: Mapping[str, Path],
-    held_out: Mapping[str, Sequence[Any]],
-    problems: Sequence[tuple[str, str]],
-    out_dir: Path,
-) -> tuple[Job, Chains]:
-    """Plan all stages and write what the missing ones need; nothing is tokenised or trained yet."""
-    scored = _held_out(held_out, params.held_out_items)
+def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
+    """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
+    texts, held_out, problems = inputs
+    scored = {name: _scored(name, rows, params.held_out_items) for name, rows in sorted(held_out.items())}
     base = str(resolve_model(params.base_model))
+    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
     job = Job(
         params=params,
         base=base,
-        base_digest=model_digest(base),
-        held_out_digest=digest(scored),
         folder=out_dir.absolute(),
-        stages=[],
+        stages=_missing(plan, out_dir / "stages"),
         texts={name: path.absolute() for name, path in texts.items()},
-        launched=bool(params.accelerate_config) or launch.is_launched(),
+        held_out=scored,
+        problems=[list(pair) for pair in problems],
+        chains=chains,
     )
-    plan, chains = plan_stages(params, texts, job.base_digest, job.held_out_digest, problems)
     job.stages_dir.mkdir(parents=True, exist_ok=True)
-    job.stages = _missing(plan, job.stages_dir)
-    if not job.stages:
-        shutil.rmtree(job.work, ignore_errors=True)
-    else:
-        kept = {stage.name for stage in job.stages}
-        for leftover in [*job.work.glob("*"), *job.stages_dir.glob(".*.tmp-*")]:
-            if leftover.name not in kept:  # a killed run's half-written results, or work on stages nobody wants any more
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        write_json(job.work / "held_out.json", scored)
-        write_json(job.work / "problems.json", list(problems))
-        job.save()
-        total, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
-        fine_tuned = " and fine-tuning" if params.fine_tune_epochs else ""
-        print(f"Training {len(job.stages)} stage(s), {total:,} tokens{fine_tuned}; {done} stage(s) are done.", flush=True)
-    return job, chains
+    write_text(job.work / "job.json", job.model_dump_json())
+    if job.stages:
+        tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
+        print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens; {done} stage(s) are done.", flush=True)
+    return job
 
 
-def finish(job: Job, chains: Chains) -> TrainingResult:
+def finish(job: Job) -> TrainingResult:
     """Everything that the stages' folders hold, as tables; the work folder goes."""
     shutil.rmtree(job.work, ignore_errors=True)
     new = {stage.name for stage in job.stages}
-    users = Counter(name for chain in chains.values() for name in chain)
+    users = Counter(name for chain in job.chains.values() for name in chain)
     accounting, stages = [], []
-    for arm, chain in chains.items():
+    for arm, chain in job.chains.items():
         for name in chain:
             report = read_json(job.stages_dir / name / "stage.json")
             accounting += [{"arm": arm, **row} for row in report["accounting"]]
             flags = {"shared": users[name] > 1, "new": name in new}
             stages.append({"arm": arm, "stage": report["place"], **{field: report[field] for field in KEPT}, **flags})
     return TrainingResult(
-        log=tables.conform(_log(job, chains), "log").to_pandas(),
-        models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in chains.items()},
-        accounting=pd.DataFrame(accounting)[["arm", "stage", "source", "tokens", "epochs", "available"]],
+        log=tables.conform(_log(job), "log").to_pandas(),
+        models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
+        accounting=pd.DataFrame(accounting),
         stages=pd.DataFrame(stages),
     )
 
 
 def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
-    """Stages to train: those without a result, and those whose weights are gone but are needed to begin another."""
+    """Stages to train: those without a result, and those whose weights are not there but are needed to begin another."""
     missing, needed = [], set()
     for stage in reversed(plan):
         folder = stages_dir / stage.name
@@ -187,10 +183,10 @@ def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
     return missing
 
 
-def _log(job: Job, chains: Chains) -> pd.DataFrame:
+def _log(job: Job) -> pd.DataFrame:
     """Rows of every stage that is finished, and of the one being trained as far as it has come."""
     rows = []
-    for arm, chain in chains.items():
+    for arm, chain in job.chains.items():
         for name in chain:
             for path in (job.stages_dir / name / "log.json", job.work / name / "live.json"):
                 if path.exists():
@@ -199,15 +195,8 @@ def _log(job: Job, chains: Chains) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
 
 
-def _held_out(held_out: Mapping[str, Sequence[Any]], items: int) -> dict[str, list[list[Any]]]:
-    """At most `items` of each set, evenly spaced: problems come sorted by task, and every task should be heard."""
-    chosen = {}
-    for name, pairs in sorted(held_out.items()):
-        if not pairs:
-            raise TraitError(f"training: the held-out set '{name}' is empty: leave it out of held_out, or give it items.")
-        for prompt, target, *_ in pairs:
-            if not (isinstance(prompt, str) and isinstance(target, str) and target.strip()):
-                raise TraitError(f"training: the held-out set '{name}' has an item without a target (prompt {prompt!r}).")
-        indices = np.linspace(0, len(pairs) - 1, min(items, len(pairs))).round().astype(int)
-        chosen[name] = [list(pairs[index]) for index in indices]
-    return chosen
+def _scored(name: str, rows: Sequence[Sequence[str]], items: int) -> list[list[str]]:
+    """At most `items` of a held-out set, evenly spaced: problems come sorted by task, and every task should be heard."""
+    if not all(target.strip() for _, target, *_ in rows):
+        raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
+    return [list(rows[index]) for index in np.linspace(0, len(rows) - 1, min(items, len(rows))).round().astype(int)]

