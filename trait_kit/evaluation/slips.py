@@ -1,9 +1,9 @@
 """Minimal pairs: a worked solution beside itself with one slip of *reasoning*, whose arithmetic is right.
 
-A model that was trained on worked solutions knows how they sound, so bits per byte can fall while reasoning does not. Which of two
-texts that differ in one step is likelier is a question that form cannot answer. A slip of arithmetic (7 * 8 = 54) would be
-too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operation, operand or order, its result is computed
-anew, and so is all that follows from it.
+A model that was trained on worked solutions knows how they sound, so bits per byte can fall while reasoning does not.
+Which of two texts that differ in one step is likelier is a question that form cannot answer. A slip of arithmetic
+(7 * 8 = 54) would be too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operation, operand or
+order, its result is computed anew, and so is all that follows from it.
 """
 
 from __future__ import annotations
