@@ -36,9 +36,9 @@ _MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
 _SKIPPED = {
     "full": (),
     "single_task": (),
-    "no_enlightenment": ("enlightenment", "boilerplate"),
+    "no_enlightenment": ("enlightenment", "boilerplate", "recurring clause"),
     "no_gold_checks": ("reasoning", "gold answer", "arithmetic", "own problem"),
-    "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate"),
+    "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate", "recurring clause"),
 }
 TokenCounts = Callable[[list[str]], np.ndarray]
 
