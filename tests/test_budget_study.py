@@ -52,7 +52,7 @@ def make_run(
     recorded = {"stage_tokens": [1_024, second], "learning_rate": 1e-4} | training | common
     evaluation = {"reference_arm": arm} | common
     for step, values, found in (("04_train_two_stages", recorded, summary), ("05_evaluate", evaluation, {})):
-        record = {"key": "k", "params": values, "shaped_by": {"params": values}, "summary": found}
+        record = {"step": step, "key": "k", "params": values, "shaped_by": {"params": values}, "summary": found}
         write_json(folder / step / "report.json", record)
     return folder
 
@@ -68,7 +68,7 @@ def of_gains(*gains: float) -> pd.DataFrame:
     for value in ("gain", "step"):
         table = table.assign(**{f"{value}_low": table[value] - 0.05, f"{value}_high": table[value] + 0.05})
     tokens = [1_024 + 1_024 * 2**n for n in range(len(gains))]
-    told = {"arm": "trait", "metric": "bits_per_byte", "seeds": 1, "confidence": 0.95, "device": "cpu"}
+    told = {"arm": "trait", "metric": "bits_per_byte", "seeds": 1, "device": "cpu"}
     return table.assign(tokens=tokens, device_hours=tokens, **told).assign(forgetting=np.nan, passes_over_passages=1.0)
 
 
@@ -97,7 +97,6 @@ def test_numbers_are_those_of_the_outcomes_and_of_the_training_records(tmp_path)
         assert (found[f"{value}_low"] < found[value]).all()
         assert (found[value] < found[f"{value}_high"]).all()
     assert found["step_low"][1] < found["step"][1] < found["step_high"][1]
-    assert set(found["confidence"]) == {0.95}
 
 
 def test_gain_is_positive_when_better_where_higher_is_better(tmp_path):

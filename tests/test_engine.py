@@ -336,7 +336,7 @@ def test_slurm_runs_the_shards_as_an_array(origin, expected, tmp_path, stand_in)
     score(origin, tmp_path, SLURM)
     assert len(list(stand_in.glob("*.out"))) == 3
     script = (stand_in / "script").read_text()
-    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=4G", "cpus-per-task=1"):
+    for line in ("array=0-2%2", "partition=test", "time=00:10:00", "mem-per-cpu=1G", "cpus-per-task=1"):
         assert f"#SBATCH --{line}\n" in script
     assert before.items() <= done(tmp_path).items()
     assert made(origin, tmp_path, Place()) == expected

@@ -100,6 +100,16 @@ def test_running_again_does_nothing_and_is_quick(tiny_run):
     assert time.perf_counter() - started < 120
 
 
+def test_a_training_parameter_would_change_training_and_what_follows(tiny_copy):
+    result = trait_kit("status", TINY, "--run-dir", tiny_copy, "--set", "training.learning_rate=2.0e-2")
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert [name for name in said if said[name] == "up to date"] == list(runs.STEPS)[:3]
+    assert said["04_train_two_stages"] == "learning_rate: 0.01 -> 0.02"
+    assert said["05_evaluate"] == said["06_figures"] == "follows 04_train_two_stages"
+
+
+@pytest.mark.slow
 def test_a_training_parameter_changes_training_and_what_follows(tiny_copy):
     result = trait_kit("run", TINY, "--run-dir", tiny_copy, "--set", "training.learning_rate=2.0e-2")
     assert result.returncode == 0, result.stderr

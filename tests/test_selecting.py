@@ -137,7 +137,7 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
     for method in methods:
         expected = reference(scores, method, limit)
         assert expected
-        assert chosen_ids(selected, method) == expected
+        assert chosen_ids(selected, method) == set(expected)
         written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
         assert written["id"].to_pylist() == sorted(expected, key=in_corpus_order.__getitem__)
         assert written["text"].to_pylist() == [texts[name] for name in written["id"].to_pylist()]
@@ -288,7 +288,7 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
     scores = read(scoring)
     lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
     estimates = pa.concat_tables(scoring.batches())["n_tokens"].to_numpy()
-    questions = np.array([name in {f"d{k}" for k in range(0, 400, 50)} for name in scores["id"].to_pylist()])
+    questions = np.array([name in {"copy50", *(f"d{k}" for k in range(0, 400, 50))} for name in scores["id"].to_pylist()])
     refused = [4 * estimates < FILTERS.min_tokens, estimates > 4 * FILTERS.max_tokens]  # by far, before they are candidates
     assert questions.any()
     for method in METHODS:
@@ -296,7 +296,7 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
         dull = (value < FILTERS.min_educational) & ~refused[0] & ~refused[1] & (method == "fasttext+educational")
         held = questions & ~dull & ~refused[0] & ~refused[1]
         short, long = ((lengths < FILTERS.min_tokens), (lengths > FILTERS.max_tokens)) & ~dull & ~held
-        assert short.any() and long.any()
+        assert long.any() and (short.any() or method == "fasttext+educational")
         assert row["n_in"] == len(scores) + 1
         assert row["unreadable"] == 1
         assert row["fewer than min_tokens"] == short.sum()

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trait_kit.engine.files import TraitError
 
+# Sources of training text from notebook 03: passages, and what they have to beat (passages/controls.py).
+WRITTEN = ("passages", "worked", "worked_same", "no_enlightenment", "permuted")
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 
 _REMOVED = Path(__file__).with_name("removed_knobs.yaml")
@@ -177,7 +179,8 @@ class PassageParams(TeacherParams):
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
-    # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, and selection methods (random, dsir, ...).
+    # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, their controls (worked, worked_same,
+    # no_enlightenment, permuted), and selection methods (random, dsir, ...).
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
@@ -201,7 +204,7 @@ class TrainingParams(Common):
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
-        sources = {"in_domain", "passages", "random", "dsir", "fasttext", "fasttext_educational"}
+        sources = {"in_domain", *WRITTEN, "random", "dsir", "fasttext", "fasttext_educational"}
         if "base" in self.arms:
             raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
         taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
@@ -275,7 +278,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        available = {"in_domain", "passages"} | {method_folder(method) for method in self.selection.methods}
+        available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
             for source in {source for stage in stages for source in stage.split("+")} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")

@@ -43,10 +43,11 @@ class Evaluation:
 
     @property
     def others(self) -> list[str]:
-        """The arms to look at beside the reference: the untrained model, and DSIR or else the last one."""
-        arms = [arm for arm in dict.fromkeys(self.outcomes["arm"]) if arm != self.reference]
-        wanted = [arm for arm in ("base", "dsir") if arm in arms]
-        return list(dict.fromkeys([*wanted, *arms[-1:]]))[:2]
+        """The arms to look at beside the reference: the untrained model, and of the others the best."""
+        rows = self.arm_table[(self.arm_table["metric"] == self.metric) & (self.arm_table["task"] == comparison.MACRO)]
+        means = rows.set_index("arm")["mean"].drop(self.reference, errors="ignore")
+        best_first = means.sort_values(ascending=self.metric in comparison.LOWER_IS_BETTER).index
+        return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
 
     def summary(self) -> dict[str, Any]:
         """What the step's record says: the verdict in words, and what it rests on."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.engine.questions import find_contaminated
 from trait_kit.params import TrainingParams
+from trait_kit.passages import controls
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training.plan import named_sources
@@ -27,15 +29,18 @@ def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
 
 
 def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
-    """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, and the in-domain documents."""
+    """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, controls, the in-domain documents."""
     named = sorted(named_sources(params))
     sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
     if "passages" in named:
         sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
+    made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
     if "in_domain" in named:
-        sources["in_domain"] = run_dir / "04_train_two_stages" / "in_domain.parquet"
-        with atomic_path(sources["in_domain"]) as temporary:
-            pq.write_table(load_documents(params.in_domain, params.seed).select(["text"]), temporary)
+        made["in_domain"] = load_documents(params.in_domain, params.seed).select(["text"])
+    for name, table in made.items():
+        sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
+        with atomic_path(sources[name]) as temporary:
+            pq.write_table(table, temporary)
     return sources
 
 
