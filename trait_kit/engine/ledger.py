@@ -86,6 +86,14 @@ class Ledger:
         self._count(key, Completion(*row))
         return Completion(*row)
 
+    def rows(self) -> list[tuple[Any, ...]]:
+        """(key, content, finish_reason, tokens_in, tokens_out) of every answer, by key."""
+        return self._sql.execute("SELECT * FROM answers ORDER BY key").fetchall()
+
+    def keep(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Answers that somebody else had, as `rows` gives them; those that are here stay."""
+        self._sql.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
+
     def record(self, key: str, completion: Completion) -> None:
         """Commit a new answer, then count it."""
         columns = ", ".join(("key", *Completion._fields))

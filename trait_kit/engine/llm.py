@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -78,6 +79,7 @@ class Endpoint:
     price_out: float = 0.0
     max_cost_usd: float = 0.0
     max_retries: int = 3
+    start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
 
     def __post_init__(self) -> None:
         for url in self.urls or [self.base_url]:
@@ -153,22 +155,32 @@ def ask(
 
 
 @contextlib.contextmanager
-def served(params: Any, folder: Path) -> Iterator[Endpoint]:
-    """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that ends with the block."""
+def served(params: Any, folder: Path, before: Callable[[], Any] | None = None) -> Iterator[Endpoint]:
+    """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
+    that has no kept answer, after `before`, and ends with the block."""
     endpoint = Endpoint.of(params)
     if not params.teacher_serve:
         yield endpoint
         return
-    port = child.free_port()
+    with contextlib.ExitStack() as stack:
 
-    def ready() -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            return answer.status == 200
-        return False
+        @functools.cache
+        def start() -> str:
+            if before:
+                before()
+            url = f"http://127.0.0.1:{child.free_port()}"
 
-    command = [*shlex.split(params.teacher_serve), "--port", str(port)]
-    with child.serving(command, "The language model's server", folder / "teacher_server.log", ready):
-        yield dataclasses.replace(endpoint, base_url=f"http://127.0.0.1:{port}/v1")
+            def ready() -> bool:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+                    return answer.status == 200
+                return False
+
+            command = [*shlex.split(params.teacher_serve), "--port", url.rpartition(":")[2]]
+            print(f"Starting {endpoint.model} for what has no kept answer ...", flush=True)
+            stack.enter_context(child.serving(command, "The language model's server", folder / "teacher_server.log", ready))
+            return f"{url}/v1"
+
+        yield dataclasses.replace(endpoint, start=start)
 
 
 class _Failure(Exception):
@@ -200,6 +212,7 @@ class _Session:
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
         self.stopped = False
+        self.servers: list[_Server] = []
         self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
@@ -217,10 +230,7 @@ class _Session:
                     raise
                 self.done += 1
 
-        async with contextlib.AsyncExitStack() as stack:
-            self.servers = [_Server(self.endpoint, url) for url in self.endpoint.urls]
-            for server in self.servers:
-                await stack.enter_async_context(server.client)
+        async with contextlib.AsyncExitStack() as self.stack:
             crowd = [work() for _ in range(min(len(requests), self.endpoint.places * 5 // 4))]  # one is ready where one ends
             for result in await asyncio.gather(*crowd, return_exceptions=True):
                 if result is not None:
@@ -277,6 +287,10 @@ class _Session:
         import openai
 
         endpoint = self.endpoint
+        if not self.servers:
+            self.servers = [_Server(endpoint, url) for url in ([endpoint.start()] if endpoint.start else endpoint.urls)]
+            for server in self.servers:
+                await self.stack.enter_async_context(server.client)
         body = {**request, "extra_body": endpoint.extra}
         body[self.limit_field] = body.pop("max_tokens")
         most = endpoint.timeout * (endpoint.max_retries + 1)  # a server may send a byte a second for ever

@@ -23,6 +23,9 @@ from trait_kit.passages.material import Draft, Order, Problem, content_words, ma
 
 _MIN_ENLIGHTENMENT_WORDS, _MIN_SENTENCE_WORDS = 15, 5
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
+    r"\b(?:however|wait|actually|mistake|incorrect|correct answer|(?:given|provided) (?:solution|answer))\b", re.IGNORECASE
+)
 # By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
 # to be believed. Paragraphs that reach different gold answers can hardly have been swapped, and tasks may share facts.
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
@@ -51,6 +54,7 @@ def read_paragraph(order: Order, content: str, without: Container[str] = ()) -> 
     text = first_paragraph(content)
     names = ("form", "language", "reasoning", "gold answer", "arithmetic")
     _require(order, Draft((text,), ""), *(name for name in names if name not in without))
+    _refuse_contradiction(text)
     return text
 
 
@@ -67,9 +71,24 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if len(text.split()) < _MIN_SENTENCE_WORDS:
         raise ValueError("enlightenment: fewer than five words")
-    if place is not None and not _marks(order.rows, paragraphs)[place] & (content_words(text) | numbers(text)):
-        raise ValueError(f"enlightenment: it says nothing that is particular to problem {order.rows[place].id}")
+    _refuse_contradiction(text)
+    if place is not None:
+        marks = _marks(order.rows, paragraphs)
+        if not marks[place] & (content_words(text) | numbers(text)):
+            raise ValueError(f"enlightenment: it says nothing that is particular to problem {order.rows[place].id}")
+        foreign = {
+            mark for other, own in enumerate(marks) if other != place for mark in own & numbers(text) if len(mark) > 1
+        }
+        if foreign:
+            raise ValueError(f"enlightenment: {min(foreign)} belongs to another problem")
     return text
+
+
+def _refuse_contradiction(text: str) -> None:
+    if found := _SECOND_THOUGHTS.search(text):
+        raise ValueError(f"contradiction: it says '{found[0]}', so it may not believe its own calculation")
+    if len(answers := set(re.findall(r"answer is ([^.]+)", text))) > 1:
+        raise ValueError(f"contradiction: it has {len(answers)} final answers")
 
 
 def first_paragraph(content: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +14,10 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import embed
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
+_OF_ENLIGHTENMENT = ("boilerplate", "recurring clause")
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
-COMPARISONS = ("contamination", "boilerplate", "near-duplicate", "paraphrase")
+COMPARISONS = ("contamination", "boilerplate", "recurring clause", "near-duplicate", "paraphrase")
+_CLAUSE_WORDS, _CLAUSE_USES = 6, 2  # a clause of so many words, numbers masked, may stand in so many enlightenments
 _WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -28,7 +31,8 @@ class Beside:
 
     def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
         self.tested = QuestionIndex(test_questions)
-        self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "near-duplicate": Accepted(SAME_TEXT)}
+        self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "recurring clause": Clauses()}
+        self.accepted["near-duplicate"] = Accepted(SAME_TEXT)
         if paraphrase_similarity:
             self.accepted["paraphrase"] = Meanings(paraphrase_similarity, embedding_model)
 
@@ -36,7 +40,7 @@ class Beside:
         found = self.tested.find(texts).drop_duplicates("text_index")
         self.leaks = {row.text_index: row for row in found.itertuples(index=False)}
         for name, accepted in self.accepted.items():
-            accepted.begin(enlightenments if name == "boilerplate" else texts)
+            accepted.begin(enlightenments if name in _OF_ENLIGHTENMENT else texts)
 
     def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
         """Each check's name and what it finds wrong, or None."""
@@ -47,7 +51,7 @@ class Beside:
         yield "contamination", told
         for name, accepted in self.accepted.items():
             near = accepted.nearest(place)
-            part = "enlightenment" if name == "boilerplate" else "passage"
+            part = "enlightenment" if name in _OF_ENLIGHTENMENT else "passage"
             yield name, near and f"the {part} is {near[1]:.0%} the same as that of {near[0]}"
 
     def accept(self, place: int, name: str) -> None:
@@ -101,6 +105,27 @@ class Accepted:
             return []
         bands, width = self._banding
         return [(band, signature[band * width : (band + 1) * width].tobytes()) for band in range(bands)]
+
+
+class Clauses:
+    """Which enlightenments say what others said before them, with other numbers: a phrase that a writer falls into."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, list[str]] = defaultdict(list)
+
+    def begin(self, texts: list[str]) -> None:
+        masked = [re.sub(r"\d[\d.,]*", "0", text.lower()) for text in texts]
+        parts = [re.split(r"[.;:!?]\s|,\s", text) for text in masked]
+        words = [[re.findall(r"\w+", part) for part in some] for some in parts]
+        self.clauses = [{" ".join(clause) for clause in some if len(clause) >= _CLAUSE_WORDS} for some in words]
+
+    def nearest(self, place: int) -> tuple[str, float] | None:
+        worn = [clause for clause in sorted(self.clauses[place]) if len(self.used[clause]) >= _CLAUSE_USES]
+        return (f"{self.used[worn[0]][0]} in '{worn[0]}'", 1.0) if worn else None
+
+    def accept(self, place: int, name: str) -> None:
+        for clause in self.clauses[place]:
+            self.used[clause].append(name)
 
 
 class Meanings(Accepted):

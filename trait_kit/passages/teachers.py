@@ -17,7 +17,9 @@ from trait_kit.engine.llm import Endpoint, Reply, Request, ask, clean
 from trait_kit.passages import checks, offline, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem, content
 
-_AROUND = frozenset(("enlightenment", "boilerplate", "near-duplicate", "paraphrase"))  # another enlightenment may mend these
+_AROUND = frozenset(
+    ("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "paraphrase")
+)  # another enlightenment may mend these
 _TYPICAL_ANSWER = 90  # tokens, for the estimate
 _SHOWN_EVERY = 60  # reports of progress that are not printed between two that are
 

@@ -22,6 +22,7 @@ from trait_kit.engine.files import read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
+from trait_kit.passages import local
 from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
 from trait_kit.passages.material import Draft, Group, Order, compose_text, problem_rows
@@ -35,9 +36,9 @@ _MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
 _SKIPPED = {
     "full": (),
     "single_task": (),
-    "no_enlightenment": ("enlightenment", "boilerplate"),
+    "no_enlightenment": ("enlightenment", "boilerplate", "recurring clause"),
     "no_gold_checks": ("reasoning", "gold answer", "arithmetic", "own problem"),
-    "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate"),
+    "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate", "recurring clause"),
 }
 TokenCounts = Callable[[list[str]], np.ndarray]
 
@@ -67,9 +68,13 @@ def write_passages(step) -> Written:
         return Written.load(folder)
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
-        asks = (p.teacher == "openai" and p.variant != "pairs") or p.grouping == "teacher"
-        endpoint = stack.enter_context(served(p, folder)) if asks else None
+        asks = (p.teacher in ("openai", "local") and p.variant != "pairs") or p.grouping == "teacher"
+        here = p.teacher == "local"
+        p = local.as_endpoint(p) if here else p
+        endpoint = stack.enter_context(served(p, folder, local.model_file if here else None)) if asks else None
         ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
+        if here:
+            ledger.keep(local.recorded())
         problems, groups = plan_groups(problems, p, endpoint, ledger)
         teacher = make_teacher(p, endpoint, ledger)
         if isinstance(teacher, EndpointTeacher):
