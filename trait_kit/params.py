@@ -152,12 +152,11 @@ class PassageParams(TeacherParams):
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    # full, or an ablation: no_enlightenment, single_task (all problems of one task), pairs (questions with bare answers),
-    # no_gold_checks (nothing compares a paragraph with its problem and answer)
-    variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
-    # offline: composes by rules; local: a small model on this machine; openai: any endpoint; none: joins worked solutions
-    teacher: Literal["offline", "local", "openai", "none"] = "offline"
-    paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
+    # local: a small model on this machine; openai: any endpoint; none: joins worked solutions, without an enlightenment
+    teacher: Literal["local", "openai", "none"] = "local"
+    # gold: worked solutions where there are any; teacher: it writes all; both: gold, and the teacher's kept for a control
+    paragraphs: Literal["gold", "teacher", "both"] = "gold"
+    prompts: str = knob("", reads="file")  # your own wording: a YAML like trait_kit/passages/prompts/generic.yaml
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected

@@ -86,6 +86,9 @@ class Ledger:
         self._count(key, Completion(*row))
         return Completion(*row)
 
+    def __contains__(self, key: str) -> bool:
+        return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
+
     def rows(self) -> list[tuple[Any, ...]]:
         """(key, content, finish_reason, tokens_in, tokens_out) of every answer, by key."""
         return self._sql.execute("SELECT * FROM answers ORDER BY key").fetchall()
@@ -148,7 +151,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A bill of requests that have not been made. `hours` takes a server to write 50 tokens a second for each request."""
+    """A bill of requests that have not been made."""
 
     requests: int
     tokens_in: int
@@ -161,8 +164,7 @@ class Estimate:
             return "no requests to a language model, nothing to pay"
         return (
             f"{self.requests:,} requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, "
-            f"{usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours "
-            f"at {self.tokens_out / self.requests / TOKENS_PER_SECOND:.1f} seconds a request"
+            f"{usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours"
         )
 
 

@@ -79,6 +79,7 @@ class Endpoint:
     price_out: float = 0.0
     max_cost_usd: float = 0.0
     max_retries: int = 3
+    tokens_per_second: float = 0.0  # of all places together; 0: not measured
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
 
     def __post_init__(self) -> None:
@@ -118,10 +119,26 @@ class Endpoint:
     def ledger(self, path: Path | str | None) -> Ledger:
         return Ledger(path, cap_usd=self.max_cost_usd, price_in=self.price_in, price_out=self.price_out)
 
+    def body(self, messages: list[Message]) -> dict[str, Any]:
+        """What is sent, without `extra`."""
+        return {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
+
+    def name_of(self, messages: list[Message]) -> str:
+        """The name of an answer in the ledger: whatever shapes it is in it."""
+        return digest([self.body(messages), self.extra])
+
     def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> Estimate:
-        """A bill of requests that have not been made, at this endpoint's prices."""
+        """A bill of requests that have not been made, at this endpoint's prices and speed."""
         cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
-        return Estimate(requests, tokens_in, tokens_out, cost, tokens_out / TOKENS_PER_SECOND / self.places / 3600)
+        speed = self.tokens_per_second or TOKENS_PER_SECOND * self.places
+        return Estimate(requests, tokens_in, tokens_out, cost, tokens_out / speed / 3600)
+
+    def measured(self) -> Endpoint:
+        """This endpoint with its speed: tokens a second of short answers, as many at once as there are places."""
+        asked = [Request(f"Count from {number} to {number + 40}.") for number in range(self.places)]
+        started = time.monotonic()
+        written = sum(reply.tokens_out for reply in ask(asked, dataclasses.replace(self, max_tokens=48)))
+        return dataclasses.replace(self, tokens_per_second=written / (time.monotonic() - started))
 
 
 def ask(
@@ -266,8 +283,7 @@ class _Session:
     async def _complete(self, messages: list[Message]) -> Completion:
         """The answer: one that was paid for, or a new one within the cap."""
         endpoint, ledger = self.endpoint, self.ledger
-        request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "max_tokens": endpoint.max_tokens}
-        key = digest([request, endpoint.extra])
+        request, key = endpoint.body(messages), endpoint.name_of(messages)
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := ledger.find(key):
                 return found

@@ -21,7 +21,7 @@ from trait_kit.engine.llm import clean
 from trait_kit.engine.numbers import numbers
 from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of
 
-_MIN_ENLIGHTENMENT_WORDS, _MIN_SENTENCE_WORDS = 15, 5
+_MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
     r"\b(?:however|wait|actually|mistake|incorrect|correct answer|(?:given|provided) (?:solution|answer))\b", re.IGNORECASE
@@ -49,11 +49,10 @@ def first_fault(found: Iterable[tuple[str, str | None]]) -> tuple[list[str], str
     return passed, ""
 
 
-def read_paragraph(order: Order, content: str, without: Container[str] = ()) -> str:
+def read_paragraph(order: Order, content: str) -> str:
     """The paragraph of an order of one problem in a model's answer; ValueError says what is wrong with it."""
     text = first_paragraph(content)
-    names = ("form", "language", "reasoning", "gold answer", "arithmetic")
-    _require(order, Draft((text,), ""), *(name for name in names if name not in without))
+    _require(order, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
     _refuse_contradiction(text)
     return text
 
@@ -62,6 +61,7 @@ def read_enlightenment(order: Order, paragraphs: Sequence[str], content: str) ->
     """The enlightenment in a model's answer; ValueError says what is wrong with it."""
     text = first_paragraph(content)
     _require(order, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
+    _refuse_contradiction(text)
     return text
 
 
@@ -69,18 +69,19 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
     """One sentence of an enlightenment: on what is shared (`place` None), or on what only one problem has."""
     text = " ".join(first_paragraph(content).split())
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
-    if len(text.split()) < _MIN_SENTENCE_WORDS:
-        raise ValueError("enlightenment: fewer than five words")
+    if not _SENTENCE_WORDS[0] <= len(text.split()) <= _SENTENCE_WORDS[1]:
+        raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
     _refuse_contradiction(text)
     if place is not None:
-        marks = _marks(order.rows, paragraphs)
-        if not marks[place] & (content_words(text) | numbers(text)):
-            raise ValueError(f"enlightenment: it says nothing that is particular to problem {order.rows[place].id}")
-        foreign = {
-            mark for other, own in enumerate(marks) if other != place for mark in own & numbers(text) if len(mark) > 1
-        }
-        if foreign:
-            raise ValueError(f"enlightenment: {min(foreign)} belongs to another problem")
+        row, marks = order.rows[place], _marks(order.rows, paragraphs)[place]
+        said = content_words(text) | numbers(text)
+        if foreign := numbers(text) - numbers(f"{row.question} {paragraphs[place]} {row.answer}"):
+            raise ValueError(f"enlightenment: {min(foreign)} stands neither in problem {row.id} nor in its solution")
+        begin = text.partition(",")[0]  # it was told to begin so
+        own = marks - content_words(begin) - numbers(begin)
+        if not own & said:
+            hint = ", ".join(sorted(own, key=lambda mark: (not mark[0].isdigit(), mark))[:3])
+            raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {hint}")
     return text
 
 

@@ -30,20 +30,18 @@ def make_groups(
     problems_per_group: int,
     max_uses: int,
     seed: int,
-    one_task: bool = False,
 ) -> list[Group]:
     """Up to `n_groups` groups of `problems_per_group` problems that share a topic (knowledge) or an entity.
 
     Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left
-    (where the table has a column `subject`, two subjects of one task may do); with `one_task` (an ablation) all are of the
-    same task instead. A problem appears in at most `max_uses` groups, and no two groups hold the same problems. Fewer
-    groups than asked for come back where the problems run out (`coverage` shows where). The result depends on the problems
-    and the seed, not on the order of the rows.
+    (where the table has a column `subject`, two subjects of one task may do). A problem appears in at most `max_uses`
+    groups, and no two groups hold the same problems. Fewer groups than asked for come back where the problems run out
+    (`coverage` shows where). The result depends on the problems and the seed, not on the order of the rows.
     """
     column = COLUMN[grouping]
     _refuse_bad(problems)
     shuffle = random.Random(f"groups/{seed}")
-    pools = _pools(problems, column, shuffle, max_uses, one_task)
+    pools = _pools(problems, column, shuffle, max_uses)
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
@@ -96,10 +94,8 @@ def _refuse_bad(problems: pd.DataFrame) -> None:
 class _Pool:
     """The problems that share one value: for each kind (task and subject) a heap of (uses, random, id), least used first."""
 
-    def __init__(
-        self, shared: str, kinds: dict[Kind, list[str]], max_uses: int, fewest: int, shuffle: random.Random
-    ) -> None:
-        self.shared, self.max_uses, self.fewest = shared, max_uses, fewest
+    def __init__(self, shared: str, kinds: dict[Kind, list[str]], max_uses: int, shuffle: random.Random) -> None:
+        self.shared, self.max_uses = shared, max_uses
         self.size = sum(len(ids) for ids in kinds.values())
         self.heaps = {kind: [(0, shuffle.random(), problem_id) for problem_id in ids] for kind, ids in kinds.items()}
         for heap in self.heaps.values():
@@ -108,7 +104,7 @@ class _Pool:
     def draw(self, places: int, made: set[frozenset[str]], shuffle: random.Random) -> list[str] | None:
         """Problems of as many tasks as there are places, then of other subjects; None once nothing new can be drawn."""
         for _ in range(_ATTEMPTS):
-            if sum(bool(heap) for heap in self.heaps.values()) < self.fewest:
+            if sum(bool(heap) for heap in self.heaps.values()) < 2:
                 return None
             taken: list[tuple[Kind, int, str]] = []
             while len(taken) < places and (kind := self._next([kind for kind, _, _ in taken], shuffle)):
@@ -129,22 +125,19 @@ class _Pool:
         tasks = {task for task, _ in taken}
 
         def rank(kind: Kind) -> tuple:
-            repeats = kind[0] in tasks, set(taken) == {kind} and self.fewest > 1
+            repeats = kind[0] in tasks, set(taken) == {kind}
             return *repeats, self.heaps[kind][0][0], taken.count(kind), -len(self.heaps[kind]), shuffle.random()
 
         return min((kind for kind, heap in self.heaps.items() if heap), key=rank, default=None)
 
 
-def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int, one_task: bool) -> list[_Pool]:
-    """One pool for each value that at least two kinds of problem have; with `one_task`, for each value of each task."""
+def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int) -> list[_Pool]:
+    """One pool for each value that at least two kinds of problem have."""
     usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
-    found: dict[tuple[str, ...], dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):
-        found[(row.shared, row.task) if one_task else (row.shared,)][row.task, "" if one_task else row.subject].append(
-            row.id
-        )
-    fewest = 1 if one_task else 2
-    kept = [key for key in sorted(found) if len(found[key]) >= fewest and sum(map(len, found[key].values())) > 1]
+        found[row.shared][row.task, row.subject].append(row.id)
+    kept = [shared for shared in sorted(found) if len(found[shared]) > 1]
     shuffle.shuffle(kept)
-    return [_Pool(key[0], dict(sorted(found[key].items())), max_uses, fewest, shuffle) for key in kept]
+    return [_Pool(shared, dict(sorted(found[shared].items())), max_uses, shuffle) for shared in kept]

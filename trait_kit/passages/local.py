@@ -25,7 +25,7 @@ RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _HUB = "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"
 _SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 _PARTS = 22
-_ASKED = {"temperature": 0.2, "seed": 0, "stop": ["\n\n"]}
+_ASKED = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 
 
 def as_endpoint(params: Any) -> Any:

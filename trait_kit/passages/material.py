@@ -51,11 +51,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Order:
-    """A passage to write; `refused` holds the enlightenments written for it so far and why they were not taken."""
+    """A passage to write; `refused` holds the parts of each enlightenment written so far, and why that was not taken."""
 
     group: Group
     rows: Sequence[Problem]  # of the group, in its order
-    refused: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[tuple[str, ...], str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Draft:
     cost_usd: float = 0.0
     fault: str = ""
     answer: str = ""
+    parts: tuple[str, ...] = ()  # of the enlightenment, as they were asked for
 
 
 def compose_text(rows: Sequence[Problem], draft: Draft) -> str:

@@ -114,10 +114,7 @@ class Clauses:
         self.used: dict[str, list[str]] = defaultdict(list)
 
     def begin(self, texts: list[str]) -> None:
-        masked = [re.sub(r"\d[\d.,]*", "0", text.lower()) for text in texts]
-        parts = [re.split(r"[.;:!?]\s|,\s", text) for text in masked]
-        words = [[re.findall(r"\w+", part) for part in some] for some in parts]
-        self.clauses = [{" ".join(clause) for clause in some if len(clause) >= _CLAUSE_WORDS} for some in words]
+        self.clauses = [clauses_of(text) for text in texts]
 
     def nearest(self, place: int) -> tuple[str, float] | None:
         worn = [clause for clause in sorted(self.clauses[place]) if len(self.used[clause]) >= _CLAUSE_USES]
@@ -126,6 +123,18 @@ class Clauses:
     def accept(self, place: int, name: str) -> None:
         for clause in self.clauses[place]:
             self.used[clause].append(name)
+
+
+def clauses_of(text: str) -> set[str]:
+    """The clauses of a text, in lower case, with every number as 0."""
+    parts = re.split(r"[.;:!?]\s|,\s", re.sub(r"\d[\d.,]*", "0", text.lower()))
+    words = [re.findall(r"\w+", part) for part in parts]
+    return {" ".join(clause) for clause in words if len(clause) >= _CLAUSE_WORDS}
+
+
+def blames(reason: str, part: str) -> bool:
+    """Whether a passage was refused because of this part of its enlightenment: the one that holds a worn clause, or any."""
+    return not reason.startswith("recurring clause") or any(f"'{clause}'" in reason for clause in clauses_of(part))
 
 
 class Meanings(Accepted):

@@ -19,9 +19,10 @@ import jinja2
 
 from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import digest
-from trait_kit.engine.ledger import Estimate
+from trait_kit.engine.ledger import Estimate, Ledger
 from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
-from trait_kit.passages.material import Order, Problem, content
+from trait_kit.engine.numbers import numbers
+from trait_kit.passages.material import Order, Problem, content, content_words, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 _CHARACTERS_A_TOKEN = 4  # for estimates
@@ -29,38 +30,50 @@ _CHARACTERS_A_TOKEN = 4  # for estimates
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
 
-def choose(order: Order) -> str:
-    """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
+def choose(order: Order, own: str = "") -> str:
+    """Which prompts fit: the user's `own` file, 'math' where all answers are numbers or formulas, 'ads', else 'generic'."""
+    if own:
+        return own
     if {row.task for row in order.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
     knowledge = order.group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in order.rows)
     return "math" if knowledge else "generic"
 
 
-def conversation(part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0) -> list[Message]:
-    """The turns that ask for one `part` of a passage: of the problem at `place`, or of all.
-
-    What was written before and refused stands in them, with the reason.
-    """
-    name, group = choose(order), order.group
+def conversation(name: str, part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0) -> list[Message]:
+    """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all."""
+    group = order.group
 
     def asked(problems: list[dict[str, str]], place: int, shared: str) -> Message:
         given = {"grouping": group.grouping, "shared": shared, "count": len(problems)}
         told = _template(name, part).render(given, problems=problems, problem=problems[place])
         return {"role": "user", "content": clean(told)}
 
-    examples = list(_wording(name)["examples"])
-    random.Random(f"{group.shared}/{part}").shuffle(examples)
+    draw, examples = random.Random(f"{group.shared}/{part}"), list(_wording(name)["examples"])
+    draw.shuffle(examples)
     turns = [{"role": "system", "content": _wording(name)["system"]}]
     for example in examples[:2]:
-        shown = random.Random(f"{group.shared}/{place}").randrange(len(example["problems"]))
+        shown = draw.randrange(len(example["problems"]))
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
-    pairs = itertools.zip_longest(order.rows, paragraphs, fillvalue="")
-    turns.append(asked([_problem(row, paragraph) for row, paragraph in pairs], place, as_data(group.shared)[:200]))
-    for answer, reason in order.refused:
-        turns = again(turns, answer, reason)
-    return turns
+    begin = own_words([row.question for row in order.rows], 2)
+    steps = own_words([_steps(row, paragraph) for row, paragraph in zip(order.rows, paragraphs, strict=False)], 3)
+    told = itertools.zip_longest(order.rows, paragraphs, begin, steps, fillvalue="")
+    return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200])]
+
+
+def own_words(texts: Sequence[str], count: int) -> list[list[str]]:
+    """Numbers or words that each text has and the others do not: what a sentence must say to be about it.
+
+    The first numbers, or the last words: a task's own wording comes before what it is about.
+    """
+    told = []
+    for text, marks in zip(texts, marks_of(list(texts)), strict=True):
+        words = [word for word in re.findall(r"[\w./%]*\w%?", text) if (content_words(word) | numbers(word)) & marks]
+        words = list(dict.fromkeys(words))
+        printed = [word for word in words if word[0].isdigit()]
+        told.append(printed[:count] if len(printed) > 1 else words[-count:])
+    return [[as_data(word) for word in words] for words in told]
 
 
 def topic(question: str) -> list[Message]:
@@ -73,14 +86,15 @@ def topic(question: str) -> list[Message]:
     return [*turns, {"role": "user", "content": as_data(question)}]
 
 
-def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int) -> Estimate:
-    """The bill of asking each thing once."""
-    characters = sum(len(message["content"]) for request in requests for message in request.messages())
-    return endpoint.estimate(len(requests), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(requests))
+def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int, ledger: Ledger | None = None) -> Estimate:
+    """The bill of asking each thing once that has no kept answer."""
+    asked = [request.messages() for request in requests]
+    new = [messages for messages in asked if ledger is None or endpoint.name_of(messages) not in ledger]
+    characters = sum(len(message["content"]) for messages in new for message in messages)
+    return endpoint.estimate(len(new), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(new))
 
 
-def version(order: Order) -> str:
-    name = choose(order)
+def version(name: str) -> str:
     return f"{name}@{digest([_wording(name), again([], '', '')])[:12]}"
 
 
@@ -89,9 +103,16 @@ def as_data(text: str) -> str:
     return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", " ".join(clean(text).split()))[:_MAX_FIELD]
 
 
-def _problem(row: Problem, paragraph: str) -> dict[str, str]:
+def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
     fields = {"question": row.question, "answer": row.answer, "solution": row.solution or "", "paragraph": paragraph}
+    fields |= {"begin": " and ".join(begin), "steps": ", ".join(steps)}
     return {"task": row.task.replace("_", " "), **{name: as_data(text) for name, text in fields.items()}}
+
+
+def _steps(row: Problem, paragraph: str) -> str:
+    """A paragraph without what its question says."""
+    known = content_words(row.question) | numbers(row.question)
+    return " ".join(word for word in paragraph.split() if not (content_words(word) | numbers(word)) & known)
 
 
 def _part_of(example: dict[str, Any], part: str, place: int) -> str:

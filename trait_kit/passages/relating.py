@@ -42,7 +42,6 @@ def plan_groups(
         problems_per_group=params.problems_per_group,
         max_uses=params.max_uses,
         seed=params.seed,
-        one_task=params.variant == "single_task",
     )
     return problems, groups
 
@@ -67,7 +66,7 @@ def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, ledger: Ledger | None
     A problem whose topic could not be had keeps none, so that no passage is made of it.
     """
     requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
-    estimate = prompts.estimate(endpoint, requests, _TYPICAL_TOPIC)
+    estimate = prompts.estimate(endpoint, requests, _TYPICAL_TOPIC, ledger)
     print(f"Topics: {agree(estimate, endpoint.max_cost_usd)}")
     replies = ask(requests, endpoint, ledger, attempts=max(2, attempts))
     return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])

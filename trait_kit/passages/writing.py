@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import read_json, write_json
+from trait_kit.engine.files import atomic_path, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
@@ -29,17 +29,10 @@ from trait_kit.passages.material import Draft, Group, Order, compose_text, probl
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
-from trait_kit.tasks import every_test_question, load_problems
+from trait_kit.tasks import every_test_question, load_problems, prompt
 
 _MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
-# The ablations' checks that are not made. Contamination always is.
-_SKIPPED = {
-    "full": (),
-    "single_task": (),
-    "no_enlightenment": ("enlightenment", "boilerplate", "recurring clause"),
-    "no_gold_checks": ("reasoning", "gold answer", "arithmetic", "own problem"),
-    "pairs": ("form", "length", "reasoning", "own problem", "enlightenment", "boilerplate", "recurring clause"),
-}
+_WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
 TokenCounts = Callable[[list[str]], np.ndarray]
 
 
@@ -68,7 +61,7 @@ def write_passages(step) -> Written:
         return Written.load(folder)
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
-        asks = (p.teacher in ("openai", "local") and p.variant != "pairs") or p.grouping == "teacher"
+        asks = p.teacher != "none" or p.grouping == "teacher"
         here = p.teacher == "local"
         p = local.as_endpoint(p) if here else p
         endpoint = stack.enter_context(served(p, folder, local.model_file if here else None)) if asks else None
@@ -76,9 +69,13 @@ def write_passages(step) -> Written:
         if here:
             ledger.keep(local.recorded())
         problems, groups = plan_groups(problems, p, endpoint, ledger)
-        teacher = make_teacher(p, endpoint, ledger)
+        teacher, orders = make_teacher(p, endpoint, ledger), orders_of(groups, problems)
         if isinstance(teacher, EndpointTeacher):
-            print(agree(teacher.estimate(orders_of(groups, problems)), p.max_cost_usd), flush=True)
+            if here and teacher.estimate(orders).requests:
+                teacher.endpoint = endpoint.measured()
+            print(agree(teacher.estimate(orders), p.max_cost_usd), flush=True)
+            if p.paragraphs == "both":
+                _keep_paragraphs(teacher, orders, folder)
         made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
     tables.write(folder / "problems.parquet", problems, "problems")
@@ -86,6 +83,16 @@ def write_passages(step) -> Written:
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
     return Written.load(folder)
+
+
+def _keep_paragraphs(teacher: EndpointTeacher, orders: Sequence[Order], folder: Path) -> None:
+    """The teacher's own paragraph of every problem in a passage, for the control `rephrased`."""
+    rows = {row.id: row for order in orders for row in order.rows}
+    told = zip(rows.values(), teacher.tell(list(rows.values())), strict=True)
+    kept = [(row.id, f"{prompt(row.question)} {reply.value}") for row, reply in told if not reply.fault]
+    table = pd.DataFrame(kept, columns=["id", "text"])
+    with atomic_path(folder / "rephrased.parquet") as temporary:
+        table.to_parquet(temporary)
 
 
 def load_material(params) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
@@ -130,19 +137,16 @@ def write_groups(
     A passage that holds one of the `test_questions` is rejected.
     """
     beside = Beside(test_questions, params.paraphrase_similarity, params.embedding_model)
-    joined = type(teacher) is JoiningTeacher and params.variant == "full"
-    skipped = _SKIPPED["no_enlightenment" if joined else params.variant]
+    skipped = _WITHOUT_ENLIGHTENMENT if isinstance(teacher, JoiningTeacher) else ()
     orders, rows = orders_of(groups, problems), []
     for attempt in range(1, params.max_attempts + 1):
         if not orders:
             break
         drafts = teacher.write(orders)
-        if params.variant == "no_enlightenment":
-            drafts = [replace(draft, enlightenment="") for draft in drafts]
         judged = list(_judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
         rows += [{**row, "attempt": attempt} for row in judged]
         orders = [
-            replace(order, refused=(*order.refused, (draft.enlightenment, row["reason"])))
+            replace(order, refused=(*order.refused, (draft.parts, row["reason"])))
             for order, draft, row in zip(orders, drafts, judged, strict=True)
             if not draft.fault and row["reason"].partition(":")[0] in teacher.can_mend
         ]
