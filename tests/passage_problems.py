@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from trait_kit import tables
 from trait_kit.params import PassageParams
+from trait_kit.passages.material import Draft, Order
+from trait_kit.passages.teachers import JoiningTeacher
 
 
 def params(**changes) -> PassageParams:
@@ -17,6 +23,28 @@ def params(**changes) -> PassageParams:
 
 def count_tokens(texts: list[str]) -> np.ndarray:
     return np.array([len(text) // 4 for text in texts], dtype=np.int64)
+
+
+class QuotingTeacher(JoiningTeacher):
+    """Worked solutions, and an enlightenment that passes: the end of every question beside words that no other has."""
+
+    name = "quoting"
+    can_mend = frozenset({"enlightenment"})
+
+    def write(self, orders: Sequence[Order]) -> list[Draft]:
+        return [self._around(order, draft) for order, draft in zip(orders, super().write(orders), strict=True)]
+
+    def _around(self, order: Order, draft: Draft) -> Draft:
+        if draft.fault:
+            return draft
+        rng = random.Random(f"{order.group.id}/{len(order.refused)}")
+        told = [f"{_nonsense(rng)} turns on {row.question[-60:]!r}" for row in order.rows]
+        text = f"They share {order.group.shared}, {_nonsense(rng)}: {'; '.join(told)}."
+        return replace(draft, enlightenment=text, parts=(text,))
+
+
+def _nonsense(rng: random.Random) -> str:
+    return " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(6))
 
 
 def math_problems(per_task: int = 8) -> pd.DataFrame:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from passage_problems import count_tokens, math_problems, params
+from passage_problems import QuotingTeacher, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
@@ -16,7 +17,6 @@ from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
 from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
-from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_groups
 
 
@@ -135,7 +135,7 @@ def written(folder, problems: pd.DataFrame, **changes):
     p = params(**{"n_groups": 8, "max_attempts": 1, **changes})
     problems, groups = plan_groups(problems, p)
     asked = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
-    bill = write_groups(groups, problems, make_teacher(p), **asked)
+    bill = write_groups(groups, problems, QuotingTeacher(), **asked)
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
@@ -160,42 +160,14 @@ def test_controls_have_the_passages_problems_and_not_what_the_passages_say(tmp_p
         assert own[body] != ends[end]
 
 
-def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
-    problems = math_problems()
-    full, _, _ = written(tmp_path, problems)
-    bare, _, _ = written(tmp_path, problems, variant="no_enlightenment")
-    assert bare["id"].tolist() == full["id"].tolist()
-    for with_it, without in zip(full.itertuples(), bare.itertuples(), strict=True):
-        assert with_it.text == f"{without.text}\n\n{with_it.enlightenment}"
-        assert "enlightenment" not in without.checks
-    single, _, _ = written(tmp_path, problems, variant="single_task")
-    assert len(single) == len(full)
-    assert all(len(set(tasks)) == 1 for tasks in single["tasks"])
-    assert set(single["checks"].iloc[0]) == set(full["checks"].iloc[0])
-    pairs, _, bill = written(tmp_path, problems, variant="pairs")
-    assert pairs["id"].tolist() == full["id"].tolist()
-    by_id = problems.set_index("id")
-    for row in pairs.itertuples():
-        asked = [
-            f"Question: {by_id.loc[i, 'question']}\nAnswer: The answer is {by_id.loc[i, 'answer']}." for i in row.problem_ids
-        ]
-        assert row.text == "\n\n".join(asked)
-    assert bill["teacher"] == "none: question-answer pairs"
-    wrong = problems.assign(answer=[f"{answer}1" for answer in problems["answer"]])  # what the solutions do not reach
-    kept, rejected, _ = written(tmp_path, wrong)
-    assert len(kept) == 0
-    assert set(rejected["reason"].str.partition(":")[0]) == {"gold answer"}
-    unchecked, _, _ = written(tmp_path, wrong, variant="no_gold_checks")
-    assert len(unchecked) == len(full)
-    assert "gold answer" not in unchecked["checks"].iloc[0]
-
-
 def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path, monkeypatch):
-    from trait_kit.passages import offline
-
-    compose = offline.compose
     dull = "Read it, think, and answer; that is how each of these tasks is done, whatever it may be about today."
-    monkeypatch.setattr(offline, "compose", lambda *given: compose(*given) if given[-1] == "0/3" else dull)
+    around = QuotingTeacher._around
+
+    def tired(self, order, draft):
+        return around(self, order, draft) if len(order.refused) == 2 else replace(draft, enlightenment=dull, parts=(dull,))
+
+    monkeypatch.setattr(QuotingTeacher, "_around", tired)
     kept, rejected, bill = written(tmp_path, math_problems(), max_attempts=3)
     assert (len(kept), len(rejected)) == (8, 16)
     assert set(kept["attempt"]) == {3}

@@ -1,23 +1,24 @@
-"""Passages: groups, the offline teacher, and the checks on planted errors."""
+"""Passages: groups, and the checks on planted errors."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from passage_problems import ads_problems, count_tokens, math_problems, params
+from passage_problems import QuotingTeacher, ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
 from trait_kit.passages.checks import OWN_CHECKS, own_fault
 from trait_kit.passages.grouping import COLUMN, coverage, make_groups
 from trait_kit.passages.material import Draft, Group, Order, problem_rows
-from trait_kit.passages.novelty import Accepted
-from trait_kit.passages.teachers import OfflineTeacher, make_teacher
+from trait_kit.passages.novelty import Accepted, blames
+from trait_kit.passages.teachers import JoiningTeacher
 from trait_kit.passages.writing import write_groups
 
 # --- groups
@@ -69,60 +70,65 @@ def test_groups_by_entity_and_only_of_the_train_split():
         make_groups(problems, "entity", n_groups=3, problems_per_group=3, max_uses=1, seed=0)
 
 
-# --- the offline teacher and the checks
+# --- the checks
 
 
-def offline_passages(folder: Path, problems: pd.DataFrame, grouping: str = "knowledge", n: int = 8, **changes):
-    """(groups, passages, rejected, bill) of the offline teacher; `changes` are parameters, or the test questions."""
-    questions = changes.pop("test_questions", [])
+def quoting_passages(folder: Path, problems: pd.DataFrame, grouping: str = "knowledge", n: int = 8, **changes):
+    """(groups, passages, rejected, bill) of a teacher that quotes; `changes` are parameters, or the test questions."""
+    questions, teacher = changes.pop("test_questions", []), changes.pop("teacher", QuotingTeacher())
     p = params(**{"grouping": COLUMN[grouping], "max_attempts": 1, **changes})
-    groups = make_groups(
-        problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed, one_task=p.variant == "single_task"
-    )
+    groups = make_groups(problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed)
     asked = {"folder": folder, "test_questions": questions, "count_tokens": count_tokens, "params": p}
-    bill = write_groups(groups, problems, make_teacher(p), **asked)
+    bill = write_groups(groups, problems, teacher, **asked)
     found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")]
     return groups, *found, bill
 
 
 @pytest.mark.parametrize(("problems", "grouping", "n"), [(math_problems(), "knowledge", 8), (ads_problems(), "entity", 3)])
-def test_offline_passages_pass_every_check(problems, grouping, n, tmp_path):
-    groups, passages, rejected, bill = offline_passages(tmp_path, problems, grouping, n)
+def test_passages_pass_every_check_and_hold_what_evaluation_asks(problems, grouping, n, tmp_path):
+    groups, passages, rejected, bill = quoting_passages(tmp_path, problems, grouping, n)
     assert rejected["reason"].tolist() == []
     assert passages["id"].tolist() == [group.id for group in groups]
-    assert set(passages["teacher"]) == {"offline: gold solutions"}
     assert bill["cost_usd"] == 0.0
     assert bill["passages"] == n
     by_id = problems.set_index("id")
     for row in passages.itertuples():
-        assert list(row.checks) == [*OWN_CHECKS, "length", "contamination", "boilerplate", "near-duplicate"]
+        beside = ["length", "contamination", "boilerplate", "recurring clause", "near-duplicate"]
+        assert list(row.checks) == [*OWN_CHECKS, *beside]
         for problem_id in row.problem_ids:  # exactly the evaluation's prompt and target
             problem = by_id.loc[problem_id]
             assert f"Question: {problem['question']}\nAnswer: {problem['solution']}\n\n" in row.text
         assert row.text.endswith(row.enlightenment)
-        assert row.shared in row.enlightenment
 
 
-def test_enlightenment_is_particular_varied_and_reproducible(tmp_path):
-    _, first, _, _ = offline_passages(tmp_path, math_problems())
-    _, again, _, _ = offline_passages(tmp_path, math_problems())
-    assert first["text"].tolist() == again["text"].tolist()
-    openings = {text.split(":")[0] for text in first["enlightenment"]}
-    assert len(openings) >= 3
-    problems = problem_rows(math_problems())
-    group = Group("p-1", tuple(first["problem_ids"][0]), "knowledge", first["shared"][0])
-    rows = [problems[problem_id] for problem_id in group.problem_ids]
-    by_seed = {OfflineTeacher(seed).write([Order(group, rows)])[0].enlightenment for seed in range(6)}
-    assert len(by_seed) == 6
-    for enlightenment in by_seed:
-        for row in rows:
-            assert set(re.findall(r"\d{2,}", row.question)) & set(re.findall(r"\d{2,}", enlightenment))
+def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tmp_path):
+    class Phrase(QuotingTeacher):
+        def _around(self, order: Order, draft: Draft) -> Draft:
+            found = super()._around(order, draft)
+            phrase = f"and the {order.rows[0].answer} is not the answer yet since more is to come"
+            return replace(found, enlightenment=f"{found.enlightenment[:-1]}; {phrase}.")
+
+    groups, passages, rejected, bill = quoting_passages(tmp_path, math_problems(), teacher=Phrase())
+    assert passages["id"].tolist() == [group.id for group in groups[:2]]
+    assert set(rejected["reason"].str.partition(":")[0]) == {"recurring clause"}
+    assert "'and the 0 is not the answer yet since more is to come'" in rejected["reason"][0]
+    assert blames(rejected["reason"][0], "Well, and the 77 is not the answer yet since more is to come.")
+    assert not blames(rejected["reason"][0], "With 77 and 3, the boxes are counted by what each of them holds.")
+
+
+def test_worked_solutions_are_joined_without_an_enlightenment(tmp_path):
+    problems = math_problems()
+    groups, passages, rejected, bill = quoting_passages(tmp_path, problems, teacher=JoiningTeacher())
+    assert (len(passages), len(rejected)) == (len(groups), 0)
+    assert set(passages["enlightenment"]) == {""}
+    assert "enlightenment" not in passages["checks"][0]
+    assert "gold answer" in passages["checks"][0]
 
 
 def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
     problems = math_problems()
     problems.loc[problems["task"] == "word_problems", "solution"] = None
-    groups, passages, rejected, bill = offline_passages(tmp_path, problems, n=6)
+    groups, passages, rejected, bill = quoting_passages(tmp_path, problems, n=6)
     assert len(passages) + len(rejected) == len(groups)
     assert bill["rejected"] == {"no worked solution": len(rejected)}
     assert len(rejected) > 0
@@ -131,7 +137,7 @@ def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
 def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, Order]:
     by_id = problem_rows(problems)
     order = Order(Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids])
-    (draft,) = OfflineTeacher(1).write([order])
+    (draft,) = QuotingTeacher().write([order])
     assert not draft.fault
     return draft, order
 
@@ -217,15 +223,18 @@ def test_only_paragraphs_with_equal_answers_are_believed_to_have_changed_places(
 
 
 def test_length_boilerplate_and_near_duplicates(tmp_path):
+    class Same(QuotingTeacher):
+        def _around(self, order: Order, draft: Draft) -> Draft:
+            return super()._around(replace(order, group=replace(order.group, id="p")), draft)
+
     ids = ("word_problems-0", "linear_equations-0", "fraction_simplification-0")
     groups = [Group(name, ids, "knowledge", "equal groups") for name in ("p-first", "p-again")]
     asked = {"test_questions": [], "count_tokens": count_tokens, "folder": tmp_path}
     for changes, reasons in (
         ({}, ["boilerplate: the enlightenment is 100%"]),
-        ({"variant": "no_enlightenment"}, ["near-duplicate: the passage is 100%"]),
         ({"max_passage_tokens": 70}, ["length: "] * 2),
     ):
-        write_groups(groups, math_problems(), OfflineTeacher(1), params=params(max_attempts=1, **changes), **asked)
+        write_groups(groups, math_problems(), Same(), params=params(max_attempts=1, **changes), **asked)
         rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pylist()
         assert [row["id"] for row in rejected] == ["p-first", "p-again"][-len(reasons) :]
         assert all(row["reason"].startswith(reason) for row, reason in zip(rejected, reasons, strict=True))
@@ -235,7 +244,7 @@ def test_a_test_question_among_the_problems_is_rejected(tmp_path):
     problems = math_problems()
     leaked = "fraction_simplification-2"
     question = problems.set_index("id").loc[leaked, "question"].upper()
-    groups, passages, rejected, _ = offline_passages(tmp_path, problems, test_questions=[question, "What is seven?"])
+    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, test_questions=[question, "What is seven?"])
     holding = {group.id for group in groups if leaked in group.problem_ids}
     assert holding
     assert set(rejected["id"]) == holding

@@ -73,15 +73,16 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
         raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
     _refuse_contradiction(text)
     if place is not None:
-        row, marks = order.rows[place], _marks(order.rows, paragraphs)[place]
-        said = content_words(text) | numbers(text)
-        if foreign := numbers(text) - numbers(f"{row.question} {paragraphs[place]} {row.answer}"):
+        row, paragraph = order.rows[place], paragraphs[place]
+        said, known = content_words(text) | numbers(text), content_words(row.question) | numbers(row.question)
+        if foreign := numbers(text) - numbers(f"{row.question} {paragraph} {row.answer}"):
             raise ValueError(f"enlightenment: {min(foreign)} stands neither in problem {row.id} nor in its solution")
-        begin = text.partition(",")[0]  # it was told to begin so
-        own = marks - content_words(begin) - numbers(begin)
-        if not own & said:
-            hint = ", ".join(sorted(own, key=lambda mark: (not mark[0].isdigit(), mark))[:3])
-            raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {hint}")
+        marks = _marks(order.rows, paragraphs)[place]
+        steps = sorted(marks - known or marks, key=lambda mark: (not mark[0].isdigit(), mark))
+        if not said & set(steps):
+            raise ValueError(
+                f"enlightenment: it does not name this problem's own steps, for instance {', '.join(steps[:3])}"
+            )
     return text
 
 

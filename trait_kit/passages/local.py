@@ -36,12 +36,10 @@ def as_endpoint(params: Any) -> Any:
     return params.model_copy(update=asked)
 
 
-def recorded() -> list[list[Any]]:
-    """What it answered for the shipped demos, as `Ledger.keep` takes it."""
-    if not RECORDED.exists():
-        return []
+def recorded() -> tuple[str, list[list[Any]]]:
+    """(the day on which it was asked for the shipped demos, its answers as `Ledger.keep` takes them)."""
     with gzip.open(RECORDED, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        return json.loads(next(lines)), [json.loads(line) for line in lines]
 
 
 def model_file() -> Path:

@@ -13,6 +13,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -30,10 +31,8 @@ _CHARACTERS_A_TOKEN = 4  # for estimates
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
 
-def choose(order: Order, own: str = "") -> str:
-    """Which prompts fit: the user's `own` file, 'math' where all answers are numbers or formulas, 'ads', else 'generic'."""
-    if own:
-        return own
+def choose(order: Order) -> str:
+    """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
     if {row.task for row in order.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
     knowledge = order.group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in order.rows)
@@ -95,7 +94,7 @@ def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int
 
 
 def version(name: str) -> str:
-    return f"{name}@{digest([_wording(name), again([], '', '')])[:12]}"
+    return f"{Path(name).stem}@{digest([_wording(name), again([], '', '')])[:12]}"
 
 
 def as_data(text: str) -> str:
@@ -124,7 +123,8 @@ def _part_of(example: dict[str, Any], part: str, place: int) -> str:
 
 
 def _wording(name: str) -> dict[str, Any]:
-    return content(f"prompts/{name}.yaml")
+    """The wording of that name, or the user's own file."""
+    return content(str(Path(name).absolute()) if name.endswith(".yaml") else f"prompts/{name}.yaml")
 
 
 @functools.cache

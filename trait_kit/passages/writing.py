@@ -66,8 +66,8 @@ def write_passages(step) -> Written:
         p = local.as_endpoint(p) if here else p
         endpoint = stack.enter_context(served(p, folder, local.model_file if here else None)) if asks else None
         ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
-        if here:
-            ledger.keep(local.recorded())
+        day, answers = local.recorded() if here else ("", [])
+        ledger.keep(answers)
         problems, groups = plan_groups(problems, p, endpoint, ledger)
         teacher, orders = make_teacher(p, endpoint, ledger), orders_of(groups, problems)
         if isinstance(teacher, EndpointTeacher):
@@ -78,6 +78,9 @@ def write_passages(step) -> Written:
                 _keep_paragraphs(teacher, orders, folder)
         made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
+        bill["written"] = f"{ledger.new_requests:,} answers now" + f", the others on {day}" * bool(
+            day and ledger.cached_requests
+        )
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
@@ -107,12 +110,15 @@ def first_order(step) -> Order:
     p = step.params
     if step.done:
         written = Written.load(step.folder)
-        row = pd.concat([written.passages, written.rejected]).iloc[0]
-        group = Group(row["id"], tuple(row["problem_ids"]), row["grouping"], row["shared"])
-        return orders_of([group], written.problems)[0]
+        return orders_of([group_of(pd.concat([written.passages, written.rejected]).iloc[0])], written.problems)[0]
     cheap = p.model_copy(update={"grouping": "concepts"}) if p.grouping in ("teacher", "embedding") else p
     problems, groups = plan_groups(load_material(p)[0], cheap)
     return orders_of(groups[:1], problems)[0]
+
+
+def group_of(row: pd.Series) -> Group:
+    """The group that a row of passages.parquet or rejected.parquet was written for."""
+    return Group(row["id"], tuple(row["problem_ids"]), row["grouping"], row["shared"])
 
 
 def orders_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[Order]:
