@@ -108,7 +108,7 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
             phrase = f"and the {order.rows[0].answer} is not the answer yet since more is to come"
             return replace(found, enlightenment=f"{found.enlightenment[:-1]}; {phrase}.")
 
-    groups, passages, rejected, bill = quoting_passages(tmp_path, math_problems(), teacher=Phrase())
+    groups, passages, rejected, _ = quoting_passages(tmp_path, math_problems(), teacher=Phrase())
     assert passages["id"].tolist() == [group.id for group in groups[:2]]
     assert set(rejected["reason"].str.partition(":")[0]) == {"recurring clause"}
     assert "'and the 0 is not the answer yet since more is to come'" in rejected["reason"][0]
@@ -118,7 +118,7 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
 
 def test_worked_solutions_are_joined_without_an_enlightenment(tmp_path):
     problems = math_problems()
-    groups, passages, rejected, bill = quoting_passages(tmp_path, problems, teacher=JoiningTeacher())
+    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, teacher=JoiningTeacher())
     assert (len(passages), len(rejected)) == (len(groups), 0)
     assert set(passages["enlightenment"]) == {""}
     assert "enlightenment" not in passages["checks"][0]

@@ -1,4 +1,4 @@
-"""Passages at scale from real problem pools, with the offline teacher: how many, how fast, what is rejected, what leaks.
+"""Passages at scale from real problem pools, of joined worked solutions: how many, how fast, what is rejected, what leaks.
 
 Run by hand: `python tests/benchmarks/passages.py --output docs/results/passages.json`; see README.md.
 """
@@ -70,7 +70,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
     train, test, shape = pool(folder, groups)
     common = {"in_domain": "-", "web": "-", "tasks": train, "base_model": "demo:smollm2-135m"}
     sizes = {"problems_per_task": 100_000, "test_items_per_task": 2_000, "n_groups": groups, "max_uses": 12}
-    p = PassageParams(**{**common, **sizes, "max_passage_tokens": 2_048, "max_attempts": 3, **shape})
+    p = PassageParams(**{**common, **sizes, "max_passage_tokens": 2_048, "teacher": "none", **shape})
     problems = load_problems(p.tasks, "train", p.problems_per_task, p.seed)
     questions = every_test_question(test, p.test_items_per_task, p.seed)
     lap("loading")

@@ -1,6 +1,6 @@
 """Are planted errors found, and clean passages left alone? `python tests/benchmarks/planted_errors.py [--n 1000]`
 
-Clean passages hold right paragraphs in many layouts: the gold solutions as the offline teacher writes them, and the same
+Clean passages hold right paragraphs in many layouts: the gold solutions as they are joined, and the same
 steps as language models print them (LaTeX, bold type, units, boxed answers, a sentence after the answer, a rounded aside).
 A planted error changes one thing in such a passage. Both go through `write_groups`; an error counts as found only where
 the check that rejects it is one of those meant for it (FAULTS). Each passage is judged among others, none of them its own.
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, holds, paragraph, sums, value
 from local_tasks import LOCAL, local_task
+from passage_problems import QuotingTeacher
 
 from trait_kit import tables
 from trait_kit.engine.files import digest
@@ -37,7 +38,6 @@ from trait_kit.passages.grouping import COLUMN, make_groups
 from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
 from trait_kit.passages.novelty import screen_problems
 from trait_kit.passages.relating import tag_concepts
-from trait_kit.passages.teachers import OfflineTeacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
 
@@ -294,7 +294,7 @@ FAULTS: dict[str, tuple[tuple[str, ...], Plant]] = {  # error -> (checks meant f
 
 
 def passages(problems: pd.DataFrame, grouping: str, n: int, seed: int) -> Iterator[Passage]:
-    """Clean passages of groups that the kit makes, a quarter of them just as the offline teacher writes them."""
+    """Clean passages of groups that the kit makes, a quarter of them just as they are joined."""
     by_id = problem_rows(problems)
     for group in make_groups(problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=seed):
         yield _clean(group, tuple(by_id[problem] for problem in group.problem_ids), "")
@@ -323,7 +323,7 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
 
 
 def _clean(group: Group, rows: tuple[Problem, ...], kind: str) -> Passage:
-    (draft,) = OfflineTeacher(0).write([Order(group, rows)])
+    (draft,) = QuotingTeacher().write([Order(group, rows)])
     assert not draft.fault
     if Random(group.id).random() < 0.75:
         told = enlightenment(rows, group.shared, group.id)
