@@ -36,7 +36,7 @@ _KINDS = {  # ranges of characters; all others are of words. Spaces end words, t
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
 }
-BYTE_KINDS = np.array([_SPACE if c in (0, 9, 10, 11, 12, 13, 32) else _WORD for c in range(256)])  # as fastText splits words
+_BYTE_KINDS = np.array([_SPACE if c in (0, 9, 10, 11, 12, 13, 32) else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
@@ -89,6 +89,15 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     return pc.utf8_trim(array, " ")
 
 
+def ngram_hashes(states: np.ndarray, n: int) -> np.ndarray:
+    """uint64 [len - n + 1]: fastText's hash of each `n` tokens in a row."""
+    tokens = states.astype(np.uint32).view(np.int32).astype(np.int64).view(np.uint64)  # as `sign_extend`
+    hashes = np.zeros(max(len(states) - n + 1, 0), np.uint64)
+    for k in range(n):
+        hashes = hashes * NGRAM_MULTIPLIER + tokens[k : k + len(hashes)]
+    return hashes
+
+
 @inlined
 def sign_extend(state):
     """A token's hash as fastText's n-grams take it: a signed 32-bit number widened to 64 bits."""
@@ -107,27 +116,22 @@ class TokenBlock(NamedTuple):
     first: int  # number of the block's first text
     states: np.ndarray  # uint64 [n]; EOS_STATE stands after the last token of each text
     starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin
-    ends: np.ndarray  # int64 [n]: the byte after each token; empty where nobody asked, for they take a tenth of the time
 
 
 def token_blocks(
-    values: np.ndarray,
-    offsets: np.ndarray,
-    normalisation: Normalisation = "none",
-    with_ends: bool = False,
+    values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none"
 ) -> Iterator[TokenBlock]:
-    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next. `with_ends` is for "none" alone."""
+    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next."""
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
-    ends = np.empty(room if with_ends else 0, np.int64)
     scan, first = _scan_kernel(normalisation == "none"), 0
-    kinds, lower = (BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
+    kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     while first < len(offsets) - 1:
         stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
         texts = offsets[first : max(stop, first + 1) + 1]
-        n = scan(values, texts, states, starts, ends, kinds, lower)
-        yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
+        n = scan(values, texts, states, starts, kinds, lower)
+        yield TokenBlock(first, states[:n], starts[: len(texts)])
         first += len(texts) - 1
 
 
@@ -157,16 +161,14 @@ def _scan_kernel(raw: bool) -> Callable:
     """
 
     @kernel
-    def _scan(values, offsets, states, starts, ends, kinds, lower):
-        n, with_ends = np.uint64(0), len(ends) > 0
+    def _scan(values, offsets, states, starts, kinds, lower):
+        n = np.uint64(0)
         for d in range(len(offsets) - 1):
             state, before, counts = HASH_START, _SPACE, True
             position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
             while position < end:
                 byte = values[position]
                 states[n] = state
-                if with_ends:
-                    ends[n] = position
                 if raw or byte < 128:
                     kind = kinds[byte]
                     joined = (kind == _WORD) & (before == _WORD)
@@ -184,8 +186,6 @@ def _scan_kernel(raw: bool) -> Callable:
                     counts = (counts | (not joined)) & (state != _LABEL_STATE)
                 before = kind
             states[n] = state
-            if with_ends:
-                ends[n] = position
             n += np.uint64((before != _SPACE) & counts)
             if raw:
                 ended = False
