@@ -41,7 +41,7 @@ class LinearTable(NamedTuple):
 
     cells: np.ndarray  # float32 [slots, width >= C + 3]: hash state (8 bytes), C numbers, ..., rows they stand for
     buckets: np.ndarray  # float32 [buckets, C]
-    sizes: np.ndarray  # int64: shortest (1: words have no slots) and longest n-gram of the buckets, </s> counts, minn, maxn
+    sizes: Sequence[int]  # shortest (1: words have no slots) and longest n-gram of the buckets, </s> counts, minn, maxn
 
     @property
     def states(self) -> np.ndarray:
@@ -55,7 +55,7 @@ class LinearTable(NamedTuple):
 
     def add(self, states: np.ndarray, starts: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> None:
         """Write the sums and the number of rows of a block's texts. Two columns are looked up as one complex number."""
-        shortest, longest, with_eos = self.sizes[:3].tolist()
+        shortest, longest, with_eos, *_ = self.sizes
         words, buckets = self.cells[:, 2 : 2 + sums.shape[1]], self.buckets
         if sums.shape[1] == 2:
             words, buckets = self.cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
@@ -67,7 +67,9 @@ class LinearTable(NamedTuple):
             look_up(states, starts, bool(with_eos), self.states, *numbers, sums[:, k], counted)
 
 
-def word_cells(words: Sequence[bytes], values: np.ndarray, rows: int, buckets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def word_cells(
+    words: Sequence[bytes], values: np.ndarray, rows: int, buckets: np.ndarray, sizes: Sequence[int]
+) -> np.ndarray:
     """Cells of words, at most half of them used, each within one cache line where it can be.
 
     A word's numbers are its `values` (float32 [n, C]), which stand for so many `rows`, and those of its character n-grams.
@@ -75,16 +77,15 @@ def word_cells(words: Sequence[bytes], values: np.ndarray, rows: int, buckets: n
     slots = 1 << max(2 * len(words) - 1, 1).bit_length()
     cells = np.zeros((slots, 1 << (values.shape[1] + 2).bit_length()), np.float32)
     names = buffers(pa.array(words, pa.large_binary()))
-    _fill(*names, word_states(*names), values, rows, cells.view(np.uint64), cells, buckets, sizes)
+    _fill(*names, word_states(*names), values, rows, cells.view(np.uint64), cells, buckets, *sizes[3:])
     return cells
 
 
 def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -> LinearTable:
     """A table that is no longer writable: one type for the kernels, whatever its arrays came from."""
-    table = LinearTable(cells, buckets, np.array(sizes, np.int64))
-    for array in table:
+    for array in (cells, buckets):
         array.flags.writeable = False
-    return table
+    return LinearTable(cells, buckets, sizes)
 
 
 def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
@@ -196,18 +197,17 @@ def _look_up_kernel(shortest: int, longest: int):
             found = 0
             for n in range(shortest, longest + 1):
                 found += max(np.int64(stop - begin) - n + 1, 0)
-            part, until = begin, min(begin + np.uint64(longest - 1), stop)  # the first tokens end no long n-gram
+            part = begin
             while part < stop:
-                until = part + one
-                if part >= begin + np.uint64(longest - 1):
-                    until = min(part + summed, stop)
+                whole = part >= begin + np.uint64(longest - 1)  # the first tokens, one by one, end only short n-grams
+                until = min(part + summed, stop) if whole else part + one
                 total, count = zero, np.float32(0)  # single precision within a part, double over parts
                 for t in range(part, until):
                     if words:
                         slot = find_slot(states[t], slot_states)
                         total += numbers[slot]
                         count += held[slot]
-                    if part >= begin + np.uint64(longest - 1):
+                    if whole:
                         total = add_ngrams(total, states, t, longest, buckets)
                     else:
                         total = add_ngrams(total, states, t, np.int64(t - begin + one), buckets)
@@ -220,15 +220,15 @@ def _look_up_kernel(shortest: int, longest: int):
 
 
 @kernel
-def _fill(names, starts, states, values, own_rows, slot_states, cells, buckets, sizes):
+def _fill(names, starts, states, values, own_rows, slot_states, cells, buckets, minn, maxn):
     """Give every word its slot; its character n-grams are folded into its numbers (</s> has none)."""
     columns = values.shape[1]
     for entry in range(len(states)):
         slot = find_slot(states[entry], slot_states)
         slot_states[slot, 0] = states[entry]
         total, rows = values[entry].astype(np.float64), own_rows
-        if sizes[4] > 0 and len(buckets) and states[entry] != EOS_STATE:
-            rows += _add_subwords(names[starts[entry] : starts[entry + 1]], buckets, sizes[3], sizes[4], total)
+        if maxn > 0 and len(buckets) and states[entry] != EOS_STATE:
+            rows += _add_subwords(names[starts[entry] : starts[entry + 1]], buckets, minn, maxn, total)
         cells[slot, cells.shape[1] - 1] = rows
         cells[slot, 2 : 2 + columns] = total
 

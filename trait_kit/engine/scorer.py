@@ -62,7 +62,7 @@ class NgramScorer:
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
         buckets = values[n_words:].copy()
-        sizes = np.array([2, longest if len(buckets) else 1, 1, minn, maxn])
+        sizes = [2, longest if len(buckets) else 1, 1, minn, maxn]
         cells = linear.word_cells(words, values[:n_words], 1, buckets, sizes)
         return cls(labels, linear.linear_table(cells, buckets, sizes), loss, normalisation)
 
@@ -76,7 +76,7 @@ class NgramScorer:
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
         header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
-        header["sizes"] = self.table.sizes.tolist()
+        header["sizes"] = self.table.sizes
         return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
