@@ -139,8 +139,9 @@ def total(
 
 def _unknown_words(texts: pa.LargeStringArray, table: LinearTable) -> LinearTable:
     """The character n-grams of the words that the table does not hold, as a table of those words."""
-    words = {word.encode() for text in texts.to_pylist() for word in re.split("[\0\t-\r ]+", text) if word}
-    states = word_states(*buffers(pa.array(words := sorted(words), pa.large_binary())))
+    lines = texts.cast(pa.large_binary()).to_pylist()
+    words = sorted({word for line in lines for word in re.split(rb"[\0\t-\r ]+", line) if word})
+    states = word_states(*buffers(pa.array(words, pa.large_binary())))
     slots = table.states
     unknown = [word for word, state in zip(words, states, strict=True) if not slots[find_slot(state, slots), 0]]
     values = np.zeros((len(unknown), table.buckets.shape[1]), np.float32)

@@ -107,8 +107,9 @@ class QuestionIndex:
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= self.share:
-                question = self.questions[number]
-                excerpt = _excerpt(words, exact.get(number, first.get(number, parted.get(number))), len(question))
+                question, at = self.questions[number], exact.get(number, first.get(number, parted.get(number)))
+                excerpt = " ".join(words[at : at + min(len(question), _EXCERPT_WORDS)])
+                excerpt += " ..." if len(question) > _EXCERPT_WORDS else ""
                 for test_index in self.same[question]:
                     yield test_index, "exact" if number in exact else "ngram", overlap, excerpt
 
@@ -135,8 +136,3 @@ def words_of(text: str) -> tuple[str, ...]:
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     pattern = _ASCII_WORD if text.isascii() else _WORD
     return tuple(word.replace(",", "") for word in pattern.findall(text.casefold()))
-
-
-def _excerpt(words: Sequence[str], at: int, length: int) -> str:
-    shown = words[at : at + min(length, _EXCERPT_WORDS)]
-    return " ".join(shown) + (" ..." if length > _EXCERPT_WORDS else "")

@@ -38,7 +38,6 @@ class Place:
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
     slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
-    memory_gb: int = 4  # asked for each worker on a cluster
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -144,17 +143,16 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
         import ray
 
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
-        kind, where = RayPipelineExecutor, {}
+        kind, options = RayPipelineExecutor, {}
     else:
-        kind, where = SlurmPipelineExecutor, {"time": "20:00:00", **place.slurm}
-        where |= {"env_command": f'export PATH="{Path(sys.executable).parent}:$PATH"', "job_name": "trait-kit"}
+        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+        kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
     executor = kind(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
         tasks=min(len(numbers), workers * _RANKS_PER_WORKER),
         workers=workers,
-        mem_per_cpu_gb=place.memory_gb,
         logging_dir=str(folder),
-        **where,
+        **{"mem_per_cpu_gb": 4, **options, **place.slurm},
     )
     try:
         executor.run()
