@@ -88,12 +88,8 @@ def quantity(text: str, unit: bool = True) -> Number | None:
 
 def numbers(text: str) -> set[str]:
     """All numbers that stand in a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
-    found = set()
-    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
-        whole, _, decimals = printed.replace(",", "").partition(".")
-        decimals = decimals.rstrip("0")
-        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
-    return found
+    printed = re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text)
+    return {re.sub(r"^0+(?=\d)|\.0*$|(\.\d*?)0+$", r"\1", number.replace(",", "")) for number in printed}
 
 
 def plain(text: str) -> str:

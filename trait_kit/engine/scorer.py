@@ -17,7 +17,9 @@ fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above thes
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ _KIND = "ngram scorer 5"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "ova"}
+_ENTRY = re.compile(rb"([^\0]*)\0.{9}", re.DOTALL)  # of the dictionary: a name and its end, count (8 bytes) and type
 _HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
 
 
@@ -142,12 +145,11 @@ def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
     size, n_words, n_labels, _, pruned = _SIZES.unpack_from(data, _HEAD.size)
     place, names, matrices = _HEAD.size + _SIZES.size, [], []
-    for _ in range(size):  # a name ends with a zero; then come its count (8 bytes) and its type (1 byte)
-        zero = data.find(b"\0", place)
-        if zero < 0:
-            raise ValueError("it ends within its dictionary")
-        names.append(data[place:zero])
-        place = zero + 10
+    for entry in itertools.islice(_ENTRY.finditer(data, place), size):
+        names.append(entry[1])
+        place = entry.end()
+    if len(names) < size:
+        raise ValueError("it ends within its dictionary")
     for _ in range(2):
         quantised, rows, columns = _MATRIX.unpack_from(data, place)
         if quantised or pruned >= 0:
