@@ -10,6 +10,7 @@ wrote: a page that hangs, crashes or fills the memory ends the child and is lost
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import functools
@@ -23,7 +24,6 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webencodings
 from loguru import logger
 
 from trait_kit.engine.files import TraitError, digest, made_once
@@ -38,6 +38,9 @@ _KEPT = pa.schema(
     dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
 )
 _META = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w:.-]{1,40})", re.IGNORECASE)
+# What a label means on the web (WHATWG Encoding Standard): browsers read the larger encoding, and pages rely on it.
+_MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030"}
+_MEANT |= {"euc_kr": "cp949", "iso8859-9": "cp1254", "tis-620": "cp874", "big5": "big5hkscs"}
 
 
 class _NoDocument(Exception):
@@ -59,13 +62,15 @@ def extract(page: bytes, charset: str = "") -> str:
 def _decode(page: bytes, charset: str) -> str | bytes:
     """The page as text: by its byte order mark, the HTTP header, the HTML meta, UTF-8; else as it is, to be guessed.
 
-    A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are. What a name
-    means is the web's convention, on which pages rely: iso-8859-1 is windows-1252 (WHATWG Encoding Standard).
+    A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
     """
     meta = _META.search(page[:4096])
-    for name in filter(None, (charset, meta and meta[1].decode("ascii"), "utf-8")):
-        with contextlib.suppress(LookupError, UnicodeDecodeError):
-            return webencodings.decode(page, name, "strict")[0]
+    mark = "utf-16" if page[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+    for name in filter(None, (mark, charset, meta and meta[1].decode("ascii"), "utf-8-sig")):
+        with contextlib.suppress(LookupError, ValueError, TypeError):
+            known = codecs.lookup(name).name
+            if isinstance(text := page.decode(_MEANT.get(known, known)), str):
+                return text
     return page
 
 
