@@ -15,11 +15,12 @@ from pathlib import Path
 
 import yaml
 
+from trait_kit.engine.numbers import SIGNS
+
 MAX_TEXT = 20_000  # characters that are read
 _WORDS = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
 _OPERATORS, _MEASURES = frozenset(_WORDS["operators"].split()), frozenset(_WORDS["measures"].split())
 _NO_UNITS = _OPERATORS.union(_WORDS["no_units"].split())
-_SIGNS = str.maketrans({"×": "*", "⋅": "*", "∙": "*", "·": "*", "÷": "/", "−": "-"})
 _PLAIN = [
     (re.compile(pattern), plain)
     for pattern, plain in (
@@ -92,7 +93,7 @@ def _value(node: ast.expr) -> Fraction:
 
 def _plain(text: str) -> str:
     """Printed sums in one notation: plain operators, no LaTeX, currency, unit or thousands comma."""
-    text = text.translate(_SIGNS)
+    text = text.translate(SIGNS)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     text = re.sub(r"[$£€]", "", _SUM_WITH_UNITS.sub(_without_units, text))

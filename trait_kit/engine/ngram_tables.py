@@ -61,8 +61,9 @@ class LinearTable(NamedTuple):
             words, buckets = self.cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
             sums = sums.view(np.complex128)
         look_up = _look_up_kernel(shortest, longest)
+        zero = (buckets if longest == 2 else sums).dtype.type(0)  # pairs, the usual: single precision is faster
         for k in range(sums.shape[1]):
-            numbers = words[:, k], self.cells[:, -1], buckets[:, k], buckets.dtype.type(0)
+            numbers = words[:, k], self.cells[:, -1], buckets[:, k], zero
             counted = np.empty_like(rows) if k else rows  # once
             look_up(states, starts, bool(with_eos), self.states, *numbers, sums[:, k], counted)
 
@@ -202,7 +203,7 @@ def _look_up_kernel(shortest: int, longest: int):
             while part < stop:
                 whole = part >= begin + np.uint64(longest - 1)  # the first tokens, one by one, end only short n-grams
                 until = min(part + summed, stop) if whole else part + one
-                total, count = zero, np.float32(0)  # single precision within a part, double over parts
+                total, count = zero, np.float32(0)  # where it is of single precision, only within a part
                 for t in range(part, until):
                     if words:
                         slot = find_slot(states[t], slot_states)
