@@ -39,10 +39,10 @@ def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_W
     array = text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for block in token_blocks(*buffers(array), "words-1"):
-        words = ~np.isin(block.states, _MARKS)
-        starts = np.concatenate([[0], np.cumsum(words)])[block.starts]
-        _signatures(block.states[words], starts, shingle_words, leaves, out[block.first : block.first + len(starts) - 1])
+    for part, states, starts in token_blocks(*buffers(array), "words-1"):
+        words = ~np.isin(states, _MARKS)
+        begins = np.concatenate([[0], np.cumsum(words)])[starts]
+        _signatures(states[words], begins, shingle_words, leaves, out[part])
     return out
 
 

@@ -130,11 +130,10 @@ def total(
         array, normalisation = ngrams.normalise(array), "none"  # the normalised words are needed
     lists = [[table, _unknown_words(array, table)] if table.spells else [table] for table in tables]
     results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
-    for block in token_blocks(*buffers(array), normalisation):
-        part = slice(block.first, block.first + len(block.starts) - 1)
-        for parts, (sums, rows) in zip(lists, results, strict=True):
-            for table in parts:
-                table.add(block.states, block.starts, sums[part], rows[part])
+    for part, states, starts in token_blocks(*buffers(array), normalisation):
+        for own, (sums, rows) in zip(lists, results, strict=True):
+            for table in own:
+                table.add(states, starts, sums[part], rows[part])
     return results
 
 
@@ -153,11 +152,11 @@ def _unknown_words(texts: pa.LargeStringArray, table: LinearTable) -> LinearTabl
 def count(texts: Texts, buckets: int, longest: int, normalisation: Normalisation = "none") -> np.ndarray:
     """int64 [buckets]: how often the texts' n-grams of 1 to `longest` words fall into each bucket."""
     counts = np.zeros(buckets, np.int64)
-    for block in token_blocks(*buffers(text_array(texts)), normalisation):
-        words = block.states != EOS_STATE
+    for _, states, _ in token_blocks(*buffers(text_array(texts)), normalisation):
+        words = states != EOS_STATE
         within = words
         for n in range(1, longest + 1):
-            hashes = ngram_hashes(block.states, n)[within]
+            hashes = ngram_hashes(states, n)[within]
             counts += np.bincount((hashes % np.uint64(buckets)).astype(np.int64), minlength=buckets)
             within = within[:-1] & words[n:]
     return counts

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numba
 import numpy as np
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from trait_kit.engine.files import TraitError
 
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
+Block = tuple[slice, np.ndarray, np.ndarray]
 # What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
 Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
@@ -110,33 +111,28 @@ def hash_byte(state, byte):
     return (state ^ _SIGNED[byte]) * FNV_PRIME
 
 
-class TokenBlock(NamedTuple):
-    """The hashed tokens of some texts."""
+def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[Block]:
+    """The hashed tokens of some texts of `buffers` after others: (which texts, states, where each text's begin).
 
-    first: int  # number of the block's first text
-    states: np.ndarray  # uint64 [n]; EOS_STATE stands after the last token of each text
-    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin
-
-
-def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[TokenBlock]:
-    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next."""
+    States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next block's
+    overwrite them.
+    """
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
     scan, first = _scan_kernel(normalisation == "none"), 0
     kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     while first < len(offsets) - 1:
-        stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
-        texts = offsets[first : max(stop, first + 1) + 1]
-        n = scan(values, texts, states, starts, kinds, lower)
-        yield TokenBlock(first, states[:n], starts[: len(texts)])
-        first += len(texts) - 1
+        stop = max(int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1, first + 1)
+        n = scan(values, offsets[first : stop + 1], states, starts, kinds, lower)
+        yield slice(first, stop), states[:n], starts[: stop - first + 1]
+        first = stop
 
 
 def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint64 [n]: the hash state of the first word of each text of `buffers`."""
-    blocks = token_blocks(values, offsets)
-    return np.concatenate([np.empty(0, np.uint64), *(block.states[block.starts[:-1]] for block in blocks)])
+    found = [states[starts[:-1]] for _, states, starts in token_blocks(values, offsets)]
+    return np.concatenate([np.empty(0, np.uint64), *found])
 
 
 @functools.cache
