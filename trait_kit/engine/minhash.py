@@ -56,10 +56,11 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     leader = np.arange(len(signatures))
     rows = _with_words(signatures)
     for first, width in _passes(threshold, signatures.shape[1]):
-        rows = rows[leader[rows] == rows] if width < signatures.shape[1] else rows
         keys = _keys(signatures, rows, first, width)
         order = np.argsort(keys, kind="stable")
         _join(keys[order], rows[order], signatures, threshold, leader)
+        if width == signatures.shape[1]:
+            rows = rows[leader[rows] == rows]
     while not np.array_equal(leader, leader[leader]):
         leader = leader[leader]
     return leader
