@@ -70,12 +70,12 @@ def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: floa
     """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
     assert signatures.shape[1] == seed_signatures.shape[1]
     found = np.zeros(len(signatures), np.bool_)
-    rows, seeds = _with_words(signatures), _with_words(seed_signatures)
+    rows, seeds = _with_words(signatures), np.unique(seed_signatures[_with_words(seed_signatures)], axis=0)  # each once
     for first, width in _passes(threshold, signatures.shape[1]):
-        keys = _keys(seed_signatures, seeds, first, width)
+        keys = _keys(seeds, np.arange(len(seeds)), first, width)
         order = np.argsort(keys, kind="stable")
         asked = _keys(signatures, rows, first, width)
-        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, signatures, threshold, found)
+        _look_up(keys[order], seeds[order], asked, rows, signatures, threshold, found)
     return found
 
 
@@ -169,7 +169,7 @@ def _join(keys, rows, signatures, threshold, leader):
 
 
 @kernel
-def _look_up(keys, seeds, seed_signatures, asked, rows, signatures, threshold, found):
+def _look_up(keys, seeds, asked, rows, signatures, threshold, found):
     """Mark in `found` the rows that are like a seed of their bucket."""
     needed = threshold * signatures.shape[1]
     for i in range(len(rows)):
@@ -177,4 +177,4 @@ def _look_up(keys, seeds, seed_signatures, asked, rows, signatures, threshold, f
         for j in range(low, min(len(keys), low + WINDOW)):
             if keys[j] != asked[i]:
                 break
-            found[rows[i]] |= _agreeing(signatures[rows[i]], seed_signatures[seeds[j]]) >= needed
+            found[rows[i]] |= _agreeing(signatures[rows[i]], seeds[j]) >= needed
