@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.questions import COLUMNS, QuestionIndex, find_contaminated, normalise
+from trait_kit.engine.questions import COLUMNS, QuestionIndex, find_contaminated, words_of
 
 QUESTION = (
     "A farmer has 12 rows of 8 apple trees. Each tree gives 25 apples in a season, and he sells the apples at $0.50 each. "
@@ -34,12 +34,12 @@ def pairs(frame) -> list[tuple[int, int, str]]:
     ],
 )
 def test_spellings_of_the_same_question_are_equal(one: str, other: str) -> None:
-    assert normalise(one) == normalise(other)
+    assert words_of(one) == words_of(other)
 
 
 @pytest.mark.parametrize(("one", "other"), [("3x + 2", "3x - 2"), ("2.5 m", "2 5 m"), ("a = b", "a < b"), ("x - 5", "x 5")])
 def test_different_questions_stay_different(one: str, other: str) -> None:
-    assert normalise(one) != normalise(other)
+    assert words_of(one) != words_of(other)
 
 
 def test_a_whole_question_is_found_whatever_its_case_and_line_breaks() -> None:
@@ -53,7 +53,7 @@ def test_a_whole_question_is_found_whatever_its_case_and_line_breaks() -> None:
 def test_a_question_with_an_altered_opening_is_an_ngram_match_with_its_share() -> None:
     altered = QUESTION.replace("A farmer has 12", "The farmer owns 14")
     found = find_contaminated([f"{FILLER} {altered}"], [QUESTION])
-    words, n, changed = len(normalise(QUESTION).split()), 13, 4
+    words, n, changed = len(words_of(QUESTION)), 13, 4
     assert pairs(found) == [(0, 0, "ngram")]
     assert found["overlap"][0] == pytest.approx((words - n + 1 - changed) / (words - n + 1))
 
@@ -102,7 +102,7 @@ def test_exactly_n_words_is_an_ngram_question_and_is_found_whole() -> None:
 def test_nothing_to_find_is_an_empty_table_with_its_columns(texts: list[str], questions: list[str]) -> None:
     found = find_contaminated(texts, questions)
     assert found.empty
-    assert tuple(found.columns) == COLUMNS
+    assert tuple(found.columns) == tuple(COLUMNS)
 
 
 @pytest.mark.parametrize(("n", "share"), [(0, 0.5), (13, 0.0), (13, 1.1)])
@@ -207,14 +207,14 @@ SPELLINGS = [
 
 
 def slow(index: QuestionIndex, texts: list[str]) -> pd.DataFrame:
-    """The findings without anchors: every n-gram of every text is looked up."""
+    """The findings without a look at how n-grams begin: every n-gram of every text is looked up."""
     lengths = {len(gram) for gram in index.grams}
-    index._anchored = lambda words: ((0, length, place) for place in range(len(words)) for length in lengths)
+    index._places = lambda words: ((at, length) for at in range(len(words)) for length in lengths)
     return index.find(texts)
 
 
 @pytest.mark.parametrize("n", [2, 5, 13])
-def test_anchors_lose_nothing_in_texts_made_of_hard_cases(n: int) -> None:
+def test_looking_at_first_pairs_loses_nothing_in_texts_made_of_hard_cases(n: int) -> None:
     generator = random.Random(n)
 
     def text(most: int) -> str:
@@ -225,7 +225,7 @@ def test_anchors_lose_nothing_in_texts_made_of_hard_cases(n: int) -> None:
     texts = [text(60) for _ in range(1500)]
     questions = []
     for _ in range(400):
-        words = normalise(generator.choice(texts)).split()
+        words = words_of(generator.choice(texts))
         start = generator.randrange(max(1, len(words)))
         cut = words[start : start + generator.randint(1, 2 * n + 5)]
         if cut:

@@ -311,7 +311,7 @@ SCONTROL = """#!/bin/bash
 echo localhost  # of show hostnames
 """
 COMMANDS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
-SLURM = Place(executor="slurm", workers=2, slurm={"partition": "test", "time": "00:10:00"}, memory_gb=1)
+SLURM = Place(executor="slurm", workers=2, slurm={"partition": "test", "time": "00:10:00", "mem_per_cpu_gb": 1})
 
 
 @pytest.fixture

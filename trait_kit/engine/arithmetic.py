@@ -15,11 +15,12 @@ from pathlib import Path
 
 import yaml
 
+from trait_kit.engine.numbers import SIGNS
+
 MAX_TEXT = 20_000  # characters that are read
 _WORDS = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
 _OPERATORS, _MEASURES = frozenset(_WORDS["operators"].split()), frozenset(_WORDS["measures"].split())
 _NO_UNITS = _OPERATORS.union(_WORDS["no_units"].split())
-_SIGNS = str.maketrans({"×": "*", "⋅": "*", "∙": "*", "·": "*", "÷": "/", "−": "-"})
 _PLAIN = [
     (re.compile(pattern), plain)
     for pattern, plain in (
@@ -48,7 +49,7 @@ _GOES_ON = re.compile(  # after the right side: it is part of something longer
     r"!|\.?\s*\\overline|\s*(?:\.\.\.|…|\\[a-z]*dots|\\[,;: ]\s*R|\\(?:pi|sin|cos|tan|log|ln|sqrt)|R\s*\d|\+\s*[A-Za-z])"
 )
 _OWN_OPERATOR = re.compile(r"(?:[#@&|~⊕⊗★∘]|\\(?!(?:Rightarrow|implies|quad|qquad|text|approx)\b)[A-Za-z#]+)\s*$")
-_EXPRESSION = frozenset("0123456789.,+-*/()% \t")
+_EXPRESSION = "0123456789.,+-*/()% \t"
 _NUMBER = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -92,7 +93,7 @@ def _value(node: ast.expr) -> Fraction:
 
 def _plain(text: str) -> str:
     """Printed sums in one notation: plain operators, no LaTeX, currency, unit or thousands comma."""
-    text = text.translate(_SIGNS)
+    text = text.translate(SIGNS)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     text = re.sub(r"[$£€]", "", _SUM_WITH_UNITS.sub(_without_units, text))
@@ -117,9 +118,8 @@ def _without_units(match: re.Match[str]) -> str:
 
 def _left_side(text: str, end: int) -> tuple[str, bool]:
     """What stands before the '=' at `end` ('' where it is part of something longer), and whether an '=' precedes it."""
-    start = end
-    while start and text[start - 1] in _EXPRESSION and end - start < 200:
-        start -= 1
+    chunk = text[max(0, end - 200) : end]
+    start = end - len(chunk) + len(chunk.rstrip(_EXPRESSION))
     segment = re.split(r"[.,;](?=\s)", text[start:end])
     side, before = segment[-1], text[max(0, start - 20) : start] if len(segment) == 1 else ""
     while side.count("(") > side.count(")"):  # '(5 + 5 = 10)': the bracket is not part of the sum
@@ -142,10 +142,8 @@ def _left_side(text: str, end: int) -> tuple[str, bool]:
 
 def _right_side(text: str, start: int) -> tuple[str, str]:
     """What stands after the '=' that ends at `start` ('' where it goes on), and the text after that."""
-    end = start
-    while end < len(text) and text[end] in _EXPRESSION and end - start < 200:
-        end += 1
-    side = re.split(r"[.,](?=\s|$)", text[start:end])[0]
+    chunk = text[start : start + 200]
+    side = re.split(r"[.,](?=\s|$)", chunk[: len(chunk) - len(chunk.lstrip(_EXPRESSION))])[0]
     if re.match(r"[a-z]{2}", text[start + len(side) :]):  # '= 0.333 (rounded)'
         side = re.sub(r"\s\($", "", side)
     rest = text[start + len(side) : start + len(side) + 40]

@@ -10,18 +10,13 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
-if TYPE_CHECKING:
-    import torch
-
 _PACKAGES = ("accelerate", "datasets", "fasttext-community", "lm_eval", "numpy", "torch", "transformers", "umap-learn")
-_PRODUCT_SECONDS = 0.1  # the matrices of `matrix_rate` grow until one product takes about as long
 
 
 def provenance() -> dict[str, Any]:
@@ -55,24 +50,14 @@ def hardware_line() -> str:
 
 @functools.lru_cache(maxsize=8)
 def matrix_rate(device: str, precision: str) -> float:
-    """FLOP/s of one large square matrix product on `device`, the best of five; under a second on two cores."""
+    """FLOP/s of one large square matrix product on `device`; under a second on two cores."""
     import torch
+    from torch.utils.benchmark import Timer  # waits for the device
 
-    side, seconds = 128, 0.0
-    while side < (8_192 if device.startswith("cuda") else 2_048) and 8 * seconds <= _PRODUCT_SECONDS:
-        side *= 2
-        pair = [torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2)]
-        _product_seconds(*pair)  # the first product of a size also chooses its kernel
-        seconds = _product_seconds(*pair)
-    return 2 * side**3 / min(seconds, *(_product_seconds(*pair) for _ in range(4)))
-
-
-def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    began = time.perf_counter()
-    product = left @ right
-    if product.is_cuda:
-        product.flatten()[0].item()  # waits for the device
-    return max(time.perf_counter() - began, 1e-9)
+    side = 8_192 if device.startswith("cuda") else 1_024
+    left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=0.1).median
 
 
 def peak_memory_gb() -> float:

@@ -39,10 +39,10 @@ def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_W
     array = text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for block in token_blocks(*buffers(array), "words-1"):
-        words = ~np.isin(block.states, _MARKS)
-        starts = np.concatenate([[0], np.cumsum(words)])[block.starts]
-        _signatures(block.states[words], starts, shingle_words, leaves, out[block.first : block.first + len(starts) - 1])
+    for part, states, starts in token_blocks(*buffers(array), "words-1"):
+        words = ~np.isin(states, _MARKS)
+        begins = np.concatenate([[0], np.cumsum(words)])[starts]
+        _signatures(states[words], begins, shingle_words, leaves, out[part])
     return out
 
 
@@ -51,15 +51,15 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
 
     Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
     similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
-    WINDOW different rows, each is compared with the WINDOW before it in the order of the next band.
+    WINDOW different rows, each is compared with the WINDOW before it.
     """
     leader = np.arange(len(signatures))
     rows = _with_words(signatures)
-    for shift, *where in _passes(threshold, signatures.shape[1]):
-        keys = _keys(signatures, rows, shift, *where)
+    for first, width in _passes(threshold, signatures.shape[1]):
+        keys = _keys(signatures, rows, first, width)
         order = np.argsort(keys, kind="stable")
-        _join(keys[order], rows[order], shift, signatures, threshold, leader)
-        if shift == 0:
+        _join(keys[order], rows[order], signatures, threshold, leader)
+        if width == signatures.shape[1]:
             rows = rows[leader[rows] == rows]
     while not np.array_equal(leader, leader[leader]):
         leader = leader[leader]
@@ -70,16 +70,12 @@ def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: floa
     """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
     assert signatures.shape[1] == seed_signatures.shape[1]
     found = np.zeros(len(signatures), np.bool_)
-    rows, seeds = _with_words(signatures), _with_words(seed_signatures)
-    for shift, *where in _passes(threshold, signatures.shape[1]):
-        keys = _keys(seed_signatures, seeds, shift, *where)
-        if shift == 0:
-            _, first = np.unique(keys, return_index=True)
-            keys, seeds = keys[first], seeds[first]
+    rows, seeds = _with_words(signatures), np.unique(seed_signatures[_with_words(seed_signatures)], axis=0)  # each once
+    for first, width in _passes(threshold, signatures.shape[1]):
+        keys = _keys(seeds, np.arange(len(seeds)), first, width)
         order = np.argsort(keys, kind="stable")
-        asked = _keys(signatures, rows, shift, *where)
-        _look_up(keys[order], seeds[order], seed_signatures, asked, rows, shift, signatures, threshold, found)
-        seeds = np.sort(seeds)
+        asked = _keys(signatures, rows, first, width)
+        _look_up(keys[order], seeds[order], asked, rows, signatures, threshold, found)
     return found
 
 
@@ -100,10 +96,10 @@ def _with_words(signatures: np.ndarray) -> np.ndarray:
     return np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
 
 
-def _passes(threshold: float, n_hashes: int) -> list[tuple[int, int, int, int]]:
-    """What rows meet by, as arguments of `_keys`: their whole signature, then each band, rows ordered by the next."""
+def _passes(threshold: float, n_hashes: int) -> list[tuple[int, int]]:
+    """What rows meet by, (first hash, how many): their whole signature, then each band."""
     bands, width = banding(threshold, n_hashes)
-    return [(0, 0, 0, n_hashes), *((32, band * width, (band + 1) % bands * width, width) for band in range(bands))]
+    return [(0, n_hashes), *((band * width, width) for band in range(bands))]
 
 
 @inlined
@@ -131,24 +127,14 @@ def _signatures(words, starts, shingle_words, leaves, out):
                     out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
 
 
-@inlined
-def _key(signature, first, width):
-    key = np.uint64(width)
-    for k in range(first, first + width):
-        key = _mixed(key * _FACTOR + np.uint64(signature[k]))
-    return key
-
-
 @kernel
-def _keys(signatures, rows, shift, first, second, width):
-    """A key a row: hashes from `first` on, by which rows meet; in its lowest `shift` bits those from `second` on."""
-    out = np.empty(len(rows), np.uint64)
-    low = np.uint64(shift)
+def _keys(signatures, rows, first, width):
+    """uint64 a row: one number for `width` hashes from `first` on, by which rows meet."""
+    keys = np.zeros(len(rows), np.uint64)
     for i in range(len(rows)):
-        out[i] = _key(signatures[rows[i]], first, width)
-        if shift:
-            out[i] = out[i] >> low << low | _key(signatures[rows[i]], second, width) >> low
-    return out
+        for k in range(first, first + width):
+            keys[i] = _mixed(keys[i] * _FACTOR + np.uint64(signatures[rows[i], k]))
+    return keys
 
 
 @inlined
@@ -168,13 +154,13 @@ def _root(leader, row):
 
 
 @kernel
-def _join(keys, rows, shift, signatures, threshold, leader):
-    """Unite in `leader` the rows of one bucket (equal keys without their lowest `shift` bits) that are alike."""
+def _join(keys, rows, signatures, threshold, leader):
+    """Unite in `leader` the rows of one bucket (equal keys) that are alike."""
     needed = threshold * signatures.shape[1]
     for i in range(1, len(rows)):
         root = _root(leader, rows[i])
         for j in range(i - 1, max(-1, i - 1 - WINDOW), -1):
-            if keys[i] >> np.uint64(shift) != keys[j] >> np.uint64(shift):
+            if keys[i] != keys[j]:
                 break
             other = _root(leader, rows[j])
             if root != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
@@ -183,11 +169,12 @@ def _join(keys, rows, shift, signatures, threshold, leader):
 
 
 @kernel
-def _look_up(keys, seeds, seed_signatures, asked, rows, shift, signatures, threshold, found):
+def _look_up(keys, seeds, asked, rows, signatures, threshold, found):
     """Mark in `found` the rows that are like a seed of their bucket."""
     needed = threshold * signatures.shape[1]
     for i in range(len(rows)):
-        low = np.searchsorted(keys, asked[i])  # the first seed of the bucket not before it in the next band's order
-        for j in range(max(0, low - WINDOW // 2), min(len(keys), low + WINDOW // 2)):
-            if keys[j] >> np.uint64(shift) == asked[i] >> np.uint64(shift):
-                found[rows[i]] |= _agreeing(signatures[rows[i]], seed_signatures[seeds[j]]) >= needed
+        low = np.searchsorted(keys, asked[i])
+        for j in range(low, min(len(keys), low + WINDOW)):
+            if keys[j] != asked[i]:
+                break
+            found[rows[i]] |= _agreeing(signatures[rows[i]], seeds[j]) >= needed

@@ -10,16 +10,30 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from safetensors.numpy import save
 
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path
-from trait_kit.engine.ngrams import Normalisation, Texts, buffers, inlined, kernel, sign_extend, text_array, token_blocks
+from trait_kit.engine.ngrams import (
+    EOS_STATE,
+    Normalisation,
+    Texts,
+    buffers,
+    inlined,
+    kernel,
+    ngram_hashes,
+    sign_extend,
+    text_array,
+    token_blocks,
+    word_states,
+)
 
 
 class LinearTable(NamedTuple):
@@ -27,7 +41,7 @@ class LinearTable(NamedTuple):
 
     cells: np.ndarray  # float32 [slots, width >= C + 3]: hash state (8 bytes), C numbers, ..., rows they stand for
     buckets: np.ndarray  # float32 [buckets, C]
-    sizes: np.ndarray  # int64: shortest and longest n-gram of the buckets, whether </s> is a token, minn, maxn (0: none)
+    sizes: Sequence[int]  # shortest (1: words have no slots) and longest n-gram of the buckets, </s> counts, minn, maxn
 
     @property
     def states(self) -> np.ndarray:
@@ -36,30 +50,43 @@ class LinearTable(NamedTuple):
 
     @property
     def spells(self) -> bool:
-        """Whether tokens' hashes do not suffice, but unknown words are read for their character n-grams."""
-        return self.sizes[4] > 0
+        """Whether words that it does not hold are read for their character n-grams."""
+        return self.sizes[4] > 0 and len(self.buckets) > 0
 
-    @property
-    def kernel(self) -> Callable:
-        """What looks this table up."""
-        (shortest, longest), words, columns = self.sizes[:2].tolist(), len(self.cells) > 2, self.buckets.shape[1]
-        usual = columns <= 2 and longest == 2 and len(self.buckets) and shortest == (2 if words else 1)
-        return _pairs_kernel(columns, words) if usual and not self.spells else _look_up
+    def add(self, states: np.ndarray, starts: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> None:
+        """Write the sums and the number of rows of a block's texts. Two columns are looked up as one complex number."""
+        shortest, longest, with_eos, *_ = self.sizes
+        words, buckets = self.cells[:, 2 : 2 + sums.shape[1]], self.buckets
+        if sums.shape[1] == 2:
+            words, buckets = self.cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
+            sums = sums.view(np.complex128)
+        look_up = _look_up_kernel(shortest, longest)
+        zero = (buckets if longest == 2 else sums).dtype.type(0)  # pairs, the usual: single precision is faster
+        for k in range(sums.shape[1]):
+            numbers = words[:, k], self.cells[:, -1], buckets[:, k], zero
+            counted = np.empty_like(rows) if k else rows  # once
+            look_up(states, starts, bool(with_eos), self.states, *numbers, sums[:, k], counted)
 
 
-def empty_cells(entries: int, columns: int) -> np.ndarray:
-    """Cells for so many words, at most half of them used, each within one cache line where it can be."""
-    slots = 1 << max(2 * entries - 1, 1).bit_length()
-    width = 1 << (columns + 2).bit_length()
-    return np.zeros((slots, width), np.float32)
+def word_cells(
+    words: Sequence[bytes], values: np.ndarray, rows: int, buckets: np.ndarray, sizes: Sequence[int]
+) -> np.ndarray:
+    """Cells of words, at most half of them used, each within one cache line where it can be.
+
+    A word's numbers are its `values` (float32 [n, C]), which stand for so many `rows`, and those of its character n-grams.
+    """
+    slots = 1 << max(2 * len(words) - 1, 1).bit_length()
+    cells = np.zeros((slots, 1 << (values.shape[1] + 2).bit_length()), np.float32)
+    names = buffers(pa.array(words, pa.large_binary()))
+    _fill(*names, word_states(*names), values, rows, cells.view(np.uint64), cells, buckets, *sizes[3:])
+    return cells
 
 
 def linear_table(cells: np.ndarray, buckets: np.ndarray, sizes: Sequence[int]) -> LinearTable:
     """A table that is no longer writable: one type for the kernels, whatever its arrays came from."""
-    table = LinearTable(cells, buckets, np.array(sizes, np.int64))
-    for array in table:
+    for array in (cells, buckets):
         array.flags.writeable = False
-    return table
+    return LinearTable(cells, buckets, sizes)
 
 
 def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
@@ -98,46 +125,41 @@ def total(
     texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
-    array, spells = text_array(texts), any(table.spells for table in tables)
-    if normalisation != "none" and spells:
-        array, normalisation = ngrams.normalise(array), "none"  # the normalised bytes are needed
-    values, offsets = buffers(array)
+    array = text_array(texts)
+    if normalisation != "none" and any(table.spells for table in tables):
+        array, normalisation = ngrams.normalise(array), "none"  # the normalised words are needed
+    lists = [[table, _unknown_words(array, table)] if table.spells else [table] for table in tables]
     results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
-    for block in token_blocks(values, offsets, normalisation, spells):
-        part = slice(block.first, block.first + len(block.starts) - 1)
-        tokens = block.states, block.starts, block.ends, values, offsets[part]
-        for table, (sums, rows) in zip(tables, results, strict=True):
-            table.kernel(*tokens, table.states, *table, sums[part], rows[part])
+    for part, states, starts in token_blocks(*buffers(array), normalisation):
+        for own, (sums, rows) in zip(lists, results, strict=True):
+            for table in own:
+                table.add(states, starts, sums[part], rows[part])
     return results
 
 
-def count(texts: Texts, buckets: int, ngrams: int, normalisation: Normalisation = "none") -> np.ndarray:
-    """int64 [buckets]: how often the texts' n-grams of 1 to `ngrams` words fall into each bucket."""
+def _unknown_words(texts: pa.LargeStringArray, table: LinearTable) -> LinearTable:
+    """The character n-grams of the words that the table does not hold, as a table of those words."""
+    lines = texts.cast(pa.large_binary()).to_pylist()
+    words = sorted({word for line in lines for word in re.split(rb"[\0\t-\r ]+", line) if word})
+    states = word_states(*buffers(pa.array(words, pa.large_binary())))
+    slots = table.states
+    unknown = [word for word, state in zip(words, states, strict=True) if not slots[find_slot(state, slots), 0]]
+    values = np.zeros((len(unknown), table.buckets.shape[1]), np.float32)
+    cells = word_cells(unknown, values, 0, table.buckets, table.sizes)
+    return linear_table(cells, table.buckets[:0], [2, 1, 1, 0, 0])
+
+
+def count(texts: Texts, buckets: int, longest: int, normalisation: Normalisation = "none") -> np.ndarray:
+    """int64 [buckets]: how often the texts' n-grams of 1 to `longest` words fall into each bucket."""
     counts = np.zeros(buckets, np.int64)
-    for block in token_blocks(*buffers(text_array(texts)), normalisation):
-        _count(block.states, block.starts, ngrams, counts)
+    for _, states, _ in token_blocks(*buffers(text_array(texts)), normalisation):
+        words = states != EOS_STATE
+        within = words
+        for n in range(1, longest + 1):
+            hashes = ngram_hashes(states, n)[within]
+            counts += np.bincount((hashes % np.uint64(buckets)).astype(np.int64), minlength=buckets)
+            within = within[:-1] & words[n:]
     return counts
-
-
-@kernel
-def _count(states, starts, longest, counts):
-    buckets = np.uint64(len(counts))
-    for d in range(len(starts) - 1):
-        end = starts[d + 1] - 1  # </s> is no token here
-        for first in range(starts[d], end):
-            ngram = np.uint64(0)
-            for t in range(first, min(first + longest, end)):
-                ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[t])
-                counts[ngram % buckets] += 1
-
-
-@kernel
-def ngram_state(states):
-    """The hash of the n-gram of these tokens."""
-    ngram = np.uint64(0)
-    for state in states:
-        ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(state)
-    return ngram
 
 
 @inlined
@@ -150,117 +172,82 @@ def find_slot(state, slot_states):
     return slot
 
 
-@kernel
-def _look_up(states, starts, ends, values, offsets, slot_states, cells, buckets, sizes, sums, rows):
-    """Add the rows of a block's texts to `sums` and `rows`; `values` and `offsets` are the texts' bytes."""
-    columns, n_buckets = buckets.shape[1], np.uint64(len(buckets))
-    shortest, longest, with_eos, minn, maxn = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
-    for d in range(len(starts) - 1):
-        stop = starts[d + 1] - (0 if with_eos else 1)
-        for t in range(starts[d], stop):
-            slot = find_slot(states[t], slot_states)
-            held = np.int64(cells[slot, cells.shape[1] - 1])
-            for c in range(columns):
-                sums[d, c] += cells[slot, 2 + c]
-            if held == 0 and maxn > 0 and n_buckets > 0 and states[t] != ngrams.EOS_STATE:
-                start = ends[t]
-                while start > offsets[d] and ngrams.BYTE_KINDS[values[start - 1]]:
-                    start -= 1
-                held = add_subwords(values, start, ends[t], buckets, minn, maxn, sums[d])
-            rows[d] += held
-            ngram = np.uint64(0)
-            for n in range(1, min(longest, stop - t) + 1 if n_buckets > 0 else 0):
-                ngram = ngram * ngrams.NGRAM_MULTIPLIER + sign_extend(states[t + n - 1])
-                if n >= shortest:
-                    rows[d] += 1
-                    for c in range(columns):
-                        sums[d, c] += buckets[ngram % n_buckets, c]
-
-
-_ZERO, _SUMMED = np.float32(0), 1_024
-
-
 @functools.cache
-def _pairs_kernel(columns: int, words: bool):
-    """The same for the usual tables: one or two columns, words or hashed single words, and pairs. Twice as fast, because
-    sums stay in registers and no branch depends on a token. `columns` and `words` are constants for the compiler."""
-    two = columns == 2
-    rows_cell = (1 << (columns + 2).bit_length()) - 1
+def _look_up_kernel(shortest: int, longest: int):
+    """What adds up the rows of texts: words' slots (not where single words are hashed) and the n-grams that end at each
+    token. The lengths are constants for the compiler, so that the loops over them cost nothing and sums stay in registers.
+    """
+    words, one, summed = shortest > 1, np.uint64(1), np.uint64(1_024)
 
     @inlined
-    def add_single(state, token, n_buckets, slot_states, cells, buckets, first, second, held):
-        if words:
-            slot = find_slot(state, slot_states)
-            first += cells[slot, 2]
-            if two:
-                second += cells[slot, 3]
-            held += cells[slot, rows_cell]
-        else:
-            row = token % n_buckets
-            first += buckets[row, 0]
-            if two:
-                second += buckets[row, 1]
-        return first, second, held
+    def add_ngrams(total, states, t, most, buckets):
+        ngram, factor = np.uint64(0), one
+        for n in range(most):
+            ngram += sign_extend(states[t - np.uint64(n)]) * factor
+            factor *= ngrams.NGRAM_MULTIPLIER
+            if n + 1 >= shortest:
+                total += buckets[ngram % np.uint64(len(buckets))]
+        return total
 
     @kernel
-    def _look_up_pairs(states, starts, ends, values, offsets, slot_states, cells, buckets, sizes, sums, rows):
-        n_buckets = np.uint64(len(buckets))
+    def _look_up(states, starts, with_eos, slot_states, numbers, held, buckets, zero, sums, rows):
         for d in range(len(starts) - 1):
-            begin, stop = starts[d], starts[d + 1]
-            if not sizes[2]:
-                stop -= 1
-            if stop == begin:
-                continue
-            before = sign_extend(states[begin])  # nothing stands before the first token
-            first, second, held = add_single(
-                states[begin], before, n_buckets, slot_states, cells, buckets, _ZERO, _ZERO, _ZERO
-            )
-            sums[d, 0] += first
-            if two:
-                sums[d, 1] += second
-            rows[d] += np.int64(held)
-            start = begin + 1
-            for part in range(start, stop, _SUMMED):  # single precision within a part, double over parts
-                first = second = held = _ZERO
-                for t in range(np.uint64(part), np.uint64(min(part + _SUMMED, stop))):  # unsigned: see ngrams
-                    state = states[t]
-                    token = sign_extend(state)
-                    first, second, held = add_single(
-                        state, token, n_buckets, slot_states, cells, buckets, first, second, held
-                    )
-                    row = (before * ngrams.NGRAM_MULTIPLIER + token) % n_buckets
-                    first += buckets[row, 0]
-                    if two:
-                        second += buckets[row, 1]
-                    before = token
-                sums[d, 0] += first
-                if two:
-                    sums[d, 1] += second
-                rows[d] += np.int64(held)
-            rows[d] += (stop - start) + (0 if words else stop - begin)
+            begin, stop = np.uint64(starts[d]), np.uint64(starts[d + 1])  # unsigned: see ngrams
+            if not with_eos:
+                stop -= one
+            found = 0
+            for n in range(shortest, longest + 1):
+                found += max(np.int64(stop - begin) - n + 1, 0)
+            part = begin
+            while part < stop:
+                whole = part >= begin + np.uint64(longest - 1)  # the first tokens, one by one, end only short n-grams
+                until = min(part + summed, stop) if whole else part + one
+                total, count = zero, np.float32(0)  # where it is of single precision, only within a part
+                for t in range(part, until):
+                    if words:
+                        slot = find_slot(states[t], slot_states)
+                        total += numbers[slot]
+                        count += held[slot]
+                    if whole:
+                        total = add_ngrams(total, states, t, longest, buckets)
+                    else:
+                        total = add_ngrams(total, states, t, np.int64(t - begin + one), buckets)
+                sums[d] += total
+                found += np.int64(count)
+                part = until
+            rows[d] += found
 
-    return _look_up_pairs
+    return _look_up
 
 
 @kernel
-def add_subwords(values, start, stop, buckets, minn, maxn, total):
-    """Add the rows of the character n-grams of <word> to `total`; return how many. Characters, not bytes, are counted."""
-    word = np.empty(stop - start + 2, np.uint8)
-    word[0], word[1:-1], word[-1] = 60, values[start:stop], 62  # < and >
+def _fill(names, starts, states, values, own_rows, slot_states, cells, buckets, minn, maxn):
+    """Give every word its slot; its character n-grams are folded into its numbers (</s> has none)."""
+    columns = values.shape[1]
+    for entry in range(len(states)):
+        slot = find_slot(states[entry], slot_states)
+        slot_states[slot, 0] = states[entry]
+        total, rows = values[entry].astype(np.float64), own_rows
+        if maxn > 0 and len(buckets) and states[entry] != EOS_STATE:
+            rows += _add_subwords(names[starts[entry] : starts[entry + 1]], buckets, minn, maxn, total)
+        cells[slot, cells.shape[1] - 1] = rows
+        cells[slot, 2 : 2 + columns] = total
+
+
+@kernel
+def _add_subwords(name, buckets, minn, maxn, total):
+    """Add the rows of the character n-grams of <name> to `total`; return how many. Characters, not bytes, are counted."""
+    word = np.empty(len(name) + 2, np.uint8)
+    word[0], word[1:-1], word[-1] = 60, name, 62  # < and >
+    starts = np.append(np.flatnonzero((word & 0xC0) != 0x80), len(word))
     rows = 0
-    for first in range(len(word)):
-        state, last = ngrams.HASH_START, first
-        for n in range(1, maxn + 1 if (word[first] & 0xC0) != 0x80 else 0):
-            if last == len(word):
-                break
-            state = ngrams.hash_byte(state, word[last])
-            last += 1
-            while last < len(word) and (word[last] & 0xC0) == 0x80:
-                state = ngrams.hash_byte(state, word[last])
-                last += 1
-            if n >= minn and not (n == 1 and (first == 0 or last == len(word))):
-                row = (state & ngrams.LOW_32) % np.uint64(len(buckets))
-                for c in range(len(total)):
-                    total[c] += buckets[row, c]
+    for first in range(len(starts) - 1):
+        state = ngrams.HASH_START
+        for last in range(first + 1, min(first + maxn + 1, len(starts))):
+            for k in range(starts[last - 1], starts[last]):
+                state = ngrams.hash_byte(state, word[k])
+            alone = last == first + 1 and (first == 0 or last == len(starts) - 1)
+            if last - first >= minn and not alone:
+                total += buckets[(state & ngrams.LOW_32) % np.uint64(len(buckets))]
                 rows += 1
     return rows

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numba
 import numpy as np
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from trait_kit.engine.files import TraitError
 
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
+Block = tuple[slice, np.ndarray, np.ndarray]
 # What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
 Normalisation = Literal["none", "words-1"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
@@ -36,7 +37,7 @@ _KINDS = {  # ranges of characters; all others are of words. Spaces end words, t
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
 }
-BYTE_KINDS = np.array([_SPACE if c in (0, 9, 10, 11, 12, 13, 32) else _WORD for c in range(256)])  # as fastText splits words
+_BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 _LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
@@ -89,6 +90,15 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     return pc.utf8_trim(array, " ")
 
 
+def ngram_hashes(states: np.ndarray, n: int) -> np.ndarray:
+    """uint64 [len - n + 1]: fastText's hash of each `n` tokens in a row."""
+    tokens = states.astype(np.uint32).view(np.int32).astype(np.int64).view(np.uint64)  # as `sign_extend`
+    hashes = np.zeros(max(len(states) - n + 1, 0), np.uint64)
+    for k in range(n):
+        hashes = hashes * NGRAM_MULTIPLIER + tokens[k : k + len(hashes)]
+    return hashes
+
+
 @inlined
 def sign_extend(state):
     """A token's hash as fastText's n-grams take it: a signed 32-bit number widened to 64 bits."""
@@ -101,51 +111,40 @@ def hash_byte(state, byte):
     return (state ^ _SIGNED[byte]) * FNV_PRIME
 
 
-class TokenBlock(NamedTuple):
-    """The hashed tokens of some texts."""
+def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[Block]:
+    """The hashed tokens of some texts of `buffers` after others: (which texts, states, where each text's begin).
 
-    first: int  # number of the block's first text
-    states: np.ndarray  # uint64 [n]; EOS_STATE stands after the last token of each text
-    starts: np.ndarray  # int64 [texts + 1]: where each text's tokens begin
-    ends: np.ndarray  # int64 [n]: the byte after each token; empty where nobody asked, for they take a tenth of the time
-
-
-def token_blocks(
-    values: np.ndarray,
-    offsets: np.ndarray,
-    normalisation: Normalisation = "none",
-    with_ends: bool = False,
-) -> Iterator[TokenBlock]:
-    """Blocks of the texts of `buffers`; a block's arrays are overwritten by the next. `with_ends` is for "none" alone."""
+    States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next block's
+    overwrite them.
+    """
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
-    ends = np.empty(room if with_ends else 0, np.int64)
     scan, first = _scan_kernel(normalisation == "none"), 0
-    kinds, lower = (BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
+    kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     while first < len(offsets) - 1:
-        stop = int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1
-        texts = offsets[first : max(stop, first + 1) + 1]
-        n = scan(values, texts, states, starts, ends, kinds, lower)
-        yield TokenBlock(first, states[:n], starts[: len(texts)], ends[:n])
-        first += len(texts) - 1
+        stop = max(int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1, first + 1)
+        n = scan(values, offsets[first : stop + 1], states, starts, kinds, lower)
+        yield slice(first, stop), states[:n], starts[: stop - first + 1]
+        first = stop
 
 
 def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint64 [n]: the hash state of the first word of each text of `buffers`."""
-    blocks = token_blocks(values, offsets)
-    return np.concatenate([np.empty(0, np.uint64), *(block.states[block.starts[:-1]] for block in blocks)])
+    found = [states[starts[:-1]] for _, states, starts in token_blocks(values, offsets)]
+    return np.concatenate([np.empty(0, np.uint64), *found])
 
 
 @functools.cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
-    """The kind (uint8) and the lower case (uint32, by Arrow's rules, as `normalise` has it) of each character."""
-    kinds, lower = np.full(_CODE_POINTS, _WORD), np.arange(_CODE_POINTS, dtype=np.uint32)
+    """The kind (uint8) of each character, and the UTF-8 of its lower case by Arrow's rules (uint32, first byte lowest)."""
+    kinds, lower = np.full(_CODE_POINTS, _WORD), np.zeros(_CODE_POINTS, np.uint32)
     for kind, ranges in _KINDS.items():
         for first, last in ranges:
             kinds[first : last + 1] = kind
-    points = np.delete(lower, slice(0xD800, 0xE000))  # without surrogates
-    lower[points] = [ord(character) for character in pc.utf8_lower(pa.array(map(chr, points))).to_pylist()]
+    points = np.delete(np.arange(_CODE_POINTS), slice(0xD800, 0xE000))  # without surrogates
+    lowered = pc.utf8_lower(pa.array(map(chr, points))).to_pylist()
+    lower[points] = [int.from_bytes(character.encode(), "little") for character in lowered]
     return kinds, lower
 
 
@@ -157,35 +156,34 @@ def _scan_kernel(raw: bool) -> Callable:
     """
 
     @kernel
-    def _scan(values, offsets, states, starts, ends, kinds, lower):
-        n, with_ends = np.uint64(0), len(ends) > 0
+    def _scan(values, offsets, states, starts, kinds, lower):
+        n = np.uint64(0)
         for d in range(len(offsets) - 1):
             state, before, counts = HASH_START, _SPACE, True
             position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
             while position < end:
                 byte = values[position]
                 states[n] = state
-                if with_ends:
-                    ends[n] = position
                 if raw or byte < 128:
                     kind = kinds[byte]
                     joined = (kind == _WORD) & (before == _WORD)
                     state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
                     position += _ONE
                 else:
-                    point, position = _decode(values, position, end)
+                    point, utf8, position = _decode(values, position, end)
                     kind = _WORD
                     if point < len(kinds):
-                        kind, point = kinds[point], lower[point]
+                        kind, utf8 = kinds[point], lower[point]
                     joined = (kind == _WORD) & (before == _WORD)
-                    state = _hash_character(state if joined else HASH_START, point)
+                    state = state if joined else HASH_START
+                    while utf8:
+                        state = hash_byte(state, np.uint8(utf8))
+                        utf8 >>= np.uint32(8)
                 n += np.uint64((before != _SPACE) & (not joined) & counts)
                 if raw:  # tokens that start with __label__ do not count
                     counts = (counts | (not joined)) & (state != _LABEL_STATE)
                 before = kind
             states[n] = state
-            if with_ends:
-                ends[n] = position
             n += np.uint64((before != _SPACE) & counts)
             if raw:
                 ended = False
@@ -205,24 +203,13 @@ def _scan_kernel(raw: bool) -> Callable:
 
 @inlined
 def _decode(values, position, end):
-    """(code point of the character of several bytes that starts here, next position)."""
+    """(code point of the character of several bytes that starts here, its bytes, next position)."""
     byte = values[position]
     length = np.uint64(1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0))
     if length == 1 or position + length > end:  # not UTF-8: a character of its own
-        return np.uint32(byte), position + _ONE
-    point = np.uint32(byte) & np.uint32(0x7F >> length)
-    for k in range(position + _ONE, position + length):
-        point = (point << np.uint32(6)) | np.uint32(values[k] & 0x3F)
-    return point, position + length
-
-
-@inlined
-def _hash_character(state, point):
-    """Hash the UTF-8 of a character."""
-    shift = 6 * ((point >= 0x80) + (point >= 0x800) + (point >= 0x10000))
-    lead = (0, 0xC0, 0xE0, 0xF0)[shift // 6]
-    state = hash_byte(state, lead | (point >> shift))
-    while shift > 0:
-        shift -= 6
-        state = hash_byte(state, 0x80 | ((point >> shift) & 0x3F))
-    return state
+        return np.uint32(byte), np.uint32(0), position + _ONE
+    point, utf8 = np.uint32(byte) & np.uint32(0x7F >> length), np.uint32(byte)
+    for k in range(_ONE, length):
+        point = (point << np.uint32(6)) | np.uint32(values[position + k] & 0x3F)
+        utf8 |= np.uint32(values[position + k]) << np.uint32(8 * k)
+    return point, utf8, position + length

@@ -28,7 +28,7 @@ NUMBER = re.compile(
 _UNIT = re.compile(
     r"\s*\(?(?:(?![xyzntkab]\b)[A-Za-z][A-Za-z.]*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
 )
-_SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
+SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
 _CURRENCY = re.compile(r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE)
 _LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|(?<!\\)\\[!,;:> ]|~")
@@ -88,12 +88,8 @@ def quantity(text: str, unit: bool = True) -> Number | None:
 
 def numbers(text: str) -> set[str]:
     """All numbers that stand in a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
-    found = set()
-    for printed in re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text):
-        whole, _, decimals = printed.replace(",", "").partition(".")
-        decimals = decimals.rstrip("0")
-        found.add((whole.lstrip("0") or "0") + (f".{decimals}" if decimals else ""))
-    return found
+    printed = re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text)
+    return {re.sub(r"^0+(?=\d)|\.0*$|(\.\d*?)0+$", r"\1", number.replace(",", "")) for number in printed}
 
 
 def plain(text: str) -> str:
@@ -102,7 +98,7 @@ def plain(text: str) -> str:
         return text
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
     text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{run.group()}}}", re.sub(r"–(?=[\d.$£€])", "-", text))
-    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(_SIGNS)
+    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 

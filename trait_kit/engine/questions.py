@@ -6,8 +6,8 @@ found as well, or a short one whole but for a piece put in. Both compare normali
 and typographic variants do not hide a match, while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different
 questions. Only questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
 
-Each n-gram is sought at its rarest pair of words, so that few words of a text are looked at twice: some megabytes a second,
-as fast as the base model's tokenizer, which counts the same texts.
+A place in a text is looked at only where the two words that stand there begin an n-gram: some megabytes a second, as fast as
+the base model's tokenizer, which counts the same texts.
 """
 
 from __future__ import annotations
@@ -16,25 +16,20 @@ import difflib
 import itertools
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from trait_kit.engine.ngrams import Texts, text_array
 
-COLUMNS = ("text_index", "test_index", "kind", "overlap", "excerpt")
+COLUMNS = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
 _EXCERPT_WORDS = 40
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
 # a word (with its inner apostrophe), a number with its thousands commas and decimals, or a sign of arithmetic
 _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
 _WORD, _ASCII_WORD = (re.compile(_PATTERN.replace("L", letter)) for letter in (r"[^\W\d_]", "[a-z]"))
-
-
-def normalise(text: str) -> str:
-    """Lower-case words, numbers without thousands commas, and arithmetic signs, with one space between them."""
-    return " ".join(_words(text))
 
 
 def find_contaminated(texts: Texts, test_questions: Sequence[str], n: int = 13, share: float = 0.5) -> pd.DataFrame:
@@ -45,8 +40,8 @@ def find_contaminated(texts: Texts, test_questions: Sequence[str], n: int = 13, 
 class QuestionIndex:
     """An index of test questions; `find` compares batch after batch of texts with it.
 
-    It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and
-    its anchor: the pair of neighbours in it that fewest n-grams have (of a single word: the word and nothing).
+    It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and the
+    lengths of the n-grams that begin with a pair of words (of a single word: the word and nothing).
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13, share: float = 0.5) -> None:
@@ -55,7 +50,7 @@ class QuestionIndex:
         self.share = share
         self.same: dict[tuple[str, ...], list[int]] = defaultdict(list)  # words -> all test indices with these words
         for number, question in enumerate(questions):
-            if words := tuple(_words(question)):
+            if words := words_of(question):
                 self.same[words].append(number)
         self.questions = list(self.same)
         self.grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -71,15 +66,9 @@ class QuestionIndex:
                 half = len(words) // 2
                 self.halves[words[:half]][words[-3:]].append(number)
                 self.halves[words[-half:]][words[:3]].append(number)
-        pairs = {
-            gram: list(itertools.pairwise((*gram, "")))[: max(len(gram) - 1, 1)] for gram in (*self.grams, *self.halves)
-        }
-        known = Counter(itertools.chain.from_iterable(pairs.values()))
-        self.anchors: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)  # -> places in n-grams, their lengths
-        for gram, own in pairs.items():
-            rarest = min(own, key=known.__getitem__)
-            self.anchors[rarest].add((own.index(rarest), len(gram)))
-        self.has_single = any(len(gram) == 1 for gram in self.grams)
+        self.lengths: dict[tuple[str, str], set[int]] = defaultdict(set)  # first two words -> lengths of n-grams
+        for gram in (*self.grams, *self.halves):
+            self.lengths[(*gram, "")[:2]].add(len(gram))
 
     def find(self, texts: Texts) -> pd.DataFrame:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
@@ -92,10 +81,9 @@ class QuestionIndex:
         rows = [
             (text_index, *finding)
             for text_index, text in enumerate(text_array(texts))
-            for finding in sorted(self._findings(tuple(_words(text.as_py()))))
+            for finding in sorted(self._findings(words_of(text.as_py())))
         ]
-        kinds = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(kinds)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
     def _findings(self, words: tuple[str, ...]) -> Iterator[tuple[int, str, float, str]]:
         """(test_index, kind, overlap, excerpt) of one text."""
@@ -103,8 +91,7 @@ class QuestionIndex:
         first: dict[int, int] = {}
         parted: dict[int, int] = {}
         found: dict[int, set[tuple[str, ...]]] = defaultdict(set)
-        for before, length, place in self._anchored(words):
-            at = max(place - before, 0)
+        for at, length in self._places(words):
             gram = words[at : at + length]
             for number in self.grams.get(gram, ()):
                 question = self.questions[number]
@@ -120,19 +107,18 @@ class QuestionIndex:
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= self.share:
-                question = self.questions[number]
-                excerpt = _excerpt(words, exact.get(number, first.get(number, parted.get(number))), len(question))
+                question, at = self.questions[number], exact.get(number, first.get(number, parted.get(number)))
+                excerpt = " ".join(words[at : at + min(len(question), _EXCERPT_WORDS)])
+                excerpt += " ..." if len(question) > _EXCERPT_WORDS else ""
                 for test_index in self.same[question]:
                     yield test_index, "exact" if number in exact else "ngram", overlap, excerpt
 
-    def _anchored(self, words: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
-        """Where an n-gram may stand: its anchor's place in it, its length, the anchor's place in the text."""
-        singles = zip(words, itertools.repeat("")) if self.has_single else ()
-        for pairs in (itertools.pairwise(words), singles):
-            for place, pair in enumerate(pairs):
-                if pair in self.anchors:
-                    for before, length in self.anchors[pair]:
-                        yield before, length, place
+    def _places(self, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+        """Where an n-gram may stand, and its length."""
+        for begins in (itertools.pairwise(words), zip(words, itertools.repeat(""))):
+            for at, begin in enumerate(begins):
+                for length in self.lengths.get(begin, ()):
+                    yield at, length
 
 
 def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
@@ -144,13 +130,9 @@ def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
     return len(blocks) <= 2 and min(sizes, default=0) >= 3 and sum(sizes) == len(question) >= span - _MOST_PUT_IN
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> tuple[str, ...]:
+    """Lower-case words, numbers without thousands commas, and arithmetic signs."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     pattern = _ASCII_WORD if text.isascii() else _WORD
-    return [word.replace(",", "") for word in pattern.findall(text.casefold())]
-
-
-def _excerpt(words: Sequence[str], at: int, length: int) -> str:
-    shown = words[at : at + min(length, _EXCERPT_WORDS)]
-    return " ".join(shown) + (" ..." if length > _EXCERPT_WORDS else "")
+    return tuple(word.replace(",", "") for word in pattern.findall(text.casefold()))

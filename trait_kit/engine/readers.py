@@ -60,20 +60,21 @@ class Part(NamedTuple):
     rejected: list[Reject]
 
 
-def damaged(name: str, row: int, what: object, records: int) -> Reject:
-    return Reject(name, row, f"{DAMAGED}: {what}", records)
+def damaged(name: str, row: int, what: object, records: int) -> Part:
+    """A part that is lost."""
+    return Part(SCHEMA.empty_table(), [Reject(name, row, f"{DAMAGED}: {what}", records)])
 
 
 def torn(name: str, row: int, damage: Damaged) -> Reject:
     """What follows the record `row` of a file of lines or web records."""
     lost = damage.lost * row // damage.good if row else documents_in(name, damage.lost)
-    return damaged(name, row, f"its compressed data after record {row} ({damage})", max(lost, 1))
+    return Reject(name, row, f"{DAMAGED}: its compressed data after record {row} ({damage})", max(lost, 1))
 
 
 def clean(table: pa.Table, rows: np.ndarray, origin: str, columns: Columns = Columns(), rejected: Iterable = ()) -> Part:
     """Usable rows and rejected ones of a table; column by column, so that millions of rows stay fast."""
     if len(rows) and (problem := _text_problem(table.schema, columns.text)):
-        return Part(SCHEMA.empty_table(), [damaged(origin, int(rows[0]), problem, len(rows))])
+        return damaged(origin, int(rows[0]), problem, len(rows))
     reasons: dict[int, str] = {}
     found: dict[str, pa.Array] = {"row": pa.array(rows), "file": pa.repeat(pa.scalar(origin, pa.string()), len(rows))}
     for name, column in zip(columns._fields, columns, strict=True):
@@ -167,7 +168,7 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
     try:
         file = _parquet(name)
     except Damaged as damage:
-        yield Part(SCHEMA.empty_table(), [damaged(name, 0, damage, documents_in(name, size))])
+        yield damaged(name, 0, damage, documents_in(name, size))
         return
     with file:
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
@@ -182,7 +183,7 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
                         row += batch.num_rows
             except Damaged as damage:
                 what = f"its row group {index} after row {row} ({damage})"
-                yield Part(SCHEMA.empty_table(), [damaged(name, row, what, starts[index + 1] - row)])
+                yield damaged(name, row, what, starts[index + 1] - row)
 
 
 # JSON lines

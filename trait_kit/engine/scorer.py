@@ -17,26 +17,27 @@ fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above thes
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from scipy.special import expit, softmax
 
 from trait_kit.engine import ngram_tables as linear
-from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import Normalisation, Texts, buffers, kernel, text_array, word_states
+from trait_kit.engine.ngrams import Normalisation, Texts, buffers, ngram_hashes, text_array, word_states
 
 LABEL_PREFIX = "__label__"
 _KIND = "ngram scorer 5"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "ova"}
+_ENTRY = re.compile(rb"([^\0]*)\0.{9}", re.DOTALL)  # of the dictionary: a name and its end, count (8 bytes) and type
 _HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
 
 
@@ -63,11 +64,10 @@ class NgramScorer:
             values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        cells = linear.empty_cells(n_words, values.shape[1])
-        table = LinearTable(cells, values[n_words:].copy(), np.array([2, longest, 1, minn, maxn]))
-        names = buffers(pa.array(words, pa.large_binary()))
-        _fill_cells(*names, word_states(*names), values[:n_words], table.states, *table)
-        return cls(labels, linear.linear_table(*table), loss, normalisation)
+        buckets = values[n_words:].copy()
+        sizes = [2, longest if len(buckets) else 1, 1, minn, maxn]
+        cells = linear.word_cells(words, values[:n_words], 1, buckets, sizes)
+        return cls(labels, linear.linear_table(cells, buckets, sizes), loss, normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> NgramScorer:
@@ -79,7 +79,7 @@ class NgramScorer:
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
         header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
-        header["sizes"] = self.table.sizes.tolist()
+        header["sizes"] = self.table.sizes
         return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
@@ -114,7 +114,7 @@ class NgramScorer:
                 cell = cells[linear.find_slot(gram[0], self.table.states)]
                 added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]] / max(cell[-1], 1)
             elif 1 < len(gram) <= sizes[1] and len(buckets):
-                added[: buckets.shape[1]] = buckets[linear.ngram_state(gram) % len(buckets)]
+                added[: buckets.shape[1]] = buckets[ngram_hashes(gram, len(gram))[0] % len(buckets)]
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -145,12 +145,11 @@ def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
     size, n_words, n_labels, _, pruned = _SIZES.unpack_from(data, _HEAD.size)
     place, names, matrices = _HEAD.size + _SIZES.size, [], []
-    for _ in range(size):  # a name ends with a zero; then come its count (8 bytes) and its type (1 byte)
-        zero = data.find(b"\0", place)
-        if zero < 0:
-            raise ValueError("it ends within its dictionary")
-        names.append(data[place:zero])
-        place = zero + 10
+    for entry in itertools.islice(_ENTRY.finditer(data, place), size):
+        names.append(entry[1])
+        place = entry.end()
+    if len(names) < size:
+        raise ValueError("it ends within its dictionary")
     for _ in range(2):
         quantised, rows, columns = _MATRIX.unpack_from(data, place)
         if quantised or pruned >= 0:
@@ -166,17 +165,3 @@ def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
             f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
         )
     return names[:n_words], labels, _LOSSES[loss], (word_ngrams, minn, maxn), inputs, outputs
-
-
-@kernel
-def _fill_cells(names, starts, states, values, slot_states, cells, buckets, sizes):
-    """Give every word its slot; its character n-grams are folded into its numbers (</s> has none)."""
-    columns = values.shape[1]
-    for entry in range(len(states)):
-        slot = linear.find_slot(states[entry], slot_states)
-        slot_states[slot, 0] = states[entry]
-        total, rows = values[entry].astype(np.float64), 1
-        if sizes[4] > 0 and len(buckets) and states[entry] != ngrams.EOS_STATE:
-            rows += linear.add_subwords(names, starts[entry], starts[entry + 1], buckets, sizes[3], sizes[4], total)
-        cells[slot, cells.shape[1] - 1] = rows
-        cells[slot, 2 : 2 + columns] = total

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError, read_json, write_text
 
@@ -39,7 +38,6 @@ class Place:
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
     slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
-    memory_gb: int = 4  # asked for each worker on a cluster
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -55,28 +53,20 @@ def _read_job(path: Path, _modified: int) -> dict[str, Any]:
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
-    def __init__(self, noun: str, count: int, path: Callable[[int], Path]) -> None:
-        """`path`: shard -> its Parquet file."""
-        self.noun, self.count, self._path = noun, count, path
-        self.documents: dict[int, int] = {}  # by finished shard
+    def __init__(self, noun: str, folder: Path, files: Collection[str]) -> None:
+        """`files`: the names that the shards' files have in `folder` when they are done."""
+        self.noun, self._folder, self._files = noun, folder, set(files)
         self._began = self._printed = time.monotonic()
-
-    @property
-    def complete(self) -> bool:
-        return len(self.documents) == self.count
+        self.complete = False
 
     def look(self) -> None:
-        """Count what is new; print a line every ten seconds."""
-        folder = self._path(0).parent
-        present = set(os.listdir(folder)) if folder.exists() else set()  # one look, however many shards there are
-        for number in sorted(set(range(self.count)) - set(self.documents)):
-            if self._path(number).name in present:
-                self.documents[number] = pq.read_metadata(self._path(number)).num_rows
+        """Count what is done; print a line every ten seconds."""
+        done = len(self._files.intersection(os.listdir(self._folder)))  # one look, however many shards there are
+        self.complete = done == len(self._files)
         if time.monotonic() - self._printed >= 10:
             self._printed = time.monotonic()
-            done, total = len(self.documents), sum(self.documents.values())
-            rate = total / (self._printed - self._began)
-            print(f"{self.noun}: {done:,} of {self.count:,} shards, {total:,} documents, {rate:,.0f}/s", flush=True)
+            minutes = (self._printed - self._began) / 60
+            print(f"{self.noun}: {done:,} of {len(self._files):,} shards after {minutes:.1f} minutes", flush=True)
 
 
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
@@ -153,17 +143,16 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
         import ray
 
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
-        kind, where = RayPipelineExecutor, {}
+        kind, options = RayPipelineExecutor, {}
     else:
-        kind, where = SlurmPipelineExecutor, {"time": "20:00:00", **place.slurm}
-        where |= {"env_command": f'export PATH="{Path(sys.executable).parent}:$PATH"', "job_name": "trait-kit"}
+        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+        kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
     executor = kind(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
         tasks=min(len(numbers), workers * _RANKS_PER_WORKER),
         workers=workers,
-        mem_per_cpu_gb=place.memory_gb,
         logging_dir=str(folder),
-        **where,
+        **{"mem_per_cpu_gb": 4, **options, **place.slurm},
     )
     try:
         executor.run()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import functools
 import io
 import re
 import signal
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from loguru import logger
 
-from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of
+from trait_kit.engine.files import TraitError, digest, made_once
 from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
 from trait_kit.engine.streams import FORMATS, Damaged, Source, format_of, reading
 
@@ -108,17 +109,18 @@ def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Ite
     tables = _tables(source.name, seconds_per_page)
     if format_of(source.name)[0] == ".warc":
         key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
-        path = cache / f"{key[:32]}.parquet"
-        with maker_of(path):
-            if not path.exists():
-                with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _KEPT, compression="zstd") as writer:
-                    for table in tables:
-                        writer.write_table(table)
+        path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, tables))
         tables = (pa.table(batch) for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS))
     for table in tables:
         lost = table.filter(table["reason"].is_valid()).select(["row", "reason", "records"]).to_pylist()
         kept = table.filter(table["reason"].is_null())
         yield clean(kept, kept["row"].to_numpy(), source.name, rejected=[Reject(source.name, **row) for row in lost])
+
+
+def _write(tables: Iterator[pa.Table], path: Path) -> None:
+    with pq.ParquetWriter(path, _KEPT, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:

@@ -44,7 +44,8 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        return linear.linear_table(linear.empty_cells(0, 1), self.log_ratios.reshape(-1, 1), [1, WORD_NGRAMS, 0, 0, 0])
+        ratios, sizes = self.log_ratios.reshape(-1, 1), [1, WORD_NGRAMS, 0, 0, 0]
+        return linear.linear_table(linear.word_cells([], ratios[:0], 0, ratios, sizes), ratios, sizes)
 
     def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""

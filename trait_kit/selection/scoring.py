@@ -130,7 +130,7 @@ def do_shards(
     valid = {path for paths in itertools.compress(files, done) for path in paths}
     for stale in {path for kind in kinds for path in folder.glob(f"{kind}-*.parquet")} - valid:
         stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
-    progress = Progress(kinds[0], len(keys), functools.partial(shard_path, folder, kinds[0]))
+    progress = Progress(kinds[0], folder, [paths[0].name for paths in files])
     run(work, folder / "job.json", np.flatnonzero(~np.array(done)).tolist(), place, progress)
     progress.look()
 
