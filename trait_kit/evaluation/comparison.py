@@ -22,7 +22,7 @@ from trait_kit.evaluation.metrics import with_set_metrics
 
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
-LOWER_IS_BETTER = {"bits_per_byte"}
+LOWER_IS_BETTER = {"bits_per_number_token", "bits_per_byte", "bits_per_byte_zero_shot", "answer_bits_per_byte"}
 ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
 CONFIDENCE = 1 - ALPHA  # of its intervals
 MIN_ITEMS = 30  # no verdict from fewer

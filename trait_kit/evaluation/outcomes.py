@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path
@@ -74,8 +75,9 @@ def evaluate_arms(step: Any) -> Evaluation:
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
     examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
-    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks)
     models = {"base": resolve_model(p.base_model)}
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
+    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks, tokenizer)
     for arm, folder in step.summary("04_train_two_stages")["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
     found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
@@ -124,9 +126,10 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
         for place, sample in sorted(first_filter.items()):
             names, prediction, gold = _read(template, sample)
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
-            row = {"task": unit.task, "item_id": item_id, "prediction": _stored(prediction), "gold": _stored(gold)}
+            row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
+            row |= {"prediction": _stored(prediction), "gold": _stored(gold)}
             for name in names:
-                value = metrics.bits_per_byte(*sample[name]) if name == "bits_per_byte" else sample[name]
+                value = metrics.bits_per_byte(*sample[name]) if isinstance(sample[name], tuple) else sample[name]
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
                         f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "
