@@ -249,6 +249,11 @@ class EvaluationParams(Common):
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
+    control_arm: str = ""  # the arm that it has to beat; empty: worked, worked_same, selected or base, the first there is
+    # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
+    main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold", "exact_match"] = (
+        "bits_per_number_token"
+    )
 
     @model_validator(mode="after")
     def _whole_endpoint(self) -> EvaluationParams:
@@ -285,9 +290,10 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        if (name := self.evaluation.reference_arm) not in arms:
-            known = ", ".join(sorted(arms))
-            raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
+        for knob_name in ("reference_arm", "control_arm"):
+            if (name := getattr(self.evaluation, knob_name)) and name not in arms:
+                known = ", ".join(sorted(arms))
+                raise ValueError(f"evaluation.{knob_name} names the arm '{name}', but training.arms has {known}")
         return self
 
 

@@ -2,8 +2,8 @@
 
 Why bits first: a 135M model trained for minutes moves the probability of gold solutions long before it moves any accuracy.
 But bits per byte also measure wording: a model that reasons as well in other words has more of them. So the main metric
-counts the *number tokens* alone, each after the gold text before it, which hardly depend on wording; a solution beside itself
-with a slip of reasoning asks what wording cannot answer (slips.py); and choices stand after the gold reasoning.
+counts the *number tokens* alone, each after the gold text before it, which hardly depend on wording; a solution beside
+itself with a slip of reasoning asks what wording cannot answer (slips.py); and choices stand after the gold reasoning.
 
 AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
 gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the

@@ -24,6 +24,8 @@ from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import load_problems, load_tasks
 
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
+TRAIN_PROBLEMS = 1_000  # of each task that test texts are compared with
+_TABLES = ("arm_table", "paired_tests", "form_overlap")
 _MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-eval task, the first that it has
 
 
@@ -37,10 +39,13 @@ class Evaluation:
     problems: pd.DataFrame
     reference: str
     how_asked: dict[str, Any]  # runs that differ in it asked different questions
+    wanted: str = ""  # the main metric that the experiment names
+    control: str = ""  # the arm that the reference has to beat
+    form: pd.DataFrame | None = None  # suites.form_overlap of each task
 
     @property
     def metric(self) -> str:
-        return comparison.main_metric(self.outcomes)
+        return comparison.main_metric(self.outcomes, self.wanted)
 
     @property
     def others(self) -> list[str]:
@@ -53,15 +58,17 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """What the step's record says: the verdict in words, and what it rests on."""
         arms = list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, self.reference)
+        verdict = comparison.verdict(self.tests, self.metric, self.reference, self.control)
+        if self.wanted and self.metric != self.wanted:
+            verdict.setdefault("cannot_show", []).append(f"No task has {self.wanted}: {self.metric} stands for it.")
         return {**verdict, "arms": arms, "reference_arm": self.reference, "how_asked": self.how_asked}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet, arm_table.csv and paired_tests.csv. Killed, it goes on with the next question; of a finished
-    step it reads what is there.
+    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next question;
+    of a finished step it reads what is there.
     """
     p = step.params
     tasks = load_tasks(p.tasks)
@@ -70,8 +77,8 @@ def evaluate_arms(step: Any) -> Evaluation:
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     if step.done:
         outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
-        averages, tests = (pd.read_csv(step.path(f"{name}.csv")) for name in ("arm_table", "paired_tests"))
-        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+        averages, tests, form = (pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES)
+        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
     examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
@@ -82,13 +89,17 @@ def evaluate_arms(step: Any) -> Evaluation:
         models[arm] = step.path("04_train_two_stages", folder)
     found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
     outcomes = pd.concat(found, ignore_index=True)
-    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm)
-    for name, table in (("arm_table", averages), ("paired_tests", tests)):
+    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm, p.main_metric)
+    has_train = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}
+    trained = [name for name, task in has_train.items() if task.generated or task.splits.get("train")]
+    train = load_problems(trained, "train", TRAIN_PROBLEMS, p.seed) if trained else problems.iloc[:0]
+    form = suites.form_overlap(problems, train)
+    for name, table in zip(_TABLES, (averages, tests, form), strict=True):
         with atomic_path(step.path(f"{name}.csv")) as temporary:
             table.to_csv(temporary, index=False)
     tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     print(f"{len(outcomes):,} outcomes: {len(models)} arms, {len(problems)} problems of {problems['task'].nunique()} tasks")
-    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
 
 
 def evaluate_model(

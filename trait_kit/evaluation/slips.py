@@ -2,8 +2,9 @@
 
 A model that was trained on worked solutions knows how they sound, so bits per byte can fall while reasoning does not.
 Which of two texts that differ in one step is likelier is a question that form cannot answer. A slip of arithmetic
-(7 * 8 = 54) would be too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operation, operand or
-order, its result is computed anew, and so is all that follows from it.
+(7 * 8 = 54) would be too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operand, operation or
+order, its result is computed anew, and so is all that follows from it. What would give a slip away is avoided: numbers of
+another length, and solutions that are rows of numbers, where a step repeats what stands before it.
 """
 
 from __future__ import annotations
@@ -20,31 +21,43 @@ _STEP = re.compile(
 )
 
 
+WORDS_A_NUMBER = 1.5  # a solution of fewer is a row of numbers: an untrained model tells all its slips
+
+
 def slip(solution: str, question: str, seed: int = 0) -> str | None:
-    """The solution with one step's operation, operand or order changed; None where none can be changed to a fair one.
+    """The solution with one step's operand, operation or order changed; None where none can be changed to a fair one.
 
     Fair: the new result is a number of the same kind (whole where the old one was, not negative), all equations that
     are printed hold, and the last number, the answer, is another.
     """
-    draw = random.Random(f"{seed}/{question}")
-    steps = list(_STEP.finditer(solution))
-    others = re.findall(_NUMBER, question)
-    changes = [(step, change) for step in steps for change in _changes(step, others)]
-    draw.shuffle(changes)
-    right_answer = _answer(solution)
-    found = [_carried_out(solution, step, *change) for step, change in changes]
-    fair = [text for text in found if text and _answer(text) != right_answer and not arithmetic_slips(text)]
-    return min(
-        fair, key=lambda text: abs(len(_answer(text)) - len(right_answer)), default=None
-    )  # no absurd size gives it away
+    if len(re.findall(r"[A-Za-z]{2,}", solution)) < WORDS_A_NUMBER * len(re.findall(_NUMBER, solution)):
+        return None
+    return next(iter(slips(solution, question, seed)), None)
 
 
-def _changes(step: re.Match[str], others: list[str]) -> list[tuple[str, str, str]]:
-    """(left, sign, right) of one wrong operation, operand or order."""
+def slips(solution: str, question: str, seed: int = 0) -> list[str]:
+    """All fair ones, the least conspicuous first: whose answer, result and operand are as long as the right ones, with
+    another operand before + for - before other operations."""
+    draw, right_answer = random.Random(f"{seed}/{question}"), _answer(solution)
+    found = []
+    for step in _STEP.finditer(solution):
+        others = re.findall(_NUMBER, question) + re.findall(_NUMBER, solution[: step.start()])
+        for kind, change in _changes(step, others):
+            text = _carried_out(solution, step, *change)
+            if text and _answer(text) != right_answer and not arithmetic_slips(text):
+                told = abs(len(_answer(text)) - len(right_answer)), len(text) != len(solution), kind, draw.random()
+                found.append((told, text))
+    return [text for _told, text in sorted(found)]
+
+
+def _changes(step: re.Match[str], others: list[str]) -> list[tuple[int, tuple[str, str, str]]]:
+    """(how conspicuous, (left, sign, right)) of one wrong operand, operation or order."""
     left, sign, right = step[1], step[3], step[5]
-    found = [(left, other, right) for other in "+-*/" if other != sign]
-    found += [(left, sign, other) for other in others if other not in (left, right)]
-    return [*found, (right, sign, left)] if sign in "-/" and left != right else found
+    others = list(dict.fromkeys(other for other in others if other not in (left, right, step[8])))
+    found = [(0, (left, sign, other)) for other in others if len(other) == len(right)]
+    found += [(0, (other, sign, right)) for other in others if len(other) == len(left)]
+    found += [(1 if {sign, other} == {"+", "-"} else 2, (left, other, right)) for other in "+-*/" if other != sign]
+    return [*found, (1, (right, sign, left))] if sign in "-/" and left != right else found
 
 
 def _carried_out(solution: str, step: re.Match[str], left: str, sign: str, right: str) -> str | None:

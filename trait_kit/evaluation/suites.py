@@ -9,6 +9,7 @@ RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from trait_kit.tasks import Task, every_test_question, load_problems, load_task,
 TEMPLATES = Path(__file__).parent / "tasks"
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
+FORM_WORDS = 6  # of an n-gram that says whether test texts follow the form of train texts
 GENERAL_ITEMS = 200  # of each of lm-eval's own tasks
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
 
@@ -127,6 +129,23 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     return pd.concat(found, ignore_index=True)
 
 
+def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
+    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
+
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
+    texts with other numbers, and a gain there can be form alone.
+    """
+    known = set().union(*map(_form, train.to_dict("records")))
+    shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
+    return test.assign(overlap=shares).groupby("task", sort=False)["overlap"].agg(items="size", overlap="mean").reset_index()
+
+
+def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
+    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
+    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
+    return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
+
+
 # ---- items
 
 
@@ -176,9 +195,9 @@ def _likelihoods(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, list[
 
 
 def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
-    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many there are.
+    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many it has.
 
-    A number token is one that holds a digit. Cut are characters at the ends of tokens, so any model of lm-eval can be asked.
+    A number token is one that holds a digit. Texts are cut where tokens end, so any model of lm-eval can be asked.
     """
     offsets = tokenizer(context + target, return_offsets_mapping=True)["offset_mapping"]
     ends = [end - len(context) for _start, end in offsets if end > len(context)]
