@@ -23,9 +23,10 @@ from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
 from trait_kit.models import resolve_model
-from trait_kit.params import EvaluationParams
+from trait_kit.params import EvaluationParams, load
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
+ROOT = Path(__file__).parent.parent
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",
     "The river flows through the old town, past the castle — and into the sea.",
@@ -429,6 +430,49 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
         worked_examples([alone], 1, 100)
 
 
+def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
+    rows = [{"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)]
+    names = _task_file(tmp_path, "names", "text", {"train": rows[:20], "test": rows[20:]})
+    found = worked_examples([names], 2, 10)
+    assert len(found) == 2 and found["solution"].isna().all()
+
+
+def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_path):
+    """base's too: prompts do not depend on the arm. The zero-shot prompts alone are without them."""
+    from transformers import AutoTokenizer
+
+    for domain in ("demo", "demo_ads"):
+        names = load(ROOT / "params" / f"{domain}.yaml").evaluation.tasks
+        chosen, tasks = params(tasks=names, few_shot=2, test_items_per_task=3), load_tasks(names)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo:tiny-random"))
+        problems, shots = load_problems(names, "test", 3), worked_examples(names, 2, 3)
+        units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks, tokenizer)
+        assert {unit.task for unit in units} == set(names)
+        tested = set(problems["question"])
+        for path in (tmp_path / domain / "items").glob("*.jsonl"):
+            for item in map(json.loads, path.read_text().splitlines()):
+                shown = item["prompt"].split("Question: ")[1:]
+                assert len(shown) == (1 if path.stem.endswith("zero_shot_bits") else 3)
+                assert not tested & {text.partition("\nAnswer:")[0] for text in shown[:-1]}
+        numbered = [unit for unit in units if "number_bits" in unit.lm_eval]
+        assert bool(numbered) == (domain == "demo")
+
+
+def test_form_overlap_is_the_share_of_masked_runs_that_train_texts_hold():
+    def table(*texts: str) -> pd.DataFrame:
+        rows = [
+            {"task": "t", "question": text, "answer": "1", "solution": "It is 3 and 4. The answer is 7."} for text in texts
+        ]
+        return pd.DataFrame(rows)
+
+    train = table("Tom has 3 red pens in 1 box.")
+    same = suites.form_overlap(table("Tom has 12,000 red pens in 9 box."), train)
+    assert same.to_dict("records") == [{"task": "t", "items": 1, "overlap": 1.0}]
+    other = suites.form_overlap(table("Where does the great river end its long way?"), train)["overlap"].item()
+    assert 0.2 < other < 0.8  # the solution is the same, the question is not
+    assert suites.form_overlap(train, train.iloc[:0])["overlap"].item() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
@@ -490,10 +534,15 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     tiny_model(tmp_path / "04_train_two_stages" / "trait", seed=1)
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
-    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"] and made.metric == "bits_per_byte"
+    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"]
+    assert made.metric == "bits_per_number_token" and {"bits_per_byte", "bits_per_byte_zero_shot"} <= set(
+        made.tests["metric"]
+    )
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()
-    assert "one training seed" in summary["headline"] and "measure wording" in summary["headline"]
+    assert "Is trait better than base" in summary["question"] and "1 training seed" in summary["headline"]
+    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 2
+    assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
     monkeypatch.setattr("trait_kit.evaluation.backends.load_model", None)  # nothing is asked again
