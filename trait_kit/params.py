@@ -240,6 +240,7 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
+    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: their test problems are text of another kind, to forget
     few_shot: int = knob(0, ge=0)  # worked examples before each problem
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
@@ -251,7 +252,7 @@ class EvaluationParams(Common):
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
     control_arm: str = ""  # the arm that it has to beat; empty: worked, worked_same, selected or base, the first there is
     # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
-    main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold", "exact_match"] = (
+    main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold"] = (
         "bits_per_number_token"
     )
 

@@ -6,7 +6,7 @@ A table is two arms on one task of 32, 100 or 500 items, or on the macro average
 or 3 seeds.
 Counted: how often the 95% interval of the paired difference, and of an arm's mean, holds the truth; how often a
 difference of exactly 0 is called significant at 5%; how often a gain as large as `smallest_gain` is; how often the verdict
-says 'better' of 8 clusters of 12 correlated items that do not differ (`--only clusters` for it alone). Beside them what other
+says 'better' of 8 clusters of 12 correlated items that do not differ (`--only clusters`: this alone). Beside them what other
 methods would do, as shares of the same tables: `items alone` forgets the seeds, `resampled seeds` is the plain hierarchical
 bootstrap, `plain` a percentile bootstrap without the corrections for few items.
 """

@@ -81,13 +81,19 @@ def evaluate_arms(step: Any) -> Evaluation:
         return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
-    examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
+    if p.foreign_tasks:
+        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
+        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
+    most = max(suites.n_examples(p, name) for name in tasks)
+    examples = suites.worked_examples(p.tasks, most, p.test_items_per_task, p.seed) if most else None
     models = {"base": resolve_model(p.base_model)}
     tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
     units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks, tokenizer)
-    for arm, folder in step.summary("04_train_two_stages")["models"].items():
+    trained = step.summary("04_train_two_stages")
+    for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
-    found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
+    seed, answers = trained.get("seed", p.seed), step.path("answers")
+    found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     outcomes = pd.concat(found, ignore_index=True)
     averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm, p.main_metric)
     has_train = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}

@@ -71,7 +71,9 @@ class PackedLM(HFLM):
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+        # lm-eval's cache of logits takes one text that is divided in two ways (an answer, a solution) for one request
+        sizes = {"batch_size": batch_size, "mixed_precision_dtype": autocast, "logits_cache": False}
+        super().__init__(pretrained=model, tokenizer=tokenizer, **sizes)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
         self.product_dtype = self.mixed_precision_dtype or model.dtype
         config = model.config.get_text_config()

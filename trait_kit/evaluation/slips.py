@@ -36,16 +36,20 @@ def slip(solution: str, question: str, seed: int = 0) -> str | None:
 
 
 def slips(solution: str, question: str, seed: int = 0) -> list[str]:
-    """All fair ones, the least conspicuous first: whose answer, result and operand are as long as the right ones, with
-    another operand before + for - before other operations."""
+    """All fair ones, the least conspicuous first: early in the solution, with an answer as long as the right one, with
+    another operand before + for - before other operations.
+
+    Early, since the more of the right reasoning stands before a step, the more gives its numbers away: an untrained model
+    tells nine of ten slips in the last third of a solution, and six of ten in the first half.
+    """
     draw, right_answer = random.Random(f"{seed}/{question}"), _answer(solution)
     found = []
-    for step in _STEP.finditer(solution):
+    for place, step in enumerate(_STEP.finditer(solution)):
         others = re.findall(_NUMBER, question) + re.findall(_NUMBER, solution[: step.start()])
         for kind, change in _changes(step, others):
             text = _carried_out(solution, step, *change)
             if text and _answer(text) != right_answer and not arithmetic_slips(text):
-                told = abs(len(_answer(text)) - len(right_answer)), len(text) != len(solution), kind, draw.random()
+                told = place, abs(len(_answer(text)) - len(right_answer)), kind, draw.random()
                 found.append((told, text))
     return [text for _told, text in sorted(found)]
 

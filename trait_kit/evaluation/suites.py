@@ -61,7 +61,7 @@ def build(
 ) -> list[Unit]:
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
-    `documents` maps 'general' and 'in_domain' to texts; they become the tasks held_out/general and held_out/in_domain.
+    `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
     `examples` (needed when params.few_shot > 0) are `worked_examples`, the same for every item of a task. `tasks` are the
     task files by name; `tokenizer` is the models', which says what a number token is.
     """
@@ -95,6 +95,11 @@ def load_items(data_file: str, **_metadata: Any) -> Any:
 
 
 # ---- worked examples
+
+
+def n_examples(params: EvaluationParams, task: str) -> int:
+    """Worked examples before each problem of a task."""
+    return params.few_shot.get(task, 0) if isinstance(params.few_shot, dict) else params.few_shot
 
 
 def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
@@ -160,7 +165,7 @@ def _problem_units(
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
         version = task.version
-        before = _shown(name, examples, params.few_shot)
+        before = _shown(name, examples, n_examples(params, name))
         announced = " The answer is" if "The answer is" in before else ""
         items = [_item(row, before, announced) for row in rows]
         asked = _likelihoods(items, tokenizer)
@@ -172,7 +177,7 @@ def _problem_units(
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, params.few_shot, task.kind)
+            before = _shown(name, examples, n_examples(params, name), task.kind)
             items = [{**_item(row, before, "", task.kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
             written = _write(name, version, "generation", items, folder, generation_kwargs=settings)
@@ -213,9 +218,9 @@ def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
 
 
 def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams, folder: Path) -> Iterator[Unit]:
-    limits = {"general": params.general_documents, "in_domain": params.in_domain_documents}
     for name, texts in documents.items():
-        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[: limits[name]]]
+        most = params.in_domain_documents if name == "in_domain" else params.general_documents
+        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
         named = [(f"{name}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
         items = [{"id": name, "cluster": name, "text": text, "metric": "bits_per_byte"} for name, text in named]
         if items:
