@@ -82,6 +82,8 @@ def evaluate_arms(step: Any) -> Evaluation:
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
     if p.foreign_tasks:
+        if both := set(load_tasks(p.foreign_tasks)) & set(tasks):
+            raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
         rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
         documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
     most = max(suites.n_examples(p, name) for name in tasks)
@@ -96,9 +98,9 @@ def evaluate_arms(step: Any) -> Evaluation:
     found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     outcomes = pd.concat(found, ignore_index=True)
     averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm, p.main_metric)
-    has_train = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}
-    trained = [name for name, task in has_train.items() if task.generated or task.splits.get("train")]
-    train = load_problems(trained, "train", TRAIN_PROBLEMS, p.seed) if trained else problems.iloc[:0]
+    first = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}
+    with_train = [name for name, task in first.items() if task.generated or task.splits.get("train")]
+    train = load_problems(with_train, "train", TRAIN_PROBLEMS, p.seed) if with_train else problems.iloc[:0]
     form = suites.form_overlap(problems, train)
     for name, table in zip(_TABLES, (averages, tests, form), strict=True):
         with atomic_path(step.path(f"{name}.csv")) as temporary:

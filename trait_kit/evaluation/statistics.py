@@ -237,10 +237,10 @@ def _influence(
         centred = np.nan_to_num(group - np.nanmean(group, axis=1, keepdims=True))
         centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
         own, member = np.unique(labels, return_inverse=True)
-        belongs = member[:, None] == np.arange(len(own)) if len(own) < len(labels) else None
-        summed = centred[:, np.argsort(member)] if belongs is None else centred @ belongs
-        counts = there.sum(axis=1, keepdims=True)
-        found = counts if belongs is None else (there @ belongs > 0).sum(axis=1, keepdims=True)
+        summed, found = np.zeros((2, len(group), len(own)))
+        np.add.at(summed.T, member, centred.T)
+        np.add.at(found.T, member, there.T)
+        counts, found = there.sum(axis=1, keepdims=True), (found > 0).sum(axis=1, keepdims=True)
         part = summed / (len(groups) * counts) * np.sqrt(found / np.maximum(1, found - 1))
         by_group.append((float((part @ part.T).mean()), len(own) - 1))
         parts.append(part)
