@@ -34,15 +34,18 @@ def test_what_follows_from_a_slip_is_computed_anew():
     assert "25 - 24 = 1 apples" in changed and changed.endswith("The answer is 1.")
 
 
-def test_the_least_conspicuous_comes_first():
+def test_what_would_give_a_slip_away_is_avoided():
     found = slips(SOLUTION, QUESTION)
-    changed = [
-        next(place for place, pair in enumerate(zip(text, SOLUTION, strict=False)) if pair[0] != pair[1]) for text in found
-    ]
-    steps = [sum(place > SOLUTION.index(step) for step in ("13 + 24", "12 * 2", "37 - 24")) for place in changed]
-    assert steps == sorted(steps)
-    lengths = [abs(len(answer(text)) - 2) for text, step in zip(found, steps, strict=True) if step == steps[0]]
-    assert lengths == sorted(lengths) and found[0] == slip(SOLUTION, QUESTION) == slip(SOLUTION, QUESTION)
+    for text in found:
+        assert "apples left. The" in text and abs(len(answer(text)) - 2) <= 1
+        changed = next(place for place, pair in enumerate(zip(text, SOLUTION, strict=False)) if pair[0] != pair[1])
+        assert changed < 0.65 * len(SOLUTION)  # never the last step, which the right reasoning before it announces
+    assert found[0] == slip(SOLUTION, QUESTION) == slip(SOLUTION, QUESTION)
+
+
+def test_a_fraction_is_no_step():
+    """'1/2 * 174': its 2 is no operand."""
+    assert not any("1/1" in text or "1/3" in text for text in slips("He did 1/2 * 174 = 87 of the 3 pieces.", "1 of 3 is?"))
 
 
 @pytest.mark.parametrize("text", ["2 * 3 = 6. 6 * 4 = 24. The answer is 24.", "It is seven.", ""])
@@ -55,6 +58,6 @@ def test_word_problems_of_the_demo_have_slips_and_formulas_none():
     problems = load_problems(names, "test", 60)
     problems["slip"] = [slip(row["solution"], row["question"]) for row in problems.to_dict("records")]
     share = problems["slip"].notna().groupby(problems["task"]).mean()
-    assert share["word_problems"] > 0.8 and share.drop("word_problems").max() == 0
+    assert share["word_problems"] > 0.4 and share.drop("word_problems").max() == 0
     for row in problems.dropna(subset="slip").to_dict("records"):
         assert answer(row["slip"]) != answer(row["solution"]) and arithmetic_slips(row["slip"]) == []

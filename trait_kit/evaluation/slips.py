@@ -3,8 +3,10 @@
 A model that was trained on worked solutions knows how they sound, so bits per byte can fall while reasoning does not.
 Which of two texts that differ in one step is likelier is a question that form cannot answer. A slip of arithmetic
 (7 * 8 = 54) would be too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operand, operation or
-order, its result is computed anew, and so is all that follows from it. What would give a slip away is avoided: numbers of
-another length, and solutions that are rows of numbers, where a step repeats what stands before it.
+order, its result is computed anew, and so is all that follows from it. What would give a slip away is avoided: answers of
+another size, rows of numbers (a step repeats what stands before it), and late steps, whose numbers the right reasoning
+before them announces. With two worked examples, SmolLM2-135M, untrained, told 89% of the slips in the second half of the
+demo's word problems and 64% of those in the first (47 and 36 pairs).
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from trait_kit.engine.arithmetic import arithmetic_slips, evaluate
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _STEP = re.compile(
-    rf"({_NUMBER})(\D{{0,30}}?) ([-+*/]) (\D{{0,3}})({_NUMBER})([^\d=+*/-]{{0,30}}) = (\D{{0,2}})({_NUMBER})(?![\d/])"
+    rf"(?<![\d/.])({_NUMBER})(\D{{0,30}}?) ([-+*/]) (\D{{0,3}})({_NUMBER})"
+    rf"([^\d=+*/-]{{0,30}}) = (\D{{0,2}})({_NUMBER})(?![\d/])"
 )
 
 
 WORDS_A_NUMBER = 1.5  # a solution of fewer is a row of numbers: an untrained model tells all its slips
+EARLY = 0.55  # of the solution's characters: where a step may begin
 
 
 def slip(solution: str, question: str, seed: int = 0) -> str | None:
     """The solution with one step's operand, operation or order changed; None where none can be changed to a fair one.
 
     Fair: the new result is a number of the same kind (whole where the old one was, not negative), all equations that
-    are printed hold, and the last number, the answer, is another.
+    are printed hold, and the last number, the answer, is another, at most a digit longer or shorter.
     """
     if len(re.findall(r"[A-Za-z]{2,}", solution)) < WORDS_A_NUMBER * len(re.findall(_NUMBER, solution)):
         return None
@@ -36,32 +40,30 @@ def slip(solution: str, question: str, seed: int = 0) -> str | None:
 
 
 def slips(solution: str, question: str, seed: int = 0) -> list[str]:
-    """All fair ones, the least conspicuous first: early in the solution, with an answer as long as the right one, with
-    another operand before + for - before other operations.
-
-    Early, since the more of the right reasoning stands before a step, the more gives its numbers away: an untrained model
-    tells nine of ten slips in the last third of a solution, and six of ten in the first half.
-    """
+    """All fair ones, those of the first step that has any first."""
     draw, right_answer = random.Random(f"{seed}/{question}"), _answer(solution)
     found = []
-    for place, step in enumerate(_STEP.finditer(solution)):
+    for step in _STEP.finditer(solution, 0, round(EARLY * len(solution))):
         others = re.findall(_NUMBER, question) + re.findall(_NUMBER, solution[: step.start()])
-        for kind, change in _changes(step, others):
-            text = _carried_out(solution, step, *change)
-            if text and _answer(text) != right_answer and not arithmetic_slips(text):
-                told = place, abs(len(_answer(text)) - len(right_answer)), kind, draw.random()
-                found.append((told, text))
-    return [text for _told, text in sorted(found)]
+        texts = [_carried_out(solution, step, *change) for change in _changes(step, others)]
+        fair = [text for text in texts if text and _is_fair(_answer(text), right_answer) and not arithmetic_slips(text)]
+        draw.shuffle(fair)
+        found += fair
+    return found
 
 
-def _changes(step: re.Match[str], others: list[str]) -> list[tuple[int, tuple[str, str, str]]]:
-    """(how conspicuous, (left, sign, right)) of one wrong operand, operation or order."""
+def _is_fair(answer: str, right: str) -> bool:
+    return answer != right and abs(len(answer) - len(right)) <= 1
+
+
+def _changes(step: re.Match[str], others: list[str]) -> list[tuple[str, str, str]]:
+    """(left, sign, right) of one wrong operand (a number of the question or of an earlier step), operation or order."""
     left, sign, right = step[1], step[3], step[5]
     others = list(dict.fromkeys(other for other in others if other not in (left, right, step[8])))
-    found = [(0, (left, sign, other)) for other in others if len(other) == len(right)]
-    found += [(0, (other, sign, right)) for other in others if len(other) == len(left)]
-    found += [(1 if {sign, other} == {"+", "-"} else 2, (left, other, right)) for other in "+-*/" if other != sign]
-    return [*found, (1, (right, sign, left))] if sign in "-/" and left != right else found
+    found = [(left, sign, other) for other in others if len(other) == len(right)]
+    found += [(other, sign, right) for other in others if len(other) == len(left)]
+    found += [(left, other, right) for other in "+-*/" if other != sign]
+    return [*found, (right, sign, left)] if sign in "-/" and left != right else found
 
 
 def _carried_out(solution: str, step: re.Match[str], left: str, sign: str, right: str) -> str | None:
