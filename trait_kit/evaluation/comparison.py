@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import statistics
@@ -28,6 +30,7 @@ ALPHA = 0.05  # THE level of significance, of every test, table, figure and sent
 CONFIDENCE = 1 - ALPHA  # of its intervals
 MIN_ITEMS, MIN_CLUSTERS = 30, 6  # no verdict from fewer; sign flips of five clusters cannot reach ALPHA
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
+_SAY = yaml.safe_load(Path(__file__).with_name("verdict.yaml").read_text(encoding="utf-8"))
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
 _COLUMNS = (
     *("reference", "arm", "metric", "task", "n", "seeds", "reference_mean", "arm_mean", "difference", "low", "high"),
@@ -187,66 +190,64 @@ def verdict(tests: pd.DataFrame, metric: str, reference: str, control: str = "")
     macro = ours[ours["task"] == MACRO]
     control = control_of(list(dict.fromkeys(macro["arm"])), reference, control)
     main = macro[(macro["metric"] == metric) & (macro["arm"] == control)]
-    said = {"question": f"Is {reference} better than {control or 'its control'} on problems that no arm was trained on?"}
+    said = {"question": _SAY["question"].format(reference=reference, control=control or "another arm")}
     if main.empty:
-        return said | {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
-    row = main.iloc[0]
-    beside = macro[(macro["metric"] != metric) & (macro["arm"] == control) & (macro["gain"] < 0)]
+        return said | {"headline": _SAY["none"].format(reference=reference), "good": False}
+    row = main.iloc[0].to_dict()
     worse = ours[(ours["p_holm"] < ALPHA) & (ours["gain"] < 0)]
-    lost = pd.concat([worse, beside]).drop_duplicates(["arm", "metric", "task"])
+    beside = macro[(macro["arm"] == control) & (macro["metric"] != metric) & (macro["gain"] < 0)]
+    fell = pd.concat([worse, beside]).drop_duplicates(["arm", "metric", "task"])
     of_text = ours[ours["task"].str.startswith(HELD_OUT) & ours["arm"].isin(["base", control, "selected"])]
-    seeds, size = int(row["seeds"]), f"{row['n']:,} items in {row['clusters']:,} clusters"
-    cannot = [] if seeds > 1 else ["One training seed: it speaks of these models, not of the recipe trained anew."]
-    cannot += ["Bits per byte also measure wording."] if metric in ("bits_per_byte", "bits_per_byte_zero_shot") else []
-    there = set(ours.loc[ours["metric"] == metric, "task"])
-    lacking = sorted(set(ours["task"]) - there - {MACRO} - {name for name in ours["task"] if name.startswith(HELD_OUT)})
-    cannot += [f"There are no {_words(metric)} in {', '.join(lacking)}: nothing is said of them."] if lacking else []
-    alone = ours[(ours["metric"] == metric) & (ours["clusters"] < 2)]["task"].unique()
-    cannot += [f"One template only: {', '.join(alone)}. It says nothing of other templates."] if len(alone) else []
-    cannot += [] if len(of_text) else ["No general text was scored, so nothing is said of forgetting."]
-    told = {
-        **said,
+    said |= {
         "main_metric": metric,
         "control_arm": control,
-        "worse": [_told(each) for each in lost.to_dict("records")],
-        "forgetting": [_told(each) for each in of_text.to_dict("records")],
-        "cannot_show": cannot,
+        "worse": [_SAY["line"].format(**_words(each)) for each in fell.to_dict("records")],
+        "forgetting": [_SAY["line"].format(**_words(each)) for each in of_text.to_dict("records")],
+        "cannot_show": _cannot_show(ours, metric),
     }
     if row["n"] < MIN_ITEMS or row["clusters"] < MIN_CLUSTERS:
-        few = f"{row['n']} of {MIN_ITEMS} items, {row['clusters']} of {MIN_CLUSTERS} clusters"
-        return told | {"headline": f"Too few items or clusters for a verdict ({few}).", "good": False}
-    sure, several = row["p_holm"] < ALPHA, len(macro[macro["metric"] == metric])
-    is_so = "is better than" if row["gain"] > 0 else "is worse than"
-    headline = f"By {_words(metric)}, {reference} {is_so if sure else 'does not differ from'} {control}"
-    headline += f": gain {_interval(row)}, p {p_words(row)} (Holm, {several} arms); {size}, {seeds} training seed(s)."
+        return said | {"headline": _SAY["few"].format(**_words(row)), "good": False}
+    sure, better = row["p_holm"] < ALPHA, row["gain"] > 0
+    verb = _SAY["same" if not sure else "better" if better else "worse"]
+    facts = _words(row) | {"control": control, "verb": verb, "arms": int((macro["metric"] == metric).sum())}
+    headline = _SAY["answer"].format(**facts)
     if not sure:
-        unseen = "It may still be: the smallest gain that would have shown is " + _amount(row["smallest_gain"], metric)
-        headline += f" Equivalent within {MARGIN}." if row["equivalent"] else f" {unseen.replace('+', '')}."
-    good = bool(sure and row["gain"] > 0 and worse.empty)
-    return told | {"headline": headline, "good": good}
+        headline += _SAY["equivalent" if row["equivalent"] else "unseen"].format(**facts)
+    return said | {"headline": headline, "good": bool(sure and better and worse.empty)}
+
+
+def _cannot_show(ours: pd.DataFrame, metric: str) -> list[str]:
+    """What the tests of the reference arm say nothing of."""
+    by_main = ours[ours["metric"] == metric]
+    lacking = sorted({task for task in set(ours["task"]) - set(by_main["task"]) if not task.startswith(HELD_OUT)})
+    alone = by_main.loc[by_main["clusters"] < 2, "task"].unique()
+    said = {
+        "one_seed": by_main["seeds"].max() == 1,
+        "wording": metric.startswith("bits_per_byte"),
+        "lacking": len(lacking),
+        "one_template": len(alone),
+        "no_text": not ours["task"].str.startswith(HELD_OUT).any(),
+    }
+    tasks = {"lacking": ", ".join(lacking), "one_template": ", ".join(alone)}
+    metric = metric.replace("_", " ")
+    return [_SAY[name].format(metric=metric, tasks=tasks.get(name)) for name, true in said.items() if true]
 
 
 def p_words(row: Mapping[str, Any]) -> str:
     """p after Holm; where no draw was as extreme as what was seen, the least that it can be said to be below."""
-    floor = row["p_floor"]
-    return f"< {max(floor, 1e-4):.1g}" if row["p_holm"] <= max(floor * (1 + 1e-9), 1e-4) else f"= {row['p_holm']:.2g}"
+    floor = max(row["p_floor"], 1e-4)
+    return f"< {floor:.1g}" if row["p_holm"] <= floor * (1 + 1e-9) else f"= {row['p_holm']:.2g}"
 
 
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _amount(value: float, metric: str) -> str:
-    return f"{value:+.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:+.1f} points"
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    gain, low, high = (_amount(row[name], row["metric"]) for name in ("gain", "gain_low", "gain_high"))
-    return f"{gain} [{low}, {high}]"
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    return f"{row['task']}, {_words(row['metric'])}, against {row['arm']}: gain {_interval(row)}, p {p_words(row)}"
+def _words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `compare` as it is written in a sentence: bits as they are, shares in points."""
+    bits = row["metric"] in LOWER_IS_BETTER
+    scale, unit = (1, "") if bits else (100, " points")
+    gain, low, high = (f"{scale * row[name]:+.{3 if bits else 1}f}" for name in ("gain", "gain_low", "gain_high"))
+    told = {"gain": f"{gain}{unit} [{low}, {high}]", "p": p_words(row), "metric": row["metric"].replace("_", " ")}
+    told |= {"smallest": f"{scale * row['smallest_gain']:.{3 if bits else 1}f}{unit}"}
+    limits = {"MIN_ITEMS": MIN_ITEMS, "MIN_CLUSTERS": MIN_CLUSTERS, "MARGIN": MARGIN}
+    return {**row, **told, **limits}
 
 
 def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None) -> list[dict[str, Any]]:
