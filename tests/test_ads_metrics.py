@@ -109,7 +109,7 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
     golds, others = [], []
     for row in problems.to_dict("records"):
         rest = row["answer"], limits[row["task"]]
-        golds.append(ads.marks(f"The answer is {row['answer']}.", *rest))
+        golds.append(ads.marks(f"The answer is {row['answer'].rstrip('.')}.", *rest))
         others += [ads.marks(choice, *rest) for choice in row["choices"] if row["entity"] not in choice]
     golds, others = pd.DataFrame(golds), pd.DataFrame(others)
     assert len(golds) == 150 and len(others) > 150
