@@ -497,8 +497,9 @@ def test_sign_flips_are_of_whole_clusters_across_tasks():
 def test_eight_correlated_clusters_are_rarely_called_better(n_seeds, monkeypatch):
     """The benchmark intervals.py on few tables: at most 5%, and the error of so many tables."""
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
-    found = intervals.clusters(150, n_seeds)
-    assert found["better"] <= stats.binom.isf(0.001, 150, 0.05) / 150
+    monkeypatch.setattr(statistics, "FLIPS", 400)
+    found = intervals.clusters(100, n_seeds)
+    assert found["better"] <= stats.binom.isf(0.001, 100, 0.05) / 100
     assert found["better without clusters"] > 0.08  # why clusters are needed
 
 
