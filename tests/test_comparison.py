@@ -498,8 +498,8 @@ def test_eight_correlated_clusters_are_rarely_called_better(n_seeds, monkeypatch
     """The benchmark intervals.py on few tables: at most 5%, and the error of so many tables."""
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
     monkeypatch.setattr(statistics, "FLIPS", 400)
-    found = intervals.clusters(100, n_seeds)
-    assert found["better"] <= stats.binom.isf(0.001, 100, 0.05) / 100
+    found = intervals.clusters(300, n_seeds)
+    assert found["better"] <= stats.binom.isf(0.001, 300, 0.05) / 300
     assert found["better without clusters"] > 0.08  # why clusters are needed
 
 

@@ -5,7 +5,7 @@
 A table is two arms on one task of 32, 100 or 500 items, or on the macro average of 32, 100, 500 and 1,319 items, with 1
 or 3 seeds.
 Counted: how often the 95% interval of the paired difference, and of an arm's mean, holds the truth; how often a
-difference of exactly 0 is called significant at 5%; how often a gain as large as `smallest_gain` is; how often the verdict
+difference of exactly 0 is called significant at 5%; how often a gain as large as `smallest_gain` is; how often the kit
 says 'better' of 8 clusters of 12 correlated items that do not differ (`--only clusters`: this alone). Beside them what other
 methods would do, as shares of the same tables: `items alone` forgets the seeds, `resampled seeds` is the plain hierarchical
 bootstrap, `plain` a percentile bootstrap without the corrections for few items.
@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from trait_kit.evaluation import comparison, statistics
@@ -101,27 +100,19 @@ def power(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: in
 
 
 def clusters(tables: int, n_seeds: int = 1, n_clusters: int = 8, per_cluster: int = 12, seed: int = 0) -> dict[str, float]:
-    """How often the kit's verdict says 'better' of tables without a true difference whose items are correlated in clusters.
+    """How often the kit says 'better' of tables without a true difference whose items are correlated in clusters.
 
     Half of the variance of a paired difference is the cluster's. Beside it: the same tables as if items were independent.
     """
     draw = np.random.default_rng([seed, n_seeds, n_clusters, per_cluster])
-    labels = [f"c{number}" for number in range(n_clusters) for _ in range(per_cluster)]
-    n, called = len(labels), Counter()
-    for _ in range(tables):
-        hard = draw.normal(1, DIFFICULTY, n)
-        rows = [
-            pd.DataFrame(
-                {"value": value, "item_id": [f"i{place}" for place in range(n)], "cluster": labels, "arm": arm}
-            ).assign(seed=number, task="x", metric="bits_per_byte", prediction="", gold="")
-            for arm in ("trait", "base")
-            for number, value in enumerate(_correlated(draw, hard, n_seeds, n_clusters, per_cluster))
-        ]
-        outcomes = pd.concat(rows, ignore_index=True)
-        for name, asked in (("better", outcomes), ("better without clusters", outcomes.drop(columns="cluster"))):
-            tests = comparison.compare_all(asked, "trait")
-            headline = comparison.verdict(tests, "bits_per_byte", "trait")["headline"]
-            called[name] += "is better than" in headline
+    labels = [np.repeat([f"c{number}" for number in range(n_clusters)], per_cluster)]
+    called: Counter[str] = Counter()
+    for number in range(tables):
+        hard = draw.normal(1, DIFFICULTY, n_clusters * per_cluster)
+        pair = tuple(np.array(_correlated(draw, hard, n_seeds, n_clusters, per_cluster)) for _ in range(2))
+        for name, known in (("better", labels), ("better without clusters", None)):
+            row = comparison.compare_pair([pair], "bits_per_byte", False, number, known)
+            called[name] += row["p_value"] < comparison.ALPHA and row["gain"] > 0  # as the verdict, of two arms
     return {name: called[name] / tables for name in ("better", "better without clusters")}
 
 
