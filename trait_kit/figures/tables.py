@@ -72,7 +72,7 @@ def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
     about = (
         "Paired over the same items; shares in points. p: McNemar, sign flips of clusters or DeLong, with several seeds "
-        "hierarchical bootstrap; Holm's correction over the averages of the main metric, of all others, over a metric's tasks. "
+        "hierarchical bootstrap; Holm's correction over the main metric's averages, all others, a metric's tasks. "
         f"Better: p < {ALPHA:g}. Lower is better: {lower}."
     )
     seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
