@@ -16,20 +16,12 @@ from trait_kit.evaluation import ads, comparison, statistics
 from trait_kit.evaluation.metrics import auc_values, f1_values, with_set_metrics
 from trait_kit.tasks import load_problems, load_task
 
-PAGE = (
-    "Acme Trail 200 Hiking Boots. These waterproof boots of brown leather have a rubber sole, weigh 900 g and cost $89. "
-    "Made in Zürich since Monday. Award-winning grip, 20% lighter."
-)
-QUESTION = (
-    "Write an ad as 'title | description' (at most 30 and 90 characters) for this query and landing page. "
-    f"Query: best waterproof boots for women. Landing page: {PAGE}"
-)
 GOLD = "Acme Trail Hiking Boots | Waterproof boots of brown leather with a rubber sole."
 LIMITS = [30, 90]
 
 
-def mark(prediction: str, gold: str = GOLD, limits: list[int] = LIMITS, question: str = QUESTION) -> dict[str, float]:
-    return ads.marks(prediction, question, gold, "Acme Trail 200 Hiking Boots", limits)
+def mark(prediction: str, gold: str = GOLD, limits: list[int] = LIMITS) -> dict[str, float]:
+    return ads.marks(prediction, gold, limits)
 
 
 # --------------------------------------------------------------------------------------------------- what was written
@@ -56,14 +48,6 @@ def mark(prediction: str, gold: str = GOLD, limits: list[int] = LIMITS, question
 )
 def test_the_ad_is_read_off_a_prediction(prediction, expected):
     assert ads.written(prediction) == expected
-
-
-def test_the_query_is_read_off_a_question():
-    assert ads.query_of(QUESTION) == "best waterproof boots for women"
-    assert ads.query_of("Fit it. Query: red shoes? Title: Shoes: the best") == "red shoes"
-    assert ads.query_of("Query: size 7.5 mr. x boots") == "size 7.5 mr. x boots"
-    assert ads.query_of("Query: red shoes\nPage: x") == "red shoes"
-    assert ads.query_of("Write a title for this page: x") == ""
 
 
 # ----------------------------------------------------------------------------------------------------------------- marks
@@ -113,17 +97,6 @@ def test_no_limit_no_mark():
     assert "within_limit" not in mark("t", limits=[])
 
 
-def test_coverage_counts_telling_words():
-    found = mark("Acme boots | Of brown leather, for rain")  # the query asks for waterproof boots for women
-    assert found["keyword_coverage"] == pytest.approx(1 / 3)
-    # Acme, trail, 200, hiking, boots: its name; waterproof, brown, leather, rubber, sole: what the gold ad has of the page
-    assert found["attribute_coverage"] == pytest.approx(4 / 10)
-    without_query = mark("Waterproof Boot", gold="Waterproof boots with a sole", question=f"Write a title for: {PAGE}")
-    assert without_query["keyword_coverage"] == pytest.approx(2 / 3)
-    nothing = ads.marks("x", "Write: y", "the of", None, [])
-    assert set(nothing) == {"rouge_l", "chrf"}
-
-
 def test_an_empty_text_gets_nothing():
     assert set(mark("").values()) == {0.0}
 
@@ -135,15 +108,13 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
     problems = load_problems(tasks, "test", 30, 0)
     golds, others = [], []
     for row in problems.to_dict("records"):
-        rest = row["question"], row["answer"], row["entity"], limits[row["task"]]
-        golds.append(ads.marks(row["solution"], *rest))
+        rest = row["answer"], limits[row["task"]]
+        golds.append(ads.marks(f"The answer is {row['answer'].rstrip('.')}.", *rest))
         others += [ads.marks(choice, *rest) for choice in row["choices"] if row["entity"] not in choice]
     golds, others = pd.DataFrame(golds), pd.DataFrame(others)
     assert len(golds) == 150 and len(others) > 150
-    assert (golds[["rouge_l", "chrf", "attribute_coverage"]] == 1).all(axis=None) and (
-        golds["within_limit"].dropna() == 1
-    ).all()
-    assert (others[["rouge_l", "chrf", "attribute_coverage"]].mean() < (0.6, 0.6, 0.5)).all()
+    assert (golds[["rouge_l", "chrf"]] == 1).all(axis=None) and (golds["within_limit"].dropna() == 1).all()
+    assert (others[["rouge_l", "chrf"]].mean() < 0.6).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- hostile text
@@ -173,11 +144,9 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
     ids=lambda text: ascii(text[:12]),
 )
 def test_hostile_text_gets_marks(text):
-    for prediction, question, gold, entity in ((text, QUESTION, GOLD, "Acme"), ("Acme Boots", text, text, text)):
-        found = ads.marks(prediction, question, gold, entity, LIMITS)
-        assert set(found) - {"keyword_coverage", "attribute_coverage"} == {"rouge_l", "chrf", "within_limit"}
-        assert all(0 <= value <= 1 for value in found.values())
-        assert set(found) == set(ads.marks("", question, gold, entity, LIMITS))  # which marks there are is the item's affair
+    for prediction, gold in ((text, GOLD), ("Acme Boots", text)):
+        found = ads.marks(prediction, gold, LIMITS)
+        assert set(found) == {"rouge_l", "chrf", "within_limit"} and all(0 <= value <= 1 for value in found.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ AUC and F1
@@ -186,6 +155,7 @@ def test_hostile_text_gets_marks(text):
 def outcomes(scores: np.ndarray, relevant: np.ndarray, arm: str = "a", seed: int = 0, task: str = "t") -> pd.DataFrame:
     """Scores above 0 prefer 'relevant'."""
     rows = {"arm": arm, "seed": seed, "task": task, "item_id": [f"i{n}" for n in range(len(scores))]}
+    rows["cluster"] = [f"{task}/{item}" for item in rows["item_id"]]
     names = np.array(["irrelevant", "relevant"])
     said = {"prediction": names[(scores > 0).astype(int)], "gold": names[relevant.astype(int)]}
     return pd.DataFrame({**rows, "metric": "relevance_score", "value": scores, **said})
@@ -278,7 +248,7 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     other = pd.DataFrame(
         [
             {
-                **dict(arm="base", seed=0, task="x", item_id="i"),
+                **dict(arm="base", seed=0, task="x", item_id="i", cluster="i"),
                 "metric": "exact_match",
                 "value": 1.0,
                 "prediction": "",

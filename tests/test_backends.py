@@ -49,6 +49,7 @@ def test_an_endpoint_gives_the_scores_of_transformers(ask, server, tmp_path):
     columns = ["task", "item_id", "metric", "prediction", "gold"]
     pd.testing.assert_frame_equal(theirs[columns], ours[columns])
     assert theirs["value"].tolist() == pytest.approx(ours["value"].tolist(), abs=1e-4)
+    assert (ours["metric"] == "bits_per_number_token").sum() == 4
     assert server.keys == {f"Bearer {KEY}"}
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in kept and str(server.server_port).encode() not in kept
@@ -66,7 +67,7 @@ def test_an_endpoint_is_asked_from_a_notebook_too(ask):
     async def cell() -> pd.DataFrame:
         return ask()
 
-    assert len(asyncio.run(cell())) == 15
+    assert len(asyncio.run(cell())) == 23
 
 
 def test_a_server_without_log_probabilities_is_refused(ask, server):

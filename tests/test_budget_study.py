@@ -35,7 +35,8 @@ def make_run(
         values = {"base": hard, arm: hard + change + rng.normal(0, 0.02, count)}
         for name, of_arm in values.items():
             for item, value in enumerate(of_arm):
-                rows.append((name, seed, task, f"{task}-{item}", "bits_per_byte" if held_out else metric, value, "", ""))
+                key = f"{task}-{item}"
+                rows.append((name, seed, task, key, key, "bits_per_byte" if held_out else metric, value, "", ""))
     columns = tables.SCHEMAS["outcomes"].names
     tables.write(folder / "05_evaluate" / "outcomes.parquet", pd.DataFrame(rows, columns=columns), "outcomes")
     common = {"seed": seed}

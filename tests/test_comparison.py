@@ -27,7 +27,8 @@ def _outcomes(values: dict[str, dict[str, list[float]]], metric: str = "bits_per
         for task, numbers in tasks.items()
         for n, value in enumerate(numbers)
     ]
-    return pd.DataFrame(rows).assign(prediction="", gold="")
+    table = pd.DataFrame(rows).assign(prediction="", gold="")
+    return table.assign(cluster=table["task"] + "/" + table["item_id"])
 
 
 def test_arm_table_weighs_tasks_equally_and_keeps_forgetting_apart():
@@ -69,6 +70,8 @@ def test_compare_pairs_items_and_corrects_for_several_arms():
     everything = comparison.compare_all(outcomes, "trait")
     assert len(everything) == 8 and everything[["task", "arm"]].drop_duplicates().shape == (8, 2)
     # unpaired intervals overlap although the paired difference is certain: why the tests are paired
+    assert base["gain"] == pytest.approx(0.05) and base["gain_low"] <= base["gain"] <= base["gain_high"]
+    assert base["p_holm"] <= base["p_floor"] and comparison.p_words(base) == "< 0.0001" and not noisy["p_floor"] > 1e-3
     means = comparison.arm_table(outcomes).set_index(["arm", "task"])
     assert means.loc[("trait", comparison.MACRO), "high"] > means.loc[("base", comparison.MACRO), "low"]
 
@@ -382,23 +385,148 @@ def test_runs_that_cannot_be_compared_say_why(tmp_path):
         gather([f"{a}:trait"])
 
 
+def _said(outcomes: pd.DataFrame, metric: str = "bits_per_byte", control: str = "") -> dict:
+    return comparison.verdict(comparison.compare_all(outcomes, "trait", metric), metric, "trait", control)
+
+
 def test_the_verdict_claims_no_more_than_its_tests():
     draw = np.random.default_rng(17)
     hard = draw.normal(1, 0.5, 40)
-    arms = {"trait": {"x": hard - 0.2}, "base": {"x": hard + draw.normal(0, 0.05, 40)}, "same": {"x": hard - 0.2}}
-    right = {"trait": {"x": [0] * 40}, "base": {"x": [1] * 20 + [0] * 20}, "same": {"x": [0] * 40}}
+    arms = {"trait": {"x": hard - 0.2}, "base": {"x": hard + draw.normal(0, 0.05, 40)}, "worked": {"x": hard - 0.2}}
+    right = {"trait": {"x": [0] * 40}, "base": {"x": [1] * 20 + [0] * 20}, "worked": {"x": [0] * 40}}
     outcomes = pd.concat([_outcomes(arms), _outcomes(right, "choice_accuracy")])
-    found = comparison.verdict(comparison.compare_all(outcomes, "trait"), "bits_per_byte", "trait")
-    assert "better than 1 of 2 other arms" in found["headline"] and "one training seed" in found["headline"]
-    assert "measure wording" in found["headline"] and "Worse than base by choice accuracy" in found["headline"]
-    assert not found["good"]
-    both = comparison.verdict(
-        comparison.compare_all(_outcomes({a: arms[a] for a in ("trait", "base")}), "trait"), "bits_per_byte", "trait"
+    found = _said(outcomes)
+    assert found["question"].startswith("Is trait better than worked") and found["control_arm"] == "worked"
+    assert "does not differ from worked: gain" in found["headline"] and "Equivalent within 0.01" in found["headline"]
+    assert "40 items in 40 clusters, 1 training seed" in found["headline"] and not found["good"]
+    assert any("choice accuracy, against base" in text for text in found["worse"])  # what fell stands beside what rose
+    told = " ".join(found["cannot_show"])
+    assert "One training seed" in told and "measure wording" in told and "nothing is said of forgetting" in told
+    found = _said(outcomes, control="base")
+    assert "is better than base: gain +0.1" in found["headline"] and "p < 0.0001" in found["headline"]
+    assert not found["good"]  # an accuracy fell
+    alone = _said(_outcomes({arm: arms[arm] for arm in ("trait", "base")}))
+    assert alone["good"] and alone["control_arm"] == "base" and alone["worse"] == []
+
+
+def test_forgetting_is_told_against_base_and_against_the_control():
+    draw = np.random.default_rng(22)
+    text = draw.normal(1, 0.1, 40)
+    arms = {arm: {"x": draw.normal(1, 0.1, 40), "held_out/general": text} for arm in ("base", "selected", "worked")}
+    arms["trait"] = {"x": arms["base"]["x"], "held_out/general": text + 0.05 + draw.normal(0, 0.01, 40)}
+    found = _said(_outcomes(arms))
+    assert [line.split(":")[0].split("against ")[1] for line in found["forgetting"]] == ["base", "selected", "worked"]
+    assert all("gain -0.0" in line for line in found["forgetting"])
+    assert sum("held_out/general" in line for line in found["worse"]) == 3 and not found["good"]
+
+
+@pytest.mark.parametrize(("n", "per_cluster"), [(29, 1), (60, 60), (60, 12)])
+def test_few_items_or_clusters_get_no_verdict(n, per_cluster):
+    hard = np.random.default_rng(0).normal(1, 0.5, n)
+    outcomes = _outcomes({"trait": {"x": hard - 1}, "base": {"x": hard}})
+    outcomes["cluster"] = [f"c{int(item[1:]) // per_cluster}" for item in outcomes["item_id"]]
+    found = _said(outcomes)
+    assert found["headline"].startswith("Too few items or clusters for a verdict") and not found["good"]
+
+
+def test_one_item_is_never_significant():
+    parts = [_outcomes({"trait": {"x": [0.1 + seed / 1e3]}, "base": {"x": [0.9]}}, seed=seed) for seed in range(3)]
+    for outcomes in (parts[0], pd.concat(parts)):
+        assert comparison.compare(outcomes, "trait", "bits_per_byte").iloc[0]["p_value"] == 1
+
+
+@pytest.mark.parametrize("null", ["untrained copies", "shuffled arms"])
+def test_a_planted_null_claims_no_gain(null):
+    """The headline of 40 runs without any difference: a gain over the control in as many as chance allows, or in none."""
+    draw, claims = np.random.default_rng(23), 0
+    for _ in range(40):
+        hard = draw.normal(1, 0.5, 48)
+        values = {
+            arm: hard + (draw.normal(0, 0.1, 48) if null == "shuffled arms" else 0) for arm in ("trait", "worked", "base")
+        }
+        outcomes = _outcomes({arm: {"x": x} for arm, x in values.items()}, "bits_per_number_token")
+        outcomes["cluster"] = [f"c{int(item[1:]) // 4}" for item in outcomes["item_id"]]
+        found = _said(outcomes, "bits_per_number_token")
+        claims += "is better than" in found["headline"] or found["good"]
+    assert claims <= (0 if null == "untrained copies" else stats.binom.isf(0.001, 40, 0.05))
+
+
+def test_the_main_metric_is_the_one_that_was_named():
+    tables = [_outcomes({"a": {"x": [1, 2]}}, metric) for metric in ("exact_match", "bits_per_byte", "answer_bits_per_byte")]
+    outcomes = pd.concat(tables)
+    assert comparison.main_metric(outcomes, "exact_match") == "exact_match"
+    assert comparison.main_metric(outcomes, "bits_per_number_token") == "answer_bits_per_byte"  # said by the summary
+    assert comparison.main_metric(tables[0]) == "exact_match"
+
+
+# ---- clusters
+
+
+def test_clusters_of_one_item_change_nothing():
+    draw = np.random.default_rng(18)
+    groups = [draw.normal(0, 1, (3, 20)), draw.normal(0, 2, (3, 9))]
+    labels = [np.array([f"{place} {n}" for n in range(group.shape[1])]) for place, group in enumerate(groups)]
+    plain, clustered = statistics.spread(groups), statistics.spread(groups, (), labels)
+    assert clustered.variance == pytest.approx(plain.variance) and clustered.freedom == pytest.approx(plain.freedom)
+    one = [group[0] for group in groups]
+    assert statistics.sign_flip_p_value(one, 0, labels) == pytest.approx(statistics.sign_flip_p_value(one), abs=0.02)
+
+
+def test_the_variance_of_clusters_is_the_robust_one():
+    api = pytest.importorskip("statsmodels.api")
+    draw = np.random.default_rng(19)
+    of = np.repeat(np.arange(9), [3, 5, 2, 8, 4, 4, 1, 6, 7])
+    values = draw.normal(0, 1, 9)[of] + draw.normal(0, 0.5, len(of))
+    fit = api.OLS(values, np.ones(len(of))).fit(
+        cov_type="cluster", cov_kwds={"groups": of, "use_correction": False, "df_correction": False}
     )
-    assert both["good"]
-    few = _outcomes({arm: {"x": tasks["x"][:29]} for arm, tasks in arms.items()})
-    found = comparison.verdict(comparison.compare_all(few, "trait"), "bits_per_byte", "trait")
-    assert "Too few items" in found["headline"] and not found["good"]
+    spread = statistics.spread([values[None]], (), [of.astype(str)])
+    assert spread.variance == pytest.approx(fit.cov_params()[0, 0] * 9 / 8) and spread.freedom == pytest.approx(8)
+    assert spread.variance > 3 * statistics.spread([values[None]]).variance
+
+
+def test_sign_flips_are_of_whole_clusters_across_tasks():
+    draw = np.random.default_rng(20)
+    groups, labels = [draw.normal(0.3, 1, 12), draw.normal(0.3, 1, 12)], [np.repeat(list("abcdef"), 2)] * 2
+    sums = sum(group.reshape(6, 2).sum(axis=1) for group in groups)  # a label in two tasks is one cluster
+    reference = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert statistics.sign_flip_p_value(groups, 0, labels) == pytest.approx(reference.pvalue)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_eight_correlated_clusters_are_rarely_called_better(n_seeds, monkeypatch):
+    """The benchmark intervals.py on few tables: at most 5%, and the error of so many tables."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    monkeypatch.setattr(statistics, "FLIPS", 400)
+    found = intervals.clusters(300, n_seeds)
+    assert found["better"] <= stats.binom.isf(0.001, 300, 0.05) / 300
+    assert found["better without clusters"] > 0.08  # why clusters are needed
+
+
+def test_auc_is_tested_by_delong_and_not_at_a_floor():
+    draw = np.random.default_rng(21)
+    relevant = np.arange(60) % 2 == 0
+    scores = {"trait": draw.normal(size=60) + 4 * relevant, "base": draw.normal(size=60)}
+    parts = [
+        _outcomes({arm: {"x": values}}, "relevance_score").assign(
+            gold=np.where(relevant, "relevant", "irrelevant"), prediction=np.where(values > 0, "relevant", "irrelevant")
+        )
+        for arm, values in scores.items()
+    ]
+    row = comparison.compare(pd.concat(parts), "trait", "auc").iloc[0]
+    assert row["test"] == "DeLong" and row["p_value"] < 1e-6 and row["p_floor"] == 0
+
+
+def test_equivalence_needs_evidence():
+    draw = np.random.default_rng(24)
+    hard = draw.normal(1, 0.5, 60)
+    arms = {"a": {"x": hard}, "same": {"x": hard + draw.normal(0, 0.01, 60)}, "wide": {"x": hard + draw.normal(0, 0.3, 60)}}
+    table = comparison.compare(_outcomes(arms), "a", "bits_per_byte").set_index("arm")
+    assert table["equivalent"].to_dict() == {"same": True, "wide": False}
+    differences = hard - arms["same"]["x"]
+    one_sided = [stats.ttest_1samp(differences, sign * comparison.MARGIN, alternative=side).pvalue
+                 for sign, side in ((1, "less"), (-1, "greater"))]  # fmt: skip
+    assert table.loc["same", "p_beyond"] == pytest.approx(2 * max(one_sided), abs=2e-3)
 
 
 def test_the_smallest_gain_is_at_the_one_level():

@@ -22,9 +22,11 @@ from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
-from trait_kit.params import EvaluationParams
+from trait_kit.models import resolve_model
+from trait_kit.params import EvaluationParams, load
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
+ROOT = Path(__file__).parent.parent
 TEXTS = [
     "A triangle has three sides. The angles of a triangle add up to 180 degrees.",
     "The river flows through the old town, past the castle — and into the sea.",
@@ -90,8 +92,11 @@ def evaluated(
     model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more
 ):
     """Outcomes of the model on the problems; further arguments are parameters."""
+    from transformers import AutoTokenizer
+
     chosen = params(**more)
-    units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files, tokenizer)
     return evaluate_model(model_dir, arm, 3, units, chosen, out_dir / "answers", report)
 
 
@@ -134,24 +139,36 @@ def outcomes(finished) -> pd.DataFrame:
 def test_one_outcome_an_item_and_metric(outcomes, problems):
     counts = outcomes.groupby(["task", "metric"]).size().to_dict()
     assert counts == {
-        ("sums", "bits_per_byte"): 4,
+        ("sums", "bits_per_byte"): 3,  # one problem has no solution: it does not enter an average of solutions
+        ("sums", "bits_per_number_token"): 3,
+        ("sums", "answer_bits_per_byte"): 4,
         ("sums", "choice_accuracy"): 3,  # one problem has no choices
-        ("products/hard", "bits_per_byte"): 3,
+        ("products/hard", "bits_per_byte"): 2,
+        ("products/hard", "bits_per_number_token"): 2,
+        ("products/hard", "answer_bits_per_byte"): 3,
         ("products/hard", "choice_accuracy"): 3,
         ("held_out/general", "bits_per_byte"): 3,
         ("held_out/in_domain", "bits_per_byte"): 1,
     }
     assert set(outcomes["arm"]) == {"base"} and set(outcomes["seed"]) == {3}
     assert list(outcomes.loc[outcomes["metric"] == "choice_accuracy", "item_id"]) == list(problems["id"][:6])
+    assert (outcomes["cluster"] == outcomes["item_id"]).all()  # no template, no entity: each item is its own
 
 
-def test_bits_per_byte_equal_a_direct_forward_pass(outcomes, problems, reference):
+def test_bits_equal_a_direct_forward_pass(outcomes, problems, reference):
     log_probability, tokenizer = reference
-    found = outcomes[outcomes["metric"] == "bits_per_byte"].set_index("item_id")["value"]
+    found = outcomes.set_index(["metric", "item_id"])["value"]
     for row in problems.to_dict("records"):
-        target = f" {row['solution']}" if isinstance(row["solution"], str) else f" {row['answer']}"
-        nats = log_probability(tokenizer(prompt(row["question"]))["input_ids"], target)
-        assert found[row["id"]] == pytest.approx(-nats / math.log(2) / len(target.encode()), abs=1e-4)
+        before, solution = prompt(row["question"]), row["solution"] if isinstance(row["solution"], str) else ""
+        if solution:
+            nats = log_probability(tokenizer(before)["input_ids"], f" {solution}")
+            wanted = -nats / math.log(2) / len(f" {solution}".encode())
+            assert found["bits_per_byte", row["id"]] == pytest.approx(wanted, abs=1e-4)
+        end = row["answer"] + "."
+        announced = f" {solution.removesuffix(end)}".rstrip() if solution.endswith(end) else ""
+        nats = log_probability(tokenizer(before + announced)["input_ids"], f" {row['answer']}")
+        wanted = -nats / math.log(2) / len(f" {row['answer']}")
+        assert found["answer_bits_per_byte", row["id"]] == pytest.approx(wanted, abs=1e-4)
     for name, texts in DOCUMENTS.items():
         values = outcomes.loc[outcomes["task"] == f"held_out/{name}", "value"]
         for text, value in zip(texts, values, strict=True):
@@ -159,12 +176,52 @@ def test_bits_per_byte_equal_a_direct_forward_pass(outcomes, problems, reference
             assert value == pytest.approx(-nats / math.log(2) / len(text.encode()), abs=1e-4)
 
 
-def test_the_preferred_choice_has_the_highest_likelihood_per_byte(outcomes, problems, reference):
+def test_bits_per_number_token_count_the_tokens_with_digits_alone(outcomes, problems, reference):
+    log_probability, tokenizer = reference
+    found = outcomes[outcomes["metric"] == "bits_per_number_token"].set_index("item_id")["value"]
+    assert len(found) == 5
+    for row in problems[problems["solution"].notna()].to_dict("records"):
+        context, target = tokenizer(prompt(row["question"]))["input_ids"], f" {row['solution']}"
+        digits = [place for place, letter in enumerate(target) if letter.isdigit()]  # every byte is a token
+        nats = sum(log_probability(context + tokenizer(target[:at])["input_ids"], target[at]) for at in digits)
+        assert found[row["id"]] == pytest.approx(-nats / math.log(2) / len(digits), abs=1e-4)
+
+
+@pytest.mark.parametrize("target", [" 3 + 14 = $17. In é12 The answer is 1,234.", "7 it is", " none at all", " x²: 0.5"])
+def test_number_tokens_are_found_in_the_models_own_tokens(target):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo:tiny-random"))
+    before = "Question: 12?\nAnswer:"
+    found = suites.number_cuts(tokenizer, before, target)
+    tokens = tokenizer(before + target)["input_ids"]
+    numbers = [any(letter.isdigit() for letter in tokenizer.decode([token])) for token in tokens]
+    assert found["number_tokens"] == sum(numbers[len(tokenizer(before)["input_ids"]) :])
+    ends = [len(tokenizer(before + cut)["input_ids"]) for cut in found["cuts"]]
+    assert all(tokens[:end] == tokenizer(before + cut)["input_ids"] for end, cut in zip(ends, found["cuts"], strict=True))
+    ends = [len(tokenizer(before)["input_ids"])] * (len(ends) % 2) + ends
+    inside = [place for begin, end in zip(ends[::2], ends[1::2], strict=True) for place in range(begin, end)]
+    assert inside == [place for place, number in enumerate(numbers) if number and place >= ends[0]] if ends else not inside
+
+
+def test_other_words_cost_no_bits_a_number_token():
+    """Bits per byte punish another wording of the same reasoning; the numbers cost the same."""
+    results = [(-1.0, False), (-3.0, False), (-4.0, False), (-5.0, False)]
+    doc = {"number_tokens": 2}
+    found = metrics.number_results(doc, results)["bits_per_number_token"]
+    assert found == (-3.0, 2)
+    wordier = [(nats - 9.0, greedy) for nats, greedy in results]  # nine nats of words before the first number
+    assert metrics.number_results(doc, wordier)["bits_per_number_token"] == found
+    assert metrics.number_results(doc, results[1:])["bits_per_number_token"] == (-3.0 - 1.0, 2)  # a number comes first
+
+
+def test_the_preferred_choice_has_the_highest_likelihood_per_byte_after_the_reasoning(outcomes, problems, reference):
     log_probability, tokenizer = reference
     found = outcomes[outcomes["metric"] == "choice_accuracy"].set_index("item_id")
     preferred = []
     for row in problems[problems["choices"].notna()].to_dict("records"):
-        context = tokenizer(prompt(row["question"]))["input_ids"]
+        reasoning = row["solution"].removesuffix(f" {row['answer']}.") if isinstance(row["solution"], str) else ""
+        context = tokenizer(f"{prompt(row['question'])} {reasoning}".rstrip())["input_ids"]
         scores = [log_probability(context, f" {choice}") / len(choice.encode()) for choice in row["choices"]]
         preferred.append(row["choices"][int(np.argmax(scores))])
         assert found.loc[row["id"], "prediction"] == preferred[-1]
@@ -180,10 +237,11 @@ def test_the_written_tasks_give_the_same_under_lm_evals_own_model(finished, mode
     folder, outcomes = finished
     manager = TaskManager(include_defaults=False, include_path=str(folder / "lm_eval"))
     names = manager.all_tasks
-    assert len(names) == 6 and "sums_solution_bits" in names and "sums_choices" in names
-    results = evaluate(HFLM(str(model_dir), device="cpu", batch_size=4), manager.load(names), bootstrap_iters=0)
-    for name, values in results["samples"].items():
-        metric = "choice_accuracy" if name.endswith("_choices") else "bits_per_byte"
+    assert len(names) == 10 and "sums_number_bits" in names and "sums_choices" in names
+    model = HFLM(str(model_dir), device="cpu", batch_size=4, logits_cache=False)  # it mistakes cut solutions for choices
+    results = evaluate(model, manager.load(names), bootstrap_iters=0)
+    for values in results["samples"].values():
+        (metric,) = values[0]["metrics"]
         ids = [sample["doc"]["id"] for sample in values]
         ours = outcomes[(outcomes["metric"] == metric) & outcomes["item_id"].isin(ids)].set_index("item_id")["value"]
         for sample in values:
@@ -222,6 +280,7 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     requests = [(("", str(n)), [5, 6, 7], [8, 9, n]) for n in range(10, 16)] + [(("", "x"), [5, 6], [9])]
+    requests += [(("", "divided otherwise"), [5, 6, 7, 8, 9], [12]), (("", "a part"), [5, 6, 7], [8])]
     lms = [
         PackedLM(kind.from_pretrained(model_dir), tokenizer, batch_size=2, autocast=None)
         for kind in (LlamaForCausalLM, Deaf)
@@ -256,7 +315,7 @@ def test_no_connection_is_opened_and_nothing_is_printed(model_dir, problems, tmp
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert len(evaluated(model_dir, problems, tmp_path, report=lambda _line: None)) == 17
+    assert len(evaluated(model_dir, problems, tmp_path, report=lambda _line: None)) == 27
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
 
@@ -269,20 +328,21 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
     assert len(found[found["metric"] == "exact_match_strict"]) == 4
     assert not marked["prediction"].str.contains("Question:").any() and marked["prediction"].str.len().max() > 0
-    item = (tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0]
-    assert item.count("Question:") == 2 and "The answer is 7.\\n\\nQuestion: Tom has 3" in item
+    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["prompt"]
+    assert item.count("Question:") == 2 and "The answer is 7.\n\nQuestion: Tom has 3" in item
     (letters,) = (tmp_path / "lm_eval" / "items").glob("products*_generation.jsonl")
     asked = json.loads(letters.read_text().splitlines()[0])["prompt"]
     assert asked.count("\n(A) 13\n(B) 12\n(C) 22\n(D) 120\nAnswer:") == 2
     assert "Answer: We combine 3 and 4.\nThe answer is (B).\n\nQuestion:" in asked
 
 
-def test_a_written_task_marks_texts_under_lm_eval_alone(problems, tmp_path):
+def test_a_written_task_marks_texts_under_lm_eval_alone(model_dir, problems, tmp_path):
     from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
 
-    chosen = params(generate_items=1)
+    chosen, tokenizer = params(generate_items=1), AutoTokenizer.from_pretrained(model_dir)
     newer = {"products/hard": TASKS["products/hard"].model_copy(update={"version": 3})}
-    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
+    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer, tokenizer)
     (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
     task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
     (doc,) = task.test_docs()
@@ -302,7 +362,7 @@ def test_choices_that_are_none_are_named(problems, tmp_path, choices):
     rows = problems.to_dict("records")
     rows[0]["choices"] = choices
     with pytest.raises(TraitError, match="Problem s3 of task sums: its choices must be two or more, none empty"):
-        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
+        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS, None)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):
@@ -311,10 +371,10 @@ def test_other_bad_input_is_named(model_dir, problems, tmp_path):
     with pytest.raises(TraitError, match="few_shot is 2, but task sums has 0"):
         evaluated(model_dir, problems, tmp_path, {}, few_shot=2, examples=problems.iloc[:0])
     with pytest.raises(TraitError, match="no model folder"):
-        evaluated(tmp_path / "missing", problems, tmp_path)
+        evaluate_model(tmp_path / "missing", "base", 0, [], params(), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(TraitError, match="is empty"):
-        evaluated(tmp_path / "empty", problems, tmp_path)
+        evaluate_model(tmp_path / "empty", "base", 0, [], params(), tmp_path)
 
 
 def test_a_diverged_model_is_an_error_not_a_nan(model_dir, problems, tmp_path):
@@ -372,6 +432,49 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
         worked_examples([alone], 1, 100)
 
 
+def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
+    rows = [{"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)]
+    names = _task_file(tmp_path, "names", "text", {"train": rows[:20], "test": rows[20:]})
+    found = worked_examples([names], 2, 10)
+    assert len(found) == 2 and found["solution"].isna().all()
+
+
+def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_path):
+    """base's too: prompts do not depend on the arm. The zero-shot prompts alone are without them."""
+    from transformers import AutoTokenizer
+
+    for domain in ("demo", "demo_ads"):
+        names = load(ROOT / "params" / f"{domain}.yaml").evaluation.tasks
+        chosen, tasks = params(tasks=names, few_shot=2, test_items_per_task=3), load_tasks(names)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo:tiny-random"))
+        problems, shots = load_problems(names, "test", 3), worked_examples(names, 2, 3)
+        units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks, tokenizer)
+        assert {unit.task for unit in units} == set(names)
+        tested = set(problems["question"])
+        for path in (tmp_path / domain / "items").glob("*.jsonl"):
+            for item in map(json.loads, path.read_text().splitlines()):
+                shown = item["prompt"].split("Question: ")[1:]
+                assert len(shown) == (1 if path.stem.endswith("zero_shot_bits") else 3)
+                assert not tested & {text.partition("\nAnswer:")[0] for text in shown[:-1]}
+        numbered = [unit for unit in units if "number_bits" in unit.lm_eval]
+        assert bool(numbered) == (domain == "demo")
+
+
+def test_form_overlap_is_the_share_of_masked_runs_that_train_texts_hold():
+    def table(*texts: str) -> pd.DataFrame:
+        rows = [
+            {"task": "t", "question": text, "answer": "1", "solution": "It is 3 and 4. The answer is 7."} for text in texts
+        ]
+        return pd.DataFrame(rows)
+
+    train = table("Tom has 3 red pens in 1 box.")
+    same = suites.form_overlap(table("Tom has 12,000 red pens in 9 box."), train)
+    assert same.to_dict("records") == [{"task": "t", "items": 1, "overlap": 1.0}]
+    other = suites.form_overlap(table("Where does the great river end its long way?"), train)["overlap"].item()
+    assert 0.2 < other < 0.8  # the solution is the same, the question is not
+    assert suites.form_overlap(train, train.iloc[:0])["overlap"].item() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
@@ -398,7 +501,7 @@ def test_ads_are_marked_and_relevance_is_ranked(model_dir, tmp_path):
     rows = problems.set_index("id")
     for row in found[found["metric"] == "chrf"].to_dict("records"):
         item = rows.loc[row["item_id"]]
-        marks = ads.marks(row["prediction"], item["question"], item["answer"], item["entity"], tasks[row["task"]].limits)
+        marks = ads.marks(row["prediction"], item["answer"], tasks[row["task"]].limits)
         assert row["value"] == marks["chrf"]
     table = comparison.arm_table(found).set_index(["task", "metric"])["mean"]
     scores = found[found["metric"] == "relevance_score"]
@@ -433,10 +536,15 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     tiny_model(tmp_path / "04_train_two_stages" / "trait", seed=1)
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
-    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"] and made.metric == "bits_per_byte"
+    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"]
+    assert made.metric == "bits_per_number_token" and {"bits_per_byte", "bits_per_byte_zero_shot"} <= set(
+        made.tests["metric"]
+    )
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()
-    assert "one training seed" in summary["headline"] and "measure wording" in summary["headline"]
+    assert "Is trait better than base" in summary["question"] and "1 training seed" in summary["headline"]
+    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 2
+    assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
     monkeypatch.setattr("trait_kit.evaluation.backends.load_model", None)  # nothing is asked again

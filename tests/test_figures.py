@@ -38,9 +38,10 @@ def outcomes() -> pd.DataFrame:
                 shift = {"base": 0.0, "raw": -0.01, "selected": -0.02, "trait": -0.2}[arm]
                 shift = 0.02 * (arm == "trait") if task.startswith("held_out") else shift
                 value = level + shift + random.normal(0, 0.002)
-                rows.append((arm, 0, task, f"{task}/{item}", "bits_per_byte", value, None, None))
+                key = (arm, 0, task, f"{task}/{item}", f"{task}/{item}")
+                rows.append((*key, "bits_per_byte", value, None, None))
                 if not task.startswith("held_out"):
-                    rows.append((arm, 0, task, f"{task}/{item}", "choice_accuracy", float(item % 3 == 0), "a", "b"))
+                    rows.append((*key, "choice_accuracy", float(item % 3 == 0), "a", "b"))
     return pd.DataFrame(rows, columns=tables.SCHEMAS["outcomes"].names)
 
 

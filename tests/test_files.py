@@ -102,6 +102,7 @@ def test_a_table_must_have_its_columns_and_no_nan(tmp_path):
         "seed": 0,
         "task": "t",
         "item_id": "1",
+        "cluster": "c",
         "metric": "m",
         "value": 0.5,
         "prediction": "",

@@ -26,7 +26,7 @@ ARMS = ("base", "raw", "selected", "trait", HOSTILE)
 def outcomes_of(values: dict[str, dict[str, list[float]]], metric: str = "bits_per_byte") -> pd.DataFrame:
     """arm -> task -> a value an item."""
     rows = [
-        (arm, 0, task, f"i{item}", metric, float(value), HOSTILE, "-3")
+        (arm, 0, task, f"i{item}", f"{task}/i{item}", metric, float(value), HOSTILE, "-3")
         for arm, tasks in values.items()
         for task, of_task in tasks.items()
         for item, value in enumerate(of_task)

@@ -239,6 +239,7 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
+    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: their test problems are text of another kind, to forget
     few_shot: int = knob(0, ge=0)  # worked examples before each problem
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
@@ -248,6 +249,11 @@ class EvaluationParams(Common):
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
+    control_arm: str = ""  # the arm that it has to beat; empty: worked, worked_same, selected or base, the first there is
+    # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
+    main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold"] = (
+        "bits_per_number_token"
+    )
 
     @model_validator(mode="after")
     def _whole_endpoint(self) -> EvaluationParams:
@@ -284,9 +290,10 @@ class Experiment(BaseModel):
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
-        if (name := self.evaluation.reference_arm) not in arms:
-            known = ", ".join(sorted(arms))
-            raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
+        for knob_name in ("reference_arm", "control_arm"):
+            if (name := getattr(self.evaluation, knob_name)) and name not in arms:
+                known = ", ".join(sorted(arms))
+                raise ValueError(f"evaluation.{knob_name} names the arm '{name}', but training.arms has {known}")
         return self
 
 

@@ -86,7 +86,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("seed", pa.int64()),
             ("task", pa.string()),
             ("item_id", pa.string()),
-            ("metric", pa.string()),  # bits_per_byte | choice_accuracy | exact_match | ...
+            ("cluster", pa.string()),  # its template, entity or document: items of one are no independent evidence
+            ("metric", pa.string()),  # bits_per_number_token | choice_accuracy | exact_match | ...
             ("value", pa.float64()),
             ("prediction", pa.string()),
             ("gold", pa.string()),

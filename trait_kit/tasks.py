@@ -32,7 +32,7 @@ from trait_kit.tables import SCHEMAS
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
 _OfAnswers = Literal["bits_per_byte", "choice_accuracy", "exact_match"]
-_OfWrittenAds = Literal["rouge_l", "chrf", "within_limit", "keyword_coverage", "attribute_coverage"]
+_OfWrittenAds = Literal["rouge_l", "chrf", "within_limit"]
 _OfRelevance = Literal["auc", "f1"]  # of the choice 'relevant' or 'irrelevant'
 Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
 # Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is

@@ -1,8 +1,9 @@
-"""Marks: bits per byte, the choice a model prefers, whether a written answer is right (lm-eval's hooks); AUC and F1.
+"""Marks (lm-eval's hooks): bits, which of two texts or of several choices is likelier, is a written answer right; AUC, F1.
 
-Why bits per byte first: a 135M model trained for minutes moves the probability of gold solutions long before it moves
-any accuracy, and the number does not depend on the tokenizer. It also measures wording: a model that reasons as well in
-other words has more of them. Hence the accuracies, which form cannot win, beside it.
+Why bits first: a 135M model trained for minutes moves the probability of gold solutions long before it moves any accuracy.
+But bits per byte also measure wording: a model that reasons as well in other words has more of them. So the main metric
+counts the *number tokens* alone, each after the gold text before it, which hardly depend on wording; a solution beside
+itself with a slip of reasoning asks what wording cannot answer (slips.py); and choices stand after the gold reasoning.
 
 AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
 gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the
@@ -42,9 +43,26 @@ def preferred(scores: dict[str, float]) -> str:
 
 
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of tasks/solution_bits.yaml and document_bits.yaml: (nats, bytes); lm-eval's aggregation divides them."""
+    """lm-eval hook of solution_bits.yaml, zero_shot_bits.yaml, answer_bits.yaml and document_bits.yaml: (nats, bytes), which
+    lm-eval's aggregation divides. The metric's name is the item's."""
     nats = results[0] if "text" in doc else results[0][0]  # a document's, or (nats, is it greedy) of a solution
-    return {"bits_per_byte": (nats, len((doc["text"] if "text" in doc else doc["target"]).encode()))}
+    return {doc["metric"]: (nats, len(doc.get("text", doc.get("target")).encode()))}
+
+
+def number_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
+    """lm-eval hook of number_bits.yaml: (nats, tokens) of the runs of number tokens in a solution.
+
+    log p(run | what is before it) = log p(solution to its end) - log p(solution to its begin), by turns in `results`.
+    """
+    nats = [nats for nats, _greedy in results]
+    nats = [0.0] * (len(nats) % 2) + nats  # the first run begins the solution
+    return {"bits_per_number_token": (sum(nats[1::2]) - sum(nats[::2]), doc["number_tokens"])}
+
+
+def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
+    """lm-eval hook of pairs.yaml: 1 if the gold solution is likelier than itself with a slip."""
+    (gold, _), (slipped, _) = results
+    return {"prefers_gold": float(gold > slipped) if math.isfinite(gold) else math.nan}
 
 
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
@@ -60,12 +78,12 @@ def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
     """lm-eval hook of tasks/generation.yaml: the final answer wherever it stands, and in the asked-for form only; of an ad
     also those of `ads.marks` that its task's file names.
 
-    `doc` has question, answer, kind (of the task), choices (where it has some), entity, marks and limits (of the file).
+    `doc` has question, answer, kind (of the task), choices (where it has some), marks and limits (of the file).
     """
     flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"], doc["question"])
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
     if doc["marks"]:
-        found = ads.marks(results[0], doc["question"], doc["answer"], doc["entity"], doc["limits"])
+        found = ads.marks(results[0], doc["answer"], doc["limits"])
         marked |= {name: value for name, value in found.items() if name in doc["marks"]}
     return marked
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path
@@ -23,6 +24,8 @@ from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import load_problems, load_tasks
 
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
+TRAIN_PROBLEMS = 1_000  # of each task that test texts are compared with
+_TABLES = ("arm_table", "paired_tests", "form_overlap")
 _MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-eval task, the first that it has
 
 
@@ -36,10 +39,13 @@ class Evaluation:
     problems: pd.DataFrame
     reference: str
     how_asked: dict[str, Any]  # runs that differ in it asked different questions
+    wanted: str = ""  # the main metric that the experiment names
+    control: str = ""  # the arm that the reference has to beat
+    form: pd.DataFrame | None = None  # suites.form_overlap of each task
 
     @property
     def metric(self) -> str:
-        return comparison.main_metric(self.outcomes)
+        return comparison.main_metric(self.outcomes, self.wanted)
 
     @property
     def others(self) -> list[str]:
@@ -52,15 +58,17 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """What the step's record says: the verdict in words, and what it rests on."""
         arms = list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, self.reference)
+        verdict = comparison.verdict(self.tests, self.metric, self.reference, self.control)
+        if self.wanted and self.metric != self.wanted:
+            verdict.setdefault("cannot_show", []).append(f"No task has {self.wanted}: {self.metric} stands for it.")
         return {**verdict, "arms": arms, "reference_arm": self.reference, "how_asked": self.how_asked}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet, arm_table.csv and paired_tests.csv. Killed, it goes on with the next question; of a finished
-    step it reads what is there.
+    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next question;
+    of a finished step it reads what is there.
     """
     p = step.params
     tasks = load_tasks(p.tasks)
@@ -69,24 +77,37 @@ def evaluate_arms(step: Any) -> Evaluation:
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     if step.done:
         outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
-        averages, tests = (pd.read_csv(step.path(f"{name}.csv")) for name in ("arm_table", "paired_tests"))
-        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+        averages, tests, form = (pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES)
+        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
-    examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
-    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks)
+    if p.foreign_tasks:
+        if both := set(load_tasks(p.foreign_tasks)) & set(tasks):
+            raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
+        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
+        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
+    most = max(suites.n_examples(p, name) for name in tasks)
+    examples = suites.worked_examples(p.tasks, most, p.test_items_per_task, p.seed) if most else None
     models = {"base": resolve_model(p.base_model)}
-    for arm, folder in step.summary("04_train_two_stages")["models"].items():
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
+    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks, tokenizer)
+    trained = step.summary("04_train_two_stages")
+    for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
-    found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
+    seed, answers = trained.get("seed", p.seed), step.path("answers")
+    found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     outcomes = pd.concat(found, ignore_index=True)
-    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm)
-    for name, table in (("arm_table", averages), ("paired_tests", tests)):
+    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm, p.main_metric)
+    first = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}
+    with_train = [name for name, task in first.items() if task.generated or task.splits.get("train")]
+    train = load_problems(with_train, "train", TRAIN_PROBLEMS, p.seed) if with_train else problems.iloc[:0]
+    form = suites.form_overlap(problems, train)
+    for name, table in zip(_TABLES, (averages, tests, form), strict=True):
         with atomic_path(step.path(f"{name}.csv")) as temporary:
             table.to_csv(temporary, index=False)
     tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     print(f"{len(outcomes):,} outcomes: {len(models)} arms, {len(problems)} problems of {problems['task'].nunique()} tasks")
-    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
+    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
 
 
 def evaluate_model(
@@ -124,9 +145,10 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
         for place, sample in sorted(first_filter.items()):
             names, prediction, gold = _read(template, sample)
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
-            row = {"task": unit.task, "item_id": item_id, "prediction": _stored(prediction), "gold": _stored(gold)}
+            row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
+            row |= {"prediction": _stored(prediction), "gold": _stored(gold)}
             for name in names:
-                value = metrics.bits_per_byte(*sample[name]) if name == "bits_per_byte" else sample[name]
+                value = metrics.bits_per_byte(*sample[name]) if isinstance(sample[name], tuple) else sample[name]
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
                         f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
@@ -29,29 +29,51 @@ Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer eac
 
 
 @dataclass
-class _Tree:
-    """A context once, and the continuations that branch from it, each with the index of its request."""
+class _Row:
+    """Token sequences of which equal beginnings stand once: a tree, its tokens in the order of a walk (parents first).
 
-    context: list[int]
-    branches: list[tuple[int, list[int]]] = field(default_factory=list)
+    A token sees those before it whose branch it stands in: token j is an ancestor of i where j <= i < ends[j].
+    """
 
-    @property
-    def size(self) -> int:
-        return len(self.context) + sum(len(continuation) - 1 for _, continuation in self.branches)
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)  # places of the latest sequence's tokens
+    scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
+    asked: list[tuple[int, list[int]]] = field(default_factory=list)  # index of a request, its scores
+
+    def shared(self, sequence: list[int]) -> int:
+        return len(commonprefix([[self.tokens[place] for place in self.path], sequence]))  # noqa: RUF071 - of lists
+
+    def add(self, index: int, context: list[int], wanted: list[int]) -> None:
+        """Requests come in the order of their tokens, so that what begins alike is together."""
+        sequence = context + wanted[:-1]
+        self.path = self.path[: self.shared(sequence)]
+        for token in sequence[len(self.path) :]:
+            self.positions.append(len(self.path))
+            self.path.append(len(self.tokens))
+            self.tokens.append(token)
+            self.ends.append(0)
+        for place in self.path:
+            self.ends[place] = len(self.tokens)
+        steps = zip(self.path[len(context) - 1 :], wanted, strict=True)
+        self.asked.append((index, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
 
 
 class PackedLM(HFLM):
     """HFLM's numbers to rounding, in rows of many requests instead of padded batches.
 
-    Why: the five requests of one problem (its gold solution and four choices) share their prompt, and the vocabulary
-    of a small model costs as much as a quarter of its layers. A row holds many requests; a prompt appears once, its
-    continuations branch from it (a 4-D attention mask, positions that restart at the branch), and logits are computed
-    at scored positions only. Worked examples, with which all prompts of a task begin, are read once. A model whose
-    attention does not honour such a mask fails the check in __init__ and is scored the ordinary way.
+    Why: the requests of one problem (its gold solution up to each number, a slip of it, four choices) begin alike, and the
+    vocabulary of a small model costs as much as a quarter of its layers. A row holds many requests as a tree: what begins
+    alike is read once, texts branch where they part (a 4-D attention mask, positions along the branch), and logits are
+    computed at scored positions only. Worked examples, with which all prompts of a task begin, are read once for all rows.
+    A model whose attention does not honour such a mask fails the check in __init__ and is scored the ordinary way.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+        # lm-eval's cache of logits takes one text that is divided in two ways (an answer, a solution) for one request
+        sizes = {"batch_size": batch_size, "mixed_precision_dtype": autocast, "logits_cache": False}
+        super().__init__(pretrained=model, tokenizer=tokenizer, **sizes)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
         self.product_dtype = self.mixed_precision_dtype or model.dtype
         config = model.config.get_text_config()
@@ -96,67 +118,48 @@ class PackedLM(HFLM):
             cache = self.model(torch.tensor([tokens], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _rows(self, requests: list[Request]) -> Iterator[list[_Tree]]:
-        """Trees in rows of about `row_tokens` tokens."""
-        trees: list[_Tree] = []
-        latest: dict[tuple[int, ...], _Tree] = {}
-        for index, (key, context, continuation) in enumerate(requests):
-            tree = latest.get(tuple(context)) if key is not None else None  # a document's windows share nothing
-            if tree is None or tree.size + len(continuation) > max(self.row_tokens, 2 * len(context)):
-                tree = latest[tuple(context)] = _Tree(context)
-                trees.append(tree)
-            tree.branches.append((index, continuation))
-        row: list[_Tree] = []
-        for tree in trees:
-            if row and sum(one.size for one in (*row, tree)) > self.row_tokens:
+    def _rows(self, requests: list[Request]) -> Iterator[_Row]:
+        """Rows of about `row_tokens` tokens. Their order is that of the tokens, so what is left of a killed evaluation
+        makes the same rows."""
+        row = _Row()
+        for index in sorted(range(len(requests)), key=lambda index: requests[index][1] + requests[index][2]):
+            _, context, wanted = requests[index]
+            sequence = context + wanted[:-1]
+            grown = len(row.tokens) + len(sequence) - row.shared(sequence)
+            if row.asked and grown > max(self.row_tokens, 2 * len(sequence)):
                 yield row
-                row = []
-            row.append(tree)
-        if row:
+                row = _Row()
+            row.add(index, context, wanted)
+        if row.asked:
             yield row
 
-    def _score(self, row: list[_Tree], prefix: Prefix) -> Iterator[tuple[int, Answer]]:
-        """One forward pass over a row of trees, all of them after the prefix; yields (request index, answer)."""
-        tokens, positions, trees, branches, keep, targets, spans = [], [], [], [], [], [], []
-        for number, tree in enumerate(row):
-            last = len(tokens) + len(tree.context) - 1
-            tokens += tree.context
-            positions += range(len(tree.context))
-            branches += [-1] * len(tree.context)
-            for index, continuation in tree.branches:
-                grown = len(continuation) - 1
-                keep += [last, *range(len(tokens), len(tokens) + grown)]
-                spans.append((index, len(targets), len(targets) + len(continuation)))
-                targets += continuation
-                tokens += continuation[:-1]
-                positions += range(len(tree.context), len(tree.context) + grown)
-                branches += [index] * grown
-            trees += [number] * (len(tokens) - len(trees))
+    def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
+        """One forward pass over a row, after the prefix; yields (request index, answer)."""
         n_prefix = prefix[0][0].shape[2] if prefix else 0
-        mask = self._mask(trees, branches, n_prefix) if len(spans) > 1 or prefix else None
-        wanted = self._tensor(targets)
+        mask = self._mask(row, n_prefix) if len(row.asked) > 1 or prefix else None
+        places, targets = zip(*row.scored, strict=True)
         with torch.no_grad(), self.autocast():
             logits = self.model(
-                input_ids=self._tensor(tokens)[None],
+                input_ids=self._tensor(row.tokens)[None],
                 attention_mask=mask,
-                position_ids=self._tensor(positions)[None] + n_prefix,
+                position_ids=self._tensor(row.positions)[None] + n_prefix,
                 past_key_values=DynamicCache(prefix) if prefix else None,
-                logits_to_keep=self._tensor(keep),
+                logits_to_keep=self._tensor(places),
                 use_cache=bool(prefix),
             ).logits[0]
-            scores, greedy = _log_probabilities(logits, wanted)
-        for index, start, end in spans:
-            yield index, (float(scores[start:end].sum()), bool(greedy[start:end].all()))
+            scores, greedy = _log_probabilities(logits, self._tensor(targets))
+        for index, steps in row.asked:
+            yield index, (float(scores[steps].sum()), bool(greedy[steps].all()))
 
-    def _mask(self, trees: list[int], branches: list[int], n_prefix: int) -> torch.Tensor:
-        """What each token of a row sees: its tree's context, its own branch, the prefix. [1, 1, row, prefix + row]."""
-        tree_of, branch_of = self._tensor(trees), self._tensor(branches)
-        seen = (tree_of[:, None] == tree_of) & ((branch_of == -1) | (branch_of[:, None] == branch_of))
+    def _mask(self, row: _Row, n_prefix: int) -> torch.Tensor:
+        """What each token of a row sees: its ancestors, itself, the prefix. [1, 1, row, prefix + row]."""
+        ends = self._tensor(row.ends)
+        seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
         mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
-        mask = mask.masked_fill_(~seen.tril(), torch.finfo(self.product_dtype).min)
+        mask = mask.masked_fill_(~seen, torch.finfo(self.product_dtype).min)
         return torch.nn.functional.pad(mask, (n_prefix, 0))[None, None]
 
-    def _tensor(self, values: list[int]) -> torch.Tensor:
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
     def _is_exact(self) -> bool:

@@ -3,6 +3,9 @@
 A group is the items of one task, [training seeds, items], NaN where a seed did not see an item; statistics are of the mean
 of the groups' means (every task weighs the same), each of them first over a seed's items, then over seeds.
 
+Items of one cluster (a template, an entity, a document; the same label in two tasks is the same cluster) are no independent
+evidence: what is drawn, flipped and counted are clusters. Without labels every item is its own.
+
 With one seed a statistic speaks of *these trained models* on other items; with several it speaks of the recipe, trained
 anew. Which methods keep their promises was decided by simulation (tests/benchmarks/intervals.py).
 """
@@ -24,6 +27,7 @@ _CHUNK = 4_000_000  # numbers drawn at a time
 # Imagined items beside a task's binary ones, so that twenty zeros do not claim certainty: two right and two wrong answers
 # of an arm (Agresti and Coull, 1998). For a difference of two arms: half_a_win_each.
 TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)
+Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; None: every item is its own
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of group means, its interval, and the two-sided p value that it is 0 by the draws of the interval."""
+    """A mean of group means, its interval, and p values by the draws of the interval: that it is 0 (two-sided), and that it
+    is not within the margin (two one-sided tests; Schuirmann, 1987)."""
 
     mean: float
     low: float
     high: float
     p_value: float
+    p_beyond: float = 1.0
 
 
 def half_a_win_each(n_seeds: int) -> tuple[float, float]:
@@ -76,19 +82,20 @@ def macro(groups: Sequence[np.ndarray]) -> float:
     return float(np.mean([np.nanmean(group, axis=-1).mean() for group in groups]))
 
 
-def spread(groups: Sequence[np.ndarray], imagined: Sequence[float] = ()) -> Spread:
+def spread(groups: Sequence[np.ndarray], imagined: Sequence[float] = (), clusters: Clusters = None) -> Spread:
     """Where the variance of `macro(groups)` comes from; a single item has no spread, and counts as having none.
 
     Works through the covariance of the seeds' means that items cause, [seeds, seeds], so that seeds may share all of their
     items (a benchmark), none (problems generated anew), or some.
     """
-    influence = [_influence(group, len(groups), imagined) for group in groups]
-    covariance = sum(part @ part.T for part in influence)
+    influence, by_group = _influence(groups, imagined, clusters)
+    covariance = influence @ influence.T
     n_seeds = len(covariance)
     own, items = float(np.trace(covariance)) / n_seeds, float(covariance.mean())
-    by_group = [(float((part @ part.T).mean()), part.shape[1] - 1) for part in influence]
     squares = sum(variance**2 / freedom for variance, freedom in by_group if variance > 0)
     freedom = items**2 / squares if squares else math.inf
+    if clusters is not None and squares:  # clusters that are in several tasks count once
+        freedom = min(freedom, max(1, influence.shape[1] - 1))
     if n_seeds == 1:
         return Spread(items, 0.0, 0.0, freedom, 1)
     shared = (float(covariance.sum()) - own * n_seeds) / (n_seeds * (n_seeds - 1))
@@ -97,22 +104,26 @@ def spread(groups: Sequence[np.ndarray], imagined: Sequence[float] = ()) -> Spre
 
 
 def hierarchical_bootstrap(
-    groups: Sequence[np.ndarray], confidence: float, seed: int = 0, imagined: Sequence[float] = ()
+    groups: Sequence[np.ndarray],
+    confidence: float,
+    seed: int = 0,
+    imagined: Sequence[float] = (),
+    clusters: Clusters = None,
+    margin: float = 0.0,
 ) -> Estimate:
-    """Mean of group means with an interval that has both levels in it: items within tasks, and training seeds.
+    """Mean of group means with an interval that has both levels in it: clusters of items, and training seeds.
 
-    Items are resampled within their task, scaled by sqrt(n / (n - 1)) and divided by the root of a chi-square over its
-    degrees of freedom: tails are then Student's, as a plain percentile interval is too narrow for a few items. Seeds are too
-    few to resample: their part is drawn from Student's t, with the spread of their own means.
+    Clusters are resampled, scaled by sqrt(n / (n - 1)) and divided by the root of a chi-square over its degrees of freedom:
+    tails are then Student's, as a plain percentile interval is too narrow for a few of them. Seeds are too few to resample:
+    their part is drawn from Student's t, with the spread of their own means.
     """
-    generator, uncertainty, mean = np.random.default_rng(seed), spread(groups, imagined), macro(groups)
+    generator, uncertainty, mean = np.random.default_rng(seed), spread(groups, imagined, clusters), macro(groups)
     drawn, heavy = np.zeros(RESAMPLES), uncertainty.heavy
     if uncertainty.items > 0:
-        for group in groups:
-            influence = _influence(group, len(groups), imagined).mean(axis=0)
-            n = len(influence)
-            for chunk in _chunks(RESAMPLES, n):
-                drawn[chunk] += influence[generator.integers(n, size=(len(drawn[chunk]), n))].sum(axis=1)
+        influence = _influence(groups, imagined, clusters)[0].mean(axis=0)
+        n = len(influence)
+        for chunk in _chunks(RESAMPLES, n):
+            drawn[chunk] = influence[generator.integers(n, size=(len(drawn[chunk]), n))].sum(axis=1)
         drawn *= np.sqrt(uncertainty.freedom / generator.chisquare(uncertainty.freedom, RESAMPLES))
         drawn *= math.sqrt((1 - heavy) * uncertainty.variance / uncertainty.items)
     if heavy:
@@ -121,13 +132,14 @@ def hierarchical_bootstrap(
     if imagined:  # of shares, which end at 1, and at 0 or -1
         low, high = max(low, math.floor(min(imagined))), min(high, 1.0)
     extreme = int(np.sum(np.abs(drawn) >= abs(mean) * (1 - 1e-9)))
-    return Estimate(mean, float(low), float(high), (extreme + 1) / (RESAMPLES + 1))
+    beyond = int(max(np.sum(drawn <= mean - margin), np.sum(drawn >= mean + margin)))
+    return Estimate(mean, float(low), float(high), (extreme + 1) / (RESAMPLES + 1), (beyond + 1) / (RESAMPLES + 1))
 
 
-def mean_interval(groups: Sequence[np.ndarray], confidence: float, seed: int = 0) -> Estimate:
+def mean_interval(groups: Sequence[np.ndarray], confidence: float, seed: int = 0, clusters: Clusters = None) -> Estimate:
     """The mean of the groups' means; its p value is of no use. A task of 32 items keeps its width beside one of 1,319."""
     groups = [np.atleast_2d(group) for group in groups]
-    return hierarchical_bootstrap(groups, confidence, seed, TWO_OF_EACH if is_binary(groups) else ())
+    return hierarchical_bootstrap(groups, confidence, seed, TWO_OF_EACH if is_binary(groups) else (), clusters)
 
 
 def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
@@ -136,14 +148,26 @@ def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.binomtest(int(np.sum(first > second)), disagreements).pvalue) if disagreements else 1.0
 
 
-def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0) -> float:
+def student_p_value(groups: Sequence[np.ndarray], clusters: Clusters = None) -> float:
+    """Two-sided p value of the mean over its standard error; of pseudo-values (metrics.py) DeLong's test, with t's tails."""
+    uncertainty = spread(groups, (), clusters)
+    if uncertainty.variance <= 0:
+        return 1.0
+    return float(2 * stats.t.sf(abs(macro(groups)) / math.sqrt(uncertainty.variance), uncertainty.freedom))
+
+
+def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> float:
     """Two-sided p value that paired differences, grouped by task, are symmetric about zero; statistic: mean of task means.
+
+    All differences of a cluster are flipped together, in whichever tasks they are.
 
     Of binary outcomes it is McNemar's test for a mean of tasks, and of one task McNemar's own. Exact (all sign patterns)
     for at most EXACT_ITEMS non-zero differences; else FLIPS random ones, the observed one counted too: p is never 0.
     """
     weighted = np.concatenate([np.ravel(group) / (np.size(group) * len(groups)) for group in groups])
-    weighted = weighted[weighted != 0]
+    if clusters is not None:
+        weighted = np.bincount(np.unique(np.concatenate(clusters), return_inverse=True)[1], weighted)
+    weighted = weighted[np.abs(weighted) > 1e-15]
     n = len(weighted)
     if n == 0:
         return 1.0
@@ -194,13 +218,37 @@ def is_binary(groups: Sequence[np.ndarray]) -> bool:
     return all(np.isin(group[~np.isnan(group)], (0.0, 1.0)).all() for group in groups)
 
 
-def _influence(group: np.ndarray, n_groups: int, imagined: Sequence[float]) -> np.ndarray:
-    """How much each item moves each seed's part of the mean of group means, [seeds, items]; 0 where a seed lacks it."""
-    group = np.concatenate([group, np.tile(np.asarray(imagined, dtype=float), (len(group), 1))], axis=1)
-    counts = (~np.isnan(group)).sum(axis=1, keepdims=True)
-    centred = np.nan_to_num(group - np.nanmean(group, axis=1, keepdims=True))
-    centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
-    return centred / (n_groups * np.sqrt(counts * np.maximum(1, counts - 1)))
+def _influence(
+    groups: Sequence[np.ndarray], imagined: Sequence[float], clusters: Clusters
+) -> tuple[np.ndarray, list[tuple[float, int]]]:
+    """How much each cluster moves each seed's mean of group means, [seeds, clusters], and (variance, degrees) by group.
+
+    0 where a seed lacks it. A group of one cluster has no spread between clusters: its interval is that of its items, so it
+    speaks of this cluster's items only.
+    """
+    parts, names, by_group = [], [], []
+    for place, group in enumerate(groups):
+        labels = [f"item {place} {number}" for number in range(group.shape[1])]
+        if clusters is not None and len(set(clusters[place])) > 1:
+            labels = [str(label) for label in clusters[place]]
+        labels += [f"imagined {place} {number}" for number in range(len(imagined))]
+        group = np.concatenate([group, np.tile(np.asarray(imagined, dtype=float), (len(group), 1))], axis=1)
+        there = ~np.isnan(group)
+        centred = np.nan_to_num(group - np.nanmean(group, axis=1, keepdims=True))
+        centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
+        own, member = np.unique(labels, return_inverse=True)
+        summed, found = np.zeros((2, len(group), len(own)))
+        np.add.at(summed.T, member, centred.T)
+        np.add.at(found.T, member, there.T)
+        counts, found = there.sum(axis=1, keepdims=True), (found > 0).sum(axis=1, keepdims=True)
+        part = summed / (len(groups) * counts) * np.sqrt(found / np.maximum(1, found - 1))
+        by_group.append((float((part @ part.T).mean()), len(own) - 1))
+        parts.append(part)
+        names.append(own)
+    joined, place_of = np.unique(np.concatenate(names), return_inverse=True)
+    influence = np.zeros((len(parts[0]), len(joined)))
+    np.add.at(influence.T, place_of, np.concatenate(parts, axis=1).T)
+    return influence, by_group
 
 
 def _chunks(total: int, width: int) -> list[slice]:

@@ -9,9 +9,11 @@ RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -25,12 +27,14 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.evaluation import ads
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
+from trait_kit.evaluation.slips import slip
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEMPLATES = Path(__file__).parent / "tasks"
 MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
 MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
+FORM_WORDS = 6  # of an n-gram that says whether test texts follow the form of train texts
 GENERAL_ITEMS = 200  # of each of lm-eval's own tasks
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
 
@@ -40,7 +44,7 @@ class Unit:
     """What is asked as one piece: a task's problems, their generations, a set of documents, or a task of lm-eval's."""
 
     task: str
-    kind: str  # likelihood | generation | documents | general
+    kind: str  # likelihood | zero-shot | generation | documents | general
     version: int | str  # of the task file
     lm_eval: dict[str, Any]  # lm-eval's task by template; before it is loaded, its name
     limit: int | None = None  # items that are asked, where they are lm-eval's
@@ -53,17 +57,19 @@ def build(
     folder: Path | str,
     examples: pd.DataFrame | None,
     tasks: Mapping[str, Task],
+    tokenizer: Any,
 ) -> list[Unit]:
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
-    `documents` maps 'general' and 'in_domain' to texts; they become the tasks held_out/general and held_out/in_domain.
+    `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
     `examples` (needed when params.few_shot > 0) are `worked_examples`, the same for every item of a task. `tasks` are the
-    task files by name.
+    task files by name; `tokenizer` is the models', which says what a number token is.
     """
     folder = Path(folder)
     problems = problems.astype(object).where(problems.notna(), None)
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
-    units = [*_problem_units(problems, examples, params, tasks, folder), *_document_units(documents, params, folder)]
+    asked = _problem_units(problems, examples, params, tasks, folder, tokenizer)
+    units = [*asked, *_document_units(documents, params, folder)]
     with quiet():
         manager = TaskManager(include_defaults=False, include_path=str(folder))
         loaded = manager.load([name for unit in units for name in unit.lm_eval.values()])["tasks"] if units else {}
@@ -91,13 +97,18 @@ def load_items(data_file: str, **_metadata: Any) -> Any:
 # ---- worked examples
 
 
+def n_examples(params: EvaluationParams, task: str) -> int:
+    """Worked examples before each problem of a task."""
+    return params.few_shot.get(task, 0) if isinstance(params.few_shot, dict) else params.few_shot
+
+
 def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `n_examples` worked examples of each task, for few-shot prompts: a problems table.
 
     From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that name
-    first, then a shipped one or a path). Always with a solution, short, without drawings or tables in code, and neither a
-    test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A choice task that
-    borrows from one without choices gets some made: the example's answer among those of the next examples.
+    first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables in code,
+    and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A
+    choice task that borrows from one without choices gets some made: the example's answer among those of the next examples.
     """
     tasks = load_tasks(names)
     sources = {task.name: f"{task.origin}#{task.name}" for task in tasks.values()}
@@ -109,7 +120,8 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
             continue
         pool = load_problems([source], "train", 50 + 20 * n_examples, seed)
         text = pool["question"] + " " + pool["solution"].fillna("")
-        short = pool["solution"].notna() & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
+        solved = pool["solution"].notna() | pool["solution"].isna().all()
+        short = solved & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
         pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
         pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
         if task.kind == "choice" and pool["choices"].isna().all():
@@ -122,6 +134,23 @@ def worked_examples(names: list[str], n_examples: int, test_items_per_task: int,
     return pd.concat(found, ignore_index=True)
 
 
+def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
+    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
+
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
+    texts with other numbers, and a gain there can be form alone.
+    """
+    known = set().union(*map(_form, train.to_dict("records")))
+    shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
+    return test.assign(overlap=shares).groupby("task", sort=False)["overlap"].agg(items="size", overlap="mean").reset_index()
+
+
+def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
+    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
+    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
+    return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
+
+
 # ---- items
 
 
@@ -131,53 +160,100 @@ def _problem_units(
     params: EvaluationParams,
     tasks: Mapping[str, Task],
     folder: Path,
+    tokenizer: Any,
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
-        before = _shown(name, examples, params.few_shot)
-        items = [_item(row, before) for row in rows]
-        asked = {"solution_bits": items, "choices": [item for item in items if item["choices"]]}
-        written = {template: _write(name, task.version, template, part, folder) for template, part in asked.items() if part}
-        yield Unit(name, "likelihood", task.version, written)
+        version = task.version
+        before = _shown(name, examples, n_examples(params, name))
+        announced = " The answer is" if "The answer is" in before else ""
+        items = [_item(row, before, announced) for row in rows]
+        asked = _likelihoods(items, tokenizer)
+        written = {template: _write(name, version, template, part, folder) for template, part in asked.items() if part}
+        yield Unit(name, "likelihood", version, written)
+        if before and asked["solution_bits"]:  # a unit of its own, as its prompts do not begin with the worked examples
+            bare = [item | {"prompt": item["bare"], "metric": "bits_per_byte_zero_shot"} for item in asked["solution_bits"]]
+            yield Unit(name, "zero-shot", version, {"zero_shot_bits": _write(name, version, "zero_shot_bits", bare, folder)})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, params.few_shot, task.kind)
-            items = [{**_item(row, before, task.kind), **more} for row in rows[: params.generate_items]]
+            before = _shown(name, examples, n_examples(params, name), task.kind)
+            items = [{**_item(row, before, "", task.kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
-            written = _write(name, task.version, "generation", items, folder, generation_kwargs=settings)
-            yield Unit(name, "generation", task.version, {"generation": written})
+            written = _write(name, version, "generation", items, folder, generation_kwargs=settings)
+            yield Unit(name, "generation", version, {"generation": written})
+
+
+def _likelihoods(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, list[dict[str, Any]]]:
+    """The items of each template of likelihoods: what an item has no gold solution, number or choices for is not asked."""
+    solved = [item | {"metric": "bits_per_byte"} for item in items if item["solved"]]
+    numbered = [item | number_cuts(tokenizer, item["prompt"], item["target"]) for item in solved]
+    slipped = [(item, slip(item["target"].strip(), item["question"])) for item in solved]
+    answer = "answer_bits_per_byte"
+    return {
+        "solution_bits": solved,
+        "number_bits": [item for item in numbered if item["number_tokens"]],
+        "pairs": [item | {"pair": [item["target"], f" {text}"]} for item, text in slipped if text],
+        "answer_bits": [item | {"target": f" {item['answer']}", "metric": answer} for item in items],
+        "choices": [item for item in items if item["choices"]],
+    }
+
+
+def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
+    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many it has.
+
+    A number token is one that holds a digit. Texts are cut where tokens end, so any model of lm-eval can be asked.
+    """
+    offsets = tokenizer(context + target, return_offsets_mapping=True)["offset_mapping"]
+    ends = [end - len(context) for _start, end in offsets if end > len(context)]
+    cuts, count, inside = [], 0, False
+    for begin, end in pairwise([0, *ends]):
+        digit = any(letter.isdigit() for letter in target[begin:end])
+        count += digit
+        if digit != inside:
+            cuts.append(target[:begin])
+        inside = digit
+    cuts += [target] if inside else []
+    return {"cuts": [cut for cut in cuts if cut], "number_tokens": count}
 
 
 def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams, folder: Path) -> Iterator[Unit]:
-    limits = {"general": params.general_documents, "in_domain": params.in_domain_documents}
     for name, texts in documents.items():
-        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[: limits[name]]]
-        items = [{"id": f"{name}-{place:05d}-{digest(text)[:8]}", "text": text} for place, text in enumerate(cut)]
+        most = params.in_domain_documents if name == "in_domain" else params.general_documents
+        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
+        named = [(f"{name}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
+        items = [{"id": name, "cluster": name, "text": text, "metric": "bits_per_byte"} for name, text in named]
         if items:
             written = _write(f"{HELD_OUT}{name}", 1, "document_bits", items, folder)
             yield Unit(f"{HELD_OUT}{name}", "documents", 1, {"document_bits": written})
 
 
-def _item(row: dict[str, Any], before: str, kind: str = "") -> dict[str, Any]:
-    """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target."""
+def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> dict[str, Any]:
+    """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target.
+
+    `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced` so.
+    """
     answer, choices = row["answer"], list(row["choices"] or [])
     if choices and (len(choices) < 2 or "" in choices):
         raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
-    solution = row["solution"] or answer
+    solution, end = row["solution"] or "", f"The answer is {answer.rstrip('.')}."
+    reasoning = solution.removesuffix(end) if solution.endswith(end) else ""
+    bare = prompt(row["question"])
     item = {
         "id": row["id"],
-        "prompt": before + prompt(row["question"]),
-        "target": f" {solution}",
+        "cluster": row.get("template") or row["entity"] or row["id"],
+        "bare": bare,
+        "prompt": before + bare,
+        "asked": before + bare + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
+        "target": f" {solution or answer}",
+        "solved": bool(solution),
         "question": row["question"],
         "answer": answer,
-        "entity": row["entity"] or "",
         "choices": choices,
     }
     if choices:
         item["gold"] = choices.index(answer)
     if choices and kind == "choice":
-        reasoning = "" if solution == answer else solution.removesuffix(f"The answer is {answer.rstrip('.')}.")
         item["prompt"] = before + prompt(row["question"], choices)
         item["target"] = f" {reasoning}The answer is ({ascii_uppercase[item['gold']]})."
     return item
@@ -190,7 +266,7 @@ def _shown(task: str, examples: pd.DataFrame | None, n_examples: int, kind: str 
     pool = examples[examples["task"] == task].head(n_examples)
     if len(pool) < n_examples:
         raise TraitError(f"few_shot is {n_examples}, but task {task} has {len(pool)} worked example(s) to show.")
-    items = [_item(row, "", kind) for row in pool.to_dict("records")]
+    items = [_item(row, "", "", kind) for row in pool.to_dict("records")]
     return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
 
 

@@ -13,7 +13,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, forgetting_of, main_metric
 from trait_kit.figures.cells import Table, metric_name
 from trait_kit.figures.style import label
-from trait_kit.figures.tables import BITS, ablation_table, chain_of, main_table, write_items
+from trait_kit.figures.tables import ablation_table, chain_of, main_table, write_items
 from trait_kit.passages.novelty import REASONS
 
 
@@ -37,8 +37,8 @@ def read(run_dir: Path) -> Evidence:
     if record is None:
         raise TraitError(f"{run_dir} has not finished 05_evaluate. Run it first.")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
-    metric, reference = main_metric(outcomes), record["params"]["reference_arm"]
-    arms, tests, forgetting = arm_table(outcomes), compare_all(outcomes, reference), forgetting_of(outcomes)
+    metric, reference = main_metric(outcomes, record["params"].get("main_metric", "")), record["params"]["reference_arm"]
+    arms, tests, forgetting = arm_table(outcomes), compare_all(outcomes, reference, metric), forgetting_of(outcomes)
     metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
     of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
     pairs = pd.concat([compare(of_chain, None, name) for name in metrics], ignore_index=True)
@@ -46,7 +46,7 @@ def read(run_dir: Path) -> Evidence:
     paper = "Table 1: advertising" if ads else "Table 2: mathematics"
     made = {}
     for name in metrics:
-        behind = "" if name == BITS else f"_{name}"
+        behind = "" if name == metric else f"_{name}"
         title = f"{paper}, all arms by {metric_name(name)}"
         made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference, title)
         title = f"Table 4: what does each part add, by {metric_name(name)}?"

@@ -69,10 +69,10 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: 
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     """One row a comparison: the difference with its interval, effect, p, and what could show."""
     rows = [_compared(row) for row in tests.to_dict("records")]
-    lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER)))
+    lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
     about = (
-        "Paired over the same items; shares in points. p: McNemar or sign flips, with several seeds hierarchical bootstrap; "
-        "Holm's correction over the averages of a metric, and over all cells of its tasks. "
+        "Paired over the same items; shares in points. p: McNemar, sign flips of clusters or DeLong, with several seeds "
+        "hierarchical bootstrap; Holm's correction over the main metric's averages, all others, a metric's tasks. "
         f"Better: p < {ALPHA:g}. Lower is better: {lower}."
     )
     seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
