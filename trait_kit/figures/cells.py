@@ -144,9 +144,5 @@ def gain_text(gain: float, metric: str) -> str:
     return change_text(gain, metric).removeprefix("+") if gain < math.inf else "none"
 
 
-def p_text(p: float) -> str:
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
-
-
 def metric_name(metric: str) -> str:
     return _NAMES.get(metric, metric.replace("_", " "))

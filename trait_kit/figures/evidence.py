@@ -24,6 +24,7 @@ class Evidence:
     outcomes: pd.DataFrame
     reference: str
     metric: str  # the main one
+    control: str  # the arm that the reference has to beat, where the experiment names it
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
     pairs: pd.DataFrame  # of the ablation
@@ -53,7 +54,8 @@ def read(run_dir: Path) -> Evidence:
         made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name, title)
     made["contamination"] = contamination_table(outcomes, run_dir)
     against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
-    return Evidence(outcomes, reference, metric, arms, tests, pairs, against_base, made)
+    control = record["params"].get("control_arm", "")
+    return Evidence(outcomes, reference, metric, control, arms, tests, pairs, against_base, made)
 
 
 def read_and_write(step: Any) -> Evidence:
@@ -64,6 +66,14 @@ def read_and_write(step: Any) -> Evidence:
         for name, table in found.tables.items():
             table.save(step.folder, name)
     return found
+
+
+def form_table(run_dir: Path) -> Table:
+    """How much of a task's test texts is the form of its training texts: a gain on such a task can be form alone."""
+    frame = pd.read_csv(run_dir / "05_evaluate" / "form_overlap.csv")
+    columns = {"Task": frame["task"].map(label), "Test items": frame["items"]}
+    columns["6-grams that stand in training problems"] = [f"{share:.0%}" for share in frame["overlap"]]
+    return Table("Form: how much of the test texts stands in the training problems, numbers masked", columns, [])
 
 
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:

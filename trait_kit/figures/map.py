@@ -1,5 +1,8 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
+TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions, so what lies near test
+questions may be no more than these.
+
 UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one machine,
 yet not across machines: the coordinates are kept beside the figure.
 """
@@ -26,7 +29,9 @@ KINDS = {
     "general": "general web text",
     "in_domain": "in-domain documents",
     "downstream": "downstream problems",
-    "trait": "TRAIT data",
+    "selected": "TRAIT: selected documents",
+    "trait": "TRAIT: passages",
+    "questions": "training questions alone",
 }
 NEIGHBORS = 30  # of a text, from which UMAP lays the map out: more show the large, fewer the small
 
@@ -46,10 +51,7 @@ def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, text: up to `map_documents` of each kind.
-
-    TRAIT's data are half documents of the selections that the reference arm was trained on, half passages.
-    """
+    """Columns kind, text: up to `map_documents` of each kind; selected are those that the reference arm was trained on."""
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
@@ -57,16 +59,17 @@ def map_texts(step: Any) -> pd.DataFrame:
     chosen = pd.concat(selected).drop_duplicates("id")["text"].tolist() if selected else []
     passages = tables.read(step.path("03_write_passages", "passages.parquet"), "passages")
     groups = [
-        ("general", sample(p.web, n, p.seed)["text"], n),
-        ("in_domain", load_documents(p.in_domain, p.seed)["text"], n),
-        ("downstream", solved, n),
-        ("trait", chosen, n - n // 2),
-        ("trait", passages["text"], n // 2),
+        ("general", sample(p.web, n, p.seed)["text"]),
+        ("in_domain", load_documents(p.in_domain, p.seed)["text"]),
+        ("downstream", solved),
+        ("selected", chosen),
+        ("trait", passages["text"]),
+        ("questions", tables.read(step.path("03_write_passages", "problems.parquet"), "problems")["question"]),
     ]
     frames = []
-    for kind, texts, most in groups:
+    for kind, texts in groups:
         frame = pd.DataFrame({"kind": kind, "text": list(map(str, texts))})
-        frames.append(frame.sample(min(most, len(frame)), random_state=p.seed))
+        frames.append(frame.sample(min(n, len(frame)), random_state=p.seed))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -92,12 +95,14 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
     """By kind: mean share of it among the `neighbors` texts nearest to each downstream one, and the share by chance.
 
-    Taken in the full space, which no map has bent. Downstream texts do not count as neighbours. By chance: were all other
-    texts mixed at random, each kind would be as frequent among the neighbours as among all.
+    Taken in the full space, which no map has bent, among equally many texts of every kind but the downstream ones. By
+    chance: were these mixed at random, each kind would be as frequent among the neighbours as among all.
     """
-    kinds = np.asarray(kinds)
-    inside, others = kinds == "downstream", kinds[kinds != "downstream"]
-    similarity = embeddings[inside] @ embeddings[~inside].T
+    rows = pd.Series(np.asarray(kinds))
+    inside, others = rows == "downstream", rows[rows != "downstream"]
+    others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
+    similarity = embeddings[inside.to_numpy()] @ embeddings[others.index].T
+    others = others.to_numpy()
     found = others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]]
     parts = {"share": found.ravel(), "by_chance": others}
     shares = pd.DataFrame({name: pd.Series(part).value_counts(normalize=True) for name, part in parts.items()})

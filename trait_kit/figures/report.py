@@ -20,11 +20,9 @@ from markupsafe import Markup
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
-from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER
+from trait_kit.evaluation.comparison import verdict
 from trait_kit.figures import evidence
-from trait_kit.figures.cells import change_text, metric_name, number_text, p_text
 from trait_kit.figures.style import FINE_TUNED, label
-from trait_kit.figures.tables import BITS, GENERAL, paired
 from trait_kit.tasks import load_task, task_names
 
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
@@ -54,30 +52,21 @@ def write_report(run_dir: Path | str) -> Path:
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"value": show, "table": _table, "duration": duration, "label": label}
-    environment.filters |= {"number": number_text, "change": change_text, "p": p_text, "metric_name": metric_name}
     page = environment.get_template("report.html.jinja").render(context)
     return write_text(run_dir / "report.html", page.encode("utf-8", "replace").decode())
 
 
 def _results(run_dir: Path) -> dict[str, Any]:
-    """The first screen's numbers, from the outcomes and their tests; `missing` says why there are none."""
+    """The first screen, from the outcomes and their tests; `missing` says why there is none."""
     try:
         found = evidence.read(run_dir)
     except TraitError as error:
         return {"missing": str(error)}
-    metric, reference, lower = found.metric, found.reference, found.metric in LOWER_IS_BETTER
-    tests = {arm: paired(found.tests, reference, arm, metric) for arm in dict.fromkeys(found.tests["arm"])}
+    forms = [evidence.form_table(run_dir)] if (run_dir / "05_evaluate" / "form_overlap.csv").exists() else []
     return {
         "missing": "",
-        "metric": metric,
-        "reference": reference,
-        "lower": lower,
-        "alpha": ALPHA,
-        "tests": tests,
-        "best_other": min(tests, key=lambda arm: tests[arm]["before"] * (1 if lower else -1)),
-        "not_better_than": [arm for arm, row in tests.items() if not row["reference_better"] or row["p_holm"] >= ALPHA],
-        "forgetting": paired(found.against_base, reference, "base", BITS, GENERAL),
-        "tables": [(table.title, Markup(table.written("html"))) for table in found.tables.values()],
+        "said": verdict(found.tests, found.metric, found.reference, found.control),
+        "tables": [(table.title, Markup(table.written("html"))) for table in (*found.tables.values(), *forms)],
     }
 
 

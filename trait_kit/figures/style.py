@@ -36,6 +36,7 @@ _KNOWN = {  # name: (colour, marker, label)
     "fasttext": (LOST, "P", "fastText"),
     "fasttext_educational": ("#0b5fa5", "D", "fastText + educational"),
     "selected": ("#0b5fa5", "D", "selected"),
+    "questions": ("#e08e0b", "o", "training questions"),
     "worked": ("#cc79a7", "X", "worked solutions"),
 }
 _SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2a")  # of arms that the kit does not know
