@@ -10,6 +10,7 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03: passages, and what they have to beat (passages/controls.py).
-WRITTEN = ("passages", "worked", "worked_same", "no_enlightenment", "permuted")
+WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
+SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 
 _REMOVED = Path(__file__).with_name("removed_knobs.yaml")
@@ -157,7 +159,8 @@ class PassageParams(TeacherParams):
     variant: Literal["full", "no_enlightenment", "single_task", "pairs", "no_gold_checks"] = "full"
     # offline: composes by rules; local: a small model on this machine; openai: any endpoint; none: joins worked solutions
     teacher: Literal["offline", "local", "openai", "none"] = "offline"
-    paragraphs: Literal["gold", "teacher"] = "gold"  # worked solutions where there are any, or all written by the teacher
+    # gold: worked solutions where there are any; teacher: it writes all; both: gold, and the teacher's kept for a control
+    paragraphs: Literal["gold", "teacher", "both"] = "gold"
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
@@ -179,14 +182,17 @@ class PassageParams(TeacherParams):
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
+    seed: int = knob(0, ge=0)  # common.seed unless it is set here: draws the order and sampling of training text alone
+    items_seed: int = knob(0, shapes=False, ge=0)  # is common.seed (the steps before record it): draws held-out items
     # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, their controls (worked, worked_same,
-    # no_enlightenment, permuted), and selection methods (random, dsir, ...).
+    # rephrased, no_enlightenment, permuted, unrelated), and selection methods (random, dsir, ...); '15*random' weighs.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
-    stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
-    max_epochs: float = knob(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
-    context_length: int = knob(512, ge=16)  # tokens a packed row
-    tokens_per_batch: int = knob(1_024, ge=16)  # tokens an optimizer step
+    stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms; empty slots count
+    context_length: int = knob(
+        1_536, ge=16
+    )  # tokens a packed row; a passage or control document is in it whole or not at all
+    tokens_per_batch: int = knob(1_536, ge=16)  # tokens an optimizer step
     rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
@@ -215,9 +221,14 @@ class TrainingParams(Common):
                 raise ValueError(
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
-            for source in {source for stage in stages for source in stage.split("+")} - sources:
+            for source in {source for stage in stages for source in mixture_weights(stage)} - sources:
                 raise ValueError(f"arms: {arm} names the source '{source}'{_suggest(source, sources)}")
         return self
+
+    @property
+    def sources(self) -> set[str]:
+        """Every source that an arm reads."""
+        return {source for stages in self.arms.values() for stage in stages for source in mixture_weights(stage)}
 
     @model_validator(mode="after")
     def _sizes(self) -> TrainingParams:
@@ -280,7 +291,7 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
-            for source in {source for stage in stages for source in stage.split("+")} - available:
+            for source in {source for stage in stages for source in mixture_weights(stage)} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
@@ -290,8 +301,34 @@ class Experiment(BaseModel):
             raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
         return self
 
+    @model_validator(mode="after")
+    def _passages_fit(self) -> Experiment:
+        longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
+        if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
+            raise ValueError(
+                f"passages.max_passage_tokens ({longest}) and {SPECIAL_TOKENS} special tokens are more than "
+                f"training.context_length ({row}): passages are packed whole or not at all. Change one of them"
+            )
+        if "rephrased" in read and self.passages.paragraphs != "both":
+            raise ValueError(
+                "training.arms reads 'rephrased', the teacher's own paragraphs, so passages.paragraphs must be both "
+                "(gold paragraphs in the passages, the teacher's beside them)"
+            )
+        return self
+
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
+
+
+def mixture_weights(mixture: str) -> dict[str, int]:
+    """Source -> weight of a mixture, 'in_domain+15*random', in alphabetical order; a source named twice weighs both."""
+    weights: Counter[str] = Counter()
+    for part in mixture.split("+"):
+        weight, star, source = part.strip().rpartition("*")
+        if star and not (weight.isdigit() and int(weight)):
+            raise ValueError(f"arms: '{part}' is no weight and source; write it as in_domain+15*random")
+        weights[source] += int(weight or 1)
+    return dict(sorted(weights.items()))
 
 
 def method_folder(method: str) -> str:
@@ -326,7 +363,8 @@ def dump(experiment: Experiment) -> dict[str, Any]:
     """The whole experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
-    own = {name: {k: v for k, v in values.items() if k not in common} for name, values in sections.items()}
+    del sections["training"]["items_seed"]  # it follows common.seed
+    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
     return {"common": common, **own}
 
 
@@ -355,7 +393,9 @@ def parse(raw: dict[str, Any], origin: str) -> Experiment:
     if unknown := common.keys() - Common.model_fields.keys():
         raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
     try:
-        return Experiment(**{name: {**common, **raw.get(name, {})} for name in SECTIONS})
+        sections = {name: {**common, **raw.get(name, {})} for name in SECTIONS}
+        sections["training"].setdefault("items_seed", common.get("seed", 0))
+        return Experiment(**sections)
     except ValidationError as error:
         told = dict.fromkeys(_message(item) for item in error.errors())
         raise TraitError(f"{origin}: {'; '.join(told)}") from None

@@ -76,9 +76,12 @@ def evaluate_arms(step: Any) -> Evaluation:
     examples = suites.worked_examples(p.tasks, p.few_shot, p.test_items_per_task, p.seed) if p.few_shot else None
     units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks)
     models = {"base": resolve_model(p.base_model)}
-    for arm, folder in step.summary("04_train_two_stages")["models"].items():
+    trained = step.summary("04_train_two_stages")
+    for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
-    found = [evaluate_model(model, arm, p.seed, units, p, step.path("answers"), print) for arm, model in models.items()]
+    found = [
+        evaluate_model(model, arm, trained["seed"], units, p, step.path("answers"), print) for arm, model in models.items()
+    ]
     outcomes = pd.concat(found, ignore_index=True)
     averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm)
     for name, table in (("arm_table", averages), ("paired_tests", tests)):
