@@ -417,7 +417,7 @@ class _Step:
         return self.folder.joinpath(*parts)
 
     def summary(self, _name: str) -> dict:
-        return {"models": self.models}
+        return {"models": self.models, "seed": 7}
 
 
 def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path, monkeypatch):
@@ -433,6 +433,7 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     tiny_model(tmp_path / "04_train_two_stages" / "trait", seed=1)
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
+    assert set(made.outcomes["seed"]) == {7}  # of the training
     assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"] and made.metric == "bits_per_byte"
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()

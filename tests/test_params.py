@@ -27,7 +27,12 @@ def test_all_promised_experiments_are_shipped():
 def test_shipped_experiment_is_valid_and_complete(path):
     experiment = params.load(path)
     assert params.run_folder(path) == Path("runs", path.stem).absolute()
-    trained = {source for stages in experiment.training.arms.values() for stage in stages for source in stage.split("+")}
+    trained = {
+        source
+        for stages in experiment.training.arms.values()
+        for stage in stages
+        for source in params.mixture_weights(stage)
+    }
     assert "passages" in trained
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from trait_kit.engine.files import TraitError
 
@@ -251,7 +251,8 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
-    few_shot: int = knob(0, ge=0)  # worked examples before each problem
+    # Worked examples before each problem, one number or one a task: {gsm8k: 8, math: 4}, and none where it is not named
+    few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
@@ -260,6 +261,10 @@ class EvaluationParams(Common):
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
+
+    def examples_of(self, task: str) -> int:
+        """Worked examples before each problem of a task."""
+        return self.few_shot.get(task, 0) if isinstance(self.few_shot, dict) else self.few_shot
 
     @model_validator(mode="after")
     def _whole_endpoint(self) -> EvaluationParams:

@@ -134,7 +134,7 @@ def _problem_units(
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
-        before = _shown(name, examples, params.few_shot)
+        before = _shown(name, examples, params.examples_of(name))
         items = [_item(row, before) for row in rows]
         asked = {"solution_bits": items, "choices": [item for item in items if item["choices"]]}
         written = {template: _write(name, task.version, template, part, folder) for template, part in asked.items() if part}
@@ -142,7 +142,7 @@ def _problem_units(
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, params.few_shot, task.kind)
+            before = _shown(name, examples, params.examples_of(name), task.kind)
             items = [{**_item(row, before, task.kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
             written = _write(name, task.version, "generation", items, folder, generation_kwargs=settings)
