@@ -158,6 +158,35 @@ def test_controls_have_the_passages_problems_and_not_what_the_passages_say(tmp_p
     for text in moved:
         body, _, end = text.rpartition("\n\n")
         assert own[body] != ends[end]
+    apart = controls.unrelated(problems, kept)
+    shared = {
+        f"Question: {question}\nAnswer: {paragraph}": row.shared
+        for row in kept.itertuples()
+        for question, paragraph in zip(
+            problems.set_index("id").loc[row.problem_ids, "question"], row.paragraphs, strict=True
+        )
+    }
+    assert len(apart) > len(kept) / 3
+    for text in apart:
+        parts = [f"Question: {part}" for part in text.split("Question: ")[1:]]
+        assert len(parts) == len({part.strip() for part in parts} & shared.keys()) == 3
+    assert controls.unrelated(problems, kept.assign(shared="one")) == []
+    alone = kept.assign(problem_ids=[[f"{row}"] for row in kept["id"]], paragraphs=[["It is 1."]] * len(kept))
+    asked = pd.DataFrame({"id": kept["id"], "question": kept["shared"]})
+    assert sorted(controls.unrelated(asked, alone)) == sorted(f"Question: {one}\nAnswer: It is 1." for one in kept["shared"])
+
+
+def test_the_teachers_own_paragraphs_are_read_where_step_03_has_left_them(tmp_path):
+    problems = math_problems()
+    kept, _, _ = written(tmp_path / "03_write_passages", problems)
+    tables.write(tmp_path / "03_write_passages" / "problems.parquet", problems, "problems")
+    with pytest.raises(TraitError, match=r"'rephrased' needs .*rephrased.parquet.* Set passages.paragraphs: both"):
+        controls.texts("rephrased", tmp_path)
+    told = pd.DataFrame({"id": problems["id"], "text": "In other words: " + problems["question"]})
+    told.to_parquet(tmp_path / "03_write_passages" / "rephrased.parquet")
+    used = set(kept["problem_ids"].explode())
+    assert controls.texts("rephrased", tmp_path) == told.loc[told["id"].isin(used), "text"].tolist()
+    assert len(used) < len(told)
 
 
 def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
