@@ -87,7 +87,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             "training",
             "context_length",
             768,
-            "max_passage_tokens (1024) and 2 special tokens are more than training.context_",
+            "max_passage_tokens (1024) and 2 special tokens are more than training",
         ),
         ("passages", "max_passage_tokens", 1_535, "max_passage_tokens (1535) and 2 special tokens are more than training"),
         ("training", "arms", {"x": ["in_domain"]}, "x has 1 stage(s), but stage_tokens has 2"),

@@ -293,7 +293,7 @@ def test_no_written_document_is_cut_in_any_schedule_and_little_is_padding(
             whole &= store["length"] == lengths[np.searchsorted(begins, store["start"], "right") - 1]
             if source == "in_domain":
                 assert stage.padding < 0.01 or len(stage.texts) > 1
-                assert row["cut"] <= (~whole).sum() <= 2 * row["cut"]
+                assert (row["cut"] > 0) == (~whole).any() and row["cut"] <= (~whole).sum()  # one may be in several pieces
             else:
                 assert whole.all() and row["cut"] == 0
                 assert row["documents"] == len(store)
