@@ -93,7 +93,8 @@ def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int,
     document, first, length = draw(lengths[usable], start, tokens, params.seed)
     ends = np.cumsum(length)
     columns = {"document": usable[document], "start": first, "length": length, "offset": start + ends - length}
-    table = pd.DataFrame({**columns, "whole": whole, "turn": ends / share})
+    small = {"document": "int32", "start": "int32", "length": "int32", "turn": "float32"}  # of ten million pieces
+    table = pd.DataFrame({**columns, "whole": whole, "turn": ends / share}).astype(small)
     return table[table["length"] == lengths[table["document"]]] if whole else table
 
 
