@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from trait_kit import params, pipeline
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
+from trait_kit.evaluation.suites import n_examples
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted({*(ROOT / "params").glob("*.yaml")} - {ROOT / "params" / "prices.yaml"})
@@ -37,13 +39,13 @@ def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_ther
     for name in ("math_smollm2", "math_mistral7b", "ads_mistral7b"):
         experiment = params.load(ROOT / "params" / f"{name}.yaml")
         assert experiment.passages.teacher_extra["chat_template_kwargs"] == {"enable_thinking": False}
-        mixture = params.mixture_weights(experiment.training.arms["trait"][0])
+        mixture = mixtures.weights(experiment.training.arms["trait"][0])
         assert min(mixture.values()) == mixture["in_domain"] < max(mixture.values())
         rated = "fasttext_educational" in mixture and name.startswith("math")
         assert not rated or experiment.classifier.educational_source == "llm"  # the rule calls formulas of little value
     shown = params.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
-    assert [shown.examples_of(task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
-    assert params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation.examples_of("any") == 2
+    assert [n_examples(shown, task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
+    assert n_examples(params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -31,6 +31,7 @@ from tiny_llama import (
 from trait_kit import params as parameters
 from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError, read_json, write_json
+from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
 from trait_kit.training import prepare, schedule, sources, stages
 from trait_kit.training.held_out import token_losses
@@ -199,7 +200,7 @@ def _drawn(documents: list[np.ndarray], start: int, tokens: int, seed: int) -> l
     ],
 )
 def test_a_mixture_is_weighed(mixture: str, tokens: int, expected: dict) -> None:
-    assert prepare.shares(mixture, tokens) == expected
+    assert shares(mixture, tokens) == expected
 
 
 @pytest.mark.parametrize("mixture", ["0*passages", "x*passages", "*passages", "1.5*passages"])

@@ -10,13 +10,13 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03: passages, and what they have to beat (passages/controls.py).
@@ -221,14 +221,14 @@ class TrainingParams(Common):
                 raise ValueError(
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
-            for source in {source for stage in stages for source in mixture_weights(stage)} - sources:
+            for source in {source for stage in stages for source in mixtures.weights(stage)} - sources:
                 raise ValueError(f"arms: {arm} names the source '{source}'{_suggest(source, sources)}")
         return self
 
     @property
     def sources(self) -> set[str]:
         """Every source that an arm reads."""
-        return {source for stages in self.arms.values() for stage in stages for source in mixture_weights(stage)}
+        return {source for stages in self.arms.values() for stage in stages for source in mixtures.weights(stage)}
 
     @model_validator(mode="after")
     def _sizes(self) -> TrainingParams:
@@ -262,10 +262,6 @@ class EvaluationParams(Common):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
 
-    def examples_of(self, task: str) -> int:
-        """Worked examples before each problem of a task."""
-        return self.few_shot.get(task, 0) if isinstance(self.few_shot, dict) else self.few_shot
-
     @model_validator(mode="after")
     def _whole_endpoint(self) -> EvaluationParams:
         if bool(self.endpoint_url) != bool(self.endpoint_model):
@@ -296,7 +292,7 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
         for arm, stages in self.training.arms.items():
-            for source in {source for stage in stages for source in mixture_weights(stage)} - available:
+            for source in {source for stage in stages for source in mixtures.weights(stage)} - available:
                 raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
@@ -304,36 +300,20 @@ class Experiment(BaseModel):
         if (name := self.evaluation.reference_arm) not in arms:
             known = ", ".join(sorted(arms))
             raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _passages_fit(self) -> Experiment:
         longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
         if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
             raise ValueError(
                 f"passages.max_passage_tokens ({longest}) and {SPECIAL_TOKENS} special tokens are more than "
-                f"training.context_length ({row}): passages are packed whole or not at all. Change one of them"
+                f"training.context_length ({row}), and passages are packed whole or not at all: change one of them"
             )
         if "rephrased" in read and self.passages.paragraphs != "both":
             raise ValueError(
-                "training.arms reads 'rephrased', the teacher's own paragraphs, so passages.paragraphs must be both "
-                "(gold paragraphs in the passages, the teacher's beside them)"
+                "training.arms reads 'rephrased', the teacher's paragraphs, so passages.paragraphs must be both"
             )
         return self
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
-
-
-def mixture_weights(mixture: str) -> dict[str, int]:
-    """Source -> weight of a mixture, 'in_domain+15*random', in alphabetical order; a source named twice weighs both."""
-    weights: Counter[str] = Counter()
-    for part in mixture.split("+"):
-        weight, star, source = part.strip().rpartition("*")
-        if star and not (weight.isdigit() and int(weight)):
-            raise ValueError(f"arms: '{part}' is no weight and source; write it as in_domain+15*random")
-        weights[source] += int(weight or 1)
-    return dict(sorted(weights.items()))
 
 
 def method_folder(method: str) -> str:

@@ -73,7 +73,7 @@ def evaluate_arms(step: Any) -> Evaluation:
         return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how)
     held_out = {"general": p.web, "in_domain": p.in_domain}
     documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
-    most = max(p.examples_of(name) for name in tasks)
+    most = max(suites.n_examples(p, name) for name in tasks)
     examples = suites.worked_examples(p.tasks, most, p.test_items_per_task, p.seed) if most else None
     units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks)
     models = {"base": resolve_model(p.base_model)}

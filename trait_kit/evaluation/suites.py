@@ -91,6 +91,11 @@ def load_items(data_file: str, **_metadata: Any) -> Any:
 # ---- worked examples
 
 
+def n_examples(params: EvaluationParams, task: str) -> int:
+    """Worked examples before each problem of a task."""
+    return params.few_shot.get(task, 0) if isinstance(params.few_shot, dict) else params.few_shot
+
+
 def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `n_examples` worked examples of each task, for few-shot prompts: a problems table.
 
@@ -134,7 +139,7 @@ def _problem_units(
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
-        before = _shown(name, examples, params.examples_of(name))
+        before = _shown(name, examples, n_examples(params, name))
         items = [_item(row, before) for row in rows]
         asked = {"solution_bits": items, "choices": [item for item in items if item["choices"]]}
         written = {template: _write(name, task.version, template, part, folder) for template, part in asked.items() if part}
@@ -142,7 +147,7 @@ def _problem_units(
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, params.examples_of(name), task.kind)
+            before = _shown(name, examples, n_examples(params, name), task.kind)
             items = [{**_item(row, before, task.kind), **more} for row in rows[: params.generate_items]]
             settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
             written = _write(name, task.version, "generation", items, folder, generation_kwargs=settings)

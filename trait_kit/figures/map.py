@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import atomic_path
 from trait_kit.figures.style import KitFigure, colour, new_figure, styled
 from trait_kit.models import embed, resolve_model
-from trait_kit.params import mixture_weights
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
@@ -75,7 +75,7 @@ def selections_of(step: Any) -> list[Path]:
     """The selections that the reference arm was trained on."""
     training, evaluation = (recorded(step.run_dir, name) for name in ("04_train_two_stages", "05_evaluate"))
     stages = training["params"]["arms"].get(evaluation["params"]["reference_arm"], [])
-    sources = mixture_weights("+".join(stages))
+    sources = mixtures.weights("+".join(stages))
     paths = [step.path("02_filter_web", "selections", f"{source}.parquet") for source in sources]
     return [path for path in paths if path.exists()]
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trait_kit import params as parameters
+from trait_kit.engine import mixtures
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
 from trait_kit.models import fast_precision
@@ -112,7 +113,7 @@ def plan_stages(
     for arm, mixtures in params.arms.items():
         chain = chains[arm] = []
         for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
-            weights = parameters.mixture_weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
+            weights = mixtures.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
             texts = {source: digests[source] for source in weights}
             steps = budget // params.tokens_per_batch
             named = "+".join(f"{weight}*{source}" if weight > 1 else source for source, weight in weights.items())

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
-from trait_kit.params import WRITTEN, TrainingParams, mixture_weights
+from trait_kit.params import WRITTEN, TrainingParams
 from trait_kit.training import fine_tuning
 from trait_kit.training.launch import say
 from trait_kit.training.plan import Job, Stage
@@ -127,13 +128,6 @@ def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
         return {}
     done = job.stages_dir / stage.parent
     return Stage.load(done if done.exists() else job.work / stage.parent).consumed
-
-
-def shares(mixture: str, tokens: int) -> dict[str, int]:
-    """A stage's tokens by source, in proportion to the weights of the mixture; the first sources take what is left over."""
-    weights = mixture_weights(mixture)
-    edges = np.ceil(np.round(np.cumsum([0, *weights.values()]) / sum(weights.values()) * tokens, 6)).astype(int)
-    return dict(zip(weights, np.diff(edges).tolist(), strict=True))
 
 
 def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
