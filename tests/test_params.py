@@ -82,7 +82,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             1_000,
             "tokens_per_batch (1000) must be a multiple of context_length x rows_per_device",
         ),
-        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "x names the source 'web'"),
+        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "there is no source 'web'"),
         ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
         ("training", "arms", {"x": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
         (
@@ -110,7 +110,7 @@ def test_a_wrong_value_is_named(section, field, value, expected):
 def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
     values = raw()
     values["selection"]["methods"] = ["random", "fasttext+educational"]
-    with pytest.raises(TraitError, match=r"dsir trains on 'dsir', but selection\.methods does not produce it"):
+    with pytest.raises(TraitError, match=r"names the source 'dsir', but selection\.methods does not produce it"):
         params.parse(values, "mine.yaml")
 
 

@@ -484,7 +484,7 @@ def test_weights_that_an_added_arm_begins_with_are_made_again_equal(
     model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(reference[1], tmp_path / "out")
-    texts = {**tiny_sources(), "passages": ["3 + 4 = 7 is what another text says."] * 90}
+    texts = {**tiny_sources(), "passages": ["3 + 4 = 7, says another text."] * 90}
     params = tiny_params(model_dir, arms={"trait": ["in_domain+random", "passages"]})
     made = trained(params, tmp_path / "out", texts)
     assert made.stages["new"].tolist() == [True, True]

@@ -189,9 +189,7 @@ class TrainingParams(Common):
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms; empty slots count
-    context_length: int = knob(
-        1_536, ge=16
-    )  # tokens a packed row; a passage or control document is in it whole or not at all
+    context_length: int = knob(1_536, ge=16)  # tokens a packed row; a passage or control is in it whole or not at all
     tokens_per_batch: int = knob(1_536, ge=16)  # tokens an optimizer step
     rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
@@ -221,8 +219,8 @@ class TrainingParams(Common):
                 raise ValueError(
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
-            for source in {source for stage in stages for source in mixtures.weights(stage)} - sources:
-                raise ValueError(f"arms: {arm} names the source '{source}'{_suggest(source, sources)}")
+        for source in self.sources - sources:
+            raise ValueError(f"arms: there is no source '{source}'{_suggest(source, sources)}")
         return self
 
     @property
@@ -291,9 +289,8 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
-        for arm, stages in self.training.arms.items():
-            for source in {source for stage in stages for source in mixtures.weights(stage)} - available:
-                raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
+        for source in self.training.sources - available:
+            raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
@@ -307,9 +304,7 @@ class Experiment(BaseModel):
                 f"training.context_length ({row}), and passages are packed whole or not at all: change one of them"
             )
         if "rephrased" in read and self.passages.paragraphs != "both":
-            raise ValueError(
-                "training.arms reads 'rephrased', the teacher's paragraphs, so passages.paragraphs must be both"
-            )
+            raise ValueError("training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both")
         return self
 
 

@@ -110,9 +110,9 @@ def plan_stages(
     shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
     own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
     chains: dict[str, list[Stage]] = {"base": []}
-    for arm, mixtures in params.arms.items():
+    for arm, stages in params.arms.items():
         chain = chains[arm] = []
-        for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
+        for mixture, budget in zip(stages, params.stage_tokens, strict=True):
             weights = mixtures.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
             texts = {source: digests[source] for source in weights}
             steps = budget // params.tokens_per_batch
