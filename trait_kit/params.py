@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 
-# Sources of training text from notebook 03: passages, and what they have to beat (passages/controls.py).
+# Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
@@ -183,9 +183,8 @@ class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
     seed: int = knob(0, ge=0)  # common.seed unless it is set here: draws the order and sampling of training text alone
-    items_seed: int = knob(0, shapes=False, ge=0)  # is common.seed (the steps before record it): draws held-out items
-    # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, their controls (worked, worked_same,
-    # rephrased, no_enlightenment, permuted, unrelated), and selection methods (random, dsir, ...); '15*random' weighs.
+    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed, which draws documents and items; not to be set
+    # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
     stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms; empty slots count
@@ -249,8 +248,7 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
-    # Worked examples before each problem, one number or one a task: {gsm8k: 8, math: 4}, and none where it is not named
-    few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0
+    few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
@@ -299,10 +297,7 @@ class Experiment(BaseModel):
             raise ValueError(f"evaluation.reference_arm names the arm '{name}', but training.arms has {known}")
         longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
         if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
-            raise ValueError(
-                f"passages.max_passage_tokens ({longest}) and {SPECIAL_TOKENS} special tokens are more than "
-                f"training.context_length ({row}), and passages are packed whole or not at all: change one of them"
-            )
+            raise ValueError(f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})")
         if "rephrased" in read and self.passages.paragraphs != "both":
             raise ValueError("training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both")
         return self
@@ -343,7 +338,6 @@ def dump(experiment: Experiment) -> dict[str, Any]:
     """The whole experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
-    del sections["training"]["items_seed"]  # it follows common.seed
     own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
     return {"common": common, **own}
 
