@@ -11,7 +11,7 @@ from passage_problems import count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.passages import controls, quality
+from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
@@ -137,56 +137,6 @@ def written(folder, problems: pd.DataFrame, **changes):
     asked = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
     bill = write_groups(groups, problems, make_teacher(p), **asked)
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
-
-
-def test_controls_have_the_passages_problems_and_not_what_the_passages_say(tmp_path):
-    problems = math_problems()
-    kept, _, _ = written(tmp_path, problems)
-    assert len(controls.worked(problems, kept)) == len(problems)
-    used = {name for some in kept["problem_ids"] for name in some}
-    same = controls.worked_same(problems, kept)
-    assert len(same) == len(used) < len(problems)
-    assert all(row.question in " ".join(same) for row in problems.itertuples() if row.id in used)
-    bare = controls.no_enlightenment(problems, kept)
-    ends = dict(zip(kept["enlightenment"], kept["shared"], strict=True))
-    for text, row in zip(bare, kept.itertuples(), strict=True):
-        assert row.text == f"{text}\n\n{row.enlightenment}"
-    kept = kept.assign(shared=["a", "a", "a", "b", "b", "b", "c", "c"])
-    moved = controls.permuted(problems, kept)
-    assert len(moved) > len(kept) / 2
-    own = dict(zip(bare, kept["shared"], strict=True))
-    for text in moved:
-        body, _, end = text.rpartition("\n\n")
-        assert own[body] != ends[end]
-    apart = controls.unrelated(problems, kept)
-    shared = {
-        f"Question: {question}\nAnswer: {paragraph}": row.shared
-        for row in kept.itertuples()
-        for question, paragraph in zip(
-            problems.set_index("id").loc[row.problem_ids, "question"], row.paragraphs, strict=True
-        )
-    }
-    assert len(apart) > len(kept) / 3
-    for text in apart:
-        parts = [f"Question: {part}" for part in text.split("Question: ")[1:]]
-        assert len(parts) == len({part.strip() for part in parts} & shared.keys()) == 3
-    assert controls.unrelated(problems, kept.assign(shared="one")) == []
-    alone = kept.assign(problem_ids=[[f"{row}"] for row in kept["id"]], paragraphs=[["It is 1."]] * len(kept))
-    asked = pd.DataFrame({"id": kept["id"], "question": kept["shared"]})
-    assert sorted(controls.unrelated(asked, alone)) == sorted(f"Question: {one}\nAnswer: It is 1." for one in kept["shared"])
-
-
-def test_the_teachers_own_paragraphs_are_read_where_step_03_has_left_them(tmp_path):
-    problems = math_problems()
-    kept, _, _ = written(tmp_path / "03_write_passages", problems)
-    tables.write(tmp_path / "03_write_passages" / "problems.parquet", problems, "problems")
-    with pytest.raises(TraitError, match=r"'rephrased' needs .*rephrased.parquet.* Set passages.paragraphs: both"):
-        controls.texts("rephrased", tmp_path)
-    told = pd.DataFrame({"id": problems["id"], "text": "In other words: " + problems["question"]})
-    told.to_parquet(tmp_path / "03_write_passages" / "rephrased.parquet")
-    used = set(kept["problem_ids"].explode())
-    assert controls.texts("rephrased", tmp_path) == told.loc[told["id"].isin(used), "text"].tolist()
-    assert len(used) < len(told)
 
 
 def test_ablations_change_what_they_say_and_nothing_else(tmp_path):
