@@ -84,7 +84,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
         ),
         ("training", "arms", {"x": ["in_domain+web", "passages"]}, "there is no source 'web'"),
         ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
-        ("training", "arms", {"x": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
+        ("training", "arms", {"trait": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
         (
             "training",
             "context_length",
