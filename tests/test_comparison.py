@@ -323,7 +323,7 @@ def _run(folder: Path, outcomes: pd.DataFrame, seed: int = 0, learning_rate: flo
     """A finished run of which nothing is there but what is compared."""
     summary = {"reference_arm": "trait", "how_asked": {"few_shot": 0, **asked}}
     for step, values in (("04_train_two_stages", {"learning_rate": learning_rate}), ("05_evaluate", {"few_shot": 0})):
-        shaped_by = {"params": {**values, "seed": seed}}
+        shaped_by = {"params": {**values, "seed": 0 if step == "05_evaluate" else seed}}  # training.seed
         write_json(folder / step / "report.json", {"step": step, "key": "k", "shaped_by": shaped_by, "summary": summary})
     tables.write(folder / "05_evaluate" / "outcomes.parquet", outcomes.assign(seed=seed), "outcomes")
     return folder

@@ -520,7 +520,7 @@ class _Step:
         return self.folder.joinpath(*parts)
 
     def summary(self, _name: str) -> dict:
-        return {"models": self.models}
+        return {"models": self.models, "seed": 7}
 
 
 def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path, monkeypatch):
@@ -536,6 +536,7 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     tiny_model(tmp_path / "04_train_two_stages" / "trait", seed=1)
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
+    assert set(made.outcomes["seed"]) == {7}  # of the training
     assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"]
     assert made.metric == "bits_per_number_token" and {"bits_per_byte", "bits_per_byte_zero_shot"} <= set(
         made.tests["metric"]

@@ -131,11 +131,11 @@ def test_every_epoch_has_every_problem_once_and_batches_are_even(tokenizer, tmp_
     assert Counter(learnt) == Counter([f"{target}<|end|>" for _, target in PAIRS] * epochs)
     assert (rows["labels"] != IGNORED).sum() == sum(map(len, learnt)) - len(learnt) * (len("<|end|>") - 1)
     n_tokens = sum(len(given) + len(target) + 1 for given, target in PAIRS)
-    assert report.accounting == [
-        {"stage": 1, "source": "train_problems", "tokens": n_tokens * epochs, "epochs": epochs, "available": n_tokens}
-    ]
+    read = {"tokens": n_tokens * epochs, "epochs": epochs, "available": n_tokens}
+    read |= {"documents": len(PAIRS) * epochs, "share": 1.0, "cut": 0, "too_long": 0}
+    assert report.accounting == [{"stage": 1, "source": "train_problems", **read}]
     assert report.tokens == report.steps * BATCH == rows["input_ids"].numel()
-    assert report.efficiency == pytest.approx(n_tokens * epochs / rows["input_ids"].numel())
+    assert report.padding == pytest.approx(1 - n_tokens * epochs / rows["input_ids"].numel())
     if epochs > 1:
         assert seen[: len(PAIRS)] != seen[len(PAIRS) : 2 * len(PAIRS)]
 

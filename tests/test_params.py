@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from trait_kit import params, pipeline
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
+from trait_kit.evaluation.suites import n_examples
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted({*(ROOT / "params").glob("*.yaml")} - {ROOT / "params" / "prices.yaml"})
@@ -27,8 +29,23 @@ def test_all_promised_experiments_are_shipped():
 def test_shipped_experiment_is_valid_and_complete(path):
     experiment = params.load(path)
     assert params.run_folder(path) == Path("runs", path.stem).absolute()
-    trained = {source for stages in experiment.training.arms.values() for stage in stages for source in stage.split("+")}
-    assert "passages" in trained
+    assert {"passages", "worked_same"} <= experiment.training.sources
+    assert experiment.passages.max_passage_tokens + params.SPECIAL_TOKENS <= experiment.training.context_length
+    for tokens in experiment.training.stage_tokens:
+        assert tokens % experiment.training.tokens_per_batch == 0
+
+
+def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_there_is():
+    for name in ("math_smollm2", "math_mistral7b", "ads_mistral7b"):
+        experiment = params.load(ROOT / "params" / f"{name}.yaml")
+        assert experiment.passages.teacher_extra["chat_template_kwargs"] == {"enable_thinking": False}
+        mixture = mixtures.weights(experiment.training.arms["trait"][0])
+        assert min(mixture.values()) == mixture["in_domain"] < max(mixture.values())
+        rated = "fasttext_educational" in mixture and name.startswith("math")
+        assert not rated or experiment.classifier.educational_source == "llm"  # the rule calls formulas of little value
+    shown = params.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
+    assert [n_examples(shown, task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
+    assert n_examples(params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -37,7 +54,18 @@ def test_shipped_sweep_is_valid_at_every_point(path):
     points = pipeline.grid_points(plan["grid"])
     assert len(points) >= 3
     for point in points:
-        params.load(path.parent / plan["experiment"], point)
+        params.load(path.parent / plan["experiment"], plan.get("set", {}) | point)
+
+
+def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training():
+    plan = yaml.safe_load((ROOT / "params" / "sweeps" / "packaging.yaml").read_text())
+    points = [
+        params.load(ROOT / "params" / "demo.yaml", plan["set"] | point) for point in pipeline.grid_points(plan["grid"])
+    ]
+    assert set(params.WRITTEN) <= points[0].training.sources
+    assert [point.training.seed for point in points] == [0, 1, 2]
+    for name in ("classifier", "selection", "passages", "evaluation"):
+        assert all(getattr(point, name) == getattr(points[0], name) for point in points)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +82,16 @@ def test_shipped_sweep_is_valid_at_every_point(path):
             1_000,
             "tokens_per_batch (1000) must be a multiple of context_length x rows_per_device",
         ),
-        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "x names the source 'web'"),
+        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "there is no source 'web'"),
+        ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
+        ("training", "arms", {"trait": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
+        (
+            "training",
+            "context_length",
+            768,
+            "max_passage_tokens (1024) + 2 must fit uncut into context_length (768)",
+        ),
+        ("passages", "max_passage_tokens", 1_535, "max_passage_tokens (1535) + 2 must fit uncut into context_length (1536)"),
         ("training", "arms", {"x": ["in_domain"]}, "x has 1 stage(s), but stage_tokens has 2"),
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
         ("passages", "teacher", "openai", "teacher_model and teacher_base_url must be set"),
@@ -73,7 +110,7 @@ def test_a_wrong_value_is_named(section, field, value, expected):
 def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
     values = raw()
     values["selection"]["methods"] = ["random", "fasttext+educational"]
-    with pytest.raises(TraitError, match=r"dsir trains on 'dsir', but selection\.methods does not produce it"):
+    with pytest.raises(TraitError, match=r"names the source 'dsir', but selection\.methods does not produce it"):
         params.parse(values, "mine.yaml")
 
 
@@ -118,8 +155,16 @@ def test_a_field_of_an_earlier_version_is_named_with_what_to_do(field):
             params.parse(values, "old.yaml")
 
 
-def test_a_dumped_experiment_is_the_same_experiment(tmp_path):
-    experiment = params.load(ROOT / "params" / "demo.yaml")
+def test_where_no_arm_reads_passages_their_length_does_not_matter():
+    values = raw()
+    values["training"] |= {"arms": {"raw": ["in_domain", "random"]}, "context_length": 768}
+    values["evaluation"] = {"reference_arm": "raw"}
+    assert params.parse(values, "mine.yaml").training.context_length == 768
+
+
+@pytest.mark.parametrize("overrides", [{}, {"training.seed": 3}, {"common.seed": 2}], ids=str)
+def test_a_dumped_experiment_is_the_same_experiment(tmp_path, overrides):
+    experiment = params.load(ROOT / "params" / "demo.yaml", overrides)
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params.dump(experiment)))
     assert params.load(path) == experiment

@@ -12,7 +12,7 @@ from passage_problems import QuotingTeacher, count_tokens, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
-from trait_kit.passages import controls, quality
+from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
 from trait_kit.passages.material import content
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
@@ -139,25 +139,6 @@ def written(folder, problems: pd.DataFrame, **changes):
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
-def test_controls_have_the_passages_problems_and_not_what_the_passages_say(tmp_path):
-    problems = math_problems()
-    kept, _, _ = written(tmp_path, problems)
-    assert len(controls.worked(problems, kept)) == len(problems)
-    used = {name for some in kept["problem_ids"] for name in some}
-    same = controls.worked_same(problems, kept)
-    assert len(same) == len(used) < len(problems)
-    assert all(row.question in " ".join(same) for row in problems.itertuples() if row.id in used)
-    bare = controls.no_enlightenment(problems, kept)
-    ends = dict(zip(kept["enlightenment"], kept["shared"], strict=True))
-    for text, row in zip(bare, kept.itertuples(), strict=True):
-        assert row.text == f"{text}\n\n{row.enlightenment}"
-    kept = kept.assign(shared=["a", "a", "a", "b", "b", "b", "c", "c"])
-    moved = controls.permuted(problems, kept)
-    assert len(moved) > len(kept) / 2
-    own = dict(zip(bare, kept["shared"], strict=True))
-    for text in moved:
-        body, _, end = text.rpartition("\n\n")
-        assert own[body] != ends[end]
 
 
 def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path, monkeypatch):

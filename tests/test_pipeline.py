@@ -107,6 +107,10 @@ def test_a_training_parameter_would_change_training_and_what_follows(tiny_copy):
     assert [name for name in said if said[name] == "up to date"] == list(runs.STEPS)[:3]
     assert said["04_train_two_stages"] == "learning_rate: 0.01 -> 0.02"
     assert said["05_evaluate"] == said["06_figures"] == "follows 04_train_two_stages"
+    result = trait_kit("status", TINY, "--run-dir", tiny_copy, "--set", "training.seed=1")
+    said = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert [name for name in said if said[name] == "up to date"] == list(runs.STEPS)[:3]
+    assert said["04_train_two_stages"] == "seed: 0 -> 1"
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_rows_hold_every_token_of_their_pieces_and_learn_all_but_the_first(tmp_p
         lengths.append(stores[-1].lengths)
     store = np.repeat(np.array([0, 1], np.uint8), 30)
     document = np.tile(np.arange(30), 2)
-    plan = plan_rows(np.concatenate(lengths), 64, seed=1)
+    plan = plan_rows(np.concatenate(lengths), 64)
     pieces = piece_records(stores, store[plan.document], document[plan.document], plan.start, plan.length)
     save_rows(tmp_path, pieces, plan.row_ends, ["store0", "store1"])
     rows = Rows(tmp_path, 64, eos=256)

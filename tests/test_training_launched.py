@@ -75,6 +75,7 @@ def test_train_is_one_command_alone_and_under_a_launcher(
     pq.write_table(pa.table({"text": tiny_sources()["in_domain"] * 2}), tmp_path / "in_domain.parquet")
     experiment = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
     experiment["common"] |= {"base_model": str(model_dir), "in_domain": str(tmp_path / "in_domain.parquet")}
+    experiment["passages"]["max_passage_tokens"] = 30  # rows have 32
     experiment["training"] = {
         key: value
         for key, value in tiny_params(model_dir, **ARM, accelerate_config="params/accelerate/fsdp2.yaml")

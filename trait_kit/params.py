@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 
-# Sources of training text from notebook 03: passages, and what they have to beat (passages/controls.py).
-WRITTEN = ("passages", "worked", "worked_same", "no_enlightenment", "permuted")
+# Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
+WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
+SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
 
 _REMOVED = Path(__file__).with_name("removed_knobs.yaml")
@@ -178,14 +180,14 @@ class PassageParams(TeacherParams):
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
-    # arm -> its stages; a stage is a '+'-joined mixture of in_domain, passages, their controls (worked, worked_same,
-    # no_enlightenment, permuted), and selection methods (random, dsir, ...).
+    seed: int = knob(0, ge=0)  # common.seed unless it is set here: draws the order and sampling of training text alone
+    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed, which draws documents and items; not to be set
+    # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
-    stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms
-    max_epochs: float = knob(0.0, ge=0)  # passes over a source in an arm, where its stage has others to go on with; 0: any
-    context_length: int = knob(512, ge=16)  # tokens a packed row
-    tokens_per_batch: int = knob(1_024, ge=16)  # tokens an optimizer step
+    stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms; empty slots count
+    context_length: int = knob(1_536, ge=16)  # tokens a packed row; a passage or control is in it whole or not at all
+    tokens_per_batch: int = knob(1_536, ge=16)  # tokens an optimizer step
     rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
@@ -214,9 +216,14 @@ class TrainingParams(Common):
                 raise ValueError(
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
-            for source in {source for stage in stages for source in stage.split("+")} - sources:
-                raise ValueError(f"arms: {arm} names the source '{source}'{_suggest(source, sources)}")
+        for source in self.sources - sources:
+            raise ValueError(f"arms: there is no source '{source}'{_suggest(source, sources)}")
         return self
+
+    @property
+    def sources(self) -> set[str]:
+        """Every source that an arm reads."""
+        return {source for stages in self.arms.values() for stage in stages for source in mixtures.weights(stage)}
 
     @model_validator(mode="after")
     def _sizes(self) -> TrainingParams:
@@ -240,7 +247,7 @@ class EvaluationParams(Common):
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
     foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: their test problems are text of another kind, to forget
-    few_shot: int = knob(0, ge=0)  # worked examples before each problem
+    few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
     generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
@@ -284,9 +291,8 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
         available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
-        for arm, stages in self.training.arms.items():
-            for source in {source for stage in stages for source in stage.split("+")} - available:
-                raise ValueError(f"training.arms: {arm} trains on '{source}', but selection.methods does not produce it")
+        for source in self.training.sources - available:
+            raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}
@@ -294,6 +300,11 @@ class Experiment(BaseModel):
             if (name := getattr(self.evaluation, knob_name)) and name not in arms:
                 known = ", ".join(sorted(arms))
                 raise ValueError(f"evaluation.{knob_name} names the arm '{name}', but training.arms has {known}")
+        longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
+        if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
+            raise ValueError(f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})")
+        if "rephrased" in read and self.passages.paragraphs != "both":
+            raise ValueError("training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both")
         return self
 
 
@@ -332,7 +343,7 @@ def dump(experiment: Experiment) -> dict[str, Any]:
     """The whole experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
-    own = {name: {k: v for k, v in values.items() if k not in common} for name, values in sections.items()}
+    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
     return {"common": common, **own}
 
 
@@ -361,7 +372,9 @@ def parse(raw: dict[str, Any], origin: str) -> Experiment:
     if unknown := common.keys() - Common.model_fields.keys():
         raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
     try:
-        return Experiment(**{name: {**common, **raw.get(name, {})} for name in SECTIONS})
+        sections = {name: {**common, **raw.get(name, {})} for name in SECTIONS}
+        sections["training"].setdefault("items_seed", common.get("seed", 0))
+        return Experiment(**sections)
     except ValidationError as error:
         told = dict.fromkeys(_message(item) for item in error.errors())
         raise TraitError(f"{origin}: {'; '.join(told)}") from None

@@ -123,7 +123,7 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
             adopt_steps(point, done, folder)
             adopt_stages(done, folder)
         reports.append(run(point, folder))
-    if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "common.seed"}:
+    if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "training.seed", "common.seed"}:
         print(token_study.write_study(folders, root), flush=True)
     return reports
 

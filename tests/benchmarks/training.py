@@ -142,8 +142,8 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
     trainer = find_executable_batch_size(trained, rows, fewer)()
     report = trainer.report(0.0)
     kept = ("tokens_per_second", "micro_batch", "attention", "peak_memory_gb")
-    report["tokens_per_second"] *= stage.efficiency
-    return {**{name: report[name] for name in kept}, "efficiency": stage.efficiency, "last_loss": _last_loss(trainer)}
+    report["tokens_per_second"] *= 1 - stage.padding
+    return {**{name: report[name] for name in kept}, "padding": stage.padding, "last_loss": _last_loss(trainer)}
 
 
 def plain(job: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     steps = _until_checkpoint(params, texts, folder / "out", group=group, peaks=peaks)
     seconds = time.monotonic() - began
     prepared = read_json(next((folder / "out").glob("work/1-*/stage.json")))
-    kept = ("documents", "cut", "efficiency", "accounting")
+    kept = ("padding", "accounting")
     peaks_gb = {name: value / 1e9 for name, value in peaks.items()}
     found = {"machine": machine(), "corpus_gb": size / 1e9, "limit_gib": options.limit if group else None}
     found |= {"steps": steps, "seconds": seconds, "peak_anonymous_gb": peaks_gb}

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
+from trait_kit.engine import mixtures
 from trait_kit.engine.files import atomic_path
 from trait_kit.figures.style import KitFigure, colour, new_figure, styled
 from trait_kit.models import embed, resolve_model
@@ -77,7 +78,7 @@ def selections_of(step: Any) -> list[Path]:
     """The selections that the reference arm was trained on."""
     training, evaluation = (recorded(step.run_dir, name) for name in ("04_train_two_stages", "05_evaluate"))
     stages = training["params"]["arms"].get(evaluation["params"]["reference_arm"], [])
-    sources = dict.fromkeys("+".join(stages).split("+"))
+    sources = mixtures.weights("+".join(stages))
     paths = [step.path("02_filter_web", "selections", f"{source}.parquet") for source in sources]
     return [path for path in paths if path.exists()]
 

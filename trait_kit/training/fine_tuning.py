@@ -50,7 +50,9 @@ def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)
     write_store([examples], folder / "tokens")
     store = open_store(folder / "tokens")
-    plan = plan_rows(store.lengths, context_length, seed=params.seed, whole=True)
+    mixed = np.random.default_rng(params.seed).permutation(len(examples))  # they come task by task
+    plan = plan_rows(store.lengths[mixed], context_length, whole=True)
+    document = mixed[plan.document]
     n_rows, rows_a_batch = len(plan.row_ends), stage.tokens_per_batch // context_length
     if n_rows < rows_a_batch:
         raise TraitError(
@@ -58,16 +60,16 @@ def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params
             f"than one batch ({rows_a_batch:,} rows, {stage.tokens_per_batch:,} tokens). Lower "
             "fine_tune_tokens_per_batch, or set fine_tune_epochs to 0."
         )
-    one_epoch = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
-    one_epoch["unlearnt"] = np.maximum(n_prompt[plan.document], 1)
+    one_epoch = piece_records([store], np.zeros(len(document)), document, plan.start, plan.length)
+    one_epoch["unlearnt"] = np.maximum(n_prompt[document], 1)
     rows = np.split(one_epoch, plan.row_ends[:-1])
     orders = [np.random.default_rng([params.seed, epoch]).permutation(n_rows) for epoch in range(epochs)]
     ordered = [rows[index] for index in np.concatenate(orders)]
     ordered += [one_epoch[:0]] * (-len(ordered) % rows_a_batch)
     save_rows(folder, np.concatenate(ordered), np.cumsum([len(row) for row in ordered]), ["tokens"])
-    taken = {"tokens": store.tokens * epochs, "epochs": float(epochs), "available": store.tokens}
-    stage.accounting = [{"stage": stage.place, "source": PROBLEMS, **taken}]
+    read = {"tokens": store.tokens * epochs, "epochs": float(epochs), "available": store.tokens}
+    read |= {"documents": len(pairs) * epochs, "share": 1.0, "cut": n_cut * epochs, "too_long": 0}
+    stage.accounting = [{"stage": stage.place, "source": PROBLEMS, **read}]
     stage.steps, stage.tokens = len(ordered) // rows_a_batch, len(ordered) * context_length  # as every stage counts them
-    stage.documents, stage.cut = len(pairs) * epochs, n_cut * epochs
-    stage.efficiency = store.tokens * epochs / stage.tokens
+    stage.padding = 1 - store.tokens * epochs / stage.tokens
     stage.save(folder)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trait_kit import params as parameters
+from trait_kit.engine import mixtures
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
 from trait_kit.models import fast_precision
@@ -49,15 +50,13 @@ class Stage(BaseModel):
     texts: dict[str, str] = {}  # source -> digest of its texts
     epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
     steps: int = 0
-    tokens: int = 0  # in whole batches
+    tokens: int = 0  # slots in whole batches; some are empty where documents may not be cut
     ends_arm: bool = False  # its model is an arm's own, and is kept
     arms: list[str] = []
     # What packing found out.
-    accounting: list[dict[str, Any]] = []  # stage, source, tokens, epochs, available
-    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have read
-    documents: int = 0
-    cut: int = 0  # documents, or problems, that were cut
-    efficiency: float = 0.0  # share of the slots that hold a token
+    accounting: list[dict[str, Any]] = []  # a row a source: see stages.TrainingResult
+    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have gone through
+    padding: float = 0.0  # share of the slots that hold no token
 
     def save(self, folder: Path) -> None:
         write_text(folder / "stage.json", self.model_dump_json(indent=1))
@@ -106,24 +105,25 @@ def plan_stages(
     problems: Sequence[Sequence[str]] = (),
 ) -> tuple[list[Stage], Chains]:
     """The tree of stages, a parent before its children, and each arm's chain of stage names."""
-    digests = {name: _texts_digest(sources[name]) for name in sorted(named_sources(params))}
+    digests = {name: _texts_digest(sources[name]) for name in sorted(params.sources)}
     shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
     shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
     own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
     chains: dict[str, list[Stage]] = {"base": []}
-    for arm, mixtures in params.arms.items():
+    for arm, stages in params.arms.items():
         chain = chains[arm] = []
-        for mixture, budget in zip(mixtures, params.stage_tokens, strict=True):
-            names = sorted(mixture.split("+"))  # a+b and b+a are one stage
-            texts = {source: digests[source] for source in names}
+        for mixture, budget in zip(stages, params.stage_tokens, strict=True):
+            weights = mixtures.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
+            texts = {source: digests[source] for source in weights}
             steps = budget // params.tokens_per_batch
-            reads = {"mixture": "+".join(names), "steps": steps, "texts": texts}
+            named = "+".join(f"{weight}*{source}" if weight > 1 else source for source, weight in weights.items())
+            reads = {"mixture": named, "steps": steps, "texts": texts}
             tokens = steps * params.tokens_per_batch
             chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], tokens=tokens, **reads, **own))
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
         own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
-        facts = [shape | own | {"decay_fraction": None, "max_epochs": None}, list(problems), *shared]
+        facts = [shape | own | {"decay_fraction": None}, list(problems), *shared]
         for arm, chain in list(chains.items()):
             reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs}
             chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, [reads, *facts], **reads, **own)]
@@ -134,11 +134,6 @@ def plan_stages(
             plan.setdefault(stage.name, stage).arms.append(arm)
         plan[chain[-1].name].ends_arm = True
     return list(plan.values()), {arm: [stage.name for stage in chain] for arm, chain in chains.items()}
-
-
-def named_sources(params: TrainingParams) -> set[str]:
-    """Every source that an arm reads."""
-    return {source for mixtures in params.arms.values() for mixture in mixtures for source in mixture.split("+")}
 
 
 def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> Stage:

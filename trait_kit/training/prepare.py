@@ -2,21 +2,25 @@
 
 A source is an endless stream: its documents in a random order, then again in another one. A stage takes a stretch of
 each stream; a later stage that mixes the same source goes on where the earlier one ended, so data repeat only when they
-have run out. Shares are equal unless a mixture names a source more than once.
+have run out. Web and in-domain text may be cut at the ends of a stretch or of a row. What notebook 03 wrote is read whole
+or not at all: a passage without its end is problems without their point. So of a written source a stage takes, in the
+stream's order, what still fits in one of its rows, and a later stage begins with the first document that did not.
+Every arm has the same steps and slots; the slots that whole documents leave empty are counted as padding.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
+from trait_kit.params import WRITTEN, TrainingParams
 from trait_kit.training import fine_tuning
 from trait_kit.training.launch import say
 from trait_kit.training.plan import Job, Stage
@@ -41,37 +45,75 @@ def prepare(job: Job, tokenizer: Any) -> None:
             fine_tuning.prepare(job.problems, tokenizer, stage, job.params, folder)
         else:
             _pack(job, stage, tokenizer, folder)
-        say(
-            f"Packed {stage.mixture}: {stage.documents:,} documents, {stage.cut:,} of them cut, into rows of "
-            f"{job.params.context_length:,} tokens, {stage.efficiency:.2%} full."
-        )
+        read = ", ".join(f"{row['documents']:,} of {row['source']} ({row['cut']:,} cut)" for row in stage.accounting)
+        say(f"Packed {stage.mixture}: {read}; {stage.padding:.1%} of the slots are empty.")
+        for row in (row for row in stage.accounting if row["too_long"]):
+            say(f"{row['source']}: {row['too_long']:,} longer than a row of {job.params.context_length:,} tokens, left out.")
 
 
 def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     params = job.params
     stores = {source: _store(job, source, stage.texts[source], tokenizer) for source in stage.texts}
-    consumed = dict.fromkeys(stores, 0) | _consumed_before(job, stage)
-    room = {source: stage.tokens for source in stores}
-    if params.max_epochs:
-        room = {name: max(0, int(params.max_epochs * one.tokens) - consumed[name]) for name, one in stores.items()}
-    drawn = []
-    for number, (source, tokens) in enumerate(shares(stage.mixture, stage.tokens, room).items()):
-        if tokens:
-            store = stores[source]
-            columns = draw(store.lengths, consumed[source], tokens, params.seed)
-            drawn.append([np.full(len(columns[0]), number, np.uint8), *columns])
-            taken = {"tokens": tokens, "epochs": tokens / store.tokens, "available": store.tokens}
-            stage.accounting.append({"stage": stage.place, "source": source, **taken})
-        consumed[source] += tokens
-    of_store, document, start, length = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
-    plan = plan_rows(length, params.context_length, seed=params.seed)
-    chosen = plan.document
-    starts = start[chosen] + plan.start
-    pieces = piece_records(list(stores.values()), of_store[chosen], document[chosen], starts, plan.length)
+    stage.consumed = dict.fromkeys(stores, 0) | _consumed_before(job, stage)
+    streams = [
+        _stream(source, stores[source], share, share == stage.tokens, stage.consumed[source], params)
+        for source, share in shares(stage.mixture, stage.tokens).items()
+    ]
+    table = pd.concat([stream.assign(store=number) for number, stream in enumerate(streams)], ignore_index=True)
+    table = table.sort_values("turn", kind="stable", ignore_index=True)
+    n_rows = stage.tokens // params.context_length
+    plan = plan_rows(table["length"], params.context_length, n_rows=n_rows, whole=table["whole"])
+    rows, starts = table.iloc[plan.document], plan.start + table["start"].to_numpy()[plan.document]
+    pieces = piece_records(list(stores.values()), rows["store"].to_numpy(), rows["document"].to_numpy(), starts, plan.length)
     save_rows(folder, pieces, plan.row_ends, [os.path.relpath(store.folder, folder) for store in stores.values()])
-    stage.consumed, stage.documents, stage.cut = consumed, len(document), plan.n_cut
-    stage.efficiency = float(plan.length.sum()) / (len(plan.row_ends) * params.context_length)
+    table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
+    table["pieces"] = np.bincount(plan.document, minlength=len(table))
+    for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
+        stage.accounting.append({"stage": stage.place, "source": source, **_account(source, store, part, params)})
+        waiting = part[part["placed"] < part["length"]]
+        stage.consumed[source] = int(waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max())
+    stage.padding = 1 - int(plan.length.sum()) / stage.tokens
     stage.save(folder)
+
+
+def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int, params: TrainingParams) -> pd.DataFrame:
+    """What a stage may read of a source, in the stream's order: one row a piece.
+
+    document, start (its first token within the document), length, offset (within the stream, in tokens), whole (it may not
+    be cut) and turn (the part of the source's share that is read with it; sources are read side by side). Written
+    documents that have a stage `alone` are so many that a gap finds one that fits.
+    """
+    lengths, whole = store.lengths, source in WRITTEN
+    usable = np.flatnonzero(lengths <= params.context_length) if whole else np.arange(len(lengths))
+    if not len(usable):
+        raise TraitError(
+            f"training: no document of '{source}' fits into a row of {params.context_length:,} tokens, and none may be cut. "
+            "Raise context_length."
+        )
+    tokens = share + int(lengths[usable].sum()) * (whole and alone)
+    document, first, length = draw(lengths[usable], start, tokens, params.seed)
+    ends = np.cumsum(length)
+    columns = {"document": usable[document], "start": first, "length": length, "offset": start + ends - length}
+    small = {"document": "int32", "start": "int32", "length": "int32", "turn": "float32"}  # of ten million pieces
+    table = pd.DataFrame({**columns, "whole": whole, "turn": ends / share}).astype(small)
+    return table[table["length"] == lengths[table["document"]]] if whole else table
+
+
+def _account(source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
+    """A row of TrainingResult.accounting, for what was drawn of a source and placed."""
+    read, whole = part[part["placed"] > 0], source in WRITTEN
+    lengths, tokens = store.lengths[read["document"]], int(part["placed"].sum())
+    too_long = store.lengths[store.lengths > params.context_length] if whole else store.lengths[:0]
+    available = store.tokens - int(too_long.sum())
+    return {
+        "tokens": tokens,
+        "epochs": tokens / available,
+        "available": available,
+        "documents": len(read),
+        "share": read["document"].nunique() / len(store.lengths),
+        "cut": int(((read["pieces"] > 1) | (read["placed"] < lengths)).sum()),
+        "too_long": len(too_long),
+    }
 
 
 def _store(job: Job, source: str, texts: str, tokenizer: Any) -> TokenStore:
@@ -86,30 +128,6 @@ def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
         return {}
     done = job.stages_dir / stage.parent
     return Stage.load(done if done.exists() else job.work / stage.parent).consumed
-
-
-def shares(mixture: str, tokens: int, room: Mapping[str, int]) -> dict[str, int]:
-    """Split a stage's tokens over the '+'-joined sources, in alphabetical order.
-
-    `room`: how many tokens a source may still give. What is above it goes to the mixture's other sources by their weights;
-    where none has room, all go over it alike, for every arm sees the same number of tokens.
-    """
-    weights = dict(sorted(Counter(mixture.split("+")).items()))
-    full: dict[str, int] = {}
-    while len(full) < len(weights):
-        left = tokens - sum(full.values())
-        split = _split(left, {source: weight for source, weight in weights.items() if source not in full})
-        above = {source: room[source] for source, count in split.items() if count > room[source]}
-        if not above:
-            return {source: {**split, **full}[source] for source in weights}
-        full |= above
-    return {source: full[source] + more for source, more in _split(tokens - sum(full.values()), weights).items()}
-
-
-def _split(tokens: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """Whole tokens in proportion; the first sources take what is left over."""
-    edges = np.ceil(np.round(np.cumsum([0, *weights.values()]) / sum(weights.values()) * tokens, 6)).astype(int)
-    return dict(zip(weights, np.diff(edges).tolist(), strict=True))
 
 
 def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

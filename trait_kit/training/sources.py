@@ -15,7 +15,6 @@ from trait_kit.params import TrainingParams
 from trait_kit.passages import controls
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
-from trait_kit.training.plan import named_sources
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
 
@@ -30,13 +29,13 @@ def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
 
 def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
     """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, controls, the in-domain documents."""
-    named = sorted(named_sources(params))
+    named = sorted(params.sources)
     sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
     if "passages" in named:
         sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
     made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
     if "in_domain" in named:
-        made["in_domain"] = load_documents(params.in_domain, params.seed).select(["text"])
+        made["in_domain"] = load_documents(params.in_domain, params.items_seed).select(["text"])
     for name, table in made.items():
         sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
         with atomic_path(sources[name]) as temporary:
@@ -52,15 +51,15 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     `task_scores`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
     """
     count = params.held_out_items
-    problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.seed)
+    problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.items_seed)
     problems = problems.sort_values("id", kind="stable")
     problems["order"] = problems.groupby("task").cumcount()
     pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
-        texts = load_held_out(spec, params.seed)["text"].to_pylist()[-count:]
+        texts = load_held_out(spec, params.items_seed)["text"].to_pylist()[-count:]
         pairs[f"held_out/{kind}"] = [("", text) for text in texts]
     if params.task_scores:
-        asked = load_problems(params.tasks, "validation", count, params.seed)
+        asked = load_problems(params.tasks, "validation", count, params.items_seed)
         for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
             pairs[f"task/{task}"] = [
                 (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
@@ -78,8 +77,8 @@ def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """
     if not params.fine_tune_epochs:
         return []
-    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.seed))
-    tested = every_test_question(params.tasks, params.test_items_per_task, params.seed)
+    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
+    tested = every_test_question(params.tasks, params.test_items_per_task, params.items_seed)
     held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
     print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):

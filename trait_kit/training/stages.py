@@ -26,8 +26,8 @@ from trait_kit.training import launch, sources, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
 
 KEPT = (
-    "name", "mixture", "tokens", "steps", "efficiency", "documents", "cut", "seconds", "tokens_per_second", "micro_batch",
-    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding",
+    "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch", "peak_memory_gb",
+    "precision", "attention", "device", "processes", "sharding",
 )  # fmt: skip
 
 
@@ -38,8 +38,11 @@ class TrainingResult:
     log: the 'log' table; an arm's rows run through all its stages, so those of a shared stage appear in each arm.
     models: arm -> folder of its model (transformers format). The untrained 'base' is not among them; with fine-tuning,
     'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
-    accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (its tokens).
-    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote it).
+    accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (tokens that may be
+    read), documents (read, again and again if so), share (of the source's documents that were read at all), cut (of those
+    read; none of what notebook 03 wrote), too_long (documents that fit in no row and may not be cut: never read).
+    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote it);
+    padding is the share of its tokens' slots that are empty.
     """
 
     log: pd.DataFrame
@@ -48,11 +51,12 @@ class TrainingResult:
     stages: pd.DataFrame
 
     def summary(self, folder: Path) -> dict[str, Any]:
-        """What the step's record holds: model folders relative to `folder`, and the two small tables."""
+        """What the step's record holds: model folders relative to `folder`, the two small tables, the training's seed."""
         return {
             "models": {arm: str(path.relative_to(folder)) for arm, path in self.models.items()},
             "accounting": self.accounting.to_dict("records"),
             "stages": self.stages.to_dict("records"),
+            "seed": int(self.log["seed"].iloc[0]),
         }
 
     def gains(self, metric: str = "held_out/solutions") -> dict[str, float]:
