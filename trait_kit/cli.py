@@ -83,10 +83,16 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 @app.command()
 def check(experiments: list[Path]) -> None:
-    """Validate experiment files without running anything."""
+    """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
+    from trait_kit.selection.disjoint import in_domain_documents
+    from trait_kit.tasks import load_tasks
+
     for path in experiments:
-        params.load(path)
+        common = params.load(path).selection
         print(f"{path}: valid")
+        sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
+        if not any(source.startswith("hf:") for source in sources):
+            print(in_domain_documents(common).said)
 
 
 @app.command()
@@ -147,20 +153,22 @@ def select(
     slurm: Slurm = "",
 ) -> None:
     """Choose from scored documents, without scoring again."""
-    from trait_kit.selection import budget, choosing, scoring, views
-    from trait_kit.selection.documents import load_documents
-    from trait_kit.tasks import load_problems
+    from trait_kit.selection import budget, choosing, disjoint, scoring, views
+    from trait_kit.selection.documents import held_out, load_documents
 
     names = re.split(r"[,\s]+", tasks) if tasks else []
+    scored = scoring.Scoring.open(scores.absolute())
+    specs = [scored.job["corpus"], *([in_domain] if in_domain else [])]
     selected = choosing.select(
-        scoring.Scoring.open(scores.absolute()),
+        scored,
         output,
         re.split(r"[,\s]+", methods),
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        test_questions=load_problems(names, "test", test_items, seed) if names else None,
+        tested=disjoint.test_texts(names, test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
+        held_out=[text for spec in specs for text in held_out(spec, seed)["text"].to_pylist()],
         near_duplicate=near_duplicate,
         place=_place(executor, workers, slurm),
     )

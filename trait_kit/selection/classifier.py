@@ -15,7 +15,8 @@ import pandas as pd
 from trait_kit.engine.ngrams import Texts, normalise
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.documents import load_documents, sample
+from trait_kit.selection.disjoint import in_domain_documents
+from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import educational_model
 from trait_kit.selection.fitting import Labelled, Report, ngrams_of, require, train, trial
 
@@ -30,16 +31,19 @@ _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # n-grams shown a side; documents of 
 def train_classifiers(step: Step) -> Report:
     """01: domain.safetensors, and educational.safetensors where a method of the experiment needs it, in the step's folder.
 
-    The numbers are those of the step's record; the tables are curve, top_ngrams and, of an educational model, examples and
-    confusion.
+    The numbers are those of the step's record; the tables are curve, top_ngrams, left_out (see `disjoint.InDomain`) and, of
+    an educational model, examples and confusion.
     """
     p, path = step.params, step.path("classifiers.json")
     if step.done:
         return Report.load(path)
-    positives = load_documents(p.in_domain, p.seed)["text"]
+    screened = in_domain_documents(p)
+    print(screened.said)
+    positives = screened.documents["text"]
     negatives = sample(p.web, p.negatives_per_positive * len(positives), p.seed)["text"]
     report = train_domain_classifier(positives, negatives, step.path("domain.bin"), p)
-    report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives)}
+    report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives), "left_out": screened.counts}
+    report.tables["left_out"] = screened.left_out
     if "fasttext+educational" in step.experiment.selection.methods:
         texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()
         educational = educational_model(p, texts, step.folder)

@@ -266,22 +266,28 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
 
 
 def load_held_out(spec: str, seed: int = 0) -> pa.Table:
+    """The documents of `held_out`; TraitError where there are none."""
+    documents = held_out(spec, seed)
+    if not len(documents):
+        raise TraitError(f"{spec} has too few documents to hold any out. Bring at least 20.")
+    return documents
+
+
+def held_out(spec: str, seed: int = 0) -> pa.Table:
     """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    found, documents, count = {}, 0, 0
+    found, count = {}, 0
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
     for shard, (part, hashes) in ((piece, read) for piece in shards for read in identified(_parts(piece, 0))):
         chosen = hashes < np.uint64(shard.held_out * 2**64)
         found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
-        documents, count = documents + len(chosen), count + int(chosen.sum())
+        count += int(chosen.sum())
         if count >= HELD_OUT_MOST:
             break
-    if not count:
-        raise TraitError(f"{spec} has {documents} document(s): too few to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
     held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
