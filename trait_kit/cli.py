@@ -166,7 +166,7 @@ def select(
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        tested=disjoint.test_texts(names, test_items, seed) if names else None,
+        tested=disjoint.texts_of_tests(names, test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         held_out=[text for spec in specs for text in held_out(spec, seed)["text"].to_pylist()],
         near_duplicate=near_duplicate,

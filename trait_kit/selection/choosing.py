@@ -30,7 +30,7 @@ from trait_kit.engine.shards import Place, read_job
 from trait_kit.models import TokenCounter, token_counter
 from trait_kit.params import Method, method_folder
 from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
-from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents, test_texts
+from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents, texts_of_tests
 from trait_kit.selection.documents import id_hashes, on_topic, read_rows
 from trait_kit.selection.scoring import (
     Scoring,
@@ -97,7 +97,7 @@ def select(
 ) -> Selected:
     """Choose by each method and write what `Selected` tells of.
 
-    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `tested`: see `disjoint.test_texts`.
+    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `tested`: see `disjoint.texts_of_tests`.
     `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them but
     copies of `held_out`.
     """
@@ -284,7 +284,7 @@ def filter_web(step: Step) -> Filtered:
             *(scored, step.path("selections"), p.methods, Limits(tokens=p.token_budget, **bounds)),
             base_model=p.base_model,
             seed=p.seed,
-            tested=test_texts(p.tasks, p.test_items_per_task, p.seed),
+            tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
             in_domain=in_domain,
             held_out=held_out_texts(p),
             near_duplicate=p.near_duplicate,

@@ -26,16 +26,13 @@ _NAMED = 5  # documents that a message names
 ALIKE = 0.8  # Jaccard similarity, of word 5-grams, from which a text copies a held-out document
 
 
-def test_texts(tasks: list[str], per_task: int, seed: int) -> pd.DataFrame:
+def texts_of_tests(tasks: list[str], per_task: int, seed: int) -> pd.DataFrame:
     """The questions of the tasks' test items and their golds of a sentence or more: task, id, part (question|gold), text."""
     problems = load_problems(tasks, "test", per_task, seed)
-    golds = problems["solution"].where(problems["solution"].notna(), problems["answer"])
-    long = [len(normalise(gold).split()) >= _SENTENCE_WORDS for gold in golds]
-    parts = [
-        problems.assign(part="question", text=problems["question"]),
-        problems.assign(part="gold", text=golds)[long],
-    ]
-    return pd.concat(parts, ignore_index=True)[["task", "id", "part", "text"]]
+    texts = problems.melt(["task", "id"], ["question", "answer", "solution"], "part", "text").dropna()
+    texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
+    long = np.array([len(normalise(text).split()) >= _SENTENCE_WORDS for text in texts["text"]])
+    return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
 def find_items(index: QuestionIndex, tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
@@ -76,14 +73,16 @@ class InDomain:
             more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
             told.append(f"{len(rows):,} {reason}: {', '.join(named)}{more}.")
         if out > kept:
-            told.append("That is most of them: bring documents that the tasks were not made of, or lower test_items_per_task.")
+            told.append(
+                "That is most of them: bring documents that the tasks were not made of, or lower test_items_per_task."
+            )
         return " ".join(told)
 
 
 def in_domain_documents(p: Common) -> InDomain:
     """Load and screen the in-domain documents; a document is listed under its first reason."""
     documents = load_documents(p.in_domain, p.seed)
-    tested = test_texts(p.tasks, p.test_items_per_task, p.seed)
+    tested = texts_of_tests(p.tasks, p.test_items_per_task, p.seed)
     ids, texts = documents["id"].to_pylist(), documents["text"]
     found = find_items(QuestionIndex(tested["text"].tolist()), tested, texts, ids)
     found = found.sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
