@@ -8,8 +8,6 @@ gold one is, and an expression that stands in the question does not answer it; t
 text makes up. Nothing here trusts a text: bounded lengths, bounded digits, and equivalence in a process that can be ended.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence

@@ -1,13 +1,10 @@
 """The command line: `trait-kit run params/demo.yaml` and its few companions."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,21 +22,14 @@ RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
+Executor = Literal["local", "ray", "slurm"]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
 Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
 
 
-class Executor(StrEnum):
-    """What runs the shards."""
-
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
-
-
 def _place(executor: Executor, workers: int, slurm: str) -> Place:
     pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
-    return Place(executor.value, workers, {name: value for name, _, value in pairs})
+    return Place(executor, workers, {name: value for name, _, value in pairs})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,7 +103,7 @@ def score(
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
     documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
-    executor: Executor = Executor.local,
+    executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
 ) -> None:
@@ -148,7 +138,7 @@ def select(
     test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
     near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
     seed: int = 0,
-    executor: Executor = Executor.local,
+    executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
 ) -> None:

@@ -5,8 +5,6 @@ is a column (one that is no word: {row['its name']}), a filter is one of FILTERS
 reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -7,8 +7,6 @@ MATH's train and test share 10 problems). The first k problems of a split do not
 larger run contains the smaller one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -70,7 +68,7 @@ class Task(BaseModel):
         return self.source.startswith("demo:") or self.catalogue is not None
 
     @model_validator(mode="after")
-    def _complete(self) -> Task:
+    def _complete(self) -> "Task":
         kind, _, name = self.source.partition(":")
         if kind == "demo" and name not in demo.problems():
             raise ValueError(f"source: the demo has no problems '{name}'; known: {', '.join(demo.problems())}")

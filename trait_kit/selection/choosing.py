@@ -7,8 +7,6 @@ none that repeats the in-domain seed, of near-duplicates the one that it ranks b
 twice as many candidates are gathered.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,7 +66,7 @@ class Selected:
     methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
 
     @classmethod
-    def load(cls, folder: Path) -> Selected:
+    def load(cls, folder: Path) -> "Selected":
         return cls(folder, **read_json(folder / "report.json"))
 
     def chosen(self, method: str) -> pa.Table:
@@ -270,7 +268,7 @@ class Filtered:
     truth: dict[str, bool] | None
 
 
-def filter_web(step: Step) -> Filtered:
+def filter_web(step: "Step") -> Filtered:
     """02: score every document of the web, then choose by each method; killed anywhere, it goes on at the next shard."""
     p = step.params
     if not step.done:

@@ -4,8 +4,6 @@ The positives are the in-domain documents, the negatives a plain sample of the w
 in-domain too, which a linear classifier tolerates (paper, section 3.1). How models are trained is in `fitting`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +26,7 @@ _FEWEST = 20  # documents a side that are worth training on
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # n-grams shown a side; documents of it that they are looked for in
 
 
-def train_classifiers(step: Step) -> Report:
+def train_classifiers(step: "Step") -> Report:
     """01: domain.safetensors, and educational.safetensors where a method of the experiment needs it, in the step's folder.
 
     The numbers are those of the step's record; the tables are curve, top_ngrams, left_out (see `disjoint.InDomain`) and, of

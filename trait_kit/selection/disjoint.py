@@ -5,8 +5,6 @@ are screened by (`choosing`). Tasks are often made of the very documents: where 
 worked solution, stands in a document, that document is left out as one that holds the question is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

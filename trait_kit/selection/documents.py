@@ -10,8 +10,6 @@ A shard is the unit of work and of resume, and is read alone: what it yields dep
 documents whose id hashes below a share: a document's fate depends on its own id and never on the others'.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging
