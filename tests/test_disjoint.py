@@ -16,10 +16,10 @@ from trait_kit import params
 from trait_kit.cli import main
 from trait_kit.selection.choosing import filter_web
 from trait_kit.selection.classifier import train_classifiers
-from trait_kit.selection.disjoint import in_domain_documents, texts_of_tests
+from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.selection.views import funnel
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import load_problems, texts_of_tests
 from trait_kit.training.sources import training_sources
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -187,9 +187,8 @@ def test_golds_made_of_ones_own_documents_are_recognised(mine):
 def test_where_golds_are_most_of_the_documents_it_is_said(mine):
     p = params.load(mine).selection
     golds = load_problems(p.tasks, "test", 100)["solution"]
-    write(
-        mine.parent / "golds", "a", {f"gold{k}": gold for k, gold in enumerate(golds)} | {"other": "Bread is made of flour."}
-    )
+    texts = {f"gold{k}-{place}": f"Page {k}. {gold}" for k in range(4) for place, gold in enumerate(golds)}
+    write(mine.parent / "golds", "a", texts | {"other": "Bread is made of flour."})
     said = in_domain_documents(p.model_copy(update={"in_domain": f"{mine.parent}/golds/*"})).said
     assert "the tasks were not made of" in said
 

@@ -168,9 +168,8 @@ def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
 
 
 def asked(*questions: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"task": "riddles", "id": [f"q{k}" for k in range(len(questions))], "part": "question", "text": questions}
-    )
+    names = [f"q{k}" for k in range(len(questions))]
+    return pd.DataFrame({"question_task": "riddles", "question_id": names, "part": "question", "text": questions})
 
 
 def scored(files: ModelFiles, folder: Path, records: list[dict[str, str]]):

@@ -152,7 +152,7 @@ def _announced(text: str) -> Iterator[str]:
     """What follows the last announcements of an answer, the last first; what a box holds."""
     for mark in islice(reversed(list(_MARK.finditer(text))), 8):
         rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
-        found = _braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
+        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
         found = re.split(r"</answer>|\"\s?[,}]", found)[0]
         if found:
             yield found[:MAX_ANSWER]
@@ -165,7 +165,8 @@ def _asked_for(text: str) -> Iterator[str]:
             yield unwrap(sentence[: end.end()])
 
 
-def _braced(text: str) -> str:
+def braced(text: str) -> str:
+    """What a text's first braces hold, whatever braces that contains; '' where it does not begin with whole ones."""
     depth = 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)

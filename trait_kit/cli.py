@@ -144,11 +144,11 @@ def select(
 ) -> None:
     """Choose from scored documents, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring, views
-    from trait_kit.selection.documents import held_out, load_documents
+    from trait_kit.selection.documents import load_documents
+    from trait_kit.tasks import texts_of_tests
 
     names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
-    specs = [scored.job["corpus"], *([in_domain] if in_domain else [])]
     selected = choosing.select(
         scored,
         output,
@@ -156,9 +156,9 @@ def select(
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        tested=disjoint.texts_of_tests(names, test_items, seed) if names else None,
+        tested=texts_of_tests(names, test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
-        held_out=[text for spec in specs for text in held_out(spec, seed)["text"].to_pylist()],
+        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
         near_duplicate=near_duplicate,
         place=_place(executor, workers, slurm),
     )

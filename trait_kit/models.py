@@ -70,6 +70,7 @@ def model_digest(name: Path | str) -> str:
 TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: tokens without special ones, never truncated
 
 
+@functools.lru_cache(maxsize=4)
 def token_counter(base_model: str) -> TokenCounter:
     """The counter of a base model's tokenizer: every budget of the kit is in these tokens. Safe to share by threads."""
     file = Path(resolve_model(base_model)) / "tokenizer.json"

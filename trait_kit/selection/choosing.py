@@ -25,10 +25,10 @@ from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, w
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, read_job
-from trait_kit.models import TokenCounter, token_counter
+from trait_kit.models import token_counter
 from trait_kit.params import Method, method_folder
 from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
-from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents, texts_of_tests
+from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
 from trait_kit.selection.documents import id_hashes, on_topic, read_rows
 from trait_kit.selection.scoring import (
     Scoring,
@@ -39,6 +39,7 @@ from trait_kit.selection.scoring import (
     shard_path,
     write_table,
 )
+from trait_kit.tasks import texts_of_tests
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
@@ -95,7 +96,7 @@ def select(
 ) -> Selected:
     """Choose by each method and write what `Selected` tells of.
 
-    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `tested`: see `disjoint.texts_of_tests`.
+    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `tested`: see `tasks.texts_of_tests`.
     `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them but
     copies of `held_out`.
     """
@@ -239,19 +240,14 @@ def gather_shard(job_path: Path, number: int) -> None:
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
-        columns["n_tokens"] = _counter(job["base_model"])(texts.to_pylist())
+        columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
     columns["signature"] = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
-    tested = pd.DataFrame(job["tests"], columns=["task", "id", "part", "text"])
+    tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
     proof = find_items(_test_index(job_path, key), tested, texts, scores["id"].to_pylist()).assign(method=method)
     columns["contaminated"] = np.isin(np.arange(len(rows)), proof["text_index"])
     write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
     write_table(shard_path(folder, "candidates", number), candidates, key)
-
-
-@functools.lru_cache(maxsize=1)
-def _counter(base_model: str) -> TokenCounter:
-    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
 
 
 @functools.lru_cache(maxsize=1)
@@ -284,7 +280,7 @@ def filter_web(step: "Step") -> Filtered:
             seed=p.seed,
             tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
             in_domain=in_domain,
-            held_out=held_out_texts(p),
+            held_out=held_out_texts([p.in_domain, p.web], p.seed),
             near_duplicate=p.near_duplicate,
             place=place,
         )

@@ -40,7 +40,11 @@ def train_classifiers(step: "Step") -> Report:
     positives = screened.documents["text"]
     negatives = sample(p.web, p.negatives_per_positive * len(positives), p.seed)["text"]
     report = train_domain_classifier(positives, negatives, step.path("domain.bin"), p)
-    report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives), "left_out": screened.counts}
+    report.numbers |= {
+        "in_domain_documents": len(positives),
+        "negatives": len(negatives),
+        "left_out": screened.left_out["reason"].value_counts().to_dict(),
+    }
     report.tables["left_out"] = screened.left_out
     if "fasttext+educational" in step.experiment.selection.methods:
         texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()

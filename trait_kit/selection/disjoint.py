@@ -14,40 +14,27 @@ import pyarrow as pa
 
 from trait_kit.engine import minhash
 from trait_kit.engine.ngrams import Texts
-from trait_kit.engine.questions import QuestionIndex, normalise
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.params import Common
-from trait_kit.selection.documents import held_out, load_documents
-from trait_kit.tasks import load_problems
+from trait_kit.selection.documents import load_documents, load_held_out
+from trait_kit.tasks import texts_of_tests
 
-_SENTENCE_WORDS = 10  # a shorter gold stands in innocent text as well
 _NAMED = 5  # documents that a message names
 ALIKE = 0.8  # Jaccard similarity, of word 5-grams, from which a text copies a held-out document
-
-
-def texts_of_tests(tasks: list[str], per_task: int, seed: int) -> pd.DataFrame:
-    """The questions of the tasks' test items and their golds of a sentence or more: task, id, part (question|gold), text."""
-    problems = load_problems(tasks, "test", per_task, seed)
-    texts = problems.melt(["task", "id"], ["question", "answer", "solution"], "part", "text").dropna()
-    texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
-    long = np.array([len(normalise(text).split()) >= _SENTENCE_WORDS for text in texts["text"]])
-    return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
 def find_items(index: QuestionIndex, tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
     """Which document holds which test item: id, question_task, question_id, part, kind, overlap, excerpt, text_index.
 
-    `index` is of the texts of `tested`.
+    `tested`: of `tasks.texts_of_tests`; `index` is of its texts.
     """
-    found = index.find(texts)
-    items = tested.iloc[found["test_index"]]
-    columns = {"question_task": "task", "question_id": "id", "part": "part"}
-    found = found.assign(**{ours: items[theirs].to_numpy(object) for ours, theirs in columns.items()})
+    found = index.find(texts).join(tested.drop(columns="text"), on="test_index")
     return found.assign(id=np.array(ids, object)[found["text_index"]])
 
 
-def held_out_texts(p: Common) -> list[str]:
-    """The in-domain and the general documents that training never sees and evaluation scores."""
-    return [text for spec in (p.in_domain, p.web) for text in held_out(spec, p.seed)["text"].to_pylist()]
+def held_out_texts(specs: Sequence[str], seed: int) -> list[str]:
+    """The documents of these corpora that training never sees and evaluation scores."""
+    return [text for spec in specs for text in load_held_out(spec, seed)["text"].to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -56,10 +43,6 @@ class InDomain:
 
     documents: pa.Table
     left_out: pd.DataFrame
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return self.left_out["reason"].value_counts().to_dict()
 
     @property
     def said(self) -> str:
@@ -85,7 +68,8 @@ def in_domain_documents(p: Common) -> InDomain:
     found = find_items(QuestionIndex(tested["text"].tolist()), tested, texts, ids)
     found = found.sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
-    copies = minhash.repeats(minhash.signatures(texts), minhash.signatures(held_out_texts(p)), ALIKE)
+    held_back = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
+    copies = minhash.repeats(minhash.signatures(texts), held_back, ALIKE)
     again = pd.DataFrame({"id": [ids[row] for row in np.flatnonzero(copies)], "item": "", "excerpt": ""})
     again["reason"] = "repeats a held-out document"
     left_out = pd.concat([held[again.columns], again]).drop_duplicates("id").reset_index(drop=True)

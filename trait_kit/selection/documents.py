@@ -264,14 +264,6 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
 
 
 def load_held_out(spec: str, seed: int = 0) -> pa.Table:
-    """The documents of `held_out`; TraitError where there are none."""
-    documents = held_out(spec, seed)
-    if not len(documents):
-        raise TraitError(f"{spec} has too few documents to hold any out. Bring at least 20.")
-    return documents
-
-
-def held_out(spec: str, seed: int = 0) -> pa.Table:
     """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
@@ -286,6 +278,8 @@ def held_out(spec: str, seed: int = 0) -> pa.Table:
         count += int(chosen.sum())
         if count >= HELD_OUT_MOST:
             break
+    if not count:
+        raise TraitError(f"{spec} has too few documents to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
     held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
