@@ -134,7 +134,7 @@ def select(
     max_tokens: int = 2**31 - 1,
     min_educational: float = 1.0,
     in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
-    tasks: Annotated[str, typer.Option(help="tasks whose test questions it may not hold; with commas")] = "",
+    tasks: Annotated[str, typer.Option(help="tasks whose test items it may not hold; with commas")] = "",
     test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
     near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
     seed: int = 0,

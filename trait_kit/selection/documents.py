@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine import readers
@@ -169,26 +168,18 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
         return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
 
     for documents, rejected in parts:
-        missing = documents["id"].is_null().to_numpy()
+        ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
-        documents = _with_ids(documents, missing, [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts])
-        hashes = id_hashes(documents["id"])
+        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
+        hashes = id_hashes(pa.array(ids, pa.string()))
         new = fresh(hashes)
-        if (again := missing & ~new).any():
-            old = documents.filter(pa.array(again))
-            names = pc.binary_join_element_wise(old["id"], old["row"].cast(pa.string()), "-")
-            documents = _with_ids(documents, again, names.to_pylist())
-            new[again] = fresh(id_hashes(names))
+        again = missing & ~new
+        ids[again] = [f"{name}-{row}" for name, row in zip(ids[again], documents["row"].to_numpy()[again], strict=True)]
+        new[again] = fresh(id_hashes(pa.array(ids[again], pa.string())))
+        documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         repeated = documents.filter(pa.array(~new)).to_pylist()
         rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
         yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
-
-
-def _with_ids(documents: pa.Table, where: np.ndarray, names: list[str]) -> pa.Table:
-    if not names:
-        return documents
-    ids = pc.replace_with_mask(documents["id"], pa.array(where), pa.array(names, pa.string()))
-    return documents.set_column(documents.column_names.index("id"), "id", ids)
 
 
 # Reading
