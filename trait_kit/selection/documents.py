@@ -270,7 +270,7 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         if count >= HELD_OUT_MOST:
             break
     if not count:
-        raise TraitError(f"{spec} has too few documents to hold any out. Bring at least 20.")
+        raise TraitError(f"{spec} has documents too few to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
     held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
