@@ -90,7 +90,6 @@ def test_tokens_are_counted_without_special_ones_and_never_cut() -> None:
     tokenizer = AutoTokenizer.from_pretrained(models.resolve_model("demo:tiny-random"))
     texts = ["", "one two 34", "word " * 9_000]
     assert counter(texts).tolist() == [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    assert counter.fingerprint == models.token_counter("demo:tiny-random").fingerprint
 
 
 def test_the_embedding_model_knows_what_is_alike() -> None:

@@ -139,8 +139,6 @@ def written(folder, problems: pd.DataFrame, **changes):
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
-
-
 def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path, monkeypatch):
     dull = "Read it, think, and answer; that is how each of these tasks is done, whatever it may be about today."
     around = QuotingTeacher._around

@@ -155,20 +155,21 @@ def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
     scoring = scored(files, tmp_path, records)
     limit = limits(tokens=3_000)
     questions = ["Who wrote the well-known novel that everybody has on the shelf and nobody has read?", QUESTION]
-    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions))
+    selected = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, tested=asked(*questions))
     out = {best[0], best[3]}
     assert chosen_ids(selected, "fasttext") == set(reference(read(scoring), "fasttext", limit, out))
     evidence = pq.read_table(tmp_path / "contaminated.parquet").to_pylist()
     found = {(row["id"], row["question_task"], row["question_id"], row["kind"]) for row in evidence}
     assert found == {(name, "riddles", "q1", "exact") for name in out}
     assert all("eighty miles an hour" in row["excerpt"] for row in evidence)
-    assert selected.methods["fasttext"]["dropped"]["holds a test question"] == 2
-    clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, test_questions=asked(*questions[:1]))
+    assert selected.methods["fasttext"]["dropped"]["holds a test item"] == 2
+    clean = select(scoring, tmp_path, ["fasttext"], limit, base_model=BASE, tested=asked(*questions[:1]))
     assert best[0] in chosen_ids(clean, "fasttext")  # other questions, in the same folder
 
 
 def asked(*questions: str) -> pd.DataFrame:
-    return pd.DataFrame({"task": "riddles", "id": [f"q{k}" for k in range(len(questions))], "question": questions})
+    names = [f"q{k}" for k in range(len(questions))]
+    return pd.DataFrame({"question_task": "riddles", "question_id": names, "part": "question", "text": questions})
 
 
 def scored(files: ModelFiles, folder: Path, records: list[dict[str, str]]):
@@ -283,7 +284,7 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
     records += [{"id": f"copy{k}", "text": near(records[k]["text"], 1)} for k in range(1, 100, 7)]
     scoring = scored(files, tmp_path, [*records, {"id": "nothing", "text": " "}])
     limit = limits(tokens=10**9)  # no cut: what is not chosen has a reason
-    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, test_questions=asked(QUESTION))
+    selected = select(scoring, tmp_path, METHODS, limit, base_model=BASE, tested=asked(QUESTION))
     table = funnel(selected).set_index("method")
     scores = read(scoring)
     lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
@@ -302,10 +303,10 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
         assert row["fewer than min_tokens"] == short.sum()
         assert row["more than max_tokens"] == long.sum()
         assert row["below min_educational"] == dull.sum()
-        assert row["holds a test question"] == held.sum()
+        assert row["holds a test item"] == held.sum()
         assert row["beyond the budget"] == 0
         assert row["near-duplicate of a better one"] == (~(short | long | dull | held)).sum() - row["n_out"]
-    cut = select(scoring, tmp_path, METHODS, limits(tokens=3_000), base_model=BASE, test_questions=asked(QUESTION))
+    cut = select(scoring, tmp_path, METHODS, limits(tokens=3_000), base_model=BASE, tested=asked(QUESTION))
     for method, row in funnel(cut).set_index("method").iterrows():
         assert row["below min_educational"] == table.loc[method, "below min_educational"]
         assert row["beyond the budget"] > 0

@@ -599,7 +599,6 @@ def test_tokens_are_counted_as_the_base_model_sees_them(web):
     counter = token_counter("demo:tiny-random")
     assert counter(texts).tolist() == expected
     assert counter([]).tolist() == []
-    assert counter.fingerprint == token_counter("demo:tiny-random").fingerprint
 
 
 def test_a_base_model_without_a_tokenizer_is_named(tmp_path):

@@ -8,8 +8,6 @@ gold one is, and an expression that stands in the question does not answer it; t
 text makes up. Nothing here trusts a text: bounded lengths, bounded digits, and equivalence in a process that can be ended.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -154,7 +152,7 @@ def _announced(text: str) -> Iterator[str]:
     """What follows the last announcements of an answer, the last first; what a box holds."""
     for mark in islice(reversed(list(_MARK.finditer(text))), 8):
         rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
-        found = _braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
+        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
         found = re.split(r"</answer>|\"\s?[,}]", found)[0]
         if found:
             yield found[:MAX_ANSWER]
@@ -167,7 +165,8 @@ def _asked_for(text: str) -> Iterator[str]:
             yield unwrap(sentence[: end.end()])
 
 
-def _braced(text: str) -> str:
+def braced(text: str) -> str:
+    """What a text's first braces hold, whatever braces that contains; '' where it does not begin with whole ones."""
     depth = 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)

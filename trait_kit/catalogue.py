@@ -7,8 +7,6 @@ are one family and share a split, and an offer that is judged or rewritten comes
 a test product is seen in training.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter, defaultdict

@@ -1,13 +1,10 @@
 """The command line: `trait-kit run params/demo.yaml` and its few companions."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,21 +22,14 @@ RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
+Executor = Literal["local", "ray", "slurm"]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
 Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
 
 
-class Executor(StrEnum):
-    """What runs the shards."""
-
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
-
-
 def _place(executor: Executor, workers: int, slurm: str) -> Place:
     pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
-    return Place(executor.value, workers, {name: value for name, _, value in pairs})
+    return Place(executor, workers, {name: value for name, _, value in pairs})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,10 +73,16 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 @app.command()
 def check(experiments: list[Path]) -> None:
-    """Validate experiment files without running anything."""
+    """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
+    from trait_kit.selection.disjoint import in_domain_documents
+    from trait_kit.tasks import load_tasks
+
     for path in experiments:
-        params.load(path)
+        common = params.load(path).selection
         print(f"{path}: valid")
+        sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
+        if not any(source.startswith("hf:") for source in sources):
+            print(in_domain_documents(common).said)
 
 
 @app.command()
@@ -107,7 +103,7 @@ def score(
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
     documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
-    executor: Executor = Executor.local,
+    executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
 ) -> None:
@@ -138,29 +134,31 @@ def select(
     max_tokens: int = 2**31 - 1,
     min_educational: float = 1.0,
     in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
-    tasks: Annotated[str, typer.Option(help="tasks whose test questions it may not hold; with commas")] = "",
+    tasks: Annotated[str, typer.Option(help="tasks whose test items it may not hold; with commas")] = "",
     test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
     near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
     seed: int = 0,
-    executor: Executor = Executor.local,
+    executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
 ) -> None:
     """Choose from scored documents, without scoring again."""
-    from trait_kit.selection import budget, choosing, scoring, views
+    from trait_kit.selection import budget, choosing, disjoint, scoring, views
     from trait_kit.selection.documents import load_documents
-    from trait_kit.tasks import load_problems
+    from trait_kit.tasks import texts_of_tests
 
     names = re.split(r"[,\s]+", tasks) if tasks else []
+    scored = scoring.Scoring.open(scores.absolute())
     selected = choosing.select(
-        scoring.Scoring.open(scores.absolute()),
+        scored,
         output,
         re.split(r"[,\s]+", methods),
         budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        test_questions=load_problems(names, "test", test_items, seed) if names else None,
+        tested=texts_of_tests(names, test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
+        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
         near_duplicate=near_duplicate,
         place=_place(executor, workers, slurm),
     )

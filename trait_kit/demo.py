@@ -9,8 +9,6 @@ measure forgetting, the rest is the web. Which web articles are on topic is know
 is never part of a documents table.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import json

@@ -5,8 +5,6 @@ is a column (one that is no word: {row['its name']}), a filter is one of FILTERS
 reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -26,6 +24,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefine
 from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
+from trait_kit.answers import braced
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
 
@@ -186,11 +185,8 @@ def boxed(value: Any) -> str:
     rest = rest.lstrip()
     if mark and not rest.startswith("{"):
         return re.split(r"[\s$.,]", rest, maxsplit=1)[0]
-    depth = 0
-    for position, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:position].strip()
+    if found := braced(rest):
+        return found.strip()
     raise FieldError(f"there is no whole \\boxed{{}} in {_text(value)[-80:]!r}")
 
 

@@ -3,14 +3,11 @@
 A name is `demo:<model>`, a local folder, or an id of the Hugging Face hub, and means the same everywhere.
 """
 
-from __future__ import annotations
-
 import functools
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,9 +16,6 @@ from trait_kit import demo
 from trait_kit.engine import machine
 from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, content, digest
-
-if TYPE_CHECKING:
-    import torch
 
 DEMO_MODELS = tuple(f"demo:{name}" for name in (*demo.BASE_MODELS, demo.EMBEDDING_MODEL))
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(DEMO_MODELS)}"
@@ -73,27 +67,26 @@ def model_digest(name: Path | str) -> str:
 # Tokens
 
 
-class TokenCounter:
-    """Call it with texts: int32 [n], tokens of each without special tokens, never truncated. Safe to share by threads."""
+TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: tokens without special ones, never truncated
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
-        self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+@functools.lru_cache(maxsize=4)
+def token_counter(base_model: str) -> TokenCounter:
+    """The counter of a base model's tokenizer: every budget of the kit is in these tokens. Safe to share by threads."""
+    file = Path(resolve_model(base_model)) / "tokenizer.json"
+    if file.is_file():  # without transformers, whose import takes longer
+        with from_hub("base_model", file, "copy the model again"):
+            tokenizer = Tokenizer.from_file(str(file))
+    else:
+        tokenizer = load_tokenizer(base_model).backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: Sequence[str]) -> np.ndarray:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return np.fromiter(map(len, encodings), np.int32, len(encodings))
 
-
-def token_counter(base_model: str) -> TokenCounter:
-    """The counter of a base model's tokenizer: every budget of the kit is in these tokens."""
-    file = Path(resolve_model(base_model)) / "tokenizer.json"
-    if not file.is_file():
-        return TokenCounter(load_tokenizer(base_model).backend_tokenizer)
-    with from_hub("base_model", file, "copy the model again"):  # without transformers, whose import takes longer
-        return TokenCounter(Tokenizer.from_file(str(file)))
+    return count
 
 
 def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
@@ -141,7 +134,7 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
 # Precision
 
 
-def resolve_precision(precision: str, device: str | torch.device | None = None) -> str:
+def resolve_precision(precision: str, device: Any = None) -> str:
     """'auto' becomes what this machine multiplies fast; anything else stays."""
     return fast_precision(str(device) if device is not None else None) if precision == "auto" else precision
 

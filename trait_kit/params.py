@@ -66,9 +66,9 @@ class Common(BaseModel):
     # The general corpus to mine: the same forms
     web: str = knob(reads="documents", steps="classifier selection training evaluation figures")
     # Downstream tasks: names of shipped task files, or paths of your own
-    tasks: list[str] = knob(reads="tasks", steps="selection passages training evaluation figures", min_length=1)
-    # Test problems of each task: scored by 05, kept out of training by 02 and 03
-    test_items_per_task: int = knob(steps="selection passages training evaluation figures", gt=0)
+    tasks: list[str] = knob(reads="tasks", steps="classifier selection passages training evaluation figures", min_length=1)
+    # Test problems of each task: scored by 05, kept out of training by 01 to 03
+    test_items_per_task: int = knob(steps="classifier selection passages training evaluation figures", gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
     # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms

@@ -1,7 +1,5 @@
 """Execute the six notebooks of an experiment through papermill, or of many experiments; what is done is not repeated."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

@@ -9,8 +9,6 @@ Looking never destroys evidence. A finished step is loaded, not made again; wher
 notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier steps as hard links.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools
@@ -64,10 +62,10 @@ class Step:
     experiment: parameters.Experiment
     run_dir: Path
     shaped_by: dict[str, Any] = field(default_factory=dict)
-    clock: _Clock | None = None
+    clock: "_Clock | None" = None
 
     @classmethod
-    def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> Step:
+    def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> "Step":
         """The step as a test or the command line wants it: validated, its folder there, not timed."""
         run_dir = Path(run_dir).absolute()
         step = cls(name, experiment, run_dir, dependencies(name, experiment, run_dir))

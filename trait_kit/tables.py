@@ -4,8 +4,6 @@ Every step hands its results to the next one through these tables, so their colu
 notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` names the file and the column it misses.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +132,3 @@ def read(path: Path | str, kind: str) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise TraitError(f"{path} is not a readable Parquet file: {error}") from error
     return conform(table, kind)
-
-
-def empty(kind: str) -> pa.Table:
-    return SCHEMAS[kind].empty_table()

@@ -7,8 +7,6 @@ MATH's train and test share 10 problems). The first k problems of a split do not
 larger run contains the smaller one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +24,7 @@ from trait_kit.answers import readable
 from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.files import TraitError, content
+from trait_kit.engine.questions import normalise
 from trait_kit.fields import FieldError, Row, Template, fill, one_line, read_rows, usable
 from trait_kit.tables import SCHEMAS
 
@@ -38,6 +37,7 @@ Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
 # Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is
 # added; `template` is what it follows: problems of one template are no independent evidence.
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
+_SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 
 
@@ -70,7 +70,7 @@ class Task(BaseModel):
         return self.source.startswith("demo:") or self.catalogue is not None
 
     @model_validator(mode="after")
-    def _complete(self) -> Task:
+    def _complete(self) -> "Task":
         kind, _, name = self.source.partition(":")
         if kind == "demo" and name not in demo.problems():
             raise ValueError(f"source: the demo has no problems '{name}'; known: {', '.join(demo.problems())}")
@@ -163,6 +163,18 @@ def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0
         rows = islice(_problems(task, "test", seed, Counter()), per_generated_task if task.generated else None)
         questions += [row["question"] for row in rows]
     return questions
+
+
+def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFrame:
+    """What training text may not hold: question_task, question_id, part (question|gold), text.
+
+    Golds are answers and solutions of a sentence or more: a shorter one stands in innocent text as well.
+    """
+    problems = load_problems(tasks, "test", per_task, seed).rename(columns={"task": "question_task", "id": "question_id"})
+    texts = problems.melt(["question_task", "question_id"], ["question", "answer", "solution"], "part", "text").dropna()
+    texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
+    long = texts["text"].map(lambda text: len(normalise(text).split())) >= _SENTENCE_WORDS
+    return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
 def fingerprint(name_or_path: str) -> list[str]:

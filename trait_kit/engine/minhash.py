@@ -27,6 +27,7 @@ from trait_kit.engine.ngrams import (
 )
 
 SHINGLE_WORDS = 5
+HASHES = 128  # a signature
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
@@ -34,7 +35,7 @@ _MARKS = [EOS_STATE, *((HASH_START ^ np.uint64(ord(mark))) * FNV_PRIME for mark 
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
-def signatures(texts: Texts, n_hashes: int = 128, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
+def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
     """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
     array = text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)

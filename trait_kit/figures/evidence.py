@@ -97,7 +97,9 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     }
     frame = pd.DataFrame(counts).reindex(tested.index).fillna(0)
     columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
+    left_out = (runs.recorded(run_dir, "01_domain_classifier") or {"summary": {}})["summary"].get("left_out", {})
     notes = [
+        f"In-domain documents left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items()) or 'none'}.",
         "Compared by normalised text and by 13-grams (half of a question's). Everything counted as removed or rejected was "
         "never trained on. What holds questions of two tasks counts for both.",
         "Not compared: the base model's own pre-training data, which nobody outside has.",

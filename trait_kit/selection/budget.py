@@ -9,8 +9,6 @@ A document's rank is one 64-bit number made of its scores and its id. Randomness
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

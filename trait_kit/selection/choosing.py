@@ -2,11 +2,10 @@
 
 A corpus may be far larger than memory, so its scores are read as a stream to find the rank above which more than enough
 tokens lie; only those *candidates* are read again and their tokens counted. Cleaning comes before the cut, so that every
-method spends its whole budget on clean documents: none that holds a test question, none that repeats the in-domain seed, of
-near-duplicates the one that it ranks best. Where that leaves a budget unfilled, twice as many candidates are gathered.
+method spends its whole budget on clean documents: none that holds a test item or repeats a held-out document (`disjoint`),
+none that repeats the in-domain seed, of near-duplicates the one that it ranks best. Where that leaves a budget unfilled,
+twice as many candidates are gathered.
 """
-
-from __future__ import annotations
 
 import functools
 from collections import Counter
@@ -26,10 +25,11 @@ from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, w
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, read_job
-from trait_kit.models import TokenCounter, token_counter
+from trait_kit.models import token_counter
 from trait_kit.params import Method, method_folder
 from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
-from trait_kit.selection.documents import id_hashes, load_documents, on_topic, read_rows
+from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
+from trait_kit.selection.documents import id_hashes, on_topic, read_rows
 from trait_kit.selection.scoring import (
     Scoring,
     do_shards,
@@ -39,7 +39,7 @@ from trait_kit.selection.scoring import (
     shard_path,
     write_table,
 )
-from trait_kit.tasks import load_problems
+from trait_kit.tasks import texts_of_tests
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
@@ -52,7 +52,7 @@ _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["sco
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
 _REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
 _PROOF = pa.schema(
-    [(name, pa.string()) for name in ("id", "question_task", "question_id", "kind", "excerpt", "method")]
+    [(name, pa.string()) for name in ("id", "question_task", "question_id", "part", "kind", "excerpt", "method")]
     + [("overlap", pa.float64())]
 )
 
@@ -67,7 +67,7 @@ class Selected:
     methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
 
     @classmethod
-    def load(cls, folder: Path) -> Selected:
+    def load(cls, folder: Path) -> "Selected":
         return cls(folder, **read_json(folder / "report.json"))
 
     def chosen(self, method: str) -> pa.Table:
@@ -76,7 +76,7 @@ class Selected:
 
     @functools.cached_property
     def contaminated(self) -> pd.DataFrame:
-        """Which candidate holds which test question: id, question_task, question_id, kind, overlap, excerpt, method."""
+        """Which candidate holds which test item: see `disjoint.find_items`, and the method."""
         return pd.read_parquet(self.folder / "contaminated.parquet")
 
 
@@ -88,19 +88,20 @@ def select(
     *,
     base_model: str = "",
     seed: int = 0,
-    test_questions: pd.DataFrame | None = None,
+    tested: pd.DataFrame | None = None,
     in_domain: Texts = (),
+    held_out: Texts = (),
     near_duplicate: float = 0.8,
     place: Place = Place(),
 ) -> Selected:
     """Choose by each method and write what `Selected` tells of.
 
-    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `test_questions`: task, id, question.
-    `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them.
+    `base_model`: its tokenizer counts; empty, the budget is in estimated tokens. `tested`: see `tasks.texts_of_tests`.
+    `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them but
+    copies of `held_out`.
     """
     folder = Path(folder).absolute()
     scoring.refuse_changed()
-    asked = [] if test_questions is None else test_questions[["task", "id", "question"]].to_dict("records")
     job = {
         "scoring": str(scoring.folder),
         "scored": digest(scoring.job),
@@ -108,13 +109,15 @@ def select(
         "limits": asdict(limits),
         "base_model": base_model,
         "near_duplicate": near_duplicate,
-        "tests": asked,
+        "tests": [] if tested is None else tested.to_dict("records"),
     }
-    seed_signatures = minhash.signatures(in_domain)
+    known = {"a held-out document": (minhash.signatures(held_out), ALIKE)}
+    if near_duplicate:
+        known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)
     methods_said, proofs, repeats = {}, [], []
     for method in methods:
         candidates = candidates_of(folder, method)
-        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, seed_signatures, place)
+        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, known, place)
         proofs.append(read_shards(candidates, "contaminated", len(scoring.shards)))
         repeats.append(repeated)
     write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
@@ -129,26 +132,26 @@ def candidates_of(selections: Path, method: Method) -> Path:
 
 
 def _choose(
-    scoring: Scoring, selections: Path, job: dict[str, Any], seed_signatures: np.ndarray, place: Place
+    scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
 ) -> tuple[dict[str, Any], pa.Table]:
     """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
-    threshold = job["near_duplicate"] or 1.0
+    threshold = job["near_duplicate"]
     margin, enough = _FIRST_MARGIN, False
     while not enough:
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
-        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, seed_signatures.shape[1])
-        of_seed = minhash.repeats(signatures, seed_signatures, threshold)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, minhash.HASHES)
+        copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
         again = np.ones(len(table), bool)
         again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
         unusable = {
             "id seen before": again,
-            "holds a test question": table["contaminated"].to_numpy(),
-            "repeats the in-domain seed": of_seed,
+            "holds a test item": table["contaminated"].to_numpy(),
+            **{f"repeats {of}": rows for of, rows in copies.items()},
         }
         ranking, dropped = rank(table, method, limits, seed, unusable)
-        better = _first_alike(signatures, ranking, threshold)
+        better = _first_alike(signatures, ranking, threshold) if threshold else ranking
         unique = ranking[better == ranking]
         taken = take(table, unique, method, limits, seed, documents)
         enough = taken["enough"] or cut == 0 or limits.threshold is not None
@@ -160,8 +163,8 @@ def _choose(
     _write_selection(scoring, selections, method, unique, taken["n_out"])
     ids, worse = table["id"].to_numpy(), better != ranking
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
-    of_the_seed = pd.DataFrame({"id": ids[of_seed], "of": "the in-domain seed"})
-    evidence = pa.Table.from_pandas(pd.concat([repeats, of_the_seed]).assign(method=method), _REPEATS, preserve_index=False)
+    of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
+    evidence = pa.Table.from_pandas(pd.concat([repeats, *of_known]).assign(method=method), _REPEATS, preserve_index=False)
     return {"n_in": documents, "dropped": dropped, **taken}, evidence
 
 
@@ -237,29 +240,19 @@ def gather_shard(job_path: Path, number: int) -> None:
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
-        columns["n_tokens"] = _counter(job["base_model"])(texts.to_pylist())
-    signatures = minhash.signatures(texts)
-    if not job["near_duplicate"]:
-        signatures[:] = minhash.EMPTY  # like nothing
-    columns["signature"] = pa.array([row.tobytes() for row in signatures], pa.binary())
-    found = _test_questions(job_path, key).find(texts)
-    columns["contaminated"] = np.isin(np.arange(len(rows)), found["text_index"])
-    tests = pd.DataFrame(job["tests"], columns=["task", "id"]).iloc[found["test_index"]]
-    proof = found.assign(question_task=tests["task"].tolist(), question_id=tests["id"].tolist(), method=method)
-    proof["id"] = documents["id"].take(pa.array(found["text_index"])).to_pylist()
+        columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
+    columns["signature"] = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
+    tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
+    proof = find_items(_test_index(job_path, key), tested, texts, scores["id"].to_pylist()).assign(method=method)
+    columns["contaminated"] = np.isin(np.arange(len(rows)), proof["text_index"])
     write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
     write_table(shard_path(folder, "candidates", number), candidates, key)
 
 
 @functools.lru_cache(maxsize=1)
-def _counter(base_model: str) -> TokenCounter:
-    return token_counter(base_model)  # to load a tokenizer takes as long as to count a thousand documents
-
-
-@functools.lru_cache(maxsize=1)
-def _test_questions(job_path: Path, _key: str) -> QuestionIndex:
-    return QuestionIndex([asked["question"] for asked in read_job(job_path)["tests"]])
+def _test_index(job_path: Path, _key: str) -> QuestionIndex:
+    return QuestionIndex([tested["text"] for tested in read_job(job_path)["tests"]])
 
 
 @dataclass(frozen=True)
@@ -271,11 +264,11 @@ class Filtered:
     truth: dict[str, bool] | None
 
 
-def filter_web(step: Step) -> Filtered:
+def filter_web(step: "Step") -> Filtered:
     """02: score every document of the web, then choose by each method; killed anywhere, it goes on at the next shard."""
     p = step.params
     if not step.done:
-        in_domain = load_documents(p.in_domain, p.seed)["text"]
+        in_domain = in_domain_documents(p).documents["text"]
         place = Place(p.executor, p.workers, p.slurm)
         options = {"seed": p.seed, "documents_per_shard": p.documents_per_shard, "max_quarantined": p.max_quarantined}
         scored = score_corpus(p.web, model_files(step, in_domain), step.path("scores"), **options, place=place)
@@ -285,8 +278,9 @@ def filter_web(step: Step) -> Filtered:
             *(scored, step.path("selections"), p.methods, Limits(tokens=p.token_budget, **bounds)),
             base_model=p.base_model,
             seed=p.seed,
-            test_questions=load_problems(p.tasks, "test", p.test_items_per_task, p.seed),
+            tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
             in_domain=in_domain,
+            held_out=held_out_texts([p.in_domain, p.web], p.seed),
             near_duplicate=p.near_duplicate,
             place=place,
         )

@@ -4,8 +4,6 @@ The positives are the in-domain documents, the negatives a plain sample of the w
 in-domain too, which a linear classifier tolerates (paper, section 3.1). How models are trained is in `fitting`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,8 @@ import pandas as pd
 from trait_kit.engine.ngrams import Texts, normalise
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.documents import load_documents, sample
+from trait_kit.selection.disjoint import in_domain_documents
+from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import educational_model
 from trait_kit.selection.fitting import Labelled, Report, ngrams_of, require, train, trial
 
@@ -27,19 +26,26 @@ _FEWEST = 20  # documents a side that are worth training on
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # n-grams shown a side; documents of it that they are looked for in
 
 
-def train_classifiers(step: Step) -> Report:
+def train_classifiers(step: "Step") -> Report:
     """01: domain.safetensors, and educational.safetensors where a method of the experiment needs it, in the step's folder.
 
-    The numbers are those of the step's record; the tables are curve, top_ngrams and, of an educational model, examples and
-    confusion.
+    The numbers are those of the step's record; the tables are curve, top_ngrams, left_out (see `disjoint.InDomain`) and, of
+    an educational model, examples and confusion.
     """
     p, path = step.params, step.path("classifiers.json")
     if step.done:
         return Report.load(path)
-    positives = load_documents(p.in_domain, p.seed)["text"]
+    screened = in_domain_documents(p)
+    print(screened.said)
+    positives = screened.documents["text"]
     negatives = sample(p.web, p.negatives_per_positive * len(positives), p.seed)["text"]
     report = train_domain_classifier(positives, negatives, step.path("domain.bin"), p)
-    report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives)}
+    report.numbers |= {
+        "in_domain_documents": len(positives),
+        "negatives": len(negatives),
+        "left_out": screened.left_out["reason"].value_counts().to_dict(),
+    }
+    report.tables["left_out"] = screened.left_out
     if "fasttext+educational" in step.experiment.selection.methods:
         texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()
         educational = educational_model(p, texts, step.folder)

@@ -10,8 +10,6 @@ A shard is the unit of work and of resume, and is read alone: what it yields dep
 documents whose id hashes below a share: a document's fate depends on its own id and never on the others'.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging
@@ -24,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine import readers
@@ -171,26 +168,18 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
         return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
 
     for documents, rejected in parts:
-        missing = documents["id"].is_null().to_numpy()
+        ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
-        documents = _with_ids(documents, missing, [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts])
-        hashes = id_hashes(documents["id"])
+        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
+        hashes = id_hashes(pa.array(ids, pa.string()))
         new = fresh(hashes)
-        if (again := missing & ~new).any():
-            old = documents.filter(pa.array(again))
-            names = pc.binary_join_element_wise(old["id"], old["row"].cast(pa.string()), "-")
-            documents = _with_ids(documents, again, names.to_pylist())
-            new[again] = fresh(id_hashes(names))
+        again = missing & ~new
+        ids[again] = [f"{name}-{row}" for name, row in zip(ids[again], documents["row"].to_numpy()[again], strict=True)]
+        new[again] = fresh(id_hashes(pa.array(ids[again], pa.string())))
+        documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         repeated = documents.filter(pa.array(~new)).to_pylist()
         rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
         yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
-
-
-def _with_ids(documents: pa.Table, where: np.ndarray, names: list[str]) -> pa.Table:
-    if not names:
-        return documents
-    ids = pc.replace_with_mask(documents["id"], pa.array(where), pa.array(names, pa.string()))
-    return documents.set_column(documents.column_names.index("id"), "id", ids)
 
 
 # Reading
@@ -272,16 +261,16 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    found, documents, count = {}, 0, 0
+    found, count = {}, 0
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
     for shard, (part, hashes) in ((piece, read) for piece in shards for read in identified(_parts(piece, 0))):
         chosen = hashes < np.uint64(shard.held_out * 2**64)
         found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
-        documents, count = documents + len(chosen), count + int(chosen.sum())
+        count += int(chosen.sum())
         if count >= HELD_OUT_MOST:
             break
     if not count:
-        raise TraitError(f"{spec} has {documents} document(s): too few to hold any out. Bring at least 20.")
+        raise TraitError(f"{spec} has documents too few to hold any out. Bring at least 20.")
     held = pa.concat_tables(table for number in sorted(found) for table in found[number])
     held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()

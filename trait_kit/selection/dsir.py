@@ -8,8 +8,6 @@ Our own: fastText's tokens and hashes, so that one pass serves every table, and 
 of a few thousand words each bucket that it happens to miss would outweigh many that it holds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +30,7 @@ class DsirModel:
     normalisation = NORMALISATION
 
     @classmethod
-    def fit(cls, in_domain: Texts, general: Texts, buckets: int = 10_000, smoothing: float = 1.0) -> DsirModel:
+    def fit(cls, in_domain: Texts, general: Texts, buckets: int = 10_000, smoothing: float = 1.0) -> "DsirModel":
         """Count both sides. `general` should be a plain sample of the corpus to be selected from."""
         logs = []
         for side, texts in (("in-domain", in_domain), ("general", general)):
@@ -60,5 +58,5 @@ class DsirModel:
         return linear.write(path, {"kind": _KIND}, {"log_ratios": self.log_ratios})
 
     @classmethod
-    def load(cls, path: Path | str) -> DsirModel:
+    def load(cls, path: Path | str) -> "DsirModel":
         return cls(linear.read(path, _KIND, "DsirModel.fit(...).save(...)")[1]["log_ratios"])

@@ -6,8 +6,6 @@ stands in where there is neither: does a text explain, or only state? It looks a
 text is about, so that it adds to the domain classifier instead of repeating it. English only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

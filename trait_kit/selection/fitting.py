@@ -4,8 +4,6 @@ A held-out part, stratified, judges a model trained without it; the model that i
 because a scarce seed should not lose a fifth of itself to the report. Beside each .bin stands its folded scorer.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ class Report:
         write_json(path, [self.numbers, {name: table.to_dict("tight") for name, table in self.tables.items()}])
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: Path) -> "Report":
         numbers, tables = read_json(path)
         return cls(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
 

@@ -5,8 +5,6 @@ carry the digest of shard and models: a run that was killed computes what is mis
 again. Scores are kept apart from choices, so a budget, a threshold or a method can change without scoring again.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterator
@@ -60,7 +58,7 @@ class ModelFiles:
         return digest([*contents, self.label])
 
 
-def model_files(step: Step, in_domain: Texts) -> ModelFiles:
+def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
     files = ModelFiles(str(step.path(trained, "domain.safetensors")))
@@ -154,7 +152,7 @@ class Scoring:
     shards: list[Shard]
 
     @classmethod
-    def open(cls, folder: Path) -> Scoring:
+    def open(cls, folder: Path) -> "Scoring":
         job = read_job(folder / "job.json")
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 

@@ -1,7 +1,5 @@
 """Selection methods side by side: what each chose, why, how well, and what lies around its cut."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -13,7 +13,8 @@ from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.engine.questions import find_contaminated
 from trait_kit.params import TrainingParams
 from trait_kit.passages import controls
-from trait_kit.selection.documents import load_documents, load_held_out
+from trait_kit.selection.disjoint import in_domain_documents
+from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
@@ -35,7 +36,9 @@ def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
         sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
     made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
     if "in_domain" in named:
-        made["in_domain"] = load_documents(params.in_domain, params.items_seed).select(["text"])
+        screened = in_domain_documents(params.model_copy(update={"seed": params.items_seed}))
+        print(screened.said)
+        made["in_domain"] = screened.documents.select(["text"])
     for name, table in made.items():
         sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
         with atomic_path(sources[name]) as temporary:

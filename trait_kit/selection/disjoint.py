@@ -1,0 +1,77 @@
+"""What may not be trained on: text that holds a test item, and copies of the documents that are held out for scoring.
+
+A gain from text that a model has read before is no gain. In-domain documents are screened by the rule that web documents
+are screened by (`choosing`). Tasks are often made of the very documents: where a gold answer of a sentence or more, or a
+worked solution, stands in a document, that document is left out as one that holds the question is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from trait_kit.engine import minhash
+from trait_kit.engine.ngrams import Texts
+from trait_kit.engine.questions import QuestionIndex
+from trait_kit.params import Common
+from trait_kit.selection.documents import load_documents, load_held_out
+from trait_kit.tasks import texts_of_tests
+
+_NAMED = 5  # documents that a message names
+ALIKE = 0.8  # Jaccard similarity, of word 5-grams, from which a text copies a held-out document
+
+
+def find_items(index: QuestionIndex, tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
+    """Which document holds which test item: id, question_task, question_id, part, kind, overlap, excerpt, text_index.
+
+    `tested`: of `tasks.texts_of_tests`; `index` is of its texts.
+    """
+    found = index.find(texts).join(tested.drop(columns="text"), on="test_index")
+    return found.assign(id=np.array(ids, object)[found["text_index"]])
+
+
+def held_out_texts(specs: Sequence[str], seed: int) -> list[str]:
+    """The documents of these corpora that training never sees and evaluation scores."""
+    return [text for spec in specs for text in load_held_out(spec, seed)["text"].to_pylist()]
+
+
+@dataclass(frozen=True)
+class InDomain:
+    """The in-domain documents that may be trained on (COLUMNS), and the others: id, reason, item, excerpt."""
+
+    documents: pa.Table
+    left_out: pd.DataFrame
+
+    @property
+    def said(self) -> str:
+        """How many are left out, why, and which: in words."""
+        out, kept = len(self.left_out), len(self.documents)
+        told = [f"In-domain documents: {kept:,} to train on, {out:,} left out."]
+        for reason, rows in self.left_out.groupby("reason", sort=False):
+            named = [f"{row.id} {row.item}".strip() for row in rows.head(_NAMED).itertuples()]
+            more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+            told.append(f"{len(rows):,} {reason}: {', '.join(named)}{more}.")
+        if out > kept:
+            told.append(
+                "That is most of them: bring documents that the tasks were not made of, or lower test_items_per_task."
+            )
+        return " ".join(told)
+
+
+def in_domain_documents(p: Common) -> InDomain:
+    """Load and screen the in-domain documents; a document is listed under its first reason."""
+    documents = load_documents(p.in_domain, p.seed)
+    tested = texts_of_tests(p.tasks, p.test_items_per_task, p.seed)
+    ids, texts = documents["id"].to_pylist(), documents["text"]
+    found = find_items(QuestionIndex(tested["text"].tolist()), tested, texts, ids)
+    found = found.sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
+    held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
+    held_back = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
+    copies = minhash.repeats(minhash.signatures(texts), held_back, ALIKE)
+    again = pd.DataFrame({"id": [ids[row] for row in np.flatnonzero(copies)], "item": "", "excerpt": ""})
+    again["reason"] = "repeats a held-out document"
+    left_out = pd.concat([held[again.columns], again]).drop_duplicates("id").reset_index(drop=True)
+    kept = ~documents["id"].to_pandas().isin(left_out["id"])
+    return InDomain(documents.filter(pa.array(kept)), left_out)
