@@ -6,8 +6,6 @@ are shown follows from what a group shares, so that answers do not all fall into
 digest of the wording.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import random

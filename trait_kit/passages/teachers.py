@@ -4,8 +4,6 @@ A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(
 that could not be had says why; only what would fail for all of them (a key that is not accepted) raises TraitError.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections import Counter
