@@ -61,10 +61,13 @@ def good_answer(asked: str) -> str:
     def varied(count: int) -> str:
         return " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(count))
 
-    questions = re.findall(r"^Problem(?: \d+)?(?: \([^)]*\))?: (.*?)(?: Solution: .*)?$", asked, re.MULTILINE)
+    found = re.findall(r"^Problem(?: \d+)?(?: \([^)]*\))?: (.*?)(?: Solution: .*)?$", asked, re.MULTILINE)
+    questions = [re.sub(r"[.:?] ", " ", question) for question in found]  # one clause each, with words that no other has
     if "Sum up in one sentence" in asked:
         step = re.findall("Solution: (.*)", asked)[-1][-20:]
         return f"Here {varied(6)} turns on {questions[0][-60:]!r}, {step}"
+    if "have in common" in asked:
+        return f"They share one idea, {varied(10)}."
     if "Write one" in asked:
         told = [f"{varied(6)} of number {index} turns on {question[-60:]!r}" for index, question in enumerate(questions, 1)]
         return f"They share one idea, {varied(30)}, and {'; '.join(told)}."
