@@ -64,7 +64,7 @@ def good_answer(asked: str) -> str:
     found = re.findall(r"^Problem(?: \d+)?(?: \([^)]*\))?: (.*?)(?: Solution: .*)?$", asked, re.MULTILINE)
     questions = [re.sub(r"[.:?] ", " ", question) for question in found]  # one clause each, with words that no other has
     if "Sum up in one sentence" in asked:
-        step = re.findall("Solution: (.*)", asked)[-1][-20:]
+        step = re.findall("Solution: (.*)", asked)[-1].split(" = ")[-1]
         return f"Here {varied(6)} turns on {questions[0][-60:]!r}, {step}"
     if "have in common" in asked:
         return f"They share one idea, {varied(10)}."
