@@ -28,7 +28,7 @@ REACHED = {"spine": 2_690, "engine": 3_430, "selection": 1_605, "whole": 13_430,
 FLOORS = [  # a module imports from its own chapter and from lower floors
     {"engine"},
     {"params"},
-    {"fields", "answers", "demo", "models", "tables", "tasks", "catalogue"},
+    {"experiments", "fields", "answers", "demo", "models", "tables", "tasks", "catalogue"},
     {"selection", "passages"},
     {"runs"},
     {"training", "evaluation"},

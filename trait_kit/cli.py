@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trait_kit import params
+from trait_kit import experiments
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
     """The experiment with its overrides, and the folder where it runs."""
-    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
+    return experiments.load(experiment, experiments.read_overrides(overrides)), experiments.run_folder(experiment, run_dir)
 
 
 @app.command()
@@ -78,7 +78,7 @@ def check(experiments: list[Path]) -> None:
     from trait_kit.tasks import load_tasks
 
     for path in experiments:
-        common = params.load(path).selection
+        common = experiments.load(path).selection
         print(f"{path}: valid")
         sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
         if not any(source.startswith("hf:") for source in sources):

@@ -9,23 +9,16 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from trait_kit.engine import mixtures
-from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
-
-_REMOVED = Path(__file__).with_name("removed_knobs.yaml")
-REMOVED = yaml.safe_load(_REMOVED.read_text(encoding="utf-8"))  # knob of an earlier version -> what to do without it
 
 
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
@@ -217,7 +210,7 @@ class TrainingParams(Common):
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
         for source in self.sources - sources:
-            raise ValueError(f"arms: there is no source '{source}'{_suggest(source, sources)}")
+            raise ValueError(f"arms: there is no source '{source}'; known: {', '.join(sorted(sources))}")
         return self
 
     @property
@@ -314,91 +307,3 @@ SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in E
 def method_folder(method: str) -> str:
     """The name of a selection method in file names and in training.arms ('+' joins sources there)."""
     return method.replace("+", "_")
-
-
-def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
-    """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
-    path = Path(path).absolute()
-    if run_dir:
-        return Path(run_dir).absolute()
-    return path.parent if path.name == "params.yaml" else Path("runs", path.stem).absolute()
-
-
-def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read and validate an experiment file; `overrides` maps 'section.field' to a value."""
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
-    if not isinstance(raw, dict):
-        raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}.")
-    for key, value in (overrides or {}).items():
-        section, _, field = key.partition(".")
-        raw[section] = {**(raw.get(section) or {}), field: value}
-    return parse(raw, origin=str(path))
-
-
-def dump(experiment: Experiment) -> dict[str, Any]:
-    """The whole experiment as its file would say it, every default written out."""
-    sections = experiment.model_dump()
-    common = {field: sections["figures"][field] for field in Common.model_fields}
-    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
-    return {"common": common, **own}
-
-
-def read_overrides(texts: list[str] | None) -> dict[str, Any]:
-    """The values of `--set section.field=value`; a value is YAML."""
-    found = {}
-    for text in texts or []:
-        key, equals, value = text.partition("=")
-        if not (equals and key.strip().partition(".")[2]):
-            raise TraitError(f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5.")
-        found[key.strip()] = yaml.safe_load(value)
-    return found
-
-
-def parse(raw: dict[str, Any], origin: str) -> Experiment:
-    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
-
-    Errors name the file, the section, the field and a near name.
-    """
-    for name, value in raw.items():
-        if name not in ("common", *SECTIONS):
-            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, ['common', *SECTIONS])}")
-        if not isinstance(value, dict):
-            raise TraitError(f"{origin}: section '{name}' must be a mapping of fields to values.")
-    common = raw.get("common", {})
-    if unknown := common.keys() - Common.model_fields.keys():
-        raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
-    try:
-        sections = {name: {**common, **raw.get(name, {})} for name in SECTIONS}
-        sections["training"].setdefault("items_seed", common.get("seed", 0))
-        return Experiment(**sections)
-    except ValidationError as error:
-        told = dict.fromkeys(_message(item) for item in error.errors())
-        raise TraitError(f"{origin}: {'; '.join(told)}") from None
-
-
-def _message(item: Any) -> str:
-    section, *path = item["loc"] or ("",)
-    field = ".".join(str(part) for part in path)
-    if item["type"] == "missing":
-        return f"the field '{field}' is missing; add it to section {section} or to common"
-    if item["type"] == "extra_forbidden":
-        told = _unknown(field, SECTIONS[section].model_fields)
-    else:
-        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-        told = f"{field}: " * bool(field) + item["msg"].removeprefix("Value error, ") + got
-    return f"section {section}: {told}" if section else told
-
-
-def _unknown(field: str, known: Any) -> str:
-    if field in REMOVED:
-        return f"the field '{field}' is gone; take the line out: {REMOVED[field]}"
-    return f"unknown field '{field}'{_suggest(field, known)}"
-
-
-def _suggest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}."

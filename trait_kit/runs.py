@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
 from trait_kit.engine.closure import code_digest
@@ -138,9 +139,9 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
     section = STEPS[name].section
     overrides = {f"{section}.{key}": value for key, value in given.items() if value is not None}
-    experiment = parameters.load(path, overrides)
+    experiment = experiments.load(path, overrides)
     batch = bool(os.environ.get(BATCH_VARIABLE))
-    step = Step.at(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, run_dir), batch))
+    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir), batch))
     print(f"{name} | run folder {_short(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
