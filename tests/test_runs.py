@@ -73,15 +73,15 @@ def test_the_code_of_a_step_is_its_import_closure():
     assert {"concepts.yaml", "arithmetic.py", "answers.py"} <= passages
 
 
-def test_seconds_add_up_over_executions_and_looking_changes_nothing(tmp_path, by_hand, monkeypatch):
-    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_NOTES", 0.05)
+def test_seconds_add_up_over_executions_and_looking_changes_nothing(tmp_path, by_hand):
     killed = opened_by_hand(FIRST, tmp_path / "run")
     time.sleep(0.4)
-    killed.clock._ended.set()  # as a kill would end it: nothing more is noted
+    write_text(killed.folder / "artefact.txt", "half of it")  # then it is killed, and time passes
+    time.sleep(0.4)
     step = opened_by_hand(FIRST, tmp_path / "run")
     time.sleep(0.4)
     step.finish(headline="done")
-    assert runs.recorded(tmp_path / "run", FIRST)["seconds"] >= 0.6
+    assert runs.recorded(tmp_path / "run", FIRST)["seconds"] == pytest.approx(0.8, abs=0.25)
     before = state(tmp_path)
     again = opened_by_hand(FIRST, tmp_path / "run")
     assert again.done

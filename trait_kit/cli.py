@@ -195,7 +195,6 @@ def compare(
         str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
-    metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
@@ -203,13 +202,8 @@ def compare(
     from trait_kit.figures import tables
 
     together = across_runs.gather(runs)
-    outcomes = together.outcomes
-    if metric and metric not in set(outcomes["metric"]):
-        known = ", ".join(dict.fromkeys(outcomes["metric"]))
-        raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
-    outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
-    tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
-    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
+    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
+    print(tables.save_comparison(tests, together.outcomes, together.notes, output).written("txt"))
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from trait_kit import demo
 from trait_kit.engine import machine
@@ -73,12 +72,7 @@ TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: toke
 @functools.lru_cache(maxsize=4)
 def token_counter(base_model: str) -> TokenCounter:
     """The counter of a base model's tokenizer: every budget of the kit is in these tokens. Safe to share by threads."""
-    file = Path(resolve_model(base_model)) / "tokenizer.json"
-    if file.is_file():  # without transformers, whose import takes longer
-        with from_hub("base_model", file, "copy the model again"):
-            tokenizer = Tokenizer.from_file(str(file))
-    else:
-        tokenizer = load_tokenizer(base_model).backend_tokenizer
+    tokenizer = load_tokenizer(base_model).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

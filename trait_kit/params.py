@@ -98,16 +98,13 @@ class ClassifierParams(TeacherParams):
     epochs: int = knob(25, ge=1)  # passes over the labelled documents
     learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
-    educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
+    educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-    educational_model: str = knob("", reads="file")  # model: a fastText .bin with labels such as High, Mid and Low
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:
         if self.educational_source == "llm":
             self._require_endpoint("educational_source is llm")
-        if self.educational_source == "model" and not self.educational_model:
-            raise ValueError("educational_source is model, so educational_model must name a fastText .bin")
         return self
 
 
@@ -266,7 +263,6 @@ class FigureParams(Common):
     """06: the paper's figures and tables, and one report."""
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
 
 
 class Experiment(BaseModel):

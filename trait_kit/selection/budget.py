@@ -9,8 +9,9 @@ A document's rank is one 64-bit number made of its scores and its id. Randomness
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
 """
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -23,7 +24,6 @@ from trait_kit.selection.documents import id_hashes
 
 METHODS: tuple[str, ...] = get_args(Method)
 _NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}
-_LEVEL_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,20 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
-    """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
+def cut_key(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: int) -> int:
+    """The largest key such that the documents at or above it weigh at least `budget`; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents, once for each 16 bits of the key that matter, so memory is constant.
+    `batches` gives (keys, weights) of all documents; memory holds those of the best ones, twice the budget at most.
     """
-    prefix, missing = 0, budget
-    for level in range(64 // _LEVEL_BITS):
-        weights = np.zeros(1 << _LEVEL_BITS, np.int64)
-        shift = np.uint64(64 - _LEVEL_BITS * (level + 1))
-        for keys, given in batches():
-            bins = keys >> shift
-            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix
-            places = (bins[inside] & np.uint64(0xFFFF)).astype(np.int64)
-            weights += np.bincount(places, given[inside], len(weights)).astype(np.int64)
-        above = np.cumsum(weights[::-1])
-        if above[-1] < missing:
-            return 0
-        place = int(np.searchsorted(above, missing))
-        missing -= int(above[place - 1]) if place else 0
-        prefix = (prefix << _LEVEL_BITS) | (len(weights) - 1 - place)
-        if weights[len(weights) - 1 - place] <= budget // 20:
-            break
-    return prefix << int(shift)
+    keys, weights, cut = np.empty(0, np.uint64), np.empty(0, np.int64), 0
+    for more, given in itertools.chain(batches, [(keys, weights)]):
+        better = more >= np.uint64(cut)
+        keys, weights = np.append(keys, more[better]), np.append(weights, given[better])
+        if weights.sum() >= (2 * budget if len(more) else budget):
+            order = np.argsort(~keys)
+            order = order[: np.searchsorted(np.cumsum(weights[order]), budget) + 1]
+            keys, weights, cut = keys[order], weights[order], int(keys[order[-1]])
+    return cut if weights.sum() >= budget else 0
 
 
 # Choices

@@ -173,7 +173,6 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
     refused: Counter[str] = Counter()
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        refused.clear()
         for scores in scoring.batches():
             check_method(method, scores)
             kept, counts = drop(limits.refused(scores, method, _SLACK))
@@ -181,7 +180,7 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
             weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
             yield rank_keys(scores, method, seed)[kept], weights[kept]
 
-    cut = cut_key(batches, int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
+    cut = cut_key(batches(), int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
     return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
 
 

@@ -27,7 +27,7 @@ from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, Work, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import label_points
+from trait_kit.selection.educational import LABELS, label_points
 from trait_kit.selection.fitting import open_scorer
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ def score_corpus(
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
             files = replace(files, **{name: str(open_scorer(path).save(folder / f"{name}.safetensors"))})
-    open_models(files, files.fingerprint)["domain"].column(files.label)  # before any time is spent
+    models = open_models(files, files.fingerprint)
+    models["domain"].column(files.label)  # refused, if at all, before any time is spent
+    label_points(models["educational"].labels if "educational" in models else LABELS)
     job = {
         "files": asdict(files),
         "fingerprint": files.fingerprint,
