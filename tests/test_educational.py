@@ -29,7 +29,7 @@ GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "goo
 
 
 def params(**changes) -> ClassifierParams:
-    required = {"in_domain": "d", "web": "demo:math/web", "tasks": ["a"], "base_model": "demo:tiny-random"}
+    required = {"in_domain": "d", "web": "demo:math/web", "tasks": ["a"], "base_model": "base"}
     small = {"test_items_per_task": 1, "dimension": 8, "epochs": 40, "buckets": 2_000}
     return ClassifierParams(**{**required, **small, **changes})
 

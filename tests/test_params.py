@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named(section, field, value, expected):
 
 def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
     values = raw()
-    values["selection"]["methods"] = ["random", "fasttext+educational"]
+    values["selection"]["methods"] = ["random", "fasttext_educational"]
     with pytest.raises(TraitError, match=r"names the source 'dsir', but selection\.methods does not produce it"):
         experiments.parse(values, "mine.yaml")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_random import FOLDER
 
 from trait_kit import tables
 from trait_kit.demo import part
@@ -311,7 +312,7 @@ def test_choices_are_seeded_and_ranked_by_their_score(scored):
     domain = scored["domain"].to_numpy()
     assert (np.diff(domain[choice.ranking]) <= 0).all()
     assert choice.report["threshold"] == pytest.approx(float(domain[choice.indices].min()))
-    taken = choose(scored, "fasttext+educational", Limits(BUDGET, min_educational=1.2)).indices
+    taken = choose(scored, "fasttext_educational", Limits(BUDGET, min_educational=1.2)).indices
     assert (scored["educational"].to_numpy()[taken] >= 1.2).all()
 
 
@@ -365,7 +366,7 @@ def test_a_limit_is_one_positive_number(limit):
     [
         ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; known: random, dsir, fasttext"),
         ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
-        ([10, 10], "fasttext+educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
+        ([10, 10], "fasttext_educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
         ([10, 10], "fasttext", 0, {"threshold": 0.5}, "nothing fits the limit .* the score 0"),
         ([], "random", 100, {}, "none of 0 documents"),
@@ -458,7 +459,7 @@ def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scor
     found = quality(Filtered(scored_web, selected, on_topic("demo:math/web", 0))).set_index("method")
     assert found["base_rate"].tolist() == pytest.approx([0.0177] * 4, abs=0.0005)
     assert found["lift"]["fasttext"] >= 20
-    assert found["lift"][["fasttext+educational", "dsir"]].min() > 10
+    assert found["lift"][["fasttext_educational", "dsir"]].min() > 10
     assert found["lift"]["random"] < 5
 
 
@@ -591,12 +592,10 @@ def test_quality_counts_against_the_whole_corpus(topic, expected):
 def test_tokens_are_counted_as_the_base_model_sees_them(web):
     from transformers import AutoTokenizer
 
-    from trait_kit.demo import base_model_dir
-
     texts = ["", " ", "😀 数学 \x00", "a" * 20_000, "<|im_start|>user", *web["text"].to_pylist()[:50]]
-    tokenizer = AutoTokenizer.from_pretrained(base_model_dir("tiny-random"))
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     expected = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    counter = token_counter("demo:tiny-random")
+    counter = token_counter(str(FOLDER))
     assert counter(texts).tolist() == expected
     assert counter([]).tolist() == []
 

@@ -125,7 +125,7 @@ def score(
 def select(
     scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
     output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
-    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext+educational; with commas")] = "fasttext",
+    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext_educational; with commas")] = "fasttext",
     tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
     share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,

@@ -9,7 +9,7 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -18,7 +18,7 @@ from trait_kit.engine import mixtures
 # Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
-Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
+Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 
 
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
@@ -40,12 +40,6 @@ def shape(section: Common, of: str = "") -> dict[str, Any]:
     }
     used = [field for field, extra in said.items() if (of or own) in (extra["steps"] or own).split()]
     return {field: getattr(section, field) for field in used if said[field]["shapes"]}
-
-
-def input_kinds(model: type[Common]) -> dict[str, str]:
-    """The knobs that name an input, and the kind of it."""
-    said = {field: (info.json_schema_extra or {}).get("reads") for field, info in model.model_fields.items()}
-    return {field: kind for field, kind in said.items() if kind}
 
 
 class Common(BaseModel):
@@ -113,7 +107,7 @@ class SelectionParams(Common):
 
     token_budget: int = knob(gt=0)  # tokens of the base model's tokenizer that each method selects
     methods: list[Method] = knob(min_length=1, steps="classifier selection")  # compared at the same budget
-    min_educational: float = knob(1.0, ge=0, le=2)  # fasttext+educational keeps documents scored at least this
+    min_educational: float = knob(1.0, ge=0, le=2)  # fasttext_educational keeps documents scored at least this
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
     near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
@@ -127,8 +121,6 @@ class SelectionParams(Common):
     def _lengths(self) -> SelectionParams:
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError("methods names one method twice")
         if self.executor == "slurm" and "partition" not in self.slurm:
             raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
         return self
@@ -195,7 +187,7 @@ class TrainingParams(Common):
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
-        sources = {"in_domain", *WRITTEN, "random", "dsir", "fasttext", "fasttext_educational"}
+        sources = {"in_domain", *WRITTEN, *get_args(Method)}
         if "base" in self.arms:
             raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
         taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
@@ -279,7 +271,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
+        available = {"in_domain", *WRITTEN, *self.selection.methods}
         for source in self.training.sources - available:
             raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
@@ -298,8 +290,3 @@ class Experiment(BaseModel):
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
-
-
-def method_folder(method: str) -> str:
-    """The name of a selection method in file names and in training.arms ('+' joins sources there)."""
-    return method.replace("+", "_")

@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import shutil
-import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +17,6 @@ from trait_kit.engine.files import TraitError, atomic_path, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.figures import report, token_study
 from trait_kit.params import Experiment
-
-_EXCERPT = 12  # lines of a failed cell that are shown
 
 
 def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) -> Path:
@@ -78,9 +75,7 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         )
     except PapermillExecutionError as error:
         what = error.evalue if error.ename == "TraitError" else f"{error.ename}: {error.evalue}"
-        source = textwrap.indent("\n".join(error.source.strip().splitlines()[:_EXCERPT]), "    ")
-        place = f"Notebook {name} failed in code cell {error.exec_count}"
-        raise TraitError(f"{place}:\n\n{what}\n\n{source}\n\n{again}") from error
+        raise TraitError(f"Notebook {name} failed in code cell {error.exec_count}:\n\n{what}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
         raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
     os.replace(partial, output)
@@ -135,8 +130,6 @@ def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
             f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values), and may have `set` "
             f"(section.field: value): {error}"
         ) from None
-    if both := plan.fixed.keys() & plan.grid.keys():
-        raise TraitError(f"{path}: {min(both)} is in `set` and in `grid`. Leave it in one of them.")
     return path.parent / plan.experiment, plan.fixed, plan.grid
 
 

@@ -145,7 +145,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     experiment = experiments.load(path, overrides)
     batch = bool(os.environ.get(BATCH_VARIABLE))
     step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir), batch))
-    print(f"{name} | run folder {_short(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
+    print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
@@ -256,7 +256,7 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, ba
     if not (scratch / name).exists():  # shards, answers and stages that it may go on from
         adopt(run_dir, name, scratch)
         (scratch / name / "report.json").unlink()
-    print(f"{_short(run_dir)} stays as it is: {why[0]}. Working in {_short(scratch)}.")
+    print(f"{os.path.relpath(run_dir)} stays as it is: {why[0]}. Working in {os.path.relpath(scratch)}.")
     return scratch
 
 
@@ -287,8 +287,8 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "model": models.model_digest,
         "file": lambda path: sha256(path) if Path(path).is_file() else path,
     }
-    kinds = parameters.input_kinds(section)
-    return {name: readers[kinds[name]](value) for name, value in shape.items() if name in kinds and value}
+    kinds = {name: (info.json_schema_extra or {}).get("reads") for name, info in section.model_fields.items()}
+    return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}
 
 
 def _code(name: str) -> str:
@@ -315,10 +315,6 @@ def _seconds_before(step: Step) -> float:
         return 0.0
     last = max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file())
     return noted["seconds"] + max(last - noted["began"], 0.0)
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _plain(value: Any) -> Any:

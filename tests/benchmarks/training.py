@@ -216,9 +216,9 @@ def _in_process(command: list[str]) -> dict[str, Any]:
 
 def _model(name: str, folder: Path) -> str:
     if name != "random:mistral-7b":
-        from trait_kit.models import resolve_model
+        from trait_kit.models import model_folder
 
-        return str(resolve_model(name))
+        return str(model_folder(name))
     from transformers import MistralConfig, MistralForCausalLM
 
     target = write_model(folder / "mistral-7b")  # its tokenizer of single bytes

@@ -3,7 +3,7 @@
 - random: a seeded shuffle, the paper's weakest baseline;
 - dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
 - fasttext: probability of the in-domain label;
-- fasttext+educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
+- fasttext_educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
 
 A document's rank is one 64-bit number made of its scores and its id. Randomness (the shuffle, the noise, the order of equal
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
@@ -23,7 +23,7 @@ from trait_kit.params import Method
 from trait_kit.selection.documents import id_hashes
 
 METHODS: tuple[str, ...] = get_args(Method)
-_NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}
+_NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext_educational": ("domain", "educational")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Limits:
     threshold: float | None = None  # all that score at least so much
     min_tokens: int = 1
     max_tokens: int = 2**31 - 1
-    min_educational: float = 1.0  # of fasttext+educational
+    min_educational: float = 1.0  # of fasttext_educational
 
     def __post_init__(self) -> None:
         if sum([self.tokens != 0, self.share != 0, self.threshold is not None]) != 1:
@@ -50,7 +50,7 @@ class Limits:
             "fewer than min_tokens": lengths * slack < self.min_tokens,
             "more than max_tokens": lengths > self.max_tokens * slack,
         }
-        if method == "fasttext+educational":
+        if method == "fasttext_educational":
             reasons["below min_educational"] = scores["educational"].to_numpy() < self.min_educational
         return reasons
 

@@ -148,27 +148,20 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
     """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
 
-    A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash is
-    that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
+    A missing id is made from the text, so that it stays when a file moves, and is the same wherever a text repeats.
     """
     seen: set[int] = set()
-
-    def fresh(hashes: np.ndarray) -> np.ndarray:
-        return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
-
     for documents, rejected in parts:
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
         ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
         hashes = id_hashes(pa.array(ids, pa.string()))
-        new = fresh(hashes)
-        again = missing & ~new
-        ids[again] = [f"{name}-{row}" for name, row in zip(ids[again], documents["row"].to_numpy()[again], strict=True)]
-        new[again] = fresh(id_hashes(pa.array(ids[again], pa.string())))
+        new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
+        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", readers.REPEATED)[~new].tolist()
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         repeated = documents.filter(pa.array(~new)).to_pylist()
-        rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
-        yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
+        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
+        yield Part(documents.filter(pa.array(new)), [*rejected, *again]), hashes[new]
 
 
 # Reading

@@ -108,16 +108,16 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
     """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llm
 
+    texts = list(dict.fromkeys(texts))
     with llm.served(p, folder) as endpoint:
         paid = endpoint.ledger(folder / "teacher_answers.sqlite")
         most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
         print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
-        different = list(dict.fromkeys(texts))
-        requests = [llm.Request(conversation(text), read_rating) for text in different]
+        requests = [llm.Request(conversation(text), read_rating) for text in texts]
         replies = llm.ask(requests, endpoint, paid, attempts=2)
         bill = paid.bill()
-    ratings = {text: reply.value for text, reply in zip(different, replies, strict=True) if reply.value is not None}
-    rows = [(LABELS[ratings[text] // 2], ratings[text], text) for text in texts if text in ratings]
+    rated = [(reply.value, text) for reply, text in zip(replies, texts, strict=True) if reply.value is not None]
+    rows = [(LABELS[rating // 2], rating, text) for rating, text in rated]
     failed = len(texts) - len(rows)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(

@@ -62,7 +62,7 @@ def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
     files = ModelFiles(str(step.path(trained, "domain.safetensors")))
-    if "fasttext+educational" in p.methods:
+    if "fasttext_educational" in p.methods:
         files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
     if "dsir" in p.methods:
         fitted = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"])
