@@ -78,7 +78,6 @@ def test_parquet_is_cut_between_row_groups_and_keys_follow_the_file(tmp_path: Pa
     assert [(shard.number, Path(shard.source).name, shard.first, shard.stop) for shard in shards] == [
         *[(0, "a.jsonl", 0, -1), (1, "b.parquet", 0, 2), (2, "b.parquet", 2, 4), (3, "b.parquet", 4, 7)],
     ]
-    assert sum(shard.bytes for shard in shards[1:]) == pytest.approx(path.stat().st_size, abs=4)
     assert list_shards(str(tmp_path / "*"), shard_rows=400) == shards
     os.utime(path, ns=(1, 1))  # a copy without file times is the same file
     assert list_shards(str(tmp_path / "*"), shard_rows=400) == shards

@@ -53,9 +53,9 @@ class Common(BaseModel):
     # The general corpus to mine: the same forms
     web: str = knob(reads="documents", steps="classifier selection training evaluation figures")
     # Downstream tasks: names of shipped task files, or paths of your own
-    tasks: list[str] = knob(reads="tasks", steps="classifier selection passages training evaluation figures", min_length=1)
+    tasks: list[str] = knob(reads="tasks", min_length=1)
     # Test problems of each task: scored by 05, kept out of training by 01 to 03
-    test_items_per_task: int = knob(steps="classifier selection passages training evaluation figures", gt=0)
+    test_items_per_task: int = knob(gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
     # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
@@ -67,7 +67,7 @@ class TeacherParams(Common):
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
-    teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
+    teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
@@ -76,7 +76,7 @@ class TeacherParams(Common):
     @model_validator(mode="after")
     def _one_address(self) -> TeacherParams:
         if self.teacher_serve and self.teacher_base_url:
-            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty (or the other way)")
+            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty")
         return self
 
     def _require_endpoint(self, chosen: str) -> None:
@@ -112,9 +112,9 @@ class SelectionParams(Common):
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
     near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
     documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
-    executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a folder that all nodes see
-    workers: int = knob(1, shapes=False, ge=1)  # processes that score shards; a single local one is the notebook's own
-    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time of a task, qos, ... as datatrove's executor names them
+    executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a shared folder
+    workers: int = knob(1, shapes=False, ge=1)  # processes that score shards
+    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
 
     @model_validator(mode="after")
@@ -162,8 +162,8 @@ class PassageParams(TeacherParams):
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
-    seed: int = knob(0, ge=0)  # common.seed unless it is set here: draws the order and sampling of training text alone
-    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed, which draws documents and items; not to be set
+    seed: int = knob(0, ge=0)  # common.seed unless set here: draws training text and its order alone
+    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed: draws documents and items
     # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
@@ -178,10 +178,10 @@ class TrainingParams(Common):
     evaluations_per_stage: int = knob(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
     task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
-    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints within a stage; 0: only its end
+    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # between checkpoints within a stage; 0: its end
     accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
-    activation_checkpointing: bool = knob(False, shapes=False)  # recompute activations: a third more time, less memory
-    fine_tune_epochs: int = knob(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
+    activation_checkpointing: bool = knob(False, shapes=False)  # a third more time, less memory
+    fine_tune_epochs: int = knob(0, ge=0)  # over the tasks' train problems, a second model an arm; 0: none
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
 
@@ -228,9 +228,9 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
-    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: their test problems are text of another kind, to forget
+    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: text of another kind, to forget
     few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
-    generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
+    generate_items: int = knob(0, ge=0)  # of each task, answered and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
     endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
@@ -238,7 +238,7 @@ class EvaluationParams(Common):
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    control_arm: str = ""  # the arm that it has to beat; empty: worked, worked_same, selected or base, the first there is
+    control_arm: str = ""  # what it has to beat; empty: the first of worked, worked_same, selected, base
     # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
     main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold"] = (
         "bits_per_number_token"

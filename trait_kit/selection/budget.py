@@ -9,7 +9,6 @@ A document's rank is one 64-bit number made of its scores and its id. Randomness
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
 """
 
-import itertools
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,17 +99,25 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
 def cut_key(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: int) -> int:
     """The largest key such that the documents at or above it weigh at least `budget`; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents; memory holds those of the best ones, twice the budget at most.
+    `batches` gives (keys, weights) of all documents; memory holds those of the best ones, about twice the budget at most.
     """
-    keys, weights, cut = np.empty(0, np.uint64), np.empty(0, np.int64), 0
-    for more, given in itertools.chain(batches, [(keys, weights)]):
-        better = more >= np.uint64(cut)
-        keys, weights = np.append(keys, more[better]), np.append(weights, given[better])
-        if weights.sum() >= (2 * budget if len(more) else budget):
-            order = np.argsort(~keys)
-            order = order[: np.searchsorted(np.cumsum(weights[order]), budget) + 1]
-            keys, weights, cut = keys[order], weights[order], int(keys[order[-1]])
-    return cut if weights.sum() >= budget else 0
+    kept, weight, cut = [], 0, 0
+    for keys, weights in batches:
+        better = keys >= np.uint64(cut)
+        kept.append((keys[better], weights[better]))
+        weight += weights[better].sum()
+        if weight >= 2 * budget:
+            kept, cut = _best(kept, budget)
+            weight = kept[0][1].sum()
+    return _best(kept, budget)[1] if weight >= budget else 0
+
+
+def _best(kept: list[tuple[np.ndarray, np.ndarray]], budget: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """(those with the largest keys that weigh at least `budget`; the smallest of their keys)."""
+    keys, weights = (np.concatenate(column) for column in zip(*kept, strict=True))
+    order = np.argsort(~keys)
+    order = order[: np.searchsorted(np.cumsum(weights[order]), budget) + 1]
+    return [(keys[order], weights[order])], int(keys[order[-1]])
 
 
 # Choices

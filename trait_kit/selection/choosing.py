@@ -180,7 +180,8 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
             weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
             yield rank_keys(scores, method, seed)[kept], weights[kept]
 
-    cut = cut_key(batches(), int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
+    wanted = margin * (limits.tokens or limits.share * scoring.documents)
+    cut = cut_key(batches(), max(1, int(np.ceil(wanted))))
     return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
 
 

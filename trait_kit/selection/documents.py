@@ -47,7 +47,6 @@ class Shard(NamedTuple):
     source: str  # path, URL or spec it is read from
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
-    bytes: int = 0  # about how many it holds on disk, for progress; 0 unknown
     key: str = ""  # digest that changes when what it reads does
     held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
@@ -90,14 +89,10 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
     else:
         data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
-        documents, size = len(data), data.nbytes if kind == "demo" else data.data.nbytes
+        small = kind == "hf" and data.data.nbytes <= _SMALL_BYTES
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
-        starts = range(0, max(documents, 1), shard_rows)
-        pieces = [
-            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, documents), size // len(starts), state)
-            for first in starts
-        ]
-        small = size <= _SMALL_BYTES
+        starts = range(0, max(len(data), 1), shard_rows)
+        pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
     share = 0.0
     if kind != "demo":
         share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else HELD_OUT_SHARE
@@ -115,11 +110,10 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
         first = 0
         while first < len(rows):
             stop = max(int(np.searchsorted(starts, starts[first] + shard_rows, "right")) - 1, first + 1)
-            size = source.bytes * int(starts[stop] - starts[first]) // max(int(starts[-1]), 1)
-            pieces.append(Shard(0, source.name, first, stop, size, source.content))
+            pieces.append(Shard(0, source.name, first, stop, source.content))
             first = stop
         if not rows:
-            pieces.append(Shard(0, source.name, 0, -1, source.bytes, source.content))
+            pieces.append(Shard(0, source.name, key=source.content))
     return pieces
 
 
@@ -185,7 +179,8 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     elif kind == "hf":
         yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
-        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
+        size = find(name)[0].bytes if shard.stop < 0 else 0  # of a file whose footer is damaged
+        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, size)
     elif format_of(name)[0] in (".warc", ".wet"):
         yield from read_web(find(name)[0], cache_dir() / "extracted")
     else:
