@@ -249,8 +249,11 @@ def test_task_files_say_what_is_wrong(tmp_path: Path, products: list[dict]) -> N
     tasks = load_tasks([shop])
     assert (tasks["title_generation"].kind, tasks["query_ad_relevance"].kind) == ("text", "choice")
     assert list(load_problems([shop], "test", 3)["task"]) == [name for name in tasks for _ in range(3)]
+    assert list(load_tasks([f"{shop}#ad_generation"])) == ["ad_generation"]
+    with pytest.raises(TraitError, match=r"no task 'title'; it has query_rewriting"):
+        load_tasks([f"{shop}#title"])
     with pytest.raises(TraitError, match="Two tasks have the name 'ad_generation'"):
-        load_problems([shop, "ad_generation"], "train", 2)
+        load_problems([shop, f"{shop}#ad_generation"], "train", 2)
     for changes, message in (
         ({"title": "{titel}"}, r"products\.jsonl, row 1: title cannot be read: .*'titel' is undefined"),
         ({"title": "{title|boxd}"}, "catalogue.title.*boxd"),

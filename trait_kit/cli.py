@@ -72,12 +72,12 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 
 @app.command()
-def check(experiments: list[Path]) -> None:
+def check(files: list[Path]) -> None:
     """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
     from trait_kit.selection.disjoint import in_domain_documents
     from trait_kit.tasks import load_tasks
 
-    for path in experiments:
+    for path in files:
         common = experiments.load(path).selection
         print(f"{path}: valid")
         sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]

@@ -90,8 +90,8 @@ def task_names() -> list[str]:
 def load_tasks(names: list[str]) -> dict[str, Task]:
     """The tasks that the files `names` stand for by name, in their order; each must have a name of its own.
 
-    A shipped task is named by its name, a task file of your own by its path (anything that ends in .yaml or .yml); one that
-    describes a catalogue stands for seven tasks.
+    A shipped task is named by its name, a task file of your own by its path (anything that ends in .yaml or .yml). One that
+    describes a catalogue stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
     tasks: dict[str, Task] = {}
     for name in names:
@@ -107,7 +107,8 @@ def load_task(name_or_path: str) -> Task:
     return _tasks_of(name_or_path)[0]
 
 
-def _tasks_of(name: str) -> list[Task]:
+def _tasks_of(name_or_path: str) -> list[Task]:
+    name, _, part = name_or_path.partition("#")
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else TASKS_FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -118,9 +119,12 @@ def _tasks_of(name: str) -> list[Task]:
         raw = {"name": path.stem, **raw, "origin": str(path)}
         if raw.get("catalogue") is None:
             return [Task(**raw)]
+        ads = {ads: settings for ads, settings in ADS_TASKS.items() if part in ("", ads)}
+        if not ads:
+            raise TraitError(f"{path} has no task '{part}'; it has {', '.join(ADS_TASKS)}.")
         return [
             Task(**{"bad_rows": "skip", **raw, **settings, "name": name, "source": f"catalogue:{name}"})
-            for name, settings in ADS_TASKS.items()
+            for name, settings in ads.items()
         ]
     except ValidationError as error:
         item = error.errors()[0]
