@@ -108,9 +108,9 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
     root = (runs_dir or runs.project_root() / "runs" / path.stem).absolute()
     points = grid_points(grid)
     folders = [root / _point_name(point) for point in points]
-    experiments = [experiments.load(source, fixed | point) for point in points]
+    wanted = [experiments.load(source, fixed | point) for point in points]
     reports = []
-    for number, (point, folder) in enumerate(zip(experiments, folders, strict=True)):
+    for number, (point, folder) in enumerate(zip(wanted, folders, strict=True)):
         print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
         for done in folders[:number]:
             adopt_steps(point, done, folder)

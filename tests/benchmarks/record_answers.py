@@ -18,9 +18,9 @@ from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
-def main(experiments: list[str]) -> None:
+def main(files: list[str]) -> None:
     rows: dict[str, tuple] = {}
-    for experiment in experiments:
+    for experiment in files:
         chosen = experiments.load(experiment, {"passages.paragraphs": "both"})
         folder = Path("runs", f"recording-{Path(experiment).stem}")  # kept: killed, it goes on
         step = Step.at("03_write_passages", chosen, folder)
