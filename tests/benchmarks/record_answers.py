@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from trait_kit import experiments
 from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.local import RECORDED
 from trait_kit.passages.writing import write_passages
