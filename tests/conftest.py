@@ -53,4 +53,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 def pytest_configure(config):
+    import tiny_random
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tiny_random.make()

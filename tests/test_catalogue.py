@@ -19,7 +19,7 @@ from local_tasks import LOCAL
 from trait_kit import tables
 from trait_kit.catalogue import ADS_TASKS as TASKS
 from trait_kit.engine.files import TraitError
-from trait_kit.tasks import fingerprint, load_problems, load_task
+from trait_kit.tasks import fingerprint, load_problems, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = LOCAL / "ads" / "products_vespa" / "products.jsonl.gz"
@@ -246,11 +246,12 @@ def test_hostile_rows_are_skipped_and_counted(tmp_path: Path, products: list[dic
 
 def test_task_files_say_what_is_wrong(tmp_path: Path, products: list[dict]) -> None:
     shop = write_shop(tmp_path, products)
-    assert load_task(f"{shop}#title_generation").kind == "text"
-    assert load_task(f"{shop}#query_ad_relevance").kind == "choice"
-    assert list(load_problems([f"{shop}#ad_generation"], "test", 3)["task"]) == ["ad_generation"] * 3
+    tasks = load_tasks([shop])
+    assert (tasks["title_generation"].kind, tasks["query_ad_relevance"].kind) == ("text", "choice")
+    assert list(load_problems([shop], "test", 3)["task"]) == [name for name in tasks for _ in range(3)]
+    assert list(load_tasks([f"{shop}#ad_generation"])) == ["ad_generation"]
     with pytest.raises(TraitError, match=r"no task 'title'; it has query_rewriting"):
-        load_task(f"{shop}#title")
+        load_tasks([f"{shop}#title"])
     with pytest.raises(TraitError, match="Two tasks have the name 'ad_generation'"):
         load_problems([shop, f"{shop}#ad_generation"], "train", 2)
     for changes, message in (

@@ -23,12 +23,13 @@ from trait_kit.selection.educational import (
     read_rating,
     weak_label,
 )
+from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "good examples", "a whole lesson")
 
 
 def params(**changes) -> ClassifierParams:
-    required = {"in_domain": "d", "web": "demo:math/web", "tasks": ["a"], "base_model": "demo:tiny-random"}
+    required = {"in_domain": "d", "web": "demo:math/web", "tasks": ["a"], "base_model": "base"}
     small = {"test_items_per_task": 1, "dimension": 8, "epochs": 40, "buckets": 2_000}
     return ClassifierParams(**{**required, **small, **changes})
 
@@ -164,7 +165,7 @@ def test_too_many_failures_and_too_few_of_a_label_say_what_to_do(server, tmp_pat
     with pytest.raises(TraitError, match=r"20 of 80 documents got no rating, more than 20%.*teacher_model"):
         educational_model(asking(server.url), documents(60) + documents(20, "mode-never"), tmp_path)
     low = [text for text in documents(180) if GRADES[4] not in text and GRADES[5] not in text]
-    with pytest.raises(TraitError, match=r"High has 0 .*\(Low 60, Mid 60, High 0\).*educational_sample"):
+    with pytest.raises(TraitError, match=r"High has 0 that are .*educational_sample"):
         educational_model(asking(server.url), low, tmp_path)
 
 
@@ -187,30 +188,23 @@ def test_weak_labels_train_the_model(tmp_path):
 def test_a_ready_model_is_scored_as_fasttext_scores_it(tmp_path):
     path = foreign_model(tmp_path / "their.bin", ["high", "Mid", "LOW"])
     texts = [*documents(30), "Spam OFFERS! A\nwhole lesson;\ttoo", "", "数学 <b>"]
-    made = educational_model(params(educational_source="model", educational_model=str(path)), texts, tmp_path / "out")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["educational.safetensors"]
-    scorer = NgramScorer.load(tmp_path / "out" / "educational.safetensors")
+    scorer = NgramScorer.from_fasttext(path)
     model, points = fasttext.load_model(str(path)), {"__label__high": 2, "__label__Mid": 1, "__label__LOW": 0}
     for text, value in zip(texts, educational_values(scorer, texts), strict=True):
         predicted = zip(*model.predict(text.replace("\n", " "), k=-1), strict=True)
         assert value == pytest.approx(sum(points[name] * p for name, p in predicted), abs=1e-3)
-    assert list(made.tables) == ["examples"]
-    assert sum(made.numbers["educational_labels"].values()) == len(texts)
 
 
 @pytest.mark.parametrize("labels", [["sports", "politics"], ["mid", "high"], ["low", "Low"]])
-def test_labels_whose_meaning_would_be_a_guess_are_refused(tmp_path, labels):
-    path = foreign_model(tmp_path / "their.bin", labels)
-    chosen = params(educational_source="model", educational_model=str(path))
-    with pytest.raises(TraitError, match=r"their\.bin.*Low, Mid, High; it has __label__"):
-        educational_model(chosen, documents(5), tmp_path / "out")
-    with pytest.raises(TraitError, match=r"missing\.bin"):
-        educational_model(params(educational_source="model", educational_model="missing.bin"), documents(5), tmp_path)
-    assert not (tmp_path / "out").exists()
+def test_labels_whose_meaning_would_be_a_guess_are_refused_before_any_time_is_spent(tmp_path, labels):
+    (tmp_path / "web.jsonl").write_text(json.dumps({"text": "A lesson."}))
+    path = str(foreign_model(tmp_path / "their.bin", labels))
+    files = ModelFiles(path, educational=path, label=labels[0])
+    with pytest.raises(TraitError, match=r"Low, Mid, High; it has __label__"):
+        score_corpus(str(tmp_path / "web.jsonl"), files, tmp_path / "scores")
+    assert not list(tmp_path.glob("scores/scores-*"))
 
 
 def test_parameters_that_a_source_needs_are_asked_for():
     with pytest.raises(ValueError, match="educational_source is llm"):
         params(educational_source="llm", teacher_model="m")
-    with pytest.raises(ValueError, match="educational_source is model, so educational_model"):
-        params(educational_source="model")

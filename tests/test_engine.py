@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_random import FOLDER
 
 from trait_kit.engine import shards as engine
 from trait_kit.engine.files import TraitError
@@ -92,7 +93,7 @@ def expected(origin, tmp_path_factory) -> dict[str, bytes]:
 def made(origin: Path, folder: Path, place: Place) -> dict[str, bytes]:
     """Score and select into a folder: the bytes of each selection."""
     scored = score(origin, folder, place)
-    options = {"base_model": "demo:tiny-random", "place": place}
+    options = {"base_model": str(FOLDER), "place": place}
     select(scored, folder / "selections", METHODS, Limits(tokens=4_000, min_tokens=5), **options)
     return {path.name: path.read_bytes() for path in sorted((folder / "selections").glob("*.parquet"))}
 

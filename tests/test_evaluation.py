@@ -16,14 +16,15 @@ import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
 from sklearn.metrics import roc_auc_score
 from tiny_llama import write_model
+from tiny_random import FOLDER
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
-from trait_kit.models import resolve_model
-from trait_kit.params import EvaluationParams, load
+from trait_kit.experiments import load
+from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 ROOT = Path(__file__).parent.parent
@@ -191,7 +192,7 @@ def test_bits_per_number_token_count_the_tokens_with_digits_alone(outcomes, prob
 def test_number_tokens_are_found_in_the_models_own_tokens(target):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo:tiny-random"))
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     before = "Question: 12?\nAnswer:"
     found = suites.number_cuts(tokenizer, before, target)
     tokens = tokenizer(before + target)["input_ids"]
@@ -446,7 +447,7 @@ def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_
     for domain in ("demo", "demo_ads"):
         names = load(ROOT / "params" / f"{domain}.yaml").evaluation.tasks
         chosen, tasks = params(tasks=names, few_shot=2, test_items_per_task=3), load_tasks(names)
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo:tiny-random"))
+        tokenizer = AutoTokenizer.from_pretrained(FOLDER)
         problems, shots = load_problems(names, "test", 3), worked_examples(names, 2, 3)
         units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks, tokenizer)
         assert {unit.task for unit in units} == set(names)

@@ -85,7 +85,7 @@ def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_a
 
 
 def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
-    assert style.colour("fasttext_educational") == style.colour("fasttext+educational") == style.colour("selected")
+    assert style.colour("fasttext_educational") == style.colour("selected")
     assert style.colour("my_arm") == style.colour("my_arm") != style.colour("trait")
     known = ["base", "raw", "random", "dsir", "selected", "trait", "fasttext"]
     assert len({style.colour(arm) for arm in known}) == len(known)
@@ -456,7 +456,6 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     documents = pa.table({"text": [f"document {n}" for n in range(12)]})
     monkeypatch.setattr(figure_map, "embed", embed)
     monkeypatch.setattr(figure_map, "umap_coordinates", lambda vectors, seed: vectors[:, :2])
-    monkeypatch.setattr(figure_map, "resolve_model", str)
     monkeypatch.setattr(figure_map, "sample", lambda *_: documents)
     monkeypatch.setattr(figure_map, "load_documents", lambda *_: documents)
     step = OpenStep(run)

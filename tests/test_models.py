@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_random import FOLDER
 
 from trait_kit import demo, models
 from trait_kit.engine import machine
@@ -15,17 +16,15 @@ from trait_kit.engine.files import TraitError
 
 
 def test_names_of_models_resolve(tmp_path: Path) -> None:
-    assert models.resolve_model("demo:tiny-random") == str(demo.base_model_dir("tiny-random"))
-    assert models.resolve_model("demo:all-minilm-l6-v2") == str(demo.embedding_model_dir())
-    assert models.resolve_model(str(tmp_path)) == str(tmp_path)
-    assert models.resolve_model("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
-    assert models.resolve_model("gpt2") == "gpt2"
+    assert models.model_folder("demo:smollm2-135m") == demo.base_model_dir()
+    assert models.model_folder("demo:all-minilm-l6-v2") == demo.embedding_model_dir()
+    assert models.model_folder(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo:gpt-9", "or one of demo:smollm2-135m, demo:tiny-random, demo:all-minilm-l6-v2"),
+        ("demo:gpt-9", "or one of demo:smollm2-135m, demo:all-minilm-l6-v2"),
         ("./no/such/folder", "no model folder"),
         ("/no/such/folder", "no model folder"),
         ("hf:owner/model", "no model folder"),
@@ -34,7 +33,7 @@ def test_names_of_models_resolve(tmp_path: Path) -> None:
 )
 def test_names_of_no_model_are_errors(name: str, message: str) -> None:
     with pytest.raises(TraitError, match=re.escape(message)):
-        models.resolve_model(name)
+        models.model_folder(name)
 
 
 def test_precision_is_what_this_machine_multiplies_faster() -> None:
@@ -42,8 +41,7 @@ def test_precision_is_what_this_machine_multiplies_faster() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = models.fast_precision()
-    assert models.resolve_precision("auto") == chosen == models.resolve_precision("auto", torch.device(device))
-    assert models.resolve_precision("float32") == "float32"
+    assert chosen == models.fast_precision(device)
     if device == "cpu":
         ratio = machine.matrix_rate("cpu", "bfloat16") / machine.matrix_rate("cpu", "float32")
         assert chosen == "bfloat16" if ratio > 2.5 else chosen == "float32" if ratio < 1 else True
@@ -76,7 +74,7 @@ def test_a_models_digest_follows_content_and_not_times(tmp_path: Path) -> None:
 
 def test_whatever_cannot_be_loaded_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TraitError, match=r"base_model: .*tokenizer\.json could not be loaded .*copy the model again"):
+    with pytest.raises(TraitError, match=r"base_model: .* could not be loaded .*demo:smollm2-135m"):
         models.token_counter(str(tmp_path))
     (tmp_path / "bare").mkdir()
     with pytest.raises(TraitError, match=r"base_model: .*bare could not be loaded .*demo:smollm2-135m"):
@@ -86,8 +84,8 @@ def test_whatever_cannot_be_loaded_is_one_error_that_says_what_to_do(tmp_path: P
 def test_tokens_are_counted_without_special_ones_and_never_cut() -> None:
     from transformers import AutoTokenizer
 
-    counter = models.token_counter("demo:tiny-random")
-    tokenizer = AutoTokenizer.from_pretrained(models.resolve_model("demo:tiny-random"))
+    counter = models.token_counter(str(FOLDER))
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     texts = ["", "one two 34", "word " * 9_000]
     assert counter(texts).tolist() == [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 

@@ -26,6 +26,7 @@ from trait_kit.fields import FieldError, render
 from trait_kit.tasks import fingerprint, load_problems, load_task, plain, task_names
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
+TRAINED = [task for task in MATH if task != "least_common_multiple"]  # that one has no train problems: transfer
 ADS = [
     "query_rewriting",
     "query_ad_relevance",
@@ -35,7 +36,7 @@ ADS = [
     "description_generation",
     "ad_generation",
 ]
-FROZEN = "03782ed94b6fa9eb4eba41babf7fb1314b47b28e1375a1b262bbf71cfb479cea"
+FROZEN = "19b57556da152235aad7a16f96d3da1e5782c739a02e74cab15c6f3c1cbd8e09"
 ROOT = Path(__file__).resolve().parents[1]
 needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 
@@ -54,7 +55,7 @@ def ads_train() -> pd.DataFrame:
 
 
 def test_math_solutions_recompute_and_end_in_the_answer(math_train: pd.DataFrame) -> None:
-    assert Counter(math_train["task"]) == dict.fromkeys(MATH, 40)
+    assert Counter(math_train["task"]) == dict.fromkeys(TRAINED, 40)
     tables.conform(math_train, "problems")
     for row in math_train.itertuples():
         assert row.solution.endswith(f" The answer is {row.answer}."), row.id
@@ -98,16 +99,19 @@ def test_splits_are_disjoint_also_across_seeds() -> None:
     assert not questions["validation"] & questions["test"]
 
 
-def test_word_problems_are_split_by_story_and_keep_it() -> None:
-    stories = {split: load_problems(["word_problems"], split, 300) for split in ("train", "validation", "test")}
-    templates = [set(frame["template"]) for frame in stories.values()]
-    assert all(len(found) >= 8 for found in templates)
-    assert not templates[0] & templates[1] | templates[0] & templates[2] | templates[1] & templates[2]
-    assert len({frame["topic"].nunique() for frame in stories.values()} | {3}) == 1
+def test_no_solution_of_a_test_problem_follows_a_template_of_training() -> None:
+    splits = {split: load_problems(MATH, split, 2_000) for split in ("train", "validation", "test")}
+    templates = {
+        (task, split): set(rows["template"]) for split, frame in splits.items() for task, rows in frame.groupby("task")
+    }
+    for task in TRAINED:
+        assert not templates[task, "test"] & templates[task, "train"], task
+    assert all(len(templates["word_problems", split]) >= 8 for split in splits)
+    assert set(splits["test"]["task"]) - set(splits["train"]["task"]) == {"least_common_multiple"}  # transfer: in no passage
 
 
-def test_frozen_problems_are_those_that_the_generators_made() -> None:
-    """The digest of what the generators gave for the sizes of the shipped experiments at seed 0, before they were frozen."""
+def test_frozen_problems_stay_as_they_are() -> None:
+    """Other problems make other numbers: recorded answers and measured results are of these."""
     found = hashlib.sha256()
     for names in (MATH, ADS):
         for split, size in (("train", 240), ("validation", 60), ("test", 60)):
@@ -121,8 +125,8 @@ def test_asking_for_more_extends_the_same_list_in_every_process(math_train: pd.D
     code = f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     small = done.stdout.split()
-    assert len(small) == 50
-    for index, task in enumerate(MATH):
+    assert len(small) == 10 * len(TRAINED)
+    for index, task in enumerate(TRAINED):
         assert small[10 * index : 10 * index + 10] == list(math_train[math_train["task"] == task]["id"])[:10]
     assert list(load_problems(["greatest_common_divisor"], "train", 10, 5)["id"]) != small[20:30]
 
@@ -138,9 +142,7 @@ def test_ads_problems_keep_their_limits_and_share_an_intent(ads_train: pd.DataFr
     assert (by_entity["topic"].nunique() == 1).all()
     assert ads_train["topic"].nunique() >= 8
     for row in ads_train.itertuples():
-        assert row.topic in row.solution, row.id
-        assert row.solution.endswith(f" The answer is {row.answer.rstrip('.')}."), row.id
-        assert 60 <= len(row.solution) <= 500
+        assert row.solution is None  # an ad is written, not derived: a teacher writes the paragraphs
         assert row.answer in row.choices
         if row.task in ("query_ad_relevance", "query_landing_page_relevance"):
             assert sorted(row.choices) == ["irrelevant", "relevant"]
@@ -159,9 +161,9 @@ def test_relevance_has_both_labels_and_both_kinds_of_hard_negative(ads_train: pd
     judged = ads_train[ads_train["task"].isin(["query_ad_relevance", "query_landing_page_relevance"])]
     share = (judged["answer"] == "relevant").mean()
     assert 0.35 < share < 0.65
-    negatives = judged[judged["answer"] == "irrelevant"]["solution"]
-    assert negatives.str.contains("the wrong place").sum() >= 10
-    assert negatives.str.contains("another intent").sum() >= 10
+    negatives = judged[judged["answer"] == "irrelevant"]["template"]
+    assert negatives.str.endswith(", place").sum() >= 10
+    assert negatives.str.endswith(", intent").sum() >= 10
 
 
 def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) -> None:
@@ -183,8 +185,8 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
 @pytest.mark.parametrize(
     ("template", "row", "value"),
     [
-        ("{answer|after('####')|number}", {"answer": "2 + 2 = <<2+2=4>>4\n#### 1,042"}, "1042"),
-        ("{a|before('####')|sentences}", {"a": "Tom has 2 + 2 = <<2+2=4>>4\nDone\n#### 4"}, "Tom has 2 + 2 = 4. Done."),
+        ("{answer.split('####')[1]|number}", {"answer": "2 + 2 = <<2+2=4>>4\n#### 1,042"}, "1042"),
+        ("{a.split('####')[0]|sentences}", {"a": "Tom has 2 + 2 = <<2+2=4>>4\nDone\n#### 4"}, "Tom has 2 + 2 = 4. Done."),
         ("{s|boxed}", {"s": r"so \boxed{\frac{1}{2}} and finally $\boxed{\text{(A) }x^{2}}$."}, r"\text{(A) }x^{2}"),
         ("{s|boxed}", {"s": r"the answer is \boxed 7."}, "7"),
         ("{o|lettered|pick(c)}", {"o": "a ) 12 , b ) 16 , c ) 1 / 2", "c": "c"}, "1 / 2"),
@@ -201,7 +203,7 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
         ("{a}", {"a": "[1]"}, "[1]"),
         ("{a} and {row['b c']}", {"a": None, "b c": 1}, "and 1"),
         ("{'yes' if a else 'no'}", {"a": False}, "no"),
-        ("{q|after('Q: ')|before(' A:')}", {"q": "Q: How many? A: 3"}, "How many?"),
+        ("{q.split('Q: ')[1].split(' A:')[0]}", {"q": "Q: How many? A: 3"}, "How many?"),
     ],
 )
 def test_filters(template: str, row: dict, value: object) -> None:
@@ -213,10 +215,10 @@ def test_filters(template: str, row: dict, value: object) -> None:
     [
         ("{anser}", {"answer": 1}, r"cannot read \{'answer': 1\} \('anser' is undefined\)"),
         ("{row['an ser']}", {"answer": 1}, "has no attribute 'an ser'"),
-        ("{answer|after('####')}", {"answer": "no hashes"}, "####"),
+        ("{answer.split('####')[1]}", {"answer": "no hashes"}, "####"),
         ("{o|pick(g)}", {"o": ["one"], "g": "b"}, "'b' is picked, but there are 1 options"),
         ("{o|pick(g)}", {"o": ["one"], "g": ""}, "is not in list"),
-        ("{options|boxd}", {"options": 1}, r"boxd.*Known filters: after, before, boxed"),
+        ("{options|boxd}", {"options": 1}, r"boxd.*Known filters: boxed, equation"),
     ],
 )
 def test_template_errors_name_what_is_wrong(template: str, row: dict, message: str) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_random import FOLDER
 
 from trait_kit import tables
 from trait_kit.cli import main
@@ -31,7 +32,7 @@ from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
 from trait_kit.selection.views import around_cut, funnel, sample_scores, summary
 
-BASE = "demo:tiny-random"
+BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
 GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
 limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
@@ -99,7 +100,7 @@ def reference(
         group = (groups or {}).get(row["id"], row["id"])
         if not FILTERS.min_tokens <= row["n_tokens"] <= FILTERS.max_tokens or row["id"] in unusable or group in seen:
             continue
-        if method == "fasttext+educational" and row["educational"] < FILTERS.min_educational:
+        if method == "fasttext_educational" and row["educational"] < FILTERS.min_educational:
             continue
         seen.add(group)
         tokens += row["n_tokens"]
@@ -124,7 +125,7 @@ def chosen_ids(selected, method: str) -> set[str]:
         (limits(tokens=60_000), ("dsir", "random")),
         (limits(share=0.05), METHODS),
         (limits(share=0.9), ("fasttext", "random")),
-        (limits(threshold=0.6), ("fasttext", "fasttext+educational")),
+        (limits(threshold=0.6), ("fasttext", "fasttext_educational")),
     ],
 )
 def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path, limit, methods):
@@ -138,7 +139,7 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
         expected = reference(scores, method, limit)
         assert expected
         assert chosen_ids(selected, method) == set(expected)
-        written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection")
+        written = tables.read(tmp_path / f"{method}.parquet", "selection")
         assert written["id"].to_pylist() == sorted(expected, key=in_corpus_order.__getitem__)
         assert written["text"].to_pylist() == [texts[name] for name in written["id"].to_pylist()]
         assert set(written["method"].to_pylist()) == {method}
@@ -271,7 +272,7 @@ def test_an_id_in_two_files_is_one_document(files, tmp_path):
     for method in METHODS:
         chosen = chosen_ids(selected, method)
         assert len(chosen) == len(set(chosen))
-        written = tables.read(tmp_path / f"{method.replace('+', '_')}.parquet", "selection").to_pylist()
+        written = tables.read(tmp_path / f"{method}.parquet", "selection").to_pylist()
         assert all(row["text"] == texts[row["id"]] for row in written if row["id"] in best)  # the first one
     assert selected.methods["fasttext"]["dropped"]["id seen before"] == 6
 
@@ -294,10 +295,10 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
     assert questions.any()
     for method in METHODS:
         row = table.loc[method]
-        dull = (value < FILTERS.min_educational) & ~refused[0] & ~refused[1] & (method == "fasttext+educational")
+        dull = (value < FILTERS.min_educational) & ~refused[0] & ~refused[1] & (method == "fasttext_educational")
         held = questions & ~dull & ~refused[0] & ~refused[1]
         short, long = ((lengths < FILTERS.min_tokens), (lengths > FILTERS.max_tokens)) & ~dull & ~held
-        assert long.any() and (short.any() or method == "fasttext+educational")
+        assert long.any() and (short.any() or method == "fasttext_educational")
         assert row["n_in"] == len(scores) + 1
         assert row["unreadable"] == 1
         assert row["fewer than min_tokens"] == short.sum()
@@ -463,7 +464,7 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
         BASE,
     ]
     assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
-    assert "fasttext+educational" in capfd.readouterr().out
+    assert "fasttext_educational" in capfd.readouterr().out
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
     assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000
     assert main([*select_all, "--threshold", "1.01"]) == 1

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_random import FOLDER
 
 from trait_kit import tables
 from trait_kit.demo import part
@@ -311,7 +312,7 @@ def test_choices_are_seeded_and_ranked_by_their_score(scored):
     domain = scored["domain"].to_numpy()
     assert (np.diff(domain[choice.ranking]) <= 0).all()
     assert choice.report["threshold"] == pytest.approx(float(domain[choice.indices].min()))
-    taken = choose(scored, "fasttext+educational", Limits(BUDGET, min_educational=1.2)).indices
+    taken = choose(scored, "fasttext_educational", Limits(BUDGET, min_educational=1.2)).indices
     assert (scored["educational"].to_numpy()[taken] >= 1.2).all()
 
 
@@ -365,7 +366,7 @@ def test_a_limit_is_one_positive_number(limit):
     [
         ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; known: random, dsir, fasttext"),
         ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
-        ([10, 10], "fasttext+educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
+        ([10, 10], "fasttext_educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
         ([10, 10], "fasttext", 0, {"threshold": 0.5}, "nothing fits the limit .* the score 0"),
         ([], "random", 100, {}, "none of 0 documents"),
@@ -428,7 +429,7 @@ def test_the_cut_is_that_of_a_sort(case):
         places = np.sort(rng.integers(0, n, 5))
         return zip(np.split(keys, places), np.split(weights, places), strict=True)
 
-    cut, least = cut_key(batches, budget), reference_cut(keys, weights, budget)
+    cut, least = cut_key(batches(), budget), reference_cut(keys, weights, budget)
     taken = int(weights[keys >= np.uint64(cut)].sum())
     if least < 0:
         assert cut == 0 and taken == total
@@ -442,7 +443,7 @@ def test_finding_the_cut_takes_little_memory():
             yield np.random.default_rng(seed).integers(0, 2**64, 20_000, dtype=np.uint64), np.ones(20_000)
 
     tracemalloc.start()
-    cut = cut_key(batches, 1_000)
+    cut = cut_key(batches(), 1_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 1_000 <= sum((keys >= np.uint64(cut)).sum() for keys, _ in batches()) <= 1_050
@@ -458,7 +459,7 @@ def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scor
     found = quality(Filtered(scored_web, selected, on_topic("demo:math/web", 0))).set_index("method")
     assert found["base_rate"].tolist() == pytest.approx([0.0177] * 4, abs=0.0005)
     assert found["lift"]["fasttext"] >= 20
-    assert found["lift"][["fasttext+educational", "dsir"]].min() > 10
+    assert found["lift"][["fasttext_educational", "dsir"]].min() > 10
     assert found["lift"]["random"] < 5
 
 
@@ -591,17 +592,15 @@ def test_quality_counts_against_the_whole_corpus(topic, expected):
 def test_tokens_are_counted_as_the_base_model_sees_them(web):
     from transformers import AutoTokenizer
 
-    from trait_kit.demo import base_model_dir
-
     texts = ["", " ", "😀 数学 \x00", "a" * 20_000, "<|im_start|>user", *web["text"].to_pylist()[:50]]
-    tokenizer = AutoTokenizer.from_pretrained(base_model_dir("tiny-random"))
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     expected = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    counter = token_counter("demo:tiny-random")
+    counter = token_counter(str(FOLDER))
     assert counter(texts).tolist() == expected
     assert counter([]).tolist() == []
 
 
 def test_a_base_model_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TraitError, match=r"tokenizer.json could not be loaded"):
+    with pytest.raises(TraitError, match=r"base_model: .* could not be loaded"):
         token_counter(str(tmp_path))

@@ -257,9 +257,9 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
 def test_a_real_model_served_by_transformers_answers_every_request(tmp_path):
     """What counts is that every request ends, and is counted: SmolLM2 writes hardly any sense."""
     pytest.importorskip("fastapi", reason="needs transformers[serving]")
-    from trait_kit.models import resolve_model
+    from trait_kit.models import model_folder
 
-    model = resolve_model("demo:smollm2-135m")
+    model = model_folder("demo:smollm2-135m")
     command = f"{Path(sys.executable).parent / 'transformers'} serve {model} --host 127.0.0.1"
     chosen = params(teacher="openai", teacher_model=str(model), teacher_serve=command, teacher_max_tokens=24)
     with served(chosen, tmp_path) as endpoint:

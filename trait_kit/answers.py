@@ -12,7 +12,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from string import ascii_uppercase
+from types import SimpleNamespace
+
+import yaml
 
 from trait_kit.engine.equivalence import equivalent
 from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, quantity, read_number, tidy
@@ -20,36 +24,8 @@ from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, qua
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
-_NEXT_TURN = re.compile(
-    r"\n[#* ]{0,6}(?:Question|Problem|Q|Instruction)\s?\d{0,3}[*\s]{0,3}:|\n\s{0,3}(?:Human|User):|\[/?INST\]"
-    r"|<\|(?:endoftext|end_of_text|im_end|im_start|eot_id|start_header_id)\|>|</s>"
-)
-_MARK = re.compile(
-    r"\\(?:boxed|fbox)\s{0,3}(?=\{)|####|<answer>"
-    r"|\b(?:ans(?:wers?)?|(?:correct|right|best)\s(?:choice|option|letter))\b[\"*_]{0,2}\s{0,3}(?:[\w'$()]{1,30}\s{1,3}){0,10}?"
-    r"(?:(?:is|are|was|equals|(?:must|should|would|will|to)\sbe)\b(?!n[’']t)[*_]{0,2}\s{0,3}:?|[:=])",
-    re.IGNORECASE,
-)
-_ASKED = re.compile(r"\bthe answer is (?=([^\n]{1,400}))", re.IGNORECASE)
-_DENIED = re.compile(r"\banswer\s(?:is\s(?:not|never)|isn[’']t|cannot\sbe)\b[^.,;!?\n]{0,80}", re.IGNORECASE)
-_REASON = re.compile(
-    r"[.!?;](?=\s|$)|,?\s(?:because|since|as|so|which|where|when|if|after|given|not|but|for|by)\b|\s[-–—]\s(?=[A-Za-z])"
-)
-_OPENING = re.compile(r"^(?:\\[\[(]|\$\$|[\s*_`:>])+")
-_WRAPPED = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]|\\(?:boxed|text|textbf|mathrm)\{([^{}]*)\}")
-_SENTENCE_END = re.compile(r"[.!?][\"”’)]*(?=\s|$)")
-_HEDGE = re.compile(r"\s*(?:,|or|and|to|[-–—~:])\s*")
-_OPERATOR = re.compile(r"\s*(?:[-+*/^x]|\\[a-z]+)[\s(]*")
-_ALSO = re.compile(r"[\s$]+(?:or|and|\\text\{\s?(?:or|and)\s?\})[\s$]+(?:[a-z]\s?=)?")
-_UNIT_TEXT = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?$")
-_LETTER = re.compile(
-    r"(?:(?:the\s)?(?:correct\s)?(?:option|choice|letter|answer)\s)?(?:[(\[]\s?(?P<a>[A-Z])\s?[)\]][.:,]?"
-    r"|(?P<b>[A-Z])(?:\)[.:,]?|[.:](?=\s|$)|(?=\s*$)|(?=,?\s(?:because|since|is|as|which|-)\s)))\s*",
-    re.IGNORECASE,
-)
-_RULED_OUT = re.compile(r"\(?\b[A-Z]\)?\s(?:is|are)\s(?:wrong|incorrect|false|out|not)\b(?:\s(?:and|but)\b)?")
-_NOT_LETTER = re.compile(r"\b[Nn]ot\s(?:option\s|choice\s)?\(?[A-Z]\)?(?!\w)")
-_MENTION = re.compile(r"(?<!\w)\(([A-Z])\)(?!\w)|\b(?:[Oo]ption|[Cc]hoice)\s([A-Z])\b")
+_RULES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
+_SAID = SimpleNamespace(**{name: re.compile("|".join(alternatives)) for name, alternatives in _RULES.items()})
 _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
 
 
@@ -69,7 +45,7 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if kind == "text" and "\n" not in text.strip() and not text.lstrip().startswith("####") and reader.whole(text):
         return True, True
-    text = _DENIED.sub("", text)  # 'The answer is not 8' names no answer
+    text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
     flexible = bool(reader.unannounced(text) if verdict is None else verdict)
     return flexible, flexible and any(map(reader.whole, _asked_for(text)))
@@ -102,7 +78,7 @@ def readable(gold: str, kind: str) -> bool:
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
     text = str(text)[:MAX_TEXT].rpartition("</think>")[2]
-    turn = _NEXT_TURN.search(text)
+    turn = _SAID.next_turn.search(text)
     return text[: turn.start()] if turn else text
 
 
@@ -137,11 +113,8 @@ def unwrap(text: str) -> str:
     while text != before:
         before = text
         text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").strip()
-        if match := _WRAPPED.fullmatch(text):
+        if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
-        for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):  # one half of a pair, at the end
-            if text.endswith(closing) and text.count(closing) % 2 and opening not in text.removesuffix(closing):
-                text = text.removesuffix(closing)
     return text
 
 
@@ -150,9 +123,9 @@ def unwrap(text: str) -> str:
 
 def _announced(text: str) -> Iterator[str]:
     """What follows the last announcements of an answer, the last first; what a box holds."""
-    for mark in islice(reversed(list(_MARK.finditer(text))), 8):
+    for mark in islice(reversed(list(_SAID.mark.finditer(text))), 8):
         rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
-        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_OPENING.sub("", rest))
+        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_SAID.opening.sub("", rest))
         found = re.split(r"</answer>|\"\s?[,}]", found)[0]
         if found:
             yield found[:MAX_ANSWER]
@@ -160,7 +133,7 @@ def _announced(text: str) -> Iterator[str]:
 
 def _asked_for(text: str) -> Iterator[str]:
     """Each X of 'The answer is X.', as far as any full stop in its line: the caller knows which is the right one."""
-    for sentence in islice(reversed(_ASKED.findall(text)), 4):
+    for sentence in islice(reversed(_SAID.asked.findall(text)), 4):
         for end in islice(re.finditer(r"\.(?=[\s*\"$)\\]|$)", sentence), 4):
             yield unwrap(sentence[: end.end()])
 
@@ -185,7 +158,7 @@ def _last_line(text: str) -> str:
 
 def _readings(answer: str) -> list[str]:
     """An announced answer at its full length, up to each end of a sentence or beginning of a reason, and its formula."""
-    readings = [answer, *(answer[: end.start()] for end in islice(_REASON.finditer(answer), 4))]
+    readings = [answer, *(answer[: end.start()] for end in islice(_SAID.reason.finditer(answer), 4))]
     formula = re.match(r"(?:\$\$?|\\\(|\\\[)?([^$]+?)(?:\$\$?|\\\)|\\\])(?!\s*(?:,|or\b|and\b|\$|\d))", answer)
     return list(dict.fromkeys(filter(None, map(unwrap, [*readings, formula[1] if formula else ""]))))
 
@@ -211,18 +184,18 @@ class _Value:
         self.wanted = quantity(gold)
 
     def announced(self, answer: str) -> bool | None:
-        stated = fractions(tidy(_REASON.split(answer, maxsplit=1)[0]))
-        if self._repeats(_SENTENCE_END.split(answer, maxsplit=1)[0]):
+        stated = fractions(tidy(_SAID.reason.split(answer, maxsplit=1)[0]))
+        if self._repeats(_SAID.sentence_end.split(answer, maxsplit=1)[0]):
             return False
         if self.wanted and (number := quantity(stated, unit=False)):
             return self._is_wanted(number)
         for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
             found = list(islice(NUMBER.finditer(side), 2))
             between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
-            if re.search(r"[\\^√]", side) or _OPERATOR.fullmatch(between):
+            if re.search(r"[\\^√]", side) or _SAID.operator.fullmatch(between):
                 break
             if found:
-                return not _HEDGE.fullmatch(between) and self._is_wanted(read_number(found[0]))
+                return not _SAID.hedge.fullmatch(between) and self._is_wanted(read_number(found[0]))
         return self._formula(_readings(answer))
 
     def _formula(self, readings: list[str]) -> bool | None:
@@ -251,7 +224,7 @@ class _Value:
         if self.kind == "number":
             return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
         as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
-        return bool(answer) and (as_gold or not (_is_prose(answer) or _REASON.search(answer)))
+        return bool(answer) and (as_gold or not (_is_prose(answer) or _SAID.reason.search(answer)))
 
     def _is_wanted(self, number: Number | None) -> bool:
         return bool(number and self.wanted and number.equals(self.wanted))
@@ -264,7 +237,7 @@ class _Value:
 
     def _same(self, formula: str) -> bool | None:
         """By math-verify; bases must agree where both are given, and a pair is no set: (1,2) is not 2,1."""
-        formula, gold = (tidy(_ALSO.sub(",", _UNIT_TEXT.sub("", unwrap(text)))) for text in (formula, self.gold))
+        formula, gold = (tidy(_SAID.also.sub(",", _SAID.unit_text.sub("", unwrap(text)))) for text in (formula, self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
         if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
@@ -309,14 +282,14 @@ class _Options:
         return None if quantity(unwrap(answer), unit=False) is None else False
 
     def unannounced(self, text: str) -> bool:
-        text = _RULED_OUT.sub("", text)
+        text = _SAID.ruled_out.sub("", text)
         first, last = _first_line(text), _last_line(text)
         places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
         places += [self._mentioned(last), self._mentioned(text), self._held(last)]
         return self._is_gold(next((place for place in places if place is not None), -1))
 
     def whole(self, answer: str) -> bool:
-        letter = _LETTER.match(answer)
+        letter = _SAID.letter.match(answer)
         rest = unwrap(answer[letter.end() :]) if letter else answer
         return not rest or self._stated(rest) is not None
 
@@ -329,7 +302,7 @@ class _Options:
         stated = (place for reading in readings if (place := self._stated(reading)) is not None)
         if (place := next(stated, None)) is not None:
             return place
-        letter = _LETTER.match(readings[0]) if readings else None
+        letter = _SAID.letter.match(readings[0]) if readings else None
         if letter is None:
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
@@ -345,7 +318,7 @@ class _Options:
         return None
 
     def _mentioned(self, text: str) -> int | None:
-        letters = {first or second for first, second in _MENTION.findall(_NOT_LETTER.sub("", text))}
+        letters = {first or second for first, second in _SAID.mention.findall(_SAID.not_letter.sub("", text))}
         return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
 
     def _held(self, text: str) -> int | None:
@@ -367,7 +340,7 @@ class _Words:
         self.gold = gold
 
     def announced(self, answer: str) -> bool | None:
-        ends = [answer[: end.end()] for end in islice(_SENTENCE_END.finditer(answer), 4)]
+        ends = [answer[: end.end()] for end in islice(_SAID.sentence_end.finditer(answer), 4)]
         return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
 
     def unannounced(self, text: str) -> bool:

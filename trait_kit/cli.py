@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trait_kit import params
+from trait_kit import experiments
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
     """The experiment with its overrides, and the folder where it runs."""
-    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
+    return experiments.load(experiment, experiments.read_overrides(overrides)), experiments.run_folder(experiment, run_dir)
 
 
 @app.command()
@@ -72,13 +72,13 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 
 @app.command()
-def check(experiments: list[Path]) -> None:
+def check(files: list[Path]) -> None:
     """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
     from trait_kit.selection.disjoint import in_domain_documents
     from trait_kit.tasks import load_tasks
 
-    for path in experiments:
-        common = params.load(path).selection
+    for path in files:
+        common = experiments.load(path).selection
         print(f"{path}: valid")
         sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
         if not any(source.startswith("hf:") for source in sources):
@@ -125,7 +125,7 @@ def score(
 def select(
     scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
     output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
-    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext+educational; with commas")] = "fasttext",
+    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext_educational; with commas")] = "fasttext",
     tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
     share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
@@ -195,7 +195,6 @@ def compare(
         str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
-    metric: Annotated[str | None, typer.Option(help="one metric; else all that the runs share")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
@@ -203,13 +202,8 @@ def compare(
     from trait_kit.figures import tables
 
     together = across_runs.gather(runs)
-    outcomes = together.outcomes
-    if metric and metric not in set(outcomes["metric"]):
-        known = ", ".join(dict.fromkeys(outcomes["metric"]))
-        raise TraitError(f"--metric {metric}: the runs have no items of it in common, but of {known}.")
-    outcomes = outcomes[outcomes["metric"] == metric] if metric else outcomes
-    tests = comparison.compare_all(outcomes, None if all_pairs else reference or together.reference)
-    print(tables.save_comparison(tests, outcomes, together.notes, output).written("txt"))
+    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
+    print(tables.save_comparison(tests, together.outcomes, together.notes, output).written("txt"))
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
 

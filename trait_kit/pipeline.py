@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import shutil
-import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +12,14 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from trait_kit import params as parameters
-from trait_kit import runs
+from trait_kit import experiments, runs
 from trait_kit.engine.files import TraitError, atomic_path, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.figures import report, token_study
+from trait_kit.params import Experiment
 
-_EXCERPT = 12  # lines of a failed cell that are shown
 
-
-def run(experiment: parameters.Experiment, run_dir: Path, start_from: str | None = None) -> Path:
+def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) -> Path:
     """Run every step that is not up to date, in order; return the report's path.
 
     `start_from` ("03" or a whole step name) executes that step and the later ones even if they are up to date.
@@ -34,7 +31,7 @@ def run(experiment: parameters.Experiment, run_dir: Path, start_from: str | None
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
-        write_text(resolved, yaml.safe_dump(parameters.dump(experiment), sort_keys=False, allow_unicode=True))
+        write_text(resolved, yaml.safe_dump(experiments.dump(experiment), sort_keys=False, allow_unicode=True))
         for number, name in enumerate(runs.STEPS):
             output = run_dir / "notebooks" / f"{name}.ipynb"
             place = f"[{number + 1}/{len(runs.STEPS)}] {name}"
@@ -78,15 +75,13 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         )
     except PapermillExecutionError as error:
         what = error.evalue if error.ename == "TraitError" else f"{error.ename}: {error.evalue}"
-        source = textwrap.indent("\n".join(error.source.strip().splitlines()[:_EXCERPT]), "    ")
-        place = f"Notebook {name} failed in code cell {error.exec_count}"
-        raise TraitError(f"{place}:\n\n{what}\n\n{source}\n\n{again}") from error
+        raise TraitError(f"Notebook {name} failed in code cell {error.exec_count}:\n\n{what}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
         raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
     os.replace(partial, output)
 
 
-def status(experiment: parameters.Experiment, run_dir: Path) -> dict[str, str]:
+def status(experiment: Experiment, run_dir: Path) -> dict[str, str]:
     """What a run would do, step by step: 'up to date', or why it would be executed."""
     found: dict[str, str] = {}
     for name, spec in runs.STEPS.items():
@@ -113,9 +108,9 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
     root = (runs_dir or runs.project_root() / "runs" / path.stem).absolute()
     points = grid_points(grid)
     folders = [root / _point_name(point) for point in points]
-    experiments = [parameters.load(source, fixed | point) for point in points]
+    wanted = [experiments.load(source, fixed | point) for point in points]
     reports = []
-    for number, (point, folder) in enumerate(zip(experiments, folders, strict=True)):
+    for number, (point, folder) in enumerate(zip(wanted, folders, strict=True)):
         print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
         for done in folders[:number]:
             adopt_steps(point, done, folder)
@@ -135,8 +130,6 @@ def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
             f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values), and may have `set` "
             f"(section.field: value): {error}"
         ) from None
-    if both := plan.fixed.keys() & plan.grid.keys():
-        raise TraitError(f"{path}: {min(both)} is in `set` and in `grid`. Leave it in one of them.")
     return path.parent / plan.experiment, plan.fixed, plan.grid
 
 
@@ -153,7 +146,7 @@ def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def adopt_steps(experiment: parameters.Experiment, done: Path, folder: Path) -> None:
+def adopt_steps(experiment: Experiment, done: Path, folder: Path) -> None:
     """Take over the finished steps of another run that this run would repeat exactly."""
     for name in runs.STEPS:
         record = runs.recorded(done, name)

@@ -12,11 +12,9 @@ notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier 
 import ast
 import contextlib
 import functools
-import json
 import math
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
 from trait_kit.engine.closure import code_digest
@@ -33,7 +32,6 @@ from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, re
 
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline", "trait_kit.explore")
-_SECONDS_BETWEEN_NOTES = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,6 @@ class Step:
     experiment: parameters.Experiment
     run_dir: Path
     shaped_by: dict[str, Any] = field(default_factory=dict)
-    clock: "_Clock | None" = None
 
     @classmethod
     def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> "Step":
@@ -90,6 +87,11 @@ class Step:
     def folder(self) -> Path:
         return self.run_dir / self.name
 
+    @property
+    def started(self) -> Path:
+        """Since when this result is worked on, and the seconds of executions before: there while it is not finished."""
+        return self.folder / "started.json"
+
     def path(self, *parts: str) -> Path:
         """A path inside this step's folder, or inside an earlier step's: `path("02_filter_web", "scores.parquet")`."""
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
@@ -112,10 +114,12 @@ class Step:
         if self.done:
             print(f"{self.name}: finished before, and left as it is -> {self.folder}")
             return
+        noted = read_json(self.started) if self.started.exists() else {"seconds": 0.0, "began": time.time()}
+        self.started.unlink(missing_ok=True)
         record = {
             "step": self.name,
             "key": self.key,
-            "seconds": round(self.clock.stop(), 1) if self.clock else 0.0,  # of all executions that did work
+            "seconds": round(noted["seconds"] + time.time() - noted["began"], 1),  # of all executions that did work
             "peak_memory_gb": round(machine.peak_memory_gb(), 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
@@ -138,17 +142,17 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
     section = STEPS[name].section
     overrides = {f"{section}.{key}": value for key, value in given.items() if value is not None}
-    experiment = parameters.load(path, overrides)
+    experiment = experiments.load(path, overrides)
     batch = bool(os.environ.get(BATCH_VARIABLE))
-    step = Step.at(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, run_dir), batch))
-    print(f"{name} | run folder {_short(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
+    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir), batch))
+    print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
+    write_json(step.started, {"key": step.key, "seconds": _seconds_before(step), "began": time.time()})
     text = yaml.safe_dump(step.params.model_dump(), sort_keys=False, allow_unicode=True)
     write_text(step.folder / "params.yaml", text)
     write_json(step.run_dir / "provenance.json", machine.provenance())
-    step.clock = _Clock(step.folder / "executions.json", step.key)
     return step
 
 
@@ -252,7 +256,7 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, ba
     if not (scratch / name).exists():  # shards, answers and stages that it may go on from
         adopt(run_dir, name, scratch)
         (scratch / name / "report.json").unlink()
-    print(f"{_short(run_dir)} stays as it is: {why[0]}. Working in {_short(scratch)}.")
+    print(f"{os.path.relpath(run_dir)} stays as it is: {why[0]}. Working in {os.path.relpath(scratch)}.")
     return scratch
 
 
@@ -283,8 +287,8 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "model": models.model_digest,
         "file": lambda path: sha256(path) if Path(path).is_file() else path,
     }
-    kinds = parameters.input_kinds(section)
-    return {name: readers[kinds[name]](value) for name, value in shape.items() if name in kinds and value}
+    kinds = {name: (info.json_schema_extra or {}).get("reads") for name, info in section.model_fields.items()}
+    return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}
 
 
 def _code(name: str) -> str:
@@ -304,34 +308,13 @@ def _code(name: str) -> str:
     return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 
-class _Clock:
-    """Seconds of work on one result, over all executions: noted as they pass, so that a killed one counts as well."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key, self.started = path, key, time.perf_counter()
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.before = before.get("seconds", 0.0) if before.get("key") == key else 0.0
-        self._ended = threading.Event()
-        self._noting = threading.Thread(target=self._note, daemon=True)
-        self._noting.start()
-
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.started
-
-    def stop(self) -> float:
-        self._ended.set()
-        self._noting.join()
-        self.path.unlink(missing_ok=True)
-        return self.seconds()
-
-    def _note(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN_NOTES):
-            with contextlib.suppress(OSError, TraitError):
-                write_json(self.path, {"key": self.key, "seconds": self.seconds()})
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+def _seconds_before(step: Step) -> float:
+    """How long executions that were killed worked on this very result: each until it wrote its last file."""
+    noted = read_json(step.started) if step.started.exists() else {}
+    if noted.get("key") != step.key:
+        return 0.0
+    last = max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file())
+    return noted["seconds"] + max(last - noted["began"], 0.0)
 
 
 def _plain(value: Any) -> Any:

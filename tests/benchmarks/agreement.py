@@ -36,7 +36,7 @@ from trait_kit.answers import judge
 from trait_kit.evaluation import suites
 from trait_kit.evaluation.scoring_model import load_model, quiet
 from trait_kit.fields import FieldError, render
-from trait_kit.models import fast_precision, resolve_model
+from trait_kit.models import fast_precision, model_folder
 from trait_kit.tasks import prompt
 
 TASKS = Path(lm_eval.tasks.__file__).parent
@@ -218,7 +218,7 @@ def main() -> None:
         if name == "extraction":
             extraction(options.items)
             continue
-        model = model or load_model(Path(resolve_model("demo:smollm2-135m")), batch_size=16, precision=fast_precision())
+        model = model or load_model(Path(model_folder("demo:smollm2-135m")), batch_size=16, precision=fast_precision())
         with tempfile.TemporaryDirectory() as folder:
             if name == "gsm8k":
                 gsm8k(model, options.items, Path(folder))

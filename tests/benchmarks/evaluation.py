@@ -29,11 +29,11 @@ from transformers import AutoTokenizer
 
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import backends, outcomes, suites
-from trait_kit.models import fast_precision, resolve_model
+from trait_kit.models import fast_precision, model_folder
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import load_problems, load_tasks
 
-MODEL = Path(resolve_model("demo:smollm2-135m"))
+MODEL = Path(model_folder("demo:smollm2-135m"))
 SCORED = ["gsm8k", "math", "mathqa", "mmlu_stem"]
 STAND_INS = ["word_problems", "linear_equations"]
 

@@ -12,17 +12,17 @@ import json
 import sys
 from pathlib import Path
 
-from trait_kit import params
+from trait_kit import experiments
 from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.local import RECORDED
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
-def main(experiments: list[str]) -> None:
+def main(files: list[str]) -> None:
     rows: dict[str, tuple] = {}
-    for experiment in experiments:
-        chosen = params.load(experiment, {"passages.paragraphs": "both"})
+    for experiment in files:
+        chosen = experiments.load(experiment, {"passages.paragraphs": "both"})
         folder = Path("runs", f"recording-{Path(experiment).stem}")  # kept: killed, it goes on
         step = Step.at("03_write_passages", chosen, folder)
         written = write_passages(step)

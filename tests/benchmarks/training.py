@@ -39,8 +39,9 @@ import torch
 from tiny_llama import HELD_OUT, ROOT, write_model
 
 from trait_kit.engine.files import read_json, write_json
+from trait_kit.experiments import load
 from trait_kit.models import fast_precision
-from trait_kit.params import TrainingParams, load
+from trait_kit.params import TrainingParams
 from trait_kit.selection.documents import load_documents
 from trait_kit.training import stages
 
@@ -215,9 +216,9 @@ def _in_process(command: list[str]) -> dict[str, Any]:
 
 def _model(name: str, folder: Path) -> str:
     if name != "random:mistral-7b":
-        from trait_kit.models import resolve_model
+        from trait_kit.models import model_folder
 
-        return str(resolve_model(name))
+        return str(model_folder(name))
     from transformers import MistralConfig, MistralForCausalLM
 
     target = write_model(folder / "mistral-7b")  # its tokenizer of single bytes

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation.scoring_model import load_model, quiet
-from trait_kit.models import model_digest, resolve_precision
+from trait_kit.models import fast_precision, model_digest
 from trait_kit.params import EvaluationParams
 
 _ATTEMPTS, _TIMEOUT = 3, 120  # of a request to an endpoint; seconds each
@@ -49,7 +49,7 @@ class KeptLM(CachingLM):
             self.lm = _endpoint(folder, params, self.served)
         else:
             self.whose = f"The model of arm '{arm}' ({folder})"
-            precision = resolve_precision(params.precision)
+            precision = fast_precision() if params.precision == "auto" else params.precision
             code = code_digest("trait_kit.evaluation.scoring_model", without=["trait_kit.models"])
             identity = ["transformers", model_digest(folder), precision, version("lm-eval"), code]
             self.lm = load_model(folder, batch_size=params.batch_size, precision=precision)

@@ -18,7 +18,7 @@ from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.evaluation import comparison, metrics, suites
 from trait_kit.evaluation.backends import KeptLM
 from trait_kit.evaluation.suites import Unit
-from trait_kit.models import model_folder, resolve_model
+from trait_kit.models import model_folder
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import load_problems, load_tasks
@@ -88,8 +88,8 @@ def evaluate_arms(step: Any) -> Evaluation:
         documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
     most = max(suites.n_examples(p, name) for name in tasks)
     examples = suites.worked_examples(p.tasks, most, p.test_items_per_task, p.seed) if most else None
-    models = {"base": resolve_model(p.base_model)}
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
+    models = {"base": str(model_folder(p.base_model))}
+    tokenizer = AutoTokenizer.from_pretrained(models["base"])
     units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks, tokenizer)
     trained = step.summary("04_train_two_stages")
     for arm, folder in trained["models"].items():

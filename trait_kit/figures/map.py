@@ -21,7 +21,7 @@ from trait_kit import tables
 from trait_kit.engine import mixtures
 from trait_kit.engine.files import atomic_path
 from trait_kit.figures.style import KitFigure, colour, new_figure, styled
-from trait_kit.models import embed, resolve_model
+from trait_kit.models import embed
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
@@ -42,7 +42,7 @@ def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     files = step.path("map.csv"), step.path("nearest.csv")
     if not step.done:
         texts = map_texts(step)
-        vectors = embed(texts["text"].tolist(), resolve_model(step.params.embedding_model))
+        vectors = embed(texts["text"].tolist(), step.params.embedding_model)
         x, y = umap_coordinates(vectors, step.params.seed).T
         found = texts[["kind"]].assign(x=x, y=y).set_index("kind"), nearest_kinds(vectors, texts["kind"])
         for path, table in zip(files, found, strict=True):

@@ -70,7 +70,7 @@ def _look(name: str) -> tuple[str, str, str]:
     name = name.removesuffix(FINE_TUNED)
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", name.replace("_", " ")
-    return _KNOWN.get(name.replace("+", "_"), spare)
+    return _KNOWN.get(name, spare)
 
 
 def colour(name: str) -> str:

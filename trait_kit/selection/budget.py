@@ -3,14 +3,14 @@
 - random: a seeded shuffle, the paper's weakest baseline;
 - dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
 - fasttext: probability of the in-domain label;
-- fasttext+educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
+- fasttext_educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
 
 A document's rank is one 64-bit number made of its scores and its id. Randomness (the shuffle, the noise, the order of equal
 scores) is a hash of seed, method and id: it neither depends on how a corpus is cut into shards nor needs it at once.
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -22,8 +22,7 @@ from trait_kit.params import Method
 from trait_kit.selection.documents import id_hashes
 
 METHODS: tuple[str, ...] = get_args(Method)
-_NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext+educational": ("domain", "educational")}
-_LEVEL_BITS = 16
+_NEEDS = {"dsir": ("dsir",), "fasttext": ("domain",), "fasttext_educational": ("domain", "educational")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Limits:
     threshold: float | None = None  # all that score at least so much
     min_tokens: int = 1
     max_tokens: int = 2**31 - 1
-    min_educational: float = 1.0  # of fasttext+educational
+    min_educational: float = 1.0  # of fasttext_educational
 
     def __post_init__(self) -> None:
         if sum([self.tokens != 0, self.share != 0, self.threshold is not None]) != 1:
@@ -50,7 +49,7 @@ class Limits:
             "fewer than min_tokens": lengths * slack < self.min_tokens,
             "more than max_tokens": lengths > self.max_tokens * slack,
         }
-        if method == "fasttext+educational":
+        if method == "fasttext_educational":
             reasons["below min_educational"] = scores["educational"].to_numpy() < self.min_educational
         return reasons
 
@@ -97,29 +96,28 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def cut_key(batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], budget: int) -> int:
-    """A key such that the documents at or above it weigh at least `budget`, and little more; 0 if all of them weigh less.
+def cut_key(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: int) -> int:
+    """The largest key such that the documents at or above it weigh at least `budget`; 0 if all of them weigh less.
 
-    `batches` gives (keys, weights) of all documents, once for each 16 bits of the key that matter, so memory is constant.
+    `batches` gives (keys, weights) of all documents; memory holds those of the best ones, about twice the budget at most.
     """
-    prefix, missing = 0, budget
-    for level in range(64 // _LEVEL_BITS):
-        weights = np.zeros(1 << _LEVEL_BITS, np.int64)
-        shift = np.uint64(64 - _LEVEL_BITS * (level + 1))
-        for keys, given in batches():
-            bins = keys >> shift
-            inside = (bins >> np.uint64(_LEVEL_BITS)) == prefix
-            places = (bins[inside] & np.uint64(0xFFFF)).astype(np.int64)
-            weights += np.bincount(places, given[inside], len(weights)).astype(np.int64)
-        above = np.cumsum(weights[::-1])
-        if above[-1] < missing:
-            return 0
-        place = int(np.searchsorted(above, missing))
-        missing -= int(above[place - 1]) if place else 0
-        prefix = (prefix << _LEVEL_BITS) | (len(weights) - 1 - place)
-        if weights[len(weights) - 1 - place] <= budget // 20:
-            break
-    return prefix << int(shift)
+    kept, weight, cut = [], 0, 0
+    for keys, weights in batches:
+        better = keys >= np.uint64(cut)
+        kept.append((keys[better], weights[better]))
+        weight += weights[better].sum()
+        if weight >= 2 * budget:
+            kept, cut = _best(kept, budget)
+            weight = kept[0][1].sum()
+    return _best(kept, budget)[1] if weight >= budget else 0
+
+
+def _best(kept: list[tuple[np.ndarray, np.ndarray]], budget: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """(those with the largest keys that weigh at least `budget`; the smallest of their keys)."""
+    keys, weights = (np.concatenate(column) for column in zip(*kept, strict=True))
+    order = np.argsort(~keys)
+    order = order[: np.searchsorted(np.cumsum(weights[order]), budget) + 1]
+    return [(keys[order], weights[order])], int(keys[order[-1]])
 
 
 # Choices

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import minhash
-from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_json
+from trait_kit.engine.files import atomic_path, digest, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, read_job
 from trait_kit.models import token_counter
-from trait_kit.params import Method, method_folder
+from trait_kit.params import Method
 from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
 from trait_kit.selection.documents import id_hashes, on_topic, read_rows
@@ -72,7 +72,7 @@ class Selected:
 
     def chosen(self, method: str) -> pa.Table:
         """The method's documents (selection schema), in the corpus' order."""
-        return tables.read(self.folder / f"{method_folder(method)}.parquet", "selection")
+        return tables.read(self.folder / f"{method}.parquet", "selection")
 
     @functools.cached_property
     def contaminated(self) -> pd.DataFrame:
@@ -128,7 +128,7 @@ def select(
 
 
 def candidates_of(selections: Path, method: Method) -> Path:
-    return selections / "candidates" / method_folder(method)
+    return selections / "candidates" / method
 
 
 def _choose(
@@ -173,7 +173,6 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
     refused: Counter[str] = Counter()
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        refused.clear()
         for scores in scoring.batches():
             check_method(method, scores)
             kept, counts = drop(limits.refused(scores, method, _SLACK))
@@ -181,7 +180,8 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
             weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
             yield rank_keys(scores, method, seed)[kept], weights[kept]
 
-    cut = cut_key(batches, int(np.ceil(margin * (limits.tokens or limits.share * scoring.documents))))
+    wanted = margin * (limits.tokens or limits.share * scoring.documents)
+    cut = cut_key(batches(), max(1, int(np.ceil(wanted))))
     return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
 
 
@@ -202,7 +202,7 @@ def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking
     near, start, beside = ranking[places], 0, []
     folder = candidates_of(selections, method)
     with (
-        atomic_path(selections / f"{method_folder(method)}.parquet") as temporary,
+        atomic_path(selections / f"{method}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
         for shard in scoring.shards:
@@ -235,8 +235,6 @@ def gather_shard(job_path: Path, number: int) -> None:
     kept, _ = drop(limits.refused(scores, method, _SLACK))
     rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
-    if documents["id"].to_pylist() != scores["id"].to_pylist():
-        raise TraitError(f"{scoring.shards[number].source} has changed since it was scored. Score it again.")
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
@@ -272,7 +270,6 @@ def filter_web(step: "Step") -> Filtered:
         place = Place(p.executor, p.workers, p.slurm)
         options = {"seed": p.seed, "documents_per_shard": p.documents_per_shard, "max_quarantined": p.max_quarantined}
         scored = score_corpus(p.web, model_files(step, in_domain), step.path("scores"), **options, place=place)
-        tables.write(step.path("quarantine.parquet"), scored.quarantine(), "quarantine")
         bounds = {"min_tokens": p.min_tokens, "max_tokens": p.max_tokens, "min_educational": p.min_educational}
         select(
             *(scored, step.path("selections"), p.methods, Limits(tokens=p.token_budget, **bounds)),

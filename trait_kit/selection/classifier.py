@@ -46,7 +46,7 @@ def train_classifiers(step: "Step") -> Report:
         "left_out": screened.left_out["reason"].value_counts().to_dict(),
     }
     report.tables["left_out"] = screened.left_out
-    if "fasttext+educational" in step.experiment.selection.methods:
+    if "fasttext_educational" in step.experiment.selection.methods:
         texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()
         educational = educational_model(p, texts, step.folder)
         report = Report(report.numbers | educational.numbers, report.tables | educational.tables)

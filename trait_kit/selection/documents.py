@@ -13,7 +13,6 @@ documents whose id hashes below a share: a document's fate depends on its own id
 import functools
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +27,13 @@ from trait_kit.engine import readers
 from trait_kit.engine.assets import cache_dir
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
-from trait_kit.engine.streams import Source, documents_in, find, format_of, is_url
+from trait_kit.engine.streams import Source, find, format_of, is_url
 from trait_kit.engine.web import read_web
 
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 2_000
-_SMALL_BYTES, _HELD_BYTES = 4_000_000, 200_000_000
+HELD_OUT_SHARE, HELD_OUT_MOST, _HELD_OUT_SHARDS = 0.05, 2_000, 8
+_SMALL_BYTES = 4_000_000
 _RULES = 2  # raised whenever the same bytes would give other documents
-_FEW_SHARDS, _SAMPLED_SHARDS, _SAMPLED_SHARE = 8, 64, 4
+_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
 _NOTHING = Part(SCHEMA.empty_table(), [])
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
@@ -48,7 +47,6 @@ class Shard(NamedTuple):
     source: str  # path, URL or spec it is read from
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
-    bytes: int = 0  # about how many it holds on disk, for progress; 0 unknown
     key: str = ""  # digest that changes when what it reads does
     held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
@@ -82,47 +80,41 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
     Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
-    other file is one shard. Of a file of up to 4 MB exactly 5% are held out, of more about what fits their rows.
+    other file is one shard. About 5% are held out; of one file of up to 4 MB exactly 5%.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
         sources = find(rest)
-        pieces, documents = _cut_files(sources, shard_rows)
+        pieces = _cut_files(sources, shard_rows)
         small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
     else:
         data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
-        documents, size = len(data), data.nbytes if kind == "demo" else data.data.nbytes
+        small = kind == "hf" and data.data.nbytes <= _SMALL_BYTES
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
-        starts = range(0, max(documents, 1), shard_rows)
-        pieces = [
-            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, documents), size // len(starts), state)
-            for first in starts
-        ]
-        small = size <= _SMALL_BYTES
+        starts = range(0, max(len(data), 1), shard_rows)
+        pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
     share = 0.0
     if kind != "demo":
-        share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else held_out_share(documents)
+        share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else HELD_OUT_SHARE
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
 
 
-def _cut_files(sources: list[Source], shard_rows: int) -> tuple[list[Shard], int]:
-    """(the pieces of all files, their content as key; about how many documents they hold together)."""
+def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
+    """The pieces of all files, their content as key."""
     with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
         groups = list(pool.map(_row_groups, sources))
-    pieces, documents = [], 0
+    pieces = []
     for source, rows in zip(sources, groups, strict=True):
-        documents += sum(rows) if rows else documents_in(source.name, source.bytes)
         starts = np.cumsum([0, *rows])
         first = 0
         while first < len(rows):
             stop = max(int(np.searchsorted(starts, starts[first] + shard_rows, "right")) - 1, first + 1)
-            size = source.bytes * int(starts[stop] - starts[first]) // max(int(starts[-1]), 1)
-            pieces.append(Shard(0, source.name, first, stop, size, source.content))
+            pieces.append(Shard(0, source.name, first, stop, source.content))
             first = stop
         if not rows:
-            pieces.append(Shard(0, source.name, 0, -1, source.bytes, source.content))
-    return pieces, documents
+            pieces.append(Shard(0, source.name, key=source.content))
+    return pieces
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -131,15 +123,6 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 
 
 # Identity
-
-
-def held_out_share(documents: int) -> float:
-    """The share of a corpus of about so many documents that is held out: 5%, of more than 40,000 down to 0.625%.
-
-    It halves whenever the corpus doubles: in steps, so that one that grows a little keeps what is held out.
-    """
-    doublings = math.floor(math.log2(max(documents * HELD_OUT_SHARE / HELD_OUT_MOST, 1)))
-    return HELD_OUT_SHARE / 2 ** min(doublings, 3)
 
 
 @functools.lru_cache(maxsize=100)
@@ -159,27 +142,20 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
     """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
 
-    A missing id is made from the text, and the row where a text repeats, so that it stays when a file moves. Its hash is
-    that of the text alone: a text that repeats is held out wherever it stands, or nowhere.
+    A missing id is made from the text, so that it stays when a file moves, and is the same wherever a text repeats.
     """
     seen: set[int] = set()
-
-    def fresh(hashes: np.ndarray) -> np.ndarray:
-        return np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
-
     for documents, rejected in parts:
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
         ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
         hashes = id_hashes(pa.array(ids, pa.string()))
-        new = fresh(hashes)
-        again = missing & ~new
-        ids[again] = [f"{name}-{row}" for name, row in zip(ids[again], documents["row"].to_numpy()[again], strict=True)]
-        new[again] = fresh(id_hashes(pa.array(ids[again], pa.string())))
+        new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
+        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", readers.REPEATED)[~new].tolist()
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         repeated = documents.filter(pa.array(~new)).to_pylist()
-        rejected = [*rejected, *(Reject(row["file"], row["row"], readers.REPEATED, 1) for row in repeated)]
-        yield Part(documents.filter(pa.array(new)), rejected), hashes[new]
+        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
+        yield Part(documents.filter(pa.array(new)), [*rejected, *again]), hashes[new]
 
 
 # Reading
@@ -203,7 +179,8 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     elif kind == "hf":
         yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
-        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, shard.bytes)
+        size = find(name)[0].bytes if shard.stop < 0 else 0  # of a file whose footer is damaged
+        yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, size)
     elif format_of(name)[0] in (".warc", ".wet"):
         yield from read_web(find(name)[0], cache_dir() / "extracted")
     else:
@@ -261,19 +238,32 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    found, count = {}, 0
+    found: dict[int, pa.Table] = {}
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    for shard, (part, hashes) in ((piece, read) for piece in shards for read in identified(_parts(piece, 0))):
-        chosen = hashes < np.uint64(shard.held_out * 2**64)
-        found.setdefault(shard.number, []).append(part.documents.filter(pa.array(chosen)))
-        count += int(chosen.sum())
-        if count >= HELD_OUT_MOST:
-            break
-    if not count:
+    for shard in shards:
+        if sum(map(len, found.values())) < HELD_OUT_MOST:
+            found[shard.number] = _first(_held_out(shard), -(-HELD_OUT_MOST // min(_HELD_OUT_SHARDS, len(shards))))
+    held = next(identified([Part(_in_order(found), [])]))[0].documents
+    if not len(held):
         raise TraitError(f"{spec} has documents too few to hold any out. Bring at least 20.")
-    held = pa.concat_tables(table for number in sorted(found) for table in found[number])
-    held = next(identified([Part(held, [])]))[0].documents
     return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
+
+
+def _held_out(shard: Shard) -> Iterator[pa.Table]:
+    for part, hashes in identified(_parts(shard, 0)):
+        yield part.documents.filter(pa.array(hashes < np.uint64(shard.held_out * 2**64)))
+
+
+def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
+    """The first `n` rows of as many of these as hold them."""
+    found = [_NOTHING.documents]
+    while sum(map(len, found)) < n and (table := next(tables, None)) is not None:
+        found.append(table)
+    return pa.concat_tables(found).slice(0, n)
+
+
+def _in_order(of_shards: dict[int, pa.Table]) -> pa.Table:
+    return pa.concat_tables([_NOTHING.documents, *(of_shards[number] for number in sorted(of_shards))])
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
@@ -286,34 +276,19 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
 
 
 def sample(spec: str, n: int, seed: int) -> pa.Table:
-    """About `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
+    """Up to `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Of a small corpus uniform over all documents. Of a larger one, evenly over 64 shards (more where these hold too few), of
-    which only the beginning is read: a sample must not cost a pass over the web.
+    Uniform over the beginnings of 64 or more shards, which of a small corpus are all of it: a sample must not cost a pass
+    over the web.
     """
-    shards, generator = list_shards(spec, seed), np.random.default_rng(seed)
-    if len(shards) <= _FEW_SHARDS and sum(shard.bytes for shard in shards) <= _HELD_BYTES:
-        documents = pa.concat_tables(part.documents for part in (_NOTHING, *unique_parts(shards, seed)))
-        documents = documents.take(pa.array(np.sort(generator.permutation(documents.num_rows)[:n])))
-    else:
-        found: dict[int, pa.Table] = {}
-        each = -(-n // min(_SAMPLED_SHARDS, len(shards)))
-        for number in generator.permutation(len(shards)).tolist():
-            if (missing := n - sum(map(len, found.values()))) > 0:
-                wanted = min(each, missing)
-                first = _first_documents(shards[number], wanted * _SAMPLED_SHARE, seed)
-                drawn = np.argsort(generator.random(first.num_rows), kind="stable")[:wanted]
-                found[number] = first.take(pa.array(np.sort(drawn)))
-        documents = pa.concat_tables([_NOTHING.documents, *(found[number] for number in sorted(found))])
+    shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
+    beginnings: dict[int, pa.Table] = {}
+    for number in np.random.default_rng([seed, 1]).permutation(len(shards)).tolist():
+        if sum(map(len, beginnings.values())) < most:
+            read = (part.documents for part in read_shard(shards[number], seed))
+            beginnings[number] = _first(read, -(-most // min(_SAMPLED_SHARDS, len(shards))))
+    documents = next(identified([Part(_in_order(beginnings), [])]))[0].documents
     if n > 0 and not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
-    return documents.select(COLUMNS).combine_chunks()
-
-
-def _first_documents(shard: Shard, n: int, seed: int) -> pa.Table:
-    found = [_NOTHING.documents]
-    for part in read_shard(shard, seed):
-        found.append(part.documents)
-        if sum(map(len, found)) >= n:
-            break
-    return pa.concat_tables(found).slice(0, n)
+    drawn = np.random.default_rng(seed).permutation(documents.num_rows)[:n]
+    return documents.take(pa.array(np.sort(drawn))).select(COLUMNS).combine_chunks()

@@ -1,9 +1,9 @@
-"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of three sources of labels.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of two sources of labels.
 
 The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
-web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `model`: a ready fastText model. `weak`: a rule
-stands in where there is neither: does a text explain, or only state? It looks at function words and shape, not at what the
-text is about, so that it adds to the domain classifier instead of repeating it. English only.
+web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `weak`: a rule stands in where there is none:
+does a text explain, or only state? It looks at function words and shape, not at what the text is about, so that it adds to
+the domain classifier instead of repeating it. English only. A ready model is for `trait-kit score --educational`.
 """
 
 import json
@@ -21,7 +21,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.fitting import Report, open_scorer, require, train, trial
+from trait_kit.selection.fitting import Report, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
@@ -108,16 +108,16 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
     """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llm
 
+    texts = list(dict.fromkeys(texts))
     with llm.served(p, folder) as endpoint:
         paid = endpoint.ledger(folder / "teacher_answers.sqlite")
         most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
         print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
-        different = list(dict.fromkeys(texts))
-        requests = [llm.Request(conversation(text), read_rating) for text in different]
+        requests = [llm.Request(conversation(text), read_rating) for text in texts]
         replies = llm.ask(requests, endpoint, paid, attempts=2)
         bill = paid.bill()
-    ratings = {text: reply.value for text, reply in zip(different, replies, strict=True) if reply.value is not None}
-    rows = [(LABELS[ratings[text] // 2], ratings[text], text) for text in texts if text in ratings]
+    rated = [(reply.value, text) for reply, text in zip(replies, texts, strict=True) if reply.value is not None]
+    rows = [(LABELS[rating // 2], rating, text) for rating, text in rated]
     failed = len(texts) - len(rows)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(
@@ -133,37 +133,19 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
 def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
     """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
 
-    Tables: examples (label, points | rating | score, text: data, to be escaped) and, of a trained model, confusion.
+    Tables: examples (label, points or rating, text: data, to be escaped) and confusion.
     """
     bill: dict[str, Any] = {}
-    if p.educational_source == "weak":
-        labels = [weak_label(text) for text in texts]
-        frame = pd.DataFrame({"label": labels, "points": list(map(points, texts)), "text": texts})
-    elif p.educational_source == "llm":
+    if p.educational_source == "llm":
         frame, bill = rate(p, texts, folder)
     else:
-        frame = _scored(p, texts, folder)
+        frame = pd.DataFrame({"label": map(weak_label, texts), "points": map(points, texts), "text": texts})
     shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
     examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
     numbers = {"educational_source": p.educational_source, "educational_labels": frame["label"].value_counts().to_dict()}
-    report = Report(numbers | bill, {"examples": examples.reset_index(drop=True)})
-    if p.educational_source != "model":
-        trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
-        report = Report(report.numbers | trained.numbers, report.tables | trained.tables)
-    return report
-
-
-def _scored(p: ClassifierParams, texts: list[str], folder: Path) -> pd.DataFrame:
-    """What a ready model, folded into `folder`, says of the texts."""
-    scorer = open_scorer(p.educational_model)
-    try:
-        values = label_points(scorer.labels)
-    except TraitError as error:
-        raise TraitError(f"educational_model {p.educational_model}: {error}") from None
-    scorer.save(folder / "educational.safetensors")
-    probabilities = scorer.probabilities(texts)
-    labels = [scorer.labels[k].removeprefix(LABEL_PREFIX) for k in probabilities.argmax(axis=1)]
-    return pd.DataFrame({"label": labels, "score": np.minimum(probabilities @ values, 2), "text": texts})
+    trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
+    tables = {"examples": examples.reset_index(drop=True)}
+    return Report(numbers | bill | trained.numbers, tables | trained.tables)
 
 
 def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:

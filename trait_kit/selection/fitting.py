@@ -56,13 +56,11 @@ def ngrams_of(line: str, longest: int = WORD_NGRAMS) -> list[str]:
 def require(pairs: Labelled, labels: Sequence[str], least: int, advice: str) -> None:
     """TraitError where a label has fewer than `least` lines: nothing can be learned, or judged, of it."""
     counts = Counter(pairs.values())
-    found = ", ".join(f"{label} {counts[label]}" for label in labels)
-    for label in labels:
-        if counts[label] < least:
-            raise TraitError(
-                f"Too few documents to train on: of each label {least} are needed, but {label} has {counts[label]} that are "
-                f"neither empty nor repeated ({found}). {advice}"
-            )
+    if few := [f"{label} has {counts[label]}" for label in labels if counts[label] < least]:
+        raise TraitError(
+            f"Too few documents to train on: of each label {least} are needed, but {', '.join(few)} that are neither empty "
+            f"nor repeated. {advice}"
+        )
 
 
 def trial(pairs: Labelled, labels: Sequence[str], p: ClassifierParams) -> tuple[np.ndarray, np.ndarray]:

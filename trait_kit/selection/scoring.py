@@ -27,7 +27,7 @@ from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Progress, Work, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import label_points
+from trait_kit.selection.educational import LABELS, label_points
 from trait_kit.selection.fitting import open_scorer
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
     files = ModelFiles(str(step.path(trained, "domain.safetensors")))
-    if "fasttext+educational" in p.methods:
+    if "fasttext_educational" in p.methods:
         files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
     if "dsir" in p.methods:
         fitted = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"])
@@ -206,7 +206,9 @@ def score_corpus(
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
             files = replace(files, **{name: str(open_scorer(path).save(folder / f"{name}.safetensors"))})
-    open_models(files, files.fingerprint)["domain"].column(files.label)  # before any time is spent
+    models = open_models(files, files.fingerprint)
+    models["domain"].column(files.label)  # refused, if at all, before any time is spent
+    label_points(models["educational"].labels if "educational" in models else LABELS)
     job = {
         "files": asdict(files),
         "fingerprint": files.fingerprint,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, digest, read_json, write_text
-from trait_kit.models import model_digest, resolve_model
+from trait_kit.models import model_digest, model_folder
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
 from trait_kit.training import launch, sources, worker
@@ -133,7 +133,7 @@ def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
     texts, held_out, problems = inputs
     scored = {name: _scored(name, rows, params.held_out_items) for name, rows in sorted(held_out.items())}
-    base = str(resolve_model(params.base_model))
+    base = str(model_folder(params.base_model))
     plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
     job = Job(
         params=params,
