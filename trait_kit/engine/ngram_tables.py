@@ -34,7 +34,7 @@ from trait_kit.engine.ngrams import (
 
 
 class LinearTable(NamedTuple):
-    """What the kernels read, for C numbers a row. Without cells the buckets hold single words too, and </s> counts for none."""
+    """What the kernels read, for C numbers a row. Without cells the buckets hold single words too, but no </s>."""
 
     cells: np.ndarray  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
     buckets: np.ndarray  # float32 [buckets, C]
@@ -57,7 +57,7 @@ class LinearTable(NamedTuple):
 
 
 def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
-    """Cells of words and their numbers (float32 [n, C]), at most half of them used, each within a cache line if it can be."""
+    """Cells of words and their numbers (float32 [n, C]), at most half of them used, each within a cache line."""
     slots = 1 << max(2 * len(words) - 1, 1).bit_length()
     cells = np.zeros((slots, 1 << (values.shape[1] + 1).bit_length()), np.float32)
     states = word_states(*buffers(pa.array(words, pa.large_binary())))

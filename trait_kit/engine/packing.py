@@ -10,8 +10,6 @@ random order gives them, and a document that is read again comes again long afte
 a piece; tokens stay where they are on disk until a row is read.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

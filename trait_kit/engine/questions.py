@@ -10,8 +10,6 @@ A place in a text is looked at only where the two words that stand there begin a
 the base model's tokenizer, which counts the same texts.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import re

@@ -5,8 +5,6 @@ JSONL file, rows of a Parquet file or data set. One bad record never stops a job
 file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it cost.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -4,8 +4,6 @@ Damage is an exception of its own, `Damaged`, which readers turn into a counted 
 (missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

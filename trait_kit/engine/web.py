@@ -8,8 +8,6 @@ once, whoever asks. It runs in a child process (datatrove's sandbox), because lx
 wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import ctypes
