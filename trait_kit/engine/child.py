@@ -55,11 +55,7 @@ def run(
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str],
-    what: str,
-    log: Path,
-    ready: Callable[[], bool],
-    environment: dict[str, str] | None = None,
+    command: Sequence[str], what: str, log: Path, ready: Callable[[], bool], environment: dict[str, str] | None = None
 ) -> Iterator[None]:
     """A server that lives as long as the block; `ready` is asked until it says yes. TraitError if it ends before."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ small YAML that the user owns, since they change and no program should guess the
 """
 
 import ipaddress
+import math
 import socket
 import sqlite3
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
 
@@ -182,23 +182,20 @@ def usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-class _Price(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    usd_per_million_in: float = Field(ge=0)
-    usd_per_million_out: float = Field(ge=0)
-
-
 def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
     """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
     path = Path(file)
     try:
         text = path.read_text("utf-8") if path.exists() else ""
-        listed = TypeAdapter(dict[str, _Price]).validate_python(yaml.safe_load(text) or {})
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        lines = yaml.safe_load(text) or {}
+        listed = {name: (line["usd_per_million_in"], line["usd_per_million_out"]) for name, line in lines.items()}
+        if not all(type(price) in (int, float) and 0 <= price < math.inf for pair in listed.values() for price in pair):
+            raise ValueError(listed)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
         raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
     if model in listed:
-        return listed[model].usd_per_million_in, listed[model].usd_per_million_out
+        return listed[model]
     if away := next((url for url in urls if not is_private(url)), None):
         raise TraitError(
             f"{file} does not say what '{model}' at {away} costs. Add the line\n"

@@ -296,7 +296,7 @@ class _Session:
             finally:
                 ledger.release(most, completion is not None)
 
-    async def _post(self, request: dict[str, Any]) -> Any:
+    async def _post(self, request: dict[str, Any], others: int | None = None) -> Any:
         """The answer of the least busy address; of another one where that cannot be reached, or is cut off."""
         import openai
 
@@ -307,33 +307,32 @@ class _Session:
                 await self.stack.enter_async_context(server.client)
         body = {**request, "extra_body": endpoint.extra}
         body[self.limit_field] = body.pop("max_tokens")
-        most = endpoint.timeout * (endpoint.max_retries + 1)  # a server may send a byte a second for ever
-        for turn in range(len(self.servers), -1, -1):
-            now = time.monotonic()
-            server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
-            server.flying += 1
-            try:
-                async with server.places, asyncio.timeout(most):
-                    answer = await server.client.chat.completions.create(**body)
-                self.unreached = 0
-                return answer
-            except (TimeoutError, openai.APITimeoutError):
-                raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
-            except openai.APIConnectionError as error:
-                server.away_until = time.monotonic() + _AWAY_SECONDS
-                if not turn or self.stopped:
-                    raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
-            except openai.APIStatusError as error:
-                told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
-                if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
-                    raise self._refused(server.url, error.status_code, told) from None
-                self.limit_field = "max_completion_tokens"  # what newer endpoints call it
-                return await self._post(request)
-            except ValueError:
-                return None  # what is no JSON is no answer
-            finally:
-                server.flying -= 1
-        raise AssertionError("the last turn returns or raises")
+        others, now = len(self.servers) if others is None else others, time.monotonic()
+        server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
+        server.flying += 1
+        try:
+            # a server may send a byte a second for ever
+            async with server.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
+                answer = await server.client.chat.completions.create(**body)
+            self.unreached = 0
+            return answer
+        except (TimeoutError, openai.APITimeoutError):
+            raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
+        except openai.APIConnectionError as error:
+            server.away_until = time.monotonic() + _AWAY_SECONDS
+            if others and not self.stopped:
+                return await self._post(request, others - 1)
+            raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
+        except openai.APIStatusError as error:
+            told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
+            if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
+                raise self._refused(server.url, error.status_code, told) from None
+            self.limit_field = "max_completion_tokens"  # what newer endpoints call it
+            return await self._post(request)
+        except ValueError:
+            return None  # what is no JSON is no answer
+        finally:
+            server.flying -= 1
 
     def _unreached(self, fault: str) -> Exception:
         self.unreached += 1

@@ -8,7 +8,6 @@ of them, one without words is nobody's duplicate.
 """
 
 import string
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -53,25 +52,23 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
     WINDOW different rows, each is compared with the first WINDOW.
     """
-    leader, rows = np.arange(len(signatures)), _with_words(signatures)
+    leader, rows = np.arange(len(signatures)), np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
     _, first, same = np.unique(_keys(signatures[rows]), return_index=True, return_inverse=True)
     leader[rows] = rows[first][same]
-    different = rows[np.sort(first)]
-    for one, other in _meetings(signatures, different, signatures, different, threshold):
-        _unite(leader, one, other, signatures, threshold * signatures.shape[1])
+    rows, (bands, width) = rows[np.sort(first)], banding(threshold, signatures.shape[1])
+    for start in range(0, bands * width, width):
+        keys = _keys(signatures[rows, start : start + width])
+        order = np.argsort(keys, kind="stable")
+        _join(keys[order], rows[order], signatures, threshold * signatures.shape[1], leader)
     while not np.array_equal(leader, leader[leader]):
         leader = leader[leader]
     return leader
 
 
 def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
-    assert signatures.shape[1] == seed_signatures.shape[1]
-    found = np.zeros(len(signatures), bool)
-    seeds = np.unique(seed_signatures[_with_words(seed_signatures)], axis=0)  # each once
-    for rows, others in _meetings(signatures, _with_words(signatures), seeds, np.arange(len(seeds)), threshold):
-        _mark(found, rows, others, signatures, seeds, threshold * signatures.shape[1])
-    return found
+    """bool [n]: whether a row is in the cluster of a seed row, like it or like another that is."""
+    seeds = np.unique(seed_signatures, axis=0)  # in a bucket they come first
+    return clusters(np.concatenate([seeds, signatures]), threshold)[len(seeds) :] < len(seeds)
 
 
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
@@ -85,29 +82,6 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     if not (fits and 0 < threshold <= 1):
         raise TraitError(f"The threshold of near-duplicates must be at most 1, and not so low as {threshold}.")
     return n_hashes // fits[-1], fits[-1]
-
-
-def _with_words(signatures: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
-
-
-def _meetings(
-    some: np.ndarray, rows: np.ndarray, others: np.ndarray, other_rows: np.ndarray, threshold: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of a row of `some` and one of `others` that share a band or all hashes, array by array."""
-    bands, width = banding(threshold, some.shape[1])
-    for hashes in (slice(None), *(slice(band * width, (band + 1) * width) for band in range(bands))):
-        asked, keys = _keys(some[rows, hashes]), _keys(others[other_rows, hashes])
-        order = np.argsort(keys, kind="stable")
-        keys, ordered = keys[order], other_rows[order]
-        first, row = np.searchsorted(keys, asked), rows
-        for step in range(WINDOW):
-            meets = first + step < len(keys)
-            meets[meets] = keys[first[meets] + step] == asked[meets]
-            first, asked, row = first[meets], asked[meets], row[meets]
-            if not len(row):
-                break
-            yield row, ordered[first + step]
 
 
 def _keys(hashes: np.ndarray) -> np.ndarray:
@@ -160,16 +134,12 @@ def _root(leader, row):
 
 
 @kernel
-def _unite(leader, rows, others, signatures, needed):
-    """Give rows that are alike one leader, the smaller of theirs."""
-    for i in range(len(rows)):
-        one, other = _root(leader, rows[i]), _root(leader, others[i])
-        if one != other and _agreeing(signatures[rows[i]], signatures[others[i]]) >= needed:
-            leader[max(one, other)] = min(one, other)
-
-
-@kernel
-def _mark(found, rows, others, signatures, seeds, needed):
-    """Mark in `found` the rows that are like a seed."""
-    for i in range(len(rows)):
-        found[rows[i]] |= _agreeing(signatures[rows[i]], seeds[others[i]]) >= needed
+def _join(keys, rows, signatures, needed, leader):
+    """Give the rows of one bucket (equal keys) that are alike one leader, the smallest of theirs."""
+    begin = 0
+    for i in range(1, len(rows)):
+        begin = begin if keys[i] == keys[begin] else i
+        for j in range(begin, min(i, begin + WINDOW)):
+            one, other = _root(leader, rows[i]), _root(leader, rows[j])
+            if one != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
+                leader[max(one, other)] = min(one, other)

@@ -18,19 +18,7 @@ from safetensors.numpy import save
 
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path
-from trait_kit.engine.ngrams import (
-    EOS_STATE,
-    Normalisation,
-    Texts,
-    buffers,
-    inlined,
-    kernel,
-    ngram_hashes,
-    sign_extend,
-    text_array,
-    token_blocks,
-    word_states,
-)
+from trait_kit.engine.ngrams import Normalisation, Texts, buffers, inlined, kernel, text_array, token_blocks
 
 
 class LinearTable(NamedTuple):
@@ -60,7 +48,7 @@ def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
     """Cells of words and their numbers (float32 [n, C]), at most half of them used, each within a cache line."""
     slots = 1 << max(2 * len(words) - 1, 1).bit_length()
     cells = np.zeros((slots, 1 << (values.shape[1] + 1).bit_length()), np.float32)
-    states = word_states(*buffers(pa.array(words, pa.large_binary())))
+    states = ngrams.word_states(*buffers(pa.array(words, pa.large_binary())))
     cells[_take_slots(states, cells.view(np.uint64)), 2 : 2 + values.shape[1]] = values
     return cells
 
@@ -120,10 +108,10 @@ def count(texts: Texts, buckets: int, longest: int, normalisation: Normalisation
     """int64 [buckets]: how often the texts' n-grams of 1 to `longest` words fall into each bucket."""
     counts = np.zeros(buckets, np.int64)
     for _, states, _ in token_blocks(*buffers(text_array(texts)), normalisation):
-        words = states != EOS_STATE
+        words = states != ngrams.EOS_STATE
         within = words
         for n in range(1, longest + 1):
-            hashes = ngram_hashes(states, n)[within]
+            hashes = ngrams.ngram_hashes(states, n)[within]
             counts += np.bincount((hashes % np.uint64(buckets)).astype(np.int64), minlength=buckets)
             within = within[:-1] & words[n:]
     return counts
@@ -170,7 +158,7 @@ def _look_up_kernel(with_words: bool, longest: int):
                     for n in range(longest):
                         if t < begin + np.uint64(n):
                             break
-                        ngram += sign_extend(states[t - np.uint64(n)]) * factor
+                        ngram += ngrams.sign_extend(states[t - np.uint64(n)]) * factor
                         factor *= ngrams.NGRAM_MULTIPLIER
                         if n + 1 >= shortest:
                             total += buckets[ngram % np.uint64(len(buckets))]

@@ -30,11 +30,6 @@ _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
 _WORD, _ASCII_WORD = (re.compile(_PATTERN.replace("L", letter)) for letter in (r"[^\W\d_]", "[a-z]"))
 
 
-def find_contaminated(texts: Texts, test_questions: Sequence[str], n: int = 13, share: float = 0.5) -> pd.DataFrame:
-    """The findings of `QuestionIndex(test_questions, n, share)` in the texts: the form for a single batch."""
-    return QuestionIndex(test_questions, n, share).find(texts)
-
-
 class QuestionIndex:
     """An index of test questions; `find` compares batch after batch of texts with it.
 

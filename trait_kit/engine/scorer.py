@@ -15,9 +15,6 @@ and a token that starts with `__label__` is a word. Models with character n-gram
 fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above these.
 """
 
-import itertools
-import mmap
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +33,8 @@ _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _SOFTMAX = 3
 _LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 4: "one-vs-all (ova)"}
-_ENTRY = re.compile(rb"([^\0]*)\0.{9}", re.DOTALL)  # of the dictionary: a name and its end, count (8 bytes) and type
-_HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
+_HEAD = struct.Struct("<ii12idiiiqq")
+_ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and before the numbers of a matrix
 
 
 @dataclass(eq=False)
@@ -112,51 +109,38 @@ class NgramScorer:
 
 
 def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray, np.ndarray]:
-    """(words, not always UTF-8; labels; longest word n-gram; input and output matrix) of a model file.
+    """(words, not always UTF-8; labels; longest word n-gram; both matrices) of a file; TraitError if it cannot be folded.
 
-    The big matrix is mapped: the library copies it (2 GB for a usual web classifier), and never returns from a dictionary
-    that is cut off. TraitError where it cannot be folded.
+    Its header (arguments, sizes of the dictionary) is read first: the library never returns from a dictionary that is cut
+    off, and fills up a matrix that is.
     """
+    import fasttext
+
     if not path.is_file():
         raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
-    try:
-        with path.open("rb") as stream:
-            return _parse_fasttext(path, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except (struct.error, ValueError) as error:
-        raise TraitError(f"{path} is not a complete fastText model ({error}). Copy or train it again.") from None
-
-
-def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
-    """The layout: header, arguments, sizes and entries of the dictionary, input matrix, output matrix, little endian."""
-    magic, version, *arguments, _ = _HEAD.unpack_from(data)
+    with path.open("rb") as stream:
+        head = _HEAD.unpack(stream.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
+    magic, version, dimension, *_, longest, loss, kind, buckets, _, maxn, _, _, _, n_words, n_labels, _, _ = head
     if (magic, version) != (_MAGIC, 12):
         raise TraitError(f"{path} is not a fastText model (.bin, format 12).")
-    dimension, _, _, _, _, longest, loss, model, _, _, maxn, _ = arguments
-    if model != 3:
+    if kind != 3:
         raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
     if loss != _SOFTMAX:
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
     if maxn:
         raise TraitError(f"{path} has character n-grams, which are not read. Train it again with minn=0 and maxn=0.")
-    size, n_words, n_labels, _, pruned = _SIZES.unpack_from(data, _HEAD.size)
-    place, names, matrices = _HEAD.size + _SIZES.size, [], []
-    for entry in itertools.islice(_ENTRY.finditer(data, place), size):
-        names.append(entry[1])
-        place = entry.end()
-    if len(names) < size:
-        raise ValueError("it ends within its dictionary")
-    for _ in range(2):
-        quantised, rows, columns = _MATRIX.unpack_from(data, place)
-        if quantised or pruned >= 0:
-            raise TraitError(f"{path} is a quantised model (.ftz). Use the .bin model that it was made from.")
-        place += _MATRIX.size + 4 * rows * columns
-        matrices.append(np.frombuffer(data, "<f4", rows * columns, place - 4 * rows * columns))
-    inputs, outputs = (matrix.reshape(-1, dimension) for matrix in matrices)
-    if len(inputs) < n_words or not 2 <= len(outputs) == n_labels == size - n_words:
-        raise ValueError(f"{n_words} words, {n_labels} labels and matrices of {len(inputs)} and {len(outputs)} rows")
-    labels = [name.decode("utf-8", errors="replace") for name in names[n_words:]]
+    size, matrices = path.stat().st_size, 4 * dimension * (n_words + buckets + n_labels)
+    incomplete = TraitError(f"{path} is quantised (.ftz), or not a complete fastText model. Use the whole .bin model.")
+    if size < matrices or n_labels < 2:
+        raise incomplete
+    model = fasttext.load_model(str(path))
+    named = (names(on_unicode_error="surrogateescape") for names in (model.get_words, model.get_labels))
+    words, labels = ([name.encode(errors="surrogateescape") for name in names] for names in named)
+    if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
+        raise incomplete
+    labels = [label.decode(errors="replace") for label in labels]
     if not all(label.startswith(LABEL_PREFIX) for label in labels):
         raise TraitError(
             f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
         )
-    return names[:n_words], labels, longest, inputs, outputs
+    return words, labels, longest, model.get_input_matrix(), model.get_output_matrix()

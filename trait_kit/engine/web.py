@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import itertools
 import re
 import signal
 from collections.abc import Iterator
@@ -123,57 +124,53 @@ def _write(tables: Iterator[pa.Table], path: Path) -> None:
 
 def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
     """One row a document or loss (`reason`), up to _PART_ROWS at a time."""
+    rows = _rows(name, seconds_per_page)
+    while found := list(itertools.islice(rows, _PART_ROWS)):
+        yield pa.Table.from_pylist(found, _KEPT)
+
+
+def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
     import trafilatura  # noqa: F401  children inherit it
     from datatrove.pipeline.extractors.base import ExtractorSandbox
 
     logger.disable("datatrove.pipeline.extractors")
-    found: list[dict[str, Any]] = []
     row = size = 0
     try:
         with ExtractorSandbox(seconds_per_page, (b"", "")) as sandbox, reading(name) as stream:
             for row, piece in enumerate(_records(stream), 1):
-                if isinstance(piece, bytes):
-                    document = _document(piece, sandbox)
-                    size += len(piece)
-                else:  # by the size of those before, or of usual ones
+                if isinstance(piece, int):  # by the size of those before, or of usual ones
                     records = max(piece // (size // row or FORMATS[format_of(name)[0]]), 1)
                     document = {"reason": f"{UNREADABLE}: no WARC record of the length that it states", "records": records}
+                else:
+                    document = _document(piece, sandbox)
+                    size += len(piece)
                 if document:
-                    found.append({**document, "row": row})
-                if len(found) >= _PART_ROWS:
-                    yield pa.Table.from_pylist(found, _KEPT)
-                    found = []
+                    yield {**document, "row": row}
     except Damaged as damage:
-        found.append(torn(name, row, damage)._asdict())
-    yield pa.Table.from_pylist(found, _KEPT)
+        yield torn(name, row, damage)._asdict()
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes | int]:
     """WARC records; how many bytes hold none, or one that is not as long as it says, up to the next record's first line."""
     passed = 0
-    try:
-        while line := stream.readline(_LINE):
-            if not line.startswith(b"WARC/"):
-                passed += len(line.strip(b"\r\n"))
-                continue
-            if passed:
-                yield passed
-            head = [line]
-            while len(head) < 100 and (line := stream.readline(_LINE)).strip():
-                head.append(line.strip(b"\r\n") + b"\r\n")
-            length = _LENGTH.search(b"".join(head))
-            missing = int(length[1]) if length else 0
-            more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
-            while more and (missing := missing - len(more)):
-                more = stream.read(min(missing, PAGE_BYTES))
-            whole = length and not missing and not stream.readline(_LINE).strip()
-            passed = 0 if whole else sum(map(len, head)) + len(body)
-            if whole:
-                yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
-    except OSError:
+    while line := stream.readline(_LINE):
+        if not line.startswith(b"WARC/"):
+            passed += len(line.strip(b"\r\n"))
+            continue
         if passed:
             yield passed
-        raise
+        head = [line]
+        while len(head) < 100 and (line := stream.readline(_LINE)).strip():
+            head.append(line.strip(b"\r\n") + b"\r\n")
+        length = _LENGTH.search(b"".join(head))
+        missing = int(length[1]) if length else 0
+        more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
+        while more and (missing := missing - len(more)):
+            more = stream.read(min(missing, PAGE_BYTES))
+        whole = length and not missing and not stream.readline(_LINE).strip()
+        passed = 0 if whole else sum(map(len, head)) + len(body)
+        if whole:
+            yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
     if passed:
         yield passed
 
