@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ class QuotingTeacher(JoiningTeacher):
         if draft.fault:
             return draft
         rng = random.Random(f"{order.group.id}/{len(order.refused)}")
-        told = [f"{_nonsense(rng)} turns on {row.question[-60:]!r}" for row in order.rows]
+        told = [f"{_nonsense(rng)} turns on {re.sub('[.:?] ', ' ', row.question)[-60:]!r}" for row in order.rows]
         text = f"They share {order.group.shared}, {_nonsense(rng)}: {'; '.join(told)}."
         return replace(draft, enlightenment=text, parts=(text,))
 

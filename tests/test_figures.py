@@ -14,7 +14,7 @@ import pytest
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
-from trait_kit.evaluation.comparison import compare, forgetting_of
+from trait_kit.evaluation.comparison import compare, compare_all, forgetting_of, verdict
 from trait_kit.figures import curves, gains, style
 from trait_kit.figures import map as figure_map
 from trait_kit.figures.evidence import read_and_write
@@ -353,15 +353,17 @@ def test_report_escapes_hostile_text_and_stands_alone(tmp_path):
     assert "script-src" not in policy
 
 
-def test_report_shows_gain_proof_forgetting_cost_and_what_is_synthetic(tmp_path):
+def test_the_report_begins_with_the_question_and_the_answer_against_the_control(tmp_path):
     hostile_run(tmp_path / "run")
     text = " ".join(Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text.split())
     data = outcomes()
-    row = compare(data, "trait", "bits_per_byte").set_index("arm").loc["selected"]
-    assert f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" in text
-    assert "Better than all 3 other arms at p < 0.05." in text
-    assert "Some of it was forgotten." in text
-    assert "0:01:15" in text  # 6 x 12.5 s
+    said = verdict(compare_all(data, "trait"), "bits_per_byte", "trait")
+    assert said["control_arm"] == "selected"
+    assert "Too few items" in said["headline"]
+    shown = [said["question"], said["headline"], "What this cannot show", "0:01:15"]  # 6 x 12.5 s
+    places = [text.index(part) for part in shown]
+    assert places == sorted(places)
+    assert all(line in text for line in (*said["worse"], *said["cannot_show"]))
     assert "200 tokens in, 100 out, $0.50" in text  # rejected passages are paid for too
     assert "8,192 tokens trained in each of 2 arms" in text
     assert "What is synthetic" in text
@@ -462,7 +464,7 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
     assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
-    assert set(nearest.index) == {"general", "in_domain", "trait"} and len(coordinates) == 12 + 12 + 4 + 2 + 1
+    assert set(nearest.index) == {"general", "in_domain", "selected", "trait", "questions"}
     monkeypatch.setattr(figure_map, "embed", None)
     step.done = True
     again, shares = figure_map.draw_map(step)

@@ -22,7 +22,7 @@ def raw() -> dict:
 def test_all_promised_experiments_are_shipped():
     names = {path.stem for path in EXPERIMENTS}
     assert names == {"demo", "demo_ads", "math_smollm2", "math_mistral7b", "ads_mistral7b"}
-    assert {path.stem for path in SWEEPS} == {"ablation", "packaging", "passages", "token_budget"}
+    assert {path.stem for path in SWEEPS} == {"ablation", "packaging", "token_budget"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

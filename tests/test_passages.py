@@ -105,7 +105,7 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
     class Phrase(QuotingTeacher):
         def _around(self, order: Order, draft: Draft) -> Draft:
             found = super()._around(order, draft)
-            phrase = f"and the {order.rows[0].answer} is not the answer yet since more is to come"
+            phrase = f"and the {len(order.rows[0].question)} is not the answer yet since more is to come"
             return replace(found, enlightenment=f"{found.enlightenment[:-1]}; {phrase}.")
 
     groups, passages, rejected, _ = quoting_passages(tmp_path, math_problems(), teacher=Phrase())

@@ -146,7 +146,7 @@ def test_an_estimate_is_agreed_to_before_it_is_spent():
     estimate = endpoint.estimate(1_000, 800_000, 200_000)
     assert estimate.cost_usd == pytest.approx(2.8)
     assert estimate.hours == pytest.approx(200_000 / 50 / 10 / 3600)
-    said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.80, 0.1 hours at 4.0 seconds a request"
+    said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.80, 0.1 hours"
     assert str(estimate) == said == agree(estimate, 2.8)
     with pytest.raises(TraitError, match=r"This would cost about \$2\.80 \(1,000 requests.*\)\. Set max_cost_usd to"):
         agree(estimate, 0.0)
@@ -214,7 +214,8 @@ def test_a_server_is_started_asked_and_ended_with_all_its_processes(tmp_path):
         running = pids(log)
         assert all(psutil.pid_exists(pid) for pid in running)
     assert gone(running)
-    with pytest.raises(KeyboardInterrupt), served(chosen, tmp_path):
+    with pytest.raises(KeyboardInterrupt), served(chosen, tmp_path) as endpoint:
+        endpoint.start()
         running = pids(log)
         raise KeyboardInterrupt
     assert gone(running)
@@ -227,7 +228,8 @@ def test_the_server_ends_with_a_step_that_is_killed(tmp_path):
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_teaching as t
         folder = t.Path({str(tmp_path)!r})
-        with t.served(t.serving_params(folder), folder):
+        with t.served(t.serving_params(folder), folder) as endpoint:
+            endpoint.start()
             print("serving", flush=True)
             time.sleep(300)
         """
@@ -245,8 +247,8 @@ def test_the_server_ends_with_a_step_that_is_killed(tmp_path):
 def test_a_server_that_cannot_start_says_why(tmp_path):
     told = r"ended with exit status 1(.|\n)*teacher_server\.log(.|\n)*does not fit into 4 GB"
     chosen = serving_params(tmp_path, "raise SystemExit('ValueError: the model does not fit into 4 GB')")
-    with pytest.raises(TraitError, match=told), served(chosen, tmp_path):
-        raise AssertionError("never here")
+    with pytest.raises(TraitError, match=told), served(chosen, tmp_path) as endpoint:
+        endpoint.start()
     with pytest.raises(ValueError, match="leave teacher_base_url empty"):
         params(teacher="openai", teacher_model="m", teacher_serve="vllm", teacher_base_url="http://127.0.0.1:1/v1")
 

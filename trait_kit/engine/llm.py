@@ -36,10 +36,14 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask: a prompt or a conversation so far, and what makes a value of the answer (ValueError: not usable)."""
+    """One thing to ask: a prompt or a conversation so far, and what makes a value of the answer (ValueError: not usable).
+
+    `retry` makes the next conversation from the last one, its answer and what was wrong with it.
+    """
 
     asked: str | Sequence[Message]
     read: Callable[[str], Any] = str
+    retry: Callable[[Sequence[Message], str, str], list[Message]] = lambda *last: again(*last)
 
     def messages(self) -> list[Message]:
         return [{"role": "user", "content": self.asked}] if isinstance(self.asked, str) else list(self.asked)
@@ -274,7 +278,7 @@ class _Session:
             if completion.finish_reason in ("length", "content_filter"):
                 fault += f"; the endpoint stopped it ({completion.finish_reason})"
             refused.append(fault)
-            messages = again(messages, content, fault)
+            messages = request.retry(messages, content, fault)
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
         return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), len(paid), tuple(refused))
 

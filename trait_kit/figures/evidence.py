@@ -71,7 +71,7 @@ def read_and_write(step: Any) -> Evidence:
 def form_table(run_dir: Path) -> Table:
     """How much of a task's test texts is the form of its training texts: a gain on such a task can be form alone."""
     frame = pd.read_csv(run_dir / "05_evaluate" / "form_overlap.csv")
-    columns = {"Task": frame["task"].map(label), "Test items": frame["items"]}
+    columns = {"Task": frame["task"].map(label).tolist(), "Test items": frame["items"].map(str).tolist()}
     columns["6-grams that stand in training problems"] = [f"{share:.0%}" for share in frame["overlap"]]
     return Table("Form: how much of the test texts stands in the training problems, numbers masked", columns, [])
 

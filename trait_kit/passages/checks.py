@@ -6,8 +6,6 @@ and of the right length. A model's answer is read by the same checks one part at
 part that fails is asked for again alone. What compares a passage with others is in novelty.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ passages' place shows what a gain is due to: the problems, their form, the teach
 related, or what the enlightenment says. Nothing is drawn at random here, so the texts are the same for every seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

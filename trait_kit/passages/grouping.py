@@ -6,8 +6,6 @@ such as ads; relating.py has what fills these columns, or does without. The leas
 spread over all problems before any is used again.
 """
 
-from __future__ import annotations
-
 import heapq
 import random
 from collections import defaultdict

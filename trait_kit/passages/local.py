@@ -5,8 +5,6 @@ small, so it is asked one thing at a time, a sentence a problem. What it answere
 another seed or size asks it for what is not recorded.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import shlex

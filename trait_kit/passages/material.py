@@ -1,7 +1,5 @@
 """What a teacher is given, problems, and what it hands back, drafts; and the words and numbers that both are compared by."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

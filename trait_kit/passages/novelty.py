@@ -1,7 +1,5 @@
 """What compares a passage with other texts: is it new beside those accepted before it, and free of test questions?"""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ are shown follows from what a group shares, so that answers do not all fall into
 digest of the wording.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import random
@@ -39,12 +37,17 @@ def choose(order: Order) -> str:
     return "math" if knowledge else "generic"
 
 
-def conversation(name: str, part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0) -> list[Message]:
-    """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all."""
+def conversation(
+    name: str, part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0, fault: str = ""
+) -> list[Message]:
+    """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all.
+
+    `fault`: why it was refused before. A small model that is shown its own answer only repeats it, so it is asked anew.
+    """
     group = order.group
 
-    def asked(problems: list[dict[str, str]], place: int, shared: str) -> Message:
-        given = {"grouping": group.grouping, "shared": shared, "count": len(problems)}
+    def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
+        given = {"grouping": group.grouping, "shared": shared, "count": len(problems), "fault": as_data(fault)[:200]}
         told = _template(name, part).render(given, problems=problems, problem=problems[place])
         return {"role": "user", "content": clean(told)}
 
@@ -58,7 +61,7 @@ def conversation(name: str, part: str, order: Order, paragraphs: Sequence[str] =
     begin = own_words([row.question for row in order.rows], 2)
     steps = own_words([_steps(row, paragraph) for row, paragraph in zip(order.rows, paragraphs, strict=False)], 3)
     told = itertools.zip_longest(order.rows, paragraphs, begin, steps, fillvalue="")
-    return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200])]
+    return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], fault)]
 
 
 def own_words(texts: Sequence[str], count: int) -> list[list[str]]:

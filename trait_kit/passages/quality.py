@@ -1,7 +1,5 @@
 """How good passages are: what was kept and why the rest was not, how varied they are, and which to read first."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Sequence

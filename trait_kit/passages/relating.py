@@ -4,8 +4,6 @@ Where the task files name no topic: mathematical concepts recognised in the ques
 language model is asked for, or neighbours in an embedding, for any domain.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

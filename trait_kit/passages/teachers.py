@@ -4,8 +4,6 @@ A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(
 that could not be had says why; only what would fail for all of them (a key that is not accepted) raises TraitError.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections import Counter
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from trait_kit.engine.ledger import Estimate, Ledger
-from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
+from trait_kit.engine.llm import Endpoint, Message, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.novelty import blames
@@ -111,20 +109,24 @@ class EndpointTeacher:
 
     def _around(self, order: Order, paragraphs: Sequence[str]) -> list[Request]:
         """The requests for an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
-        whole = functools.partial(checks.read_enlightenment, order, paragraphs)
-        asked = [("enlightenment", 0, whole)]
-        if self.params.teacher_steps == "sentences":
-            read = functools.partial(checks.read_sentence, order, paragraphs)
-            asked = [("opening", 0, functools.partial(read, None))]
-            asked += [("sentence", place, functools.partial(read, place)) for place in range(len(order.rows))]
-        requests = []
-        for number, (part, place, reader) in enumerate(asked):
-            turns = prompts.conversation(self._wording(order), part, order, paragraphs, place)
+        if self.params.teacher_steps == "paragraph":
+            read = functools.partial(checks.read_enlightenment, order, paragraphs)
+            turns = prompts.conversation(self._wording(order), "enlightenment", order, paragraphs)
             for parts, reason in order.refused:
-                if blames(reason, parts[number]):
-                    turns = again(turns, parts[number], reason)
-            requests.append(Request(turns, reader))
-        return requests
+                turns = again(turns, parts[0], reason)
+            return [Request(turns, read)]
+        asked = [("opening", None), *(("sentence", place) for place in range(len(order.rows)))]
+        return [self._sentence(order, paragraphs, number, *one) for number, one in enumerate(asked)]
+
+    def _sentence(self, order: Order, paragraphs: Sequence[str], number: int, part: str, place: int | None) -> Request:
+        """The request for one sentence of an enlightenment."""
+
+        def turns(fault: str = "") -> list[Message]:
+            return prompts.conversation(self._wording(order), part, order, paragraphs, place or 0, fault)
+
+        blamed = [reason for parts, reason in order.refused if blames(reason, parts[number])]
+        read = functools.partial(checks.read_sentence, order, paragraphs, place)
+        return Request(turns(*blamed[-1:]), read, lambda _messages, _content, fault: turns(fault))
 
 
 Teacher = JoiningTeacher | EndpointTeacher

@@ -5,8 +5,6 @@ Every group ends as a row of passages.parquet or as one of rejected.parquet with
 enlightenment that is refused beside other passages is asked for again (`max_attempts`), and each draft keeps its row.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -48,13 +46,13 @@ class Written:
     bill: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: Path) -> Written:
+    def load(cls, folder: Path) -> "Written":
         found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("problems", "passages", "rejected")]
         counted = [pd.read_parquet(folder / f"{name}.parquet") for name in ("screened", "coverage")]
         return cls(*found, *counted, read_json(folder / "bill.json"))
 
 
-def write_passages(step) -> Written:
+def write_passages(step) -> "Written":
     """The whole of notebook 03. Killed at any moment, it goes on from the answers that it has paid for."""
     folder, p = step.folder, step.params
     if step.done:

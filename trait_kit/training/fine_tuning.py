@@ -6,8 +6,6 @@ that it scores, with the end token, so that a generated answer ends. Only the ta
 whole: half of one would be a target without its question.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

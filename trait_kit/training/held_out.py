@@ -4,8 +4,6 @@ They do not depend on the tokenizer, and at small scale they move long before ac
 right padding needs no mask because no token looks to its right.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Sequence

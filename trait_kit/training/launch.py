@@ -1,7 +1,5 @@
 """In which processes a job runs: a child of the notebook, `accelerate launch` from it, or the processes of a launch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

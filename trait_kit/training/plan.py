@@ -7,8 +7,6 @@ key. Fine-tuning, where asked for, is one more stage after each chain and after 
 'trait_fine_tuned'.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,7 @@ class Stage(BaseModel):
         write_text(folder / "stage.json", self.model_dump_json(indent=1))
 
     @staticmethod
-    def load(folder: Path) -> Stage:
+    def load(folder: Path) -> "Stage":
         return Stage.model_validate_json((folder / "stage.json").read_text(encoding="utf-8"))
 
 

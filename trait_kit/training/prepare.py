@@ -8,8 +8,6 @@ stream's order, what still fits in one of its rows, and a later stage begins wit
 Every arm has the same steps and slots; the slots that whole documents leave empty are counted as padding.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

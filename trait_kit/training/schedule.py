@@ -4,8 +4,6 @@ The paper trains with a 3% warm-up, a constant maximum, and an *exponential* dec
 that the library's own WSD does not offer. Each stage has a schedule of its own. (Fine-tuning has the library's cosine.)
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

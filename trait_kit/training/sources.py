@@ -1,7 +1,5 @@
 """What a run trains on and what watches it: files of texts by source name, held-out pairs by kind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

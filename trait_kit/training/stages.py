@@ -5,8 +5,6 @@ it, and a killed run goes on from the last stage, or from the last checkpoint in
 `tokens/`, and serve every stage, arm and repeated call.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -65,7 +63,7 @@ class TrainingResult:
         return (scores.first() - scores.last()).to_dict()
 
     @staticmethod
-    def load(folder: Path) -> TrainingResult:
+    def load(folder: Path) -> "TrainingResult":
         """What a finished step left in `folder`; nothing is trained or written."""
         known = read_json(folder / "report.json")["summary"]
         return TrainingResult(

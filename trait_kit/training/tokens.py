@@ -8,8 +8,6 @@ Every document ends with the tokenizer's end token, and begins with its begin to
 by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

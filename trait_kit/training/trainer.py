@@ -1,7 +1,5 @@
 """The Trainer of a stage: packed rows, its schedule, cheap held-out scores, checkpoints that resume bit for bit."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

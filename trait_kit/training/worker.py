@@ -5,8 +5,6 @@ so its result does not depend on the process it happens to run in; and each resu
 log.json, `model` where an arm ends, and `start`, the float32 weights, for as long as another stage of the job begins there.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
