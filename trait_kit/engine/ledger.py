@@ -76,13 +76,12 @@ class Ledger:
 
     def find(self, key: str) -> Completion | None:
         """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
-        columns = ", ".join(Completion._fields)
-        row = self._sql.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
+        row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         self.cached_requests += 1
-        self._count(key, Completion(*row))
-        return Completion(*row)
+        self._count(key, Completion(*row[1:]))
+        return Completion(*row[1:])
 
     def __contains__(self, key: str) -> bool:
         return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
@@ -97,9 +96,8 @@ class Ledger:
 
     def record(self, key: str, completion: Completion) -> None:
         """Commit a new answer, then count it."""
-        columns = ", ".join(("key", *Completion._fields))
         try:
-            self._sql.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?)", (key, *completion))
+            self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, *completion))
         except sqlite3.Error as error:
             raise TraitError(
                 f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
