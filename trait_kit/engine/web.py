@@ -153,24 +153,29 @@ def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
 def _records(stream: BinaryIO) -> Iterator[bytes | int]:
     """WARC records; how many bytes hold none, or one that is not as long as it says, up to the next record's first line."""
     passed = 0
-    while line := stream.readline(_LINE):
-        if not line.startswith(b"WARC/"):
-            passed += len(line.strip(b"\r\n"))
-            continue
+    try:
+        while line := stream.readline(_LINE):
+            if not line.startswith(b"WARC/"):
+                passed += len(line.strip(b"\r\n"))
+                continue
+            if passed:
+                yield passed
+            head = [line]
+            while len(head) < 100 and (line := stream.readline(_LINE)).strip():
+                head.append(line.strip(b"\r\n") + b"\r\n")
+            length = _LENGTH.search(b"".join(head))
+            missing = int(length[1]) if length else 0
+            more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
+            while more and (missing := missing - len(more)):
+                more = stream.read(min(missing, PAGE_BYTES))
+            whole = length and not missing and not stream.readline(_LINE).strip()
+            passed = 0 if whole else sum(map(len, head)) + len(body)
+            if whole:
+                yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
+    except OSError:
         if passed:
             yield passed
-        head = [line]
-        while len(head) < 100 and (line := stream.readline(_LINE)).strip():
-            head.append(line.strip(b"\r\n") + b"\r\n")
-        length = _LENGTH.search(b"".join(head))
-        missing = int(length[1]) if length else 0
-        more = body = stream.read(min(missing, PAGE_BYTES + _LINE))
-        while more and (missing := missing - len(more)):
-            more = stream.read(min(missing, PAGE_BYTES))
-        whole = length and not missing and not stream.readline(_LINE).strip()
-        passed = 0 if whole else sum(map(len, head)) + len(body)
-        if whole:
-            yield b"".join([*head, b"\r\n", body, b"\r\n\r\n"])
+        raise
     if passed:
         yield passed
 
