@@ -10,7 +10,12 @@ import pyarrow as pa
 import pytest
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.questions import COLUMNS, QuestionIndex, find_contaminated, words_of
+from trait_kit.engine.questions import COLUMNS, QuestionIndex, words_of
+
+
+def find_contaminated(texts, questions: list[str], **options) -> pd.DataFrame:
+    return QuestionIndex(questions, **options).find(texts)
+
 
 QUESTION = (
     "A farmer has 12 rows of 8 apple trees. Each tree gives 25 apples in a season, and he sells the apples at $0.50 each. "

@@ -277,7 +277,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_the_next_step() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 1
-    assert "TraitError: hf:owner/nothing-of-this-name could not be loaded" in result.stderr
+    assert "TraitError: data set: hf:owner/nothing-of-this-name could not be loaded" in result.stderr
 
 
 def test_a_share_of_every_corpus_is_held_out_and_never_trained_on(tmp_path):

@@ -18,13 +18,12 @@ from trait_kit.selection import NgramScorer
 from trait_kit.selection.dsir import DsirModel
 
 PIECES = [
-    "the", "a", "of", "b", "Über", "naïve", "数学", "数", "مرحبا", "😀", "👩‍👩‍👧", "</s>", "__label__x", "__label__0",
-    "__label__", "__labe", "\x00", "\x01\x02", "\n", "\t", "\x0b\x0c\r", "\x85", "\u00a0", "\u2028", "x" * 300,
-    "1", "a.b", "<", "</", "s>", "<a>", "é", "\ufeff", "\x7f",
+    "the", "a", "of", "b", "Über", "naïve", "数学", "数", "مرحبا", "😀", "👩‍👩‍👧", "__labe",
+    "\x00", "\x01\x02", "\n", "\t", "\x0b\x0c\r", "\x85", "\u00a0", "\u2028", "x" * 300,
+    "1", "a.b", "<", "</", "<a>", "é", "\ufeff", "\x7f",
 ]  # fmt: skip
 HOSTILE = [
-    "", "   ", "\x00", "\x00\x00 a", "a\x00b", "</s>", "a </s> b", "</s></s>", "__label__0", "__label__zzz a",
-    "a __label__ b", "__label__0 the __label__1 a", "\n", "a\nb", "\n\na\n", "😀", "数学 是 好", "مرحبا بالعالم",
+    "", "   ", "\x00", "\x00\x00 a", "a\x00b", "</s></s>", "\n", "a\nb", "\n\na\n", "😀", "数学 是 好", "مرحبا بالعالم",
     "a" * 5_000, "\x85\u2028\u00a0",
 ]  # fmt: skip
 
@@ -54,16 +53,12 @@ def predicted(model, texts: list[str]) -> np.ndarray:
     return np.array([[answer.get(label, np.nan) for label in labels] for answer in answers]) - 1e-5
 
 
-@pytest.mark.parametrize(
-    ("word_ngrams", "subwords"),
-    [(1, (0, 0)), (2, (0, 0)), (4, (0, 0)), (1, (2, 4)), (2, (1, 3)), (3, (0, 2)), (2, (3, 3)), (2, (3, 2))],
-)
-def test_probabilities_are_those_of_fasttext(tmp_path, word_ngrams, subwords):
-    seed = 10 * word_ngrams + subwords[0] + subwords[1]
+@pytest.mark.parametrize(("word_ngrams", "seed"), [(1, 1), (2, 2), (2, 3), (3, 4), (4, 5)])
+def test_probabilities_are_those_of_fasttext(tmp_path, word_ngrams, seed):
     rng = random.Random(seed)
     model, path = train(
-        tmp_path, seed, labels=rng.randint(2, 5), wordNgrams=word_ngrams, minn=subwords[0], maxn=subwords[1],
-        bucket=rng.choice([17, 1_000, 65_536]), minCount=rng.choice([1, 3]), epoch=rng.choice([2, 30]),
+        tmp_path, seed, labels=rng.randint(2, 5), wordNgrams=word_ngrams, bucket=rng.choice([17, 1_000, 65_536]),
+        minCount=rng.choice([1, 3]), epoch=rng.choice([2, 30]),
     )  # fmt: skip
     scorer = NgramScorer.from_fasttext(path)
     texts = HOSTILE + [random_text(rng, 40) for _ in range(150)]
@@ -77,35 +72,28 @@ def test_probabilities_are_those_of_fasttext(tmp_path, word_ngrams, subwords):
     assert len(np.unique(ours.round(4), axis=0)) > 20  # the texts are told apart at all
 
 
-@pytest.mark.parametrize("subwords", [(0, 0), (2, 4)])
-def test_one_vs_all_probabilities_are_fasttexts_stepped_sigmoid(tmp_path, subwords):
-    rng = random.Random(7)
-    model, path = train(tmp_path, 7, labels=4, loss="ova", wordNgrams=3, minn=subwords[0], maxn=subwords[1], lr=0.2)
-    scorer = NgramScorer.from_fasttext(path)
-    texts = HOSTILE + [random_text(rng, 40) for _ in range(300)]
-    ours, theirs = scorer.probabilities(texts), predicted(model, texts)
-    # the library rounds a logit down to a 32nd: a logit on the edge may fall either way, one step of at most 1/128
-    assert (np.abs(ours - theirs) > 1e-4).mean() < 0.005
-    np.testing.assert_allclose(ours, theirs, atol=1 / 128 + 1e-4)
-    assert len(np.unique(ours.round(3), axis=0)) > 20
+def test_what_fasttext_obeys_within_a_text_is_a_word_here(small):
+    """A page that holds the library's own marks is read to its end; the library stops there, or skips the word."""
+    model, _, scorer = small
+    for marked, library in (("a </s> b of the", "a"), ("the __label__0 a", "the a")):
+        np.testing.assert_allclose(predicted(model, [marked]), predicted(model, [library]), atol=1e-6)
+        read, stopped = scorer.probabilities([marked, library])
+        assert np.abs(read - stopped).max() > 1e-3
 
 
 def longest_texts() -> list[str]:
     """Texts far beyond a block."""
     rng = random.Random(3)
-    calm = [piece for piece in PIECES if "</s>" not in piece]
     return [
         "the a of " * 60_000,
         "x" * 300_000,
         "数" * 100_000 + " " + "😀" * 50_000,
         " " * 200_000 + "the a" + "\n" * 200_000,
-        " ".join(rng.choice(calm) for _ in range(90_000)),
-        "the " * 40_000 + "</s> " + "of " * 40_000,
-        "__label__0 the __label__zzz " * 20_000,
+        " ".join(rng.choice(PIECES) for _ in range(90_000)),
     ]
 
 
-@pytest.mark.parametrize("options", [{"wordNgrams": 2}, {"wordNgrams": 4, "minn": 2, "maxn": 3}])
+@pytest.mark.parametrize("options", [{"wordNgrams": 2}, {"wordNgrams": 4}])
 def test_texts_longer_than_a_block_and_blocks_of_any_size(tmp_path, monkeypatch, options):
     model, path = train(tmp_path, labels=3, **options)
     scorer, texts = NgramScorer.from_fasttext(path), ["the", *longest_texts(), "a b", *HOSTILE]
@@ -140,7 +128,7 @@ def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_p
 
 
 def test_several_tables_in_one_pass_are_the_tables_one_by_one(tmp_path, small):
-    _, path = train(tmp_path, seed=9, wordNgrams=2, minn=2, maxn=3)
+    _, path = train(tmp_path, seed=9, wordNgrams=4)
     scorers = [small[2], NgramScorer.from_fasttext(path)]
     dsir = DsirModel.fit(["the a of"], ["b of Über"])
     texts = HOSTILE + longest_texts()
@@ -255,10 +243,13 @@ def test_ngram_weights_are_what_an_ngram_adds_to_the_logits(small):
 
 
 def test_models_that_cannot_be_folded_are_refused_by_name(tmp_path, small):
-    for loss, name in (("hs", "hierarchical softmax"), ("ns", "negative sampling")):
+    for loss, name in (("hs", "hierarchical softmax"), ("ns", "negative sampling"), ("ova", "one-vs-all")):
         _, path = train(tmp_path, loss=loss)
         with pytest.raises(TraitError, match=f"{name}.*loss='softmax'"):
             NgramScorer.from_fasttext(path)
+    _, path = train(tmp_path, minn=2, maxn=3)
+    with pytest.raises(TraitError, match=r"character n-grams, which are not read\..*minn=0"):
+        NgramScorer.from_fasttext(path)
     model, path = train(tmp_path, wordNgrams=2)
     model.quantize()
     model.save_model(str(tmp_path / "small.ftz"))

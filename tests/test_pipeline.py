@@ -73,14 +73,14 @@ def test_every_arm_was_scored_on_the_same_items(tiny_run):
 
 
 def test_passages_and_test_items_are_disjoint(tiny_run):
-    from trait_kit.engine.questions import find_contaminated
+    from trait_kit.engine.questions import QuestionIndex
     from trait_kit.tasks import load_problems
 
     experiment = experiments.load(TINY).passages
     passages = tables.read(tiny_run / "03_write_passages" / "passages.parquet", "passages").to_pandas()
     test = load_problems(experiment.tasks, "test", experiment.test_items_per_task, experiment.seed)
     assert len(passages) > 0
-    assert find_contaminated(passages["text"].tolist(), test["question"].tolist()).empty
+    assert QuestionIndex(test["question"].tolist()).find(passages["text"].tolist()).empty
 
 
 def test_report_is_one_file_that_asks_the_network_for_nothing(tiny_run):

@@ -5,8 +5,6 @@ far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'
 What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '5 apples * 3 = 15 pears' has words in it.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
@@ -21,24 +19,7 @@ MAX_TEXT = 20_000  # characters that are read
 _WORDS = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
 _OPERATORS, _MEASURES = frozenset(_WORDS["operators"].split()), frozenset(_WORDS["measures"].split())
 _NO_UNITS = _OPERATORS.union(_WORDS["no_units"].split())
-_PLAIN = [
-    (re.compile(pattern), plain)
-    for pattern, plain in (
-        (r"\d{31,}", "?"),  # nobody's arithmetic, and slow to match
-        (r"\{,\}|,\\!", ","),
-        (r"(?<![\w)\]}])\*\*(?=\S)|(?<=\S)\*\*(?![\w(\\])", ""),  # bold type of Markdown; 2**3 is none
-        (r"(?<!\\)\\[()\[\]]", " "),
-        (r"\\([$%])", r"\1"),
-        (r"\\(?:left|right)(?=[()])", ""),
-        (r"\\text\{\s*R\s*\}", " R "),
-        (r"\\[dt]?frac\{(\d+)\}\{(\d+)\}|\\[dt]?frac\s*(\d)\s*(\d)", r"(\1\3/\2\4)"),  # LaTeX reads \frac12 so
-        (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
-        (r"\\div", "/"),
-        (r"(?<=\w)\s+–\s+(?=[\d$£€])", " - "),
-        (r"(?<=[\w%)])\s+x\s+(?=[\d.$£€(])|(?<=\d)x(?=\d)", " * "),
-        (r"(?<![\d.,/])(\d{1,3}(?: \d{3})+)(?![\d.,]| \d|(?<!000)/)", lambda match: match.group().replace(" ", "")),
-    )
-]
+_PLAIN = [(re.compile(pattern), plain) for pattern, plain in _WORDS["plain"]]
 _UNITS = r"(?:\s?/\s?[a-z]+|\s+[a-z]+(?:/[a-z]+)?){1,3}"
 _TERM = r"[$£€]?\d[\d,]{0,30}(?:\.\d{1,30})?%?"
 _SUM_WITH_UNITS = re.compile(  # bounded, as a long row of numbers would take minutes
@@ -96,8 +77,9 @@ def _plain(text: str) -> str:
     text = text.translate(SIGNS)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
+    text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
     text = re.sub(r"[$£€]", "", _SUM_WITH_UNITS.sub(_without_units, text))
-    text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match.group().replace(",", ""), text)
+    text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match[0].replace(",", ""), text)
     return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d(])", r"(\1/100)*", text)
 
 

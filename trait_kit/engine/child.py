@@ -6,8 +6,6 @@ so that a trainer can save itself, SIGKILL ten seconds later. No child is ever l
 A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on this side.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -57,11 +55,7 @@ def run(
 
 @contextlib.contextmanager
 def serving(
-    command: Sequence[str],
-    what: str,
-    log: Path,
-    ready: Callable[[], bool],
-    environment: dict[str, str] | None = None,
+    command: Sequence[str], what: str, log: Path, ready: Callable[[], bool], environment: dict[str, str] | None = None
 ) -> Iterator[None]:
     """A server that lives as long as the block; `ready` is asked until it says yes. TraitError if it ends before."""
     log.parent.mkdir(parents=True, exist_ok=True)

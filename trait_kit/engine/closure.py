@@ -4,8 +4,6 @@ A hand-kept list of folders is wrong the day after it is written. Here imports a
 inside functions, and a module brings the data files beside it that it names in a string ('prompts', 'concepts').
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable
 from pathlib import Path

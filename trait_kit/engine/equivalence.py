@@ -4,61 +4,49 @@ Why a process: the texts come from language models, math-verify hands them to sy
 9**9**9**9 inside one long C call that no Python timer interrupts. math-verify's own alarm works on the main thread only.
 """
 
-from __future__ import annotations
-
 import functools
-import json
-import os
+import logging
+import multiprocessing
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 SECONDS = 1  # of processor time for one comparison, so that a busy machine changes no verdict; five times that of the clock
 _lock = threading.Lock()
-_child: subprocess.Popen[str] | None = None
 
 
 @functools.lru_cache(maxsize=4_096)
 def equivalent(gold: str, answer: str) -> bool | None:
     """Whether a LaTeX answer means what the gold one does; None where the child had to be ended over it. From any thread."""
-    global _child
     with _lock:
-        if _child is None or _child.poll() is not None:
-            path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-            command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
-            pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-            environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "PYTHONUTF8": "1"}
-            _child = subprocess.Popen(command, **pipes, stderr=subprocess.DEVNULL, text=True, env=environment)
         try:
-            print(json.dumps([gold, answer]), file=_child.stdin, flush=True)
-            verdict = _child.stdout.readline()
-        except BrokenPipeError:
-            verdict = ""
-        if not verdict:
-            _child.kill()
-            _child.wait()
-    return verdict.strip() == "true" if verdict else None
+            return _child().submit(_same, gold, answer).result()
+        except BrokenProcessPool:
+            _child.cache_clear()
+            return None
 
 
-def serve() -> None:
-    """The child's side: one JSON line [gold, answer] in, one line true or false out, until the input ends."""
+@functools.cache
+def _child() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), logging.disable)  # it warns of timers
+
+
+def _same(gold: str, answer: str) -> bool:
+    """In the child. Its timers' signals end the process, which is their default action."""
     import math_verify
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a parser prints is not an answer
     latex = [math_verify.LatexExtractionConfig()]  # not its reader of plain expressions, which is sympy's eval
-    for line in sys.stdin:
-        _arm(SECONDS)
-        try:
-            sides = [math_verify.parse(f"${text}$", latex, parsing_timeout=None) for text in json.loads(line)]
-            same = all(sides) and math_verify.verify(*sides, timeout_seconds=None)
-        except Exception:  # whatever a hostile string does to a parser means: not shown to be equal
-            same = False
+    _arm(SECONDS)
+    try:
+        sides = [math_verify.parse(f"${text}$", latex, parsing_timeout=None) for text in (gold, answer)]
+        return bool(all(sides) and math_verify.verify(*sides, timeout_seconds=None))
+    except Exception:  # whatever a hostile string does to a parser means: not shown to be equal
+        return False
+    finally:
         _arm(0)
-        print("true" if same else "false", file=answers, flush=True)
 
 
 def _arm(seconds: float) -> None:
-    signal.setitimer(signal.ITIMER_PROF, seconds)  # the signals' default action ends the process
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 5 * seconds)

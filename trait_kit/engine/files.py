@@ -1,7 +1,5 @@
 """Files that are whole or absent: written under a temporary name, flushed, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -5,9 +5,8 @@ undoes by itself. The key of an answer is the digest of its request; no API key 
 small YAML that the user owns, since they change and no program should guess them.
 """
 
-from __future__ import annotations
-
 import ipaddress
+import math
 import socket
 import sqlite3
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
 
@@ -78,13 +76,12 @@ class Ledger:
 
     def find(self, key: str) -> Completion | None:
         """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
-        columns = ", ".join(Completion._fields)
-        row = self._sql.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
+        row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         self.cached_requests += 1
-        self._count(key, Completion(*row))
-        return Completion(*row)
+        self._count(key, Completion(*row[1:]))
+        return Completion(*row[1:])
 
     def __contains__(self, key: str) -> bool:
         return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
@@ -99,9 +96,8 @@ class Ledger:
 
     def record(self, key: str, completion: Completion) -> None:
         """Commit a new answer, then count it."""
-        columns = ", ".join(("key", *Completion._fields))
         try:
-            self._sql.execute(f"INSERT OR REPLACE INTO answers ({columns}) VALUES (?, ?, ?, ?, ?)", (key, *completion))
+            self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, *completion))
         except sqlite3.Error as error:
             raise TraitError(
                 f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
@@ -184,23 +180,20 @@ def usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-class _Price(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    usd_per_million_in: float = Field(ge=0)
-    usd_per_million_out: float = Field(ge=0)
-
-
 def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
     """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
     path = Path(file)
     try:
         text = path.read_text("utf-8") if path.exists() else ""
-        listed = TypeAdapter(dict[str, _Price]).validate_python(yaml.safe_load(text) or {})
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        lines = yaml.safe_load(text) or {}
+        listed = {name: (line["usd_per_million_in"], line["usd_per_million_out"]) for name, line in lines.items()}
+        if not all(type(price) in (int, float) and 0 <= price < math.inf for pair in listed.values() for price in pair):
+            raise ValueError(listed)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
         raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
     if model in listed:
-        return listed[model].usd_per_million_in, listed[model].usd_per_million_out
+        return listed[model]
     if away := next((url for url in urls if not is_private(url)), None):
         raise TraitError(
             f"{file} does not say what '{model}' at {away} costs. Add the line\n"

@@ -4,8 +4,6 @@
 because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside torch's.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -6,8 +6,6 @@ that fails is a fault with its reason; only what would fail for every request (a
 No JSON is asked for: a reader takes plain text, and what a model thinks aloud before is not part of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import concurrent.futures
@@ -93,7 +91,7 @@ class Endpoint:
         self.key()
 
     @classmethod
-    def of(cls, params: Any) -> Endpoint:
+    def of(cls, params: Any) -> "Endpoint":
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         fields = ("model", "concurrency", "max_tokens", "extra")
@@ -137,7 +135,7 @@ class Endpoint:
         speed = self.tokens_per_second or TOKENS_PER_SECOND * self.places
         return Estimate(requests, tokens_in, tokens_out, cost, tokens_out / speed / 3600)
 
-    def measured(self) -> Endpoint:
+    def measured(self) -> "Endpoint":
         """This endpoint with its speed: tokens a second of short answers, as many at once as there are places."""
         asked = [Request(f"Count from {number} to {number + 40}.") for number in range(self.places)]
         started = time.monotonic()
@@ -302,7 +300,7 @@ class _Session:
             finally:
                 ledger.release(most, completion is not None)
 
-    async def _post(self, request: dict[str, Any]) -> Any:
+    async def _post(self, request: dict[str, Any], others: int | None = None) -> Any:
         """The answer of the least busy address; of another one where that cannot be reached, or is cut off."""
         import openai
 
@@ -313,33 +311,32 @@ class _Session:
                 await self.stack.enter_async_context(server.client)
         body = {**request, "extra_body": endpoint.extra}
         body[self.limit_field] = body.pop("max_tokens")
-        most = endpoint.timeout * (endpoint.max_retries + 1)  # a server may send a byte a second for ever
-        for turn in range(len(self.servers), -1, -1):
-            now = time.monotonic()
-            server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
-            server.flying += 1
-            try:
-                async with server.places, asyncio.timeout(most):
-                    answer = await server.client.chat.completions.create(**body)
-                self.unreached = 0
-                return answer
-            except (TimeoutError, openai.APITimeoutError):
-                raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
-            except openai.APIConnectionError as error:
-                server.away_until = time.monotonic() + _AWAY_SECONDS
-                if not turn or self.stopped:
-                    raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
-            except openai.APIStatusError as error:
-                told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
-                if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
-                    raise self._refused(server.url, error.status_code, told) from None
-                self.limit_field = "max_completion_tokens"  # what newer endpoints call it
-                return await self._post(request)
-            except ValueError:
-                return None  # what is no JSON is no answer
-            finally:
-                server.flying -= 1
-        raise AssertionError("the last turn returns or raises")
+        others, now = len(self.servers) if others is None else others, time.monotonic()
+        server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
+        server.flying += 1
+        try:
+            # a server may send a byte a second for ever
+            async with server.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
+                answer = await server.client.chat.completions.create(**body)
+            self.unreached = 0
+            return answer
+        except (TimeoutError, openai.APITimeoutError):
+            raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
+        except openai.APIConnectionError as error:
+            server.away_until = time.monotonic() + _AWAY_SECONDS
+            if others and not self.stopped:
+                return await self._post(request, others - 1)
+            raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
+        except openai.APIStatusError as error:
+            told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
+            if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
+                raise self._refused(server.url, error.status_code, told) from None
+            self.limit_field = "max_completion_tokens"  # what newer endpoints call it
+            return await self._post(request)
+        except ValueError:
+            return None  # what is no JSON is no answer
+        finally:
+            server.flying -= 1
 
     def _unreached(self, fault: str) -> Exception:
         self.unreached += 1

@@ -1,7 +1,5 @@
 """What a result was made with and on: code version, packages, cores, memory, speed; and quiet libraries in between."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import logging

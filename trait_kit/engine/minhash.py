@@ -7,8 +7,6 @@ bytes a document. Words are the tokens of `ngrams` without punctuation; a docume
 of them, one without words is nobody's duplicate.
 """
 
-from __future__ import annotations
-
 import string
 
 import numpy as np
@@ -52,32 +50,25 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
 
     Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
     similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
-    WINDOW different rows, each is compared with the WINDOW before it.
+    WINDOW different rows, each is compared with the first WINDOW.
     """
-    leader = np.arange(len(signatures))
-    rows = _with_words(signatures)
-    for first, width in _passes(threshold, signatures.shape[1]):
-        keys = _keys(signatures, rows, first, width)
+    leader, rows = np.arange(len(signatures)), np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
+    _, first, same = np.unique(_keys(signatures[rows]), return_index=True, return_inverse=True)
+    leader[rows] = rows[first][same]
+    rows, (bands, width) = rows[np.sort(first)], banding(threshold, signatures.shape[1])
+    for start in range(0, bands * width, width):
+        keys = _keys(signatures[rows, start : start + width])
         order = np.argsort(keys, kind="stable")
-        _join(keys[order], rows[order], signatures, threshold, leader)
-        if width == signatures.shape[1]:
-            rows = rows[leader[rows] == rows]
+        _join(keys[order], rows[order], signatures, threshold * signatures.shape[1], leader)
     while not np.array_equal(leader, leader[leader]):
         leader = leader[leader]
     return leader
 
 
 def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """bool [n]: whether a row has an estimated similarity of `threshold` or more to a seed row; buckets as in `clusters`."""
-    assert signatures.shape[1] == seed_signatures.shape[1]
-    found = np.zeros(len(signatures), np.bool_)
-    rows, seeds = _with_words(signatures), np.unique(seed_signatures[_with_words(seed_signatures)], axis=0)  # each once
-    for first, width in _passes(threshold, signatures.shape[1]):
-        keys = _keys(seeds, np.arange(len(seeds)), first, width)
-        order = np.argsort(keys, kind="stable")
-        asked = _keys(signatures, rows, first, width)
-        _look_up(keys[order], seeds[order], asked, rows, signatures, threshold, found)
-    return found
+    """bool [n]: whether a row is in the cluster of a seed row, like it or like another that is."""
+    seeds = np.unique(seed_signatures, axis=0)  # in a bucket they come first
+    return clusters(np.concatenate([seeds, signatures]), threshold)[len(seeds) :] < len(seeds)
 
 
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
@@ -93,14 +84,12 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     return n_hashes // fits[-1], fits[-1]
 
 
-def _with_words(signatures: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
-
-
-def _passes(threshold: float, n_hashes: int) -> list[tuple[int, int]]:
-    """What rows meet by, (first hash, how many): their whole signature, then each band."""
-    bands, width = banding(threshold, n_hashes)
-    return [(0, n_hashes), *((band * width, width) for band in range(bands))]
+def _keys(hashes: np.ndarray) -> np.ndarray:
+    """uint64 a row: one number by which rows meet."""
+    keys = np.zeros(len(hashes), np.uint64)
+    for column in hashes.T:
+        keys = keys * _FACTOR + column
+    return keys
 
 
 @inlined
@@ -128,16 +117,6 @@ def _signatures(words, starts, shingle_words, leaves, out):
                     out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
 
 
-@kernel
-def _keys(signatures, rows, first, width):
-    """uint64 a row: one number for `width` hashes from `first` on, by which rows meet."""
-    keys = np.zeros(len(rows), np.uint64)
-    for i in range(len(rows)):
-        for k in range(first, first + width):
-            keys[i] = _mixed(keys[i] * _FACTOR + np.uint64(signatures[rows[i], k]))
-    return keys
-
-
 @inlined
 def _agreeing(one, other):
     same = 0
@@ -155,27 +134,12 @@ def _root(leader, row):
 
 
 @kernel
-def _join(keys, rows, signatures, threshold, leader):
-    """Unite in `leader` the rows of one bucket (equal keys) that are alike."""
-    needed = threshold * signatures.shape[1]
+def _join(keys, rows, signatures, needed, leader):
+    """Give the rows of one bucket (equal keys) that are alike one leader, the smallest of theirs."""
+    begin = 0
     for i in range(1, len(rows)):
-        root = _root(leader, rows[i])
-        for j in range(i - 1, max(-1, i - 1 - WINDOW), -1):
-            if keys[i] != keys[j]:
-                break
-            other = _root(leader, rows[j])
-            if root != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
-                leader[max(root, other)] = min(root, other)
-                root = min(root, other)
-
-
-@kernel
-def _look_up(keys, seeds, asked, rows, signatures, threshold, found):
-    """Mark in `found` the rows that are like a seed of their bucket."""
-    needed = threshold * signatures.shape[1]
-    for i in range(len(rows)):
-        low = np.searchsorted(keys, asked[i])
-        for j in range(low, min(len(keys), low + WINDOW)):
-            if keys[j] != asked[i]:
-                break
-            found[rows[i]] |= _agreeing(signatures[rows[i]], seeds[j]) >= needed
+        begin = begin if keys[i] == keys[begin] else i
+        for j in range(begin, min(i, begin + WINDOW)):
+            one, other = _root(leader, rows[i]), _root(leader, rows[j])
+            if one != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
+                leader[max(one, other)] = min(one, other)

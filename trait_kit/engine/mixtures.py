@@ -1,7 +1,5 @@
 """How a mixture of sources is written, 'in_domain+15*random', and what each source gives of a number of tokens."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

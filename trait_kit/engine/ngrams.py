@@ -10,10 +10,8 @@ A state's low half is fastText's hash of the token; all of it tells tokens apart
 the low half by chance, and no two tokens of a web corpus are likely to share the whole).
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numba
@@ -39,7 +37,6 @@ _KINDS = {  # ranges of characters; all others are of words. Spaces end words, t
 }
 _BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
-_LABEL_STATE = np.uint64(6661186916064608089)  # hash state after __label__
 BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
 
 
@@ -105,12 +102,6 @@ def sign_extend(state):
     return np.uint64(np.int64(np.int32(np.uint32(state & LOW_32))))
 
 
-@inlined
-def hash_byte(state, byte):
-    """One step of fastText's FNV-1a."""
-    return (state ^ _SIGNED[byte]) * FNV_PRIME
-
-
 def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[Block]:
     """The hashed tokens of some texts of `buffers` after others: (which texts, states, where each text's begin).
 
@@ -120,11 +111,11 @@ def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normali
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
-    scan, first = _scan_kernel(normalisation == "none"), 0
     kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
+    first = 0
     while first < len(offsets) - 1:
         stop = max(int(np.searchsorted(needs, needs[first] + BLOCK_TOKENS, "right")) - 1, first + 1)
-        n = scan(values, offsets[first : stop + 1], states, starts, kinds, lower)
+        n = _scan(values, offsets[first : stop + 1], states, starts, kinds, lower)
         yield slice(first, stop), states[:n], starts[: stop - first + 1]
         first = stop
 
@@ -148,57 +139,42 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
     return kinds, lower
 
 
-@functools.cache
-def _scan_kernel(raw: bool) -> Callable:
-    """What fills a block with tokens and returns how many; `raw`, a constant for the compiler, is normalisation "none".
+@kernel
+def _scan(values, offsets, states, starts, kinds, lower):
+    """Fill a block with tokens; return how many. Where `kinds` are those of bytes, no character is decoded.
 
     Positions are unsigned: a signed index is checked for being negative at each use, a fifth of the time.
     """
-
-    @kernel
-    def _scan(values, offsets, states, starts, kinds, lower):
-        n = np.uint64(0)
-        for d in range(len(offsets) - 1):
-            state, before, counts = HASH_START, _SPACE, True
-            position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
-            while position < end:
-                byte = values[position]
-                states[n] = state
-                if raw or byte < 128:
-                    kind = kinds[byte]
-                    joined = (kind == _WORD) & (before == _WORD)
-                    state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
-                    position += _ONE
-                else:
-                    point, utf8, position = _decode(values, position, end)
-                    kind = _WORD
-                    if point < len(kinds):
-                        kind, utf8 = kinds[point], lower[point]
-                    joined = (kind == _WORD) & (before == _WORD)
-                    state = state if joined else HASH_START
-                    while utf8:
-                        state = hash_byte(state, np.uint8(utf8))
-                        utf8 >>= np.uint32(8)
-                n += np.uint64((before != _SPACE) & (not joined) & counts)
-                if raw:  # tokens that start with __label__ do not count
-                    counts = (counts | (not joined)) & (state != _LABEL_STATE)
-                before = kind
+    n, raw = np.uint64(0), len(kinds) == 256
+    for d in range(len(offsets) - 1):
+        state, before = HASH_START, _SPACE
+        position, end = np.uint64(offsets[d]), np.uint64(offsets[d + 1])
+        while position < end:
+            byte = values[position]
             states[n] = state
-            n += np.uint64((before != _SPACE) & counts)
-            if raw:
-                ended = False
-                for k in range(np.uint64(starts[d]), n):
-                    ended |= states[k] == EOS_STATE
-                if ended:  # the word </s> inside the text
-                    n = np.uint64(starts[d])
-                    while states[n] != EOS_STATE:
-                        n += _ONE
-            states[n] = EOS_STATE
-            n += _ONE
-            starts[d + 1] = n
-        return n
-
-    return _scan
+            if raw or byte < 128:
+                kind = kinds[byte]
+                joined = (kind == _WORD) & (before == _WORD)
+                state = ((state if joined else HASH_START) ^ np.uint64(lower[byte])) * FNV_PRIME
+                position += _ONE
+            else:
+                point, utf8, position = _decode(values, position, end)
+                kind = _WORD
+                if point < len(kinds):
+                    kind, utf8 = kinds[point], lower[point]
+                joined = (kind == _WORD) & (before == _WORD)
+                state = state if joined else HASH_START
+                while utf8:
+                    state = (state ^ _SIGNED[utf8 & 0xFF]) * FNV_PRIME
+                    utf8 >>= 8
+            n += np.uint64((before != _SPACE) & (not joined))
+            before = kind
+        states[n] = state
+        n += np.uint64(before != _SPACE)
+        states[n] = EOS_STATE
+        n += _ONE
+        starts[d + 1] = n
+    return n
 
 
 @inlined

@@ -4,8 +4,6 @@ Values are exact fractions and every text is bounded, since texts come from lang
 ('1.234,50', '3,5') and in words ('twelve') are not read: '3,5' may as well be two numbers.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata
@@ -44,7 +42,7 @@ class Number(NamedTuple):
     scale: int  # of '2 million'
     lowest: bool | None  # whether a fraction is in its lowest terms; None: it is no fraction
 
-    def equals(self, gold: Number) -> bool:
+    def equals(self, gold: "Number") -> bool:
         """25% is 25 or 1/4 as the gold has it, 2 million is 2,000,000; what is rounded equals to its last digit.
 
         A fraction that can still be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its answer.
@@ -55,7 +53,7 @@ class Number(NamedTuple):
         slack = Fraction(1, 2 * 10 ** min(*rounded, FLOAT_DECIMALS)) if rounded else 0
         return any(abs(own - other) <= slack for own in self._values(gold) for other in gold._values(self))
 
-    def _values(self, other: Number) -> set[Fraction]:
+    def _values(self, other: "Number") -> set[Fraction]:
         values = {self.value * self.scale}
         return values | ({self.value / 100} if self.percent and not other.percent else set())
 

@@ -10,9 +10,7 @@ random order gives them, and a document that is read again comes again long afte
 a piece; tokens stay where they are on disk until a row is read.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,15 +19,13 @@ from trait_kit.engine.ngrams import kernel
 IGNORED = -100  # a label that has no loss
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Which piece of which document lies where: int64 arrays [n_pieces], sorted by row and by place in the row."""
 
     document: np.ndarray
     start: np.ndarray  # first token of the piece within its document
     length: np.ndarray
     row_ends: np.ndarray  # int64 [n_rows]: pieces in this row and all before it
-    n_cut: int  # documents that were cut, long ones included
 
 
 def plan_rows(
@@ -51,8 +47,7 @@ def plan_rows(
         rows = int(row.max(initial=-1)) + 1
     order = np.argsort(row, kind="stable")  # the pieces of a row stay in the order in which they were placed
     row_ends = np.cumsum(np.bincount(row, minlength=rows))
-    n_cut = len(np.unique(document[length < lengths[document]]))
-    return Plan(document[order], start[order], length[order], row_ends, n_cut)
+    return Plan(document[order], start[order], length[order], row_ends)
 
 
 @kernel

@@ -10,8 +10,6 @@ A place in a text is looked at only where the two words that stand there begin a
 the base model's tokenizer, which counts the same texts.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import re
@@ -30,11 +28,6 @@ _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*"
 # a word (with its inner apostrophe), a number with its thousands commas and decimals, or a sign of arithmetic
 _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
 _WORD, _ASCII_WORD = (re.compile(_PATTERN.replace("L", letter)) for letter in (r"[^\W\d_]", "[a-z]"))
-
-
-def find_contaminated(texts: Texts, test_questions: Sequence[str], n: int = 13, share: float = 0.5) -> pd.DataFrame:
-    """The findings of `QuestionIndex(test_questions, n, share)` in the texts: the form for a single batch."""
-    return QuestionIndex(test_questions, n, share).find(texts)
 
 
 class QuestionIndex:

@@ -5,8 +5,6 @@ JSONL file, rows of a Parquet file or data set. One bad record never stops a job
 file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it cost.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, is_url, lines, open_file
 
@@ -244,13 +243,8 @@ def hub_data(rest: str) -> Any:
         raise TraitError(f"hf:{rest} names no hub data set. Write it as hf:owner/name, hf:owner/name@config or ...#split.")
     import datasets
 
-    try:
+    with from_hub("data set", f"hf:{rest}", "set HF_TOKEN where the hub asks for it, or use local files"):
         return datasets.load_dataset(name, config or None, split=part or "train")
-    except Exception as error:  # the hub client raises dozens of kinds: not found, gated, offline, a split misspelt
-        raise TraitError(
-            f"hf:{rest} could not be loaded ({type(error).__name__}: {error}). Check the name, the config and the split, "
-            "that the hub can be reached, and that HF_TOKEN is set where it asks for it; or use local files."
-        ) from error
 
 
 def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:

@@ -1,31 +1,26 @@
 """NgramScorer: a fastText classifier folded into one table of numbers, with the same probabilities many times as fast.
 
-A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words,
-character n-grams and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a
+A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words and
+hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a
 softmax matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
 model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngram_tables`).
 
 Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
-- words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text,
-  and a `</s>` inside a text ends it there; a newline inside a text, which fastText's Python API refuses, counts as a space;
-- a token that starts with `__label__` is skipped (models whose labels start otherwise are refused);
-- an unknown word has no row of its own, only its character n-grams, but it takes part in word n-grams;
-- one-vs-all probabilities are fastText's sigmoid, which is a table of 512 steps;
+- words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text;
+  a newline inside a text, which fastText's Python API refuses, counts as a space;
+- an unknown word has no row of its own, but it takes part in word n-grams;
 - a text without any row (possible when `</s>` is not in the vocabulary) is uniform here; fastText gives no answer.
+Two rules of fastText are not followed, as a page of the web should not obey them: a `</s>` inside a text does not end it,
+and a token that starts with `__label__` is a word. Models with character n-grams and of other losses are refused.
 fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above these.
 """
 
-from __future__ import annotations
-
-import itertools
-import mmap
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import softmax
 
 from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine.files import TraitError
@@ -33,12 +28,13 @@ from trait_kit.engine.ngram_tables import LinearTable
 from trait_kit.engine.ngrams import Normalisation, Texts, buffers, ngram_hashes, text_array, word_states
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 5"  # in the file's header
+_KIND = "ngram scorer 6"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
-_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 3: "softmax", 4: "ova"}
-_ENTRY = re.compile(rb"([^\0]*)\0.{9}", re.DOTALL)  # of the dictionary: a name and its end, count (8 bytes) and type
-_HEAD, _SIZES, _MATRIX = (struct.Struct("<" + layout) for layout in ("ii12id", "iiiqq", "?qq"))
+_SOFTMAX = 3
+_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 4: "one-vs-all (ova)"}
+_HEAD = struct.Struct("<ii12idiiiqq")
+_ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and before the numbers of a matrix
 
 
 @dataclass(eq=False)
@@ -50,36 +46,33 @@ class NgramScorer:
 
     labels: list[str]  # in the order of the columns, with fastText's prefix
     table: LinearTable
-    loss: str  # softmax | ova
     normalisation: Normalisation
 
     @classmethod
-    def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> NgramScorer:
-        """Fold a fastText .bin model; TraitError for quantised models, other losses, and models with NaN."""
-        words, labels, loss, (longest, minn, maxn), inputs, outputs = _read_fasttext(Path(path))
+    def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> "NgramScorer":
+        """Fold a fastText .bin model; TraitError for one that cannot be, with the reason."""
+        words, labels, longest, inputs, outputs = _read_fasttext(Path(path))
         outputs, n_words = outputs.astype(np.float64), len(words)
-        columns = outputs.T if loss == "ova" else (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
+        columns = (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
         values = np.empty((len(inputs), columns.shape[1]), np.float32)
         for first in range(0, len(values), _FOLD_ROWS):
             values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        buckets = values[n_words:].copy()
-        sizes = [2, longest if len(buckets) else 1, 1, minn, maxn]
-        cells = linear.word_cells(words, values[:n_words], 1, buckets, sizes)
-        return cls(labels, linear.linear_table(cells, buckets, sizes), loss, normalisation)
+        buckets, cells = values[n_words:].copy(), linear.word_cells(words, values[:n_words])
+        return cls(labels, linear.linear_table(cells, buckets, longest if len(buckets) else 1), normalisation)
 
     @classmethod
-    def load(cls, path: Path | str) -> NgramScorer:
+    def load(cls, path: Path | str) -> "NgramScorer":
         """A scorer written by `save`; its tables are mapped from the file, so processes share one copy."""
         header, arrays = linear.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
-        table = linear.linear_table(arrays["cells"], arrays["ngrams"], header["sizes"])
-        return cls(header["labels"], table, header["loss"], header["normalisation"])
+        table = linear.linear_table(arrays["cells"], arrays["ngrams"], header["longest"])
+        return cls(header["labels"], table, header["normalisation"])
 
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
-        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "loss": self.loss}
-        header["sizes"] = self.table.sizes
+        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels}
+        header["longest"] = self.table.longest
         return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
@@ -98,70 +91,56 @@ class NgramScorer:
         """Probabilities from what `ngram_tables.total` found."""
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
-        if self.loss == "ova":
-            stepped = expit(np.clip(np.trunc((logits + 8) * 32), 0, 512) / 32 - 8)
-            return np.where(logits < -8, 0, np.where(logits > 8, 1, stepped)).astype(np.float32)
         return softmax(logits, axis=1).astype(np.float32)
 
     def ngram_weights(self, grams: list[str]) -> np.ndarray:
         """float32 [n, n_labels]: what each word or word n-gram alone adds to the logits, relative to the labels' mean."""
-        cells, buckets, sizes = self.table
+        cells, buckets, longest = self.table
         weights = np.zeros((len(grams), len(self.labels)))
         words = [gram.split() for gram in grams]
         states = word_states(*buffers(text_array([word for gram in words for word in gram])))
         for added, gram in zip(weights, np.split(states, np.cumsum([len(gram) for gram in words])[:-1]), strict=True):
             if len(gram) == 1:
                 cell = cells[linear.find_slot(gram[0], self.table.states)]
-                added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]] / max(cell[-1], 1)
-            elif 1 < len(gram) <= sizes[1] and len(buckets):
+                added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]]
+            elif 1 < len(gram) <= longest and len(buckets):
                 added[: buckets.shape[1]] = buckets[ngram_hashes(gram, len(gram))[0] % len(buckets)]
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], str, tuple[int, int, int], np.ndarray, np.ndarray]:
-    """(words, not always UTF-8; labels; loss; word n-grams, minn, maxn; input and output matrix) of a model file.
+def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray, np.ndarray]:
+    """(words, not always UTF-8; labels; longest word n-gram; both matrices) of a file; TraitError if it cannot be folded.
 
-    The big matrix is mapped: the library copies it (2 GB for a usual web classifier), and never returns from a dictionary
-    that is cut off. TraitError where it cannot be folded.
+    Its header (arguments, sizes of the dictionary) is read first: the library never returns from a dictionary that is cut
+    off, and fills up a matrix that is.
     """
+    import fasttext
+
     if not path.is_file():
         raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
-    try:
-        with path.open("rb") as stream:
-            return _parse_fasttext(path, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except (struct.error, ValueError) as error:
-        raise TraitError(f"{path} is not a complete fastText model ({error}). Copy or train it again.") from None
-
-
-def _parse_fasttext(path: Path, data: mmap.mmap) -> tuple:
-    """The layout: header, arguments, sizes and entries of the dictionary, input matrix, output matrix, little endian."""
-    magic, version, *arguments, _ = _HEAD.unpack_from(data)
+    with path.open("rb") as stream:
+        head = _HEAD.unpack(stream.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
+    magic, version, dimension, *_, longest, loss, kind, buckets, _, maxn, _, _, _, n_words, n_labels, _, _ = head
     if (magic, version) != (_MAGIC, 12):
         raise TraitError(f"{path} is not a fastText model (.bin, format 12).")
-    dimension, _, _, _, _, word_ngrams, loss, model, _, minn, maxn, _ = arguments
-    if model != 3:
+    if kind != 3:
         raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
-    if loss not in (3, 4):
+    if loss != _SOFTMAX:
         raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
-    size, n_words, n_labels, _, pruned = _SIZES.unpack_from(data, _HEAD.size)
-    place, names, matrices = _HEAD.size + _SIZES.size, [], []
-    for entry in itertools.islice(_ENTRY.finditer(data, place), size):
-        names.append(entry[1])
-        place = entry.end()
-    if len(names) < size:
-        raise ValueError("it ends within its dictionary")
-    for _ in range(2):
-        quantised, rows, columns = _MATRIX.unpack_from(data, place)
-        if quantised or pruned >= 0:
-            raise TraitError(f"{path} is a quantised model (.ftz). Use the .bin model that it was made from.")
-        place += _MATRIX.size + 4 * rows * columns
-        matrices.append(np.frombuffer(data, "<f4", rows * columns, place - 4 * rows * columns))
-    inputs, outputs = (matrix.reshape(-1, dimension) for matrix in matrices)
-    if len(inputs) < n_words or not 2 <= len(outputs) == n_labels == size - n_words:
-        raise ValueError(f"{n_words} words, {n_labels} labels and matrices of {len(inputs)} and {len(outputs)} rows")
-    labels = [name.decode("utf-8", errors="replace") for name in names[n_words:]]
+    if maxn:
+        raise TraitError(f"{path} has character n-grams, which are not read. Train it again with minn=0 and maxn=0.")
+    size, matrices = path.stat().st_size, 4 * dimension * (n_words + buckets + n_labels)
+    incomplete = TraitError(f"{path} is quantised (.ftz), or not a complete fastText model. Use the whole .bin model.")
+    if size < matrices or n_labels < 2:
+        raise incomplete
+    model = fasttext.load_model(str(path))
+    named = (names(on_unicode_error="surrogateescape") for names in (model.get_words, model.get_labels))
+    words, labels = ([name.encode(errors="surrogateescape") for name in names] for names in named)
+    if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
+        raise incomplete
+    labels = [label.decode(errors="replace") for label in labels]
     if not all(label.startswith(LABEL_PREFIX) for label in labels):
         raise TraitError(
             f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
         )
-    return names[:n_words], labels, _LOSSES[loss], (word_ngrams, minn, maxn), inputs, outputs
+    return words, labels, longest, model.get_input_matrix(), model.get_output_matrix()

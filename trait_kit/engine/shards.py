@@ -4,8 +4,6 @@ A shard is the unit of work and of resume: its own file says whether it is done,
 A worker that is killed breaks the pool, and where the driver is killed its workers end: nothing waits for ever.
 """
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ Damage is an exception of its own, `Damaged`, which readers turn into a counted 
 (missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib
@@ -26,7 +24,7 @@ FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000,
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
 _UNPACKED = 1 << 14  # bytes decompressed at once, which is what damage costs before it
-_WHOLE, _PIECES, _PIECE = 1 << 24, 16, 1 << 16
+_PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 
@@ -82,7 +80,7 @@ def find(spec: str) -> list[Source]:
 
 
 def _source(name: str, info: dict) -> Source:
-    """A file known by the digest that its store keeps; else by all its bytes, or 16 pieces of one larger than 16 MB."""
+    """A file known by the digest that its store keeps; else by 16 MB of its bytes, here and there."""
     if not format_of(name)[0]:
         known = ", ".join(FORMATS)
         raise TraitError(
@@ -93,11 +91,10 @@ def _source(name: str, info: dict) -> Source:
         return Source(name, size, tag)
     digest = hashlib.sha256()
     with open_file(name) as stream:
-        for piece in range(_PIECES if size > _WHOLE else 0):
-            stream.seek(piece * (size - _PIECE) // (_PIECES - 1))
+        for piece in range(_PIECES):
+            if size > _PIECES * _PIECE:
+                stream.seek(piece * (size - _PIECE) // (_PIECES - 1))
             digest.update(stream.read(_PIECE))
-        if size <= _WHOLE:
-            digest.update(stream.read(_WHOLE))
     return Source(name, size, digest.hexdigest())
 
 

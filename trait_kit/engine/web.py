@@ -8,13 +8,12 @@ once, whoever asks. It runs in a child process (datatrove's sandbox), because lx
 wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import ctypes
 import functools
 import io
+import itertools
 import re
 import signal
 from collections.abc import Iterator
@@ -125,29 +124,30 @@ def _write(tables: Iterator[pa.Table], path: Path) -> None:
 
 def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
     """One row a document or loss (`reason`), up to _PART_ROWS at a time."""
+    rows = _rows(name, seconds_per_page)
+    while found := list(itertools.islice(rows, _PART_ROWS)):
+        yield pa.Table.from_pylist(found, _KEPT)
+
+
+def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
     import trafilatura  # noqa: F401  children inherit it
     from datatrove.pipeline.extractors.base import ExtractorSandbox
 
     logger.disable("datatrove.pipeline.extractors")
-    found: list[dict[str, Any]] = []
     row = size = 0
     try:
         with ExtractorSandbox(seconds_per_page, (b"", "")) as sandbox, reading(name) as stream:
             for row, piece in enumerate(_records(stream), 1):
-                if isinstance(piece, bytes):
-                    document = _document(piece, sandbox)
-                    size += len(piece)
-                else:  # by the size of those before, or of usual ones
+                if isinstance(piece, int):  # by the size of those before, or of usual ones
                     records = max(piece // (size // row or FORMATS[format_of(name)[0]]), 1)
                     document = {"reason": f"{UNREADABLE}: no WARC record of the length that it states", "records": records}
+                else:
+                    document = _document(piece, sandbox)
+                    size += len(piece)
                 if document:
-                    found.append({**document, "row": row})
-                if len(found) >= _PART_ROWS:
-                    yield pa.Table.from_pylist(found, _KEPT)
-                    found = []
+                    yield {**document, "row": row}
     except Damaged as damage:
-        found.append(torn(name, row, damage)._asdict())
-    yield pa.Table.from_pylist(found, _KEPT)
+        yield torn(name, row, damage)._asdict()
 
 
 def _records(stream: BinaryIO) -> Iterator[bytes | int]:

@@ -42,8 +42,7 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        ratios, sizes = self.log_ratios.reshape(-1, 1), [1, WORD_NGRAMS, 0, 0, 0]
-        return linear.linear_table(linear.word_cells([], ratios[:0], 0, ratios, sizes), ratios, sizes)
+        return linear.linear_table(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
 
     def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""

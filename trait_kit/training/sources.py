@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError, atomic_path
-from trait_kit.engine.questions import find_contaminated
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.params import TrainingParams
 from trait_kit.passages import controls
 from trait_kit.selection.disjoint import in_domain_documents
@@ -80,7 +80,7 @@ def fine_tuning_pairs(params: TrainingParams) -> Pairs:
         return []
     pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
     tested = every_test_question(params.tasks, params.test_items_per_task, params.items_seed)
-    held = set(find_contaminated([given + target for given, target in pairs], tested)["text_index"])
+    held = set(QuestionIndex(tested).find([given + target for given, target in pairs])["text_index"])
     print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):
         raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
