@@ -24,7 +24,7 @@ from trait_kit.answers import readable
 from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.files import TraitError, content
-from trait_kit.engine.questions import normalise
+from trait_kit.engine.questions import words_of
 from trait_kit.fields import FieldError, Row, Template, fill, one_line, read_rows, usable
 from trait_kit.tables import SCHEMAS
 
