@@ -72,7 +72,7 @@ def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
     about = (
         "Paired over the same items; shares in points. p: McNemar, sign flips of clusters or DeLong, with several seeds "
-        "hierarchical bootstrap; Holm's correction over the main metric's averages, all others, a metric's tasks. "
+        "Student's t; Holm's correction over the main metric's averages, all others, a metric's tasks. "
         f"Better: p < {ALPHA:g}. Lower is better: {lower}."
     )
     seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
@@ -188,7 +188,7 @@ class _Arms:
 def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
     means = f"{number_text(row['reference_mean'], metric)} and {number_text(row['arm_mean'], metric)}"
-    change, better = change_text(row["difference"], metric), label(reference if row["reference_better"] else arm)
+    change, better = change_text(row["difference"], metric), label(reference if row["gain"] > 0 else arm)
     link = pair_file(reference, arm, metric)
     return {
         "Difference": f"{label(reference)} minus {label(arm)}",
