@@ -6,7 +6,6 @@ Generation is lm-eval's own (`HFLM.generate_until`).
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -79,7 +78,7 @@ class PackedLM(HFLM):
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
         usual = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
-        self.packs = usual and "logits_to_keep" in inspect.signature(model.forward).parameters and self._is_exact()
+        self.packs = usual and self._is_exact()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """One region around many calls lets torch keep its bfloat16 copies of the weights between rows."""
@@ -171,7 +170,7 @@ class PackedLM(HFLM):
         whole = [(key, begin + before, wanted) for key, before, wanted in asked]
         try:
             packed = dict(answer for row in self._rows(asked) for answer in self._score(row, self._read(begin)))
-        except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture that keeps its cache otherwise
+        except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture of other arguments or caches
             return False
         single = [super(PackedLM, self)._loglikelihood_tokens([one], disable_tqdm=True)[0][0] for one in whole]
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
