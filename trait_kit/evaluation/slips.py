@@ -29,6 +29,8 @@ def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
     if len(re.findall(r"[A-Za-z]{2,}", solution)) < WORDS_A_NUMBER * len(re.findall(_NUMBER, solution)):
         return None
     for step in _STEP.finditer(solution):
+        if str(evaluate(f"{step[1]} {step[3]} {step[5]}")) != step[8]:  # a part of something longer
+            continue
         known = re.findall(_NUMBER, question) + re.findall(_NUMBER, solution[: step.start()])
         fair = [text for change in _changes(step, known) if (text := _changed(step, *change))]
         if fair:

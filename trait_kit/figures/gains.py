@@ -47,7 +47,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) 
         bits = panels[where][0] in LOWER_IS_BETTER
         axes.axvline(0, **style.DASHED)
         axes.set_title(f"Change on {where}", loc="left", weight="bold")
-        axes.set_xlabel("bits per byte (left is better)" if bits else "points (right is better)")
+        axes.set_xlabel(f"{metric_name(panels[where][0])} (left is better)" if bits else "points (right is better)")
         style.names_down(axes, map(label, names))
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
