@@ -173,7 +173,7 @@ def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFra
     problems = load_problems(tasks, "test", per_task, seed).rename(columns={"task": "question_task", "id": "question_id"})
     texts = problems.melt(["question_task", "question_id"], ["question", "answer", "solution"], "part", "text").dropna()
     texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
-    long = texts["text"].map(lambda text: len(normalise(text).split())) >= _SENTENCE_WORDS
+    long = texts["text"].map(lambda text: len(words_of(text))) >= _SENTENCE_WORDS
     return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
