@@ -139,7 +139,8 @@ def _others(groups: list[np.ndarray], draw: np.random.Generator) -> Iterator[tup
     if n_seeds == 1:
         yield "plain", tuple(np.quantile(alone, [0.025, 0.975]))
         return
-    half = statistics.estimate(groups).items ** 0.5 * 1.96
+    squares = sum(group.mean(axis=0).var(ddof=1) / group.shape[1] for group in groups)
+    half = 1.96 * np.sqrt(squares) / len(groups)
     yield "items alone", (mean - half, mean + half)
     yield "resampled seeds", tuple(np.quantile(together, [0.025, 0.975]))
 

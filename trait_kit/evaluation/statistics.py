@@ -31,20 +31,19 @@ Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; Non
 class Estimate:
     """A mean of group means and its standard error, by what it comes from; all of it has Student's tails.
 
-    Variances are in squared units of the metric. `items`: from drawing other items. `seeds`: the seeds' means about
-    their mean, divided by how many there are. Chance that strikes an item in one seed only is in both, as `both`.
+    Variances are in squared units of the metric. `items`: from drawing other items that all seeds share. `seeds`: the
+    seeds' means about their mean, divided by how many there are; what strikes an item in one seed only is in it.
     """
 
     mean: float
     items: float
     seeds: float
-    both: float
     item_freedom: float  # degrees of freedom of `items` (Welch and Satterthwaite); inf where it is 0
     n_seeds: int
 
     @property
     def variance(self) -> float:
-        return max(0.0, self.items - self.both) + self.seeds
+        return self.items + self.seeds
 
     @property
     def freedom(self) -> float:
@@ -93,22 +92,20 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
     `imagined` items stand beside each group's own when its spread is taken, so that twenty equal outcomes of right or
     wrong do not claim certainty (two_of_each, half_a_win_each).
 
-    Works through the covariance of the seeds' means that items cause, [seeds, seeds], so that seeds may share all of
+    What several seeds have in common is the covariance of their means through items, so that seeds may share all of
     their items (a benchmark), none (problems generated anew), or some.
     """
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
-    covariance = influence.T @ influence
-    n_seeds, items = len(covariance), float(covariance.mean())
-    squares = sum(part.sum(axis=1).pow(2).sum() ** 2 / max(1, len(part) - 1) for part in parts) / n_seeds**4
+    covariance, mean = influence.T @ influence, macro(groups)
+    n, items = len(covariance), float(covariance.mean())
+    squares = sum(part.sum(axis=1).pow(2).sum() ** 2 / max(1, len(part) - 1) for part in parts) / n**4
     freedom = min(items**2 / squares, max(1, len(influence) - 1)) if squares else math.inf
-    if n_seeds == 1:
-        return Estimate(macro(groups), items, 0.0, 0.0, freedom, 1)
-    own = float(np.trace(covariance)) / n_seeds
-    shared = (float(covariance.sum()) - own * n_seeds) / (n_seeds * (n_seeds - 1))
-    means = np.mean([np.nanmean(group, axis=1) for group in groups], axis=0)
-    both = max(0.0, (own - shared) / n_seeds)
-    return Estimate(macro(groups), items, float(means.var(ddof=1)) / n_seeds, both, freedom, n_seeds)
+    if n == 1:
+        return Estimate(mean, items, 0.0, freedom, n)
+    shared = float(covariance.sum() - np.trace(covariance)) / (n * (n - 1))
+    of_seeds = np.mean([np.nanmean(group, axis=1) for group in groups], axis=0)
+    return Estimate(mean, max(0.0, shared), float(of_seeds.var(ddof=1)) / n, freedom, n)
 
 
 def two_of_each(groups: Sequence[np.ndarray]) -> tuple[float, ...]:
