@@ -556,4 +556,4 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
     assert read.summary() == summary
     others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
-    assert {arm: replace(read, reference=arm).others for arm in others} == others
+    assert {arm: replace(read, params=chosen.model_copy(update={"reference_arm": arm})).others for arm in others} == others

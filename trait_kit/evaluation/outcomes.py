@@ -21,7 +21,7 @@ from trait_kit.evaluation.suites import Unit
 from trait_kit.models import model_folder, resolve_model
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
-from trait_kit.tasks import Task, load_problems, load_tasks
+from trait_kit.tasks import load_problems, load_tasks
 
 MAX_PREDICTION_CHARACTERS = 2_000  # of a prediction kept in the outcomes
 TRAIN_PROBLEMS = 1_000  # of each task that test texts are compared with
@@ -38,14 +38,15 @@ class Evaluation:
     tests: pd.DataFrame
     form: pd.DataFrame  # suites.form_overlap of each task
     problems: pd.DataFrame
-    how_asked: dict[str, Any]  # runs that differ in it asked different questions
-    reference: str
-    control: str  # the arm that the reference has to beat, where the experiment names it
-    wanted: str  # the main metric that the experiment names
+    params: EvaluationParams
+
+    @property
+    def reference(self) -> str:
+        return self.params.reference_arm
 
     @property
     def metric(self) -> str:
-        return comparison.main_metric(self.outcomes, self.wanted)
+        return comparison.main_metric(self.outcomes, self.params.main_metric)
 
     @property
     def others(self) -> list[str]:
@@ -56,12 +57,14 @@ class Evaluation:
         return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
 
     def summary(self) -> dict[str, Any]:
-        """What the step's record says: the verdict in words, and what it rests on."""
-        arms = list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, self.reference, self.control)
-        if self.metric != self.wanted:
-            verdict.setdefault("cannot_show", []).append(f"No task has {self.wanted}: {self.metric} stands for it.")
-        return {**verdict, "arms": arms, "reference_arm": self.reference, "how_asked": self.how_asked}
+        """What the step's record says: the verdict in words, and how it was asked (other runs that differ do not pair)."""
+        p, arms = self.params, list(dict.fromkeys(self.outcomes["arm"]))
+        verdict = comparison.verdict(self.tests, self.metric, p.reference_arm, p.control_arm)
+        if self.metric != p.main_metric:
+            verdict.setdefault("cannot_show", []).append(f"No task has {p.main_metric}: {self.metric} stands for it.")
+        how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
+        how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
+        return {**verdict, "arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
@@ -71,10 +74,9 @@ def evaluate_arms(step: Any) -> Evaluation:
     question; of a finished step it reads what is there.
     """
     p = step.params
-    tasks = load_tasks(p.tasks)
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     if not step.done:
-        outcomes = _outcomes(step, tasks, problems)
+        outcomes = _outcomes(step, problems)
         made = (
             comparison.arm_table(outcomes),
             comparison.compare_all(outcomes, p.reference_arm, p.main_metric),
@@ -84,15 +86,12 @@ def evaluate_arms(step: Any) -> Evaluation:
             with atomic_path(step.path(f"{name}.csv")) as temporary:
                 table.to_csv(temporary, index=False)
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
-    how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
-    how |= {f"the version of {name}": task.version for name, task in tasks.items()}
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
-    read = [pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES]
-    return Evaluation(outcomes, *read, problems, how, p.reference_arm, p.control_arm, p.main_metric)
+    return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p)
 
 
-def _outcomes(step: Any, tasks: dict[str, Task], problems: pd.DataFrame) -> pd.DataFrame:
-    p, trained = step.params, step.summary("04_train_two_stages")
+def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
+    p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
     models = {"base": resolve_model(p.base_model)}
     for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
