@@ -527,3 +527,17 @@ def test_the_smallest_gain_is_at_the_one_level():
     row = comparison.compare(_outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte").iloc[0]
     wanted = statistics.estimate([differences[None]]).smallest_gain(comparison.ALPHA)
     assert row["smallest_gain"] == pytest.approx(wanted) and comparison.CONFIDENCE == 1 - comparison.ALPHA
+
+
+@pytest.mark.parametrize(("floor", "said"), [(5 / 20_001, "< 0.0003"), (7 / 20_001, "< 0.0004"), (1e-9, "< 0.0001")])
+def test_a_p_value_at_its_floor_is_rounded_up(floor, said):
+    """5 arms at the floor of 20,000 flips are p = 0.00025, which is not below 0.0002."""
+    assert comparison.p_words({"p_holm": floor, "p_floor": floor}) == said
+    assert comparison.p_words({"p_holm": 0.004, "p_floor": floor}) == "= 0.004"
+
+
+def test_in_domain_text_is_not_what_is_forgotten():
+    draw = np.random.default_rng(25)
+    arms = {arm: {"x": draw.normal(1, 0.1, 40), "held_out/in_domain": draw.normal(1, 0.1, 40)} for arm in ("base", "trait")}
+    found = _said(_outcomes(arms))
+    assert found["forgetting"] == [] and "nothing is said of forgetting" in " ".join(found["cannot_show"])
