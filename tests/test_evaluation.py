@@ -423,8 +423,6 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     found = worked_examples(params(**drawn, seed=1))
     assert found.groupby("task").size().to_dict() == {"sums": 3, "picks": 3}
     assert not set(found["question"]) & set(every_test_question([sums, picks, alone], 100))
-    for row in found[found["task"] == "picks"].to_dict("records"):
-        assert row["answer"] in row["choices"] and len(set(row["choices"])) == 4
     pd.testing.assert_frame_equal(found, worked_examples(params(**drawn, seed=1)))
     assert not found["question"].equals(worked_examples(params(**drawn, seed=2))["question"])
     everything = worked_examples(params(tasks=[sums, picks], few_shot=60))

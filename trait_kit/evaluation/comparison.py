@@ -32,8 +32,7 @@ CONFIDENCE = 1 - ALPHA  # of its intervals
 MIN_ITEMS, MIN_CLUSTERS = 30, 6  # no verdict from fewer; sign flips of five clusters cannot reach ALPHA
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
-_TEMPLATES = jinja2.Environment(trim_blocks=True, keep_trailing_newline=False)
-_SAY = _TEMPLATES.from_string(Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8")).module
+_SAY = jinja2.Template(Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True).module
 
 
 def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:

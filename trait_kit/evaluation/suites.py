@@ -110,7 +110,7 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
     From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
     name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
     in code, and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws
-    others. A choice task that borrows from one without choices gets some made, of the next examples' answers.
+    others. A choice task that borrows from one without choices has their answers shown as they are.
     """
     tasks, found = load_tasks(params.tasks), []
     sources = {task.name: f"{task.origin}#{task.name}" for task in tasks.values()}
@@ -129,10 +129,6 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
         short = solved & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
         pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
         pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
-        if tasks[name].kind == "choice" and pool["choices"].isna().all():
-            pool = pool.drop_duplicates("answer")
-            answers = [*pool["answer"], *pool["answer"][:3]]
-            pool["choices"] = [sorted(set(answers[place : place + 4])) for place in range(len(pool))]
         found.append(pool.head(number).assign(task=name))
     return pd.concat(found, ignore_index=True) if found else None
 
