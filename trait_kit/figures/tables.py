@@ -112,14 +112,13 @@ def chain_of(arms: pd.DataFrame) -> list[str]:
 
 
 def paired(tests: pd.DataFrame, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
-    """The first row of `tests` on arm minus other, whichever was its reference; `mean` and `before` are their means."""
+    """The first row of `tests` on arm minus other, whichever was its reference."""
     of_both = tests[["reference", "arm"]].isin([arm, other]).all(axis=1)
     found = tests[of_both & (tests["metric"] == metric) & (tests["task"] == task)]
     if found.empty:
         return None
     row = found.iloc[0].to_dict()
     sign = 1 if row["reference"] == arm else -1
-    row["mean"], row["before"] = (row["reference_mean"], row["arm_mean"])[::sign]
     row["low"], row["high"] = sorted((sign * row["low"], sign * row["high"]))
     return row | {"difference": sign * row["difference"]}
 
