@@ -210,7 +210,7 @@ def test_variances_of_correlated_aucs_are_delongs():
         expected = delong(scores, relevant)
         assert np.cov(np.array(values)) / n == pytest.approx(expected, rel=1e-9)
         difference = expected[0, 0] + expected[1, 1] - 2 * expected[0, 1]
-        spread = statistics.spread([np.atleast_2d(values[0] - values[1])])  # what the kit's intervals and tests use
+        spread = statistics.estimate([np.atleast_2d(values[0] - values[1])])  # what the kit's intervals and tests use
         assert spread.items == pytest.approx(difference, rel=1e-9)
 
 
@@ -263,7 +263,7 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     assert row["difference"] == pytest.approx(
         np.subtract(*(roc_auc_score(relevant, scores[arm]) for arm in ("trait", "base")))
     )
-    assert row["reference_better"] and row["low"] > 0 and row["n"] == 40
+    assert row["gain"] > 0 and row["low"] > 0 and row["n"] == 40
     means = comparison.arm_table(table).set_index(["arm", "task", "metric"])
     assert means.loc[("trait", "u", "f1"), "mean"] == pytest.approx(f1_score(relevant, scores["trait"] > 0))
 

@@ -420,23 +420,21 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     ]
     picks = _task_file(tmp_path, "picks", "choice", {"train": None, "test": asked}, examples_from="sums")
     alone = _task_file(tmp_path, "alone", "number", {"train": None, "test": _sum_rows(300, 2)})
-    found = worked_examples([sums, picks, alone], 3, 100, seed=1)
+    drawn = {"tasks": [sums, picks, alone], "few_shot": {"sums": 3, "picks": 3}, "test_items_per_task": 100}
+    found = worked_examples(params(**drawn, seed=1))
     assert found.groupby("task").size().to_dict() == {"sums": 3, "picks": 3}
     assert not set(found["question"]) & set(every_test_question([sums, picks, alone], 100))
-    for row in found[found["task"] == "picks"].to_dict("records"):
-        assert row["answer"] in row["choices"] and len(set(row["choices"])) == 4
-    pd.testing.assert_frame_equal(found, worked_examples([sums, picks, alone], 3, 100, seed=1))
-    assert not found["question"].equals(worked_examples([sums, picks, alone], 3, 100, seed=2)["question"])
-    everything = worked_examples([sums, picks], 60, 100)
+    pd.testing.assert_frame_equal(found, worked_examples(params(**drawn, seed=1)))
+    assert not found["question"].equals(worked_examples(params(**drawn, seed=2))["question"])
+    everything = worked_examples(params(tasks=[sums, picks], few_shot=60))
     assert leaked["question"] not in set(everything["question"])
-    with pytest.raises(TraitError, match="None of the tasks alone has a train split or examples_from"):
-        worked_examples([alone], 1, 100)
+    assert worked_examples(params(tasks=[alone], few_shot=1)) is None  # then its prompts cannot be written: few_shot is 1
 
 
 def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
     rows = [{"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)]
     names = _task_file(tmp_path, "names", "text", {"train": rows[:20], "test": rows[20:]})
-    found = worked_examples([names], 2, 10)
+    found = worked_examples(params(tasks=[names], few_shot=2))
     assert len(found) == 2 and found["solution"].isna().all()
 
 
@@ -448,7 +446,7 @@ def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_
         names = load(ROOT / "params" / f"{domain}.yaml").evaluation.tasks
         chosen, tasks = params(tasks=names, few_shot=2, test_items_per_task=3), load_tasks(names)
         tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-        problems, shots = load_problems(names, "test", 3), worked_examples(names, 2, 3)
+        problems, shots = load_problems(names, "test", 3), worked_examples(chosen)
         units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks, tokenizer)
         assert {unit.task for unit in units} == set(names)
         tested = set(problems["question"])
@@ -480,7 +478,7 @@ def test_form_overlap_is_the_share_of_masked_runs_that_train_texts_hold():
 @pytest.mark.skipif(not LOCAL.exists(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
 def test_worked_examples_of_the_benchmarks(tmp_path):
     names = [local_task(tmp_path, shipped) for shipped in BENCHMARKS]
-    found = worked_examples(names, 8, 5_000)
+    found = worked_examples(params(tasks=names, few_shot=8, test_items_per_task=5_000))
     assert found.groupby("task").size().to_dict() == dict.fromkeys(BENCHMARKS, 8)
     sources = {task: row["id"].partition("/")[0] for task, row in found.groupby("task").first().iterrows()}
     assert sources == {task: load_task(task).examples_from or task for task in BENCHMARKS}
@@ -545,7 +543,7 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()
     assert "Is trait better than base" in summary["question"] and "1 training seed" in summary["headline"]
-    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 2
+    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 1  # in-domain text is not what is forgotten
     assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
@@ -557,4 +555,4 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
     assert read.summary() == summary
     others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
-    assert {arm: replace(read, reference=arm).others for arm in others} == others
+    assert {arm: replace(read, params=chosen.model_copy(update={"reference_arm": arm})).others for arm in others} == others

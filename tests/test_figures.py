@@ -14,7 +14,7 @@ import pytest
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
-from trait_kit.evaluation.comparison import compare, compare_all, forgetting_of, verdict
+from trait_kit.evaluation.comparison import compare, forgetting_of
 from trait_kit.figures import curves, gains, style
 from trait_kit.figures import map as figure_map
 from trait_kit.figures.evidence import read_and_write
@@ -27,12 +27,12 @@ HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)></details></bo
 ARMS = ["base", "raw", "selected", "trait"]
 
 
-def outcomes() -> pd.DataFrame:
-    """Twelve items each of two tasks and of general text; trait is 0.2 better on the tasks, 0.02 worse on general text."""
+def outcomes(items: int = 12) -> pd.DataFrame:
+    """Items of each of two tasks and of general text; trait is 0.2 better on the tasks, 0.02 worse on general text."""
     random = np.random.default_rng(0)
     rows = []
     for task in ("sums", "fractions", "held_out/general"):
-        for item in range(12):
+        for item in range(items):
             level = random.normal(0.8, 0.1)
             for arm in ARMS:
                 shift = {"base": 0.0, "raw": -0.01, "selected": -0.02, "trait": -0.2}[arm]
@@ -356,14 +356,14 @@ def test_report_escapes_hostile_text_and_stands_alone(tmp_path):
 def test_the_report_begins_with_the_question_and_the_answer_against_the_control(tmp_path):
     hostile_run(tmp_path / "run")
     text = " ".join(Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text.split())
-    data = outcomes()
-    said = verdict(compare_all(data, "trait"), "bits_per_byte", "trait")
-    assert said["control_arm"] == "selected"
-    assert "Too few items" in said["headline"]
-    shown = [said["question"], said["headline"], "What this cannot show", "0:01:15"]  # 6 x 12.5 s
-    places = [text.index(part) for part in shown]
-    assert places == sorted(places)
-    assert all(line in text for line in (*said["worse"], *said["cannot_show"]))
+    assert "Too few items or clusters for a verdict (24 of 30 items" in text
+    tables.write(tmp_path / "run" / "05_evaluate" / "outcomes.parquet", outcomes(20), "outcomes")
+    text = " ".join(Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text.split())
+    row = compare(outcomes(20), "trait", "bits_per_byte").set_index("arm").loc["selected"]
+    gain = f"gain {row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+    assert f"By bits per byte, trait is better than selected: {gain}" in text and "One training seed" in text
+    assert "What got worse" in text and "held_out/general, bits per byte, against base: gain -0.02" in text
+    assert "0:01:15" in text  # 6 x 12.5 s
     assert "200 tokens in, 100 out, $0.50" in text  # rejected passages are paid for too
     assert "8,192 tokens trained in each of 2 arms" in text
     assert "What is synthetic" in text
@@ -463,7 +463,7 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
     assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
-    assert set(nearest.index) == {"general", "in_domain", "selected", "trait", "questions"}
+    assert set(nearest.index) == set(figure_map.KINDS) - {"downstream"} and len(coordinates) == 12 + 12 + 4 + 2 + 1 + 1
     monkeypatch.setattr(figure_map, "embed", None)
     step.done = True
     again, shares = figure_map.draw_map(step)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from trait_kit.engine.arithmetic import arithmetic_slips
-from trait_kit.evaluation.slips import slip, slips
+from trait_kit.evaluation.slips import pair
 from trait_kit.tasks import load_problems
 
 QUESTION = "Tom has 13 apples and buys 24 more. He gives 12 of them to each of his 2 friends. How many are left?"
@@ -17,47 +17,42 @@ SOLUTION = (
 )
 
 
-def answer(text: str) -> str:
-    return re.findall(r"\d+", text)[-1]
+def masked(text: str) -> str:
+    return re.sub(r"[-+*/]|\d+(?:\.\d+)?", "#", text)
 
 
 def test_a_slip_is_of_reasoning_and_never_of_arithmetic():
-    found = slips(SOLUTION, QUESTION)
-    assert len(set(found)) == len(found) > 4
-    for text in found:
-        assert text != SOLUTION and answer(text) != "13" and arithmetic_slips(text) == []
-        assert re.sub(r"[-+*/]|\d+", "#", text) == re.sub(r"[-+*/]|\d+", "#", SOLUTION)  # the words stay
+    found = {pair(SOLUTION, QUESTION, seed) for seed in range(20)}
+    assert len(found) > 3
+    for gold, slipped in found:
+        assert SOLUTION.startswith(gold) and slipped != gold and arithmetic_slips(slipped) == []
+        assert masked(slipped) == masked(gold) and len(slipped.split("= ")[-1]) == len("37")
+    assert pair(SOLUTION, QUESTION, 3) == pair(SOLUTION, QUESTION, 3)
 
 
-def test_what_follows_from_a_slip_is_computed_anew():
-    (changed,) = [text for text in slips(SOLUTION, QUESTION) if "13 + 12 = 25" in text]
-    assert "25 - 24 = 1 apples" in changed and changed.endswith("The answer is 1.")
-
-
-def test_what_would_give_a_slip_away_is_avoided():
-    found = slips(SOLUTION, QUESTION)
-    for text in found:
-        assert "apples left. The" in text and abs(len(answer(text)) - 2) <= 1
-        changed = next(place for place, pair in enumerate(zip(text, SOLUTION, strict=False)) if pair[0] != pair[1])
-        assert changed < 0.65 * len(SOLUTION)  # never the last step, which the right reasoning before it announces
-    assert found[0] == slip(SOLUTION, QUESTION) == slip(SOLUTION, QUESTION)
+def test_a_wrong_operand_operation_and_order_are_slips():
+    ends = {pair(SOLUTION, QUESTION, seed)[1].removeprefix("After buying, Tom has ") for seed in range(60)}
+    assert {"13 + 12 = 25", "12 + 24 = 36", "24 + 24 = 48"} & ends and "13 * 24 = 312" not in ends
+    order = {pair("Each of the four friends then gets 40 / 10 = 4 apples.", "40 for 10", seed) for seed in range(9)}
+    assert order == {None}  # 10 / 40 is no whole number, 40 - 10 and the others have two digits
 
 
 def test_a_fraction_is_no_step():
     """'1/2 * 174': its 2 is no operand."""
-    assert not any("1/1" in text or "1/3" in text for text in slips("He did 1/2 * 174 = 87 of the 3 pieces.", "1 of 3 is?"))
+    assert pair("He did 1/2 * 174 = 87 of the 3 pieces that there were.", "1 of 3 is?") is None
+    assert pair("Together the four of them have 4 + 8 + 9 = 21 rolls.", "4, 8, 9") is None  # nor is a part of a sum
 
 
 @pytest.mark.parametrize("text", ["2 * 3 = 6. 6 * 4 = 24. The answer is 24.", "It is seven.", ""])
 def test_rows_of_numbers_and_plain_words_have_no_fair_slip(text):
-    assert slip(text, "What is 2 * 3 * 4, and not 5?") is None
+    assert pair(text, "What is 2 * 3 * 4, and not 5?") is None
 
 
 def test_word_problems_of_the_demo_have_slips_and_formulas_none():
     names = ["word_problems", "linear_equations", "greatest_common_divisor", "fraction_simplification"]
     problems = load_problems(names, "test", 60)
-    problems["slip"] = [slip(row["solution"], row["question"]) for row in problems.to_dict("records")]
-    share = problems["slip"].notna().groupby(problems["task"]).mean()
-    assert share["word_problems"] > 0.15 and share.drop("word_problems").max() == 0
-    for row in problems.dropna(subset="slip").to_dict("records"):
-        assert answer(row["slip"]) != answer(row["solution"]) and arithmetic_slips(row["slip"]) == []
+    problems["pair"] = [pair(row["solution"], row["question"]) for row in problems.to_dict("records")]
+    share = problems["pair"].notna().groupby(problems["task"]).mean()
+    assert share["word_problems"] > 0.7 and share.drop("word_problems").max() == 0
+    for gold, slipped in problems["pair"].dropna():
+        assert arithmetic_slips(slipped) == [] and masked(slipped) == masked(gold)

@@ -93,8 +93,8 @@ def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
     assert [row[0] for row in texts(table)][:4] == ["base model", "raw", "selected", "TRAIT"]
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["raw"]
     cell = table.column("TRAIT minus this arm")[1]
-    assert cell.text == f"{row['difference']:+.3f}, {row['percent']:+.1f}%"
-    assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {row['p_holm']:.2g}"
+    assert cell.text == f"{row['difference']:+.3f}, {100 * row['difference'] / row['arm_mean']:+.1f}%"
+    assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {comparison.p_words(row)}"
     assert table.column("TRAIT minus this arm")[3].text == "–"
     assert [cell.best for cell in table.column("Average of tasks")] == [False] * 4 + [True]
     forgot = forgetting.set_index("arm").loc["trait"]

@@ -47,7 +47,7 @@ def params(names: list[str], items: int, **more: Any) -> EvaluationParams:
 def asked(chosen: EvaluationParams, folder: Path) -> list[suites.Unit]:
     items, shots = chosen.test_items_per_task, None
     if chosen.few_shot:
-        shots = suites.worked_examples(chosen.tasks, chosen.few_shot, items)
+        shots = suites.worked_examples(chosen)
     problems = load_problems(chosen.tasks, "test", items)
     return suites.build(
         problems, {}, chosen, folder / "lm_eval", shots, load_tasks(chosen.tasks), AutoTokenizer.from_pretrained(MODEL)

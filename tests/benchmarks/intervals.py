@@ -73,8 +73,9 @@ def measure(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: 
         pairs = table(draw, kind, sizes, n_seeds, 0.15)
         row = comparison.compare_pair(pairs, "metric", kind == "binary", number)
         counted["difference"] += row["low"] <= reference - arm <= row["high"]
-        own = statistics.mean_interval([pair[1] for pair in pairs], 0.95, number)
-        counted["mean"] += own.low <= arm <= own.high
+        arms = [pair[1] for pair in pairs]
+        low, high = statistics.estimate(arms, None, statistics.two_of_each(arms)).interval(0.95)
+        counted["mean"] += low <= arm <= high
         for name, (low, high) in _others([first - second for first, second in pairs], draw):
             counted[name] += low <= reference - arm <= high
         same = table(draw, kind, sizes, n_seeds, 0.0)
@@ -89,7 +90,7 @@ def power(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: in
     draw = np.random.default_rng([seed, 1, KINDS.index(kind), sum(sizes), n_seeds])
     binary = kind == "binary"
     some = [comparison.compare_pair(table(draw, kind, sizes, n_seeds, 0.15), "m", binary) for _ in range(100)]
-    wanted = float(np.sqrt(np.mean([statistics.smallest_gain(row["spread"], 0.05) ** 2 for row in some])))
+    wanted = float(np.sqrt(np.mean([row["estimate"].smallest_gain(0.05) ** 2 for row in some])))
     if binary:  # in the unit of the latent sum
         base, scale = means(kind, n_seeds, 0.0)[0], LEVEL / stats.norm.ppf(means(kind, n_seeds, 0.0)[0])
         wanted = float(stats.norm.ppf(base + wanted)) * scale - LEVEL
@@ -138,7 +139,8 @@ def _others(groups: list[np.ndarray], draw: np.random.Generator) -> Iterator[tup
     if n_seeds == 1:
         yield "plain", tuple(np.quantile(alone, [0.025, 0.975]))
         return
-    half = statistics.spread(groups).items ** 0.5 * 1.96
+    squares = sum(group.mean(axis=0).var(ddof=1) / group.shape[1] for group in groups)
+    half = 1.96 * np.sqrt(squares) / len(groups)
     yield "items alone", (mean - half, mean + half)
     yield "resampled seeds", tuple(np.quantile(together, [0.025, 0.975]))
 
@@ -149,8 +151,8 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=2_000)
     parser.add_argument("--only", nargs="*", default=[], help="kinds and numbers of seeds, for instance: binary 3")
     options = parser.parse_args()
-    statistics.RESAMPLES, statistics.FLIPS = 1_000, 1_000
-    found = {"tables": options.tables, "resamples": statistics.RESAMPLES, "cells": []}
+    statistics.FLIPS = 1_000
+    found = {"tables": options.tables, "flips": statistics.FLIPS, "cells": []}
     found["clusters"] = {n: clusters(options.tables, n) for n in SEEDS}
     print(json.dumps(found["clusters"]), flush=True)
     if options.only == ["clusters"]:

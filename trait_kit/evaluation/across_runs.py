@@ -1,8 +1,9 @@
 """Outcomes of several finished runs as one table, so that arms of different runs are compared item by item.
 
-Runs whose parameters differ in the seed alone are one experiment, and their outcomes are seeds of the same arms; otherwise
-an arm is named `run:arm`. Only items that every arm was asked in a seed pair, and what does not pair is counted, never
-dropped in silence. Runs that put their questions differently (another number of worked examples, say) are refused.
+Runs whose parameters differ in the seed alone are one experiment, and their outcomes are seeds of the same arms;
+otherwise an arm is named `run:arm`. Only items that every arm was asked in a seed pair, and what does not pair is
+counted, never dropped in silence. Runs that put their questions differently (another number of worked examples, say)
+are refused.
 """
 
 from __future__ import annotations
@@ -21,18 +22,6 @@ _STEP = "05_evaluate"
 _ITEM = ["metric", "seed", "task", "item_id"]
 
 
-@dataclass
-class _Run:
-    name: str
-    summary: dict[str, Any]  # of its evaluation
-    signature: str  # of all that shapes it but the seed
-    outcomes: pd.DataFrame  # of the arms that were named
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted(set(self.outcomes["seed"]))
-
-
 @dataclass(frozen=True)
 class Together:
     """Outcomes of all runs that pair, the arm that the first run compares with, and what to know."""
@@ -48,22 +37,36 @@ def gather(names: Sequence[str]) -> Together:
     for name in names:
         folder, arm = (name, "") if Path(name).is_dir() or ":" not in name else name.rsplit(":", 1)
         wanted.setdefault(Path(folder).resolve(), set()).add(arm)
-    found = [_open(path, arms) for path, arms in wanted.items()]
-    _refuse_other_questions(found)
+    experiments: dict[str, pd.DataFrame] = {}
+    signatures: dict[str, str] = {}
     notes: list[str] = []
-    experiments = _experiments(found, notes)
-    first = found[0].summary.get("reference_arm")
+    first: dict[str, Any] = {}
+    for path, arms in wanted.items():
+        summary, signature, outcomes = _read(path, arms)
+        first = first or summary
+        _refuse_other_questions(first, summary, path)
+        seeds = set(outcomes["seed"])  # the same seed twice, before and after a change of the code, is two experiments
+        for name, part in experiments.items():
+            if signatures[name] == signature and not seeds & set(part["seed"]):
+                experiments[name] = pd.concat([part, outcomes])
+                notes.append(f"{name} and {path.name} differ in their seed alone: they are seeds of the same arms.")
+                break
+        else:
+            name = path.name if path.name not in experiments else str(path)
+            experiments[name], signatures[name] = outcomes, signature
+    reference = first.get("reference_arm")
     if len(experiments) > 1:
-        first = f"{next(iter(experiments))}:{first}"
+        reference = f"{next(iter(experiments))}:{reference}"
         experiments = {name: part.assign(arm=f"{name}:" + part["arm"]) for name, part in experiments.items()}
     outcomes = pd.concat(experiments.values(), ignore_index=True)
     arms = list(dict.fromkeys(outcomes["arm"]))
     if len(arms) < 2:
         raise TraitError(f"Only one arm to compare, {', '.join(arms)}. Name another one, or a whole run.")
-    return Together(_same_items(outcomes, notes), first if first in arms else None, notes)
+    return Together(_same_items(outcomes, notes), reference if reference in arms else None, notes)
 
 
-def _open(path: Path, arms: set[str]) -> _Run:
+def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
+    """The summary of a run's evaluation, a digest of all that shapes it but the seed, the outcomes of the named arms."""
     if not path.is_dir():
         raise TraitError(f"{path} is not a run folder. Name one that `trait-kit run` wrote, or FOLDER:arm.")
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
@@ -73,43 +76,20 @@ def _open(path: Path, arms: set[str]) -> _Run:
     known = list(dict.fromkeys(outcomes["arm"]))
     if missing := arms - {"", *known}:
         raise TraitError(f"{path} has no arm '{min(missing)}'; its arms are: {', '.join(known)}.")
-    shaped = [{name: value for name, value in r["shaped_by"]["params"].items() if name != "seed"} for r in records]
-    kept = outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
-    return _Run(path.name, records[-1]["summary"], digest(shaped), kept)
+    shaped = [{**record["shaped_by"]["params"], "seed": None} for record in records]
+    named = outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
+    return records[-1]["summary"], digest(shaped), named
 
 
-def _refuse_other_questions(found: list[_Run]) -> None:
+def _refuse_other_questions(first: dict[str, Any], other: dict[str, Any], path: Path) -> None:
     """By what each record says of how it asked (outcomes.evaluate_arms)."""
-    first = found[0].summary.get("how_asked", {})
-    for other in found[1:]:
-        for name, value in other.summary.get("how_asked", {}).items():
-            if first.get(name, value) != value:
-                raise TraitError(
-                    f"{found[0].name} and {other.name} asked their items in different ways, so their outcomes do not pair: "
-                    f"{name} is {first[name]!r} and {value!r}. Evaluate one as the other (--set, --from 05)."
-                )
-
-
-def _experiments(found: list[_Run], notes: list[str]) -> dict[str, pd.DataFrame]:
-    """Outcomes by experiment. The same seed twice, say before and after a change of the code, is two experiments."""
-    groups: list[list[_Run]] = []
-    for run in found:
-        seeds = set(run.seeds)
-        same = (group for group in groups if group[0].signature == run.signature)
-        group = next((group for group in same if not any(seeds & set(other.seeds) for other in group)), None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
-    for group in groups:
-        if len(group) > 1:
-            seeds = ", ".join(str(seed) for run in group for seed in run.seeds)
-            named = ", ".join(run.name for run in group)
-            notes.append(f"{named} differ in their seed alone ({seeds}): they are seeds of the same arms.")
-    firsts = [group[0].name for group in groups]
-    names = [name if firsts.count(name) == 1 else f"{name}{place}" for place, name in enumerate(firsts, 1)]
-    tables_of = [pd.concat([run.outcomes for run in group], ignore_index=True) for group in groups]
-    return dict(zip(names, tables_of, strict=True))
+    before = first.get("how_asked", {})
+    for name, value in other.get("how_asked", {}).items():
+        if before.get(name, value) != value:
+            raise TraitError(
+                f"{path} asked its items in another way than the first run, so their outcomes do not pair: {name} is "
+                f"{before[name]!r} and {value!r}. Evaluate one as the other (--set, --from 05)."
+            )
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -117,13 +97,14 @@ def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     items = outcomes.fillna({"gold": ""}).groupby(_ITEM, sort=False).agg({"arm": "nunique", "gold": "nunique"})
     pairs = (items["arm"] == outcomes["arm"].nunique()) & (items["gold"] == 1)
     if not pairs.any():
-        asked = [
-            f"{arm}: {', '.join(dict.fromkeys(part['task']))} with seed {seed}"
-            for (arm, seed), part in outcomes.groupby(["arm", "seed"], sort=False)
-        ]
-        raise TraitError(f"No item was asked of every arm in the same seed, so nothing pairs. {'; '.join(asked)}.")
-    for (metric, task), part in pairs.groupby(["metric", "task"], sort=False):
-        if lost := int((~part).sum()):
-            told = "do not pair and are left out: not every arm was asked them, or their gold answers differ"
-            notes.append(f"{task}, {metric}: {lost:,} of {len(part):,} items (of a seed) {told}.")
+        asked = outcomes.groupby(["arm", "seed"], sort=False)["task"].unique()
+        told = [f"{arm}: {', '.join(tasks)} with seed {seed}" for (arm, seed), tasks in asked.items()]
+        raise TraitError(f"No item was asked of every arm in the same seed, so nothing pairs. {'; '.join(told)}.")
+    lost = (~pairs).groupby(["metric", "task"], sort=False).agg(["sum", "size"])
+    why = "do not pair and are left out: not every arm was asked them, or their gold answers differ"
+    notes += [
+        f"{task}, {metric}: {count:,} of {size:,} items (of a seed) {why}."
+        for (metric, task), (count, size) in zip(lost.index, lost.to_numpy().tolist(), strict=True)
+        if count
+    ]
     return outcomes[outcomes.set_index(_ITEM).index.isin(pairs.index[pairs])].reset_index(drop=True)

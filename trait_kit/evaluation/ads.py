@@ -20,8 +20,6 @@ MAX_CHARACTERS = 2_000  # of a prediction that are looked at
 _ANNOUNCED = re.compile(r"\bthe answer is\b\s{0,3}:?\s{0,3}", re.IGNORECASE)
 _LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
 _WRAPPING = " \t*_`'\"“”"
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]+")
-_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]")
 
 
 def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]:
@@ -37,7 +35,7 @@ def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]
     from sacrebleu import sentence_chrf
 
     text, gold = written(prediction), _tidy(gold[:MAX_CHARACTERS])
-    rouge = RougeScorer(["rougeL"], use_stemmer=True).score(_plain(gold), _plain(text))["rougeL"].fmeasure
+    rouge = RougeScorer(["rougeL"], use_stemmer=True).score(gold, text)["rougeL"].fmeasure
     marked = {"rouge_l": float(rouge), "chrf": sentence_chrf(text, [gold]).score / 100}
     if limits:
         parts = [part.strip() for part in text.split("|")]
@@ -59,13 +57,9 @@ def written(prediction: str) -> str:
 
 
 def _readable(text: str) -> str:
-    return _INVISIBLE.sub("", _CONTROL.sub(" ", unicodedata.normalize("NFC", text)))
-
-
-def _plain(text: str) -> str:
-    """Without accents, so that 'Zurich' is 'Zürich', and trade marks, and with one kind of apostrophe."""
-    text = unicodedata.normalize("NFKD", re.sub("[™®©]", " ", text)).replace("’", "'")
-    return "".join(mark for mark in text if not unicodedata.combining(mark))
+    """Accents in one way, and a blank for what no reader sees: controls, zero-width characters, half characters."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 def _tidy(text: str) -> str:

@@ -36,16 +36,17 @@ class Evaluation:
     outcomes: pd.DataFrame
     arm_table: pd.DataFrame
     tests: pd.DataFrame
+    form: pd.DataFrame  # suites.form_overlap of each task
     problems: pd.DataFrame
-    reference: str
-    how_asked: dict[str, Any]  # runs that differ in it asked different questions
-    wanted: str = ""  # the main metric that the experiment names
-    control: str = ""  # the arm that the reference has to beat
-    form: pd.DataFrame | None = None  # suites.form_overlap of each task
+    params: EvaluationParams
+
+    @property
+    def reference(self) -> str:
+        return self.params.reference_arm
 
     @property
     def metric(self) -> str:
-        return comparison.main_metric(self.outcomes, self.wanted)
+        return comparison.main_metric(self.outcomes, self.params.main_metric)
 
     @property
     def others(self) -> list[str]:
@@ -56,58 +57,63 @@ class Evaluation:
         return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
 
     def summary(self) -> dict[str, Any]:
-        """What the step's record says: the verdict in words, and what it rests on."""
-        arms = list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, self.reference, self.control)
-        if self.wanted and self.metric != self.wanted:
-            verdict.setdefault("cannot_show", []).append(f"No task has {self.wanted}: {self.metric} stands for it.")
-        return {**verdict, "arms": arms, "reference_arm": self.reference, "how_asked": self.how_asked}
+        """What the step's record says: the verdict in words, and how it was asked (other runs that differ do not pair)."""
+        p, arms = self.params, list(dict.fromkeys(self.outcomes["arm"]))
+        verdict = comparison.verdict(self.tests, self.metric, p.reference_arm, p.control_arm)
+        if self.metric != p.main_metric:
+            verdict.setdefault("cannot_show", []).append(f"No task has {p.main_metric}: {self.metric} stands for it.")
+        how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
+        how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
+        return {**verdict, "arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next question;
-    of a finished step it reads what is there.
+    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next
+    question; of a finished step it reads what is there.
     """
     p = step.params
-    tasks = load_tasks(p.tasks)
-    how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
-    how |= {f"the version of {name}": task.version for name, task in tasks.items()}
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
-    if step.done:
-        outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
-        averages, tests, form = (pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES)
-        return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
-    held_out = {"general": p.web, "in_domain": p.in_domain}
-    documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in held_out.items()}
-    if p.foreign_tasks:
-        if both := set(load_tasks(p.foreign_tasks)) & set(tasks):
-            raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
-        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
-        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
-    most = max(suites.n_examples(p, name) for name in tasks)
-    examples = suites.worked_examples(p.tasks, most, p.test_items_per_task, p.seed) if most else None
+    if not step.done:
+        outcomes = _outcomes(step, problems)
+        made = (
+            comparison.arm_table(outcomes),
+            comparison.compare_all(outcomes, p.reference_arm, p.main_metric),
+            suites.form_overlap(problems, load_problems(p.tasks, "train", TRAIN_PROBLEMS, p.seed)),
+        )
+        for name, table in zip(_TABLES, made, strict=True):
+            with atomic_path(step.path(f"{name}.csv")) as temporary:
+                table.to_csv(temporary, index=False)
+        tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
+    outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
+    return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p)
+
+
+def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
+    p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
     models = {"base": str(model_folder(p.base_model))}
-    tokenizer = AutoTokenizer.from_pretrained(models["base"])
-    units = suites.build(problems, documents, p, step.path("lm_eval"), examples, tasks, tokenizer)
-    trained = step.summary("04_train_two_stages")
     for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
+    documents = _documents(p, set(tasks))
+    units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks, tokenizer)
     seed, answers = trained.get("seed", p.seed), step.path("answers")
     found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
-    outcomes = pd.concat(found, ignore_index=True)
-    averages, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, p.reference_arm, p.main_metric)
-    first = {name: next(iter(load_tasks([name]).values())) for name in p.tasks}
-    with_train = [name for name, task in first.items() if task.generated or task.splits.get("train")]
-    train = load_problems(with_train, "train", TRAIN_PROBLEMS, p.seed) if with_train else problems.iloc[:0]
-    form = suites.form_overlap(problems, train)
-    for name, table in zip(_TABLES, (averages, tests, form), strict=True):
-        with atomic_path(step.path(f"{name}.csv")) as temporary:
-            table.to_csv(temporary, index=False)
-    tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
-    print(f"{len(outcomes):,} outcomes: {len(models)} arms, {len(problems)} problems of {problems['task'].nunique()} tasks")
-    return Evaluation(outcomes, averages, tests, problems, p.reference_arm, how, p.main_metric, p.control_arm, form)
+    print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
+    return pd.concat(found, ignore_index=True)
+
+
+def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:
+    """Held-out texts by kind; problems of tasks that no arm trains on are text of a foreign kind."""
+    specs = {"general": p.web, "in_domain": p.in_domain}
+    documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in specs.items()}
+    if not p.foreign_tasks:
+        return documents
+    if both := set(load_tasks(p.foreign_tasks)) & trained_on:
+        raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
+    rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
+    return documents | {"foreign": [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]}
 
 
 def evaluate_model(

@@ -6,7 +6,6 @@ Generation is lm-eval's own (`HFLM.generate_until`).
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -79,7 +78,8 @@ class PackedLM(HFLM):
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
         usual = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
-        self.packs = usual and "logits_to_keep" in inspect.signature(model.forward).parameters and self._is_exact()
+        self.packs = usual
+        self.packs = usual and self._is_exact()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """One region around many calls lets torch keep its bfloat16 copies of the weights between rows."""
@@ -163,19 +163,18 @@ class PackedLM(HFLM):
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
     def _is_exact(self) -> bool:
-        """Score branching requests packed behind a prefix and one by one: equal to rounding, unless a mask was ignored."""
+        """Score branching requests packed behind a prefix and one by one: equal, unless a mask was ignored."""
         draw = torch.Generator().manual_seed(0)
         size = min(self.model.config.get_text_config().vocab_size, 1_000)
-        begin, context, other, end = (torch.randint(size, (n,), generator=draw).tolist() for n in (7, 9, 8, 6))
-        asked = [((), context, end), ((), context, end[:4]), ((), context, end), ((), other, end)]
-        whole = [(key, begin + before, wanted) for key, before, wanted in asked]
+        begin, one, other, end = (torch.randint(size, (n,), generator=draw).tolist() for n in (_SHARED, 9, 8, 6))
+        asked = [(None, begin + one, end), (None, begin + one, end[:4]), (None, begin + other, end)]
+        single = [super(PackedLM, self)._loglikelihood_tokens([request], disable_tqdm=True)[0][0] for request in asked]
         try:
-            packed = dict(answer for row in self._rows(asked) for answer in self._score(row, self._read(begin)))
-        except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture that keeps its cache otherwise
+            packed = [value for value, _greedy in self._loglikelihood_tokens(asked)]
+        except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture of other arguments or caches
             return False
-        single = [super(PackedLM, self)._loglikelihood_tokens([one], disable_tqdm=True)[0][0] for one in whole]
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
-        return all(abs(packed[index][0] - value) <= allowed for index, value in enumerate(single))
+        return all(abs(value - alone) <= allowed for value, alone in zip(packed, single, strict=True))
 
 
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

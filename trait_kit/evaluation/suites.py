@@ -1,8 +1,8 @@
 """What every arm is asked: the tasks' held-out problems, held-out documents, and lm-eval's own tasks, in lm-eval's form.
 
 Every arm sees the same items in the same words, so arms can be compared item by item. The shipped files in tasks/ are
-templates; a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks also
-run under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
+templates; a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks
+also run under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
@@ -24,10 +24,9 @@ from lm_eval.tasks import TaskManager
 
 from trait_kit.engine.files import TraitError, digest, write_text
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.evaluation import ads
+from trait_kit.evaluation import ads, slips
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
-from trait_kit.evaluation.slips import slip
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
@@ -37,6 +36,7 @@ MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: ever
 FORM_WORDS = 6  # of an n-gram that says whether test texts follow the form of train texts
 GENERAL_ITEMS = 200  # of each of lm-eval's own tasks
 _OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
+Item = dict[str, Any]
 
 
 @dataclass
@@ -46,7 +46,9 @@ class Unit:
     task: str
     kind: str  # likelihood | zero-shot | generation | documents | general
     version: int | str  # of the task file
-    lm_eval: dict[str, Any]  # lm-eval's task by template; before it is loaded, its name
+    items: dict[str, list[Item]] = field(default_factory=dict)  # by template of tasks/
+    settings: dict[str, Any] = field(default_factory=dict)  # what its task file sets beside its template
+    lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's task by template
     limit: int | None = None  # items that are asked, where they are lm-eval's
 
 
@@ -54,7 +56,7 @@ def build(
     problems: pd.DataFrame,
     documents: Mapping[str, list[str]],
     params: EvaluationParams,
-    folder: Path | str,
+    folder: Path,
     examples: pd.DataFrame | None,
     tasks: Mapping[str, Task],
     tokenizer: Any,
@@ -62,21 +64,21 @@ def build(
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
     `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
-    `examples` (needed when params.few_shot > 0) are `worked_examples`, the same for every item of a task. `tasks` are the
-    task files by name; `tokenizer` is the models', which says what a number token is.
+    `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name; `tokenizer`
+    is the models', which says what a number token is.
     """
-    folder = Path(folder)
     problems = problems.astype(object).where(problems.notna(), None)
+    units = [*_problem_units(problems, examples, params, tasks, tokenizer), *_document_units(documents, params)]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
-    asked = _problem_units(problems, examples, params, tasks, folder, tokenizer)
-    units = [*asked, *_document_units(documents, params, folder)]
+    written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
     with quiet():
         manager = TaskManager(include_defaults=False, include_path=str(folder))
-        loaded = manager.load([name for unit in units for name in unit.lm_eval.values()])["tasks"] if units else {}
-    for unit in units:
-        unit.lm_eval = {template: loaded[name] for template, name in unit.lm_eval.items()}
+        loaded = manager.load(list(written))["tasks"] if written else {}
+    for name, (unit, template) in written.items():
+        unit.lm_eval[template] = loaded[name]
     for name, task in _general_tasks(params.general_tasks).items():
-        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), {"general": task}, GENERAL_ITEMS))
+        general = {"lm_eval": {"general": task}, "limit": GENERAL_ITEMS}
+        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), **general))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     return units
@@ -102,53 +104,45 @@ def n_examples(params: EvaluationParams, task: str) -> int:
     return params.few_shot.get(task, 0) if isinstance(params.few_shot, dict) else params.few_shot
 
 
-def worked_examples(names: list[str], n_examples: int, test_items_per_task: int, seed: int = 0) -> pd.DataFrame:
-    """Up to `n_examples` worked examples of each task, for few-shot prompts: a problems table.
+def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
+    """The worked examples of each task for few-shot prompts, a problems table; None where none are asked for.
 
-    From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that name
-    first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables in code,
-    and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws others. A
-    choice task that borrows from one without choices gets some made: the example's answer among those of the next examples.
+    From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
+    name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
+    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws
+    others. A choice task that borrows from one without choices has their answers shown as they are.
     """
-    tasks = load_tasks(names)
+    tasks, found = load_tasks(params.tasks), []
     sources = {task.name: f"{task.origin}#{task.name}" for task in tasks.values()}
-    tested = QuestionIndex(every_test_question(names, test_items_per_task, seed), n=_OVERLAP_WORDS)
-    found = []
-    for task in tasks.values():
-        source = sources.get(task.examples_from or task.name, task.examples_from)
+    wanted = {name: number for name in tasks if (number := n_examples(params, name))}
+    if wanted:
+        tests = every_test_question(params.tasks, params.test_items_per_task, params.seed)
+        tested = QuestionIndex(tests, n=_OVERLAP_WORDS)
+    for name, number in wanted.items():
+        lender = tasks[name].examples_from or name
+        source = sources.get(lender, lender)
         if not load_task(source).generated and load_task(source).splits.get("train") is None:
             continue
-        pool = load_problems([source], "train", 50 + 20 * n_examples, seed)
+        pool = load_problems([source], "train", 50 + 20 * number, params.seed)
         text = pool["question"] + " " + pool["solution"].fillna("")
         solved = pool["solution"].notna() | pool["solution"].isna().all()
         short = solved & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
         pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
         pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
-        if task.kind == "choice" and pool["choices"].isna().all():
-            pool = pool.drop_duplicates("answer")
-            answers = [*pool["answer"], *pool["answer"][:3]]
-            pool["choices"] = [sorted(set(answers[place : place + 4])) for place in range(len(pool))]
-        found.append(pool.head(n_examples).assign(task=task.name))
-    if not found:
-        raise TraitError(f"None of the tasks {', '.join(tasks)} has a train split or examples_from. Set few_shot: 0.")
-    return pd.concat(found, ignore_index=True)
+        found.append(pool.head(number).assign(task=name))
+    return pd.concat(found, ignore_index=True) if found else None
 
 
-def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
-
-    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
-    texts with other numbers, and a gain there can be form alone.
-    """
-    known = set().union(*map(_form, train.to_dict("records")))
-    shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
-    return test.assign(overlap=shares).groupby("task", sort=False)["overlap"].agg(items="size", overlap="mean").reset_index()
-
-
-def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
-    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
-    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
-    return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
+def _shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = "") -> str:
+    """The worked examples as they stand before a question."""
+    rows = [] if examples is None else examples[examples["task"] == task].head(number).to_dict("records")
+    if len(rows) < number:
+        raise TraitError(
+            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this task "
+            "(few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
+        )
+    items = [_item(row, "", "", kind) for row in rows]
+    return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
 
 
 # ---- items
@@ -159,76 +153,66 @@ def _problem_units(
     examples: pd.DataFrame | None,
     params: EvaluationParams,
     tasks: Mapping[str, Task],
-    folder: Path,
     tokenizer: Any,
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
-        version = task.version
-        before = _shown(name, examples, n_examples(params, name))
+        number = n_examples(params, name)
+        before = _shown(name, examples, number)
         announced = " The answer is" if "The answer is" in before else ""
-        items = [_item(row, before, announced) for row in rows]
-        asked = _likelihoods(items, tokenizer)
-        written = {template: _write(name, version, template, part, folder) for template, part in asked.items() if part}
-        yield Unit(name, "likelihood", version, written)
+        asked = _likelihoods([_item(row, before, announced) for row in rows], tokenizer)
+        yield Unit(name, "likelihood", task.version, {template: items for template, items in asked.items() if items})
         if before and asked["solution_bits"]:  # a unit of its own, as its prompts do not begin with the worked examples
             bare = [item | {"prompt": item["bare"], "metric": "bits_per_byte_zero_shot"} for item in asked["solution_bits"]]
-            yield Unit(name, "zero-shot", version, {"zero_shot_bits": _write(name, version, "zero_shot_bits", bare, folder)})
+            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": bare})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, n_examples(params, name), task.kind)
-            items = [{**_item(row, before, "", task.kind), **more} for row in rows[: params.generate_items]]
-            settings = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
-            written = _write(name, version, "generation", items, folder, generation_kwargs=settings)
-            yield Unit(name, "generation", version, {"generation": written})
+            before = _shown(name, examples, number, task.kind)
+            items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
+            how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
+            yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})
 
 
-def _likelihoods(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, list[dict[str, Any]]]:
-    """The items of each template of likelihoods: what an item has no gold solution, number or choices for is not asked."""
+def _likelihoods(items: list[Item], tokenizer: Any) -> dict[str, list[Item]]:
+    """Items by template of likelihoods: what an item has no gold solution, number or choices for is not asked."""
     solved = [item | {"metric": "bits_per_byte"} for item in items if item["solved"]]
     numbered = [item | number_cuts(tokenizer, item["prompt"], item["target"]) for item in solved]
-    slipped = [(item, slip(item["target"].strip(), item["question"])) for item in solved]
+    pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
     answer = "answer_bits_per_byte"
     return {
         "solution_bits": solved,
         "number_bits": [item for item in numbered if item["number_tokens"]],
-        "pairs": [item | {"pair": [item["target"], f" {text}"]} for item, text in slipped if text],
+        "pairs": [item | {"pair": [f" {text}" for text in pair]} for item, pair in pairs if pair],
         "answer_bits": [item | {"target": f" {item['answer']}", "metric": answer} for item in items],
         "choices": [item for item in items if item["choices"]],
     }
 
 
 def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
-    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many it has.
+    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many.
 
     A number token is one that holds a digit. Texts are cut where tokens end, so any model of lm-eval can be asked.
     """
     offsets = tokenizer(context + target, return_offsets_mapping=True)["offset_mapping"]
-    ends = [end - len(context) for _start, end in offsets if end > len(context)]
-    cuts, count, inside = [], 0, False
-    for begin, end in pairwise([0, *ends]):
-        digit = any(letter.isdigit() for letter in target[begin:end])
-        count += digit
-        if digit != inside:
-            cuts.append(target[:begin])
-        inside = digit
-    cuts += [target] if inside else []
-    return {"cuts": [cut for cut in cuts if cut], "number_tokens": count}
+    places = [0, *(end - len(context) for _start, end in offsets if end > len(context))]
+    numbers = [any(map(str.isdigit, target[begin:end])) for begin, end in pairwise(places)]
+    turns = [before != after for before, after in pairwise([False, *numbers, False])]
+    cuts = [target[:place] for place, turn in zip(places, turns, strict=True) if turn and place]
+    return {"cuts": cuts, "number_tokens": sum(numbers)}
 
 
-def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams, folder: Path) -> Iterator[Unit]:
-    for name, texts in documents.items():
-        most = params.in_domain_documents if name == "in_domain" else params.general_documents
+def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
+    for kind, texts in documents.items():
+        most = params.in_domain_documents if kind == "in_domain" else params.general_documents
         cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
-        named = [(f"{name}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
+        named = [(f"{kind}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
         items = [{"id": name, "cluster": name, "text": text, "metric": "bits_per_byte"} for name, text in named]
         if items:
-            written = _write(f"{HELD_OUT}{name}", 1, "document_bits", items, folder)
-            yield Unit(f"{HELD_OUT}{name}", "documents", 1, {"document_bits": written})
+            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"document_bits": items})
 
 
-def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> dict[str, Any]:
+def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> Item:
     """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target.
 
     `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced` so.
@@ -259,29 +243,40 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     return item
 
 
-def _shown(task: str, examples: pd.DataFrame | None, n_examples: int, kind: str = "") -> str:
-    """The worked examples as they stand before a question."""
-    if not n_examples:
-        return ""
-    pool = examples[examples["task"] == task].head(n_examples)
-    if len(pool) < n_examples:
-        raise TraitError(f"few_shot is {n_examples}, but task {task} has {len(pool)} worked example(s) to show.")
-    items = [_item(row, "", "", kind) for row in pool.to_dict("records")]
-    return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
+def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
+    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
+
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
+    texts with other numbers, and a gain there can be form alone.
+    """
+    known = set().union(*map(_form, train.to_dict("records")))
+    shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
+    by_task = test.assign(overlap=shares).groupby("task", sort=False)["overlap"]
+    return by_task.agg(items="size", overlap="mean").reset_index()
+
+
+def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
+    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
+    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
+    return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
 
 
 # ---- lm-eval's tasks
 
 
-def _write(
-    task: str, version: int, template: str, items: list[dict[str, Any]], folder: Path, **settings: dict[str, Any]
-) -> str:
+def _write(unit: Unit, template: str, folder: Path) -> str:
     """Write the items and task file of one lm-eval task into `folder`; returns the task's name in lm-eval."""
-    name = f"{task.replace('/', '_')}_{template}"
+    name = f"{unit.task.replace('/', '_')}_{template}"
     data = folder.resolve() / "items" / f"{name}.jsonl"
-    write_text(data, "".join(json.dumps(item) + "\n" for item in items))
-    config = {"task": name, "include": f"{template}.yaml", "dataset_kwargs": {"data_file": str(data)}}
-    write_text(folder / f"{name}.yaml", yaml.safe_dump({**config, "metadata": {"version": version}, **settings}))
+    write_text(data, "".join(json.dumps(item) + "\n" for item in unit.items[template]))
+    config = {
+        "task": name,
+        "include": f"{template}.yaml",
+        "dataset_kwargs": {"data_file": str(data)},
+        "metadata": {"version": unit.version},
+        **unit.settings,
+    }
+    write_text(folder / f"{name}.yaml", yaml.safe_dump(config))
     return name
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from tabulate import tabulate
 
 from trait_kit.engine.files import atomic_path, write_text
-from trait_kit.evaluation.comparison import LOWER_IS_BETTER
+from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER
 
 _NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+_NOTES = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
 _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
 _LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "–": "--"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -109,6 +111,10 @@ class Table:
         for kind in ("md", "tex", "html"):
             write_text(Path(folder) / f"{name}.{kind}", self.written(kind, links=True))
         write_csv(self.frame(), Path(folder) / f"{name}.csv")
+
+
+def notes(kind: str, **facts: str) -> list[str]:
+    return [text.format(ALPHA=ALPHA, **facts) for text in _NOTES[kind]]
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, forgetting_of, main_metric
-from trait_kit.figures.cells import Table, metric_name
+from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
 from trait_kit.figures.tables import ablation_table, chain_of, main_table, write_items
 from trait_kit.passages.novelty import REASONS
@@ -98,11 +98,6 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     frame = pd.DataFrame(counts).reindex(tested.index).fillna(0)
     columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
     left_out = (runs.recorded(run_dir, "01_domain_classifier") or {"summary": {}})["summary"].get("left_out", {})
-    notes = [
-        f"In-domain documents left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items()) or 'none'}.",
-        "Compared by normalised text and by 13-grams (half of a question's). Everything counted as removed or rejected was "
-        "never trained on. What holds questions of two tasks counts for both.",
-        "Not compared: the base model's own pre-training data, which nobody outside has.",
-    ]
+    said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
     title = "Contamination: what the test sets shared with the training texts"
-    return Table(title, {"Task": [*map(label, tested.index), "all"]} | columns, notes)
+    return Table(title, {"Task": [*map(label, tested.index), "all"]} | columns, notes("contamination", left_out=said))

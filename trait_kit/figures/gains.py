@@ -19,7 +19,7 @@ from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
 from trait_kit.figures import style
 from trait_kit.figures.cells import change_text, metric_name
 from trait_kit.figures.style import KitFigure, colour, label, new_figure
-from trait_kit.figures.tables import BITS, GENERAL, paired
+from trait_kit.figures.tables import BITS, GENERAL
 
 _SHOWN = 4_000  # characters of a text on the page
 
@@ -31,35 +31,38 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) 
     `tests`: rows of comparison.compare(outcomes, "base", metric) and of comparison.forgetting_of(outcomes); the title
     speaks of `arm`. Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
     """
-    names = [name for name in dict.fromkeys(tests["arm"]) if name != "base"]
+    names = list(dict.fromkeys(tests["arm"]))
+    changes = tests.assign(change=-tests["difference"], low=-tests["high"], high=-tests["low"]).set_index("arm")
     panels = {"the tasks": (metric, MACRO), "general text": (BITS, GENERAL)}
-    found = {where: {name: paired(tests, name, "base", *of) for name in names} for where, of in panels.items()}
+    found = {
+        where: changes[(changes["metric"] == measured) & (changes["task"] == task)]
+        for where, (measured, task) in panels.items()
+    }
     said = []
-    for where, rows in found.items():
-        if row := rows.get(arm):
-            change = change_text(row["difference"], row["metric"], row["before"]).rpartition(", ")[2]
+    for where, part in found.items():
+        for row in part[part.index == arm].to_dict("records"):
+            change = change_text(row["change"], row["metric"], row["reference_mean"]).rpartition(", ")[2]
             said.append(f"{change} {metric_name(row['metric'])} on {where}")
     title = f"{label(arm)} against the base model: {', '.join(said)}"
     caption = "Paired change from the base model (dashed); bars: confidence intervals"
     size = {"width": 9.6, "height": 1.35 + 0.46 * len(names)}
     figure, grid = new_figure(title, caption, **size, ncols=2, sharey=True)
-    for axes, (where, rows) in zip(grid, found.items(), strict=True):
-        bits = panels[where][0] in LOWER_IS_BETTER
+    for axes, (where, part) in zip(grid, found.items(), strict=True):
+        measured = panels[where][0]
+        bits = measured in LOWER_IS_BETTER
+        unit = f"{metric_name(measured)} (left is better)" if bits else "points (right is better)"
         axes.axvline(0, **style.DASHED)
         axes.set_title(f"Change on {where}", loc="left", weight="bold")
-        axes.set_xlabel("bits per byte (left is better)" if bits else "points (right is better)")
+        axes.set_xlabel("not evaluated" if part.empty else unit)
         style.names_down(axes, map(label, names))
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
-        for height, (name, row) in enumerate(reversed(rows.items())):
-            if row is None:
-                axes.set_xlabel("not evaluated")
-                continue
-            middle, low, high = ((1 if bits else 100) * row[end] for end in ("difference", "low", "high"))
-            axes.plot([low, high], [height, height], color=colour(name), linewidth=3.4, alpha=0.55)
-            axes.plot(middle, height, style.marker(name), color=colour(name), markersize=9)
-            change = change_text(row["difference"], row["metric"]).removesuffix(" points")
-            style.note(axes, change, (middle, height), (0, 7), ha="center", size=11)
+        for name, row in part.iterrows():
+            height, scale = len(names) - 1 - names.index(name), 1 if bits else 100
+            axes.plot([scale * row["low"], scale * row["high"]], [height] * 2, color=colour(name), linewidth=3.4, alpha=0.55)
+            axes.plot(scale * row["change"], height, style.marker(name), color=colour(name), markersize=9)
+            change = change_text(row["change"], measured).removesuffix(" points")
+            style.note(axes, change, (scale * row["change"], height), (0, 7), ha="center", size=11)
     return figure
 
 

@@ -41,12 +41,8 @@ def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: 
         **shown.documents(names),
     }
     columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
-    notes = [
-        f"{shown.direction}; [confidence interval]; bold: best of its column.",
-        f"{name} minus this arm: paired over the same items; p corrected for all arms (Holm).",
-        f"*: differs from {name} on this task, p < {ALPHA:g}, corrected for all arms and tasks (Holm).",
-    ]
-    return Table(title or f"All arms by {metric_name(metric)}", columns, notes + _what_could_show(tests, metric))
+    notes = cells.notes("main", direction=shown.direction, name=name) + _what_could_show(tests, metric)
+    return Table(title or f"All arms by {metric_name(metric)}", columns, notes)
 
 
 def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: str) -> Table:
@@ -59,26 +55,16 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: 
         "Change from base": [shown.pair(arm, names[0]) for arm in names],
         **shown.documents(names),
     }
-    notes = [
-        f"{shown.direction}. Every trained arm saw the same number of tokens.",
-        "[paired confidence interval over the same items]; p corrected for all pairs of arms (Holm).",
-    ]
-    return Table(title, columns, notes + _what_could_show(pairs, metric))
+    notes = cells.notes("ablation", direction=shown.direction) + _what_could_show(pairs, metric)
+    return Table(title, columns, notes)
 
 
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     """One row a comparison: the difference with its interval, effect, p, and what could show."""
     rows = [_compared(row) for row in tests.to_dict("records")]
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
-    about = (
-        "Paired over the same items; shares in points. p: McNemar, sign flips of clusters or DeLong, with several seeds "
-        "hierarchical bootstrap; Holm's correction over the main metric's averages, all others, a metric's tasks. "
-        f"Better: p < {ALPHA:g}. Lower is better: {lower}."
-    )
-    seeds = "One training seed: intervals and p speak of these trained models, not of what other seeds would give."
-    if (tests["seeds"] > 1).any():
-        seeds = "Intervals and p speak of the recipes, trained anew on other seeds and asked other items."
-    return Table("Pairs of arms", {name: [row[name] for row in rows] for name in rows[0]}, [about, seeds, *notes])
+    about = cells.notes("pairs", lower=lower) + cells.notes("several_seeds" if tests["seeds"].max() > 1 else "one_seed")
+    return Table("Pairs of arms", {name: [row[name] for row in rows] for name in rows[0]}, [*about, *notes])
 
 
 def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
@@ -112,14 +98,13 @@ def chain_of(arms: pd.DataFrame) -> list[str]:
 
 
 def paired(tests: pd.DataFrame, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
-    """The first row of `tests` on arm minus other, whichever was its reference; `mean` and `before` are their means."""
+    """The first row of `tests` on arm minus other, whichever was its reference."""
     of_both = tests[["reference", "arm"]].isin([arm, other]).all(axis=1)
     found = tests[of_both & (tests["metric"] == metric) & (tests["task"] == task)]
     if found.empty:
         return None
     row = found.iloc[0].to_dict()
     sign = 1 if row["reference"] == arm else -1
-    row["mean"], row["before"] = (row["reference_mean"], row["arm_mean"])[::sign]
     row["low"], row["high"] = sorted((sign * row["low"], sign * row["high"]))
     return row | {"difference": sign * row["difference"]}
 
@@ -188,7 +173,7 @@ class _Arms:
 def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
     means = f"{number_text(row['reference_mean'], metric)} and {number_text(row['arm_mean'], metric)}"
-    change, better = change_text(row["difference"], metric), label(reference if row["reference_better"] else arm)
+    change, better = change_text(row["difference"], metric), label(reference if row["gain"] > 0 else arm)
     link = pair_file(reference, arm, metric)
     return {
         "Difference": f"{label(reference)} minus {label(arm)}",
@@ -211,4 +196,4 @@ def _what_could_show(tests: pd.DataFrame, metric: str) -> list[str]:
     for task, part in rows.groupby("task", sort=False):
         gain = cells.gain_text(part["smallest_gain"].max(), metric)
         shown.append(f"{'average' if task == MACRO else label(task)} {gain} (n {part['n'].max():,})")
-    return [f"Smallest true difference that would have shown (80% power at the corrected {ALPHA:.0%}): {', '.join(shown)}."]
+    return cells.notes("could_show", shown=", ".join(shown))

@@ -36,7 +36,7 @@ def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
 
 
 def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
-    """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds are joined.
+    """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds join.
 
     tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model in
     units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per byte
@@ -52,24 +52,32 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
         budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
     rows: list[dict[str, Any]] = []
     before: list[str] = []
-    for budget, folders in sorted(budgets.items(), key=lambda item: (sum(item[0]), item[0])):
+    for budget in sorted(budgets, key=lambda budget: (sum(budget), budget)):
+        folders = budgets[budget]
         names = [f"{folder}:{arm}" for folder in folders]
-        together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
-        outcomes = together.outcomes
+        outcomes = across_runs.gather([*(f"{folder}:base" for folder in folders), *names]).outcomes
         metric = comparison.main_metric(outcomes)
         gain = comparison.compare(outcomes, arm, metric).iloc[0]
-        costs = pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders])
-        row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "seeds": int(gain["seeds"]), "metric": metric}
-        row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"], **costs.mean()}
-        row |= _change(gain, "gain") | _change(None, "step") | _change(None, "forgetting")
+        forgot = step = None
         if before:
             pair = across_runs.gather([*before, *names]).outcomes
-            later = list(dict.fromkeys(pair["arm"]))[1]
-            row |= _change(comparison.compare(pair, later, metric).iloc[0], "step")
+            step = comparison.compare(pair, pair["arm"].unique()[1], metric).iloc[0]
         if (outcomes["task"] == GENERAL).any():
-            forgot = comparison.compare(outcomes, arm, BITS, GENERAL).iloc[0]
-            row |= _change(forgot, "forgetting", sign=1)
-        rows.append(row)
+            forgot = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[0]  # base's gain is what the arm forgot
+        rows.append(
+            {
+                "arm": arm,
+                "stage_tokens": " + ".join(map(str, budget)),
+                "seeds": int(gain["seeds"]),
+                "metric": metric,
+                "score": gain["reference_mean"],
+                "base_score": gain["arm_mean"],
+                **pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders]).mean(),
+                **_change(gain, "gain"),
+                **_change(step, "step"),
+                **_change(forgot, "forgetting"),
+            }
+        )
         before = names
     return pd.DataFrame(rows).astype({"tokens": int})
 
@@ -141,11 +149,7 @@ def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     }
 
 
-def _change(row: pd.Series | None, name: str, sign: int = 0) -> dict[str, float]:
-    """The difference of a comparison as a gain of its reference, positive when better, or times `sign`; NaN for None."""
-    names = (name, f"{name}_low", f"{name}_high")
-    if row is None:
-        return dict.fromkeys(names, math.nan)
-    sign = sign or (-1 if row["metric"] in LOWER_IS_BETTER else 1)
-    low, high = sorted((sign * row["low"], sign * row["high"]))
-    return dict(zip(names, (sign * row["difference"], low, high), strict=True))
+def _change(row: pd.Series | None, name: str) -> dict[str, float]:
+    """The gain of a comparison's reference with its interval; NaN for None."""
+    ends = ("", "_low", "_high")
+    return {f"{name}{end}": math.nan if row is None else row[f"gain{end}"] for end in ends}
