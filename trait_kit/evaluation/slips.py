@@ -32,20 +32,22 @@ def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
         if str(evaluate(f"{step[1]} {step[3]} {step[5]}")) != step[8]:  # a part of something longer
             continue
         known = re.findall(_NUMBER, question) + re.findall(_NUMBER, solution[: step.start()])
-        fair = [text for change in _changes(step, known) if (text := _changed(step, *change))]
-        if fair:
-            before = solution[: step.start()]
-            return before + step[0], before + random.Random(f"{seed}/{question}").choice(fair)
+        for changes in _changes(step, known):
+            if fair := [text for change in changes if (text := _changed(step, *change))]:
+                before = solution[: step.start()]
+                return before + step[0], before + random.Random(f"{seed}/{question}").choice(fair)
     return None
 
 
-def _changes(step: re.Match[str], known: list[str]) -> list[tuple[str, str, str]]:
-    """(left, sign, right) of one wrong operand (a number of the question or of an earlier step), operation or order."""
+def _changes(step: re.Match[str], known: list[str]) -> tuple[list[tuple[str, str, str]], ...]:
+    """(left, sign, right) of a wrong operation or order; then of one wrong operand, a number that is known by then.
+
+    In this order, as SmolLM2-135M, untrained, with two examples, told 66% of the former and 89% of the latter (103 pairs).
+    """
     left, sign, right = step[1], step[3], step[5]
     others = [other for other in dict.fromkeys(known) if other not in (left, right, step[8])]
-    found = [(left, sign, other) for other in others] + [(other, sign, right) for other in others]
-    found += [(left, other, right) for other in "+-*/" if other != sign]
-    return [*found, (right, sign, left)] if sign in "-/" else found
+    signs = [(left, other, right) for other in "+-*/" if other != sign] + [(right, sign, left)]
+    return signs, [(left, sign, other) for other in others] + [(other, sign, right) for other in others]
 
 
 def _changed(step: re.Match[str], left: str, sign: str, right: str) -> str | None:
