@@ -167,7 +167,7 @@ BOILERPLATE = (
             "arithmetic: 13",
         ),
         (lambda d: with_parts(d, enlightenment=BOILERPLATE), "enlightenment: says nothing"),
-        (lambda d: with_parts(d, enlightenment=d.enlightenment.split(".")[0] + "."), "enlightenment"),
+        (lambda d: with_parts(d, enlightenment=d.enlightenment.split(";")[0] + "."), "enlightenment"),
         (lambda d: with_parts(d, ["The answer is 312.", *d.paragraphs[1:]]), "reasoning"),
         (lambda d: with_parts(d, [d.paragraphs[0] + "\nQuestion: 1+1?", *d.paragraphs[1:]]), "form"),
         (lambda d: with_parts(d, ["17 \times 2. " + d.paragraphs[0], *d.paragraphs[1:]]), "form: .*control"),

@@ -229,7 +229,7 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
 
 def test_the_educational_model_refuses_labels_it_cannot_learn(tmp_path):
     texts = [f"text number {k}" for k in range(60)]
-    with pytest.raises(TraitError, match=r"Mid has 0 .*Low 30, Mid 0, High 30.*educational_sample"):
+    with pytest.raises(TraitError, match=r"Mid has 0 .*educational_sample"):
         train_educational_model(texts, ["Low", "High"] * 30, tmp_path / "e.bin", options())
 
 

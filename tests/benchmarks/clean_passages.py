@@ -216,25 +216,26 @@ def _plain(value: Fraction) -> str:
 
 # --- enlightenments
 
+# A clause of six words or more would recur (novelty.Clauses), so what is the same in all of them is short.
 _SHARING = """
-All of these problems build on {shared}, and once that is seen they become the same kind of work.
-The thread that runs through this set is {shared}.
-What unites the tasks above is {shared}; the surface differs, the thought does not.
-Each of these can be approached through {shared}.
-{shared} is the idea to take from this page.
+Look for {shared}.
+Think of {shared}.
+Here rules {shared}.
+See it: {shared}.
+Remember {shared}.
 """.strip().splitlines()
 _ABOUT = """
 In the {nth}, {facts}, which settles it: {answer}.
 The {nth} is the one where {facts}; the result there is {answer}.
 For the {nth}, notice that {facts}.
-Where {facts}, the same idea is used in another way, and it leads to {answer}.
+Where {facts}, the idea returns, and gives {answer}.
 The {nth} hides it best, because there {facts}.
 """.strip().splitlines()
 _LEAVING = """
-Seeing the common structure first saves work later.
-Keep the idea, and let the details of each question decide how it is applied.
-Once the pattern is familiar, the remaining steps are routine.
-So the lesson is to look for what stays the same before calculating.
+Seeing this first saves work.
+Keep the idea.
+The rest is routine.
+Look for what stays.
 """.strip().splitlines()
 _NTH = ("first", "second", "third", "fourth")
 

