@@ -29,7 +29,6 @@ import numpy as np
 import pandas as pd
 from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, holds, paragraph, sums, value
 from local_tasks import LOCAL, local_task
-from passage_problems import QuotingTeacher
 
 from trait_kit import tables
 from trait_kit.engine.files import digest
@@ -38,6 +37,7 @@ from trait_kit.passages.grouping import COLUMN, make_groups
 from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
 from trait_kit.passages.novelty import screen_problems
 from trait_kit.passages.relating import tag_concepts
+from trait_kit.passages.teachers import JoiningTeacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
 
@@ -323,12 +323,12 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
 
 
 def _clean(group: Group, rows: tuple[Problem, ...], kind: str) -> Passage:
-    (draft,) = QuotingTeacher().write([Order(group, rows)])
+    (draft,) = JoiningTeacher().write([Order(group, rows)])
     assert not draft.fault
+    draft = replace(draft, enlightenment=enlightenment(rows, group.shared, group.id))
     if Random(group.id).random() < 0.75:
-        told = enlightenment(rows, group.shared, group.id)
         written = tuple(paragraph(row, f"{group.id}/{place}") for place, row in enumerate(rows))
-        draft = replace(draft, paragraphs=written, enlightenment=told)
+        draft = replace(draft, paragraphs=written)
     return Passage(group, rows, draft, kind)
 
 
