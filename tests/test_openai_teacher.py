@@ -265,7 +265,8 @@ def test_a_server_that_comes_back_is_asked_again(server, second_server, monkeypa
 def _asking_process(server: LlmServer, path: Path, count: int = 40) -> subprocess.Popen:
     script = textwrap.dedent(
         f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_openai_teacher as t
         teacher = t.Endpoint({server.url!r}, "test-model", concurrency=2)
