@@ -24,12 +24,11 @@ CEILINGS = {  # lines of Python: what the house is to be
 WHOLE, LONGEST_FILE = 12_000, 400
 BYTES_A_LINE, STATEMENTS_A_LINE = 48.03, 0.647  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
 REACHED = {  # what it is now: only ever lowered, until the numbers above hold
-    "spine": 2_560,
+    "spine": 2_558,
     "engine": 3_240,
-    "selection": 1_610,
-    "evaluation": 1_690,
-    "passages": 1_510,
-    "whole": 13_350,
+    "selection": 1_607,
+    "evaluation": 1_685,
+    "whole": 13_339,
     "bytes": 49.8,
     "statements": 0.66,
 }

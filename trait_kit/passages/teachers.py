@@ -11,15 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from trait_kit.engine.ledger import Estimate, Ledger
-from trait_kit.engine.llm import Endpoint, Message, Reply, Request, again, ask, clean
+from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.novelty import blames
 
-_AROUND = frozenset(
-    ("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "paraphrase")
-)  # another enlightenment may mend these
-_TYPICAL_ANSWER = 70  # tokens, for the estimate
+# What another enlightenment may mend.
+_AROUND = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "paraphrase"))
+_TYPICAL_ANSWER = 70  # tokens
 _SAY_EVERY = 60.0  # seconds
 
 
@@ -84,10 +83,10 @@ class EndpointTeacher:
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
-        together = sorted(range(len(requests)), key=lambda place: str(requests[place].messages()))
-        asked = [requests[place] for place in together]
-        found = ask(asked, self.endpoint, self.ledger, attempts=attempts, progress=Progress())
-        replies = [reply for _, reply in sorted(zip(together, found, strict=True), key=lambda pair: pair[0])]
+        order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
+        asked = ask([requests[at] for at in order], self.endpoint, self.ledger, attempts=attempts, progress=Progress())
+        found = dict(zip(order, asked, strict=True))
+        replies = [found[at] for at in range(len(requests))]
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
         return replies
 
@@ -120,10 +119,7 @@ class EndpointTeacher:
 
     def _sentence(self, order: Order, paragraphs: Sequence[str], number: int, part: str, place: int | None) -> Request:
         """The request for one sentence of an enlightenment."""
-
-        def turns(fault: str = "") -> list[Message]:
-            return prompts.conversation(self._wording(order), part, order, paragraphs, place or 0, fault)
-
+        turns = functools.partial(prompts.conversation, self._wording(order), part, order, paragraphs, place or 0)
         blamed = [reason for parts, reason in order.refused if blames(reason, parts[number])]
         read = functools.partial(checks.read_sentence, order, paragraphs, place)
         return Request(turns(*blamed[-1:]), read, lambda _messages, _content, fault: turns(fault))

@@ -52,7 +52,7 @@ class Written:
         return cls(*found, *counted, read_json(folder / "bill.json"))
 
 
-def write_passages(step) -> "Written":
+def write_passages(step) -> Written:
     """The whole of notebook 03. Killed at any moment, it goes on from the answers that it has paid for."""
     folder, p = step.folder, step.params
     if step.done:
@@ -76,9 +76,8 @@ def write_passages(step) -> "Written":
                 _keep_paragraphs(teacher, orders, folder)
         made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
-        bill["written"] = f"{ledger.new_requests:,} answers now" + f", the others on {day}" * bool(
-            day and ledger.cached_requests
-        )
+        replayed = f", the others on {day}" if day and ledger.cached_requests else ""
+        bill["written"] = f"{ledger.new_requests:,} answers now{replayed}"
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
@@ -91,9 +90,8 @@ def _keep_paragraphs(teacher: EndpointTeacher, orders: Sequence[Order], folder: 
     rows = {row.id: row for order in orders for row in order.rows}
     told = zip(rows.values(), teacher.tell(list(rows.values())), strict=True)
     kept = [(row.id, f"{prompt(row.question)} {reply.value}") for row, reply in told if not reply.fault]
-    table = pd.DataFrame(kept, columns=["id", "text"])
     with atomic_path(folder / "rephrased.parquet") as temporary:
-        table.to_parquet(temporary)
+        pd.DataFrame(kept, columns=["id", "text"]).to_parquet(temporary)
 
 
 def load_material(params) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
