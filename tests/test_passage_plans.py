@@ -14,7 +14,7 @@ from trait_kit import tables
 from trait_kit.engine.files import TraitError
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
-from trait_kit.passages.material import content
+
 from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
 from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
 from trait_kit.passages.writing import write_groups
@@ -73,7 +73,6 @@ def test_concepts_are_recognised_and_the_rarest_is_the_topic():
     ]
     assert tagged["topic"].isna().tolist() == [False] * 4 + [True, False]
     assert tagged["subject"].tolist() == ["x", "x", "x", "y", "y", "y"]
-    assert all(len(entry["why"]) >= 1 for entry in content("concepts.yaml").values())
 
 
 def test_two_subjects_of_one_task_may_meet_where_no_other_task_shares_the_concept():

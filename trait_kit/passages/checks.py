@@ -13,13 +13,15 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from trait_kit.answers import conclusion, plain_words, reaches
+from trait_kit.answers import conclusion, is_mathematical, plain_words, reaches
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.llm import clean
 from trait_kit.engine.numbers import numbers
 from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
+_ENDING = 8  # words, the last of a sentence
+_TIMES = re.compile(r"\b(?:once|twice|\w+ times)\b")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
     r"\b(?:however|wait|actually|mistake|incorrect|correct answer|(?:given|provided) (?:solution|answer))\b", re.IGNORECASE
@@ -64,24 +66,42 @@ def read_enlightenment(order: Order, paragraphs: Sequence[str], content: str) ->
 
 
 def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, content: str) -> str:
-    """One sentence of an enlightenment: on what is shared (`place` None), or on what only one problem has."""
-    text = " ".join(first_paragraph(content).split())
+    """The first sentence of an answer, for an enlightenment: on what is shared (`place` None), or on one problem alone."""
+    text = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(first_paragraph(content).split()))[0]
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if not _SENTENCE_WORDS[0] <= len(text.split()) <= _SENTENCE_WORDS[1]:
         raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
     _refuse_contradiction(text)
-    if place is not None:
-        row, paragraph = order.rows[place], paragraphs[place]
-        said, known = content_words(text) | numbers(text), content_words(row.question) | numbers(row.question)
-        if foreign := numbers(text) - numbers(f"{row.question} {paragraph} {row.answer}"):
-            raise ValueError(f"enlightenment: {min(foreign)} stands neither in problem {row.id} nor in its solution")
-        marks = _marks(order.rows, paragraphs)[place]
-        steps = sorted(marks - known or marks, key=lambda mark: (not mark[0].isdigit(), mark))
-        if not said & set(steps):
-            raise ValueError(
-                f"enlightenment: it does not name this problem's own steps, for instance {', '.join(steps[:3])}"
-            )
+    rows, told = (order.rows, paragraphs) if place is None else ([order.rows[place]], [paragraphs[place]])
+    source = " ".join(f"{row.question} {paragraph} {row.answer}" for row, paragraph in zip(rows, told, strict=True))
+    foreign = numbers(text) - numbers(source) or {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
+    if foreign:
+        raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
+    said = content_words(text) | numbers(text)
+    if place is None:
+        _refuse_vague(order, said)
+        return text
+    row, known = rows[0], content_words(rows[0].question) | numbers(rows[0].question)
+    marks = _marks(order.rows, paragraphs)[place]
+    steps = sorted(marks - known or marks, key=lambda mark: (not mark[0].isdigit(), mark))
+    if not said & set(steps):
+        raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {', '.join(steps[:3])}")
+    if is_mathematical(row.answer) and numbers(row.answer) - numbers(" ".join(text.split()[-_ENDING:])):
+        raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
     return text
+
+
+def _refuse_vague(order: Order, said: set[str]) -> None:
+    """An opening says something of each problem beside what they share, and little that none of them has."""
+    shared = content_words(order.group.shared)
+    for place, row in enumerate(order.rows):
+        own = (content_words(row.question) | numbers(row.question)) - shared
+        if own and not own & said:
+            raise ValueError(f"enlightenment: it says nothing of problem {place + 1}, for instance of {min(own)}")
+    words = {word for word in said if not word[0].isdigit()}
+    known = shared.union(*(content_words(row.question) for row in order.rows))
+    if len(foreign := words - known) > len(words & known):
+        raise ValueError(f"enlightenment: {', '.join(sorted(foreign)[:5])} stand in none of the problems")
 
 
 def _refuse_contradiction(text: str) -> None:

@@ -50,7 +50,7 @@ def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     A problem in which none is recognised keeps no topic, so that no passage is made of it; the topic that it had becomes
     its `subject`.
     """
-    concepts = {name: re.compile(entry["pattern"]) for name, entry in content("concepts.yaml").items()}
+    concepts = {name: re.compile(pattern) for name, pattern in content("concepts.yaml").items()}
     questions = problems["question"].str.lower()
     found = [[name for name, pattern in concepts.items() if pattern.search(text)] for text in questions]
     counts = Counter(name for names in found for name in names)
