@@ -64,10 +64,10 @@ def good_answer(asked: str) -> str:
     found = re.findall(r"^Problem(?: \d+)?(?: \([^)]*\))?: (.*?)(?: Solution: .*)?$", asked, re.MULTILINE)
     questions = [re.sub(r"[.:?] ", " ", question) for question in found]  # one clause each, with words that no other has
     if "Sum up in one sentence" in asked:
-        step = re.findall("Solution: (.*)", asked)[-1].split(" = ")[-1]
-        return f"Here {varied(6)} turns on {questions[0][-60:]!r}, {step}"
-    if "have in common" in asked:
-        return f"They share one idea, {varied(10)}."
+        step, answer = re.search(r"Solution: .* = (\d+)[^=]*\. The answer is (.*)\.$", asked, re.MULTILINE).groups()
+        return f"Here {varied(6)} turns on {questions[0][-60:]!r}, {step} and {answer}."
+    if "claims nothing else" in asked:
+        return f"They share one idea, {varied(2)}, {' and '.join(question[-40:] for question in questions)}."
     if "Write one" in asked:
         told = [f"{varied(6)} of number {index} turns on {question[-60:]!r}" for index, question in enumerate(questions, 1)]
         return f"They share one idea, {varied(30)}, and {'; '.join(told)}."
@@ -205,11 +205,8 @@ def test_an_enlightenment_may_be_asked_for_a_sentence_at_a_time(server, tmp_path
     passages, rejected, _ = write(problems, groups, asking(server, teacher_steps="sentences"), tmp_path)
     assert (len(passages), len(rejected), len(server.bodies)) == (2, 0, 2 * 4)
     first = passages["enlightenment"].iloc[0]
-    assert (
-        first.startswith("They share one idea, ")
-        and first.count(" turns on ") == first.count("The answer is") == 3
-        and first.count("The answer is") == 3
-    )
+    assert first.startswith("They share one idea, ")
+    assert first.count(" turns on ") == 3
 
 
 def test_what_recurs_is_asked_for_again_and_every_attempt_is_kept(server, tmp_path):
@@ -291,16 +288,31 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     order = order_of(math_problems(1), "knowledge", "equal groups")
     told = [row.solution for row in order.rows]
     asked = prompts.conversation("math", "sentence", order, told, 1)[-1]["content"]
-    assert 'Begin it\nwith "With 31 and 527," and use ' in asked
+    assert 'Begin it\nwith "With 31 and 527,", use 17 and end with the answer, 17.' in asked
     read = functools.partial(checks.read_sentence, order, told, 1)
     good = "With 31 and 527, the groups of k are undone by the division 527 / 31 = 17."
     assert read(good) == good
+    assert read(f"{good} Check: 31 * 17 = 527.") == good  # it was asked for one sentence
     for bad, reason in (
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
-        ("With 31 and 527, the division gives 17 and not 312.", "312 stands neither in problem"),
+        ("With 31 and 527, the division gives 17 and not 312.", "'312' stands in no problem"),
+        ("With 31 and 527, dividing by 31 twice gives 17.", "'twice' stands in no problem"),
+        ("With 31 and 527, the quotient 17 is found by undoing a multiplication of the unknown by 31.", "end with the answer, 17"),
         ("With 31 and 527, the division is 527 / 31 = 18.", "527 / 31 = 18 is wrong"),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            read(bad)
+
+
+def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
+    order = order_of(math_problems(1), "knowledge", "equal groups")
+    read = functools.partial(checks.read_sentence, order, [row.solution for row in order.rows], None)
+    good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
+    assert read(good) == good
+    for bad, reason in (
+        ("The bus on its road and the pump at its tank rest on equal groups.", "says nothing of problem"),
     ):
         with pytest.raises(ValueError, match=reason):
             read(bad)

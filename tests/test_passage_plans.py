@@ -14,8 +14,7 @@ from trait_kit import tables
 from trait_kit.engine.files import TraitError
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import make_groups
-
-from trait_kit.passages.novelty import REASONS, Meanings, screen_problems
+from trait_kit.passages.novelty import REASONS, screen_problems
 from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
 from trait_kit.passages.writing import write_groups
 
@@ -181,21 +180,3 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     assert "&lt;script&gt;" in page
     assert "mathjax_ignore" in page
     assert "rejected: length" in quality.browse(rejected, problems, [1]).data
-
-
-def test_paraphrases_are_found_among_earlier_batches_and_the_same_one(monkeypatch):
-    directions = {"one": [1.0, 0.0], "one again": [0.999, 0.0447], "other": [0.0, 1.0]}
-    monkeypatch.setattr(
-        "trait_kit.passages.novelty.embed",
-        lambda texts, model, **_: np.array([directions[text] for text in texts], np.float32),
-    )
-    meanings = Meanings(0.99, "demo:all-minilm-l6-v2")
-    meanings.begin(["one", "one again", "other"])
-    assert meanings.nearest(0) is None
-    meanings.accept(0, "first")
-    assert meanings.nearest(1)[0] == "first"
-    assert meanings.nearest(2) is None
-    meanings.accept(2, "second")
-    meanings.begin(["other", "one"])
-    assert meanings.nearest(0) == ("second", pytest.approx(1.0))
-    assert meanings.nearest(1)[0] == "first"

@@ -58,7 +58,7 @@ class Common(BaseModel):
     test_items_per_task: int = knob(gt=0)
     # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
     base_model: str = knob(reads="model", steps="selection passages training evaluation")
-    # A sentence-embedding model, for neighbours, paraphrases and the map: the same forms
+    # A sentence-embedding model, for neighbours and the map: the same forms
     embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model", steps="passages figures")
 
 
@@ -144,7 +144,6 @@ class PassageParams(TeacherParams):
     teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
-    paraphrase_similarity: float = knob(0.0, ge=0, le=1)  # passages that say the same (cosine) are kept once; 0: all
 
     @property
     def kind(self) -> str:

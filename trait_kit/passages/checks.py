@@ -67,41 +67,46 @@ def read_enlightenment(order: Order, paragraphs: Sequence[str], content: str) ->
 
 def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, content: str) -> str:
     """The first sentence of an answer, for an enlightenment: on what is shared (`place` None), or on one problem alone."""
-    text = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(first_paragraph(content).split()))[0]
+    said = " ".join(first_paragraph(content).split())
+    _refuse_contradiction(said)
+    text = re.split(r"(?<=[.!?])\s+(?=[A-Z])", said)[0]
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if not _SENTENCE_WORDS[0] <= len(text.split()) <= _SENTENCE_WORDS[1]:
         raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
-    _refuse_contradiction(text)
-    rows, told = (order.rows, paragraphs) if place is None else ([order.rows[place]], [paragraphs[place]])
-    source = " ".join(f"{row.question} {paragraph} {row.answer}" for row, paragraph in zip(rows, told, strict=True))
-    foreign = numbers(text) - numbers(source) or {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
-    if foreign:
+    about = range(len(order.rows)) if place is None else [place]
+    source = " ".join(f"{order.rows[at].question} {paragraphs[at]} {order.rows[at].answer}" for at in about)
+    counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
+    if foreign := (numbers(text) - numbers(source)) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
     said = content_words(text) | numbers(text)
     if place is None:
         _refuse_vague(order, said)
-        return text
-    row, known = rows[0], content_words(rows[0].question) | numbers(rows[0].question)
-    marks = _marks(order.rows, paragraphs)[place]
-    steps = sorted(marks - known or marks, key=lambda mark: (not mark[0].isdigit(), mark))
-    if not said & set(steps):
-        raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {', '.join(steps[:3])}")
-    if is_mathematical(row.answer) and numbers(row.answer) - numbers(" ".join(text.split()[-_ENDING:])):
-        raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
+    else:
+        row, ending = order.rows[place], numbers(" ".join(text.split()[-_ENDING:]))
+        _refuse_general(row, _marks(order.rows, paragraphs)[place], said)
+        if is_mathematical(row.answer) and numbers(row.answer) - ending:
+            raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
     return text
 
 
 def _refuse_vague(order: Order, said: set[str]) -> None:
     """An opening says something of each problem beside what they share, and little that none of them has."""
     shared = content_words(order.group.shared)
-    for place, row in enumerate(order.rows):
-        own = (content_words(row.question) | numbers(row.question)) - shared
-        if own and not own & said:
-            raise ValueError(f"enlightenment: it says nothing of problem {place + 1}, for instance of {min(own)}")
-    words = {word for word in said if not word[0].isdigit()}
-    known = shared.union(*(content_words(row.question) for row in order.rows))
-    if len(foreign := words - known) > len(words & known):
+    questions = [content_words(row.question) | numbers(row.question) for row in order.rows]
+    for place, words in enumerate(questions, start=1):
+        if not (words - shared) & said:
+            raise ValueError(f"enlightenment: it says nothing of problem {place}, which has {', '.join(sorted(words)[:3])}")
+    foreign = said - shared.union(*questions)
+    if 2 * len(foreign) > len(said):
         raise ValueError(f"enlightenment: {', '.join(sorted(foreign)[:5])} stand in none of the problems")
+
+
+def _refuse_general(row: Problem, marks: set[str], said: set[str]) -> None:
+    """A sentence on one problem names a step of its solution that the others' have not."""
+    steps = marks - content_words(row.question) - numbers(row.question) or marks
+    if not said & steps:
+        some = sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3]
+        raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {', '.join(some)}")
 
 
 def _refuse_contradiction(text: str) -> None:

@@ -9,12 +9,10 @@ import pandas as pd
 
 from trait_kit.engine.minhash import banding, signatures
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.models import embed
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 _OF_ENLIGHTENMENT = ("boilerplate", "recurring clause")
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
-COMPARISONS = ("contamination", "boilerplate", "recurring clause", "near-duplicate", "paraphrase")
 _CLAUSE_WORDS, _CLAUSE_USES = 6, 2  # a clause of so many words, numbers masked, may stand in so many enlightenments
 _WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
@@ -27,12 +25,10 @@ class Beside:
     All passages of an attempt come at once (`begin`) and are then named by their place.
     """
 
-    def __init__(self, test_questions: Sequence[str], paraphrase_similarity: float = 0.0, embedding_model: str = "") -> None:
+    def __init__(self, test_questions: Sequence[str]) -> None:
         self.tested = QuestionIndex(test_questions)
         self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "recurring clause": Clauses()}
         self.accepted["near-duplicate"] = Accepted(SAME_TEXT)
-        if paraphrase_similarity:
-            self.accepted["paraphrase"] = Meanings(paraphrase_similarity, embedding_model)
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
         found = self.tested.find(texts).drop_duplicates("text_index")
@@ -71,7 +67,7 @@ class Accepted:
         self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def begin(self, texts: list[str]) -> None:
-        self.first, new = len(self.rows), self.vectors(texts)
+        self.first, new = len(self.rows), signatures(texts, shingle_words=3)
         self.rows = np.concatenate([self.rows, new]) if self.first else new
 
     def nearest(self, place: int) -> tuple[str, float] | None:
@@ -87,9 +83,6 @@ class Accepted:
         self.names[row] = name
         for key in self._keys(row):
             self._buckets[key].append(row)
-
-    def vectors(self, texts: list[str]) -> np.ndarray:
-        return signatures(texts, shingle_words=3)
 
     def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(accepted rows that may be near, their similarity)"""
@@ -133,24 +126,6 @@ def clauses_of(text: str) -> set[str]:
 def blames(reason: str, part: str) -> bool:
     """Whether a passage was refused because of this part of its enlightenment: the one that holds a worn clause, or any."""
     return not reason.startswith("recurring clause") or any(f"'{clause}'" in reason for clause in clauses_of(part))
-
-
-class Meanings(Accepted):
-    """The same by the cosine of sentence embeddings: what is said again in other words."""
-
-    def __init__(self, threshold: float, model: str) -> None:
-        super().__init__(threshold)
-        self.model = model
-
-    def vectors(self, texts: list[str]) -> np.ndarray:
-        return embed(texts, self.model, max_tokens=512)
-
-    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        near = np.fromiter(self.names, int)
-        return near, (self.rows[:row] @ self.rows[row])[near]
-
-    def _keys(self, row: int) -> list[tuple[int, bytes]]:
-        return []
 
 
 def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

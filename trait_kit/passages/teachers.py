@@ -16,8 +16,6 @@ from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.novelty import blames
 
-# What another enlightenment may mend.
-_AROUND = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "paraphrase"))
 _TYPICAL_ANSWER = 70  # tokens
 _SAY_EVERY = 60.0  # seconds
 
@@ -45,7 +43,7 @@ class EndpointTeacher:
     What fails a check is asked for again alone and told why, up to `max_attempts` times; refused answers are in `refusals`.
     """
 
-    can_mend = _AROUND | {"length"}
+    can_mend = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))
 
     def __init__(self, endpoint: Endpoint, ledger: Ledger, params) -> None:
         self.name, self.endpoint, self.ledger, self.params = endpoint.model, endpoint, ledger, params

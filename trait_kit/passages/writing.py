@@ -138,7 +138,7 @@ def write_groups(
 
     A passage that holds one of the `test_questions` is rejected.
     """
-    beside = Beside(test_questions, params.paraphrase_similarity, params.embedding_model)
+    beside = Beside(test_questions)
     skipped = _WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
     orders, rows = orders_of(groups, problems), []
     for attempt in range(1, params.max_attempts + 1):
