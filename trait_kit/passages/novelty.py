@@ -13,7 +13,7 @@ from trait_kit.engine.questions import QuestionIndex
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 _OF_ENLIGHTENMENT = ("boilerplate", "recurring clause")
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
-_CLAUSE_WORDS, _CLAUSE_USES = 6, 2  # a clause of so many words, numbers masked, may stand in so many enlightenments
+_CLAUSE_WORDS, _CLAUSE_USES = 6, 2  # a clause of so many words beside numbers may stand in so many enlightenments
 _WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -117,9 +117,8 @@ class Clauses:
 
 
 def clauses_of(text: str) -> set[str]:
-    """The clauses of a text, in lower case, with every number as 0."""
-    parts = re.split(r"[.;:!?]\s|,\s", re.sub(r"\d[\d.,]*", "0", text.lower()))
-    words = [re.findall(r"\w+", part) for part in parts]
+    """The clauses of a text, in lower case and without numbers."""
+    words = [re.findall(r"[^\W\d]+", part) for part in re.split(r"[.;:!?,]\s", text.lower())]
     return {" ".join(clause) for clause in words if len(clause) >= _CLAUSE_WORDS}
 
 

@@ -113,9 +113,10 @@ def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence
 
 
 def _steps(row: Problem, paragraph: str) -> str:
-    """A paragraph without what its question says."""
+    """What a paragraph arrives at, the right sides of its equations or else its words, without what its question says."""
     known = content_words(row.question) | numbers(row.question)
-    return " ".join(word for word in paragraph.split() if not (content_words(word) | numbers(word)) & known)
+    words = re.findall(r"=\s*(\S+)", paragraph) or paragraph.split()
+    return " ".join(word for word in words if not (content_words(word) | numbers(word)) & known)
 
 
 def _part_of(example: dict[str, Any], part: str, place: int) -> str:
