@@ -7,10 +7,10 @@ A worker that is killed breaks the pool, and where the driver is killed its work
 import functools
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -48,6 +48,17 @@ def _read_job(path: Path, _modified: int) -> dict[str, Any]:
     return read_json(path)
 
 
+def own_files(folder: Path, names: Collection[str]) -> set[str]:
+    """What an earlier job's manifest (job.json) lists; TraitError where a name is taken by a file that it does not list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, manifest = set(os.listdir(folder)), folder / "job.json"
+    earlier = read_json(manifest) if manifest.exists() else {}
+    listed = {"job.json", *earlier["writes"]} if isinstance(earlier, dict) and "writes" in earlier else set()
+    if foreign := sorted(found.intersection(names) - listed):
+        raise TraitError(f"{folder / foreign[0]} is there, but no job of the kit wrote it. Move it, or name another folder.")
+    return listed - {"job.json"}
+
+
 class Progress:
     """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
 
@@ -70,7 +81,8 @@ class Progress:
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies."""
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        if time.time() - left.stat().st_mtime > 6 * 3600:
+        own = left.name[1:].rpartition(".tmp-")[0] in read_job(job)["writes"]
+        if own and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
         _on_cluster(work, job, numbers, place, progress)
@@ -134,8 +146,7 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
     """By datatrove, which prints its own progress; what a shard's failure has to say comes in a file."""
     from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
 
-    folder = job.parent / "engine"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="cluster-", dir=job.parent))
     error, workers = folder / "error.txt", min(place.workers, len(numbers))
     if place.executor == "ray":
         import ray

@@ -15,7 +15,7 @@ import re
 import signal
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from loguru import logger
 
 from trait_kit.engine import pages
-from trait_kit.engine.files import TraitError, digest, made_once
+from trait_kit.engine.files import digest, made_once
 from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
 from trait_kit.engine.streams import FORMATS, Damaged, Source, format_of, reading
 
@@ -38,36 +38,26 @@ _KEPT = pa.schema(
 
 
 def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
-    """The documents of a WARC file (from `cache` where they are) or of a WET file, whose texts need no extraction."""
-    try:
-        libraries = [version("fastwarc"), version("resiliparse")]
-    except PackageNotFoundError as error:
-        raise TraitError(f"Web archives need {error.name}, which is not installed: pip install 'trait-kit[web]'") from None
-    tables = _tables(source.name, seconds_per_page)
-    if format_of(source.name)[0] == ".warc":
-        key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
-        path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, tables))
-        tables = (pa.table(batch) for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS))
-    for table in tables:
+    """The documents of a WARC or WET file, from `cache` where they are."""
+    libraries = [version("fastwarc"), version("resiliparse")]
+    key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
+    path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
+    for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
+        table = pa.table(batch)
         lost = table.filter(table["reason"].is_valid()).select(["row", "reason", "records"]).to_pylist()
         kept = table.filter(table["reason"].is_null())
         yield clean(kept, kept["row"].to_numpy(), source.name, rejected=[Reject(source.name, **row) for row in lost])
 
 
-def _write(tables: Iterator[pa.Table], path: Path) -> None:
-    with pq.ParquetWriter(path, _KEPT, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-def _tables(name: str, seconds_per_page: float) -> Iterator[pa.Table]:
-    """One row a document or loss (`reason`), up to _PART_ROWS at a time."""
+def _write(name: str, seconds_per_page: float, path: Path) -> None:
     rows = _rows(name, seconds_per_page)
-    while found := list(itertools.islice(rows, _PART_ROWS)):
-        yield pa.Table.from_pylist(found, _KEPT)
+    with pq.ParquetWriter(path, _KEPT, compression="zstd") as writer:
+        while found := list(itertools.islice(rows, _PART_ROWS)):
+            writer.write_table(pa.Table.from_pylist(found, _KEPT))
 
 
 def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
+    """The documents of a file, and with a `reason` what is none."""
     from datatrove.pipeline.extractors.base import ExtractorSandbox
 
     logger.disable("datatrove.pipeline.extractors")
@@ -79,7 +69,7 @@ def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
                     records = passed * found // size if found else passed // FORMATS[format_of(name)[0]]
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
                     yield {"reason": reason, "records": max(records, 1), "row": row}
-                if record and (said := _document(record, sandbox)):
+                if record and (said := _said(record, sandbox)):
                     found, size = found + 1, size + record.content_length
                     yield from ({"row": row, **each} for each in said)
     except Damaged as damage:
@@ -123,59 +113,65 @@ def _records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     yield counted.tell() - end, None
 
 
-def _document(record: Any, sandbox: Any) -> list[dict[str, Any]]:
+def _said(record: Any, sandbox: Any) -> list[dict[str, Any]]:
     """The document of a record that holds a page, or the reason why it is none, and what of it was left out."""
     if str(record.record_type) in ("warcinfo", "request", "metadata"):
         return []
-    lost = 0
     try:
-        text, lost = sandbox.process_document(pickle.dumps(record), _guarded)
-        reason = "" if text.strip() else f"{SKIPPED}: no main text"
+        return sandbox.process_document(pickle.dumps(record), _guarded)
     except TimeoutError:
         reason = f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"
     except EOFError:
         reason = f"{UNREADABLE}: its page crashed the parser"
-    except ValueError as error:
-        reason = str(error)
-    if reason:
-        return [{"reason": reason, "records": 1}]
-    url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
-    document = {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text.strip()}
-    left_out = {"reason": f"{SKIPPED}: formulas of a page that is read ({lost})", "records": 0}
-    return [document, left_out][: 2 if lost else 1]
+    return [{"reason": reason, "records": 1}]
 
 
 # In the child
 
 
-def _guarded(packed: bytes) -> tuple[str, int] | ValueError:
-    """`_read`, or why not; a process that ends with its parent."""
+def _guarded(packed: bytes) -> list[dict[str, Any]]:
+    """What `_said` says, by a process that ends with its parent."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: or it would hold the lock that it has inherited
     try:
-        return _read(packed) if packed else ("", 0)
+        return _document(packed) if packed else []
     except ValueError as error:
-        return error
+        reason = str(error)
     except BaseException as error:  # Rust's panics are no Exceptions
-        return ValueError(f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})")
+        reason = f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"
+    return [{"reason": reason, "records": 1}]
 
 
-def _read(packed: bytes) -> tuple[str, int]:
-    """(text, formulas that it lacks) of a record; ValueError says why it has none."""
+def _document(packed: bytes) -> list[dict[str, Any]]:
     record, body = _decoded(packed)
+    text, lost = _text(record, body)
+    if not (text := text.strip()):
+        raise ValueError(f"{SKIPPED}: no main text")
+    url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
+    document = {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text}
+    left_out = {"reason": f"{SKIPPED}: formulas of a page that is read ({lost})", "records": 0}
+    return [document, left_out] if lost else [document]
+
+
+def _text(record: Any, body: bytes) -> tuple[str, int]:
+    """(text, formulas that it lacks) of a record; ValueError says why it has none."""
+    from resiliparse.parse.encoding import detect_mime
+
     http = record.http_headers if record.is_http else record.headers
-    said = ((http and http.get("Content-Type")) or "").lower()
+    said = ("" if http is None else http.get("Content-Type") or "").lower()
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
-    plain = not record.is_http and said.startswith("text/plain") or str(record.record_type) == "conversion" and not said
-    if record.is_http and not (status := re.match(r"HTTP/\S+\s+(\d{3})", (http and http.status_line) or "")):
+    plain = (not record.is_http and said.startswith("text/plain")) or (str(record.record_type) == "conversion" and not said)
+    if record.is_http and (http is None or not http.status_code):
         raise ValueError(f"{UNREADABLE}: no HTTP response")
-    if record.is_http and status[1] != "200":
-        raise ValueError(f"{SKIPPED}: HTTP status {status[1]}")
+    if record.is_http and http.status_code != 200:
+        raise ValueError(f"{SKIPPED}: HTTP status {http.status_code}")
     if not plain and "html" not in said and (said or begins not in (b"<", b"")):
         raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
         raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
+    if not detect_mime(body).startswith("text/"):
+        raise ValueError(f"{UNREADABLE}: its body is no text")
     if plain:
         return pages.decode(body, charset[1] if charset else ""), 0
     return pages.extract(body, charset[1] if charset else "")
@@ -192,7 +188,7 @@ def _decoded(packed: bytes) -> tuple[Any, bytes]:
             record.parse_http(quirks_mode=True, auto_decode=encodings)
             body = record.reader.read(PAGE_BYTES + 1)
             break
-    if encodings == "none" and "deflate" in (record.http_headers.get("Content-Encoding") or ""):
+    if encodings in ("transfer", "none") and "deflate" in (record.http_headers.get("Content-Encoding") or ""):
         with contextlib.suppress(zlib.error):
             body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, PAGE_BYTES + 1)
     return record, body
