@@ -20,12 +20,12 @@ _LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "b
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def extract(page: bytes, charset: str = "") -> tuple[str, int]:
-    """(main text, empty if there is none; how many formulas are not in it). `charset`: what the HTTP header says."""
+def extract(html: str) -> tuple[str, int]:
+    """(main text, empty if there is none; how many formulas are not in it)."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
-    tree = HTMLTree.parse(decode(page, charset))
+    tree = HTMLTree.parse(html)
     formulas = Counter(_put_formulas(tree))
     _raise_and_lower(tree)
     text = extract_plain_text(tree, **_TEXT)
@@ -34,7 +34,7 @@ def extract(page: bytes, charset: str = "") -> tuple[str, int]:
 
 
 def decode(page: bytes, charset: str = "") -> str:
-    """A page or text as it is most likely meant: by its byte order mark, `charset`, its HTML meta, its bytes, UTF-8.
+    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes, UTF-8.
 
     A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
     """

@@ -26,11 +26,12 @@ from loguru import logger
 from trait_kit.engine import pages
 from trait_kit.engine.files import digest, made_once
 from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
-from trait_kit.engine.streams import FORMATS, Damaged, Source, format_of, reading
+from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _RULES = 4  # raised whenever the same file would give other documents
 _PART_ROWS = 500
+_CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
 _KEPT = pa.schema(
     dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
@@ -79,21 +80,6 @@ def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
 # Records
 
 
-class _Counted:
-    """A stream that tells how much of it was read, as FastWARC asks, by small steps: damage costs one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._read = stream, 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(min(size, 1 << 14))
-        self._read += len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._read
-
-
 def _records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     """(bytes passed over before it, a record that holds its own body), and at the end what follows the last, with None.
 
@@ -101,7 +87,7 @@ def _records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
     """
     from fastwarc.warc import ArchiveIterator
 
-    end, counted = 0, _Counted(stream)
+    end, counted = 0, Steps(stream)
     for record in ArchiveIterator(counted, parse_http=False, quirks_mode=True):
         start, length = record.stream_pos, record.content_length
         body = record.reader.read(PAGE_BYTES + (1 << 16))
@@ -155,8 +141,6 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
 
 def _text(record: Any, body: bytes) -> tuple[str, int]:
     """(text, formulas that it lacks) of a record; ValueError says why it has none."""
-    from resiliparse.parse.encoding import detect_mime
-
     http = record.http_headers if record.is_http else record.headers
     said = ("" if http is None else http.get("Content-Type") or "").lower()
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
@@ -170,11 +154,10 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
         raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
         raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
-    if not detect_mime(body).startswith("text/"):
+    text = pages.decode(body, charset[1] if charset else "")
+    if len(_CONTROL.findall(text, 0, 2_000)) > 40:
         raise ValueError(f"{UNREADABLE}: its body is no text")
-    if plain:
-        return pages.decode(body, charset[1] if charset else ""), 0
-    return pages.extract(body, charset[1] if charset else "")
+    return (text, 0) if plain else pages.extract(text)
 
 
 def _decoded(packed: bytes) -> tuple[Any, bytes]:
