@@ -24,7 +24,7 @@ from trait_kit.engine.files import TraitError, atomic_path, content, digest, wri
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Progress, Work, own_files, read_job, run
+from trait_kit.engine.shards import Place, Work, own_files, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
@@ -126,9 +126,7 @@ def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], ki
     for stale in listed - valid:
         (folder / stale).unlink(missing_ok=True)  # out of date, damaged, or of more shards: it would pass for progress
     write_json(folder / "job.json", {**job, "writes": writes})
-    progress = Progress(kinds[0], folder, [paths[0].name for paths in files])
-    run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place, progress)
-    progress.look()
+    run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
 
 
 def _has_key(path: Path, key: str) -> bool:
