@@ -131,6 +131,7 @@ def test_pages_become_documents_and_everything_else_has_a_reason(tmp_path: Path,
         (JAPANESE, "utf-16", "", ""),
         (JAPANESE, "utf-16", "iso-8859-1", "utf-8"),  # the byte order mark is right
         (JAPANESE, "euc_jp", "utf-8", "utf-8"),  # all are wrong
+        (JAPANESE, "iso2022_jp", "", "iso-2022-jp"),  # seven bits, which UTF-8 would take too
         (JAPANESE + "①㈱", "cp932", "Shift_JIS", ""),  # what the label means on the web
         ("다람쥐 헌 쳇바퀴에 타고파 똠방각하. ", "cp949", "euc-kr", ""),
     ],
@@ -141,6 +142,13 @@ def test_text_in_any_encoding_is_unharmed(tmp_path: Path, text: str, encoding: s
     documents, rejected = read(path)
     assert rejected == []
     assert text.strip() in documents[0]["text"]
+
+
+def test_one_broken_byte_costs_one_letter(tmp_path: Path) -> None:
+    body = page(GERMAN).encode()
+    path = write(tmp_path / "d.warc", [record(1, body.replace(b"hlich", b"hl\xe4ich", 1)), record(2, body[:-100] + b"\xc3")])
+    documents, rejected = read(path)
+    assert (rejected, [row["text"].count("Gemüsebrühe") for row in documents]) == ([], [12, 12])
 
 
 def test_wet_texts_are_taken_as_they_are(tmp_path: Path, cache: Path) -> None:
@@ -338,6 +346,12 @@ def test_powers_tables_and_code_keep_their_meaning() -> None:
     assert "2^10 = 1024, 10^-3 m, x_1, b^{n+1}, y^{n_1}, the 1st[3]" in text
     assert re.search(r"n\s+square\n7\s+49\n", text)
     assert "def f(x):\n    if x:\n        return 1" in text
+
+
+def test_a_page_of_hardly_any_main_text_is_taken_whole() -> None:
+    hidden = f"<html><body><div class='sidebar'><p>{ENGLISH * 20}</p></div><main><p>Short.</p></main></body></html>"
+    assert ENGLISH.strip() in pages.extract(hidden)[0]
+    assert "Imprint" not in pages.extract(page(ENGLISH))[0]
 
 
 def test_formulas_that_are_left_out_are_counted_and_cost_no_document(tmp_path: Path) -> None:

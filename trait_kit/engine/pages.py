@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,37 @@ def extract(html: str) -> tuple[str, int]:
     from resiliparse.parse.html import HTMLTree
 
     tree = HTMLTree.parse(html)
-    formulas = Counter(_put_formulas(tree))
+    formulas = _put_formulas(tree)
     _raise_and_lower(tree)
     text = extract_plain_text(tree, main_content=True, **_TEXT)
     if len(text) < _LITTLE:
         text = extract_plain_text(tree, **_TEXT)
-    flat = " ".join(text.split())
-    return text, sum(max(n - flat.count(" ".join(tex.split())), 0) if tex else n for tex, n in formulas.items())
+    flat = " ".join(text.split()) if formulas else ""
+    return text, sum(max(n - flat.count(tex), 0) if tex else n for tex, n in Counter(formulas).items())
 
 
 def decode(page: bytes, charset: str = "") -> str:
-    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes, UTF-8.
+    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes.
 
     A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
     """
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+    from resiliparse.parse.encoding import map_encoding_to_html5
 
-    if page.startswith(_MARKS):
-        charset = ""
-    labels = [charset, detect_encoding(page, from_html_meta=True), detect_encoding(page), "utf-8"]
-    names = [name for label in labels if label and (name := map_encoding_to_html5(label, False))]
-    first, *others = [_LARGER.get(name, name) for name in names]
-    return bytes_to_str(page, first, "replace", others)
+    for label in _labels(page, charset):
+        name = label and map_encoding_to_html5(label, False)
+        with contextlib.suppress(TypeError, ValueError):
+            return page.decode(_LARGER.get(name, name)).removeprefix("\ufeff")
+    return page.decode("utf-8", "replace")
+
+
+def _labels(page: bytes, charset: str) -> Iterator[str | None]:
+    from resiliparse.parse.encoding import detect_encoding
+
+    if not page.startswith(_MARKS):
+        yield charset
+    yield detect_encoding(page, from_html_meta=True)
+    yield "utf-8"
+    yield detect_encoding(page)
 
 
 def _put_formulas(tree: Any) -> list[str]:
@@ -59,7 +69,7 @@ def _put_formulas(tree: Any) -> list[str]:
         formulas.append(tex if not tex or tex.startswith(("$", r"\(", r"\[")) else f"${tex}$")
         if tex:
             node.replace_with(tree.create_text_node(formulas[-1]))
-    for node in tree.document.query_selector_all(_FORMULAS["drawn"]):
+    for node in tree.document.query_selector_all(_FORMULAS["drawn"]) if formulas else ():
         node.remove()
     return formulas
 
