@@ -46,7 +46,7 @@ def decode(page: bytes, charset: str = "") -> str:
 
     for label in _labels(page, charset):
         name = label and map_encoding_to_html5(label, False)
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(LookupError, TypeError, ValueError):
             return page.decode(_LARGER.get(name, name)).removeprefix("\ufeff")
     return page.decode("utf-8", "replace")
 
