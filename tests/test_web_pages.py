@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gzip
 import os
+import random
 import re
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def test_resources_conversions_and_bare_headers_are_read_and_other_records_count
         plain = record(number, body, kind="x").replace(b"Type: x", f"Type: {kind}".encode(), 1)
         return plain.replace(b"Content-Type: text/plain", f"Content-Type: {mime}".encode())
 
-    http = "application/http; msgtype=response"
+    http, noise = "application/http; msgtype=response", gzip.compress(random.Random(1).randbytes(9_000))
     records = [
         other(1, "resource", "text/html; charset=iso-8859-1", page(GERMAN).encode("latin-1")),
         other(2, "conversion", "text/html", page(ENGLISH).encode()),
@@ -267,7 +268,12 @@ def test_resources_conversions_and_bare_headers_are_read_and_other_records_count
         other(5, "response", "text/dns", b"example.org A 1.2.3.4"),
         other(6, "revisit", http, b"HTTP/1.1 304 Not Modified\r\n\r\n"),
         other(7, "response", http, b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n" + page(ENGLISH).encode()),
-        other(8, "response", http, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + gzip.compress(b"%d" % 9**9999)),
+        other(
+            8,
+            "response",
+            http,
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + noise,
+        ),
         other(9, "response", http, page(ENGLISH).encode()),
     ]
     documents, rejected = read(write(tmp_path / "d.warc.gz", records))
