@@ -8,7 +8,6 @@ import codecs
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +41,20 @@ def decode(page: bytes, charset: str = "") -> str:
 
     A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
     """
-    from resiliparse.parse.encoding import map_encoding_to_html5
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    for label in _labels(page, charset):
-        name = label and map_encoding_to_html5(label, False)
+    said = "" if page.startswith(_MARKS) else charset
+    guesses = (
+        lambda: said,
+        lambda: detect_encoding(page, from_html_meta=True),
+        lambda: "utf-8",
+        lambda: detect_encoding(page),
+    )
+    for guess in guesses:  # the later ones take time
         with contextlib.suppress(LookupError, TypeError, ValueError):
+            name = map_encoding_to_html5(guess(), False)
             return page.decode(_LARGER.get(name, name)).removeprefix("\ufeff")
     return page.decode("utf-8", "replace")
-
-
-def _labels(page: bytes, charset: str) -> Iterator[str | None]:
-    from resiliparse.parse.encoding import detect_encoding
-
-    if not page.startswith(_MARKS):
-        yield charset
-    yield detect_encoding(page, from_html_meta=True)
-    yield "utf-8"
-    yield detect_encoding(page)
 
 
 def _put_formulas(tree: Any) -> list[str]:
