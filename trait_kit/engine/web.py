@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, t
 from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
-_RULES = 4  # raised whenever the same file would give other documents
+_RULES = 5  # raised whenever the same file would give other documents
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
@@ -62,41 +62,46 @@ def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
     from datatrove.pipeline.extractors.base import ExtractorSandbox
 
     logger.disable("datatrove.pipeline.extractors")
-    row = found = size = 0
+    found = size = end = 0
+
+    def held(passed: int) -> int:
+        return passed * found // size if found else passed // FORMATS[format_of(name)[0]]
+
     try:
         with ExtractorSandbox(seconds_per_page, b"") as sandbox, reading(name) as stream:
-            for row, (passed, record) in enumerate(_records(stream), 1):
+            steps = Steps(stream)
+            for row, (start, stop, record) in enumerate(_records(steps), 1):
+                passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
-                    records = passed * found // size if found else passed // FORMATS[format_of(name)[0]]
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {"reason": reason, "records": max(records, 1), "row": row}
+                    yield {"reason": reason, "records": max(held(passed), 1), "row": row}
                 if record and (said := _said(record, sandbox)):
-                    found, size = found + 1, size + record.content_length
+                    found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in said)
     except Damaged as damage:
-        yield torn(name, found, damage)._asdict()
+        reject = torn(name, found, damage)
+        yield reject._replace(records=reject.records + held(steps.tell() - end))._asdict()
 
 
 # Records
 
 
-def _records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(bytes passed over before it, a record that holds its own body), and at the end what follows the last, with None.
+def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
+    """(where it begins, where it ends, a record that holds its own body), and where the file ends, with None.
 
-    One that is cut off, or runs into the next, is passed over too.
+    One that is cut off, or runs into the next, is passed over.
     """
     from fastwarc.warc import ArchiveIterator
 
-    end, counted = 0, Steps(stream)
-    for record in ArchiveIterator(counted, parse_http=False, quirks_mode=True):
+    for record in ArchiveIterator(steps, parse_http=False, quirks_mode=True):
         start, length = record.stream_pos, record.content_length
         body = record.reader.read(PAGE_BYTES + (1 << 16))
         whole = len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body)
         if whole:
             record.set_bytes_content(body)
-            yield start - end, record
-            end = start + sum(len(name) + len(value) + 4 for name, value in record.headers) + length
-    yield counted.tell() - end, None
+            head = sum(len(name) + len(value) + 4 for name, value in record.headers)
+            yield start, start + head + length, record
+    yield steps.tell(), 0, None
 
 
 def _said(record: Any, sandbox: Any) -> list[dict[str, Any]]:
