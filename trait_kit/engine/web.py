@@ -29,7 +29,7 @@ from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, t
 from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
-_RULES = 5  # raised whenever the same file would give other documents
+_RULES = 6  # raised whenever the same file would give other documents
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
@@ -150,7 +150,7 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
     said = ("" if http is None else http.get("Content-Type") or "").lower()
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
-    plain = (not record.is_http and said.startswith("text/plain")) or (str(record.record_type) == "conversion" and not said)
+    plain = str(record.record_type) == "conversion" and "html" not in said
     if record.is_http and (http is None or not http.status_code):
         raise ValueError(f"{UNREADABLE}: no HTTP response")
     if record.is_http and http.status_code != 200:
