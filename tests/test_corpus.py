@@ -35,6 +35,11 @@ from trait_kit.selection.documents import (
 )
 
 
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAIT_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def rows(n: int, words: int = 30, start: int = 0) -> list[dict[str, str]]:
     """Documents that do not compress to nothing, the same in every run."""
     generator = random.Random(start)
@@ -156,6 +161,7 @@ def write(path: Path, records: list[dict]) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("name", ["bad.parquet", "bad.jsonl.gz", "bad.jsonl.zst", "bad.wet.gz"])
 @pytest.mark.parametrize("damage", ["cut", "another format", "noise"])
 def test_a_damaged_file_is_counted_and_named_and_reading_goes_on(tmp_path: Path, name: str, damage: str) -> None:

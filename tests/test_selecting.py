@@ -19,7 +19,7 @@ from tiny_random import FOLDER
 
 from trait_kit import tables
 from trait_kit.cli import main
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, content
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
@@ -366,7 +366,7 @@ def test_texts_survive_byte_for_byte(files, tmp_path):
 def test_a_fasttext_file_is_folded_once_and_scored(files, tmp_path):
     given = ModelFiles(files.domain.replace(".safetensors", ".bin"))
     scores = read(score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores"))
-    folded, texts = NgramScorer.load(tmp_path / "scores" / "domain.safetensors"), {}
+    folded, texts = NgramScorer.load(tmp_path / "scores" / f"{content(given.domain)[:20]}.safetensors"), {}
     texts = {record["id"]: record["text"] for record in documents()}
     expected = NgramScorer.from_fasttext(given.domain).probabilities([texts[name] for name in scores["id"].to_pylist()])
     np.testing.assert_array_equal(scores["domain"].to_numpy(), expected[:, folded.column("in_domain")])
@@ -441,6 +441,76 @@ def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch)
     assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
     pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
     pd.testing.assert_frame_equal(around_cut(loaded.selected, "dsir"), around_cut(filtered.selected, "dsir"))
+
+
+# --- what lies in the output folder already
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["scores-00000.parquet", "rejected-00002.parquet", "job.json"])
+def test_a_file_that_no_job_wrote_is_refused_before_anything_is_touched(files, tmp_path, name):
+    spec, out = write(tmp_path / "web", documents()), tmp_path / "scores"
+    out.mkdir()
+    (out / name).write_bytes(b"[1]")
+    before = snapshot(tmp_path)
+    for _ in range(2):
+        with pytest.raises(TraitError, match=f"{name} is there, but no job of the kit wrote it"):
+            score_corpus(spec, files, out, documents_per_shard=50)
+    assert snapshot(tmp_path) == before
+    (out / name).unlink()
+    assert score_corpus(spec, files, out, documents_per_shard=50).documents > 300
+
+
+def test_files_of_the_user_stay_whatever_their_names_and_of_the_job_only_what_is_out_of_date_goes(files, tmp_path):
+    spec, out = write(tmp_path / "web", documents()), tmp_path / "scores"
+    out.mkdir()
+    names = ("scores-2024.parquet", "kept-corpus.parquet", "rejected-manually.parquet", "scores-99999.parquet", "domain.bin")
+    names += ("domain.safetensors", ".notes.tmp-1", "engine/log.txt", "scores.parquet")
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(name)
+    before = snapshot(out)
+    many = score_corpus(spec, ModelFiles(files.domain.replace(".safetensors", ".bin")), out, documents_per_shard=50)
+    written = {path.name for path in out.iterdir()} - {name.split("/")[0] for name in names}
+    assert len(many.shards) > 5
+    cut = out / "scores-00001.parquet"
+    cut.write_bytes(cut.read_bytes()[:100])
+    few = score_corpus(str(tmp_path / "web" / "0.parquet"), files, out)
+    assert len(few.shards) == 1
+    left = {path.name for path in out.iterdir()}
+    assert {name for name in left if name in written and name.startswith(("scores-", "rejected-"))} == {
+        "scores-00000.parquet",
+        "rejected-00000.parquet",
+    }
+    assert before.items() <= snapshot(out).items()
+
+
+def test_a_corpus_in_the_output_folder_is_refused_before_anything_is_touched(files, tmp_path):
+    out = tmp_path / "scores"
+    first = score_corpus(write(tmp_path / "web", documents()), files, out, documents_per_shard=50)
+    pq.write_table(pa.Table.from_pylist(documents()), out / "kept-00000.parquet")
+    (tmp_path / "link").symlink_to(out)
+    before = snapshot(tmp_path)
+    for spec in (out / "kept-*.parquet", tmp_path / "link" / "kept-00000.parquet", out / "scores-*.parquet"):
+        with pytest.raises(TraitError, match=r"lies in .*scores, where the scores are to go\. Name another folder"):
+            score_corpus(str(spec), files, out)
+    assert snapshot(tmp_path) == before
+    assert first.documents == Scoring.open(out).documents
+
+
+def test_a_lost_file_stops_the_job_by_what_it_probably_held(files, tmp_path):
+    folder = tmp_path / "web"
+    write(folder, documents())
+    lines = "".join(json.dumps(record) + "\n" for record in documents() * 30).encode()
+    (folder / "bad.jsonl.gz").write_bytes(lines)  # no gzip
+    with pytest.raises(TraitError, match=r"more than max_quarantined \(1\.00%\) .*bad\.jsonl\.gz: damaged"):
+        score_corpus(str(folder / "*"), files, tmp_path / "scores")
+    (folder / "bad.jsonl.gz").rename(folder / "bad.warc")  # no WARC
+    with pytest.raises(TraitError, match=r"bad\.warc: unreadable: .* bytes without a whole WARC record"):
+        score_corpus(str(folder / "*"), files, tmp_path / "scores")
 
 
 def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):

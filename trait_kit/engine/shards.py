@@ -7,10 +7,10 @@ A worker that is killed breaks the pool, and where the driver is killed its work
 import functools
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +26,6 @@ from trait_kit.engine.files import TraitError, read_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
-_RANKS_PER_WORKER = 8  # shares of the shards on a cluster: small enough to even out, large enough to pay for starting
 
 
 @dataclass(frozen=True)
@@ -48,38 +47,51 @@ def _read_job(path: Path, _modified: int) -> dict[str, Any]:
     return read_json(path)
 
 
-class Progress:
-    """What is done so far, read off the shards' own files, so it is the same whatever works on them."""
-
-    def __init__(self, noun: str, folder: Path, files: Collection[str]) -> None:
-        """`files`: the names that the shards' files have in `folder` when they are done."""
-        self.noun, self._folder, self._files = noun, folder, set(files)
-        self._began = self._printed = time.monotonic()
-        self.complete = False
-
-    def look(self) -> None:
-        """Count what is done; print a line every ten seconds."""
-        done = len(self._files.intersection(os.listdir(self._folder)))  # one look, however many shards there are
-        self.complete = done == len(self._files)
-        if time.monotonic() - self._printed >= 10:
-            self._printed = time.monotonic()
-            minutes = (self._printed - self._began) / 60
-            print(f"{self.noun}: {done:,} of {len(self._files):,} shards after {minutes:.1f} minutes", flush=True)
+def own_files(folder: Path, names: Collection[str]) -> set[str]:
+    """What an earlier job's manifest (job.json) lists; TraitError where a name is taken by a file that it does not list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, manifest = set(os.listdir(folder)), folder / "job.json"
+    earlier = read_json(manifest) if manifest.exists() else {}
+    listed = {"job.json", *earlier["writes"]} if isinstance(earlier, dict) and "writes" in earlier else set()
+    if foreign := sorted(found.intersection(names) - listed):
+        raise TraitError(f"{folder / foreign[0]} is there, but no job of the kit wrote it. Move it, or name another folder.")
+    return listed - {"job.json"}
 
 
-def run(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
-    """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies."""
+def _watcher(job: Path) -> Callable[[], bool]:
+    """Whether all is done, read off the job's own files, so it is the same whatever works on them; said now and then."""
+    files = set(read_job(job)["writes"])
+    began = said = time.monotonic()
+
+    def look() -> bool:
+        nonlocal said
+        done = len(files.intersection(os.listdir(job.parent)))  # one look, however many shards there are
+        if (now := time.monotonic()) - said >= 10:
+            said = now
+            print(f"{job.parent.name}: {done / len(files):.0%} done after {(now - began) / 60:.1f} minutes", flush=True)
+        return done == len(files)
+
+    return look
+
+
+def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
+    """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies.
+
+    The job file `writes` names of files beside it: by them it is known what is done.
+    """
+    look = _watcher(job)
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        if time.time() - left.stat().st_mtime > 6 * 3600:
+        own = left.name[1:].rpartition(".tmp-")[0] in read_job(job)["writes"]
+        if own and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
-        _on_cluster(work, job, numbers, place, progress)
+        _on_cluster(work, job, numbers, place, look)
     elif min(place.workers, len(numbers)) > 1:
-        _in_processes(work, job, numbers, place.workers, progress)
+        _in_processes(work, job, numbers, place.workers, look)
     else:
         for number in numbers:
             _do(work, job, number)
-            progress.look()
+            look()
 
 
 def _do(work: Work, job: Path, number: int) -> None:
@@ -91,7 +103,7 @@ def _do(work: Work, job: Path, number: int) -> None:
         raise TraitError(f"{job.parent.name}, shard {number}: {type(error).__name__}: {error}.") from error
 
 
-def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, progress: Progress) -> None:
+def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, look: Callable[[], bool]) -> None:
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that its threads hold
     context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
@@ -101,10 +113,10 @@ def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, p
                 done, waiting = wait(waiting, _POLL_SECONDS)
                 for future in done:
                     future.result()
-                progress.look()
+                look()
         except BrokenProcessPool:
             raise TraitError(
-                f"{progress.noun} stopped: a worker process was killed (out of memory?). Run the same command again: "
+                f"{job.parent.name} stopped: a worker process was killed (out of memory?). Run the same command again: "
                 "finished shards are kept. Fewer workers need less memory."
             ) from None
         finally:
@@ -115,7 +127,8 @@ def _enter_worker() -> None:
     """A worker leaves Ctrl-C to the driver, and ends when the driver does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _be_lean()
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    driver = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (driver.join(), os._exit(1)), daemon=True).start()
 
 
 def _be_lean() -> None:
@@ -125,17 +138,11 @@ def _be_lean() -> None:
     pa.set_memory_pool(pa.system_memory_pool())  # gives memory back: a worker takes 60 MB less
 
 
-def _end_with_driver() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, progress: Progress) -> None:
+def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, look: Callable[[], bool]) -> None:
     """By datatrove, which prints its own progress; what a shard's failure has to say comes in a file."""
     from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
 
-    folder = job.parent / "engine"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="cluster-", dir=job.parent))
     error, workers = folder / "error.txt", min(place.workers, len(numbers))
     if place.executor == "ray":
         import ray
@@ -147,7 +154,7 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
         kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
     executor = kind(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
-        tasks=min(len(numbers), workers * _RANKS_PER_WORKER),
+        tasks=min(len(numbers), 8 * workers),  # shares: small enough to even out, large enough to pay for starting
         workers=workers,
         logging_dir=str(folder),
         **{"mem_per_cpu_gb": 4, **options, **place.slurm},
@@ -158,14 +165,12 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, pro
     except Exception as failure:
         reason = f"{failure}."
     job_id = getattr(executor, "job_id", None)
-    while job_id and not (progress.complete or error.exists()):  # submitted: the cluster's nodes write the shards
+    while job_id and not (look() or error.exists()):  # submitted: the cluster's nodes write the shards
         time.sleep(10 * _POLL_SECONDS)
         job_id = job_id if _slurm_holds(job_id) else None
-        progress.look()
-    progress.look()
-    if not progress.complete:
+    if not look():
         reason = error.read_text(encoding="utf-8") if error.exists() else reason
-        raise TraitError(f"{progress.noun} stopped: {reason} The logs are in {folder}.")
+        raise TraitError(f"{job.parent.name} stopped: {reason} The logs are in {folder}.")
 
 
 def _slurm_holds(job: str) -> bool:

@@ -23,7 +23,7 @@ from trait_kit.engine.files import TraitError
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
-_UNPACKED = 1 << 14  # bytes decompressed at once, which is what damage costs before it
+_STEP = 1 << 12  # bytes read or decompressed at once, which is what damage costs before it
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
@@ -40,6 +40,23 @@ class Damaged(Exception):
     """The rest of a file cannot be decompressed or understood: `lost` bytes of it, behind `good` ones."""
 
     lost, good = 0, 1
+
+
+class Steps:
+    """A stream that is read by small steps, and tells how far, which decompressing ones don't know and FastWARC asks."""
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._read = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(min(size, _STEP) if size >= 0 else size)
+        self._read += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self._read
 
 
 def is_url(name: str) -> bool:
@@ -126,12 +143,13 @@ def reading(name: str) -> Iterator[BinaryIO]:
     """The decompressed bytes of a file; Damaged where the rest of them cannot be had."""
     packing = format_of(name)[1]
     with open_file(name) as stream:
+        packed = Steps(stream)
         try:
             with arrow_damage(name):
-                plain = pa.CompressedInputStream(pa.PythonFile(stream, "r"), _PACKINGS[packing]) if packing else None
-                yield io.BufferedReader(plain, _UNPACKED) if plain else stream
+                plain = pa.CompressedInputStream(pa.PythonFile(packed, "r"), _PACKINGS[packing]) if packing else None
+                yield io.BufferedReader(plain, _STEP) if plain else stream
         except Damaged as damage:
-            damage.good = stream.tell()
+            damage.good = packed.tell()
             damage.lost = sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
             raise
 

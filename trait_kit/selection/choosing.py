@@ -230,7 +230,8 @@ def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -
 def gather_shard(job_path: Path, number: int) -> None:
     """Gather one shard's candidates and write its two files, the candidates last."""
     job, folder = read_job(job_path), job_path.parent
-    scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
+    scoring, limits, method = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"]
+    key = job["writes"][shard_path(folder, "candidates", number).name]
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
     kept, _ = drop(limits.refused(scores, method, _SLACK))
     rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))

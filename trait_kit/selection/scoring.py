@@ -24,7 +24,7 @@ from trait_kit.engine.files import TraitError, atomic_path, content, digest, wri
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Progress, Work, read_job, run
+from trait_kit.engine.shards import Place, Work, own_files, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
@@ -113,24 +113,20 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
         pq.write_table(table.replace_schema_metadata({_KEY: key} if key else None), temporary, compression="zstd")
 
 
-def do_shards(
-    work: Work,
-    folder: Path,
-    job: dict[str, Any],
-    keys: list[str],
-    kinds: tuple[str, ...],
-    place: Place,
-) -> None:
-    """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
-    write_json(folder / "job.json", job)
+def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
+    """Do the shards that have not all their files with the right key. `kinds`: the first is written last.
+
+    job.json is the job's manifest, which `writes` its files: what an earlier one lists may be removed, and nothing else.
+    """
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
-    done = [all(_has_key(path, key) for path in paths) for paths, key in zip(files, keys, strict=True)]
-    valid = {path for paths in itertools.compress(files, done) for path in paths}
-    for stale in {path for kind in kinds for path in folder.glob(f"{kind}-*.parquet")} - valid:
-        stale.unlink()  # out of date, damaged, or of a corpus with more shards; its presence would pass for progress
-    progress = Progress(kinds[0], folder, [paths[0].name for paths in files])
-    run(work, folder / "job.json", np.flatnonzero(~np.array(done)).tolist(), place, progress)
-    progress.look()
+    writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
+    listed = own_files(folder, ["job.json", *writes])
+    done = np.array([all(_has_key(path, writes[path.name]) for path in paths) for paths in files], bool)
+    valid = {path.name for paths in itertools.compress(files, done) for path in paths}
+    for stale in listed - valid:
+        (folder / stale).unlink(missing_ok=True)  # out of date, damaged, or of more shards: it would pass for progress
+    write_json(folder / "job.json", {**job, "writes": writes})
+    run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
 
 
 def _has_key(path: Path, key: str) -> bool:
@@ -201,11 +197,13 @@ def score_corpus(
 
     TraitError where more than the share `max_quarantined` of the documents is lost (see `losses`).
     """
-    shards = list_shards(spec, seed, shard_rows=documents_per_shard)
-    folder = Path(folder).absolute()
+    folder, shards = Path(folder).resolve(), list_shards(spec, seed, shard_rows=documents_per_shard)
+    if inside := next((shard.source for shard in shards if folder in Path(shard.source).resolve().parents), ""):
+        raise TraitError(f"{inside} lies in {folder}, where the scores are to go. Name another folder for them.")
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
-            files = replace(files, **{name: str(open_scorer(path).save(folder / f"{name}.safetensors"))})
+            folded = folder / f"{content(path)[:20]}.safetensors"
+            files = replace(files, **{name: str(folded if folded.exists() else open_scorer(path).save(folded))})
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused, if at all, before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
@@ -217,7 +215,8 @@ def score_corpus(
         "seed": seed,
         "shards": shards,
     }
-    do_shards(score_shard, folder, job, [_key(job, shard) for shard in shards], ("scores", "rejected"), place)
+    keys = [digest([files.fingerprint, seed, shard.number, shard.key]) for shard in shards]
+    do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place)
     scoring = Scoring.open(folder)
     lost = scoring.losses()
     everything, worst = scoring.documents + lost.sum(), "; ".join(lost.nlargest(1).index)
@@ -232,15 +231,12 @@ def score_corpus(
     return scoring
 
 
-def _key(job: dict[str, Any], shard: Shard) -> str:
-    return digest([job["fingerprint"], job["seed"], shard.number, shard.key])
-
-
 def score_shard(job_path: Path, number: int) -> None:
     """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
     scoring = Scoring.open(job_path.parent)
     files, shard = ModelFiles(**scoring.job["files"]), scoring.shards[number]
-    models, key, rejected = open_models(files, scoring.job["fingerprint"]), _key(scoring.job, shard), []
+    models, rejected = open_models(files, scoring.job["fingerprint"]), []
+    key = scoring.job["writes"][scoring.path("scores", number).name]
     schema = tables.SCHEMAS["scores"].with_metadata({_KEY: key})
     with (
         atomic_path(scoring.path("scores", number)) as temporary,
