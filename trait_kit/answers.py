@@ -67,7 +67,7 @@ def conclusion(text: str) -> tuple[str, bool]:
     text = first_turn(text)[-MAX_CHARACTERS:]
     if announced := next(_announced(text), ""):
         return unwrap(announced), True
-    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _last_line(text))[-1].rstrip("."), False
+    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _lines(text)[-1])[-1].rstrip("."), False
 
 
 def readable(gold: str, kind: str) -> bool:
@@ -88,7 +88,7 @@ def is_mathematical(answer: str) -> bool:
 
 
 def _long_words(text: str) -> list[str]:
-    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
+    return re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{3,}", text)
 
 
 def is_words(gold: str) -> bool:
@@ -109,9 +109,7 @@ def plain_words(text: str) -> str:
 
 def unwrap(text: str) -> str:
     """An answer without what surrounds it: dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
-    before = None
-    while text != before:
-        before = text
+    for _ in range(4):  # they stand in one another
         text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").strip()
         if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
@@ -125,7 +123,7 @@ def _announced(text: str) -> Iterator[str]:
     """What follows the last announcements of an answer, the last first; what a box holds."""
     for mark in islice(reversed(list(_SAID.mark.finditer(text))), 8):
         rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
-        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_SAID.opening.sub("", rest))
+        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _lines(_SAID.opening.sub("", rest))[0]
         found = re.split(r"</answer>|\"\s?[,}]", found)[0]
         if found:
             yield found[:MAX_ANSWER]
@@ -148,12 +146,9 @@ def braced(text: str) -> str:
     return ""
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "")
+def _lines(text: str) -> list[str]:
+    """Those that say something; at least one."""
+    return [line.strip() for line in text.splitlines() if re.search(r"\w", line)] or [""]
 
 
 def _readings(answer: str) -> list[str]:
@@ -164,8 +159,8 @@ def _readings(answer: str) -> list[str]:
 
 
 def _final(text: str) -> list[str]:
-    """What a text without announcement stops at: its last line with mathematics, the last formula, its right side."""
-    line = next((line for line in reversed(text.splitlines()) if re.search(r"[\d\\$]", line)), _last_line(text))
+    """What a text without announcement stops at: its last line, the last formula, its right side."""
+    line = _lines(text)[-1]
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     last = next(filter(None, formulas[-1])) if formulas else line
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
@@ -202,19 +197,14 @@ class _Value:
         if any(alike(reading, self.gold) for reading in readings):
             return True
         formulas = [reading for reading in readings if reading and not _is_prose(reading)]
-        shortest = min(readings, key=len, default="")  # 'correct, as 3 + 4 = 7' states nothing
-        if not formulas:
-            return False if re.search(r"\d", shortest) else None
-        verdicts = (self._same(formula) for formula in formulas[-2:])
-        return bool(next((verdict for verdict in verdicts if verdict is not False), False))  # None: no second attempt
+        return self._same(formulas[-1]) if formulas else None
 
     def unannounced(self, text: str) -> bool:
-        first = unwrap(_first_line(text))
-        if self.wanted and (number := quantity(first, unit=False)):
-            return self._is_wanted(number)
         if not self.wanted:
-            return bool(self._formula([first, unwrap(_last_line(text)), *_final(text)]))
-        for line in reversed(text.splitlines()):
+            return bool(self._formula(_final(text)))
+        if number := quantity(unwrap(_lines(text)[0]), unit=False):
+            return self._is_wanted(number)
+        for line in reversed(_lines(text)):
             sides = fractions(tidy(line)).split("=")
             if found := list(NUMBER.finditer(sides[-1])):
                 return self._is_wanted(read_number(found[0 if len(sides) > 1 else -1]))
@@ -224,7 +214,7 @@ class _Value:
         if self.kind == "number":
             return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
         as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
-        return bool(answer) and (as_gold or not (_is_prose(answer) or _SAID.reason.search(answer)))
+        return bool(answer) and (as_gold or not _is_prose(answer))
 
     def _is_wanted(self, number: Number | None) -> bool:
         return bool(number and self.wanted and number.equals(self.wanted))
@@ -235,16 +225,14 @@ class _Value:
         computed = re.search(r".[-+*/^\\]|^\\", written) and written != compact(self.gold)
         return bool(computed) and written in self.question
 
-    def _same(self, formula: str) -> bool | None:
-        """By math-verify; bases must agree where both are given, and a pair is no set: (1,2) is not 2,1."""
-        formula, gold = (tidy(_SAID.also.sub(",", _SAID.unit_text.sub("", unwrap(text)))) for text in (formula, self.gold))
+    def _same(self, formula: str) -> bool:
+        """By math-verify; bases must agree where both are given."""
+        formula, gold = tidy(unwrap(formula)), tidy(unwrap(self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
         if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
             return False
-        if re.fullmatch(r"[(\[].*,.*[)\]]", gold) and not re.match(r"[(\[\\A-Za-z]", formula):
-            formula = f"({formula})"
-        return equivalent(gold, formula)
+        return bool(equivalent(gold, formula))
 
 
 def _is_prose(text: str) -> bool:
@@ -258,14 +246,12 @@ def alike(candidate: str, gold: str) -> bool:
         return own.equals(wanted)
     if compact(candidate) == compact(gold) != "":
         return True
-    words = TEXT.sub(r"\1", gold)
-    return is_words(words) and plain_words(TEXT.sub(r"\1", candidate)) == plain_words(words) != ""
+    return is_words(gold) and plain_words(candidate) == plain_words(gold)
 
 
 def compact(text: str) -> str:
-    """A formula without layout, blanks and a leading 'x =': what two spellings of it share."""
+    """A formula without layout and blanks: what two spellings of it share."""
     text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
-    text = re.sub(r"^(?:[A-Za-z]|\\[a-z]+)(?:\([a-z]\))?\s?(?:=|\\in)\s?(?!.*=)", "", text)
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 
@@ -276,25 +262,26 @@ class _Options:
         self.gold, self.choices = gold, [plain(choice) for choice in choices]
 
     def announced(self, answer: str) -> bool | None:
-        for read in (self._plainly, self._mentioned, self._held):
-            if (place := read(answer)) is not None:
-                return self._is_gold(place)
-        return None if quantity(unwrap(answer), unit=False) is None else False
+        place = self._place(answer)
+        named = place is not None or quantity(unwrap(answer), unit=False) is not None
+        return self._is_gold(place) if named else None
 
     def unannounced(self, text: str) -> bool:
-        text = _SAID.ruled_out.sub("", text)
-        first, last = _first_line(text), _last_line(text)
-        places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
-        places += [self._mentioned(last), self._mentioned(text), self._held(last)]
-        return self._is_gold(next((place for place in places if place is not None), -1))
+        return self._is_gold(self._place(_SAID.ruled_out.sub("", text)))
 
     def whole(self, answer: str) -> bool:
         letter = _SAID.letter.match(answer)
         rest = unwrap(answer[letter.end() :]) if letter else answer
         return not rest or self._stated(rest) is not None
 
-    def _is_gold(self, place: int) -> bool:
-        return 0 <= place < len(self.choices) and self.choices[place] == self.gold
+    def _is_gold(self, place: int | None) -> bool:
+        return place is not None and 0 <= place < len(self.choices) and self.choices[place] == self.gold
+
+    def _place(self, text: str) -> int | None:
+        """Which option a text names, -1 where it contradicts itself: by the surest of its signs."""
+        last = _lines(text)[-1]
+        signs = [self._plainly(last), *map(self._stated, reversed(_final(text))), self._mentioned(text), self._held(last)]
+        return next((place for place in signs if place is not None), None)
 
     def _plainly(self, answer: str) -> int | None:
         """A letter, an option's text, or both, at the beginning; -1 where they contradict each other."""
@@ -311,25 +298,20 @@ class _Options:
 
     def _stated(self, text: str) -> int | None:
         """The option whose text this is."""
-        for same in (lambda choice: compact(choice) == compact(text), lambda choice: alike(text, choice)):
-            places = [place for place, choice in enumerate(self.choices) if same(choice)]
-            if len(places) == 1:
-                return places[0]
-        return None
+        places = [place for place, choice in enumerate(self.choices) if alike(text, choice)]
+        return places[0] if len(places) == 1 else None
 
     def _mentioned(self, text: str) -> int | None:
         letters = {first or second for first, second in _SAID.mention.findall(_SAID.not_letter.sub("", text))}
         return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
 
     def _held(self, text: str) -> int | None:
-        """The one option whose text stands among other words; not one within another, not one that is denied."""
+        """The one option whose text stands among other words, not one that is denied."""
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
         denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
-        within = {option for option in held.values() for other in held.values() if option != other and option in other}
         named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
-        named = [place for place in named if held[place] not in within]
         return named[0] if len(named) == 1 else -1 if held else None
 
 
@@ -344,8 +326,8 @@ class _Words:
         return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
 
     def unannounced(self, text: str) -> bool:
-        first = _first_line(text)
-        return any(map(self.whole, (first, _last_line(text), re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", first))))
+        lines = _lines(text)
+        return any(map(self.whole, (lines[0], lines[-1], re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", lines[0]))))
 
     def whole(self, answer: str) -> bool:
         return plain_words(answer) == plain_words(self.gold) != ""
