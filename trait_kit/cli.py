@@ -101,7 +101,6 @@ def score(
     label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
-    documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
     executor: Executor = "local",
     workers: Workers = 1,
@@ -114,7 +113,6 @@ def score(
         corpus,
         scoring.ModelFiles(model, educational, dsir, label),
         output,
-        documents_per_shard=documents_per_shard,
         max_quarantined=max_quarantined,
         place=_place(executor, workers, slurm),
     )

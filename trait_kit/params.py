@@ -9,7 +9,7 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -187,19 +187,13 @@ class TrainingParams(Common):
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
-        sources = {"in_domain", *WRITTEN, *get_args(Method)}
-        if "base" in self.arms:
-            raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
-        taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
-        if taken:
-            raise ValueError(f"arms: {taken[0]} ends like the arms that fine_tune_epochs adds; choose another name")
+        for arm in (arm for arm in self.arms if arm == "base" or arm.endswith("_fine_tuned")):
+            raise ValueError(f"arms: '{arm}' is named like the untrained model or a fine-tuned one; choose another name")
         for arm, stages in self.arms.items():
             if len(stages) != len(self.stage_tokens):
                 raise ValueError(
                     f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
                 )
-        for source in self.sources - sources:
-            raise ValueError(f"arms: there is no source '{source}'; known: {', '.join(sorted(sources))}")
         return self
 
     @property
@@ -271,9 +265,12 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        available = {"in_domain", *WRITTEN, *self.selection.methods}
-        for source in self.training.sources - available:
-            raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
+        available = ("in_domain", *self.selection.methods, *WRITTEN)
+        for source in self.training.sources.difference(available):
+            raise ValueError(
+                f"training.arms names the source '{source}', but selection.methods does not produce it; "
+                f"there are {', '.join(available)}"
+            )
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}

@@ -12,7 +12,7 @@ notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier 
 import ast
 import contextlib
 import functools
-import math
+import json
 import os
 import shutil
 import time
@@ -110,6 +110,7 @@ class Step:
             print(f"{self.name}: finished before, and left as it is -> {self.folder}")
             return
         (self.folder / _STARTED).unlink(missing_ok=True)
+        plain = json.dumps(summary, default=lambda number: number.item())
         record = {
             "step": self.name,
             "key": self.key,
@@ -118,7 +119,7 @@ class Step:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
-            "summary": _plain(summary),
+            "summary": json.loads(plain, parse_constant=lambda _nan: None),  # tables hold NaN for what is not there
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB -> {self.folder}")
@@ -312,13 +313,3 @@ def _seconds_before(step: Step) -> float:
         return 0.0
     last = max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file())
     return noted["seconds"] + max(last - noted["began"], 0.0)
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able, with null for a number that is not there (tables hold NaN for it)."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -53,11 +53,7 @@ def write(path: Path | str, table: pa.Table | pd.DataFrame | list[Row], kind: st
 
 
 def read(path: Path | str, kind: str) -> pa.Table:
-    path = Path(path)
-    if not path.exists():
-        raise TraitError(f"{path} does not exist. Run the notebook that writes it first.")
     try:
-        table = pq.read_table(path)
+        return conform(pq.read_table(path), kind)
     except (pa.ArrowInvalid, OSError) as error:
-        raise TraitError(f"{path} is not a readable Parquet file: {error}") from error
-    return conform(table, kind)
+        raise TraitError(f"{path} is not a readable Parquet file: {error}. Run what writes it first.") from error

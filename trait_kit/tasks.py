@@ -30,10 +30,8 @@ from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
-_OfAnswers = Literal["bits_per_byte", "choice_accuracy", "exact_match"]
-_OfWrittenAds = Literal["rouge_l", "chrf", "within_limit"]
-_OfRelevance = Literal["auc", "f1"]  # of the choice 'relevant' or 'irrelevant'
-Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
+# auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
+Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
 # Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is
 # added; `template` is what it follows: problems of one template are no independent evidence.
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
