@@ -9,7 +9,7 @@ What a knob does to a result is said once, on the knob: whether it shapes it, an
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -65,6 +65,8 @@ class Common(BaseModel):
 class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
+    asks: ClassVar[dict[str, str]] = {}  # knob -> its value that needs the endpoint
+
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
@@ -74,18 +76,17 @@ class TeacherParams(Common):
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     @model_validator(mode="after")
-    def _one_address(self) -> TeacherParams:
-        if self.teacher_serve and self.teacher_base_url:
-            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty")
+    def _endpoint(self) -> TeacherParams:
+        needed = [f"{name} is {value}" for name, value in self.asks.items() if getattr(self, name) == value]
+        if needed and (not self.teacher_model or bool(self.teacher_base_url) == bool(self.teacher_serve)):
+            raise ValueError(f"{needed[0]}, so teacher_model and teacher_base_url must be set (or teacher_serve instead)")
         return self
-
-    def _require_endpoint(self, chosen: str) -> None:
-        if not (self.teacher_model and (self.teacher_base_url or self.teacher_serve)):
-            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set (or teacher_serve)")
 
 
 class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
+
+    asks = {"educational_source": "llm"}
 
     negatives_per_positive: int = knob(10, ge=1)  # general documents sampled for one in-domain document
     dimension: int = knob(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
@@ -94,12 +95,6 @@ class ClassifierParams(TeacherParams):
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-
-    @model_validator(mode="after")
-    def _educational(self) -> ClassifierParams:
-        if self.educational_source == "llm":
-            self._require_endpoint("educational_source is llm")
-        return self
 
 
 class SelectionParams(Common):
@@ -129,6 +124,8 @@ class SelectionParams(Common):
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
+    asks = {"teacher": "openai", "grouping": "teacher"}
+
     # What the problems of a passage share: the topic or the entity that the task files name; or a topic found for them:
     # concepts of mathematics recognised in the question, what the teacher is asked for, or neighbours by embedding
     grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
@@ -150,13 +147,6 @@ class PassageParams(TeacherParams):
     def kind(self) -> str:
         """What passages are centred on, in the paper's words."""
         return "entity" if self.grouping == "entity" else "knowledge"
-
-    @model_validator(mode="after")
-    def _teacher(self) -> PassageParams:
-        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
-            if asks == chosen.split()[-1]:
-                self._require_endpoint(chosen)
-        return self
 
 
 class TrainingParams(Common):

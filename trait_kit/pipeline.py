@@ -83,9 +83,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
 def status(experiment: Experiment, run_dir: Path) -> dict[str, str]:
     """What a run would do, step by step: 'up to date', or why it would be executed."""
     found: dict[str, str] = {}
-    for name, spec in runs.STEPS.items():
+    for name, upstream in runs.STEPS.items():
         record = runs.recorded(run_dir, name)
-        waiting = [other for other in spec.upstream if found[other] != "up to date"]
+        waiting = [other for other in upstream if found[other] != "up to date"]
         if record is None:
             found[name] = "not done yet"
         elif waiting:

@@ -35,22 +35,15 @@ _STARTED = "started.json"  # since when a result is worked on, and the seconds o
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
 
-@dataclass(frozen=True)
-class StepSpec:
-    """The section of the experiment that a step reads, and the steps whose artefacts it reads."""
-
-    section: str
-    upstream: tuple[str, ...] = ()
-
-
-STEPS: dict[str, StepSpec] = {
-    "01_domain_classifier": StepSpec("classifier"),
-    "02_filter_web": StepSpec("selection", ("01_domain_classifier",)),
-    "03_write_passages": StepSpec("passages"),
-    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages")),
-    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",)),
+STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
+    "01_domain_classifier": (),
+    "02_filter_web": ("01_domain_classifier",),
+    "03_write_passages": (),
+    "04_train_two_stages": ("02_filter_web", "03_write_passages"),
+    "05_evaluate": ("04_train_two_stages",),
 }
-STEPS["06_figures"] = StepSpec("figures", tuple(STEPS))
+STEPS["06_figures"] = tuple(STEPS)
+SECTION = dict(zip(STEPS, parameters.SECTIONS, strict=True))  # step -> its section of the experiment
 
 
 @dataclass
@@ -74,7 +67,7 @@ class Step:
 
     @property
     def params(self) -> Any:
-        return getattr(self.experiment, STEPS[self.name].section)
+        return getattr(self.experiment, SECTION[self.name])
 
     @property
     def key(self) -> str:
@@ -135,11 +128,9 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     os.chdir(project_root())
     given = _parameters(namespace)
     path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
-    section = STEPS[name].section
-    overrides = {f"{section}.{key}": value for key, value in given.items() if value is not None}
+    overrides = {f"{SECTION[name]}.{key}": value for key, value in given.items() if value is not None}
     experiment = experiments.load(path, overrides)
-    batch = bool(os.environ.get(BATCH_VARIABLE))
-    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir), batch))
+    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir)))
     print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
@@ -154,8 +145,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
 
 def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
     """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
-    upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name].upstream}
-    own = STEPS[name].section
+    upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name]}
+    own = SECTION[name]
     shape = parameters.shape(getattr(experiment, own))
     for other in experiment.model_fields_set - {own}:  # 01 makes what the methods of 02 need
         shape |= {key: value for key, value in parameters.shape(getattr(experiment, other), own).items() if key not in shape}
@@ -179,9 +170,9 @@ def finished(run_dir: Path, name: str) -> dict[str, Any]:
 def stale(run_dir: Path) -> dict[str, str]:
     """Finished steps that no longer fit what they read (step -> why), by following the records from one to the next."""
     found: dict[str, str] = {}
-    for name, spec in STEPS.items():
+    for name, upstream in STEPS.items():
         record = recorded(run_dir, name)
-        for other in spec.upstream if record else ():
+        for other in upstream if record else ():
             now = recorded(run_dir, other)
             if other in found or now is None or now["key"] != record["shaped_by"]["upstream"].get(other):
                 found.setdefault(name, f"{other} was made again or has changed since")
@@ -239,12 +230,11 @@ def locked(run_dir: Path) -> Iterator[None]:
         raise TraitError(f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir.") from None
 
 
-def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, batch: bool) -> Path:
+def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) -> Path:
     """The run folder itself, or a scratch run where work by hand would replace a finished step."""
     record = recorded(run_dir, name)
-    if batch or record is None or run_dir.suffix == ".scratch":
-        return run_dir
-    why = changes(record, dependencies(name, experiment, run_dir))
+    redone = os.environ.get(BATCH_VARIABLE) or record is None or run_dir.suffix == ".scratch"
+    why = [] if redone else changes(record, dependencies(name, experiment, run_dir))
     if not why:
         return run_dir
     scratch = run_dir.with_name(f"{run_dir.name}.scratch")
