@@ -82,7 +82,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             1_000,
             "tokens_per_batch (1000) must be a multiple of context_length x rows_per_device",
         ),
-        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "names the source 'web', but selection.methods does not produce it; there are in_domain, random"),
+        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "names the source 'web', but selection.methods does not produce it"),
         ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
         ("training", "arms", {"trait": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
         (

@@ -1,10 +1,9 @@
 """Downstream problems for passages and evaluation: one table, whatever they come from.
 
-A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how the source's columns
-become question, answer and solution, and which of its splits are which. Splits never share a question: a problem's split
-follows from its content, and rows of train that occur in validation or test are dropped and counted (common files leak:
-MATH's train and test share 10 problems). The first k problems of a split do not depend on how many are asked for, so a
-larger run contains the smaller one.
+A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how columns become
+question, answer and solution, which split is which. Splits never share a question: a problem's split follows from its
+content, and rows of train that occur in validation or test are dropped and counted (MATH's share 10 problems). The first k
+problems of a split do not depend on how many are asked for, so a larger run contains the smaller one.
 """
 
 from collections import Counter
@@ -32,8 +31,8 @@ TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
 # auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
-# Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is
-# added; `template` is what it follows: problems of one template are no independent evidence.
+# Templates over a row's columns (trait_kit.fields). To a solution 'The answer is ...' is added; `template` is what it
+# follows: problems of one template are no independent evidence.
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
@@ -55,10 +54,10 @@ class Task(BaseModel):
     # Where two of ours name the same one, its rows are divided 80/10/10 by a digest of the question.
     splits: dict[Split, str | None] = {}
     fields: dict[_FieldName, Template | None] = {}
-    check_arithmetic: bool = False  # train and validation rows whose worked solution prints wrong arithmetic are dropped
+    check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
-    version: int = Field(1, ge=1)  # raise when a change of this file changes scores: outcomes of other versions are not used
-    examples_from: str | None = None  # the task whose train split gives few-shot prompts their examples; null: this one
+    version: int = Field(1, ge=1)  # raise it when this file changes scores: outcomes of others are not used
+    examples_from: str | None = None  # the task whose train split gives the worked examples; null: this one
     catalogue: CatalogueFiles | None = None  # your products, instead of all above
     origin: str = ""  # the task file's path, for messages
 
@@ -88,8 +87,8 @@ def task_names() -> list[str]:
 def load_tasks(names: list[str]) -> dict[str, Task]:
     """The tasks that the files `names` stand for by name, in their order; each must have a name of its own.
 
-    A shipped task is named by its name, a task file of your own by its path (anything that ends in .yaml or .yml). One that
-    describes a catalogue stands for seven tasks; 'shop.yaml#title_generation' is one of them.
+    A shipped task goes by its name, a task file of your own by its path (.yaml or .yml). One that describes a catalogue
+    stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
     tasks: dict[str, Task] = {}
     for name in names:
@@ -135,8 +134,8 @@ def _tasks_of(name_or_path: str) -> list[Task]:
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
 
-    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task whose file sets the
-    split to null (a benchmark without training data) contributes nothing; if no task has the split, TraitError.
+    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task without the split (a
+    benchmark without training data) contributes nothing; if no task has it, TraitError.
     """
     rows: list[Row] = []
     report: dict[str, Row] = {}
