@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, Number, fractions, plain, quantity, read_number, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -87,14 +87,9 @@ def is_mathematical(answer: str) -> bool:
     return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
 
 
-def _long_words(text: str) -> list[str]:
-    return re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{3,}", text)
-
-
-def is_words(gold: str) -> bool:
-    """Whether a gold answer is compared by its words."""
-    words = _long_words(gold)
-    return len(words) >= 2 or (bool(words) and not any(character.isdigit() for character in gold) and "\\" not in gold)
+def is_words(text: str) -> bool:
+    """Whether it says something in words, which are compared as such: not a number, a formula, or its functions."""
+    return not _FUNCTIONS.issuperset(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{3,}", text))
 
 
 def plain_words(text: str) -> str:
@@ -166,9 +161,8 @@ def _final(text: str) -> list[str]:
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
 
 
-# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever else stands in its line, is
-# the gold one (None: it names none), `unannounced` whether a text that announces nothing ends in it, `whole` whether X of
-# 'The answer is X.' is the gold answer and nothing else
+# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever stands behind it, is the gold
+# one (None: it names none), `unannounced` whether a text without announcement ends in it, `whole` whether X is just that
 
 
 class _Value:
@@ -184,19 +178,17 @@ class _Value:
             return False
         if self.wanted and (number := quantity(stated, unit=False)):
             return self._is_wanted(number)
-        for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
-            found = list(islice(NUMBER.finditer(side), 2))
-            between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
-            if re.search(r"[\\^√]", side) or _SAID.operator.fullmatch(between):
-                break
-            if found:
-                return not _SAID.hedge.fullmatch(between) and self._is_wanted(read_number(found[0]))
+        side = re.split(r"=|\\approx|≈|\bequals\b", stated)[-1]
+        found = list(islice(NUMBER.finditer(side), 2)) if self.wanted else []
+        between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
+        if found and not (re.search(r"[\\^√]", side) or _SAID.operator.fullmatch(between)):
+            return not _SAID.hedge.fullmatch(between) and self._is_wanted(read_number(found[0]))
         return self._formula(_readings(answer))
 
     def _formula(self, readings: list[str]) -> bool | None:
         if any(alike(reading, self.gold) for reading in readings):
             return True
-        formulas = [reading for reading in readings if reading and not _is_prose(reading)]
+        formulas = [reading for reading in readings if reading and not is_words(reading)]
         return self._same(formulas[-1]) if formulas else None
 
     def unannounced(self, text: str) -> bool:
@@ -212,9 +204,8 @@ class _Value:
 
     def whole(self, answer: str) -> bool:
         if self.kind == "number":
-            return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
-        as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
-        return bool(answer) and (as_gold or not _is_prose(answer))
+            return not is_words(answer) and self._is_wanted(quantity(answer, unit=False))
+        return bool(answer) and (compact(answer) == compact(self.gold) or not is_words(answer))
 
     def _is_wanted(self, number: Number | None) -> bool:
         return bool(number and self.wanted and number.equals(self.wanted))
@@ -233,10 +224,6 @@ class _Value:
         if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
             return False
         return bool(equivalent(gold, formula))
-
-
-def _is_prose(text: str) -> bool:
-    return not _FUNCTIONS.issuperset(_long_words(TEXT.sub("", text)))
 
 
 def alike(candidate: str, gold: str) -> bool:
@@ -293,8 +280,8 @@ class _Options:
         if letter is None:
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
-        rest = [self._stated(part) for part in _readings(readings[0][letter.end() :].lstrip("-–—: "))]
-        return place if next((other for other in rest if other is not None), place) == place else -1
+        rest = self._stated(unwrap(readings[0][letter.end() :].lstrip("-–—: ")))
+        return place if rest in (None, place) else -1
 
     def _stated(self, text: str) -> int | None:
         """The option whose text this is."""
@@ -323,7 +310,7 @@ class _Words:
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SAID.sentence_end.finditer(answer), 4)]
-        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
+        return any(map(self.whole, (*_readings(answer), *ends)))
 
     def unannounced(self, text: str) -> bool:
         lines = _lines(text)

@@ -7,7 +7,7 @@ problems of a split do not depend on how many are asked for, so a larger run con
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -204,27 +204,24 @@ def plain(question: str) -> str:
 
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
     """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
+    kind, _, rest = task.source.partition(":")
+    rows: Iterable[Row] = []
+    if kind == "demo":
+        rows = [row for row in demo.problems()[rest] if row["split"] == split]
+        if seed:  # an order that all tasks of a place share, so that the first few of each are about the same ones
+            rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
+    elif task.catalogue is not None:
+        path = _file(task, task.catalogue.products)
+        files = task.catalogue.model_copy(update={"products": str(path)})
+        rows = map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped))
+    elif task.splits.get(split):
+        rows = _of_data_set(task, split, seed, skipped)
     seen: set[str] = set()
-    for row in _drawn(task, split, seed, skipped) if task.generated or task.splits.get(split) else ():
+    for row in rows:
         key = plain(row["question"])
         if key not in seen:
             seen.add(key)
             yield row
-
-
-def _drawn(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    kind, _, rest = task.source.partition(":")
-    if kind == "demo":
-        rows = [row for row in demo.problems()[rest] if row["split"] == split]
-        # another seed: in an order that all tasks of a place share, so that the first few of each are about the same ones
-        yield from sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}")) if seed else rows
-    elif task.catalogue is not None:
-        path = _file(task, task.catalogue.products)
-        files = task.catalogue.model_copy(update={"products": str(path)})
-        products = catalogue_rows(files, content(path), rest, split, seed, skipped)
-        yield from map(partial(_problem, task), products)
-    else:
-        yield from _of_data_set(task, split, seed, skipped)
 
 
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
