@@ -24,12 +24,13 @@ Overrides = Annotated[
 ]
 Executor = Literal["local", "ray", "slurm"]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
-
-
-def _place(executor: Executor, workers: int, slurm: str) -> Place:
-    pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
-    return Place(executor, workers, {name: value for name, _, value in pairs})
+Slurm = Annotated[
+    dict,
+    typer.Option(
+        parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair),
+        help="where to run: 'partition=cpu,time=20:00:00'",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,7 +115,7 @@ def score(
         scoring.ModelFiles(model, educational, dsir, label),
         output,
         max_quarantined=max_quarantined,
-        place=_place(executor, workers, slurm),
+        place=Place(executor, workers, slurm),
     )
     print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
@@ -158,7 +159,7 @@ def select(
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
         near_duplicate=near_duplicate,
-        place=_place(executor, workers, slurm),
+        place=Place(executor, workers, slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
