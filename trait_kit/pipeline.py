@@ -30,7 +30,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
-        write_text(resolved, yaml.safe_dump(experiments.dump(experiment), sort_keys=False, allow_unicode=True))
+        write_text(resolved, experiments.dump(experiment))
         for number, name in enumerate(runs.STEPS):
             output = run_dir / "notebooks" / f"{name}.ipynb"
             place = f"[{number + 1}/{len(runs.STEPS)}] {name}"

@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
@@ -137,8 +135,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
         return step
     step.seconds = _seconds_before(step)
     write_json(step.folder / _STARTED, {"key": step.key, "seconds": step.seconds, "began": step.began})
-    text = yaml.safe_dump(step.params.model_dump(), sort_keys=False, allow_unicode=True)
-    write_text(step.folder / "params.yaml", text)
+    write_text(step.run_dir / "params.yaml", experiments.dump(experiment))
     write_json(step.run_dir / "provenance.json", machine.provenance())
     return step
 
