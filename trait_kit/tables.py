@@ -31,12 +31,9 @@ def conform(table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
         table = pa.Table.from_pandas(table, preserve_index=False)
     if isinstance(table, list):
         table = pa.Table.from_pylist(table, schema=schema)
-    missing = [name for name in schema.names if name not in table.column_names]
-    if missing:
-        raise TraitError(f"A {kind} table lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}.")
     try:
         table = table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TraitError(f"A {kind} table does not fit its schema: {error}") from error
     for field in schema:
         if pa.types.is_floating(field.type) and pc.any(pc.is_nan(table[field.name])).as_py():
