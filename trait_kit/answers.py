@@ -77,9 +77,7 @@ def readable(gold: str, kind: str) -> bool:
 
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
-    text = str(text)[:MAX_TEXT].rpartition("</think>")[2]
-    turn = _SAID.next_turn.search(text)
-    return text[: turn.start()] if turn else text
+    return _SAID.next_turn.split(str(text)[:MAX_TEXT].rpartition("</think>")[2], maxsplit=1)[0]
 
 
 def is_mathematical(answer: str) -> bool:
