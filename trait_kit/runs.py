@@ -74,8 +74,7 @@ class Step:
     @functools.cached_property
     def done(self) -> bool:
         """Whether this very step is finished: artefacts are loaded then, and nothing is written."""
-        record = recorded(self.run_dir, self.name)
-        return record is not None and record["key"] == self.key
+        return (recorded(self.run_dir, self.name) or {}).get("key") == self.key
 
     @property
     def folder(self) -> Path:
@@ -219,7 +218,7 @@ def project_root() -> Path:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process, so a kill leaves none behind."""
+    """Hold a run folder for one runner at a time; the lock ends with the process."""
     try:
         with maker_of(run_dir / "run", wait=False):
             yield
@@ -235,7 +234,7 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) ->
     if not why:
         return run_dir
     scratch = run_dir.with_name(f"{run_dir.name}.scratch")
-    for other in filter(name.__gt__, STEPS):
+    for other in (other for other in STEPS if other < name):
         there, here = recorded(run_dir, other), recorded(scratch, other)
         if there and (here is None or here["key"] != there["key"]):
             adopt(run_dir, other, scratch)
@@ -276,15 +275,15 @@ def _code(name: str) -> str:
     notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
     trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used = set().union(*map(_names, working))
+    used, shows = set().union(*map(_names, working)), name == "06_figures"
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (name == "06_figures" or node.module != "trait_kit.figures")
+        if isinstance(node, ast.ImportFrom) and (shows or not node.module.startswith("trait_kit.figures"))
         for alias in node.names
         if (alias.asname or alias.name) in used
-    }  # but for 06, figures show what there is
+    }  # but in 06, figures show what there is
     return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 
