@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
 from trait_kit.answers import readable
@@ -123,12 +123,8 @@ def _tasks_of(name_or_path: str) -> list[Task]:
             Task(**{"bad_rows": "skip", **raw, **settings, "name": name, "source": f"catalogue:{name}"})
             for name, settings in ads.items()
         ]
-    except ValidationError as error:
-        item = error.errors()[0]
-        field = ".".join(map(str, item["loc"])) or "source"
-        raise TraitError(f"The task file {path}, field {field}: {item['msg'].removeprefix('Value error, ')}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise TraitError(f"The task file {path} must map fields to values (name, about, source, ...): {error}") from None
+    except (ValueError, yaml.YAMLError, TypeError) as error:
+        raise TraitError(f"The task file {path} does not map fields to values as they should be: {error}") from None
 
 
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
