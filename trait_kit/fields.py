@@ -98,8 +98,6 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
         if len(parts) == 1 and not isinstance(parts[0], str | Undefined):
             return parts[0]
         return "".join(map(_text, parts)).strip()
-    except FieldError:
-        raise
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
 
