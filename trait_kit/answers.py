@@ -265,20 +265,17 @@ class _Options:
     def _place(self, text: str) -> int | None:
         """Which option a text names, -1 where it contradicts itself: by the surest of its signs."""
         last = _lines(text)[-1]
-        signs = [self._plainly(last), *map(self._stated, reversed(_final(text))), self._mentioned(text), self._held(last)]
+        stated = map(self._stated, [*_readings(last), *reversed(_final(text))])
+        signs = [self._letter(unwrap(last)), *stated, self._mentioned(text), self._held(last)]
         return next((place for place in signs if place is not None), None)
 
-    def _plainly(self, answer: str) -> int | None:
-        """A letter, an option's text, or both, at the beginning; -1 where they contradict each other."""
-        readings = _readings(answer)
-        stated = (place for reading in readings if (place := self._stated(reading)) is not None)
-        if (place := next(stated, None)) is not None:
-            return place
-        letter = _SAID.letter.match(readings[0]) if readings else None
+    def _letter(self, answer: str) -> int | None:
+        """By the letter that it begins with; -1 where an option's text contradicts that."""
+        letter = _SAID.letter.match(answer)
         if letter is None:
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
-        rest = self._stated(unwrap(readings[0][letter.end() :].lstrip("-–—: ")))
+        rest = self._stated(unwrap(answer[letter.end() :].lstrip("-–—: ")))
         return place if rest in (None, place) else -1
 
     def _stated(self, text: str) -> int | None:
