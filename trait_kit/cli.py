@@ -13,9 +13,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]

@@ -169,9 +169,7 @@ def _make_model(folder: Path) -> None:
     tokenizer.pad_token = "<|im_end|>"
     tokenizer.model_max_length = 8_192
     if (tokenizer.eos_token_id, tokenizer.pad_token_id) != (SEPARATOR, CHAT_END):
-        raise TraitError(
-            f"transformers or gguf reads the tokenizer in {GGUF} differently. Install the lock file's versions."
-        )
+        raise TraitError(f"transformers or gguf reads {GGUF} differently. Install the lock file's versions.")
     tokenizer.save_pretrained(folder)
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
