@@ -175,7 +175,7 @@ class TrainingParams(Common):
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
         for arm in (arm for arm in self.arms if arm == "base" or arm.endswith("_fine_tuned")):
-            raise ValueError(f"arms: '{arm}' is named like the untrained model or a fine-tuned one; choose another name")
+            raise ValueError(f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it")
         for arm, stages in self.arms.items():
             if len(stages) != len(self.stage_tokens):
                 raise ValueError(f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}")
@@ -237,7 +237,7 @@ class FigureParams(Common):
 
 
 class Experiment(BaseModel):
-    """A whole experiment file: `common` and one section a notebook, each already merged with `common`."""
+    """A whole experiment: one section a notebook, each merged with `common`."""
 
     model_config = ConfigDict(extra="forbid")
 

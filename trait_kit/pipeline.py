@@ -145,7 +145,7 @@ def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def adopt_steps(experiment: Experiment, earlier: list[Path], folder: Path) -> None:
-    """Take over from other runs the finished steps that this one would repeat exactly, and the last one's training stages.
+    """Take over from other runs the finished steps that this one would repeat, and the last one's training stages.
 
     Stages that this run would repeat have the same names, so the rest of step 04 costs nothing.
     """

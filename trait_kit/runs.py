@@ -29,7 +29,7 @@ from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, sha256, write_json, write_text
 
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
-_STARTED = "started.json"  # since when a result is worked on, and the seconds of executions before; gone when it is finished
+_STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
 

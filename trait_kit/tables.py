@@ -1,7 +1,7 @@
 """The kit's tables: one schema each, Parquet on disk, written whole or not at all.
 
-Every step hands its results to the next one through these tables, so their columns (tables.yaml) are the contract between
-the notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` names the file and the column it misses.
+Every step hands its results to the next one through these tables: their columns (tables.yaml) are the contract between
+notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` names the file and the column it misses.
 """
 
 from pathlib import Path

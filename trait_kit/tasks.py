@@ -110,7 +110,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
     path = Path(name) if own else TASKS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         where = f"{path.absolute()} does not exist" if own else f"shipped are {', '.join(task_names())}"
-        raise TraitError(f"Unknown task '{name}': {where}. A task file of your own is given by its path, ending in .yaml.")
+        raise TraitError(f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         raw = {"name": path.stem, **raw, "origin": str(path)}
@@ -124,7 +124,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
             for name, settings in ads.items()
         ]
     except (ValueError, yaml.YAMLError, TypeError) as error:
-        raise TraitError(f"The task file {path} does not map fields to values as they should be: {error}") from None
+        raise TraitError(f"The task file {path} is not as it should be: {error}") from None
 
 
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
@@ -187,7 +187,7 @@ def fingerprint(name_or_path: str) -> list[str]:
 def prompt(question: str, choices: list[str] | None = None) -> str:
     """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
 
-    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    Choices are shown where a letter may be the answer: in generation.
     """
     shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
     return f"Question: {question}{''.join(shown)}\nAnswer:"
@@ -221,7 +221,7 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
 
 
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
-    """A data set's rows in an order that depends on (task, split, seed, question) and not on the file's order."""
+    """A data set's rows in an order of task, split, seed and question, not the file's."""
     name = task.splits[split]
     later = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
     others = {other for ours in later if (other := task.splits.get(ours)) not in (None, name)}
