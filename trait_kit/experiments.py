@@ -18,9 +18,8 @@ REMOVED = yaml.safe_load(Path(__file__).with_name("removed_knobs.yaml").read_tex
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
     """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
     path = Path(path).absolute()
-    if run_dir:
-        return Path(run_dir).absolute()
-    return path.parent if path.name == "params.yaml" else Path("runs", path.stem).absolute()
+    own = path.parent if path.name == "params.yaml" else Path("runs", path.stem)
+    return Path(run_dir or own).absolute()
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
