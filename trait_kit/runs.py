@@ -132,7 +132,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
-    step.seconds = _seconds_before(step)
+    step.seconds, step.began = _seconds_before(step), time.time()
     write_json(step.folder / _STARTED, {"key": step.key, "seconds": step.seconds, "began": step.began})
     write_text(step.run_dir / "params.yaml", experiments.dump(experiment))
     write_json(step.run_dir / "provenance.json", machine.provenance())
