@@ -210,16 +210,17 @@ def test_a_wrong_sweep_file_says_what_is_wrong(plan, expected, tmp_path):
         pipeline.read_sweep(tmp_path / "sweep.yaml")
 
 
-def test_finished_stages_of_another_run_are_adopted_and_half_finished_ones_are_not(tmp_path):
-    stages = Path("04_train_two_stages", "models", "stages")
-    for name, report in (("1-in_domain-abc", True), (".2-passages-def.tmp-1", True), ("2-passages-ghi", False)):
-        (tmp_path / "done" / stages / name / "model").mkdir(parents=True)
-        (tmp_path / "done" / stages / name / "model" / "weights").write_bytes(b"weights")
-        if report:
-            (tmp_path / "done" / stages / name / "stage.json").write_text("{}")
-    pipeline.adopt_stages(tmp_path / "done", tmp_path / "new")
-    assert [path.name for path in (tmp_path / "new" / stages).iterdir()] == ["1-in_domain-abc"]
-    assert (tmp_path / "new" / stages / "1-in_domain-abc" / "model" / "weights").read_bytes() == b"weights"
+def test_a_run_may_go_on_from_what_another_one_trained(tmp_path):
+    step, stage = "04_train_two_stages", Path("models", "stages", "1-in_domain-abc")
+    (tmp_path / "done" / step / stage / "model").mkdir(parents=True)
+    (tmp_path / "done" / step / stage / "model" / "weights").write_bytes(b"weights")
+    for name in (stage / "stage.json", "report.json"):
+        write_json(tmp_path / "done" / step / name, {})
+    runs.adopt(tmp_path / "done", step, tmp_path / "new", done=False)
+    weights = [tmp_path / run / step / stage / "model" / "weights" for run in ("done", "new")]
+    assert weights[0].samefile(weights[1])  # no copy of gigabytes
+    assert (tmp_path / "new" / step / stage / "stage.json").exists()
+    assert runs.recorded(tmp_path / "new", step) is None and runs.recorded(tmp_path / "done", step) == {}
 
 
 @pytest.mark.slow

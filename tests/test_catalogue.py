@@ -256,7 +256,7 @@ def test_task_files_say_what_is_wrong(tmp_path: Path, products: list[dict]) -> N
         load_problems([shop, f"{shop}#ad_generation"], "train", 2)
     for changes, message in (
         ({"title": "{titel}"}, r"products\.jsonl, row 1: title cannot be read: .*'titel' is undefined"),
-        ({"title": "{title|boxd}"}, "catalogue.title.*boxd"),
+        ({"title": "{title|boxd}"}, r"catalogue.title\s.*boxd"),
         ({"prodcts": 1}, "prodcts"),
     ):
         with pytest.raises(TraitError, match=message):

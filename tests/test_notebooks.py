@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from trait_kit import params
-from trait_kit.runs import STEPS
+from trait_kit.runs import SECTION, STEPS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {name: nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4) for name in STEPS}
@@ -35,7 +35,7 @@ def test_the_parameters_cell_names_the_demo_and_knobs_that_are_as_the_experiment
     values = parameters(name)
     assert values.pop("experiment") == "params/demo.yaml"
     assert values.pop("run_dir") is None
-    assert values.keys() <= params.SECTIONS[STEPS[name].section].model_fields.keys()
+    assert values.keys() <= params.SECTIONS[SECTION[name]].model_fields.keys()
     assert set(values.values()) <= {None}
 
 

@@ -82,7 +82,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             1_000,
             "tokens_per_batch (1000) must be a multiple of context_length x rows_per_device",
         ),
-        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "there is no source 'web'"),
+        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "names the source 'web', but selection.methods does not"),
         ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
         ("training", "arms", {"trait": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
         (
@@ -166,7 +166,7 @@ def test_where_no_arm_reads_passages_their_length_does_not_matter():
 def test_a_dumped_experiment_is_the_same_experiment(tmp_path, overrides):
     experiment = experiments.load(ROOT / "params" / "demo.yaml", overrides)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(experiments.dump(experiment)))
+    path.write_text(experiments.dump(experiment))
     assert experiments.load(path) == experiment
     assert experiments.run_folder(path) == tmp_path
 

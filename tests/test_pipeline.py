@@ -165,9 +165,11 @@ def test_plain_papermill_takes_an_experiment_and_any_field_and_leaves_the_eviden
 
 def test_a_sweep_shares_the_steps_that_its_points_have_in_common(tiny_copy, tmp_path):
     experiment = experiments.load(TINY, {"training.learning_rate": 3.0e-2})
-    pipeline.adopt_steps(experiment, tiny_copy, tmp_path / "point")
+    pipeline.adopt_steps(experiment, [tiny_copy], tmp_path / "point")
     adopted = [name for name in runs.STEPS if runs.recorded(tmp_path / "point", name)]
     assert adopted == ["01_domain_classifier", "02_filter_web", "03_write_passages"]
+    stages = "04_train_two_stages/models/stages/*/stage.json"  # those that the point would repeat are found by their names
+    assert len(list((tmp_path / "point").glob(stages))) == len(list(tiny_copy.glob(stages))) > 0
 
 
 @pytest.mark.slow

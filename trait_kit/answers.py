@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, TEXT, Number, fractions, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, Number, fractions, plain, quantity, read_number, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -67,7 +67,7 @@ def conclusion(text: str) -> tuple[str, bool]:
     text = first_turn(text)[-MAX_CHARACTERS:]
     if announced := next(_announced(text), ""):
         return unwrap(announced), True
-    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _last_line(text))[-1].rstrip("."), False
+    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _lines(text)[-1])[-1].rstrip("."), False
 
 
 def readable(gold: str, kind: str) -> bool:
@@ -77,9 +77,7 @@ def readable(gold: str, kind: str) -> bool:
 
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
-    text = str(text)[:MAX_TEXT].rpartition("</think>")[2]
-    turn = _SAID.next_turn.search(text)
-    return text[: turn.start()] if turn else text
+    return _SAID.next_turn.split(str(text)[:MAX_TEXT].rpartition("</think>")[2], maxsplit=1)[0]
 
 
 def is_mathematical(answer: str) -> bool:
@@ -87,14 +85,9 @@ def is_mathematical(answer: str) -> bool:
     return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
 
 
-def _long_words(text: str) -> list[str]:
-    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
-
-
-def is_words(gold: str) -> bool:
-    """Whether a gold answer is compared by its words."""
-    words = _long_words(gold)
-    return len(words) >= 2 or (bool(words) and not any(character.isdigit() for character in gold) and "\\" not in gold)
+def is_words(text: str) -> bool:
+    """Whether it says something in words, which are compared as such: not a number, a formula, or its functions."""
+    return not _FUNCTIONS.issuperset(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{3,}", text))
 
 
 def plain_words(text: str) -> str:
@@ -109,9 +102,7 @@ def plain_words(text: str) -> str:
 
 def unwrap(text: str) -> str:
     """An answer without what surrounds it: dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
-    before = None
-    while text != before:
-        before = text
+    for _ in range(4):  # they stand in one another
         text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").strip()
         if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
@@ -125,7 +116,7 @@ def _announced(text: str) -> Iterator[str]:
     """What follows the last announcements of an answer, the last first; what a box holds."""
     for mark in islice(reversed(list(_SAID.mark.finditer(text))), 8):
         rest = text[mark.end() : mark.end() + 2 * MAX_ANSWER]
-        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _first_line(_SAID.opening.sub("", rest))
+        found = braced(rest.lstrip()) if mark.group().startswith("\\") else _lines(_SAID.opening.sub("", rest))[0]
         found = re.split(r"</answer>|\"\s?[,}]", found)[0]
         if found:
             yield found[:MAX_ANSWER]
@@ -148,12 +139,9 @@ def braced(text: str) -> str:
     return ""
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "")
+def _lines(text: str) -> list[str]:
+    """Those that say something; at least one."""
+    return [line.strip() for line in text.splitlines() if re.search(r"\w", line)] or [""]
 
 
 def _readings(answer: str) -> list[str]:
@@ -164,16 +152,15 @@ def _readings(answer: str) -> list[str]:
 
 
 def _final(text: str) -> list[str]:
-    """What a text without announcement stops at: its last line with mathematics, the last formula, its right side."""
-    line = next((line for line in reversed(text.splitlines()) if re.search(r"[\d\\$]", line)), _last_line(text))
+    """What a text without announcement stops at: its last line, the last formula, its right side."""
+    line = _lines(text)[-1]
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     last = next(filter(None, formulas[-1])) if formulas else line
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
 
 
-# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever else stands in its line, is
-# the gold one (None: it names none), `unannounced` whether a text that announces nothing ends in it, `whole` whether X of
-# 'The answer is X.' is the gold answer and nothing else
+# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever stands behind it, is the gold
+# one (None: it names none), `unannounced` whether a text without announcement ends in it, `whole` whether X is just that
 
 
 class _Value:
@@ -189,32 +176,25 @@ class _Value:
             return False
         if self.wanted and (number := quantity(stated, unit=False)):
             return self._is_wanted(number)
-        for side in reversed(re.split(r"=|\\approx|≈|\bequals\b", stated)) if self.wanted else ():
-            found = list(islice(NUMBER.finditer(side), 2))
-            between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
-            if re.search(r"[\\^√]", side) or _SAID.operator.fullmatch(between):
-                break
-            if found:
-                return not _SAID.hedge.fullmatch(between) and self._is_wanted(read_number(found[0]))
+        side = re.split(r"=|\\approx|≈|\bequals\b", stated)[-1]
+        found = list(islice(NUMBER.finditer(side), 2)) if self.wanted else []
+        between = side[found[0].end() : found[1].start()] if len(found) > 1 else ""
+        if found and not (re.search(r"[\\^√]", side) or _SAID.operator.fullmatch(between)):
+            return not _SAID.hedge.fullmatch(between) and self._is_wanted(read_number(found[0]))
         return self._formula(_readings(answer))
 
     def _formula(self, readings: list[str]) -> bool | None:
         if any(alike(reading, self.gold) for reading in readings):
             return True
-        formulas = [reading for reading in readings if reading and not _is_prose(reading)]
-        shortest = min(readings, key=len, default="")  # 'correct, as 3 + 4 = 7' states nothing
-        if not formulas:
-            return False if re.search(r"\d", shortest) else None
-        verdicts = (self._same(formula) for formula in formulas[-2:])
-        return bool(next((verdict for verdict in verdicts if verdict is not False), False))  # None: no second attempt
+        formulas = [reading for reading in readings if reading and not is_words(reading)]
+        return self._same(formulas[-1]) if formulas else None
 
     def unannounced(self, text: str) -> bool:
-        first = unwrap(_first_line(text))
-        if self.wanted and (number := quantity(first, unit=False)):
-            return self._is_wanted(number)
         if not self.wanted:
-            return bool(self._formula([first, unwrap(_last_line(text)), *_final(text)]))
-        for line in reversed(text.splitlines()):
+            return bool(self._formula(_final(text)))
+        if number := quantity(unwrap(_lines(text)[0]), unit=False):
+            return self._is_wanted(number)
+        for line in reversed(_lines(text)):
             sides = fractions(tidy(line)).split("=")
             if found := list(NUMBER.finditer(sides[-1])):
                 return self._is_wanted(read_number(found[0 if len(sides) > 1 else -1]))
@@ -222,9 +202,8 @@ class _Value:
 
     def whole(self, answer: str) -> bool:
         if self.kind == "number":
-            return not _is_prose(answer) and self._is_wanted(quantity(answer, unit=False))
-        as_gold = compact(answer) == compact(self.gold) or (is_words(self.gold) and alike(answer, self.gold))
-        return bool(answer) and (as_gold or not (_is_prose(answer) or _SAID.reason.search(answer)))
+            return not is_words(answer) and self._is_wanted(quantity(answer, unit=False))
+        return bool(answer) and (compact(answer) == compact(self.gold) or not is_words(answer))
 
     def _is_wanted(self, number: Number | None) -> bool:
         return bool(number and self.wanted and number.equals(self.wanted))
@@ -235,20 +214,14 @@ class _Value:
         computed = re.search(r".[-+*/^\\]|^\\", written) and written != compact(self.gold)
         return bool(computed) and written in self.question
 
-    def _same(self, formula: str) -> bool | None:
-        """By math-verify; bases must agree where both are given, and a pair is no set: (1,2) is not 2,1."""
-        formula, gold = (tidy(_SAID.also.sub(",", _SAID.unit_text.sub("", unwrap(text)))) for text in (formula, self.gold))
+    def _same(self, formula: str) -> bool:
+        """By math-verify; bases must agree where both are given."""
+        formula, gold = tidy(unwrap(formula)), tidy(unwrap(self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
         if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
             return False
-        if re.fullmatch(r"[(\[].*,.*[)\]]", gold) and not re.match(r"[(\[\\A-Za-z]", formula):
-            formula = f"({formula})"
-        return equivalent(gold, formula)
-
-
-def _is_prose(text: str) -> bool:
-    return not _FUNCTIONS.issuperset(_long_words(TEXT.sub("", text)))
+        return bool(equivalent(gold, formula))
 
 
 def alike(candidate: str, gold: str) -> bool:
@@ -258,14 +231,12 @@ def alike(candidate: str, gold: str) -> bool:
         return own.equals(wanted)
     if compact(candidate) == compact(gold) != "":
         return True
-    words = TEXT.sub(r"\1", gold)
-    return is_words(words) and plain_words(TEXT.sub(r"\1", candidate)) == plain_words(words) != ""
+    return is_words(gold) and plain_words(candidate) == plain_words(gold)
 
 
 def compact(text: str) -> str:
-    """A formula without layout, blanks and a leading 'x =': what two spellings of it share."""
+    """A formula without layout and blanks: what two spellings of it share."""
     text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
-    text = re.sub(r"^(?:[A-Za-z]|\\[a-z]+)(?:\([a-z]\))?\s?(?:=|\\in)\s?(?!.*=)", "", text)
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 
@@ -276,60 +247,53 @@ class _Options:
         self.gold, self.choices = gold, [plain(choice) for choice in choices]
 
     def announced(self, answer: str) -> bool | None:
-        for read in (self._plainly, self._mentioned, self._held):
-            if (place := read(answer)) is not None:
-                return self._is_gold(place)
-        return None if quantity(unwrap(answer), unit=False) is None else False
+        place = self._place(answer)
+        named = place is not None or quantity(unwrap(answer), unit=False) is not None
+        return self._is_gold(place) if named else None
 
     def unannounced(self, text: str) -> bool:
-        text = _SAID.ruled_out.sub("", text)
-        first, last = _first_line(text), _last_line(text)
-        places = [self._plainly(first), self._plainly(last), *map(self._stated, reversed(_final(text)))]
-        places += [self._mentioned(last), self._mentioned(text), self._held(last)]
-        return self._is_gold(next((place for place in places if place is not None), -1))
+        return self._is_gold(self._place(_SAID.ruled_out.sub("", text)))
 
     def whole(self, answer: str) -> bool:
         letter = _SAID.letter.match(answer)
         rest = unwrap(answer[letter.end() :]) if letter else answer
         return not rest or self._stated(rest) is not None
 
-    def _is_gold(self, place: int) -> bool:
-        return 0 <= place < len(self.choices) and self.choices[place] == self.gold
+    def _is_gold(self, place: int | None) -> bool:
+        return place is not None and 0 <= place < len(self.choices) and self.choices[place] == self.gold
 
-    def _plainly(self, answer: str) -> int | None:
-        """A letter, an option's text, or both, at the beginning; -1 where they contradict each other."""
-        readings = _readings(answer)
-        stated = (place for reading in readings if (place := self._stated(reading)) is not None)
-        if (place := next(stated, None)) is not None:
-            return place
-        letter = _SAID.letter.match(readings[0]) if readings else None
+    def _place(self, text: str) -> int | None:
+        """Which option a text names, -1 where it contradicts itself: by the surest of its signs."""
+        last = _lines(text)[-1]
+        stated = map(self._stated, [*_readings(last), *reversed(_final(text))])
+        signs = [self._letter(unwrap(last)), *stated, self._mentioned(text), self._held(last)]
+        return next((place for place in signs if place is not None), None)
+
+    def _letter(self, answer: str) -> int | None:
+        """By the letter that it begins with; -1 where an option's text contradicts that."""
+        letter = _SAID.letter.match(answer)
         if letter is None:
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
-        rest = [self._stated(part) for part in _readings(readings[0][letter.end() :].lstrip("-–—: "))]
-        return place if next((other for other in rest if other is not None), place) == place else -1
+        rest = self._stated(unwrap(answer[letter.end() :].lstrip("-–—: ")))
+        return place if rest in (None, place) else -1
 
     def _stated(self, text: str) -> int | None:
         """The option whose text this is."""
-        for same in (lambda choice: compact(choice) == compact(text), lambda choice: alike(text, choice)):
-            places = [place for place, choice in enumerate(self.choices) if same(choice)]
-            if len(places) == 1:
-                return places[0]
-        return None
+        places = [place for place, choice in enumerate(self.choices) if alike(text, choice)]
+        return places[0] if len(places) == 1 else None
 
     def _mentioned(self, text: str) -> int | None:
         letters = {first or second for first, second in _SAID.mention.findall(_SAID.not_letter.sub("", text))}
         return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
 
     def _held(self, text: str) -> int | None:
-        """The one option whose text stands among other words; not one within another, not one that is denied."""
+        """The one option whose text stands among other words, not one that is denied."""
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
         denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
-        within = {option for option in held.values() for other in held.values() if option != other and option in other}
         named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
-        named = [place for place in named if held[place] not in within]
         return named[0] if len(named) == 1 else -1 if held else None
 
 
@@ -341,11 +305,11 @@ class _Words:
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SAID.sentence_end.finditer(answer), 4)]
-        return any(self.whole(TEXT.sub(r"\1", reading)) for reading in (*_readings(answer), *ends))
+        return any(map(self.whole, (*_readings(answer), *ends)))
 
     def unannounced(self, text: str) -> bool:
-        first = _first_line(text)
-        return any(map(self.whole, (first, _last_line(text), re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", first))))
+        lines = _lines(text)
+        return any(map(self.whole, (lines[0], lines[-1], re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", lines[0]))))
 
     def whole(self, answer: str) -> bool:
         return plain_words(answer) == plain_words(self.gold) != ""

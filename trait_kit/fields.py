@@ -98,8 +98,6 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
         if len(parts) == 1 and not isinstance(parts[0], str | Undefined):
             return parts[0]
         return "".join(map(_text, parts)).strip()
-    except FieldError:
-        raise
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
 
@@ -196,16 +194,8 @@ def pick(value: Any, key: Any) -> Any:
     return value[index]
 
 
-def equation(value: Any) -> str:
-    """'( 290.0 / 2.0 )' as '290 / 2': no outer brackets, no '.0'."""
-    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", one_line(value))
-    text = re.sub(r"\(\s*", "(", re.sub(r"\s*\)", ")", text))
-    outer = re.fullmatch(r"\(([^()]+)\)", text)
-    return outer[1] if outer else text
-
-
 FILTERS: dict[str, Callable[..., Any]] = {
-    filter.__name__: filter for filter in (one_line, number, sentences, boxed, lettered, pick, equation)
+    filter.__name__: filter for filter in (one_line, number, sentences, boxed, lettered, pick)
 }
 _TEMPLATES = NativeEnvironment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
 _TEMPLATES.globals.clear()

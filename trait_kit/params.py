@@ -1,15 +1,13 @@
 """One pydantic model a notebook: every knob, its meaning, its limits, and checks across knobs.
 
-An experiment is one YAML file with a `common` section and one section a notebook: the only source of values. A notebook
-reads its section together with what it needs of `common`; the union is validated before anything starts and again in the
-notebook's second cell, so a misspelt or impossible value stops a run before any time is spent.
-Defaults exist only where one value is right for every domain; whatever describes the experiment must be written down.
-What a knob does to a result is said once, on the knob: whether it shapes it, and whether it names an input.
+An experiment is one YAML file with a `common` section and one section a notebook: the only source of values. Both are
+validated before anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent.
+Defaults exist only where one value is right for every domain. What a knob does to a result is said once, on the knob.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -24,9 +22,8 @@ Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
     """A field of the experiment.
 
-    `shapes`: whether another value could give another result (the number of workers could not). `reads`: the value names
-    an input, which is known by its content: documents, tasks, model or file. `steps`: the sections that use the knob,
-    where they are not all that have it, or others too.
+    `shapes`: whether another value could give another result (the number of workers could not). `reads`: the kind of input
+    that it names, known by content: documents, tasks, model or file. `steps`: the sections that use it, if others too.
     """
     return Field(default, json_schema_extra={"shapes": shapes, "reads": reads, "steps": steps}, **limits)
 
@@ -65,8 +62,10 @@ class Common(BaseModel):
 class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
+    asks: ClassVar[dict[str, str]] = {}  # knob -> its value that needs the endpoint
+
     teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
+    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several: with commas
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
     teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
@@ -74,18 +73,17 @@ class TeacherParams(Common):
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     @model_validator(mode="after")
-    def _one_address(self) -> TeacherParams:
-        if self.teacher_serve and self.teacher_base_url:
-            raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty")
+    def _endpoint(self) -> TeacherParams:
+        needed = [f"{name} is {value}" for name, value in self.asks.items() if getattr(self, name) == value]
+        if needed and (not self.teacher_model or bool(self.teacher_base_url) == bool(self.teacher_serve)):
+            raise ValueError(f"{needed[0]}, so teacher_model and teacher_base_url must be set (or teacher_serve instead)")
         return self
-
-    def _require_endpoint(self, chosen: str) -> None:
-        if not (self.teacher_model and (self.teacher_base_url or self.teacher_serve)):
-            raise ValueError(f"{chosen}, so teacher_model and teacher_base_url must be set (or teacher_serve)")
 
 
 class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
+
+    asks = {"educational_source": "llm"}
 
     negatives_per_positive: int = knob(10, ge=1)  # general documents sampled for one in-domain document
     dimension: int = knob(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
@@ -94,12 +92,6 @@ class ClassifierParams(TeacherParams):
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
     educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
     educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-
-    @model_validator(mode="after")
-    def _educational(self) -> ClassifierParams:
-        if self.educational_source == "llm":
-            self._require_endpoint("educational_source is llm")
-        return self
 
 
 class SelectionParams(Common):
@@ -110,12 +102,12 @@ class SelectionParams(Common):
     min_educational: float = knob(1.0, ge=0, le=2)  # fasttext_educational keeps documents scored at least this
     min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
     max_tokens: int = knob(4_096, ge=1)  # longer ones too
-    near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this similar (Jaccard, word 5-grams) are kept once; 0: all
+    near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this alike (Jaccard, word 5-grams) are kept once; 0: all
     documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
     executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a shared folder
     workers: int = knob(1, shapes=False, ge=1)  # processes that score shards
     slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
-    max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable before the step fails
+    max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable
 
     @model_validator(mode="after")
     def _lengths(self) -> SelectionParams:
@@ -129,19 +121,21 @@ class SelectionParams(Common):
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
-    # What the problems of a passage share: the topic or the entity that the task files name; or a topic found for them:
-    # concepts of mathematics recognised in the question, what the teacher is asked for, or neighbours by embedding
+    asks = {"teacher": "openai", "grouping": "teacher"}
+
+    # What its problems share: topic or entity, as the task files say; or a topic found for them: concepts of mathematics in
+    # the question, what the teacher says, or neighbours by embedding
     grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
     problems_per_task: int = knob(gt=0)  # training problems taken from each task
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    # local: a small model on this machine; openai: any endpoint; none: joins worked solutions, without an enlightenment
+    # local: a small model on this machine; openai: any endpoint; none: worked solutions without an enlightenment
     teacher: Literal["local", "openai", "none"] = "local"
-    # gold: worked solutions where there are any; teacher: it writes all; both: gold, and the teacher's kept for a control
+    # gold: worked solutions where there are any; teacher: it writes all; both: gold, the teacher's kept for a control
     paragraphs: Literal["gold", "teacher", "both"] = "gold"
-    prompts: str = knob("", reads="file")  # your own wording: a YAML like trait_kit/passages/prompts/generic.yaml
-    teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # the enlightenment: a request a sentence, or one
+    prompts: str = knob("", reads="file")  # your own wording: a YAML like passages/prompts/generic.yaml
+    teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # enlightenment: a request a sentence, or one
     max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
     max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
 
@@ -149,13 +143,6 @@ class PassageParams(TeacherParams):
     def kind(self) -> str:
         """What passages are centred on, in the paper's words."""
         return "entity" if self.grouping == "entity" else "knowledge"
-
-    @model_validator(mode="after")
-    def _teacher(self) -> PassageParams:
-        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
-            if asks == chosen.split()[-1]:
-                self._require_endpoint(chosen)
-        return self
 
 
 class TrainingParams(Common):
@@ -166,10 +153,10 @@ class TrainingParams(Common):
     # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
     # Arms whose first stages agree train them once.
     arms: dict[str, list[str]] = knob(min_length=1)
-    stage_tokens: list[int] = knob(min_length=1)  # tokens of each stage, the same for all arms; empty slots count
-    context_length: int = knob(1_536, ge=16)  # tokens a packed row; a passage or control is in it whole or not at all
+    stage_tokens: list[int] = knob(min_length=1)  # of each stage, the same for all arms; empty slots count
+    context_length: int = knob(1_536, ge=16)  # tokens a packed row; a passage is in it whole or not at all
     tokens_per_batch: int = knob(1_536, ge=16)  # tokens an optimizer step
-    rows_per_device: int = knob(1, shapes=False, ge=0)  # micro-batch; halved where memory runs out; 0: start with a batch
+    rows_per_device: int = knob(1, shapes=False, ge=0)  # halved where memory runs out; 0: start with a batch
     learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
     warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
     decay_fraction: float = knob(0.10, ge=0, lt=1)  # exponential decay over this last part
@@ -178,7 +165,7 @@ class TrainingParams(Common):
     held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
     task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
     checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # between checkpoints within a stage; 0: its end
-    accelerate_config: str = knob("", shapes=False)  # an accelerate YAML for several GPUs or nodes; empty: one process
+    accelerate_config: str = knob("", shapes=False)  # a YAML for several GPUs or nodes; empty: one process
     activation_checkpointing: bool = knob(False, shapes=False)  # a third more time, less memory
     fine_tune_epochs: int = knob(0, ge=0)  # over the tasks' train problems, a second model an arm; 0: none
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
@@ -186,19 +173,11 @@ class TrainingParams(Common):
 
     @model_validator(mode="after")
     def _arms(self) -> TrainingParams:
-        sources = {"in_domain", *WRITTEN, *get_args(Method)}
-        if "base" in self.arms:
-            raise ValueError("arms: 'base' is the untrained model and always there; leave it out")
-        taken = [arm for arm in self.arms if arm.endswith("_fine_tuned")] if self.fine_tune_epochs else []
-        if taken:
-            raise ValueError(f"arms: {taken[0]} ends like the arms that fine_tune_epochs adds; choose another name")
+        for arm in (arm for arm in self.arms if arm == "base" or arm.endswith("_fine_tuned")):
+            raise ValueError(f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it")
         for arm, stages in self.arms.items():
             if len(stages) != len(self.stage_tokens):
-                raise ValueError(
-                    f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}: they must agree"
-                )
-        for source in self.sources - sources:
-            raise ValueError(f"arms: there is no source '{source}'; known: {', '.join(sorted(sources))}")
+                raise ValueError(f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}")
         return self
 
     @property
@@ -231,9 +210,9 @@ class EvaluationParams(Common):
     few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
     generate_items: int = knob(0, ge=0)  # of each task, answered and marked exactly; slow on CPU
     max_new_tokens: int = knob(192, ge=1)  # of a generated answer
-    general_tasks: list[str] = []  # lm-eval tasks by name (hellaswag, arc_easy, ...) or YAML path, for forgetting
-    endpoint_url: str = knob("", shapes=False)  # models on a server (`vllm serve`): for instance http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # the name it expects, for instance 'mine-{arm}'; with base_model's tokenizer
+    general_tasks: list[str] = []  # lm-eval's, by name or YAML path, for forgetting
+    endpoint_url: str = knob("", shapes=False)  # models on a server: http://127.0.0.1:8000/v1
+    endpoint_model: str = ""  # the name it expects, such as 'mine-{arm}'
     batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
     reference_arm: str = "trait"  # paired tests compare every other arm with this one
@@ -246,7 +225,7 @@ class EvaluationParams(Common):
     @model_validator(mode="after")
     def _whole_endpoint(self) -> EvaluationParams:
         if bool(self.endpoint_url) != bool(self.endpoint_model):
-            raise ValueError("endpoint_url and endpoint_model go together; leave both out to run the models here")
+            raise ValueError("endpoint_url and endpoint_model go together; without both the models run here")
         return self
 
 
@@ -257,7 +236,7 @@ class FigureParams(Common):
 
 
 class Experiment(BaseModel):
-    """A whole experiment file: `common` and one section a notebook, each already merged with `common`."""
+    """A whole experiment: one section a notebook, each merged with `common`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -270,8 +249,7 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        available = {"in_domain", *WRITTEN, *self.selection.methods}
-        for source in self.training.sources - available:
+        for source in self.training.sources.difference(("in_domain", *WRITTEN, *self.selection.methods)):
             raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:

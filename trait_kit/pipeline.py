@@ -1,10 +1,9 @@
 """Execute the six notebooks of an experiment through papermill, or of many experiments; what is done is not repeated."""
 
-import io
 import itertools
 import os
 import re
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from trait_kit import experiments, runs
-from trait_kit.engine.files import TraitError, atomic_path, write_text
+from trait_kit.engine.files import TraitError, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.figures import report, token_study
 from trait_kit.params import Experiment
@@ -31,7 +30,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
-        write_text(resolved, yaml.safe_dump(experiments.dump(experiment), sort_keys=False, allow_unicode=True))
+        write_text(resolved, experiments.dump(experiment))
         for number, name in enumerate(runs.STEPS):
             output = run_dir / "notebooks" / f"{name}.ipynb"
             place = f"[{number + 1}/{len(runs.STEPS)}] {name}"
@@ -46,8 +45,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     page = run_dir / "report.html"
     if executed or not page.exists():  # killed between the last step's record and the report
         report.write_report(run_dir)
-    seconds = time.perf_counter() - started
-    print(f"{executed} of {len(runs.STEPS)} notebooks executed in {seconds:.0f} s. Report: {page}", flush=True)
+    print(f"{executed} notebooks executed in {time.perf_counter() - started:.0f} s. Report: {page}", flush=True)
     return page
 
 
@@ -70,7 +68,7 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
             cwd=str(root),
             kernel_name="python3",
             progress_bar=False,
-            stdout_file=_Indented(),
+            stdout_file=sys.stdout,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     except PapermillExecutionError as error:
@@ -84,9 +82,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
 def status(experiment: Experiment, run_dir: Path) -> dict[str, str]:
     """What a run would do, step by step: 'up to date', or why it would be executed."""
     found: dict[str, str] = {}
-    for name, spec in runs.STEPS.items():
+    for name, upstream in runs.STEPS.items():
         record = runs.recorded(run_dir, name)
-        waiting = [other for other in spec.upstream if found[other] != "up to date"]
+        waiting = [other for other in upstream if found[other] != "up to date"]
         if record is None:
             found[name] = "not done yet"
         elif waiting:
@@ -112,9 +110,8 @@ def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
     reports = []
     for number, (point, folder) in enumerate(zip(wanted, folders, strict=True)):
         print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
-        for done in folders[:number]:
-            adopt_steps(point, done, folder)
-            adopt_stages(done, folder)
+        if number:
+            adopt_steps(point, folders[:number], folder)
         reports.append(run(point, folder))
     if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "training.seed", "common.seed"}:
         print(token_study.write_study(folders, root), flush=True)
@@ -146,41 +143,25 @@ def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def adopt_steps(experiment: Experiment, done: Path, folder: Path) -> None:
-    """Take over the finished steps of another run that this run would repeat exactly."""
+def adopt_steps(experiment: Experiment, earlier: list[Path], folder: Path) -> None:
+    """Take over from other runs the finished steps that this one would repeat, and the last one's training stages.
+
+    Stages that this run would repeat have the same names, so the rest of step 04 costs nothing.
+    """
     for name in runs.STEPS:
-        record = runs.recorded(done, name)
-        if record is None or runs.recorded(folder, name) is not None:
+        if runs.recorded(folder, name):
             continue
         try:
             shaped_by = runs.dependencies(name, experiment, folder)
         except TraitError:  # an earlier step of this run is still to be done
             return
-        if not runs.changes(record, shaped_by):
-            runs.adopt(done, name, folder)
-
-
-def adopt_stages(done: Path, folder: Path) -> None:
-    """Take over another run's finished training stages: those that this run would repeat have the same names."""
-    if runs.recorded(folder, "04_train_two_stages") is not None:
-        return
-    stages = Path("04_train_two_stages", "models", "stages")
-    for report_of in sorted((done / stages).glob("[!.]*/stage.json")):
-        name = report_of.parent.name
-        if not (folder / stages / name).exists():
-            with atomic_path(folder / stages / name) as temporary:
-                shutil.copytree(report_of.parent, temporary, copy_function=os.link)
+        same = [run for run in earlier if (record := runs.recorded(run, name)) and not runs.changes(record, shaped_by)]
+        if same:
+            runs.adopt(same[0], name, folder)
+        elif name == "04_train_two_stages" and not (folder / name).exists() and runs.recorded(earlier[-1], name):
+            runs.adopt(earlier[-1], name, folder, done=False)
 
 
 def _point_name(point: dict[str, Any]) -> str:
     parts = [f"{key.partition('.')[2]}-{value}" for key, value in point.items()]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip("-")[:120]
-
-
-class _Indented(io.TextIOBase):
-    """Where papermill sends what a notebook prints."""
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            print(f"      {line}", flush=True)
-        return len(text)

@@ -12,7 +12,7 @@ notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier 
 import ast
 import contextlib
 import functools
-import math
+import json
 import os
 import shutil
 import time
@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
@@ -31,25 +29,19 @@ from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, sha256, write_json, write_text
 
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
-_WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline", "trait_kit.explore")
+_STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
+_WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
 
-@dataclass(frozen=True)
-class StepSpec:
-    """The section of the experiment that a step reads, and the steps whose artefacts it reads."""
-
-    section: str
-    upstream: tuple[str, ...] = ()
-
-
-STEPS: dict[str, StepSpec] = {
-    "01_domain_classifier": StepSpec("classifier"),
-    "02_filter_web": StepSpec("selection", ("01_domain_classifier",)),
-    "03_write_passages": StepSpec("passages"),
-    "04_train_two_stages": StepSpec("training", ("02_filter_web", "03_write_passages")),
-    "05_evaluate": StepSpec("evaluation", ("04_train_two_stages",)),
+STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
+    "01_domain_classifier": (),
+    "02_filter_web": ("01_domain_classifier",),
+    "03_write_passages": (),
+    "04_train_two_stages": ("02_filter_web", "03_write_passages"),
+    "05_evaluate": ("04_train_two_stages",),
 }
-STEPS["06_figures"] = StepSpec("figures", tuple(STEPS))
+STEPS["06_figures"] = tuple(STEPS)
+SECTION = dict(zip(STEPS, parameters.SECTIONS, strict=True))  # step -> its section of the experiment
 
 
 @dataclass
@@ -60,6 +52,8 @@ class Step:
     experiment: parameters.Experiment
     run_dir: Path
     shaped_by: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # of executions that were killed before
+    began: float = field(default_factory=time.time)
 
     @classmethod
     def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> "Step":
@@ -71,7 +65,7 @@ class Step:
 
     @property
     def params(self) -> Any:
-        return getattr(self.experiment, STEPS[self.name].section)
+        return getattr(self.experiment, SECTION[self.name])
 
     @property
     def key(self) -> str:
@@ -80,17 +74,11 @@ class Step:
     @functools.cached_property
     def done(self) -> bool:
         """Whether this very step is finished: artefacts are loaded then, and nothing is written."""
-        record = recorded(self.run_dir, self.name)
-        return record is not None and record["key"] == self.key
+        return (recorded(self.run_dir, self.name) or {}).get("key") == self.key
 
     @property
     def folder(self) -> Path:
         return self.run_dir / self.name
-
-    @property
-    def started(self) -> Path:
-        """Since when this result is worked on, and the seconds of executions before: there while it is not finished."""
-        return self.folder / "started.json"
 
     def path(self, *parts: str) -> Path:
         """A path inside this step's folder, or inside an earlier step's: `path("02_filter_web", "scores.parquet")`."""
@@ -98,10 +86,7 @@ class Step:
 
     def summary(self, name: str) -> dict[str, Any]:
         """The numbers that an earlier step recorded."""
-        record = recorded(self.run_dir, name)
-        if record is None:
-            raise TraitError(f"{self.run_dir / name} holds no finished result. Run {name} first.")
-        return record["summary"]
+        return finished(self.run_dir, name)["summary"]
 
     def figure(self, figure: Any, name: str) -> Any:
         """Keep a figure with the step's artefacts (SVG and PNG), and return it so that the notebook shows it."""
@@ -114,17 +99,17 @@ class Step:
         if self.done:
             print(f"{self.name}: finished before, and left as it is -> {self.folder}")
             return
-        noted = read_json(self.started) if self.started.exists() else {"seconds": 0.0, "began": time.time()}
-        self.started.unlink(missing_ok=True)
+        (self.folder / _STARTED).unlink(missing_ok=True)
+        plain = json.dumps(summary, default=lambda number: number.item())
         record = {
             "step": self.name,
             "key": self.key,
-            "seconds": round(noted["seconds"] + time.time() - noted["began"], 1),  # of all executions that did work
+            "seconds": round(self.seconds + time.time() - self.began, 1),  # of all executions that did work
             "peak_memory_gb": round(machine.peak_memory_gb(), 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
-            "summary": _plain(summary),
+            "summary": json.loads(plain, parse_constant=lambda _nan: None),  # tables hold NaN for what is not there
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB -> {self.folder}")
@@ -140,33 +125,24 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     os.chdir(project_root())
     given = _parameters(namespace)
     path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
-    section = STEPS[name].section
-    overrides = {f"{section}.{key}": value for key, value in given.items() if value is not None}
+    overrides = {f"{SECTION[name]}.{key}": value for key, value in given.items() if value is not None}
     experiment = experiments.load(path, overrides)
-    batch = bool(os.environ.get(BATCH_VARIABLE))
-    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir), batch))
+    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir)))
     print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
-    write_json(step.started, {"key": step.key, "seconds": _seconds_before(step), "began": time.time()})
-    text = yaml.safe_dump(step.params.model_dump(), sort_keys=False, allow_unicode=True)
-    write_text(step.folder / "params.yaml", text)
+    step.seconds, step.began = _seconds_before(step), time.time()
+    write_json(step.folder / _STARTED, {"key": step.key, "seconds": step.seconds, "began": step.began})
+    write_text(step.run_dir / "params.yaml", experiments.dump(experiment))
     write_json(step.run_dir / "provenance.json", machine.provenance())
     return step
 
 
 def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
     """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
-    upstream = {}
-    for other in STEPS[name].upstream:
-        record = recorded(run_dir, other)
-        if record is None:
-            raise TraitError(
-                f"{name} reads what {other} writes, but {run_dir / other} holds no finished result. Run {other} first."
-            )
-        upstream[other] = record["key"]
-    own = STEPS[name].section
+    upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name]}
+    own = SECTION[name]
     shape = parameters.shape(getattr(experiment, own))
     for other in experiment.model_fields_set - {own}:  # 01 makes what the methods of 02 need
         shape |= {key: value for key, value in parameters.shape(getattr(experiment, other), own).items() if key not in shape}
@@ -180,16 +156,22 @@ def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def finished(run_dir: Path, name: str) -> dict[str, Any]:
+    """The report of a step that others read."""
+    if record := recorded(run_dir, name):
+        return record
+    raise TraitError(f"{run_dir / name} holds no finished result. Run {name} first.")
+
+
 def stale(run_dir: Path) -> dict[str, str]:
     """Finished steps that no longer fit what they read (step -> why), by following the records from one to the next."""
     found: dict[str, str] = {}
-    for name, spec in STEPS.items():
+    for name, upstream in STEPS.items():
         record = recorded(run_dir, name)
-        for other in spec.upstream if record else ():
-            before, now = record["shaped_by"]["upstream"].get(other), recorded(run_dir, other)
-            if other in found or now is None or now["key"] != before:
-                found[name] = f"{other} was made again or has changed since"
-                break
+        for other in upstream if record else ():
+            now = recorded(run_dir, other)
+            if other in found or now is None or now["key"] != record["shaped_by"]["upstream"].get(other):
+                found.setdefault(name, f"{other} was made again or has changed since")
     return found
 
 
@@ -206,8 +188,11 @@ def changes(record: dict[str, Any], shaped_by: dict[str, Any]) -> list[str]:
     return found
 
 
-def adopt(run_dir: Path, name: str, into: Path) -> None:
-    """Give another run a step of this one: hard links, for files are never changed in place; only databases are copied."""
+def adopt(run_dir: Path, name: str, into: Path, *, done: bool = True) -> None:
+    """Give another run a step of this one, or (not `done`) what it may go on from: the same without its record.
+
+    Files are never changed in place, so they are hard links; only databases and the like are copied.
+    """
 
     def link(source: str, target: str) -> None:
         in_place = source.endswith((".sqlite", ".log", "-wal", "-shm", ".lock", ".json"))
@@ -215,8 +200,10 @@ def adopt(run_dir: Path, name: str, into: Path) -> None:
 
     with atomic_path(into / name) as temporary:
         shutil.copytree(run_dir / name, temporary, copy_function=link)
+        if not done:
+            (temporary / "report.json").unlink()
     notebook = Path("notebooks", f"{name}.ipynb")
-    if (run_dir / notebook).exists():
+    if done and (run_dir / notebook).exists():
         (into / "notebooks").mkdir(exist_ok=True)
         shutil.copy2(run_dir / notebook, into / notebook)
 
@@ -231,7 +218,7 @@ def project_root() -> Path:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process, so a kill leaves none behind."""
+    """Hold a run folder for one runner at a time; the lock ends with the process."""
     try:
         with maker_of(run_dir / "run", wait=False):
             yield
@@ -239,41 +226,33 @@ def locked(run_dir: Path) -> Iterator[None]:
         raise TraitError(f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir.") from None
 
 
-def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path, batch: bool) -> Path:
+def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) -> Path:
     """The run folder itself, or a scratch run where work by hand would replace a finished step."""
     record = recorded(run_dir, name)
-    if batch or record is None or run_dir.suffix == ".scratch":
-        return run_dir
-    why = changes(record, dependencies(name, experiment, run_dir))
+    redone = os.environ.get(BATCH_VARIABLE) or record is None or run_dir.suffix == ".scratch"
+    why = [] if redone else changes(record, dependencies(name, experiment, run_dir))
     if not why:
         return run_dir
     scratch = run_dir.with_name(f"{run_dir.name}.scratch")
-    for other in STEPS:
-        there = recorded(run_dir, other)
-        wanted = other < name and there is not None
-        if wanted and (recorded(scratch, other) or {}).get("key") != there["key"]:
+    for other in (other for other in STEPS if other < name):
+        there, here = recorded(run_dir, other), recorded(scratch, other)
+        if there and (here is None or here["key"] != there["key"]):
             adopt(run_dir, other, scratch)
-    if not (scratch / name).exists():  # shards, answers and stages that it may go on from
-        adopt(run_dir, name, scratch)
-        (scratch / name / "report.json").unlink()
+    if not (scratch / name).exists():
+        adopt(run_dir, name, scratch, done=False)
     print(f"{os.path.relpath(run_dir)} stays as it is: {why[0]}. Working in {os.path.relpath(scratch)}.")
     return scratch
 
 
 def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """What the parameters cell and papermill's injected cell assign; other variables of the notebook are its own."""
-    cells = [
-        source for source in namespace.get("In", [])[:-1] if "experiment" in source or source.startswith("# Parameters")
-    ]
-    if not cells:
+    ran = namespace.get("In", [])[:-1]
+    begins = [number for number, source in enumerate(ran) if "experiment" in source and "run_dir" in source]
+    if not begins:
         return {key: value for key, value in namespace.items() if not key.startswith("_")}
-    first = max(number for number, source in enumerate(cells) if "experiment" in source and "run_dir" in source)
-    found: dict[str, Any] = {}
-    for source in cells[first:]:
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Assign):
-                found |= {target.id: ast.literal_eval(node.value) for target in node.targets}
-    return found
+    cells = [ran[begins[-1]], *(source for source in ran[begins[-1] + 1 :] if source.startswith("# Parameters"))]
+    assigned = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return {target.id: ast.literal_eval(node.value) for node in assigned for target in node.targets}
 
 
 def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str, Any]:
@@ -294,34 +273,29 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
 def _code(name: str) -> str:
     """Digest of the code that shapes a step: what its notebook hands the step to, and the cells that do so."""
     notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    trees = [ast.parse(source) for source in cells]
-    modules: dict[str, str] = {}
-    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
-        modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    working = [tree for tree in trees if any(isinstance(node, ast.Name) and node.id == "step" for node in ast.walk(tree))]
+    trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    working = [tree for tree in trees if "step" in _names(tree)]
+    used, shows = set().union(*map(_names, working)), name == "06_figures"
     called = {
-        modules[node.id] for tree in working for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in modules
-    }
-    if name != "06_figures":
-        called = {module for module in called if not module.startswith("trait_kit.figures.")}  # they show what there is
+        f"{node.module}.{alias.name}"
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (shows or not node.module.startswith("trait_kit.figures"))
+        for alias in node.names
+        if (alias.asname or alias.name) in used
+    }  # but in 06, figures show what there is
     return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _seconds_before(step: Step) -> float:
     """How long executions that were killed worked on this very result: each until it wrote its last file."""
-    noted = read_json(step.started) if step.started.exists() else {}
+    started = step.folder / _STARTED
+    noted = read_json(started) if started.exists() else {}
     if noted.get("key") != step.key:
         return 0.0
     last = max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file())
     return noted["seconds"] + max(last - noted["began"], 0.0)
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able, with null for a number that is not there (tables hold NaN for it)."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

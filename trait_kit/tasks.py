@@ -1,14 +1,13 @@
 """Downstream problems for passages and evaluation: one table, whatever they come from.
 
-A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how the source's columns
-become question, answer and solution, and which of its splits are which. Splits never share a question: a problem's split
-follows from its content, and rows of train that occur in validation or test are dropped and counted (common files leak:
-MATH's train and test share 10 problems). The first k problems of a split do not depend on how many are asked for, so a
-larger run contains the smaller one.
+A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how columns become
+question, answer and solution, which split is which. Splits never share a question: a problem's split follows from its
+content, and rows of train that occur in validation or test are dropped and counted (MATH's share 10 problems). The first k
+problems of a split do not depend on how many are asked for, so a larger run contains the smaller one.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
 from trait_kit.answers import readable
@@ -30,12 +29,10 @@ from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
-_OfAnswers = Literal["bits_per_byte", "choice_accuracy", "exact_match"]
-_OfWrittenAds = Literal["rouge_l", "chrf", "within_limit"]
-_OfRelevance = Literal["auc", "f1"]  # of the choice 'relevant' or 'irrelevant'
-Metric = _OfAnswers | _OfWrittenAds | _OfRelevance
-# Templates over a row's columns (trait_kit.fields). A solution is the worked reasoning without 'The answer is ...', which is
-# added; `template` is what it follows: problems of one template are no independent evidence.
+# auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
+Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
+# Templates over a row's columns (trait_kit.fields). To a solution 'The answer is ...' is added; `template` is what it
+# follows: problems of one template are no independent evidence.
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
@@ -57,10 +54,10 @@ class Task(BaseModel):
     # Where two of ours name the same one, its rows are divided 80/10/10 by a digest of the question.
     splits: dict[Split, str | None] = {}
     fields: dict[_FieldName, Template | None] = {}
-    check_arithmetic: bool = False  # train and validation rows whose worked solution prints wrong arithmetic are dropped
+    check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
-    version: int = Field(1, ge=1)  # raise when a change of this file changes scores: outcomes of other versions are not used
-    examples_from: str | None = None  # the task whose train split gives few-shot prompts their examples; null: this one
+    version: int = Field(1, ge=1)  # raise it when this file changes scores: outcomes of others are not used
+    examples_from: str | None = None  # the task whose train split gives the worked examples; null: this one
     catalogue: CatalogueFiles | None = None  # your products, instead of all above
     origin: str = ""  # the task file's path, for messages
 
@@ -90,8 +87,8 @@ def task_names() -> list[str]:
 def load_tasks(names: list[str]) -> dict[str, Task]:
     """The tasks that the files `names` stand for by name, in their order; each must have a name of its own.
 
-    A shipped task is named by its name, a task file of your own by its path (anything that ends in .yaml or .yml). One that
-    describes a catalogue stands for seven tasks; 'shop.yaml#title_generation' is one of them.
+    A shipped task goes by its name, a task file of your own by its path (.yaml or .yml). One that describes a catalogue
+    stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
     tasks: dict[str, Task] = {}
     for name in names:
@@ -113,7 +110,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
     path = Path(name) if own else TASKS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         where = f"{path.absolute()} does not exist" if own else f"shipped are {', '.join(task_names())}"
-        raise TraitError(f"Unknown task '{name}': {where}. A task file of your own is given by its path, ending in .yaml.")
+        raise TraitError(f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         raw = {"name": path.stem, **raw, "origin": str(path)}
@@ -126,19 +123,15 @@ def _tasks_of(name_or_path: str) -> list[Task]:
             Task(**{"bad_rows": "skip", **raw, **settings, "name": name, "source": f"catalogue:{name}"})
             for name, settings in ads.items()
         ]
-    except ValidationError as error:
-        item = error.errors()[0]
-        field = ".".join(map(str, item["loc"])) or "source"
-        raise TraitError(f"The task file {path}, field {field}: {item['msg'].removeprefix('Value error, ')}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise TraitError(f"The task file {path} must map fields to values (name, about, source, ...): {error}") from None
+    except (ValueError, yaml.YAMLError, TypeError) as error:
+        raise TraitError(f"The task file {path} is not as it should be: {error}") from None
 
 
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
 
-    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task whose file sets the
-    split to null (a benchmark without training data) contributes nothing; if no task has the split, TraitError.
+    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task without the split (a
+    benchmark without training data) contributes nothing; if no task has it, TraitError.
     """
     rows: list[Row] = []
     report: dict[str, Row] = {}
@@ -194,7 +187,7 @@ def fingerprint(name_or_path: str) -> list[str]:
 def prompt(question: str, choices: list[str] | None = None) -> str:
     """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
 
-    Choices are shown where a letter may be the answer: in generation, not where the likelihood of each is compared.
+    Choices are shown where a letter may be the answer: in generation.
     """
     shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
     return f"Question: {question}{''.join(shown)}\nAnswer:"
@@ -207,31 +200,28 @@ def plain(question: str) -> str:
 
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
     """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
+    kind, _, rest = task.source.partition(":")
+    rows: Iterable[Row] = []
+    if kind == "demo":
+        rows = [row for row in demo.problems()[rest] if row["split"] == split]
+        if seed:  # an order that all tasks of a place share, so that the first few of each are about the same ones
+            rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
+    elif task.catalogue is not None:
+        path = _file(task, task.catalogue.products)
+        files = task.catalogue.model_copy(update={"products": str(path)})
+        rows = map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped))
+    elif task.splits.get(split):
+        rows = _of_data_set(task, split, seed, skipped)
     seen: set[str] = set()
-    for row in _drawn(task, split, seed, skipped) if task.generated or task.splits.get(split) else ():
+    for row in rows:
         key = plain(row["question"])
         if key not in seen:
             seen.add(key)
             yield row
 
 
-def _drawn(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    kind, _, rest = task.source.partition(":")
-    if kind == "demo":
-        rows = [row for row in demo.problems()[rest] if row["split"] == split]
-        # another seed: in an order that all tasks of a place share, so that the first few of each are about the same ones
-        yield from sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}")) if seed else rows
-    elif task.catalogue is not None:
-        path = _file(task, task.catalogue.products)
-        files = task.catalogue.model_copy(update={"products": str(path)})
-        products = catalogue_rows(files, content(path), rest, split, seed, skipped)
-        yield from map(partial(_problem, task), products)
-    else:
-        yield from _of_data_set(task, split, seed, skipped)
-
-
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
-    """A data set's rows in an order that depends on (task, split, seed, question) and not on the file's order."""
+    """A data set's rows in an order of task, split, seed and question, not the file's."""
     name = task.splits[split]
     later = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
     others = {other for ours in later if (other := task.splits.get(ours)) not in (None, name)}

@@ -37,7 +37,7 @@ def write_report(run_dir: Path | str) -> Path:
     parameters = {key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()}
     shipped = set(parameters.get("tasks", [])) & set(task_names())
     provenance = run_dir / "provenance.json"
-    written = sorted(run_dir.glob("params.yaml")) or sorted(run_dir.glob("*/params.yaml"))
+    written = sorted(run_dir.glob("params.yaml"))
     context = {
         "run_name": run_dir.name,
         "steps": steps,
