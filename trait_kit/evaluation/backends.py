@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.evaluation.scoring_model import load_model, quiet
+from trait_kit.evaluation.scoring_model import Answer, answered, load_model, number_tokens, quiet
 from trait_kit.models import fast_precision, model_digest
 from trait_kit.params import EvaluationParams
 
@@ -58,6 +58,11 @@ class KeptLM(CachingLM):
         _refuse_torn(self.cache_db)
         self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
         self.lm.set_cache_hook(self.get_cache_hook())
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        """Of lm-eval's own tasks its pairs, of the kit's also what their number tokens cost (`Answer`)."""
+        answers = self.__getattr__("loglikelihood")(requests)
+        return [answer if "metric" in request.doc else answer[:2] for request, answer in zip(requests, answers, strict=True)]
 
     def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
         """lm-eval's samples of each of its tasks, in the order of the documents.
@@ -107,14 +112,17 @@ def _endpoint(folder: Path, params: EvaluationParams, served: str) -> LocalCompl
 class Completions(LocalCompletionsAPI):
     """lm-eval's client (its key: OPENAI_API_KEY), with answers that are looked at before they are believed."""
 
-    @staticmethod
-    def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
+    def parse_logprobs(self, outputs: Any, tokens: Any, ctxlens: Any, **more: Any) -> list[Answer]:
         choices = sorted((choice for answer in outputs for choice in answer["choices"]), key=lambda choice: choice["index"])
-        for choice, asked in zip(choices, tokens, strict=True):
+        is_number, answers = number_tokens(self.tokenizer), []
+        for choice, asked, context in zip(choices, tokens, ctxlens, strict=True):
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
                 raise TraitError(
                     "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model "
                     "with a server that does, such as `vllm serve`."
                 )
-        return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)
+            nats = given[context:-1]
+            likeliest = (max(top.values()) for top in choice["logprobs"]["top_logprobs"][context:-1])
+            answers.append(answered(nats, nats == list(likeliest), [is_number(token) for token in asked[context:]]))
+        return answers

@@ -33,8 +33,8 @@ def bits_per_byte(log_probability: float, n_bytes: int) -> float:
 
 
 def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """Log probability of each choice per byte of its text, in nats; `results` are lm-eval's (nats, is it greedy)."""
-    return {choice: nats / len(choice.encode()) for choice, (nats, _greedy) in zip(choices, results, strict=True)}
+    """Log probability of each choice per byte of its text, in nats; `results` are `Answer`s."""
+    return {choice: nats / len(choice.encode()) for choice, (nats, *_) in zip(choices, results, strict=True)}
 
 
 def preferred(scores: dict[str, float]) -> str:
@@ -42,26 +42,26 @@ def preferred(scores: dict[str, float]) -> str:
     return max(scores, key=lambda choice: scores[choice])
 
 
+def document_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
+    """lm-eval hook of documents.yaml: (nats, bytes), which lm-eval's aggregation divides."""
+    return {doc["metric"]: (results[0], len(doc["target"].encode()))}
+
+
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of solution_bits.yaml, zero_shot_bits.yaml, answer_bits.yaml and document_bits.yaml: (nats, bytes), which
-    lm-eval's aggregation divides. The metric's name is the item's."""
-    nats = results[0] if "text" in doc else results[0][0]  # a document's, or (nats, is it greedy) of a solution
-    return {doc["metric"]: (nats, len(doc.get("text", doc.get("target")).encode()))}
+    """lm-eval hook of bits.yaml: the same of a text after its context, under the item's own metric.
 
-
-def number_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of number_bits.yaml: (nats, tokens) of the runs of number tokens in a solution.
-
-    log p(run | what is before it) = log p(solution to its end) - log p(solution to its begin), by turns in `results`.
+    A solution also gets (nats, tokens) of its number tokens; models of lm-eval's own do not tell them.
     """
-    nats = [nats for nats, _greedy in results]
-    nats = [0.0] * (len(nats) % 2) + nats  # the first run begins the solution
-    return {"bits_per_number_token": (sum(nats[1::2]) - sum(nats[::2]), doc["number_tokens"])}
+    nats, _greedy, *numbers = results[0]
+    found = document_results(doc, [nats])
+    if doc["metric"] == "bits_per_byte" and any(numbers):
+        found["bits_per_number_token"] = tuple(numbers)
+    return found
 
 
 def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
     """lm-eval hook of pairs.yaml: 1 if the gold solution is likelier than itself with a slip."""
-    (gold, _), (slipped, _) = results
+    (gold, *_), (slipped, *_) = results
     return {"prefers_gold": float(gold > slipped) if math.isfinite(gold) else math.nan}
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import AutoTokenizer
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path
@@ -95,9 +94,8 @@ def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
     models = {"base": str(model_folder(p.base_model))}
     for arm, folder in trained["models"].items():
         models[arm] = step.path("04_train_two_stages", folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
     documents = _documents(p, set(tasks))
-    units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks, tokenizer)
+    units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks)
     seed, answers = trained.get("seed", p.seed), step.path("answers")
     found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")

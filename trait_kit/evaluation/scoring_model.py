@@ -6,13 +6,14 @@ Generation is lm-eval's own (`HFLM.generate_until`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -22,9 +23,29 @@ from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SEQUENCE = 64  # a packed row holds batch_size times this many tokens
 _SHARED = 32  # what all prompts begin with is shared in whole blocks of so many tokens
-Request = tuple[Any, list[int], list[int]]  # key, context tokens, continuation tokens
-Answer = tuple[float, bool]  # log probability in nats, is it the greedy continuation
+Request = tuple[Any, list[int], list[int]]  # lm-eval's: key, context tokens, continuation tokens
+Pair = tuple[list[int], list[int]]  # context tokens, at most as many as the model can read, continuation tokens
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer each
+
+
+class Answer(NamedTuple):
+    """What a text costs after its context: lm-eval's pair, and the part of it that is the number tokens'."""
+
+    nats: float  # log probability
+    greedy: bool  # whether every token is the likeliest
+    number_nats: float
+    numbers: int
+
+
+def answered(nats: Sequence[float], greedy: bool, numbers: Sequence[bool]) -> Answer:
+    """From the log probability of each token, and whether it is a number token."""
+    of_numbers = [value for value, is_number in zip(nats, numbers, strict=True) if is_number]
+    return Answer(sum(nats), greedy, sum(of_numbers), len(of_numbers))
+
+
+def number_tokens(tokenizer: Any) -> Callable[[int], bool]:
+    """Whether a token of this tokenizer is a number token: it holds a digit."""
+    return functools.cache(lambda token: any(map(str.isdigit, tokenizer.decode([token]))))
 
 
 @dataclass
@@ -39,7 +60,7 @@ class _Row:
     ends: list[int] = field(default_factory=list)
     path: list[int] = field(default_factory=list)  # places of the latest sequence's tokens
     scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
-    asked: list[tuple[int, list[int]]] = field(default_factory=list)  # index of a request, its scores
+    asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # index of a request, its tokens, scores
 
     def shared(self, sequence: list[int]) -> int:
         return len(commonprefix([[self.tokens[place] for place in self.path], sequence]))  # noqa: RUF071 - of lists
@@ -56,24 +77,23 @@ class _Row:
         for place in self.path:
             self.ends[place] = len(self.tokens)
         steps = zip(self.path[len(context) - 1 :], wanted, strict=True)
-        self.asked.append((index, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
+        self.asked.append((index, wanted, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
 
 
 class PackedLM(HFLM):
     """HFLM's numbers to rounding, in rows of many requests instead of padded batches.
 
-    Why: the requests of one problem (its gold solution up to each number, a slip of it, four choices) begin alike, and the
-    vocabulary of a small model costs as much as a quarter of its layers. A row holds many requests as a tree: what begins
-    alike is read once, texts branch where they part (a 4-D attention mask, positions along the branch), and logits are
-    computed at scored positions only. Worked examples, with which all prompts of a task begin, are read once for all rows.
-    A model whose attention does not honour such a mask fails the check in __init__ and is scored the ordinary way.
+    Why: the requests of one problem (its gold solution, a slip of it, four choices) begin alike, and the vocabulary of a
+    small model costs as much as a quarter of its layers. A row holds many requests as a tree: what begins alike is read
+    once, texts branch where they part (a 4-D attention mask, positions along the branch), and logits are computed at
+    scored positions only. Worked examples, with which all prompts of a task begin, are read once for all rows. A model
+    whose attention does not honour such a mask fails the check in __init__ and gets a row a request, without a mask.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
-        # lm-eval's cache of logits takes one text that is divided in two ways (an answer, a solution) for one request
-        sizes = {"batch_size": batch_size, "mixed_precision_dtype": autocast, "logits_cache": False}
-        super().__init__(pretrained=model, tokenizer=tokenizer, **sizes)
+        super().__init__(model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
+        self.is_number = number_tokens(tokenizer)
         self.product_dtype = self.mixed_precision_dtype or model.dtype
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
@@ -86,31 +106,27 @@ class PackedLM(HFLM):
         dtype = self.mixed_precision_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def nats(self, context: str, texts: list[str]) -> list[float]:
-        """Log probability of each text after the context."""
-        asked = [((context, text), *self._encode_pair(context, text)) for text in texts]
-        return [value for value, _greedy in self._loglikelihood_tokens(asked, disable_tqdm=True)]
+    def score(self, context: str, text: str) -> Answer:
+        """What a text costs after the context."""
+        return self._loglikelihood_tokens([((context, text), *self._encode_pair(context, text))])[0]
 
-    def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: list[Request], **_shown: Any) -> list[Answer]:
         room = self.max_length + 1
-        cut = [(key, context[-max(1, room - len(wanted)) :], wanted) for key, context, wanted in requests]  # as HFLM does
-        if not self.packs or max(len(context) + len(wanted) for _, context, wanted in cut) > self.window + 1:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        answers: list[Answer] = [(0.0, False)] * len(requests)
-        contexts = [context[:-1] for _, context, _ in cut]
-        shared = len(commonprefix(contexts)) if len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
+        cut = [(context[-max(1, room - len(wanted)) :], wanted) for _, context, wanted in requests]  # as HFLM does
+        packs = self.packs and max(len(context) + len(wanted) for context, wanted in cut) <= self.window + 1
+        contexts = [context[:-1] for context, _ in cut]
+        shared = len(commonprefix(contexts)) if packs and len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
         n_prefix = shared // _SHARED * _SHARED
-        prefix: Prefix = self._read(cut[0][1][:n_prefix]) if n_prefix else []
-        for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
+        prefix: Prefix = self._read(contexts[0][:n_prefix]) if n_prefix else []
+        answers: dict[int, Answer] = {}
+        for row in self._rows([(context[n_prefix:], wanted) for context, wanted in cut], packs):
             for index, answer in self._score(row, prefix):
                 answers[index] = answer
                 if requests[index][0] is not None:  # a window of a document: lm-eval keeps the whole
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
             if self.cache_hook.dbdict is not None:  # kept row by row: what is resumed packs the same rows, to the last bit
                 self.cache_hook.dbdict.commit(blocking=True)
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def _read(self, tokens: list[int]) -> Prefix:
         """What all prompts begin with, as the worked examples of a task: computed once, seen by all."""
@@ -118,15 +134,14 @@ class PackedLM(HFLM):
             cache = self.model(torch.tensor([tokens], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _rows(self, requests: list[Request]) -> Iterator[_Row]:
+    def _rows(self, pairs: list[Pair], packs: bool) -> Iterator[_Row]:
         """Rows of about `row_tokens` tokens. Their order is that of the tokens, so what is left of a killed evaluation
         makes the same rows."""
         row = _Row()
-        for index in sorted(range(len(requests)), key=lambda index: requests[index][1] + requests[index][2]):
-            _, context, wanted = requests[index]
+        for index, (context, wanted) in sorted(enumerate(pairs), key=lambda pair: pair[1][0] + pair[1][1]):
             sequence = context + wanted[:-1]
             grown = len(row.tokens) + len(sequence) - row.shared(sequence)
-            if row.asked and grown > max(self.row_tokens, 2 * len(sequence)):
+            if row.asked and (not packs or grown > max(self.row_tokens, 2 * len(sequence))):
                 yield row
                 row = _Row()
             row.add(index, context, wanted)
@@ -135,21 +150,25 @@ class PackedLM(HFLM):
 
     def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
         """One forward pass over a row, after the prefix; yields (request index, answer)."""
-        n_prefix = prefix[0][0].shape[2] if prefix else 0
-        mask = self._mask(row, n_prefix) if len(row.asked) > 1 or prefix else None
-        places, targets = zip(*row.scored, strict=True)
+        places, targets = (self._tensor(values) for values in zip(*row.scored, strict=True))
+        tokens = self._tensor(row.tokens)[None]
         with torch.no_grad(), self.autocast():
-            logits = self.model(
-                input_ids=self._tensor(row.tokens)[None],
-                attention_mask=mask,
-                position_ids=self._tensor(row.positions)[None] + n_prefix,
-                past_key_values=DynamicCache(prefix) if prefix else None,
-                logits_to_keep=self._tensor(places),
-                use_cache=bool(prefix),
-            ).logits[0]
-            scores, greedy = _log_probabilities(logits, self._tensor(targets))
-        for index, steps in row.asked:
-            yield index, (float(scores[steps].sum()), bool(greedy[steps].all()))
+            if prefix or len(row.asked) > 1:
+                n_prefix = prefix[0][0].shape[2] if prefix else 0
+                logits = self.model(
+                    input_ids=tokens,
+                    attention_mask=self._mask(row, n_prefix),
+                    position_ids=self._tensor(row.positions)[None] + n_prefix,
+                    past_key_values=DynamicCache(prefix) if prefix else None,
+                    logits_to_keep=places,
+                    use_cache=bool(prefix),
+                ).logits[0]
+            else:
+                logits = self._model_call(tokens)[0, places]
+            scores, greedy = _log_probabilities(logits, targets)
+        for index, wanted, steps in row.asked:
+            numbers = list(map(self.is_number, wanted))
+            yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
 
     def _mask(self, row: _Row, n_prefix: int) -> torch.Tensor:
         """What each token of a row sees: its ancestors, itself, the prefix. [1, 1, row, prefix + row]."""
@@ -168,9 +187,9 @@ class PackedLM(HFLM):
         size = min(self.model.config.get_text_config().vocab_size, 1_000)
         begin, one, other, end = (torch.randint(size, (n,), generator=draw).tolist() for n in (_SHARED, 9, 8, 6))
         asked = [(None, begin + one, end), (None, begin + one, end[:4]), (None, begin + other, end)]
-        single = [super(PackedLM, self)._loglikelihood_tokens([request], disable_tqdm=True)[0][0] for request in asked]
+        single = [self._loglikelihood_tokens([request])[0].nats for request in asked]  # no mask, no prefix
         try:
-            packed = [value for value, _greedy in self._loglikelihood_tokens(asked)]
+            packed = [answer.nats for answer in self._loglikelihood_tokens(asked)]
         except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture of other arguments or caches
             return False
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3

@@ -13,7 +13,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -59,16 +58,14 @@ def build(
     folder: Path,
     examples: pd.DataFrame | None,
     tasks: Mapping[str, Task],
-    tokenizer: Any,
 ) -> list[Unit]:
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
     `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
-    `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name; `tokenizer`
-    is the models', which says what a number token is.
+    `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
-    units = [*_problem_units(problems, examples, params, tasks, tokenizer), *_document_units(documents, params)]
+    units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents, params)]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
     written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
     with quiet():
@@ -153,18 +150,17 @@ def _problem_units(
     examples: pd.DataFrame | None,
     params: EvaluationParams,
     tasks: Mapping[str, Task],
-    tokenizer: Any,
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
         number = n_examples(params, name)
         before = _shown(name, examples, number)
         announced = " The answer is" if "The answer is" in before else ""
-        asked = _likelihoods([_item(row, before, announced) for row in rows], tokenizer)
-        yield Unit(name, "likelihood", task.version, {template: items for template, items in asked.items() if items})
-        if before and asked["solution_bits"]:  # a unit of its own, as its prompts do not begin with the worked examples
-            bare = [item | {"prompt": item["bare"], "metric": "bits_per_byte_zero_shot"} for item in asked["solution_bits"]]
-            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": bare})
+        items = [_item(row, before, announced) for row in rows]
+        yield Unit(name, "likelihood", task.version, _likelihoods(items))
+        bare = [item | {"context": prompt(item["question"]), "metric": "bits_per_byte_zero_shot"} for item in _solved(items)]
+        if before and bare:  # a unit of its own, as its prompts do not begin with the worked examples
+            yield Unit(name, "zero-shot", task.version, {"bits": bare})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
@@ -174,32 +170,22 @@ def _problem_units(
             yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})
 
 
-def _likelihoods(items: list[Item], tokenizer: Any) -> dict[str, list[Item]]:
-    """Items by template of likelihoods: what an item has no gold solution, number or choices for is not asked."""
-    solved = [item | {"metric": "bits_per_byte"} for item in items if item["solved"]]
-    numbered = [item | number_cuts(tokenizer, item["prompt"], item["target"]) for item in solved]
+def _solved(items: list[Item]) -> list[Item]:
+    """The worked solutions, to be scored; with their bits come those of their number tokens."""
+    return [item | {"metric": "bits_per_byte", "context": item["prompt"]} for item in items if item["solved"]]
+
+
+def _likelihoods(items: list[Item]) -> dict[str, list[Item]]:
+    """Items by template of likelihoods: what an item has no gold solution, slip or choices for is not asked."""
+    solved, of_answer = _solved(items), {"metric": "answer_bits_per_byte"}
+    answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
     pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
-    answer = "answer_bits_per_byte"
-    return {
-        "solution_bits": solved,
-        "number_bits": [item for item in numbered if item["number_tokens"]],
+    asked = {
+        "bits": solved + answers,
         "pairs": [item | {"pair": [f" {text}" for text in pair]} for item, pair in pairs if pair],
-        "answer_bits": [item | {"target": f" {item['answer']}", "metric": answer} for item in items],
         "choices": [item for item in items if item["choices"]],
     }
-
-
-def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
-    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many.
-
-    A number token is one that holds a digit. Texts are cut where tokens end, so any model of lm-eval can be asked.
-    """
-    offsets = tokenizer(context + target, return_offsets_mapping=True)["offset_mapping"]
-    places = [0, *(end - len(context) for _start, end in offsets if end > len(context))]
-    numbers = [any(map(str.isdigit, target[begin:end])) for begin, end in pairwise(places)]
-    turns = [before != after for before, after in pairwise([False, *numbers, False])]
-    cuts = [target[:place] for place, turn in zip(places, turns, strict=True) if turn and place]
-    return {"cuts": cuts, "number_tokens": sum(numbers)}
+    return {template: items for template, items in asked.items() if items}
 
 
 def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
@@ -207,9 +193,9 @@ def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams
         most = params.in_domain_documents if kind == "in_domain" else params.general_documents
         cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
         named = [(f"{kind}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
-        items = [{"id": name, "cluster": name, "text": text, "metric": "bits_per_byte"} for name, text in named]
+        items = [{"id": name, "cluster": name, "target": text, "metric": "bits_per_byte"} for name, text in named]
         if items:
-            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"document_bits": items})
+            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"documents": items})
 
 
 def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> Item:
@@ -222,13 +208,12 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
         raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
     solution, end = row["solution"] or "", f"The answer is {answer.rstrip('.')}."
     reasoning = solution.removesuffix(end) if solution.endswith(end) else ""
-    bare = prompt(row["question"])
+    bare = before + prompt(row["question"])
     item = {
         "id": row["id"],
         "cluster": row.get("template") or row["entity"] or row["id"],
-        "bare": bare,
-        "prompt": before + bare,
-        "asked": before + bare + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
+        "prompt": bare,
+        "asked": bare + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
         "target": f" {solution or answer}",
         "solved": bool(solution),
         "question": row["question"],
