@@ -56,14 +56,11 @@ class Evaluation:
         return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
 
     def summary(self) -> dict[str, Any]:
-        """What the step's record says: the verdict in words, and how it was asked (other runs that differ do not pair)."""
+        """What the step's record says of how it was asked: runs that differ in it do not pair."""
         p, arms = self.params, list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, p.reference_arm, p.control_arm)
-        if self.metric != p.main_metric:
-            verdict.setdefault("cannot_show", []).append(f"No task has {p.main_metric}: {self.metric} stands for it.")
         how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
         how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
-        return {**verdict, "arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
+        return {"arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
 
 
 def evaluate_arms(step: Any) -> Evaluation:

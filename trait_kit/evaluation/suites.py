@@ -160,7 +160,7 @@ def _problem_units(
         yield Unit(name, "likelihood", task.version, _likelihoods(items))
         bare = [item | {"context": prompt(item["question"]), "metric": "bits_per_byte_zero_shot"} for item in _solved(items)]
         if before and bare:  # a unit of its own, as its prompts do not begin with the worked examples
-            yield Unit(name, "zero-shot", task.version, {"bits": bare})
+            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": bare})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
@@ -208,12 +208,12 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
         raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
     solution, end = row["solution"] or "", f"The answer is {answer.rstrip('.')}."
     reasoning = solution.removesuffix(end) if solution.endswith(end) else ""
-    bare = before + prompt(row["question"])
+    shown = before + prompt(row["question"])
     item = {
         "id": row["id"],
         "cluster": row.get("template") or row["entity"] or row["id"],
-        "prompt": bare,
-        "asked": bare + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
+        "prompt": shown,
+        "asked": shown + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
         "target": f" {solution or answer}",
         "solved": bool(solution),
         "question": row["question"],

@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
-from trait_kit.evaluation.comparison import verdict
 from trait_kit.figures import evidence
 from trait_kit.figures.style import FINE_TUNED, label
+from trait_kit.figures.verdict import verdict
 from trait_kit.tasks import load_task, task_names
 
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
