@@ -23,6 +23,7 @@ from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
 from trait_kit.experiments import load
+from trait_kit.figures.verdict import verdict
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
@@ -539,8 +540,9 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     )
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()
-    assert "Is trait better than base" in summary["question"] and "1 training seed" in summary["headline"]
-    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 1  # in-domain text is not what is forgotten
+    said = verdict(made.tests, chosen.main_metric, "trait")
+    assert "Is trait better than base" in said["question"] and "1 training seed" in said["headline"]
+    assert said["control_arm"] == "base" and len(said["forgetting"]) == 1  # in-domain text is not what is forgotten
     assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
