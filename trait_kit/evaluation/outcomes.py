@@ -101,8 +101,8 @@ def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
 
 def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:
     """Held-out texts by kind; problems of tasks that no arm trains on are text of a foreign kind."""
-    specs = {"general": p.web, "in_domain": p.in_domain}
-    documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in specs.items()}
+    specs = {"general": (p.web, p.general_documents), "in_domain": (p.in_domain, p.in_domain_documents)}
+    documents = {kind: load_held_out(spec, p.seed)["text"][:n].to_pylist() for kind, (spec, n) in specs.items()}
     if not p.foreign_tasks:
         return documents
     if both := set(load_tasks(p.foreign_tasks)) & trained_on:
@@ -129,7 +129,8 @@ def evaluate_model(
     with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
-            samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, unit.limit)
+            limit = suites.GENERAL_ITEMS if unit.kind == "general" else None
+            samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, limit)
             rows = list(_rows(unit, samples, kept.whose))
             found += rows
             asked = len(kept.dbdict) - before
@@ -144,11 +145,13 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
     for template, task in unit.lm_eval.items():
         first_filter = {sample["doc_id"]: sample for sample in reversed(samples[task.config.task])}
         for place, sample in sorted(first_filter.items()):
-            names, prediction, gold = _read(template, sample)
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
             row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
-            row |= {"prediction": _stored(prediction), "gold": _stored(gold)}
-            for name in names:
+            gold = "" if template == "documents" else str(sample["target"]).strip()
+            row |= {"prediction": _stored(_prediction(template, sample)), "gold": _stored(gold)}
+            names = sample["metrics"]
+            main = [name for name in (*_MAIN_METRICS, *names) if name in names]
+            for name in main[:1] if template == "general" else names:
                 value = metrics.bits_per_byte(*sample[name]) if isinstance(sample[name], tuple) else sample[name]
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
@@ -158,17 +161,12 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
                 yield {**row, "metric": name, "value": float(value)}
 
 
-def _read(template: str, sample: dict[str, Any]) -> tuple[list[str], str, str]:
-    """(metrics, prediction, gold) of one lm-eval sample."""
-    doc, responses, names = sample["doc"], sample["filtered_resps"], list(sample["metrics"])
-    if template == "general":
-        main = [name for name in _MAIN_METRICS if name in names]
-        return (main or names)[:1], responses[0] if isinstance(responses[0], str) else "", str(sample["target"])
+def _prediction(template: str, sample: dict[str, Any]) -> str:
+    """What a model wrote or preferred; '' where it was only scored."""
+    answers = sample["filtered_resps"]
     if template == "choices":
-        return names, metrics.preferred(metrics.per_byte(doc["choices"], responses)), doc["answer"]
-    if template == "generation":
-        return names, responses[0], doc["answer"]
-    return names, "", doc.get("target", "").strip()
+        return metrics.preferred(metrics.per_byte(sample["doc"]["choices"], answers))
+    return answers[0] if isinstance(answers[0], str) else ""
 
 
 def _stored(text: str) -> str:

@@ -56,7 +56,6 @@ class _Row:
     """
 
     tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     path: list[int] = field(default_factory=list)  # places of the latest sequence's tokens
     scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
@@ -70,7 +69,6 @@ class _Row:
         sequence = context + wanted[:-1]
         self.path = self.path[: self.shared(sequence)]
         for token in sequence[len(self.path) :]:
-            self.positions.append(len(self.path))
             self.path.append(len(self.tokens))
             self.tokens.append(token)
             self.ends.append(0)
@@ -154,11 +152,12 @@ class PackedLM(HFLM):
         tokens = self._tensor(row.tokens)[None]
         with torch.no_grad(), self.autocast():
             if prefix or len(row.asked) > 1:
-                n_prefix = prefix[0][0].shape[2] if prefix else 0
+                seen = self._seen(row, prefix[0][0].shape[2] if prefix else 0)
+                mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
                 logits = self.model(
                     input_ids=tokens,
-                    attention_mask=self._mask(row, n_prefix),
-                    position_ids=self._tensor(row.positions)[None] + n_prefix,
+                    attention_mask=mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None],
+                    position_ids=seen.sum(1)[None] - 1,
                     past_key_values=DynamicCache(prefix) if prefix else None,
                     logits_to_keep=places,
                     use_cache=bool(prefix),
@@ -170,13 +169,11 @@ class PackedLM(HFLM):
             numbers = list(map(self.is_number, wanted))
             yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
 
-    def _mask(self, row: _Row, n_prefix: int) -> torch.Tensor:
-        """What each token of a row sees: its ancestors, itself, the prefix. [1, 1, row, prefix + row]."""
+    def _seen(self, row: _Row, n_prefix: int) -> torch.Tensor:
+        """What each token of a row sees, bool [row, prefix + row]: the prefix, its ancestors, itself."""
         ends = self._tensor(row.ends)
         seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
-        mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
-        mask = mask.masked_fill_(~seen, torch.finfo(self.product_dtype).min)
-        return torch.nn.functional.pad(mask, (n_prefix, 0))[None, None]
+        return torch.nn.functional.pad(seen, (n_prefix, 0), value=True)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

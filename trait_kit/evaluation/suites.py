@@ -48,7 +48,6 @@ class Unit:
     items: dict[str, list[Item]] = field(default_factory=dict)  # by template of tasks/
     settings: dict[str, Any] = field(default_factory=dict)  # what its task file sets beside its template
     lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's task by template
-    limit: int | None = None  # items that are asked, where they are lm-eval's
 
 
 def build(
@@ -65,7 +64,7 @@ def build(
     `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
-    units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents, params)]
+    units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
     written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
     with quiet():
@@ -74,8 +73,7 @@ def build(
     for name, (unit, template) in written.items():
         unit.lm_eval[template] = loaded[name]
     for name, task in _general_tasks(params.general_tasks).items():
-        general = {"lm_eval": {"general": task}, "limit": GENERAL_ITEMS}
-        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), **general))
+        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), lm_eval={"general": task}))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     return units
@@ -110,14 +108,12 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
     others. A choice task that borrows from one without choices has their answers shown as they are.
     """
     tasks, found = load_tasks(params.tasks), []
-    sources = {task.name: f"{task.origin}#{task.name}" for task in tasks.values()}
     wanted = {name: number for name in tasks if (number := n_examples(params, name))}
-    if wanted:
-        tests = every_test_question(params.tasks, params.test_items_per_task, params.seed)
-        tested = QuestionIndex(tests, n=_OVERLAP_WORDS)
+    tests = every_test_question(params.tasks, params.test_items_per_task, params.seed) if wanted else []
+    tested = QuestionIndex(tests, n=_OVERLAP_WORDS)
     for name, number in wanted.items():
         lender = tasks[name].examples_from or name
-        source = sources.get(lender, lender)
+        source = f"{tasks[lender].origin}#{lender}" if lender in tasks else lender
         if not load_task(source).generated and load_task(source).splits.get("train") is None:
             continue
         pool = load_problems([source], "train", 50 + 20 * number, params.seed)
@@ -188,12 +184,12 @@ def _likelihoods(items: list[Item]) -> dict[str, list[Item]]:
     return {template: items for template, items in asked.items() if items}
 
 
-def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
+def _document_units(documents: Mapping[str, list[str]]) -> Iterator[Unit]:
     for kind, texts in documents.items():
-        most = params.in_domain_documents if kind == "in_domain" else params.general_documents
-        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
-        named = [(f"{kind}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
-        items = [{"id": name, "cluster": name, "target": text, "metric": "bits_per_byte"} for name, text in named]
+        items = []
+        for place, text in enumerate(text[:MAX_DOCUMENT_CHARACTERS] for text in texts):
+            name = f"{kind}-{place:05d}-{digest(text)[:8]}"
+            items.append({"id": name, "cluster": name, "target": text, "metric": "bits_per_byte"})
         if items:
             yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"documents": items})
 
@@ -220,11 +216,9 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
         "answer": answer,
         "choices": choices,
     }
-    if choices:
-        item["gold"] = choices.index(answer)
     if choices and kind == "choice":
         item["prompt"] = before + prompt(row["question"], choices)
-        item["target"] = f" {reasoning}The answer is ({ascii_uppercase[item['gold']]})."
+        item["target"] = f" {reasoning}The answer is ({ascii_uppercase[choices.index(answer)]})."
     return item
 
 
