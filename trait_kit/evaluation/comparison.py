@@ -151,14 +151,6 @@ def main_metric(outcomes: pd.DataFrame, wanted: str = "") -> str:
     return next((name for name in order if name in metrics), (metrics or ["bits_per_byte"])[0])
 
 
-def forgetting_of(outcomes: pd.DataFrame) -> pd.DataFrame | None:
-    """`compare` with the base model on held-out general text; None where that was not evaluated."""
-    there = outcomes[outcomes["task"] == f"{HELD_OUT}general"]
-    if "base" not in set(there["arm"]) or there["arm"].nunique() < 2:
-        return None
-    return compare(outcomes, "base", "bits_per_byte", f"{HELD_OUT}general")
-
-
 def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None) -> list[dict[str, Any]]:
     values = outcomes[outcomes["metric"] == metric]
     binary, there = _is_binary(values), ", ".join(dict.fromkeys(values["task"])) or "none"

@@ -235,8 +235,8 @@ def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
 
 
 def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
-    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
-    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
+    text = re.sub(r"\d[\d.,]*", "#", f"{row['question']} {row['solution'] or row['answer']}".lower())
+    words = re.findall(r"[^\W\d]+|[^\w\s]", text)
     return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, forgetting_of, main_metric
+from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, main_metric
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
-from trait_kit.figures.tables import ablation_table, chain_of, main_table, write_items
+from trait_kit.figures.tables import BITS, GENERAL, ablation_table, chain_of, main_table, write_items
 from trait_kit.passages.novelty import REASONS
 
 
@@ -39,7 +39,8 @@ def read(run_dir: Path) -> Evidence:
         raise TraitError(f"{run_dir} has not finished 05_evaluate. Run it first.")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     metric, reference = main_metric(outcomes, record["params"].get("main_metric", "")), record["params"]["reference_arm"]
-    arms, tests, forgetting = arm_table(outcomes), compare_all(outcomes, reference, metric), forgetting_of(outcomes)
+    arms, tests = arm_table(outcomes), compare_all(outcomes, reference, metric)
+    forgetting = compare(outcomes, "base", BITS, GENERAL)
     metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
     of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
     pairs = pd.concat([compare(of_chain, None, name) for name in metrics], ignore_index=True)
