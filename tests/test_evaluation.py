@@ -285,7 +285,7 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
     requests = [(("", str(n)), [5, 6, 7], [8, 9, n]) for n in range(10, 16)] + [(("", "x"), [5, 6], [9])]
     requests += [(("", "divided otherwise"), [5, 6, 7, 8, 9], [12]), (("", "a part"), [5, 6, 7], [8])]
     lms = [
-        PackedLM(kind.from_pretrained(model_dir), tokenizer, batch_size=2, autocast=None)
+        PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2)
         for kind in (LlamaForCausalLM, Deaf)
     ]
     assert [lm.packs for lm in lms] == [True, False]
@@ -304,7 +304,7 @@ def test_attention_windows_are_kept(tmp_path):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None}
     model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8, initializer_range=0.3))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ours = PackedLM(model, tokenizer, batch_size=2, autocast=None)
+    ours = PackedLM(model, tokenizer=tokenizer, batch_size=2)
     requests = [(("", str(n)), list(range(40)), [8, 9, n]) for n in range(10, 13)]
     theirs = HFLM(model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(requests, disable_tqdm=True)
     found = ours._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -331,10 +331,10 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
     assert len(found[found["metric"] == "exact_match_strict"]) == 4
     assert not marked["prediction"].str.contains("Question:").any() and marked["prediction"].str.len().max() > 0
-    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["prompt"]
+    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["context"]
     assert item.count("Question:") == 2 and "The answer is 7.\n\nQuestion: Tom has 3" in item
     (letters,) = (tmp_path / "lm_eval" / "items").glob("products*_generation.jsonl")
-    asked = json.loads(letters.read_text().splitlines()[0])["prompt"]
+    asked = json.loads(letters.read_text().splitlines()[0])["context"]
     assert asked.count("\n(A) 13\n(B) 12\n(C) 22\n(D) 120\nAnswer:") == 2
     assert "Answer: We combine 3 and 4.\nThe answer is (B).\n\nQuestion:" in asked
 
@@ -450,7 +450,7 @@ def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_
         tested = set(problems["question"])
         for path in (tmp_path / domain / "items").glob("*.jsonl"):
             for item in map(json.loads, path.read_text().splitlines()):
-                shown = item.get("context", item["prompt"]).split("Question: ")[1:]
+                shown = item["context"].split("Question: ")[1:]
                 assert len(shown) == (1 if path.stem.endswith("zero_shot_bits") else 3)
                 assert not tested & {text.partition("\nAnswer:")[0] for text in shown[:-1]}
         solved = [unit for unit in units if "zero_shot_bits" in unit.lm_eval]

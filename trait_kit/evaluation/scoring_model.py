@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from trait_kit.engine.files import TraitError
 
@@ -88,12 +88,12 @@ class PackedLM(HFLM):
     whose attention does not honour such a mask fails the check in __init__ and gets a row a request, without a mask.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
-        super().__init__(model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+    def __init__(self, model: Any, *, batch_size: int, **settings: Any) -> None:
+        super().__init__(model, batch_size=batch_size, **settings)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
-        self.is_number = number_tokens(tokenizer)
-        self.product_dtype = self.mixed_precision_dtype or model.dtype
-        config = model.config.get_text_config()
+        self.is_number = number_tokens(self.tokenizer)
+        self.product_dtype = self.mixed_precision_dtype or self.model.dtype
+        config = self.model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
         usual = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
         self.packs = usual
@@ -213,17 +213,18 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
 
     bfloat16 is autocast over float32 weights on a CPU (norms and residuals stay exact) and the weights' type on a GPU.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = precision == "bfloat16"
-    autocast = torch.bfloat16 if half and device == "cpu" else None
+    settings = {"device": "cuda", "dtype": precision}
+    if not torch.cuda.is_available():
+        settings = {
+            "device": "cpu",
+            "dtype": "float32",
+            "mixed_precision_dtype": precision if precision != "float32" else None,
+        }
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            dtype = torch.bfloat16 if half and device == "cuda" else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+            return PackedLM(str(folder), batch_size=batch_size, **settings)
         except (OSError, ValueError, KeyError) as error:
             raise TraitError(f"{folder} does not hold a transformers causal language model: {error}") from error
-        return PackedLM(model, tokenizer, batch_size=batch_size, autocast=autocast)
 
 
 @contextlib.contextmanager

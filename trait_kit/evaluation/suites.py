@@ -135,7 +135,7 @@ def _shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = ""
             "(few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
         )
     items = [_item(row, "", "", kind) for row in rows]
-    return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
+    return "".join(f"{item['context']}{item['target']}\n\n" for item in items)
 
 
 # ---- items
@@ -153,10 +153,12 @@ def _problem_units(
         before = _shown(name, examples, number)
         announced = " The answer is" if "The answer is" in before else ""
         items = [_item(row, before, announced) for row in rows]
-        yield Unit(name, "likelihood", task.version, _likelihoods(items))
-        bare = [item | {"context": prompt(item["question"]), "metric": "bits_per_byte_zero_shot"} for item in _solved(items)]
-        if before and bare:  # a unit of its own, as its prompts do not begin with the worked examples
-            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": bare})
+        solved = [item for item in items if item["solved"]]
+        yield Unit(name, "likelihood", task.version, _likelihoods(items, solved))
+        if before and solved:  # a unit of its own, as its prompts do not begin with the worked examples
+            bare = {"metric": "bits_per_byte_zero_shot"}
+            items = [item | bare | {"context": prompt(item["question"])} for item in solved]
+            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": items})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
@@ -166,14 +168,9 @@ def _problem_units(
             yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})
 
 
-def _solved(items: list[Item]) -> list[Item]:
-    """The worked solutions, to be scored; with their bits come those of their number tokens."""
-    return [item | {"metric": "bits_per_byte", "context": item["prompt"]} for item in items if item["solved"]]
-
-
-def _likelihoods(items: list[Item]) -> dict[str, list[Item]]:
+def _likelihoods(items: list[Item], solved: list[Item]) -> dict[str, list[Item]]:
     """Items by template of likelihoods: what an item has no gold solution, slip or choices for is not asked."""
-    solved, of_answer = _solved(items), {"metric": "answer_bits_per_byte"}
+    of_answer = {"metric": "answer_bits_per_byte"}
     answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
     pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
     asked = {
@@ -208,16 +205,17 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     item = {
         "id": row["id"],
         "cluster": row.get("template") or row["entity"] or row["id"],
-        "prompt": shown,
+        "context": shown,
         "asked": shown + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
         "target": f" {solution or answer}",
+        "metric": "bits_per_byte",
         "solved": bool(solution),
         "question": row["question"],
         "answer": answer,
         "choices": choices,
     }
     if choices and kind == "choice":
-        item["prompt"] = before + prompt(row["question"], choices)
+        item["context"] = before + prompt(row["question"], choices)
         item["target"] = f" {reasoning}The answer is ({ascii_uppercase[choices.index(answer)]})."
     return item
 
