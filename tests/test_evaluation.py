@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -284,10 +283,7 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     requests = [(("", str(n)), [5, 6, 7], [8, 9, n]) for n in range(10, 16)] + [(("", "x"), [5, 6], [9])]
     requests += [(("", "divided otherwise"), [5, 6, 7, 8, 9], [12]), (("", "a part"), [5, 6, 7], [8])]
-    lms = [
-        PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2)
-        for kind in (LlamaForCausalLM, Deaf)
-    ]
+    lms = [PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2) for kind in (LlamaForCausalLM, Deaf)]
     assert [lm.packs for lm in lms] == [True, False]
     packed, ordinary = (lm._loglikelihood_tokens(requests, disable_tqdm=True) for lm in lms)
     assert [answer.nats for answer in packed] == pytest.approx([answer.nats for answer in ordinary], abs=1e-4)
@@ -534,7 +530,7 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
     assert set(made.outcomes["seed"]) == {7}  # of the training
-    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"]
+    assert set(made.outcomes["arm"]) == {"base", "trait"}
     assert made.metric == "bits_per_number_token" and {"bits_per_byte", "bits_per_byte_zero_shot"} <= set(
         made.tests["metric"]
     )
@@ -553,5 +549,3 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     pd.testing.assert_frame_equal(read.outcomes, made.outcomes)
     pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
     assert read.summary() == summary
-    others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
-    assert {arm: replace(read, params=chosen.model_copy(update={"reference_arm": arm})).others for arm in others} == others

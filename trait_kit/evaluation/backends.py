@@ -45,7 +45,7 @@ class KeptLM(CachingLM):
                     f"endpoint_model is {self.served} for every arm. Serve each, and put {{arm}} into the name."
                 )
             self.whose = f"The endpoint's model {self.served}"
-            identity = ["endpoint", self.served, version("lm-eval")]
+            identity = ["endpoint, with number tokens", self.served, version("lm-eval")]
             self.lm = _endpoint(folder, params, self.served)
         else:
             self.whose = f"The model of arm '{arm}' ({folder})"

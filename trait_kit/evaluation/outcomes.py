@@ -40,20 +40,8 @@ class Evaluation:
     params: EvaluationParams
 
     @property
-    def reference(self) -> str:
-        return self.params.reference_arm
-
-    @property
     def metric(self) -> str:
         return comparison.main_metric(self.outcomes, self.params.main_metric)
-
-    @property
-    def others(self) -> list[str]:
-        """The arms to look at beside the reference: the untrained model, and of the others the best."""
-        rows = self.arm_table[(self.arm_table["metric"] == self.metric) & (self.arm_table["task"] == comparison.MACRO)]
-        means = rows.set_index("arm")["mean"].drop(self.reference, errors="ignore")
-        best_first = means.sort_values(ascending=self.metric in comparison.LOWER_IS_BETTER).index
-        return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
 
     def summary(self) -> dict[str, Any]:
         """What the step's record says of how it was asked: runs that differ in it do not pair."""

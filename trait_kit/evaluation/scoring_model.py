@@ -23,7 +23,6 @@ from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SEQUENCE = 64  # a packed row holds batch_size times this many tokens
 _SHARED = 32  # what all prompts begin with is shared in whole blocks of so many tokens
-Request = tuple[Any, list[int], list[int]]  # lm-eval's: key, context tokens, continuation tokens
 Pair = tuple[list[int], list[int]]  # context tokens, at most as many as the model can read, continuation tokens
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer each
 
@@ -108,7 +107,7 @@ class PackedLM(HFLM):
         """What a text costs after the context."""
         return self._loglikelihood_tokens([((context, text), *self._encode_pair(context, text))])[0]
 
-    def _loglikelihood_tokens(self, requests: list[Request], **_shown: Any) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_shown: Any) -> list[Answer]:
         room = self.max_length + 1
         cut = [(context[-max(1, room - len(wanted)) :], wanted) for _, context, wanted in requests]  # as HFLM does
         packs = self.packs and max(len(context) + len(wanted) for context, wanted in cut) <= self.window + 1
@@ -215,11 +214,8 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
     """
     settings = {"device": "cuda", "dtype": precision}
     if not torch.cuda.is_available():
-        settings = {
-            "device": "cpu",
-            "dtype": "float32",
-            "mixed_precision_dtype": precision if precision != "float32" else None,
-        }
+        mixed = "bfloat16" if precision == "bfloat16" else None
+        settings = {"device": "cpu", "dtype": "float32", "mixed_precision_dtype": mixed}
     with quiet():
         try:
             return PackedLM(str(folder), batch_size=batch_size, **settings)
