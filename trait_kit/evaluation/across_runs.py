@@ -68,20 +68,24 @@ def gather(names: Sequence[str]) -> Together:
     return Together(_same_items(outcomes, notes), reference if reference in arms else None, notes)
 
 
+def finished(folder: Path | str, step: str) -> dict[str, Any]:
+    """The record of a run's finished step."""
+    if record := runs.recorded(Path(folder), step):
+        return record
+    raise TraitError(f"{folder} has not finished {step}, or is not a run folder. Run its experiment: it goes on there.")
+
+
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
     """The summary of a run's evaluation, a digest of all that shapes it but the seed, the outcomes of the named arms."""
-    if not path.is_dir():
-        raise TraitError(f"{path} is not a run folder. Name one that `trait-kit run` wrote, or FOLDER:arm.")
+    summary = finished(path, _STEP)["summary"]
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
-    if not records or records[-1]["step"] != _STEP:
-        raise TraitError(f"The run {path} has not finished {_STEP}. Run its experiment again; it goes on where it stopped.")
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()
     known = list(dict.fromkeys(outcomes["arm"]))
     if missing := arms - {"", *known}:
         raise TraitError(f"{path} has no arm '{min(missing)}'; its arms are: {', '.join(known)}.")
     shaped = [{**record["shaped_by"]["params"], "seed": None} for record in records]
     named = outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
-    return records[-1]["summary"], digest(shaped), named
+    return summary, digest(shaped), named
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

@@ -65,13 +65,13 @@ class KeptLM(CachingLM):
         return [answer if "metric" in request.doc else answer[:2] for request, answer in zip(requests, answers, strict=True)]
 
     def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
-        """lm-eval's samples of each of its tasks, in the order of the documents.
+        """lm-eval's samples of each of its tasks.
 
         `evaluate` rather than `simple_evaluate`: the latter adds five seconds a call for a description of the machine.
         """
         try:
             with quiet(), getattr(self.lm, "autocast", contextlib.nullcontext)():
-                found = evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+                return evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
         except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
             if isinstance(error, TraitError) or not self.served:
                 raise
@@ -80,7 +80,6 @@ class KeptLM(CachingLM):
                 f"The endpoint of {self.served} gave no usable answer ({type(error).__name__} {status}). See that "
                 "endpoint_url is a completions address that answers and endpoint_model its name; finished requests are kept."
             ) from None
-        return {name: sorted(samples, key=lambda sample: sample["doc_id"]) for name, samples in found.items()}
 
 
 def _refuse_torn(database: str) -> None:

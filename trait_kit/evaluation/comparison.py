@@ -28,6 +28,7 @@ LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_by
 ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
 CONFIDENCE = 1 - ALPHA  # of its intervals
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
+Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
 
 
@@ -38,7 +39,7 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
-        binary = _is_binary(part)
+        binary = part["value"].isin((0.0, 1.0)).all()
         shape = {"index": ["item_id", "cluster"], "columns": "seed", "values": "value"}
         tasks = {task: [_grid(of_task.pivot(**shape))] for task, of_task in part.groupby("task", sort=False)}
         problems = [grid for task, (grid,) in tasks.items() if not task.startswith(HELD_OUT)]
@@ -90,14 +91,12 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
 
 
 def compare_pair(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
-    metric: str,
-    binary: bool,
-    seed: int = 0,
-    clusters: Sequence[np.ndarray] | None = None,
+    pairs: Sequence[Pair], metric: str, binary: bool, seed: int = 0, clusters: statistics.Clusters = None
 ) -> dict[str, Any]:
-    """Two arms compared, from (reference's values, arm's values) of each task, [seeds, items]: a row of `compare`, less
-    what depends on how many rows there are; 'estimate' is of the differences. `clusters`: labels of each task's items."""
+    """Two arms compared: a row of `compare`, less what depends on how many rows there are.
+
+    'estimate' is of the differences. `clusters`: labels of each task's items.
+    """
     differences = [reference - arm for reference, arm in pairs]
     seeds, n = len(differences[0]), sum(part.shape[1] for part in differences)
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
@@ -153,7 +152,7 @@ def main_metric(outcomes: pd.DataFrame, wanted: str = "") -> str:
 
 def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None) -> list[dict[str, Any]]:
     values = outcomes[outcomes["metric"] == metric]
-    binary, there = _is_binary(values), ", ".join(dict.fromkeys(values["task"])) or "none"
+    binary, there = values["value"].isin((0.0, 1.0)).all(), ", ".join(dict.fromkeys(values["task"])) or "none"
     values = values[values["task"] == task if task else ~values["task"].str.startswith(HELD_OUT)]
     if values.empty:
         raise TraitError(f"No outcome of {metric} is for {task or 'a problem task'}; its tasks are: {there}.")
@@ -170,8 +169,8 @@ def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: 
     return rows
 
 
-def _paired(wide: pd.DataFrame, reference: str, arm: str) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray]]:
-    """Of each task (reference's values, arm's values), [seeds, items], of the seeds that both have; and its clusters."""
+def _paired(wide: pd.DataFrame, reference: str, arm: str) -> Iterator[tuple[Pair, np.ndarray]]:
+    """The values on each task, of the seeds that both arms have, and the items' clusters."""
     seeds = [seed for seed in wide[reference] if seed in wide[arm]]
     if not seeds:
         raise TraitError(f"The arms {reference} and {arm} have no seed in common, so nothing pairs. Evaluate both anew.")
@@ -197,10 +196,6 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table["equivalent"] = (table["p_holm"] >= ALPHA) & (table["p_beyond"] < ALPHA)
     table["smallest_gain"] = [found.smallest_gain(ALPHA / len(table)) for found in table.pop("estimate")]
     return table
-
-
-def _is_binary(values: pd.DataFrame) -> bool:
-    return bool(values["value"].isin((0.0, 1.0)).all())
 
 
 def _grid(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

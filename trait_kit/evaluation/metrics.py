@@ -42,18 +42,14 @@ def preferred(scores: dict[str, float]) -> str:
     return max(scores, key=lambda choice: scores[choice])
 
 
-def document_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of documents.yaml: (nats, bytes), which lm-eval's aggregation divides."""
-    return {doc["metric"]: (results[0], len(doc["target"].encode()))}
-
-
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of bits.yaml: the same of a text after its context, under the item's own metric.
+    """lm-eval hook of bits.yaml and documents.yaml: (nats, bytes), which lm-eval's aggregation divides.
 
     A solution also gets (nats, tokens) of its number tokens; models of lm-eval's own do not tell them.
     """
-    nats, _greedy, *numbers = results[0]
-    found = document_results(doc, [nats])
+    answer = results[0]  # the nats of a document, or an `Answer`
+    nats, _greedy, *numbers = (answer, False) if isinstance(answer, float) else answer
+    found = {doc["metric"]: (nats, len(doc["target"].encode()))}
     if doc["metric"] == "bits_per_byte" and any(numbers):
         found["bits_per_number_token"] = tuple(numbers)
     return found

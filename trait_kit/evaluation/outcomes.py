@@ -76,9 +76,8 @@ def evaluate_arms(step: Any) -> Evaluation:
 
 def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
     p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
-    models = {"base": str(model_folder(p.base_model))}
-    for arm, folder in trained["models"].items():
-        models[arm] = step.path("04_train_two_stages", folder)
+    arms = {arm: step.path("04_train_two_stages", folder) for arm, folder in trained["models"].items()}
+    models = {"base": p.base_model} | arms
     documents = _documents(p, set(tasks))
     units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks)
     seed, answers = trained.get("seed", p.seed), step.path("answers")

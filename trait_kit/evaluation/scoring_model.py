@@ -23,7 +23,6 @@ from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SEQUENCE = 64  # a packed row holds batch_size times this many tokens
 _SHARED = 32  # what all prompts begin with is shared in whole blocks of so many tokens
-Pair = tuple[list[int], list[int]]  # context tokens, at most as many as the model can read, continuation tokens
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer each
 
 
@@ -54,26 +53,18 @@ class _Row:
     A token sees those before it whose branch it stands in: token j is an ancestor of i where j <= i < ends[j].
     """
 
-    tokens: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)  # places of the latest sequence's tokens
+    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place of the one before, token) -> place
+    ends: dict[int, int] = field(default_factory=dict)
     scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
     asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # index of a request, its tokens, scores
 
-    def shared(self, sequence: list[int]) -> int:
-        return len(commonprefix([[self.tokens[place] for place in self.path], sequence]))  # noqa: RUF071 - of lists
-
     def add(self, index: int, context: list[int], wanted: list[int]) -> None:
         """Requests come in the order of their tokens, so that what begins alike is together."""
-        sequence = context + wanted[:-1]
-        self.path = self.path[: self.shared(sequence)]
-        for token in sequence[len(self.path) :]:
-            self.path.append(len(self.tokens))
-            self.tokens.append(token)
-            self.ends.append(0)
-        for place in self.path:
-            self.ends[place] = len(self.tokens)
-        steps = zip(self.path[len(context) - 1 :], wanted, strict=True)
+        path = [-1]
+        for token in context + wanted[:-1]:
+            path.append(self.places.setdefault((path[-1], token), len(self.places)))
+        self.ends |= dict.fromkeys(path[1:], len(self.places))
+        steps = zip(path[len(context) :], wanted, strict=True)
         self.asked.append((index, wanted, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
 
 
@@ -131,24 +122,24 @@ class PackedLM(HFLM):
             cache = self.model(torch.tensor([tokens], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _rows(self, pairs: list[Pair], packs: bool) -> Iterator[_Row]:
-        """Rows of about `row_tokens` tokens. Their order is that of the tokens, so what is left of a killed evaluation
-        makes the same rows."""
+    def _rows(self, pairs: list[tuple[list[int], list[int]]], packs: bool) -> Iterator[_Row]:
+        """Rows of `row_tokens` tokens, to the end of a request, from (context, continuation) tokens.
+
+        Their order is that of the tokens, so what is left of a killed evaluation makes the same rows.
+        """
         row = _Row()
         for index, (context, wanted) in sorted(enumerate(pairs), key=lambda pair: pair[1][0] + pair[1][1]):
-            sequence = context + wanted[:-1]
-            grown = len(row.tokens) + len(sequence) - row.shared(sequence)
-            if row.asked and (not packs or grown > max(self.row_tokens, 2 * len(sequence))):
+            row.add(index, context, wanted)
+            if not packs or len(row.places) >= self.row_tokens:
                 yield row
                 row = _Row()
-            row.add(index, context, wanted)
         if row.asked:
             yield row
 
     def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
         """One forward pass over a row, after the prefix; yields (request index, answer)."""
         places, targets = (self._tensor(values) for values in zip(*row.scored, strict=True))
-        tokens = self._tensor(row.tokens)[None]
+        tokens = self._tensor([token for _, token in row.places])[None]
         with torch.no_grad(), self.autocast():
             if prefix or len(row.asked) > 1:
                 seen = self._seen(row, prefix[0][0].shape[2] if prefix else 0)
@@ -170,7 +161,7 @@ class PackedLM(HFLM):
 
     def _seen(self, row: _Row, n_prefix: int) -> torch.Tensor:
         """What each token of a row sees, bool [row, prefix + row]: the prefix, its ancestors, itself."""
-        ends = self._tensor(row.ends)
+        ends = self._tensor(list(row.ends.values()))
         seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
         return torch.nn.functional.pad(seen, (n_prefix, 0), value=True)
 

@@ -170,6 +170,4 @@ def standardised(groups: Sequence[np.ndarray]) -> float:
     """
     variances = [np.nanmean(group, axis=0).var(ddof=1) for group in groups if group.shape[1] > 1]
     deviation, mean = math.sqrt(np.mean(variances)) if variances else 0.0, macro(groups)
-    if deviation <= 1e-12 * abs(mean):
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / deviation
+    return mean / deviation if deviation > 1e-12 * abs(mean) else math.copysign(math.inf, mean) if mean else 0.0

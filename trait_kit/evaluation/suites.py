@@ -66,12 +66,11 @@ def build(
     problems = problems.astype(object).where(problems.notna(), None)
     units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
-    written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
     with quiet():
+        written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
         manager = TaskManager(include_defaults=False, include_path=str(folder))
-        loaded = manager.load(list(written))["tasks"] if written else {}
-    for name, (unit, template) in written.items():
-        unit.lm_eval[template] = loaded[name]
+        for name, (unit, template) in written.items():
+            unit.lm_eval[template] = manager.load([name])["tasks"][name]
     for name, task in _general_tasks(params.general_tasks).items():
         units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), lm_eval={"general": task}))
     if not units:

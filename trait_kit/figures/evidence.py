@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import runs, tables
-from trait_kit.engine.files import TraitError
+from trait_kit.evaluation.across_runs import finished
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, main_metric
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
@@ -34,9 +34,7 @@ class Evidence:
 
 def read(run_dir: Path) -> Evidence:
     """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
-    record = runs.recorded(run_dir, "05_evaluate")
-    if record is None:
-        raise TraitError(f"{run_dir} has not finished 05_evaluate. Run it first.")
+    record = finished(run_dir, "05_evaluate")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     metric, reference = main_metric(outcomes, record["params"].get("main_metric", "")), record["params"]["reference_arm"]
     arms, tests = arm_table(outcomes), compare_all(outcomes, reference, metric)
