@@ -38,7 +38,7 @@ def gather(names: Sequence[str]) -> Together:
     for name in names:
         folder, arm = (name, "") if Path(name).is_dir() or ":" not in name else name.rsplit(":", 1)
         wanted.setdefault(Path(folder).resolve(), set()).add(arm)
-    names: dict[tuple[str, int], str] = {}  # of an experiment, by what shaped it and how often its seed came before
+    experiments: dict[tuple[str, int], str] = {}  # of an experiment, by what shaped it and how often its seed came before
     times: Counter[tuple[str, int]] = Counter()  # a seed comes again after a change of the code
     parts: list[tuple[str, pd.DataFrame]] = []
     notes: list[str] = []
@@ -53,13 +53,13 @@ def gather(names: Sequence[str]) -> Together:
                     f"{before!r} and {value!r}. Evaluate one as the other (--set, --from 05)."
                 )
         seed = outcomes["seed"].iloc[0]
-        own = path.name if path.name not in names.values() else str(path)
-        name = names.setdefault((shaped, times[shaped, seed]), own)
+        own = path.name if path.name not in experiments.values() else str(path)
+        name = experiments.setdefault((shaped, times[shaped, seed]), own)
         times[shaped, seed] += 1
         parts.append((name, outcomes))
         if name != own:
             notes.append(f"{name} and {own} differ in their seed alone: they are seeds of the same arms.")
-    prefix = {name: f"{name}:" if len(names) > 1 else "" for name in names.values()}
+    prefix = {name: f"{name}:" if len(experiments) > 1 else "" for name in experiments.values()}
     outcomes = pd.concat([part.assign(arm=prefix[name] + part["arm"]) for name, part in parts], ignore_index=True)
     arms = list(dict.fromkeys(outcomes["arm"]))
     if len(arms) < 2:

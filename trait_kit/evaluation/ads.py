@@ -51,9 +51,8 @@ def written(prediction: str) -> str:
     no part of it, since 'The answer is X.' adds a stop whether X has one or not. '' where nothing was written.
     """
     text = first_turn(f"\n{prediction[:MAX_CHARACTERS]}")
-    announced = list(_ANNOUNCED.finditer(text))
-    text = text[announced[-1].end() :] if announced else text
-    return _tidy(next((line for line in _readable(text).split("\n") if re.search(r"\w", line)), ""))
+    lines = _readable(_ANNOUNCED.split(text)[-1]).split("\n")
+    return _tidy(next((line for line in lines if re.search(r"\w", line)), ""))
 
 
 def _readable(text: str) -> str:

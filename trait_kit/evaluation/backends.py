@@ -19,12 +19,12 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import resolve_max_length
 from sqlitedict import SqliteDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation.scoring_model import Answer, answered, load_model, number_tokens, quiet
-from trait_kit.models import fast_precision, model_digest
+from trait_kit.models import fast_precision, load_tokenizer, model_digest
 from trait_kit.params import EvaluationParams
 
 _ATTEMPTS, _TIMEOUT = 3, 120  # of a request to an endpoint; seconds each
@@ -46,7 +46,7 @@ class KeptLM(CachingLM):
                 )
             self.whose = f"The endpoint's model {self.served}"
             identity = ["endpoint, with number tokens", self.served, version("lm-eval")]
-            self.lm = _endpoint(folder, params, self.served)
+            self.lm = Completions(folder, params, self.served)
         else:
             self.whose = f"The model of arm '{arm}' ({folder})"
             precision = fast_precision() if params.precision == "auto" else params.precision
@@ -92,28 +92,28 @@ def _refuse_torn(database: str) -> None:
         raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it: they are asked again.")
 
 
-def _endpoint(folder: Path, params: EvaluationParams, served: str) -> LocalCompletionsAPI:
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return Completions(
-            base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
-            model=served,
-            tokenizer=str(folder),
-            tokenizer_backend="huggingface",
-            max_length=resolve_max_length(AutoConfig.from_pretrained(folder), tokenizer, default=2_048),
-            add_bos_token=tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
-            batch_size=params.batch_size,
-            timeout=_TIMEOUT,
-            max_retries=_ATTEMPTS,
-        )
-
-
 class Completions(LocalCompletionsAPI):
     """lm-eval's client (its key: OPENAI_API_KEY), with answers that are looked at before they are believed."""
 
+    def __init__(self, folder: Path, params: EvaluationParams, served: str) -> None:
+        tokenizer = load_tokenizer(folder)
+        with quiet():
+            super().__init__(
+                base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
+                model=served,
+                tokenizer=str(folder),
+                tokenizer_backend="huggingface",
+                max_length=resolve_max_length(AutoConfig.from_pretrained(folder), tokenizer, default=2_048),
+                add_bos_token=tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
+                batch_size=params.batch_size,
+                timeout=_TIMEOUT,
+                max_retries=_ATTEMPTS,
+            )
+        self.is_number = number_tokens(tokenizer)
+
     def parse_logprobs(self, outputs: Any, tokens: Any, ctxlens: Any, **more: Any) -> list[Answer]:
         choices = sorted((choice for answer in outputs for choice in answer["choices"]), key=lambda choice: choice["index"])
-        is_number, answers = number_tokens(self.tokenizer), []
+        answers = []
         for choice, asked, context in zip(choices, tokens, ctxlens, strict=True):
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
@@ -123,5 +123,5 @@ class Completions(LocalCompletionsAPI):
                 )
             nats = given[context:-1]
             likeliest = (max(top.values()) for top in choice["logprobs"]["top_logprobs"][context:-1])
-            answers.append(answered(nats, nats == list(likeliest), [is_number(token) for token in asked[context:]]))
+            answers.append(answered(nats, nats == list(likeliest), [self.is_number(token) for token in asked[context:]]))
         return answers

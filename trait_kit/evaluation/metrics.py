@@ -8,8 +8,7 @@ itself with a slip of reasoning asks what wording cannot answer (slips.py); and 
 AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
 gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the
 variance of that mean is the number's own: for AUC, also of the difference of two arms, DeLong's (DeLong, DeLong &
-Clarke-Pearson, Biometrics 1988) to the last digit; for F1 the linearised one of a ratio of two means. A single value means
-nothing by itself and may lie outside 0..1.
+Clarke-Pearson, Biometrics 1988) to the last digit; for F1 the linearised one of a ratio of two means.
 """
 
 from __future__ import annotations
@@ -71,10 +70,9 @@ def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
-    """lm-eval hook of tasks/generation.yaml: the final answer wherever it stands, and in the asked-for form only; of an ad
-    also those of `ads.marks` that its task's file names.
+    """lm-eval hook of generation.yaml: the final answer wherever it stands, and in the asked-for form only.
 
-    `doc` has question, answer, kind (of the task), choices (where it has some), marks and limits (of the file).
+    Of an ad also those of `ads.marks` that its task's file names.
     """
     flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"], doc["question"])
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}

@@ -90,12 +90,12 @@ def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]
     """Held-out texts by kind; problems of tasks that no arm trains on are text of a foreign kind."""
     specs = {"general": (p.web, p.general_documents), "in_domain": (p.in_domain, p.in_domain_documents)}
     documents = {kind: load_held_out(spec, p.seed)["text"][:n].to_pylist() for kind, (spec, n) in specs.items()}
-    if not p.foreign_tasks:
-        return documents
     if both := set(load_tasks(p.foreign_tasks)) & trained_on:
         raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
-    rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
-    return documents | {"foreign": [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]}
+    if p.foreign_tasks:
+        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
+        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
+    return documents
 
 
 def evaluate_model(

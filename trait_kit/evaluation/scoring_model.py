@@ -1,7 +1,4 @@
-"""lm-eval's transformers model, with likelihoods scored in packed rows: at most a tenth more time than the forward passes.
-
-Generation is lm-eval's own (`HFLM.generate_until`).
-"""
+"""lm-eval's transformers model, its likelihoods scored in packed rows: at most a tenth more time than the forward passes."""
 
 from __future__ import annotations
 
@@ -142,7 +139,9 @@ class PackedLM(HFLM):
         tokens = self._tensor([token for _, token in row.places])[None]
         with torch.no_grad(), self.autocast():
             if prefix or len(row.asked) > 1:
-                seen = self._seen(row, prefix[0][0].shape[2] if prefix else 0)
+                ends, n_prefix = self._tensor(list(row.ends.values())), prefix[0][0].shape[2] if prefix else 0
+                seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()  # its ancestors and itself
+                seen = torch.nn.functional.pad(seen, (n_prefix, 0), value=True)  # [row, prefix + row]
                 mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
                 logits = self.model(
                     input_ids=tokens,
@@ -158,12 +157,6 @@ class PackedLM(HFLM):
         for index, wanted, steps in row.asked:
             numbers = list(map(self.is_number, wanted))
             yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
-
-    def _seen(self, row: _Row, n_prefix: int) -> torch.Tensor:
-        """What each token of a row sees, bool [row, prefix + row]: the prefix, its ancestors, itself."""
-        ends = self._tensor(list(row.ends.values()))
-        seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
-        return torch.nn.functional.pad(seen, (n_prefix, 0), value=True)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

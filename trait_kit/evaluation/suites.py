@@ -61,7 +61,7 @@ def build(
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
     `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
-    `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name.
+    `examples` are `worked_examples`; `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
     units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
@@ -71,7 +71,7 @@ def build(
         manager = TaskManager(include_defaults=False, include_path=str(folder))
         for name, (unit, template) in written.items():
             unit.lm_eval[template] = manager.load([name])["tasks"][name]
-    for name, task in _general_tasks(params.general_tasks).items():
+    for name, task in (_general_tasks(params.general_tasks) if params.general_tasks else {}).items():
         units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), lm_eval={"general": task}))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
@@ -103,8 +103,7 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
 
     From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
     name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
-    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws
-    others. A choice task that borrows from one without choices has their answers shown as they are.
+    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm.
     """
     tasks, found = load_tasks(params.tasks), []
     wanted = {name: number for name in tasks if (number := n_examples(params, name))}
@@ -258,8 +257,6 @@ def _write(unit: Unit, template: str, folder: Path) -> str:
 
 def _general_tasks(names: list[str]) -> dict[str, Any]:
     """lm-eval's own tasks (of a group: its members) by name; their scores say what a model has forgotten."""
-    if not names:
-        return {}
     try:
         with quiet():  # the index of all shipped tasks takes ten seconds
             manager = TaskManager(include_defaults=not all(name.endswith((".yaml", ".yml")) for name in names))
