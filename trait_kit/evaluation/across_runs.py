@@ -1,9 +1,8 @@
 """Outcomes of several finished runs as one table, so that arms of different runs are compared item by item.
 
-Runs whose parameters differ in the seed alone are one experiment, and their outcomes are seeds of the same arms;
-otherwise an arm is named `run:arm`. Only items that every arm was asked in a seed pair, and what does not pair is
-counted, never dropped in silence. Runs that put their questions differently (another number of worked examples, say)
-are refused.
+Runs whose parameters differ in the seed alone are one experiment: seeds of the same arms. Otherwise an arm is named
+`run:arm`. Only items that every arm was asked in a seed pair; others are counted. Runs that put their questions
+differently (another number of worked examples, say) are refused.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def gather(names: Sequence[str]) -> Together:
     for name in names:
         folder, arm = (name, "") if Path(name).is_dir() or ":" not in name else name.rsplit(":", 1)
         wanted.setdefault(Path(folder).resolve(), set()).add(arm)
-    experiments: dict[tuple[str, int], str] = {}  # of an experiment, by what shaped it and how often its seed came before
+    experiments: dict[tuple[str, int], str] = {}  # what shaped it, how often its seed came before
     times: Counter[tuple[str, int]] = Counter()  # a seed comes again after a change of the code
     parts: list[tuple[str, pd.DataFrame]] = []
     notes: list[str] = []
@@ -49,8 +48,8 @@ def gather(names: Sequence[str]) -> Together:
         for what, value in summary.get("how_asked", {}).items():  # (outcomes.Evaluation.summary)
             if (before := first.get("how_asked", {}).get(what, value)) != value:
                 raise TraitError(
-                    f"{path} asked its items in another way than the first run, so their outcomes do not pair: {what} is "
-                    f"{before!r} and {value!r}. Evaluate one as the other (--set, --from 05)."
+                    f"{path} asked its items in another way than the first run: {what} is {before!r} and {value!r}. "
+                    "Evaluate one as the other (--set, --from 05)."
                 )
         seed = outcomes["seed"].iloc[0]
         own = path.name if path.name not in experiments.values() else str(path)
@@ -76,7 +75,7 @@ def finished(folder: Path | str, step: str) -> dict[str, Any]:
 
 
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
-    """The summary of a run's evaluation, a digest of all that shapes it but the seed, the outcomes of the named arms."""
+    """Summary of a run's evaluation, digest of what shapes it but the seed, outcomes of the named arms."""
     summary = finished(path, _STEP)["summary"]
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()

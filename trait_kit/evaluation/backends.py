@@ -1,8 +1,8 @@
 """Where a model's answers come from: transformers in this process, or a server with OpenAI's completions protocol.
 
-Each is a class of lm-eval, so that requests, scores and marks are the same. Answers are kept by request, in one file a
-model: a killed evaluation goes on with the next request, more items repeat nothing, and arms that share a model share its
-answers. Scores of different backends agree to rounding, and are kept apart all the same.
+Each is a class of lm-eval: requests, scores and marks are the same. Answers are kept by request, in one file a model: a
+killed evaluation goes on with the next request, more items repeat nothing, arms that share a model share its answers.
+Scores of different backends agree to rounding, and are kept apart all the same.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _ATTEMPTS, _TIMEOUT = 3, 120  # of a request to an endpoint; seconds each
 
 
 class KeptLM(CachingLM):
-    """The model of one arm behind lm-eval's cache, in JSON instead of pickles, as a run's folder may come from elsewhere.
+    """The model of one arm behind lm-eval's cache, in JSON: pickles of a run from elsewhere could run code.
 
-    `folder` holds the model; for an endpoint its tokenizer. The cache knows a model by what its answers depend on, never by
-    an address or a key; marks are not in it, so that they are always those of today's code.
+    `folder` holds the model; for an endpoint its tokenizer. The cache knows a model by what its answers depend on, never
+    by an address or a key. Marks are not in it: they are always those of today's code.
     """
 
     def __init__(self, params: EvaluationParams, folder: Path, arm: str, cache: Path) -> None:
@@ -62,23 +62,21 @@ class KeptLM(CachingLM):
     def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """Of lm-eval's own tasks its pairs, of the kit's also what their number tokens cost (`Answer`)."""
         answers = self.__getattr__("loglikelihood")(requests)
-        return [answer if "metric" in request.doc else answer[:2] for request, answer in zip(requests, answers, strict=True)]
+        ours = ["metric" in request.doc for request in requests]
+        return [answer if own else answer[:2] for own, answer in zip(ours, answers, strict=True)]
 
     def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
-        """lm-eval's samples of each of its tasks.
-
-        `evaluate` rather than `simple_evaluate`: the latter adds five seconds a call for a description of the machine.
-        """
+        """lm-eval's samples of each task; its `simple_evaluate` would add five seconds to describe the machine."""
         try:
             with quiet(), getattr(self.lm, "autocast", contextlib.nullcontext)():
                 return evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-        except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
+        except Exception as error:  # of the connection, or of an answer that is none: many kinds
             if isinstance(error, TraitError) or not self.served:
                 raise
             status = getattr(getattr(error, "response", None), "status_code", "")  # the text might hold the key
             raise TraitError(
                 f"The endpoint of {self.served} gave no usable answer ({type(error).__name__} {status}). See that "
-                "endpoint_url is a completions address that answers and endpoint_model its name; finished requests are kept."
+                "endpoint_url is a completions address and endpoint_model its name; finished requests are kept."
             ) from None
 
 
@@ -89,7 +87,7 @@ def _refuse_torn(database: str) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it: they are asked again.")
+        raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it, to ask again.")
 
 
 class Completions(LocalCompletionsAPI):
@@ -112,16 +110,16 @@ class Completions(LocalCompletionsAPI):
         self.is_number = number_tokens(tokenizer)
 
     def parse_logprobs(self, outputs: Any, tokens: Any, ctxlens: Any, **more: Any) -> list[Answer]:
-        choices = sorted((choice for answer in outputs for choice in answer["choices"]), key=lambda choice: choice["index"])
-        answers = []
+        given = [choice for answer in outputs for choice in answer["choices"]]
+        choices, answers = sorted(given, key=lambda choice: choice["index"]), []
         for choice, asked, context in zip(choices, tokens, ctxlens, strict=True):
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
                 raise TraitError(
-                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model "
-                    "with a server that does, such as `vllm serve`."
+                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). "
+                    "Use a server that does, such as `vllm serve`."
                 )
             nats = given[context:-1]
             likeliest = (max(top.values()) for top in choice["logprobs"]["top_logprobs"][context:-1])
-            answers.append(answered(nats, nats == list(likeliest), [self.is_number(token) for token in asked[context:]]))
+            answers.append(answered(nats, nats == list(likeliest), map(self.is_number, asked[context:])))
         return answers

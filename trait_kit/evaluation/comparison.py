@@ -1,9 +1,9 @@
 """Are the arms different? Averages with intervals, and tests that pair the same items of two arms.
 
-Pairing matters: items differ in difficulty far more than arms differ on one item, and two intervals that overlap say
-little about a paired difference. Continuous metrics get a sign-flip permutation test, of which McNemar's exact test is
-the case of right and wrong. Several comparisons are several tests, so p values come with Holm's correction over their
-table, and with the smallest gain that these items could have shown: without it, "no difference" says nothing.
+Items differ in difficulty far more than arms differ on one item, so two intervals that overlap say little about a
+paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
+Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
+that these items could have shown; without it, "no difference" says nothing.
 
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
@@ -58,7 +58,7 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
 def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None = None) -> pd.DataFrame:
     """Every other arm against `reference_arm` on one metric, in order of appearance.
 
-    `reference_arm=None`: every pair of arms, the later one as the reference. `task=None`: macro averages over the problem
+    `reference_arm=None`: every pair of arms, the later one as the reference. `task=None`: macro averages over problem
     tasks; 'held_out/general' is the forgetting number. Columns:
 
     reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
@@ -72,10 +72,10 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
 
 
 def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "") -> pd.DataFrame:
-    """`compare` for every metric, on the average and on every task: the rows of the long table, the main metric first.
+    """`compare` for every metric, on the average and on every task, the main metric first.
 
-    Holm's correction is over what is read as one table: the averages of the main metric, the averages of all others, all
-    cells of a metric's single tasks, the held-out texts.
+    Holm's correction is over what is read as one table: averages of the main metric, averages of all others, a metric's
+    single tasks, held-out texts.
     """
     outcomes = prepared(outcomes)
     main = main_metric(outcomes, main)
@@ -133,7 +133,7 @@ def compare_pair(
 
 
 def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes that are averaged: relevance as AUC and F1. Refuses an empty table, and an item counted twice."""
+    """The outcomes that are averaged: relevance as AUC and F1; never none, nor an item twice."""
     keys = ["arm", "seed", "metric", "task", "item_id"]
     if outcomes.empty:
         raise TraitError("There are no outcomes to compare. Run the evaluation step first.")
@@ -144,7 +144,7 @@ def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def main_metric(outcomes: pd.DataFrame, wanted: str = "") -> str:
-    """The metric `wanted` where a task has it; else bits a number token, of the answer, per byte, or the first there is."""
+    """The `wanted` one where a task has it; else bits a number token, of the answer, per byte, or the first."""
     metrics = list(dict.fromkeys(outcomes.loc[~outcomes["task"].str.startswith(HELD_OUT), "metric"]))
     order = (wanted, "bits_per_number_token", "answer_bits_per_byte", "bits_per_byte")
     return next((name for name in order if name in metrics), (metrics or ["bits_per_byte"])[0])
@@ -187,7 +187,7 @@ def _paired(wide: pd.DataFrame, reference: str, arm: str) -> Iterator[tuple[Pair
 
 
 def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows that are read as one table: Holm's correction, and the gain that its first, hardest step could have shown."""
+    """Rows that are read as one table, with Holm's correction, and what its first, hardest step could have shown."""
     if not rows:
         raise TraitError("Only one arm was evaluated, so there is nothing to compare. Train another one.")
     table = pd.DataFrame(rows)

@@ -1,14 +1,13 @@
-"""Marks (lm-eval's hooks): bits, which of two texts or of several choices is likelier, is a written answer right; AUC, F1.
+"""Marks (lm-eval's hooks): bits, which of several texts is likelier, is a written answer right; AUC and F1.
 
-Why bits first: a 135M model trained for minutes moves the probability of gold solutions long before it moves any accuracy.
-But bits per byte also measure wording: a model that reasons as well in other words has more of them. So the main metric
-counts the *number tokens* alone, each after the gold text before it, which hardly depend on wording; a solution beside
-itself with a slip of reasoning asks what wording cannot answer (slips.py); and choices stand after the gold reasoning.
+Why bits: training moves the probability of gold solutions long before it moves any accuracy. But bits per byte also
+measure wording. So the main metric counts the *number tokens* alone, each after the gold text before it; a solution
+beside itself with a slip of reasoning asks what wording cannot answer (slips.py); choices stand after the gold reasoning.
 
-AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
-gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the
-variance of that mean is the number's own: for AUC, also of the difference of two arms, DeLong's (DeLong, DeLong &
-Clarke-Pearson, Biometrics 1988) to the last digit; for F1 the linearised one of a ratio of two means.
+AUC and F1 of relevance belong to a set of items, while intervals and tests are of means over items. So each item gets a
+pseudo-value (by influence function): their mean is the set's number exactly, and its variance that number's own. For AUC,
+also of the difference of two arms, it is DeLong's (DeLong, DeLong & Clarke-Pearson, Biometrics 1988) to the last digit;
+for F1 the linearised one of a ratio of two means.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
-    """lm-eval hook of tasks/choices.yaml; where the choices are 'relevant' and 'irrelevant', how much the first leads."""
+    """lm-eval hook of choices.yaml; of 'relevant' and 'irrelevant' also how much the first leads."""
     scores = per_byte(doc["choices"], results)
     right = float(preferred(scores) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
     if set(scores) != {RELEVANT, IRRELEVANT}:
@@ -83,27 +82,27 @@ def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def with_set_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes (tables.SCHEMAS['outcomes']) with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
+    """The outcomes with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
 
-    Its value ranks the items of an (arm, seed, task) for AUC, ties counting half; its prediction is what the model prefers
-    (F1 of 'relevant'), its gold 'relevant' or 'irrelevant'. A set without relevant items has neither metric, one without
-    irrelevant ones has no AUC.
+    A set is an (arm, seed, task): the value ranks its items, ties counting half; the prediction is what the model prefers.
+    Without relevant items it has neither metric, without irrelevant ones no AUC.
     """
     found = [outcomes[outcomes["metric"] != SCORE]]
     for _, rows in outcomes[outcomes["metric"] == SCORE].groupby(["arm", "seed", "task"], sort=False):
         relevant = (rows["gold"] == RELEVANT).to_numpy()
         if relevant.any() and not relevant.all():
-            found.append(rows.assign(metric="auc", value=auc_values(rows["value"].to_numpy(dtype=float), relevant)))
+            found.append(rows.assign(metric="auc", value=auc_values(rows["value"].to_numpy(float), relevant)))
         if relevant.any():
-            found.append(rows.assign(metric="f1", value=f1_values((rows["prediction"] == RELEVANT).to_numpy(), relevant)))
+            preferred = (rows["prediction"] == RELEVANT).to_numpy()
+            found.append(rows.assign(metric="f1", value=f1_values(preferred, relevant)))
     return pd.concat(found, ignore_index=True)
 
 
 def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """One value an item, [n]; their mean is the AUC: the chance that a relevant item scores above an irrelevant one.
 
-    An item's part is DeLong's structural component: how many of the other class it is on the right side of. The root of
-    m (n - 1) / ((m - 1) n) makes the variance of the mean the unbiased one of either class; a lone item has no spread.
+    An item's part is DeLong's structural component: the share of the other class that it is on the right side of. The
+    root makes the variance of the mean the unbiased one of either class; a lone item has no spread.
     """
     n, values = len(scores), np.empty(len(scores))
     above = (np.sign(scores[relevant][:, None] - scores[~relevant]) + 1) / 2  # [relevant, irrelevant]
@@ -115,7 +114,7 @@ def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def f1_values(predicted: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """One value an item, [n]; their mean is the F1 of the relevant ones: 2 TP / (predicted + relevant), a ratio of means."""
+    """One value an item, [n]; their mean is the F1: 2 TP / (predicted + relevant), a ratio of means."""
     hits = 2.0 * (predicted & relevant)
     claims = predicted.astype(float) + relevant
     f1 = hits.mean() / claims.mean()

@@ -1,4 +1,4 @@
-"""The stage of notebook 05: every arm is asked the same, every item's outcome is kept, and arms are tested item by item."""
+"""The stage of notebook 05: every arm is asked the same, every outcome is kept, arms are tested item by item."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Evaluation:
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next
-    question; of a finished step it reads what is there.
+    Writes outcomes.parquet and a CSV for each of _TABLES. Killed, it goes on with the next question; of a finished step
+    it reads what is there.
     """
     p = step.params
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
@@ -78,8 +78,8 @@ def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
     p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
     arms = {arm: step.path("04_train_two_stages", folder) for arm, folder in trained["models"].items()}
     models = {"base": p.base_model} | arms
-    documents = _documents(p, set(tasks))
-    units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+    asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+    units = suites.build(*asked)
     seed, answers = trained.get("seed", p.seed), step.path("answers")
     found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
@@ -107,7 +107,7 @@ def evaluate_model(
     answers: Path | str,
     report: Callable[[str], None] = lambda _line: None,
 ) -> pd.DataFrame:
-    """Outcomes (tables.SCHEMAS['outcomes']) of one model on `suites.build`'s units; its answers are kept in `answers`.
+    """Outcomes (tables.SCHEMAS) of one model on `suites.build`'s units; its answers are kept in `answers`.
 
     A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
     """
@@ -139,11 +139,12 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
             names = sample["metrics"]
             main = [name for name in (*_MAIN_METRICS, *names) if name in names]
             for name in main[:1] if template == "general" else names:
-                value = metrics.bits_per_byte(*sample[name]) if isinstance(sample[name], tuple) else sample[name]
+                value = sample[name]
+                value = metrics.bits_per_byte(*value) if isinstance(value, tuple) else value
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
-                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "
-                        "gives no number an item."
+                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the "
+                        "task gives no number an item."
                     )
                 yield {**row, "metric": name, "value": float(value)}
 

@@ -1,4 +1,4 @@
-"""lm-eval's transformers model, its likelihoods scored in packed rows: at most a tenth more time than the forward passes."""
+"""lm-eval's transformers model, its likelihoods in packed rows: at most a tenth more time than the forward passes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     numbers: int
 
 
-def answered(nats: Sequence[float], greedy: bool, numbers: Sequence[bool]) -> Answer:
+def answered(nats: Sequence[float], greedy: bool, numbers: Iterable[bool]) -> Answer:
     """From the log probability of each token, and whether it is a number token."""
     of_numbers = [value for value, is_number in zip(nats, numbers, strict=True) if is_number]
     return Answer(sum(nats), greedy, sum(of_numbers), len(of_numbers))
@@ -45,15 +45,15 @@ def number_tokens(tokenizer: Any) -> Callable[[int], bool]:
 
 @dataclass
 class _Row:
-    """Token sequences of which equal beginnings stand once: a tree, its tokens in the order of a walk (parents first).
+    """Token sequences of which equal beginnings stand once: a tree, in the order of a walk (parents first).
 
     A token sees those before it whose branch it stands in: token j is an ancestor of i where j <= i < ends[j].
     """
 
-    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place of the one before, token) -> place
+    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place before it, token) -> place
     ends: dict[int, int] = field(default_factory=dict)
-    scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
-    asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # index of a request, its tokens, scores
+    scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, next token) -> number of its score
+    asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # request, its tokens, their scores
 
     def add(self, index: int, context: list[int], wanted: list[int]) -> None:
         """Requests come in the order of their tokens, so that what begins alike is together."""
@@ -68,11 +68,11 @@ class _Row:
 class PackedLM(HFLM):
     """HFLM's numbers to rounding, in rows of many requests instead of padded batches.
 
-    Why: the requests of one problem (its gold solution, a slip of it, four choices) begin alike, and the vocabulary of a
-    small model costs as much as a quarter of its layers. A row holds many requests as a tree: what begins alike is read
-    once, texts branch where they part (a 4-D attention mask, positions along the branch), and logits are computed at
-    scored positions only. Worked examples, with which all prompts of a task begin, are read once for all rows. A model
-    whose attention does not honour such a mask fails the check in __init__ and gets a row a request, without a mask.
+    Why: the requests of one problem (its solution, a slip of it, four choices) begin alike, and the vocabulary of a small
+    model costs as much as a quarter of its layers. A row is a tree: what begins alike is read once, texts branch where
+    they part (a 4-D attention mask, positions along the branch), and logits are computed at scored positions only. Worked
+    examples, with which all prompts of a task begin, are read once for all rows. A model whose attention does not honour
+    such a mask fails the check in __init__ and gets a row a request, without a mask.
     """
 
     def __init__(self, model: Any, *, batch_size: int, **settings: Any) -> None:
@@ -109,29 +109,30 @@ class PackedLM(HFLM):
                 answers[index] = answer
                 if requests[index][0] is not None:  # a window of a document: lm-eval keeps the whole
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-            if self.cache_hook.dbdict is not None:  # kept row by row: what is resumed packs the same rows, to the last bit
+            if self.cache_hook.dbdict is not None:  # row by row: what is resumed packs the same rows, to the last bit
                 self.cache_hook.dbdict.commit(blocking=True)
         return [answers[index] for index in range(len(requests))]
 
     def _read(self, tokens: list[int]) -> Prefix:
         """What all prompts begin with, as the worked examples of a task: computed once, seen by all."""
         with torch.no_grad(), self.autocast():
-            cache = self.model(torch.tensor([tokens], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
+            read = self.model(self._tensor(tokens)[None], use_cache=True, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in read.past_key_values.layers]
 
     def _rows(self, pairs: list[tuple[list[int], list[int]]], packs: bool) -> Iterator[_Row]:
         """Rows of `row_tokens` tokens, to the end of a request, from (context, continuation) tokens.
 
-        Their order is that of the tokens, so what is left of a killed evaluation makes the same rows.
+        Their order is that of the tokens, so what is left of a killed evaluation makes the same rows. What is asked twice
+        (an answer, a choice) is in one row: its numbers are the same to the last bit.
         """
-        row = _Row()
+        row, before = _Row(), []
         for index, (context, wanted) in sorted(enumerate(pairs), key=lambda pair: pair[1][0] + pair[1][1]):
-            row.add(index, context, wanted)
-            if not packs or len(row.places) >= self.row_tokens:
+            if row.asked and (not packs or (len(row.places) >= self.row_tokens and context + wanted != before)):
                 yield row
                 row = _Row()
-        if row.asked:
-            yield row
+            row.add(index, context, wanted)
+            before = context + wanted
+        yield row
 
     def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
         """One forward pass over a row, after the prefix; yields (request index, answer)."""
@@ -155,7 +156,7 @@ class PackedLM(HFLM):
                 logits = self._model_call(tokens)[0, places]
             scores, greedy = _log_probabilities(logits, targets)
         for index, wanted, steps in row.asked:
-            numbers = list(map(self.is_number, wanted))
+            numbers = map(self.is_number, wanted)
             yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
@@ -179,8 +180,7 @@ class PackedLM(HFLM):
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(log probability [n] float64, is it the largest [n]) of each target token under logits [n, vocabulary].
 
-    A few rows at a time on a CPU: their float32 copy then stays in its cache, which is five times faster than whole-matrix
-    passes over tens of thousands of columns.
+    A few rows at a time on a CPU: their float32 copy then stays in its cache, which is five times faster.
     """
     rows = 8 if logits.device.type == "cpu" else 4_096
     scores, largest = [], []
@@ -194,7 +194,7 @@ def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
 def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
     """The model of a folder, on the GPU where there is one.
 
-    bfloat16 is autocast over float32 weights on a CPU (norms and residuals stay exact) and the weights' type on a GPU.
+    bfloat16 is the weights' type on a GPU, and autocast over float32 weights on a CPU (norms and residuals stay exact).
     """
     settings = {"device": "cuda", "dtype": precision}
     if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """Numbers in, statistics out: standard errors, intervals, tests, and the smallest gain that items could have shown.
 
-A group is the items of one task, [training seeds, items], NaN where a seed did not see an item; statistics are of the
-mean of the groups' means (every task weighs the same), each of them first over a seed's items, then over seeds.
+A group is the items of one task, [training seeds, items], NaN where a seed did not see an item. Statistics are of the
+mean of the groups' means (every task weighs the same), each over a seed's items, then over seeds.
 
 Items of one cluster (a template, an entity, a document; the same label in two tasks is the same cluster) are no
 independent evidence: what varies, is flipped and is counted are clusters. Without labels every item is its own.
@@ -23,17 +23,17 @@ from scipy import stats
 FLIPS = 20_000  # random sign flips where there are too many to try all
 EXACT_ITEMS = 14  # up to this many non-zero differences, all 2^n sign flips are tried
 POWER = 0.8  # with which a smallest gain is shown
-TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes of an arm: right and wrong answers (Agresti and Coull, 1998)
+TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes, right and wrong (Agresti and Coull, 1998)
 _AT_ONCE = 1_000  # sign flips
 Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; None: every item is its own
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of group means and its standard error, by what it comes from; all of it has Student's tails.
+    """A mean of group means and its variance (squared units of the metric) by source; all has Student's tails.
 
-    Variances are in squared units of the metric. `items`: from drawing other items that all seeds share. `seeds`: the
-    seeds' means about their mean, divided by how many there are; what strikes an item in one seed only is in it.
+    `items`: from drawing other items that all seeds share. `seeds`: the seeds' means about their mean, over how many
+    there are; what strikes an item in one seed only is in it.
     """
 
     mean: float
@@ -90,9 +90,9 @@ def macro(groups: Sequence[np.ndarray]) -> float:
 def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: Sequence[float] = ()) -> Estimate:
     """The mean of the groups' means with where its variance comes from; a single item counts as having none.
 
-    `imagined` items stand beside each group's own when its spread is taken, so that twenty equal outcomes of right or
-    wrong do not claim certainty. What several seeds have in common is the covariance of their means through items,
-    so that seeds may share all of their items (a benchmark), none (problems generated anew), or some.
+    `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes of right or wrong are
+    no certainty. What seeds have in common is the covariance of their means through items, so that they may share all
+    of their items (a benchmark), none (problems generated anew), or some.
     """
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
@@ -110,8 +110,7 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
 def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Sequence[float]) -> list[pd.DataFrame]:
     """By group: how much each cluster moves each seed's mean of group means, [clusters, seeds]; 0 where it is not.
 
-    A group of one cluster has no spread between clusters: its interval is that of its items, so it speaks of this
-    cluster's items only.
+    A group of one cluster has no spread between clusters: its interval is that of its items, and speaks of them only.
     """
     parts = []
     for place, group in enumerate(groups):
@@ -132,9 +131,9 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
 def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> float:
     """Two-sided p value that paired differences, grouped by task, are symmetric about zero.
 
-    The statistic is the mean of task means; all differences of a cluster are flipped together, in whichever tasks they
-    are. Differences of one size are a fair coin's: of right and wrong, this is McNemar's exact test. Else exact (all sign
-    patterns) for at most EXACT_ITEMS differences, or FLIPS random patterns and the observed one: p is never 0.
+    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. Those of
+    one size are a fair coin's: of right and wrong, this is McNemar's exact test. Else all sign patterns are tried for at
+    most EXACT_ITEMS differences, or FLIPS random ones and the observed: p is never 0.
     """
     weighted = np.concatenate([np.ravel(group) / (np.size(group) * len(groups)) for group in groups])
     if clusters is not None:

@@ -1,8 +1,8 @@
-"""What every arm is asked: the tasks' held-out problems, held-out documents, and lm-eval's own tasks, in lm-eval's form.
+"""What every arm is asked, in lm-eval's form: held-out problems, held-out documents, lm-eval's own tasks.
 
-Every arm sees the same items in the same words, so arms can be compared item by item. The shipped files in tasks/ are
-templates; a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks
-also run under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
+Every arm sees the same items in the same words, so arms can be compared item by item. The files in tasks/ are templates;
+a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks also run
+under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
@@ -40,7 +40,7 @@ Item = dict[str, Any]
 
 @dataclass
 class Unit:
-    """What is asked as one piece: a task's problems, their generations, a set of documents, or a task of lm-eval's."""
+    """What is asked as one piece: a task's problems, generations of them, documents, or a task of lm-eval's."""
 
     task: str
     kind: str  # likelihood | zero-shot | generation | documents | general
@@ -60,7 +60,7 @@ def build(
 ) -> list[Unit]:
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
-    `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
+    `documents` maps 'general', 'foreign' and 'in_domain' to texts, which become the tasks held_out/general ...
     `examples` are `worked_examples`; `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
@@ -81,7 +81,7 @@ def build(
 def load_items(data_file: str, **_metadata: Any) -> Any:
     """lm-eval's `custom_dataset` of every task: the items of a JSON-lines file, kept in memory.
 
-    Not `dataset_path: json`, whose reader turns a column of date-like answers into timestamps and writes to a cache.
+    Not `dataset_path: json`, whose reader turns date-like answers into timestamps and writes to a cache.
     """
     import datasets
 
@@ -129,8 +129,8 @@ def _shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = ""
     rows = [] if examples is None else examples[examples["task"] == task].head(number).to_dict("records")
     if len(rows) < number:
         raise TraitError(
-            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this task "
-            "(few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
+            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this "
+            "task (few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
         )
     items = [_item(row, "", "", kind) for row in rows]
     return "".join(f"{item['context']}{item['target']}\n\n" for item in items)
@@ -192,7 +192,7 @@ def _document_units(documents: Mapping[str, list[str]]) -> Iterator[Unit]:
 def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> Item:
     """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target.
 
-    `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced` so.
+    `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced`.
     """
     answer, choices = row["answer"], list(row["choices"] or [])
     if choices and (len(choices) < 2 or "" in choices):
@@ -219,10 +219,10 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
 
 
 def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
+    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in train problems.
 
-    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
-    texts with other numbers, and a gain there can be form alone.
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are
+    train texts with other numbers, and a gain there can be form alone.
     """
     known = set().union(*map(_form, train.to_dict("records")))
     shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
