@@ -24,7 +24,8 @@ class Evidence:
     outcomes: pd.DataFrame
     reference: str
     metric: str  # the main one
-    control: str  # the arm that the reference has to beat, where the experiment names it
+    wanted_metric: str  # and the arm that the reference has to beat, where the experiment names them
+    control: str
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
     pairs: pd.DataFrame  # of the ablation
@@ -36,7 +37,8 @@ def read(run_dir: Path) -> Evidence:
     """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
     record = finished(run_dir, "05_evaluate")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
-    metric, reference = main_metric(outcomes, record["params"].get("main_metric", "")), record["params"]["reference_arm"]
+    reference, wanted = record["params"]["reference_arm"], record["params"].get("main_metric", "")
+    metric = main_metric(outcomes, wanted)
     arms, tests = arm_table(outcomes), compare_all(outcomes, reference, metric)
     forgetting = compare(outcomes, "base", BITS, GENERAL)
     metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
@@ -54,7 +56,7 @@ def read(run_dir: Path) -> Evidence:
     made["contamination"] = contamination_table(outcomes, run_dir)
     against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
     control = record["params"].get("control_arm", "")
-    return Evidence(outcomes, reference, metric, control, arms, tests, pairs, against_base, made)
+    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, against_base, made)
 
 
 def read_and_write(step: Any) -> Evidence:

@@ -65,7 +65,7 @@ def _results(run_dir: Path) -> dict[str, Any]:
     forms = [evidence.form_table(run_dir)] if (run_dir / "05_evaluate" / "form_overlap.csv").exists() else []
     return {
         "missing": "",
-        "said": verdict(found.tests, found.metric, found.reference, found.control),
+        "said": verdict(found.tests, found.wanted_metric, found.reference, found.control),
         "tables": [(table.title, Markup(table.written("html"))) for table in (*found.tables.values(), *forms)],
     }
 
