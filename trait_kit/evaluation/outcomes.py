@@ -45,10 +45,10 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """What the step's record says of how it was asked: runs that differ in it do not pair."""
-        p, arms = self.params, list(dict.fromkeys(self.outcomes["arm"]))
+        p = self.params
         how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
         how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
-        return {"arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
+        return {"reference_arm": p.reference_arm, "how_asked": how}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
