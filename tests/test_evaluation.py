@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
 from sklearn.metrics import roc_auc_score
 from tiny_llama import write_model
-from tiny_random import FOLDER
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import ads, comparison, metrics, suites
@@ -24,6 +22,7 @@ from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
 from trait_kit.experiments import load
+from trait_kit.figures.verdict import verdict
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
@@ -93,11 +92,8 @@ def evaluated(
     model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more
 ):
     """Outcomes of the model on the problems; further arguments are parameters."""
-    from transformers import AutoTokenizer
-
     chosen = params(**more)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files, tokenizer)
+    units = suites.build(problems, documents, chosen, out_dir / "lm_eval", examples, files)
     return evaluate_model(model_dir, arm, 3, units, chosen, out_dir / "answers", report)
 
 
@@ -188,32 +184,36 @@ def test_bits_per_number_token_count_the_tokens_with_digits_alone(outcomes, prob
         assert found[row["id"]] == pytest.approx(-nats / math.log(2) / len(digits), abs=1e-4)
 
 
-@pytest.mark.parametrize("target", [" 3 + 14 = $17. In é12 The answer is 1,234.", "7 it is", " none at all", " x²: 0.5"])
-def test_number_tokens_are_found_in_the_models_own_tokens(target):
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize("target", [" 3 + 14 = $17. In é12 The answer is 1,234.", "7 it is", " none at all", " x: 0.5²"])
+@pytest.mark.parametrize("packs", [True, False])
+def test_one_request_gives_what_cuts_at_each_number_give(model_dir, target, packs):
+    """log p(number | what is before it) = log p(text to its end) - log p(text to its begin), by lm-eval's own model."""
+    from lm_eval.models.huggingface import HFLM
 
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    before = "Question: 12?\nAnswer:"
-    found = suites.number_cuts(tokenizer, before, target)
-    tokens = tokenizer(before + target)["input_ids"]
-    numbers = [any(letter.isdigit() for letter in tokenizer.decode([token])) for token in tokens]
-    assert found["number_tokens"] == sum(numbers[len(tokenizer(before)["input_ids"]) :])
-    ends = [len(tokenizer(before + cut)["input_ids"]) for cut in found["cuts"]]
-    assert all(tokens[:end] == tokenizer(before + cut)["input_ids"] for end, cut in zip(ends, found["cuts"], strict=True))
-    ends = [len(tokenizer(before)["input_ids"])] * (len(ends) % 2) + ends
-    inside = [place for begin, end in zip(ends[::2], ends[1::2], strict=True) for place in range(begin, end)]
-    assert inside == [place for place, number in enumerate(numbers) if number and place >= ends[0]] if ends else not inside
+    ours, before = load_model(model_dir, batch_size=2, precision="float32"), "Question: 12?\nAnswer:"
+    with quiet():
+        theirs = HFLM(ours.model, tokenizer=ours.tokenizer, logits_cache=False)
+    tokens = ours.tok_encode(before + target)
+    begin = len(ours.tok_encode(before))
+    numbers = [place for place in range(begin, len(tokens)) if ours.tokenizer.decode(tokens[place]).isdigit()]
+    cuts = [(("", str(end)), tokens[:begin], tokens[begin:end]) for place in numbers for end in (place, place + 1)]
+    to = [nats for nats, _ in theirs._loglikelihood_tokens([cut for cut in cuts if cut[2]], disable_tqdm=True)]
+    to = [0.0] * (len(cuts) - len(to)) + to  # a number comes first
+    ours.packs = packs
+    found = ours.score(before, target)
+    assert found.numbers == len(numbers) == sum(letter in "0123456789" for letter in target)  # every byte is a token
+    assert found.number_nats == pytest.approx(sum(to[1::2]) - sum(to[::2]), abs=1e-4)
 
 
 def test_other_words_cost_no_bits_a_number_token():
     """Bits per byte punish another wording of the same reasoning; the numbers cost the same."""
-    results = [(-1.0, False), (-3.0, False), (-4.0, False), (-5.0, False)]
-    doc = {"number_tokens": 2}
-    found = metrics.number_results(doc, results)["bits_per_number_token"]
-    assert found == (-3.0, 2)
-    wordier = [(nats - 9.0, greedy) for nats, greedy in results]  # nine nats of words before the first number
-    assert metrics.number_results(doc, wordier)["bits_per_number_token"] == found
-    assert metrics.number_results(doc, results[1:])["bits_per_number_token"] == (-3.0 - 1.0, 2)  # a number comes first
+    doc = {"metric": "bits_per_byte", "target": "so 3 + 4"}
+    plain, wordy = ([nats, False, -3.0, 2] for nats in (-5.0, -14.0))  # nine nats of words before the first number
+    found, wordier = (metrics.bits_results(doc, [answer]) for answer in (plain, wordy))
+    assert found["bits_per_number_token"] == wordier["bits_per_number_token"] == (-3.0, 2)
+    assert wordier["bits_per_byte"] == (-14.0, 8)
+    assert set(metrics.bits_results(doc, [[-1.0, False, 0.0, 0]])) == {"bits_per_byte"}  # no numbers
+    assert set(metrics.bits_results(doc, [(-1.0, False)])) == {"bits_per_byte"}  # another model of lm-eval's
 
 
 def test_the_preferred_choice_has_the_highest_likelihood_per_byte_after_the_reasoning(outcomes, problems, reference):
@@ -238,16 +238,17 @@ def test_the_written_tasks_give_the_same_under_lm_evals_own_model(finished, mode
     folder, outcomes = finished
     manager = TaskManager(include_defaults=False, include_path=str(folder / "lm_eval"))
     names = manager.all_tasks
-    assert len(names) == 10 and "sums_number_bits" in names and "sums_choices" in names
-    model = HFLM(str(model_dir), device="cpu", batch_size=4, logits_cache=False)  # it mistakes cut solutions for choices
+    assert len(names) == 6 and "sums_bits" in names and "sums_choices" in names
+    model = HFLM(str(model_dir), device="cpu", batch_size=4, logits_cache=False)  # it mistakes a part for a choice
     results = evaluate(model, manager.load(names), bootstrap_iters=0)
-    for values in results["samples"].values():
-        (metric,) = values[0]["metrics"]
-        ids = [sample["doc"]["id"] for sample in values]
-        ours = outcomes[(outcomes["metric"] == metric) & outcomes["item_id"].isin(ids)].set_index("item_id")["value"]
-        for sample in values:
-            theirs = sample[metric] if metric == "choice_accuracy" else metrics.bits_per_byte(*sample[metric])
-            assert ours[sample["doc"]["id"]] == pytest.approx(theirs, abs=1e-4)
+    ours = outcomes.set_index(["task", "metric", "item_id"])["value"].drop("bits_per_number_token", level="metric")
+    theirs = [sample for values in results["samples"].values() for sample in values]
+    assert len(ours) == len(theirs)
+    for sample in theirs:
+        (metric,) = sample["metrics"]
+        value = sample[metric] if metric == "choice_accuracy" else metrics.bits_per_byte(*sample[metric])
+        (found,) = ours.xs((metric, sample["doc"]["id"]), level=("metric", "item_id"))
+        assert found == pytest.approx(value, abs=1e-4)
 
 
 def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model_dir, monkeypatch):
@@ -267,8 +268,8 @@ def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model
         wanted = HFLM(ours.model, tokenizer=ours.tokenizer, batch_size=1).loglikelihood(requests)
         for part in (slice(15), slice(16)):
             found = ours.loglikelihood(requests[part])
-            assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted[part]], abs=1e-3)
-            assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted[part]]
+            assert [answer.nats for answer in found] == pytest.approx([value for value, _ in wanted[part]], abs=1e-3)
+            assert [answer.greedy for answer in found] == [greedy for _, greedy in wanted[part]]
     assert read and read[0] > 100  # the examples were read once, for all
 
 
@@ -282,14 +283,11 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     requests = [(("", str(n)), [5, 6, 7], [8, 9, n]) for n in range(10, 16)] + [(("", "x"), [5, 6], [9])]
     requests += [(("", "divided otherwise"), [5, 6, 7, 8, 9], [12]), (("", "a part"), [5, 6, 7], [8])]
-    lms = [
-        PackedLM(kind.from_pretrained(model_dir), tokenizer, batch_size=2, autocast=None)
-        for kind in (LlamaForCausalLM, Deaf)
-    ]
+    lms = [PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2) for kind in (LlamaForCausalLM, Deaf)]
     assert [lm.packs for lm in lms] == [True, False]
     packed, ordinary = (lm._loglikelihood_tokens(requests, disable_tqdm=True) for lm in lms)
-    assert [value for value, _ in packed] == pytest.approx([value for value, _ in ordinary], abs=1e-4)
-    assert [greedy for _, greedy in packed] == [greedy for _, greedy in ordinary]
+    assert [answer.nats for answer in packed] == pytest.approx([answer.nats for answer in ordinary], abs=1e-4)
+    assert [answer[1:] for answer in packed] == [pytest.approx(answer[1:], abs=1e-4) for answer in ordinary]
 
 
 def test_attention_windows_are_kept(tmp_path):
@@ -302,11 +300,11 @@ def test_attention_windows_are_kept(tmp_path):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None}
     model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8, initializer_range=0.3))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ours = PackedLM(model, tokenizer, batch_size=2, autocast=None)
+    ours = PackedLM(model, tokenizer=tokenizer, batch_size=2)
     requests = [(("", str(n)), list(range(40)), [8, 9, n]) for n in range(10, 13)]
     theirs = HFLM(model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(requests, disable_tqdm=True)
     found = ours._loglikelihood_tokens(requests, disable_tqdm=True)
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs], abs=1e-4)
+    assert [answer.nats for answer in found] == pytest.approx([value for value, _ in theirs], abs=1e-4)
 
 
 def test_no_connection_is_opened_and_nothing_is_printed(model_dir, problems, tmp_path, monkeypatch, capfd):
@@ -329,21 +327,20 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
     assert len(found[found["metric"] == "exact_match_strict"]) == 4
     assert not marked["prediction"].str.contains("Question:").any() and marked["prediction"].str.len().max() > 0
-    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["prompt"]
+    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["context"]
     assert item.count("Question:") == 2 and "The answer is 7.\n\nQuestion: Tom has 3" in item
     (letters,) = (tmp_path / "lm_eval" / "items").glob("products*_generation.jsonl")
-    asked = json.loads(letters.read_text().splitlines()[0])["prompt"]
+    asked = json.loads(letters.read_text().splitlines()[0])["context"]
     assert asked.count("\n(A) 13\n(B) 12\n(C) 22\n(D) 120\nAnswer:") == 2
     assert "Answer: We combine 3 and 4.\nThe answer is (B).\n\nQuestion:" in asked
 
 
 def test_a_written_task_marks_texts_under_lm_eval_alone(model_dir, problems, tmp_path):
     from lm_eval.tasks import TaskManager
-    from transformers import AutoTokenizer
 
-    chosen, tokenizer = params(generate_items=1), AutoTokenizer.from_pretrained(model_dir)
+    chosen = params(generate_items=1)
     newer = {"products/hard": TASKS["products/hard"].model_copy(update={"version": 3})}
-    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer, tokenizer)
+    units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
     (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
     task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
     (doc,) = task.test_docs()
@@ -363,7 +360,7 @@ def test_choices_that_are_none_are_named(problems, tmp_path, choices):
     rows = problems.to_dict("records")
     rows[0]["choices"] = choices
     with pytest.raises(TraitError, match="Problem s3 of task sums: its choices must be two or more, none empty"):
-        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS, None)
+        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):
@@ -440,23 +437,20 @@ def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
 
 def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_path):
     """base's too: prompts do not depend on the arm. The zero-shot prompts alone are without them."""
-    from transformers import AutoTokenizer
-
     for domain in ("demo", "demo_ads"):
         names = load(ROOT / "params" / f"{domain}.yaml").evaluation.tasks
         chosen, tasks = params(tasks=names, few_shot=2, test_items_per_task=3), load_tasks(names)
-        tokenizer = AutoTokenizer.from_pretrained(FOLDER)
         problems, shots = load_problems(names, "test", 3), worked_examples(chosen)
-        units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks, tokenizer)
+        units = suites.build(problems, {}, chosen, tmp_path / domain, shots, tasks)
         assert {unit.task for unit in units} == set(names)
         tested = set(problems["question"])
         for path in (tmp_path / domain / "items").glob("*.jsonl"):
             for item in map(json.loads, path.read_text().splitlines()):
-                shown = item["prompt"].split("Question: ")[1:]
+                shown = item["context"].split("Question: ")[1:]
                 assert len(shown) == (1 if path.stem.endswith("zero_shot_bits") else 3)
                 assert not tested & {text.partition("\nAnswer:")[0] for text in shown[:-1]}
-        numbered = [unit for unit in units if "number_bits" in unit.lm_eval]
-        assert bool(numbered) == (domain == "demo")
+        solved = [unit for unit in units if "zero_shot_bits" in unit.lm_eval]
+        assert bool(solved) == (domain == "demo")
 
 
 def test_form_overlap_is_the_share_of_masked_runs_that_train_texts_hold():
@@ -536,14 +530,15 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     step = _Step(tmp_path, chosen, {"trait": "trait"})
     made = evaluate_arms(step)
     assert set(made.outcomes["seed"]) == {7}  # of the training
-    assert set(made.outcomes["arm"]) == {"base", "trait"} and made.others == ["base"]
+    assert set(made.outcomes["arm"]) == {"base", "trait"}
     assert made.metric == "bits_per_number_token" and {"bits_per_byte", "bits_per_byte_zero_shot"} <= set(
         made.tests["metric"]
     )
     assert set(made.tests["task"]) == {"macro average", "sums", "held_out/general", "held_out/in_domain"}
     summary = made.summary()
-    assert "Is trait better than base" in summary["question"] and "1 training seed" in summary["headline"]
-    assert summary["control_arm"] == "base" and len(summary["forgetting"]) == 1  # in-domain text is not what is forgotten
+    said = verdict(made.tests, chosen.main_metric, "trait")
+    assert "Is trait better than base" in said["question"] and "1 training seed" in said["headline"]
+    assert said["control_arm"] == "base" and len(said["forgetting"]) == 1  # in-domain text is not what is forgotten
     assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
@@ -554,5 +549,3 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     pd.testing.assert_frame_equal(read.outcomes, made.outcomes)
     pd.testing.assert_frame_equal(read.tests, made.tests, check_dtype=False)
     assert read.summary() == summary
-    others = {"base": ["trait"], "trait": ["base"]}  # whichever is the reference, there is an arm to look at
-    assert {arm: replace(read, params=chosen.model_copy(update={"reference_arm": arm})).others for arm in others} == others

@@ -27,7 +27,6 @@ REACHED = {  # what it is now: only ever lowered, until the numbers above hold
     "spine": 2_345,
     "engine": 3_240,
     "selection": 1_607,
-    "evaluation": 1_685,
     "whole": 13_339,
     "bytes": 49.8,
     "statements": 0.66,

@@ -16,7 +16,7 @@ from trait_kit import tables
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison
 from trait_kit.figures import evidence
-from trait_kit.figures.cells import Cell, Table, csv_text
+from trait_kit.figures.cells import Cell, Table, csv_text, p_words
 from trait_kit.figures.tables import ablation_table, comparison_table, item_file, main_table, pair_file, write_items
 
 HOSTILE = "=cmd|'/c calc'!A0 <script>alert(1)</script> ](javascript:x) \x1b[2J {0} \\end{table} & $x_1^2$"
@@ -84,7 +84,10 @@ class Links(HTMLParser):
 
 
 def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
-    arms, forgetting = comparison.arm_table(outcomes), comparison.forgetting_of(outcomes)
+    arms, forgetting = (
+        comparison.arm_table(outcomes),
+        comparison.compare(outcomes, "base", "bits_per_byte", "held_out/general"),
+    )
     tests = pd.concat([forgetting, comparison.compare_all(outcomes, "trait")])
     table = main_table(arms, tests, "bits_per_byte", "trait")
     assert list(table.columns) == [
@@ -94,7 +97,7 @@ def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["raw"]
     cell = table.column("TRAIT minus this arm")[1]
     assert cell.text == f"{row['difference']:+.3f}, {100 * row['difference'] / row['arm_mean']:+.1f}%"
-    assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {comparison.p_words(row)}"
+    assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {p_words(row['p_holm'])}"
     assert table.column("TRAIT minus this arm")[3].text == "–"
     assert [cell.best for cell in table.column("Average of tasks")] == [False] * 4 + [True]
     forgot = forgetting.set_index("arm").loc["trait"]

@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from local_tasks import BENCHMARKS, local_task
-from transformers import AutoTokenizer
 
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.evaluation import backends, outcomes, suites
@@ -49,9 +48,7 @@ def asked(chosen: EvaluationParams, folder: Path) -> list[suites.Unit]:
     if chosen.few_shot:
         shots = suites.worked_examples(chosen)
     problems = load_problems(chosen.tasks, "test", items)
-    return suites.build(
-        problems, {}, chosen, folder / "lm_eval", shots, load_tasks(chosen.tasks), AutoTokenizer.from_pretrained(MODEL)
-    )
+    return suites.build(problems, {}, chosen, folder / "lm_eval", shots, load_tasks(chosen.tasks))
 
 
 def overhead(items: int) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def measure(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: 
         row = comparison.compare_pair(pairs, "metric", kind == "binary", number)
         counted["difference"] += row["low"] <= reference - arm <= row["high"]
         arms = [pair[1] for pair in pairs]
-        low, high = statistics.estimate(arms, None, statistics.two_of_each(arms)).interval(0.95)
+        imagined = statistics.TWO_OF_EACH if kind == "binary" else ()
+        low, high = statistics.estimate(arms, None, imagined).interval(0.95)
         counted["mean"] += low <= arm <= high
         for name, (low, high) in _others([first - second for first, second in pairs], draw):
             counted[name] += low <= reference - arm <= high

@@ -1,13 +1,13 @@
 """Outcomes of several finished runs as one table, so that arms of different runs are compared item by item.
 
-Runs whose parameters differ in the seed alone are one experiment, and their outcomes are seeds of the same arms;
-otherwise an arm is named `run:arm`. Only items that every arm was asked in a seed pair, and what does not pair is
-counted, never dropped in silence. Runs that put their questions differently (another number of worked examples, say)
-are refused.
+Runs whose parameters differ in the seed alone are one experiment: seeds of the same arms. Otherwise an arm is named
+`run:arm`. Only items that every arm was asked in a seed pair; others are counted. Runs that put their questions
+differently (another number of worked examples, say) are refused.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,59 +37,54 @@ def gather(names: Sequence[str]) -> Together:
     for name in names:
         folder, arm = (name, "") if Path(name).is_dir() or ":" not in name else name.rsplit(":", 1)
         wanted.setdefault(Path(folder).resolve(), set()).add(arm)
-    experiments: dict[str, pd.DataFrame] = {}
-    signatures: dict[str, str] = {}
+    experiments: dict[tuple[str, int], str] = {}  # what shaped it, how often its seed came before
+    times: Counter[tuple[str, int]] = Counter()  # a seed comes again after a change of the code
+    parts: list[tuple[str, pd.DataFrame]] = []
     notes: list[str] = []
     first: dict[str, Any] = {}
     for path, arms in wanted.items():
-        summary, signature, outcomes = _read(path, arms)
+        summary, shaped, outcomes = _read(path, arms)
         first = first or summary
-        _refuse_other_questions(first, summary, path)
-        seeds = set(outcomes["seed"])  # the same seed twice, before and after a change of the code, is two experiments
-        for name, part in experiments.items():
-            if signatures[name] == signature and not seeds & set(part["seed"]):
-                experiments[name] = pd.concat([part, outcomes])
-                notes.append(f"{name} and {path.name} differ in their seed alone: they are seeds of the same arms.")
-                break
-        else:
-            name = path.name if path.name not in experiments else str(path)
-            experiments[name], signatures[name] = outcomes, signature
-    reference = first.get("reference_arm")
-    if len(experiments) > 1:
-        reference = f"{next(iter(experiments))}:{reference}"
-        experiments = {name: part.assign(arm=f"{name}:" + part["arm"]) for name, part in experiments.items()}
-    outcomes = pd.concat(experiments.values(), ignore_index=True)
+        for what, value in summary.get("how_asked", {}).items():  # (outcomes.Evaluation.summary)
+            if (before := first.get("how_asked", {}).get(what, value)) != value:
+                raise TraitError(
+                    f"{path} asked its items in another way than the first run: {what} is {before!r} and {value!r}. "
+                    "Evaluate one as the other (--set, --from 05)."
+                )
+        seed = outcomes["seed"].iloc[0]
+        own = path.name if path.name not in experiments.values() else str(path)
+        name = experiments.setdefault((shaped, times[shaped, seed]), own)
+        times[shaped, seed] += 1
+        parts.append((name, outcomes))
+        if name != own:
+            notes.append(f"{name} and {own} differ in their seed alone: they are seeds of the same arms.")
+    prefix = {name: f"{name}:" if len(experiments) > 1 else "" for name in experiments.values()}
+    outcomes = pd.concat([part.assign(arm=prefix[name] + part["arm"]) for name, part in parts], ignore_index=True)
     arms = list(dict.fromkeys(outcomes["arm"]))
     if len(arms) < 2:
         raise TraitError(f"Only one arm to compare, {', '.join(arms)}. Name another one, or a whole run.")
+    reference = f"{prefix[parts[0][0]]}{first.get('reference_arm')}"
     return Together(_same_items(outcomes, notes), reference if reference in arms else None, notes)
 
 
+def finished(folder: Path | str, step: str) -> dict[str, Any]:
+    """The record of a run's finished step."""
+    if record := runs.recorded(Path(folder), step):
+        return record
+    raise TraitError(f"{folder} has not finished {step}, or is not a run folder. Run its experiment: it goes on there.")
+
+
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
-    """The summary of a run's evaluation, a digest of all that shapes it but the seed, the outcomes of the named arms."""
-    if not path.is_dir():
-        raise TraitError(f"{path} is not a run folder. Name one that `trait-kit run` wrote, or FOLDER:arm.")
+    """Summary of a run's evaluation, digest of what shapes it but the seed, outcomes of the named arms."""
+    summary = finished(path, _STEP)["summary"]
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
-    if not records or records[-1]["step"] != _STEP:
-        raise TraitError(f"The run {path} has not finished {_STEP}. Run its experiment again; it goes on where it stopped.")
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()
     known = list(dict.fromkeys(outcomes["arm"]))
     if missing := arms - {"", *known}:
         raise TraitError(f"{path} has no arm '{min(missing)}'; its arms are: {', '.join(known)}.")
     shaped = [{**record["shaped_by"]["params"], "seed": None} for record in records]
     named = outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
-    return records[-1]["summary"], digest(shaped), named
-
-
-def _refuse_other_questions(first: dict[str, Any], other: dict[str, Any], path: Path) -> None:
-    """By what each record says of how it asked (outcomes.evaluate_arms)."""
-    before = first.get("how_asked", {})
-    for name, value in other.get("how_asked", {}).items():
-        if before.get(name, value) != value:
-            raise TraitError(
-                f"{path} asked its items in another way than the first run, so their outcomes do not pair: {name} is "
-                f"{before[name]!r} and {value!r}. Evaluate one as the other (--set, --from 05)."
-            )
+    return summary, digest(shaped), named
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

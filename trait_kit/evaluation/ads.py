@@ -1,9 +1,9 @@
 """Marks for one written ad: is it like the reference, does it keep the format, does it say what it should?
 
-Exact match says little of free text, since a good ad has many wordings. So an ad is compared with the gold one (ROUGE-L,
-chrF) and held against the platform's limits. Whether it invents anything is a question for a reader.
+A good ad has many wordings, so exact match says little. An ad is compared with the gold one (ROUGE-L, chrF) and held
+against the platform's limits. Whether it invents anything is a question for a reader.
 
-Predictions come from language models: only the first 2,000 characters are looked at, and every pattern is bounded.
+Language models wrote it: only the first 2,000 characters are looked at, and every pattern is bounded.
 """
 
 from __future__ import annotations
@@ -45,19 +45,18 @@ def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]
 
 
 def written(prediction: str) -> str:
-    """The text that a model wrote, on one line: what follows its last 'The answer is', or else its first line with text.
+    """What follows a model's last 'The answer is', or else its first line with text; '' where nothing was written.
 
-    It ends where the model makes up a next question. Markup around it, a label ('Title:') and one full stop at the end are
-    no part of it, since 'The answer is X.' adds a stop whether X has one or not. '' where nothing was written.
+    It ends where the model makes up a next question. Markup, a label ('Title:') and one full stop at the end are no part
+    of it, since 'The answer is X.' adds a stop whether X has one or not.
     """
     text = first_turn(f"\n{prediction[:MAX_CHARACTERS]}")
-    announced = list(_ANNOUNCED.finditer(text))
-    text = text[announced[-1].end() :] if announced else text
-    return _tidy(next((line for line in _readable(text).split("\n") if re.search(r"\w", line)), ""))
+    lines = _readable(_ANNOUNCED.split(text)[-1]).split("\n")
+    return _tidy(next((line for line in lines if re.search(r"\w", line)), ""))
 
 
 def _readable(text: str) -> str:
-    """Accents in one way, and a blank for what no reader sees: controls, zero-width characters, half characters."""
+    """Accents in one way, and a blank for what no reader sees (controls, zero-width characters)."""
     text = unicodedata.normalize("NFC", text)
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 

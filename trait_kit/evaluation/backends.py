@@ -1,8 +1,8 @@
 """Where a model's answers come from: transformers in this process, or a server with OpenAI's completions protocol.
 
-Each is a class of lm-eval, so that requests, scores and marks are the same. Answers are kept by request, in one file a
-model: a killed evaluation goes on with the next request, more items repeat nothing, and arms that share a model share its
-answers. Scores of different backends agree to rounding, and are kept apart all the same.
+Each is a class of lm-eval: requests, scores and marks are the same. Answers are kept by request, in one file a model: a
+killed evaluation goes on with the next request, more items repeat nothing, arms that share a model share its answers.
+Scores of different backends agree to rounding, and are kept apart all the same.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import resolve_max_length
 from sqlitedict import SqliteDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.evaluation.scoring_model import load_model, quiet
-from trait_kit.models import fast_precision, model_digest
+from trait_kit.evaluation.scoring_model import Answer, answered, load_model, number_tokens, quiet
+from trait_kit.models import fast_precision, load_tokenizer, model_digest
 from trait_kit.params import EvaluationParams
 
 _ATTEMPTS, _TIMEOUT = 3, 120  # of a request to an endpoint; seconds each
 
 
 class KeptLM(CachingLM):
-    """The model of one arm behind lm-eval's cache, in JSON instead of pickles, as a run's folder may come from elsewhere.
+    """The model of one arm behind lm-eval's cache, in JSON: pickles of a run from elsewhere could run code.
 
-    `folder` holds the model; for an endpoint its tokenizer. The cache knows a model by what its answers depend on, never by
-    an address or a key; marks are not in it, so that they are always those of today's code.
+    `folder` holds the model; for an endpoint its tokenizer. The cache knows a model by what its answers depend on, never
+    by an address or a key. Marks are not in it: they are always those of today's code.
     """
 
     def __init__(self, params: EvaluationParams, folder: Path, arm: str, cache: Path) -> None:
@@ -45,8 +45,8 @@ class KeptLM(CachingLM):
                     f"endpoint_model is {self.served} for every arm. Serve each, and put {{arm}} into the name."
                 )
             self.whose = f"The endpoint's model {self.served}"
-            identity = ["endpoint", self.served, version("lm-eval")]
-            self.lm = _endpoint(folder, params, self.served)
+            identity = ["endpoint, with number tokens", self.served, version("lm-eval")]
+            self.lm = Completions(folder, params, self.served)
         else:
             self.whose = f"The model of arm '{arm}' ({folder})"
             precision = fast_precision() if params.precision == "auto" else params.precision
@@ -59,23 +59,25 @@ class KeptLM(CachingLM):
         self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
         self.lm.set_cache_hook(self.get_cache_hook())
 
-    def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
-        """lm-eval's samples of each of its tasks, in the order of the documents.
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        """Of lm-eval's own tasks its pairs, of the kit's also what their number tokens cost (`Answer`)."""
+        answers = self.__getattr__("loglikelihood")(requests)
+        ours = ["metric" in request.doc for request in requests]
+        return [answer if own else answer[:2] for own, answer in zip(ours, answers, strict=True)]
 
-        `evaluate` rather than `simple_evaluate`: the latter adds five seconds a call for a description of the machine.
-        """
+    def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """lm-eval's samples of each task; its `simple_evaluate` would add five seconds to describe the machine."""
         try:
             with quiet(), getattr(self.lm, "autocast", contextlib.nullcontext)():
-                found = evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-        except Exception as error:  # of the connection, or of an answer that is none: the client raises many kinds
+                return evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+        except Exception as error:  # of the connection, or of an answer that is none: many kinds
             if isinstance(error, TraitError) or not self.served:
                 raise
             status = getattr(getattr(error, "response", None), "status_code", "")  # the text might hold the key
             raise TraitError(
                 f"The endpoint of {self.served} gave no usable answer ({type(error).__name__} {status}). See that "
-                "endpoint_url is a completions address that answers and endpoint_model its name; finished requests are kept."
+                "endpoint_url is a completions address and endpoint_model its name; finished requests are kept."
             ) from None
-        return {name: sorted(samples, key=lambda sample: sample["doc_id"]) for name, samples in found.items()}
 
 
 def _refuse_torn(database: str) -> None:
@@ -85,36 +87,39 @@ def _refuse_torn(database: str) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it: they are asked again.")
-
-
-def _endpoint(folder: Path, params: EvaluationParams, served: str) -> LocalCompletionsAPI:
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return Completions(
-            base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
-            model=served,
-            tokenizer=str(folder),
-            tokenizer_backend="huggingface",
-            max_length=resolve_max_length(AutoConfig.from_pretrained(folder), tokenizer, default=2_048),
-            add_bos_token=tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
-            batch_size=params.batch_size,
-            timeout=_TIMEOUT,
-            max_retries=_ATTEMPTS,
-        )
+        raise TraitError(f"{database} holds no answers that can be read ({found[:200]}). Remove it, to ask again.")
 
 
 class Completions(LocalCompletionsAPI):
     """lm-eval's client (its key: OPENAI_API_KEY), with answers that are looked at before they are believed."""
 
-    @staticmethod
-    def parse_logprobs(outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> list[tuple[float, bool]]:
-        choices = sorted((choice for answer in outputs for choice in answer["choices"]), key=lambda choice: choice["index"])
-        for choice, asked in zip(choices, tokens, strict=True):
+    def __init__(self, folder: Path, params: EvaluationParams, served: str) -> None:
+        tokenizer = load_tokenizer(folder)
+        with quiet():
+            super().__init__(
+                base_url=params.endpoint_url.rstrip("/").removesuffix("/completions") + "/completions",
+                model=served,
+                tokenizer=str(folder),
+                tokenizer_backend="huggingface",
+                max_length=resolve_max_length(AutoConfig.from_pretrained(folder), tokenizer, default=2_048),
+                add_bos_token=tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
+                batch_size=params.batch_size,
+                timeout=_TIMEOUT,
+                max_retries=_ATTEMPTS,
+            )
+        self.is_number = number_tokens(tokenizer)
+
+    def parse_logprobs(self, outputs: Any, tokens: Any, ctxlens: Any, **more: Any) -> list[Answer]:
+        given = [choice for answer in outputs for choice in answer["choices"]]
+        choices, answers = sorted(given, key=lambda choice: choice["index"]), []
+        for choice, asked, context in zip(choices, tokens, ctxlens, strict=True):
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             if len(given) != len(asked) + 1 or not all(isinstance(value, float | int) for value in given[1:]):
                 raise TraitError(
-                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). Serve the model "
-                    "with a server that does, such as `vllm serve`."
+                    "The endpoint gives no log-probabilities of the prompt's tokens (echo with logprobs). "
+                    "Use a server that does, such as `vllm serve`."
                 )
-        return LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **more)
+            nats = given[context:-1]
+            likeliest = (max(top.values()) for top in choice["logprobs"]["top_logprobs"][context:-1])
+            answers.append(answered(nats, nats == list(likeliest), map(self.is_number, asked[context:])))
+        return answers

@@ -1,15 +1,13 @@
-"""Marks (lm-eval's hooks): bits, which of two texts or of several choices is likelier, is a written answer right; AUC, F1.
+"""Marks (lm-eval's hooks): bits, which of several texts is likelier, is a written answer right; AUC and F1.
 
-Why bits first: a 135M model trained for minutes moves the probability of gold solutions long before it moves any accuracy.
-But bits per byte also measure wording: a model that reasons as well in other words has more of them. So the main metric
-counts the *number tokens* alone, each after the gold text before it, which hardly depend on wording; a solution beside
-itself with a slip of reasoning asks what wording cannot answer (slips.py); and choices stand after the gold reasoning.
+Why bits: training moves the probability of gold solutions long before it moves any accuracy. But bits per byte also
+measure wording. So the main metric counts the *number tokens* alone, each after the gold text before it; a solution
+beside itself with a slip of reasoning asks what wording cannot answer (slips.py); choices stand after the gold reasoning.
 
-AUC and F1 of relevance belong to a set of items, while the kit's intervals and tests are of means over items. So each item
-gets a value (a pseudo-value by influence function) such that the mean over the items is the set's number exactly, and the
-variance of that mean is the number's own: for AUC, also of the difference of two arms, DeLong's (DeLong, DeLong &
-Clarke-Pearson, Biometrics 1988) to the last digit; for F1 the linearised one of a ratio of two means. A single value means
-nothing by itself and may lie outside 0..1.
+AUC and F1 of relevance belong to a set of items, while intervals and tests are of means over items. So each item gets a
+pseudo-value (by influence function): their mean is the set's number exactly, and its variance that number's own. For AUC,
+also of the difference of two arms, it is DeLong's (DeLong, DeLong & Clarke-Pearson, Biometrics 1988) to the last digit;
+for F1 the linearised one of a ratio of two means.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ def bits_per_byte(log_probability: float, n_bytes: int) -> float:
 
 
 def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """Log probability of each choice per byte of its text, in nats; `results` are lm-eval's (nats, is it greedy)."""
-    return {choice: nats / len(choice.encode()) for choice, (nats, _greedy) in zip(choices, results, strict=True)}
+    """Log probability of each choice per byte of its text, in nats; `results` are `Answer`s."""
+    return {choice: nats / len(choice.encode()) for choice, (nats, *_) in zip(choices, results, strict=True)}
 
 
 def preferred(scores: dict[str, float]) -> str:
@@ -43,30 +41,26 @@ def preferred(scores: dict[str, float]) -> str:
 
 
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of solution_bits.yaml, zero_shot_bits.yaml, answer_bits.yaml and document_bits.yaml: (nats, bytes), which
-    lm-eval's aggregation divides. The metric's name is the item's."""
-    nats = results[0] if "text" in doc else results[0][0]  # a document's, or (nats, is it greedy) of a solution
-    return {doc["metric"]: (nats, len(doc.get("text", doc.get("target")).encode()))}
+    """lm-eval hook of bits.yaml and documents.yaml: (nats, bytes), which lm-eval's aggregation divides.
 
-
-def number_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of number_bits.yaml: (nats, tokens) of the runs of number tokens in a solution.
-
-    log p(run | what is before it) = log p(solution to its end) - log p(solution to its begin), by turns in `results`.
+    A solution also gets (nats, tokens) of its number tokens; models of lm-eval's own do not tell them.
     """
-    nats = [nats for nats, _greedy in results]
-    nats = [0.0] * (len(nats) % 2) + nats  # the first run begins the solution
-    return {"bits_per_number_token": (sum(nats[1::2]) - sum(nats[::2]), doc["number_tokens"])}
+    answer = results[0]  # the nats of a document, or an `Answer`
+    nats, _greedy, *numbers = (answer, False) if isinstance(answer, float) else answer
+    found = {doc["metric"]: (nats, len(doc["target"].encode()))}
+    if doc["metric"] == "bits_per_byte" and any(numbers):
+        found["bits_per_number_token"] = tuple(numbers)
+    return found
 
 
 def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
     """lm-eval hook of pairs.yaml: 1 if the gold solution is likelier than itself with a slip."""
-    (gold, _), (slipped, _) = results
+    (gold, *_), (slipped, *_) = results
     return {"prefers_gold": float(gold > slipped) if math.isfinite(gold) else math.nan}
 
 
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
-    """lm-eval hook of tasks/choices.yaml; where the choices are 'relevant' and 'irrelevant', how much the first leads."""
+    """lm-eval hook of choices.yaml; of 'relevant' and 'irrelevant' also how much the first leads."""
     scores = per_byte(doc["choices"], results)
     right = float(preferred(scores) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
     if set(scores) != {RELEVANT, IRRELEVANT}:
@@ -75,10 +69,9 @@ def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
-    """lm-eval hook of tasks/generation.yaml: the final answer wherever it stands, and in the asked-for form only; of an ad
-    also those of `ads.marks` that its task's file names.
+    """lm-eval hook of generation.yaml: the final answer wherever it stands, and in the asked-for form only.
 
-    `doc` has question, answer, kind (of the task), choices (where it has some), marks and limits (of the file).
+    Of an ad also those of `ads.marks` that its task's file names.
     """
     flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"], doc["question"])
     marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
@@ -89,27 +82,27 @@ def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def with_set_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes (tables.SCHEMAS['outcomes']) with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
+    """The outcomes with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
 
-    Its value ranks the items of an (arm, seed, task) for AUC, ties counting half; its prediction is what the model prefers
-    (F1 of 'relevant'), its gold 'relevant' or 'irrelevant'. A set without relevant items has neither metric, one without
-    irrelevant ones has no AUC.
+    A set is an (arm, seed, task): the value ranks its items, ties counting half; the prediction is what the model prefers.
+    Without relevant items it has neither metric, without irrelevant ones no AUC.
     """
     found = [outcomes[outcomes["metric"] != SCORE]]
     for _, rows in outcomes[outcomes["metric"] == SCORE].groupby(["arm", "seed", "task"], sort=False):
         relevant = (rows["gold"] == RELEVANT).to_numpy()
         if relevant.any() and not relevant.all():
-            found.append(rows.assign(metric="auc", value=auc_values(rows["value"].to_numpy(dtype=float), relevant)))
+            found.append(rows.assign(metric="auc", value=auc_values(rows["value"].to_numpy(float), relevant)))
         if relevant.any():
-            found.append(rows.assign(metric="f1", value=f1_values((rows["prediction"] == RELEVANT).to_numpy(), relevant)))
+            preferred = (rows["prediction"] == RELEVANT).to_numpy()
+            found.append(rows.assign(metric="f1", value=f1_values(preferred, relevant)))
     return pd.concat(found, ignore_index=True)
 
 
 def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """One value an item, [n]; their mean is the AUC: the chance that a relevant item scores above an irrelevant one.
 
-    An item's part is DeLong's structural component: how many of the other class it is on the right side of. The root of
-    m (n - 1) / ((m - 1) n) makes the variance of the mean the unbiased one of either class; a lone item has no spread.
+    An item's part is DeLong's structural component: the share of the other class that it is on the right side of. The
+    root makes the variance of the mean the unbiased one of either class; a lone item has no spread.
     """
     n, values = len(scores), np.empty(len(scores))
     above = (np.sign(scores[relevant][:, None] - scores[~relevant]) + 1) / 2  # [relevant, irrelevant]
@@ -121,7 +114,7 @@ def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def f1_values(predicted: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """One value an item, [n]; their mean is the F1 of the relevant ones: 2 TP / (predicted + relevant), a ratio of means."""
+    """One value an item, [n]; their mean is the F1: 2 TP / (predicted + relevant), a ratio of means."""
     hits = 2.0 * (predicted & relevant)
     claims = predicted.astype(float) + relevant
     f1 = hits.mean() / claims.mean()

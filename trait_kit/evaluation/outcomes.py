@@ -1,4 +1,4 @@
-"""The stage of notebook 05: every arm is asked the same, every item's outcome is kept, and arms are tested item by item."""
+"""The stage of notebook 05: every arm is asked the same, every outcome is kept, arms are tested item by item."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import AutoTokenizer
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path
@@ -41,37 +40,22 @@ class Evaluation:
     params: EvaluationParams
 
     @property
-    def reference(self) -> str:
-        return self.params.reference_arm
-
-    @property
     def metric(self) -> str:
         return comparison.main_metric(self.outcomes, self.params.main_metric)
 
-    @property
-    def others(self) -> list[str]:
-        """The arms to look at beside the reference: the untrained model, and of the others the best."""
-        rows = self.arm_table[(self.arm_table["metric"] == self.metric) & (self.arm_table["task"] == comparison.MACRO)]
-        means = rows.set_index("arm")["mean"].drop(self.reference, errors="ignore")
-        best_first = means.sort_values(ascending=self.metric in comparison.LOWER_IS_BETTER).index
-        return list(dict.fromkeys([*means.index.intersection(["base"]), *best_first]))[:2]
-
     def summary(self) -> dict[str, Any]:
-        """What the step's record says: the verdict in words, and how it was asked (other runs that differ do not pair)."""
-        p, arms = self.params, list(dict.fromkeys(self.outcomes["arm"]))
-        verdict = comparison.verdict(self.tests, self.metric, p.reference_arm, p.control_arm)
-        if self.metric != p.main_metric:
-            verdict.setdefault("cannot_show", []).append(f"No task has {p.main_metric}: {self.metric} stands for it.")
+        """What the step's record says of how it was asked: runs that differ in it do not pair."""
+        p = self.params
         how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
         how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
-        return {**verdict, "arms": arms, "reference_arm": p.reference_arm, "how_asked": how}
+        return {"reference_arm": p.reference_arm, "how_asked": how}
 
 
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet, arm_table.csv, paired_tests.csv and form_overlap.csv. Killed, it goes on with the next
-    question; of a finished step it reads what is there.
+    Writes outcomes.parquet and a CSV for each of _TABLES. Killed, it goes on with the next question; of a finished step
+    it reads what is there.
     """
     p = step.params
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
@@ -92,12 +76,10 @@ def evaluate_arms(step: Any) -> Evaluation:
 
 def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
     p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
-    models = {"base": str(model_folder(p.base_model))}
-    for arm, folder in trained["models"].items():
-        models[arm] = step.path("04_train_two_stages", folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(models["base"]))
-    documents = _documents(p, set(tasks))
-    units = suites.build(problems, documents, p, step.path("lm_eval"), suites.worked_examples(p), tasks, tokenizer)
+    arms = {arm: step.path("04_train_two_stages", folder) for arm, folder in trained["models"].items()}
+    models = {"base": p.base_model} | arms
+    asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+    units = suites.build(*asked)
     seed, answers = trained.get("seed", p.seed), step.path("answers")
     found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
     print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
@@ -106,14 +88,14 @@ def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
 
 def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:
     """Held-out texts by kind; problems of tasks that no arm trains on are text of a foreign kind."""
-    specs = {"general": p.web, "in_domain": p.in_domain}
-    documents = {kind: load_held_out(spec, p.seed)["text"].to_pylist() for kind, spec in specs.items()}
-    if not p.foreign_tasks:
-        return documents
+    specs = {"general": (p.web, p.general_documents), "in_domain": (p.in_domain, p.in_domain_documents)}
+    documents = {kind: load_held_out(spec, p.seed)["text"][:n].to_pylist() for kind, (spec, n) in specs.items()}
     if both := set(load_tasks(p.foreign_tasks)) & trained_on:
         raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
-    rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
-    return documents | {"foreign": [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]}
+    if p.foreign_tasks:
+        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
+        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
+    return documents
 
 
 def evaluate_model(
@@ -125,7 +107,7 @@ def evaluate_model(
     answers: Path | str,
     report: Callable[[str], None] = lambda _line: None,
 ) -> pd.DataFrame:
-    """Outcomes (tables.SCHEMAS['outcomes']) of one model on `suites.build`'s units; its answers are kept in `answers`.
+    """Outcomes (tables.SCHEMAS) of one model on `suites.build`'s units; its answers are kept in `answers`.
 
     A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
     """
@@ -134,7 +116,8 @@ def evaluate_model(
     with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
-            samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, unit.limit)
+            limit = suites.GENERAL_ITEMS if unit.kind == "general" else None
+            samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, limit)
             rows = list(_rows(unit, samples, kept.whose))
             found += rows
             asked = len(kept.dbdict) - before
@@ -149,31 +132,29 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
     for template, task in unit.lm_eval.items():
         first_filter = {sample["doc_id"]: sample for sample in reversed(samples[task.config.task])}
         for place, sample in sorted(first_filter.items()):
-            names, prediction, gold = _read(template, sample)
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
             row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
-            row |= {"prediction": _stored(prediction), "gold": _stored(gold)}
-            for name in names:
-                value = metrics.bits_per_byte(*sample[name]) if isinstance(sample[name], tuple) else sample[name]
+            gold = "" if template == "documents" else str(sample["target"]).strip()
+            row |= {"prediction": _stored(_prediction(template, sample)), "gold": _stored(gold)}
+            names = sample["metrics"]
+            main = [name for name in (*_MAIN_METRICS, *names) if name in names]
+            for name in main[:1] if template == "general" else names:
+                value = sample[name]
+                value = metrics.bits_per_byte(*value) if isinstance(value, tuple) else value
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
-                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the task "
-                        "gives no number an item."
+                        f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the "
+                        "task gives no number an item."
                     )
                 yield {**row, "metric": name, "value": float(value)}
 
 
-def _read(template: str, sample: dict[str, Any]) -> tuple[list[str], str, str]:
-    """(metrics, prediction, gold) of one lm-eval sample."""
-    doc, responses, names = sample["doc"], sample["filtered_resps"], list(sample["metrics"])
-    if template == "general":
-        main = [name for name in _MAIN_METRICS if name in names]
-        return (main or names)[:1], responses[0] if isinstance(responses[0], str) else "", str(sample["target"])
+def _prediction(template: str, sample: dict[str, Any]) -> str:
+    """What a model wrote or preferred; '' where it was only scored."""
+    answers = sample["filtered_resps"]
     if template == "choices":
-        return names, metrics.preferred(metrics.per_byte(doc["choices"], responses)), doc["answer"]
-    if template == "generation":
-        return names, responses[0], doc["answer"]
-    return names, "", doc.get("target", "").strip()
+        return metrics.preferred(metrics.per_byte(sample["doc"]["choices"], answers))
+    return answers[0] if isinstance(answers[0], str) else ""
 
 
 def _stored(text: str) -> str:

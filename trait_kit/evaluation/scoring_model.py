@@ -1,81 +1,86 @@
-"""lm-eval's transformers model, with likelihoods scored in packed rows: at most a tenth more time than the forward passes.
-
-Generation is lm-eval's own (`HFLM.generate_until`).
-"""
+"""lm-eval's transformers model, its likelihoods in packed rows: at most a tenth more time than the forward passes."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SEQUENCE = 64  # a packed row holds batch_size times this many tokens
 _SHARED = 32  # what all prompts begin with is shared in whole blocks of so many tokens
-Request = tuple[Any, list[int], list[int]]  # key, context tokens, continuation tokens
-Answer = tuple[float, bool]  # log probability in nats, is it the greedy continuation
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer each
+
+
+class Answer(NamedTuple):
+    """What a text costs after its context: lm-eval's pair, and the part of it that is the number tokens'."""
+
+    nats: float  # log probability
+    greedy: bool  # whether every token is the likeliest
+    number_nats: float
+    numbers: int
+
+
+def answered(nats: Sequence[float], greedy: bool, numbers: Iterable[bool]) -> Answer:
+    """From the log probability of each token, and whether it is a number token."""
+    of_numbers = [value for value, is_number in zip(nats, numbers, strict=True) if is_number]
+    return Answer(sum(nats), greedy, sum(of_numbers), len(of_numbers))
+
+
+def number_tokens(tokenizer: Any) -> Callable[[int], bool]:
+    """Whether a token of this tokenizer is a number token: it holds a digit."""
+    return functools.cache(lambda token: any(map(str.isdigit, tokenizer.decode([token]))))
 
 
 @dataclass
 class _Row:
-    """Token sequences of which equal beginnings stand once: a tree, its tokens in the order of a walk (parents first).
+    """Token sequences of which equal beginnings stand once: a tree, in the order of a walk (parents first).
 
     A token sees those before it whose branch it stands in: token j is an ancestor of i where j <= i < ends[j].
     """
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)  # places of the latest sequence's tokens
-    scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, the token that follows it) -> its score
-    asked: list[tuple[int, list[int]]] = field(default_factory=list)  # index of a request, its scores
-
-    def shared(self, sequence: list[int]) -> int:
-        return len(commonprefix([[self.tokens[place] for place in self.path], sequence]))  # noqa: RUF071 - of lists
+    places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place before it, token) -> place
+    ends: dict[int, int] = field(default_factory=dict)
+    scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, next token) -> number of its score
+    asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # request, its tokens, their scores
 
     def add(self, index: int, context: list[int], wanted: list[int]) -> None:
         """Requests come in the order of their tokens, so that what begins alike is together."""
-        sequence = context + wanted[:-1]
-        self.path = self.path[: self.shared(sequence)]
-        for token in sequence[len(self.path) :]:
-            self.positions.append(len(self.path))
-            self.path.append(len(self.tokens))
-            self.tokens.append(token)
-            self.ends.append(0)
-        for place in self.path:
-            self.ends[place] = len(self.tokens)
-        steps = zip(self.path[len(context) - 1 :], wanted, strict=True)
-        self.asked.append((index, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
+        path = [-1]
+        for token in context + wanted[:-1]:
+            path.append(self.places.setdefault((path[-1], token), len(self.places)))
+        self.ends |= dict.fromkeys(path[1:], len(self.places))
+        steps = zip(path[len(context) :], wanted, strict=True)
+        self.asked.append((index, wanted, [self.scored.setdefault(step, len(self.scored)) for step in steps]))
 
 
 class PackedLM(HFLM):
     """HFLM's numbers to rounding, in rows of many requests instead of padded batches.
 
-    Why: the requests of one problem (its gold solution up to each number, a slip of it, four choices) begin alike, and the
-    vocabulary of a small model costs as much as a quarter of its layers. A row holds many requests as a tree: what begins
-    alike is read once, texts branch where they part (a 4-D attention mask, positions along the branch), and logits are
-    computed at scored positions only. Worked examples, with which all prompts of a task begin, are read once for all rows.
-    A model whose attention does not honour such a mask fails the check in __init__ and is scored the ordinary way.
+    Why: the requests of one problem (its solution, a slip of it, four choices) begin alike, and the vocabulary of a small
+    model costs as much as a quarter of its layers. A row is a tree: what begins alike is read once, texts branch where
+    they part (a 4-D attention mask, positions along the branch), and logits are computed at scored positions only. Worked
+    examples, with which all prompts of a task begin, are read once for all rows. A model whose attention does not honour
+    such a mask fails the check in __init__ and gets a row a request, without a mask.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, autocast: torch.dtype | None) -> None:
-        # lm-eval's cache of logits takes one text that is divided in two ways (an answer, a solution) for one request
-        sizes = {"batch_size": batch_size, "mixed_precision_dtype": autocast, "logits_cache": False}
-        super().__init__(pretrained=model, tokenizer=tokenizer, **sizes)
+    def __init__(self, model: Any, *, batch_size: int, **settings: Any) -> None:
+        super().__init__(model, batch_size=batch_size, **settings)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
-        self.product_dtype = self.mixed_precision_dtype or model.dtype
-        config = model.config.get_text_config()
+        self.is_number = number_tokens(self.tokenizer)
+        self.product_dtype = self.mixed_precision_dtype or self.model.dtype
+        config = self.model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
         usual = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
         self.packs = usual
@@ -86,78 +91,73 @@ class PackedLM(HFLM):
         dtype = self.mixed_precision_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def nats(self, context: str, texts: list[str]) -> list[float]:
-        """Log probability of each text after the context."""
-        asked = [((context, text), *self._encode_pair(context, text)) for text in texts]
-        return [value for value, _greedy in self._loglikelihood_tokens(asked, disable_tqdm=True)]
+    def score(self, context: str, text: str) -> Answer:
+        """What a text costs after the context."""
+        return self._loglikelihood_tokens([((context, text), *self._encode_pair(context, text))])[0]
 
-    def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
+    def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_shown: Any) -> list[Answer]:
         room = self.max_length + 1
-        cut = [(key, context[-max(1, room - len(wanted)) :], wanted) for key, context, wanted in requests]  # as HFLM does
-        if not self.packs or max(len(context) + len(wanted) for _, context, wanted in cut) > self.window + 1:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        answers: list[Answer] = [(0.0, False)] * len(requests)
-        contexts = [context[:-1] for _, context, _ in cut]
-        shared = len(commonprefix(contexts)) if len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
+        cut = [(context[-max(1, room - len(wanted)) :], wanted) for _, context, wanted in requests]  # as HFLM does
+        packs = self.packs and max(len(context) + len(wanted) for context, wanted in cut) <= self.window + 1
+        contexts = [context[:-1] for context, _ in cut]
+        shared = len(commonprefix(contexts)) if packs and len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
         n_prefix = shared // _SHARED * _SHARED
-        prefix: Prefix = self._read(cut[0][1][:n_prefix]) if n_prefix else []
-        for row in self._rows([(key, context[n_prefix:], wanted) for key, context, wanted in cut]):
+        prefix: Prefix = self._read(contexts[0][:n_prefix]) if n_prefix else []
+        answers: dict[int, Answer] = {}
+        for row in self._rows([(context[n_prefix:], wanted) for context, wanted in cut], packs):
             for index, answer in self._score(row, prefix):
                 answers[index] = answer
                 if requests[index][0] is not None:  # a window of a document: lm-eval keeps the whole
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-            if self.cache_hook.dbdict is not None:  # kept row by row: what is resumed packs the same rows, to the last bit
+            if self.cache_hook.dbdict is not None:  # row by row: what is resumed packs the same rows, to the last bit
                 self.cache_hook.dbdict.commit(blocking=True)
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def _read(self, tokens: list[int]) -> Prefix:
         """What all prompts begin with, as the worked examples of a task: computed once, seen by all."""
         with torch.no_grad(), self.autocast():
-            cache = self.model(torch.tensor([tokens], device=self.device), use_cache=True, logits_to_keep=1).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
+            read = self.model(self._tensor(tokens)[None], use_cache=True, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in read.past_key_values.layers]
 
-    def _rows(self, requests: list[Request]) -> Iterator[_Row]:
-        """Rows of about `row_tokens` tokens. Their order is that of the tokens, so what is left of a killed evaluation
-        makes the same rows."""
-        row = _Row()
-        for index in sorted(range(len(requests)), key=lambda index: requests[index][1] + requests[index][2]):
-            _, context, wanted = requests[index]
-            sequence = context + wanted[:-1]
-            grown = len(row.tokens) + len(sequence) - row.shared(sequence)
-            if row.asked and grown > max(self.row_tokens, 2 * len(sequence)):
+    def _rows(self, pairs: list[tuple[list[int], list[int]]], packs: bool) -> Iterator[_Row]:
+        """Rows of `row_tokens` tokens, to the end of a request, from (context, continuation) tokens.
+
+        Their order is that of the tokens, so what is left of a killed evaluation makes the same rows. What is asked twice
+        (an answer, a choice) is in one row: its numbers are the same to the last bit.
+        """
+        row, before = _Row(), []
+        for index, (context, wanted) in sorted(enumerate(pairs), key=lambda pair: pair[1][0] + pair[1][1]):
+            if row.asked and (not packs or (len(row.places) >= self.row_tokens and context + wanted != before)):
                 yield row
                 row = _Row()
             row.add(index, context, wanted)
-        if row.asked:
-            yield row
+            before = context + wanted
+        yield row
 
     def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
         """One forward pass over a row, after the prefix; yields (request index, answer)."""
-        n_prefix = prefix[0][0].shape[2] if prefix else 0
-        mask = self._mask(row, n_prefix) if len(row.asked) > 1 or prefix else None
-        places, targets = zip(*row.scored, strict=True)
+        places, targets = (self._tensor(values) for values in zip(*row.scored, strict=True))
+        tokens = self._tensor([token for _, token in row.places])[None]
         with torch.no_grad(), self.autocast():
-            logits = self.model(
-                input_ids=self._tensor(row.tokens)[None],
-                attention_mask=mask,
-                position_ids=self._tensor(row.positions)[None] + n_prefix,
-                past_key_values=DynamicCache(prefix) if prefix else None,
-                logits_to_keep=self._tensor(places),
-                use_cache=bool(prefix),
-            ).logits[0]
-            scores, greedy = _log_probabilities(logits, self._tensor(targets))
-        for index, steps in row.asked:
-            yield index, (float(scores[steps].sum()), bool(greedy[steps].all()))
-
-    def _mask(self, row: _Row, n_prefix: int) -> torch.Tensor:
-        """What each token of a row sees: its ancestors, itself, the prefix. [1, 1, row, prefix + row]."""
-        ends = self._tensor(row.ends)
-        seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
-        mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
-        mask = mask.masked_fill_(~seen, torch.finfo(self.product_dtype).min)
-        return torch.nn.functional.pad(mask, (n_prefix, 0))[None, None]
+            if prefix or len(row.asked) > 1:
+                ends, n_prefix = self._tensor(list(row.ends.values())), prefix[0][0].shape[2] if prefix else 0
+                seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()  # its ancestors and itself
+                seen = torch.nn.functional.pad(seen, (n_prefix, 0), value=True)  # [row, prefix + row]
+                mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)  # cast once, not a layer
+                logits = self.model(
+                    input_ids=tokens,
+                    attention_mask=mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None],
+                    position_ids=seen.sum(1)[None] - 1,
+                    past_key_values=DynamicCache(prefix) if prefix else None,
+                    logits_to_keep=places,
+                    use_cache=bool(prefix),
+                ).logits[0]
+            else:
+                logits = self._model_call(tokens)[0, places]
+            scores, greedy = _log_probabilities(logits, targets)
+        for index, wanted, steps in row.asked:
+            numbers = map(self.is_number, wanted)
+            yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -168,9 +168,9 @@ class PackedLM(HFLM):
         size = min(self.model.config.get_text_config().vocab_size, 1_000)
         begin, one, other, end = (torch.randint(size, (n,), generator=draw).tolist() for n in (_SHARED, 9, 8, 6))
         asked = [(None, begin + one, end), (None, begin + one, end[:4]), (None, begin + other, end)]
-        single = [super(PackedLM, self)._loglikelihood_tokens([request], disable_tqdm=True)[0][0] for request in asked]
+        single = [self._loglikelihood_tokens([request])[0].nats for request in asked]  # no mask, no prefix
         try:
-            packed = [value for value, _greedy in self._loglikelihood_tokens(asked)]
+            packed = [answer.nats for answer in self._loglikelihood_tokens(asked)]
         except (AttributeError, TypeError, ValueError, RuntimeError):  # an architecture of other arguments or caches
             return False
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
@@ -180,8 +180,7 @@ class PackedLM(HFLM):
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(log probability [n] float64, is it the largest [n]) of each target token under logits [n, vocabulary].
 
-    A few rows at a time on a CPU: their float32 copy then stays in its cache, which is five times faster than whole-matrix
-    passes over tens of thousands of columns.
+    A few rows at a time on a CPU: their float32 copy then stays in its cache, which is five times faster.
     """
     rows = 8 if logits.device.type == "cpu" else 4_096
     scores, largest = [], []
@@ -195,19 +194,17 @@ def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[tor
 def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
     """The model of a folder, on the GPU where there is one.
 
-    bfloat16 is autocast over float32 weights on a CPU (norms and residuals stay exact) and the weights' type on a GPU.
+    bfloat16 is the weights' type on a GPU, and autocast over float32 weights on a CPU (norms and residuals stay exact).
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = precision == "bfloat16"
-    autocast = torch.bfloat16 if half and device == "cpu" else None
+    settings = {"device": "cuda", "dtype": precision}
+    if not torch.cuda.is_available():
+        mixed = "bfloat16" if precision == "bfloat16" else None
+        settings = {"device": "cpu", "dtype": "float32", "mixed_precision_dtype": mixed}
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            dtype = torch.bfloat16 if half and device == "cuda" else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+            return PackedLM(str(folder), batch_size=batch_size, **settings)
         except (OSError, ValueError, KeyError) as error:
             raise TraitError(f"{folder} does not hold a transformers causal language model: {error}") from error
-        return PackedLM(model, tokenizer, batch_size=batch_size, autocast=autocast)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Minimal pairs: a step of a worked solution beside itself with a slip of *reasoning*, whose arithmetic is right.
 
-A model that was trained on worked solutions knows how they sound, so bits per byte can fall while reasoning does not.
-Which of two texts that differ in one step is likelier is a question that form cannot answer. A slip of arithmetic
-(7 * 8 = 54) would be too easy: an untrained model tells 95% of them apart. Here a step takes a wrong operand, operation
-or order, and its result is computed anew. Both texts end there, since all that follows would give the slip away.
+A model that was trained on worked solutions knows how they sound: bits per byte can fall while reasoning does not get
+better. Which of two texts that differ in one step is likelier, form cannot say. A slip of arithmetic (7 * 8 = 54) would
+be too easy: an untrained model tells 95% of them. Here a step takes a wrong operand, operation or order, and its result
+is computed anew. Both texts end there, since all that follows would give the slip away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORDS_A_NUMBER = 1.5  # a solution of fewer is a row of numbers: an untrained mo
 
 
 def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
-    """The solution to the end of one step, and the same with its operand, operation or order changed; None if none fits.
+    """The solution to the end of one step, and the same with that step changed; None where none fits.
 
     The new result is another whole number of as many digits; the step is the first that can be changed so.
     """
@@ -42,7 +42,7 @@ def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
 def _changes(step: re.Match[str], known: list[str]) -> tuple[list[tuple[str, str, str]], ...]:
     """(left, sign, right) of a wrong operation or order; then of one wrong operand, a number that is known by then.
 
-    In this order, as SmolLM2-135M, untrained, with two examples, told 66% of the former and 89% of the latter (103 pairs).
+    In this order, as untrained SmolLM2-135M told 66% of the former and 89% of the latter (103 pairs, two examples).
     """
     left, sign, right = step[1], step[3], step[5]
     others = [other for other in dict.fromkeys(known) if other not in (left, right, step[8])]

@@ -1,7 +1,7 @@
 """Numbers in, statistics out: standard errors, intervals, tests, and the smallest gain that items could have shown.
 
-A group is the items of one task, [training seeds, items], NaN where a seed did not see an item; statistics are of the
-mean of the groups' means (every task weighs the same), each of them first over a seed's items, then over seeds.
+A group is the items of one task, [training seeds, items], NaN where a seed did not see an item. Statistics are of the
+mean of the groups' means (every task weighs the same), each over a seed's items, then over seeds.
 
 Items of one cluster (a template, an entity, a document; the same label in two tasks is the same cluster) are no
 independent evidence: what varies, is flipped and is counted are clusters. Without labels every item is its own.
@@ -23,16 +23,17 @@ from scipy import stats
 FLIPS = 20_000  # random sign flips where there are too many to try all
 EXACT_ITEMS = 14  # up to this many non-zero differences, all 2^n sign flips are tried
 POWER = 0.8  # with which a smallest gain is shown
+TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes, right and wrong (Agresti and Coull, 1998)
 _AT_ONCE = 1_000  # sign flips
 Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; None: every item is its own
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of group means and its standard error, by what it comes from; all of it has Student's tails.
+    """A mean of group means and its variance (squared units of the metric) by source; all has Student's tails.
 
-    Variances are in squared units of the metric. `items`: from drawing other items that all seeds share. `seeds`: the
-    seeds' means about their mean, divided by how many there are; what strikes an item in one seed only is in it.
+    `items`: from drawing other items that all seeds share. `seeds`: the seeds' means about their mean, over how many
+    there are; what strikes an item in one seed only is in it.
     """
 
     mean: float
@@ -89,11 +90,9 @@ def macro(groups: Sequence[np.ndarray]) -> float:
 def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: Sequence[float] = ()) -> Estimate:
     """The mean of the groups' means with where its variance comes from; a single item counts as having none.
 
-    `imagined` items stand beside each group's own when its spread is taken, so that twenty equal outcomes of right or
-    wrong do not claim certainty (two_of_each, half_a_win_each).
-
-    What several seeds have in common is the covariance of their means through items, so that seeds may share all of
-    their items (a benchmark), none (problems generated anew), or some.
+    `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes of right or wrong are
+    no certainty. What seeds have in common is the covariance of their means through items, so that they may share all
+    of their items (a benchmark), none (problems generated anew), or some.
     """
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
@@ -108,25 +107,10 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
     return Estimate(mean, max(0.0, shared), float(of_seeds.var(ddof=1)) / n, freedom, n)
 
 
-def two_of_each(groups: Sequence[np.ndarray]) -> tuple[float, ...]:
-    """Imagined outcomes of an arm: two right and two wrong answers (Agresti and Coull, 1998); none if not binary."""
-    binary = all(np.isin(group[~np.isnan(group)], (0.0, 1.0)).all() for group in groups)
-    return (1.0, 1.0, 0.0, 0.0) if binary else ()
-
-
-def half_a_win_each(n_seeds: int) -> tuple[float, float]:
-    """Imagined differences of binary outcomes: half a win of each arm (Agresti and Min, 2005).
-
-    It is shared by the outcomes of all seeds, as two differences whose squares add up to one win.
-    """
-    return math.sqrt(0.5 / n_seeds), -math.sqrt(0.5 / n_seeds)
-
-
 def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Sequence[float]) -> list[pd.DataFrame]:
     """By group: how much each cluster moves each seed's mean of group means, [clusters, seeds]; 0 where it is not.
 
-    A group of one cluster has no spread between clusters: its interval is that of its items, so it speaks of this
-    cluster's items only.
+    A group of one cluster has no spread between clusters: its interval is that of its items, and speaks of them only.
     """
     parts = []
     for place, group in enumerate(groups):
@@ -144,18 +128,12 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     return parts
 
 
-def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided exact McNemar p value of paired 0/1 outcomes: a fair coin over the items on which they disagree."""
-    disagreements = int(np.sum(first != second))
-    return float(stats.binomtest(int(np.sum(first > second)), disagreements).pvalue) if disagreements else 1.0
-
-
 def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> float:
     """Two-sided p value that paired differences, grouped by task, are symmetric about zero.
 
-    The statistic is the mean of task means; all differences of a cluster are flipped together, in whichever tasks they
-    are. Of binary outcomes it is McNemar's test for a mean of tasks. Exact (all sign patterns) for at most EXACT_ITEMS
-    non-zero differences; else FLIPS random ones, the observed one counted too: p is never 0.
+    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. Those of
+    one size are a fair coin's: of right and wrong, this is McNemar's exact test. Else all sign patterns are tried for at
+    most EXACT_ITEMS differences, or FLIPS random ones and the observed: p is never 0.
     """
     weighted = np.concatenate([np.ravel(group) / (np.size(group) * len(groups)) for group in groups])
     if clusters is not None:
@@ -164,6 +142,8 @@ def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clu
     n = len(weighted)
     if n == 0:
         return 1.0
+    if np.ptp(np.abs(weighted)) <= 1e-9 * np.abs(weighted).max():
+        return float(stats.binomtest(int(np.sum(weighted > 0)), n).pvalue)
     limit = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()  # a pattern that ties but for rounding counts
     if n <= EXACT_ITEMS:
         patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
@@ -175,7 +155,7 @@ def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clu
     return (extreme + 1) / (FLIPS + 1)
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjusted p values (family-wise error), in the order they came."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
@@ -189,6 +169,4 @@ def standardised(groups: Sequence[np.ndarray]) -> float:
     """
     variances = [np.nanmean(group, axis=0).var(ddof=1) for group in groups if group.shape[1] > 1]
     deviation, mean = math.sqrt(np.mean(variances)) if variances else 0.0, macro(groups)
-    if deviation <= 1e-12 * abs(mean):
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / deviation
+    return mean / deviation if deviation > 1e-12 * abs(mean) else math.copysign(math.inf, mean) if mean else 0.0

@@ -1,8 +1,8 @@
-"""What every arm is asked: the tasks' held-out problems, held-out documents, and lm-eval's own tasks, in lm-eval's form.
+"""What every arm is asked, in lm-eval's form: held-out problems, held-out documents, lm-eval's own tasks.
 
-Every arm sees the same items in the same words, so arms can be compared item by item. The shipped files in tasks/ are
-templates; a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks
-also run under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
+Every arm sees the same items in the same words, so arms can be compared item by item. The files in tasks/ are templates;
+a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks also run
+under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
@@ -13,7 +13,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -41,7 +40,7 @@ Item = dict[str, Any]
 
 @dataclass
 class Unit:
-    """What is asked as one piece: a task's problems, their generations, a set of documents, or a task of lm-eval's."""
+    """What is asked as one piece: a task's problems, generations of them, documents, or a task of lm-eval's."""
 
     task: str
     kind: str  # likelihood | zero-shot | generation | documents | general
@@ -49,7 +48,6 @@ class Unit:
     items: dict[str, list[Item]] = field(default_factory=dict)  # by template of tasks/
     settings: dict[str, Any] = field(default_factory=dict)  # what its task file sets beside its template
     lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's task by template
-    limit: int | None = None  # items that are asked, where they are lm-eval's
 
 
 def build(
@@ -59,26 +57,22 @@ def build(
     folder: Path,
     examples: pd.DataFrame | None,
     tasks: Mapping[str, Task],
-    tokenizer: Any,
 ) -> list[Unit]:
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
-    `documents` maps 'general', 'foreign' and 'in_domain' to texts; they become the tasks held_out/general, and so on.
-    `examples` are `worked_examples`, the same for every item of a task. `tasks` are the task files by name; `tokenizer`
-    is the models', which says what a number token is.
+    `documents` maps 'general', 'foreign' and 'in_domain' to texts, which become the tasks held_out/general ...
+    `examples` are `worked_examples`; `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
-    units = [*_problem_units(problems, examples, params, tasks, tokenizer), *_document_units(documents, params)]
+    units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
-    written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
     with quiet():
+        written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
         manager = TaskManager(include_defaults=False, include_path=str(folder))
-        loaded = manager.load(list(written))["tasks"] if written else {}
-    for name, (unit, template) in written.items():
-        unit.lm_eval[template] = loaded[name]
-    for name, task in _general_tasks(params.general_tasks).items():
-        general = {"lm_eval": {"general": task}, "limit": GENERAL_ITEMS}
-        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), **general))
+        for name, (unit, template) in written.items():
+            unit.lm_eval[template] = manager.load([name])["tasks"][name]
+    for name, task in (_general_tasks(params.general_tasks) if params.general_tasks else {}).items():
+        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), lm_eval={"general": task}))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     return units
@@ -87,7 +81,7 @@ def build(
 def load_items(data_file: str, **_metadata: Any) -> Any:
     """lm-eval's `custom_dataset` of every task: the items of a JSON-lines file, kept in memory.
 
-    Not `dataset_path: json`, whose reader turns a column of date-like answers into timestamps and writes to a cache.
+    Not `dataset_path: json`, whose reader turns date-like answers into timestamps and writes to a cache.
     """
     import datasets
 
@@ -109,18 +103,15 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
 
     From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
     name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
-    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm; another seed draws
-    others. A choice task that borrows from one without choices has their answers shown as they are.
+    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm.
     """
     tasks, found = load_tasks(params.tasks), []
-    sources = {task.name: f"{task.origin}#{task.name}" for task in tasks.values()}
     wanted = {name: number for name in tasks if (number := n_examples(params, name))}
-    if wanted:
-        tests = every_test_question(params.tasks, params.test_items_per_task, params.seed)
-        tested = QuestionIndex(tests, n=_OVERLAP_WORDS)
+    tests = every_test_question(params.tasks, params.test_items_per_task, params.seed) if wanted else []
+    tested = QuestionIndex(tests, n=_OVERLAP_WORDS)
     for name, number in wanted.items():
         lender = tasks[name].examples_from or name
-        source = sources.get(lender, lender)
+        source = f"{tasks[lender].origin}#{lender}" if lender in tasks else lender
         if not load_task(source).generated and load_task(source).splits.get("train") is None:
             continue
         pool = load_problems([source], "train", 50 + 20 * number, params.seed)
@@ -138,11 +129,11 @@ def _shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = ""
     rows = [] if examples is None else examples[examples["task"] == task].head(number).to_dict("records")
     if len(rows) < number:
         raise TraitError(
-            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this task "
-            "(few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
+            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this "
+            "task (few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
         )
     items = [_item(row, "", "", kind) for row in rows]
-    return "".join(f"{item['prompt']}{item['target']}\n\n" for item in items)
+    return "".join(f"{item['context']}{item['target']}\n\n" for item in items)
 
 
 # ---- items
@@ -153,18 +144,19 @@ def _problem_units(
     examples: pd.DataFrame | None,
     params: EvaluationParams,
     tasks: Mapping[str, Task],
-    tokenizer: Any,
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
         number = n_examples(params, name)
         before = _shown(name, examples, number)
         announced = " The answer is" if "The answer is" in before else ""
-        asked = _likelihoods([_item(row, before, announced) for row in rows], tokenizer)
-        yield Unit(name, "likelihood", task.version, {template: items for template, items in asked.items() if items})
-        if before and asked["solution_bits"]:  # a unit of its own, as its prompts do not begin with the worked examples
-            bare = [item | {"prompt": item["bare"], "metric": "bits_per_byte_zero_shot"} for item in asked["solution_bits"]]
-            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": bare})
+        items = [_item(row, before, announced) for row in rows]
+        solved = [item for item in items if item["solved"]]
+        yield Unit(name, "likelihood", task.version, _likelihoods(items, solved))
+        if before and solved:  # a unit of its own, as its prompts do not begin with the worked examples
+            bare = {"metric": "bits_per_byte_zero_shot"}
+            items = [item | bare | {"context": prompt(item["question"])} for item in solved]
+            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": items})
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
@@ -174,80 +166,63 @@ def _problem_units(
             yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})
 
 
-def _likelihoods(items: list[Item], tokenizer: Any) -> dict[str, list[Item]]:
-    """Items by template of likelihoods: what an item has no gold solution, number or choices for is not asked."""
-    solved = [item | {"metric": "bits_per_byte"} for item in items if item["solved"]]
-    numbered = [item | number_cuts(tokenizer, item["prompt"], item["target"]) for item in solved]
+def _likelihoods(items: list[Item], solved: list[Item]) -> dict[str, list[Item]]:
+    """Items by template of likelihoods: what an item has no gold solution, slip or choices for is not asked."""
+    of_answer = {"metric": "answer_bits_per_byte"}
+    answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
     pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
-    answer = "answer_bits_per_byte"
-    return {
-        "solution_bits": solved,
-        "number_bits": [item for item in numbered if item["number_tokens"]],
+    asked = {
+        "bits": solved + answers,
         "pairs": [item | {"pair": [f" {text}" for text in pair]} for item, pair in pairs if pair],
-        "answer_bits": [item | {"target": f" {item['answer']}", "metric": answer} for item in items],
         "choices": [item for item in items if item["choices"]],
     }
+    return {template: items for template, items in asked.items() if items}
 
 
-def number_cuts(tokenizer: Any, context: str, target: str) -> dict[str, Any]:
-    """`cuts`: the target up to where each run of number tokens begins and ends, by turns; `number_tokens`: how many.
-
-    A number token is one that holds a digit. Texts are cut where tokens end, so any model of lm-eval can be asked.
-    """
-    offsets = tokenizer(context + target, return_offsets_mapping=True)["offset_mapping"]
-    places = [0, *(end - len(context) for _start, end in offsets if end > len(context))]
-    numbers = [any(map(str.isdigit, target[begin:end])) for begin, end in pairwise(places)]
-    turns = [before != after for before, after in pairwise([False, *numbers, False])]
-    cuts = [target[:place] for place, turn in zip(places, turns, strict=True) if turn and place]
-    return {"cuts": cuts, "number_tokens": sum(numbers)}
-
-
-def _document_units(documents: Mapping[str, list[str]], params: EvaluationParams) -> Iterator[Unit]:
+def _document_units(documents: Mapping[str, list[str]]) -> Iterator[Unit]:
     for kind, texts in documents.items():
-        most = params.in_domain_documents if kind == "in_domain" else params.general_documents
-        cut = [text[:MAX_DOCUMENT_CHARACTERS] for text in texts[:most]]
-        named = [(f"{kind}-{place:05d}-{digest(text)[:8]}", text) for place, text in enumerate(cut)]
-        items = [{"id": name, "cluster": name, "text": text, "metric": "bits_per_byte"} for name, text in named]
+        items = []
+        for place, text in enumerate(text[:MAX_DOCUMENT_CHARACTERS] for text in texts):
+            name = f"{kind}-{place:05d}-{digest(text)[:8]}"
+            items.append({"id": name, "cluster": name, "target": text, "metric": "bits_per_byte"})
         if items:
-            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"document_bits": items})
+            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"documents": items})
 
 
 def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> Item:
     """What lm-eval sees of a problem; of the kind 'choice', with its choices shown and a letter as the target.
 
-    `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced` so.
+    `asked` is the text up to where the answer stands: the gold reasoning to 'The answer is', or what is `announced`.
     """
     answer, choices = row["answer"], list(row["choices"] or [])
     if choices and (len(choices) < 2 or "" in choices):
         raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
     solution, end = row["solution"] or "", f"The answer is {answer.rstrip('.')}."
     reasoning = solution.removesuffix(end) if solution.endswith(end) else ""
-    bare = prompt(row["question"])
+    shown = before + prompt(row["question"])
     item = {
         "id": row["id"],
         "cluster": row.get("template") or row["entity"] or row["id"],
-        "bare": bare,
-        "prompt": before + bare,
-        "asked": before + bare + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
+        "context": shown,
+        "asked": shown + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
         "target": f" {solution or answer}",
+        "metric": "bits_per_byte",
         "solved": bool(solution),
         "question": row["question"],
         "answer": answer,
         "choices": choices,
     }
-    if choices:
-        item["gold"] = choices.index(answer)
     if choices and kind == "choice":
-        item["prompt"] = before + prompt(row["question"], choices)
-        item["target"] = f" {reasoning}The answer is ({ascii_uppercase[item['gold']]})."
+        item["context"] = before + prompt(row["question"], choices)
+        item["target"] = f" {reasoning}The answer is ({ascii_uppercase[choices.index(answer)]})."
     return item
 
 
 def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in the train problems' texts.
+    """Columns task, items, overlap: the mean share of a test item's n-grams that stand in train problems.
 
-    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are train
-    texts with other numbers, and a gain there can be form alone.
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are
+    train texts with other numbers, and a gain there can be form alone.
     """
     known = set().union(*map(_form, train.to_dict("records")))
     shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
@@ -256,8 +231,8 @@ def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
 
 
 def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
-    text = f"{row['question']} {row['solution'] or row['answer']}".lower()
-    words = ["#" if word[0].isdigit() else word for word in re.findall(r"\d[\d.,]*|[^\W\d]+|[^\w\s]", text)]
+    text = re.sub(r"\d[\d.,]*", "#", f"{row['question']} {row['solution'] or row['answer']}".lower())
+    words = re.findall(r"[^\W\d]+|[^\w\s]", text)
     return set(zip(*(words[place:] for place in range(FORM_WORDS)), strict=False))
 
 
@@ -282,8 +257,6 @@ def _write(unit: Unit, template: str, folder: Path) -> str:
 
 def _general_tasks(names: list[str]) -> dict[str, Any]:
     """lm-eval's own tasks (of a group: its members) by name; their scores say what a model has forgotten."""
-    if not names:
-        return {}
     try:
         with quiet():  # the index of all shipped tasks takes ten seconds
             manager = TaskManager(include_defaults=not all(name.endswith((".yaml", ".yml")) for name in names))

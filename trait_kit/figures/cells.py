@@ -150,5 +150,10 @@ def gain_text(gain: float, metric: str) -> str:
     return change_text(gain, metric).removeprefix("+") if gain < math.inf else "none"
 
 
+def p_words(p_holm: float) -> str:
+    """p after Holm; what is below 0.001 is said so: random sign flips cannot tell how far (statistics.FLIPS)."""
+    return "< 0.001" if p_holm < 1e-3 else f"= {p_holm:.2g}"
+
+
 def metric_name(metric: str) -> str:
     return _NAMES.get(metric, metric.replace("_", " "))

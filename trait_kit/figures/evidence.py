@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import runs, tables
-from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, forgetting_of, main_metric
+from trait_kit.evaluation.across_runs import finished
+from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, main_metric
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
-from trait_kit.figures.tables import ablation_table, chain_of, main_table, write_items
+from trait_kit.figures.tables import BITS, GENERAL, ablation_table, chain_of, main_table, write_items
 from trait_kit.passages.novelty import REASONS
 
 
@@ -24,7 +24,8 @@ class Evidence:
     outcomes: pd.DataFrame
     reference: str
     metric: str  # the main one
-    control: str  # the arm that the reference has to beat, where the experiment names it
+    wanted_metric: str  # and the arm that the reference has to beat, where the experiment names them
+    control: str
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
     pairs: pd.DataFrame  # of the ablation
@@ -34,12 +35,12 @@ class Evidence:
 
 def read(run_dir: Path) -> Evidence:
     """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
-    record = runs.recorded(run_dir, "05_evaluate")
-    if record is None:
-        raise TraitError(f"{run_dir} has not finished 05_evaluate. Run it first.")
+    record = finished(run_dir, "05_evaluate")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
-    metric, reference = main_metric(outcomes, record["params"].get("main_metric", "")), record["params"]["reference_arm"]
-    arms, tests, forgetting = arm_table(outcomes), compare_all(outcomes, reference, metric), forgetting_of(outcomes)
+    reference, wanted = record["params"]["reference_arm"], record["params"].get("main_metric", "")
+    metric = main_metric(outcomes, wanted)
+    arms, tests = arm_table(outcomes), compare_all(outcomes, reference, metric)
+    forgetting = compare(outcomes, "base", BITS, GENERAL)
     metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
     of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
     pairs = pd.concat([compare(of_chain, None, name) for name in metrics], ignore_index=True)
@@ -55,7 +56,7 @@ def read(run_dir: Path) -> Evidence:
     made["contamination"] = contamination_table(outcomes, run_dir)
     against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
     control = record["params"].get("control_arm", "")
-    return Evidence(outcomes, reference, metric, control, arms, tests, pairs, against_base, made)
+    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, against_base, made)
 
 
 def read_and_write(step: Any) -> Evidence:

@@ -28,8 +28,8 @@ _SHOWN = 4_000  # characters of a text on the page
 def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) -> KitFigure:
     """Change of every arm from the base model, paired over the same items: left on the tasks, right on general text.
 
-    `tests`: rows of comparison.compare(outcomes, "base", metric) and of comparison.forgetting_of(outcomes); the title
-    speaks of `arm`. Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
+    `tests`: rows of comparison.compare(outcomes, "base", metric) and of the same on GENERAL; the title speaks of `arm`.
+    Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
     """
     names = list(dict.fromkeys(tests["arm"]))
     changes = tests.assign(change=-tests["difference"], low=-tests["high"], high=-tests["low"]).set_index("arm")

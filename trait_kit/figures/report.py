@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
-from trait_kit.evaluation.comparison import verdict
 from trait_kit.figures import evidence
 from trait_kit.figures.style import FINE_TUNED, label
+from trait_kit.figures.verdict import verdict
 from trait_kit.tasks import load_task, task_names
 
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
@@ -65,7 +65,7 @@ def _results(run_dir: Path) -> dict[str, Any]:
     forms = [evidence.form_table(run_dir)] if (run_dir / "05_evaluate" / "form_overlap.csv").exists() else []
     return {
         "missing": "",
-        "said": verdict(found.tests, found.metric, found.reference, found.control),
+        "said": verdict(found.tests, found.wanted_metric, found.reference, found.control),
         "tables": [(table.title, Markup(table.written("html"))) for table in (*found.tables.values(), *forms)],
     }
 

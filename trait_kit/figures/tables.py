@@ -1,7 +1,7 @@
 """The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
 
-`arms` is comparison.arm_table's; `tests` has rows of compare, compare_all and forgetting_of. Forgetting (held-out general
-text) always stands beside the gain.
+`arms` is comparison.arm_table's; `tests` has rows of compare and compare_all. Forgetting (held-out general text) always
+stands beside the gain.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, p_words, prepared
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, prepared
 from trait_kit.figures import cells
-from trait_kit.figures.cells import Cell, Table, change_text, interval_text, metric_name, number_text
+from trait_kit.figures.cells import Cell, Table, change_text, interval_text, metric_name, number_text, p_words
 from trait_kit.figures.style import label
 
 BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
@@ -166,7 +166,7 @@ class _Arms:
         text, row = change_text(mean - before, metric, before), paired(self.tests, arm, other, metric, task)
         if row is None:
             return Cell(text)
-        small = f"{interval_text(row['low'], row['high'], metric)}, p {p_words(row)}"
+        small = f"{interval_text(row['low'], row['high'], metric)}, p {p_words(row['p_holm'])}"
         return Cell(text, small, link=pair_file(row["reference"], row["arm"], metric))
 
 
@@ -183,7 +183,7 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
         "Means": Cell(means, link=link),
         "Difference [interval]": Cell(change, interval_text(row["low"], row["high"], metric), link=link),
         "Effect": f"d_z {row['effect_size']:+.2f}",
-        "p (Holm)": Cell(p_words(row), link=link),
+        "p (Holm)": Cell(p_words(row["p_holm"]), link=link),
         "Better": better if row["p_holm"] < ALPHA else "–",
         "Smallest that could show": cells.gain_text(row["smallest_gain"], metric),
     }

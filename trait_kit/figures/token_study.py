@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
-from trait_kit import runs
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
@@ -45,8 +44,8 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
-    training = {str(folder): _record(folder, "04_train_two_stages") for folder in run_dirs}
-    arm = _record(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
+    training = {str(folder): across_runs.finished(folder, "04_train_two_stages") for folder in run_dirs}
+    arm = across_runs.finished(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
     budgets: dict[tuple[int, ...], list[str]] = {}
     for folder, record in training.items():
         budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
@@ -125,13 +124,6 @@ def verdict(study: pd.DataFrame) -> str:
     if falls:
         return f"{name}: {metric} gets worse from {tokens[falls[0] - 1]} to {tokens[falls[0]]} tokens"
     return f"{name}: from {tokens[enough]} tokens on, the next larger budget gains less than its interval"
-
-
-def _record(folder: Path | str, step: str) -> dict[str, Any]:
-    record = runs.recorded(Path(folder), step)
-    if record is None:
-        raise TraitError(f"The run {folder} has not finished {step}. Run it again; it goes on where it stopped.")
-    return record
 
 
 def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
