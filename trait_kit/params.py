@@ -66,9 +66,9 @@ class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
     teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
+    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1, or a load balancer's
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
-    teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
+    teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing

@@ -20,6 +20,7 @@ import yaml
 from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
+READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
 
 
 class Completion(NamedTuple):
@@ -50,7 +51,7 @@ class Ledger:
         self.new_requests = self.cached_requests = self.lost_requests = 0
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
-        self._counted: set[str] = set()
+        self._keys: set[str] = set()  # of answers that are counted
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
@@ -67,21 +68,16 @@ class Ledger:
                 "then everything is asked, and paid, again."
             ) from None
 
-    @property
-    def spent_usd(self) -> float:
-        return self.cost(self.tokens_in, self.tokens_out)
-
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def find(self, key: str) -> Completion | None:
-        """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
+        """An answer that was paid for earlier; it counts in the bill, once."""
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         self.cached_requests += 1
-        self._count(key, Completion(*row[1:]))
-        return Completion(*row[1:])
+        return self._counted(key, Completion(*row[1:]))
 
     def __contains__(self, key: str) -> bool:
         return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
@@ -103,7 +99,7 @@ class Ledger:
                 f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
                 "and run again; the answers before it are kept."
             ) from error
-        self._count(key, completion)
+        self._counted(key, completion)
         self.new_tokens_in += completion.tokens_in
         self.new_tokens_out += completion.tokens_out
         self.new_requests += 1
@@ -114,7 +110,7 @@ class Ledger:
         if self.cap_usd and paid + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
-                raise CapReached
+                raise CapReached(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
             return False
         self._reserved.append(most_usd)
         return True
@@ -129,7 +125,7 @@ class Ledger:
         return {
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
-            "cost_usd": self.spent_usd,
+            "cost_usd": self.cost(self.tokens_in, self.tokens_out),
             "cost_usd_this_run": self.cost(self.new_tokens_in, self.new_tokens_out),
             "requests_this_run": self.new_requests,
             "requests_from_cache": self.cached_requests,
@@ -138,11 +134,12 @@ class Ledger:
             "stopped_by_cap": self.stopped_by_cap,
         }
 
-    def _count(self, key: str, completion: Completion) -> None:
-        if key not in self._counted:
-            self._counted.add(key)
+    def _counted(self, key: str, completion: Completion) -> Completion:
+        if key not in self._keys:
+            self._keys.add(key)
             self.tokens_in += completion.tokens_in
             self.tokens_out += completion.tokens_out
+        return completion
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ def usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
+def prices(file: Path | str, model: str, url: str) -> tuple[float, float]:
     """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
     path = Path(file)
     try:
@@ -192,15 +189,13 @@ def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, fl
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
         raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
-    if model in listed:
-        return listed[model]
-    if away := next((url for url in urls if not is_private(url)), None):
+    if model not in listed and url and not is_private(url):
         raise TraitError(
-            f"{file} does not say what '{model}' at {away} costs. Add the line\n"
+            f"{file} does not say what '{model}' at {url} costs. Add the line\n"
             f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
             "with its prices in USD for a million tokens."
         )
-    return 0.0, 0.0
+    return listed.get(model, (0.0, 0.0))
 
 
 def is_private(url: str) -> bool:
