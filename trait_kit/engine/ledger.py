@@ -46,12 +46,11 @@ class Ledger:
     def __init__(self, path: Path | str | None, *, cap_usd: float = 0.0, price_in: float = 0.0, price_out: float = 0.0):
         self.path = Path(path) if path else None
         self.cap_usd, self.price_in, self.price_out = cap_usd, price_in, price_out
-        self.tokens_in = self.tokens_out = 0  # of this run's answers and of those that it found
-        self.new_tokens_in = self.new_tokens_out = 0  # the part that this run paid for
-        self.new_requests = self.cached_requests = self.lost_requests = 0
+        self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found
+        self.new: list[str] = []  # the keys of those that it paid for
+        self.found = self.lost = 0  # requests
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
-        self._keys: set[str] = set()  # of answers that are counted
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
@@ -61,7 +60,7 @@ class Ledger:
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
             self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
             sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
-            self._paid_before = self.cost(*sums.fetchone())
+            self._paid_usd = self.cost(*sums.fetchone())  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
                 f"{self.path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away: "
@@ -76,8 +75,9 @@ class Ledger:
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        self.cached_requests += 1
-        return self._counted(key, Completion(*row[1:]))
+        self.found += 1
+        self.used[key] = row[3:]
+        return Completion(*row[1:])
 
     def __contains__(self, key: str) -> bool:
         return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
@@ -99,15 +99,13 @@ class Ledger:
                 f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
                 "and run again; the answers before it are kept."
             ) from error
-        self._counted(key, completion)
-        self.new_tokens_in += completion.tokens_in
-        self.new_tokens_out += completion.tokens_out
-        self.new_requests += 1
+        self.used[key] = completion[2:]
+        self.new.append(key)
+        self._paid_usd += self.cost(*completion[2:])
 
     def reserve(self, most_usd: float) -> bool:
         """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
-        paid = self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
-        if self.cap_usd and paid + sum(self._reserved) + most_usd > self.cap_usd:
+        if self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
                 raise CapReached(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
@@ -118,28 +116,22 @@ class Ledger:
     def release(self, most_usd: float, answered: bool) -> None:
         """The end of a request that was reserved for."""
         self._reserved.remove(most_usd)
-        self.lost_requests += not answered
+        self.lost += not answered
 
     def bill(self) -> dict[str, Any]:
         """What was asked and paid, for the run's record. An endpoint may charge for lost requests too: nobody can know."""
+        tokens, new = ([sum(self.used[key][side] for key in keys) for side in (0, 1)] for keys in (self.used, self.new))
         return {
-            "tokens_in": self.tokens_in,
-            "tokens_out": self.tokens_out,
-            "cost_usd": self.cost(self.tokens_in, self.tokens_out),
-            "cost_usd_this_run": self.cost(self.new_tokens_in, self.new_tokens_out),
-            "requests_this_run": self.new_requests,
-            "requests_from_cache": self.cached_requests,
-            "requests_without_answer": self.lost_requests,
+            "tokens_in": tokens[0],
+            "tokens_out": tokens[1],
+            "cost_usd": self.cost(*tokens),
+            "cost_usd_this_run": self.cost(*new),
+            "requests_this_run": len(self.new),
+            "requests_from_cache": self.found,
+            "requests_without_answer": self.lost,
             "cap_usd": self.cap_usd,
             "stopped_by_cap": self.stopped_by_cap,
         }
-
-    def _counted(self, key: str, completion: Completion) -> Completion:
-        if key not in self._keys:
-            self._keys.add(key)
-            self.tokens_in += completion.tokens_in
-            self.tokens_out += completion.tokens_out
-        return completion
 
 
 @dataclass(frozen=True)

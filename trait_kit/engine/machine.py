@@ -1,6 +1,5 @@
 """What a result was made with and on: code version, packages, cores, memory, speed; and quiet libraries in between."""
 
-import functools
 import importlib.metadata
 import logging
 import os
@@ -21,8 +20,7 @@ def provenance() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run."""
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "machine": hardware(),
@@ -46,14 +44,13 @@ def hardware_line() -> str:
     return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
 
 
-@functools.lru_cache(maxsize=8)
-def matrix_rate(device: str, precision: str) -> float:
-    """FLOP/s of one large square matrix product on `device`; under a second on two cores."""
+def matrix_rate(precision: str) -> float:
+    """FLOP/s of one large square matrix product on the processor; under a second on two cores."""
     import torch
-    from torch.utils.benchmark import Timer  # waits for the device
+    from torch.utils.benchmark import Timer
 
-    side = 8_192 if device.startswith("cuda") else 1_024
-    left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    side = 1_024
+    left, right = (torch.randn(side, side, dtype=getattr(torch, precision)) for _ in range(2))
     timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     return 2 * side**3 / timer.blocked_autorange(min_run_time=0.1).median
 
@@ -80,8 +77,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
+def _git_commit() -> str | None:
+    """The commit of this code, with -dirty where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parents[2]), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
