@@ -44,6 +44,7 @@ from trait_kit.engine.arithmetic import arithmetic_slips, evaluate
         "3 feet * 12 inches/foot = 40 inches",
         "the ages are 33 (11 + 55) = 33 * 66",
         "(2, 7 * 3) = 1 and (1/2)(3 + 3) = 3",
+        "5 + 5 = 10\n- 3 of them\n7/2 = 3.5",
     ],
 )
 def test_right_or_unreadable_arithmetic_is_left_alone(text):

@@ -1,8 +1,8 @@
 """Is the arithmetic that a text prints right? The one checker: of passages, and of gold solutions that are trained on.
 
 A model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions, as
-far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, remainders, rounding.
-What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '5 apples * 3 = 15 pears' has words in it.
+far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, mixed numbers, rounding.
+What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
 """
 
 import ast
@@ -29,9 +29,9 @@ _SUM_WITH_UNITS = re.compile(
     r"(?=\s*=\s*([$£€]?)[\d,.]+\s?(?:square |cubic )?([a-z]*))"
 )
 _NUMBER = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
-_ATOM = r"(?:\(\s?){0,5}-?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?:\s?%)?(?:\s\d{1,9}/\d{1,9})?(?:\s?\)){0,5}"
-_SIDE = rf"{_ATOM}(?:\s*[-+*/]\s*{_ATOM}){{0,20}}"
-_EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=\s*{_SIDE})+")
+_ATOM = r"(?:\( ?){0,5}-?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?(?: ?\)){0,5}"
+_SIDE = rf"{_ATOM}(?:[ \t]*[-+*/][ \t]*{_ATOM}){{0,20}}"
+_EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=[ \t]*{_SIDE})+")
 _LONGER = re.compile("|".join(_WORDS["before"]).replace("OPERATORS", _WORDS["operators"].replace(" ", "|")))
 _GOES_ON = re.compile("|".join(_WORDS["after"]))
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -44,7 +44,9 @@ def arithmetic_slips(text: str) -> list[str]:
     for match in _EQUATIONS.finditer(text):
         sides = [side.strip() for side in match[0].split("=")]
         if sides[0].count("(") > sides[0].count(")"):  # '(5 + 5 = 10)': the bracket is not part of the sum
-            sides[0], sides[-1] = sides[0].lstrip("( "), sides[-1].rstrip(") ")
+            sides[0] = sides[0].lstrip("( ")
+        if sides[-1].count(")") > sides[-1].count("("):
+            sides[-1] = sides[-1].rstrip(") ")
         if _LONGER.search(text[max(0, match.start() - 40) : match.start()]):
             del sides[0]
         if _GOES_ON.match(text[match.end() : match.end() + 40]):

@@ -72,13 +72,8 @@ def download(required: str, folder: Path) -> Path:
 
 
 def made_model(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` among the cache's models, filled by `make` when it is missing."""
-
-    def fill(folder: Path) -> None:
-        folder.mkdir()
-        make(folder)
-
-    return made_once(cache_dir() / "models" / name, fill)
+    """The folder `name` among the cache's models, made when it is missing."""
+    return made_once(cache_dir() / "models" / name, make)
 
 
 @contextlib.contextmanager
