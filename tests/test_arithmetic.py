@@ -44,6 +44,7 @@ from trait_kit.engine.arithmetic import arithmetic_slips, evaluate
         "3 feet * 12 inches/foot = 40 inches",
         "the ages are 33 (11 + 55) = 33 * 66",
         "(2, 7 * 3) = 1 and (1/2)(3 + 3) = 3",
+        "here (1/2) a + (3/4) = (1/2), and 2 dollars + 3 dollars = $5",
         "5 + 5 = 10\n- 3 of them\n7/2 = 3.5",
     ],
 )
@@ -70,6 +71,8 @@ def test_right_or_unreadable_arithmetic_is_left_alone(text):
         "193 ÷ 17 = 11.453 (rounded)",
         "That's\n180/60 = 6 hours",
         "(so 5 + 5 = 11)",
+        "Since $1+2+3=5$ is no multiple of $4$",
+        "there are 50 * 20/100 = 15 multiple-choice questions",
         "for a total of \\$30+\\$20=\\$51",
         "s = \\frac{1}{20} + 2005 = \\frac{4011}{2}",
     ],

@@ -1,7 +1,7 @@
 """Is the arithmetic that a text prints right? The one checker: of passages, and of gold solutions that are trained on.
 
 A model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions, as
-far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, mixed numbers, rounding.
+far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding.
 What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
 """
 
@@ -21,18 +21,16 @@ _WORDS = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_t
 _NO_UNITS = frozenset(f"{_WORDS['operators']} {_WORDS['no_units']}".split())
 _CONVERTED = [frozenset(units.split()) for units in _WORDS["converted"]]
 _PLAIN = [(re.compile(pattern), plain) for pattern, plain in _WORDS["plain"]]
-# All is bounded, as a long row of numbers or brackets would take minutes.
-_UNITS = r"(?:\s?/\s?[a-z]+|\s+[a-z]+(?:/[a-z]+)?){1,3}"
-_TERM = r"[$£€]?\d[\d,]{0,30}(?:\.\d{1,30})?%?"
-_SUM_WITH_UNITS = re.compile(
-    rf"(?<![\d.,]){_TERM}(?:{_UNITS})?(?:\s*[-+*/]\s*{_TERM}(?:{_UNITS})?){{1,8}}"
-    r"(?=\s*=\s*([$£€]?)[\d,.]+\s?(?:square |cubic )?([a-z]*))"
-)
 _NUMBER = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
-_ATOM = r"(?:\( ?){0,5}-?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?(?: ?\)){0,5}"
-_SIDE = rf"{_ATOM}(?:[ \t]*[-+*/][ \t]*{_ATOM}){{0,20}}"
+# All is bounded, as a long row of numbers or brackets would take minutes.
+_UNITS = r"(?: ?/ ?[a-z]+| +[a-z]{2,}(?:/[a-z]+)?){1,3}"
+_PRINTED = r"-?[$£€]?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?\$?"
+_TERM = rf"(?:\( ?){{0,5}}{_PRINTED}(?: ?\)){{0,5}}(?:{_UNITS}(?=[ \t]*[+*/=]|[ \t]+-))?"
+_SIDE = rf"{_TERM}(?:[ \t]*[-+*/][ \t]*{_TERM}){{0,20}}"
 _EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=[ \t]*{_SIDE})+")
 _LONGER = re.compile("|".join(_WORDS["before"]).replace("OPERATORS", _WORDS["operators"].replace(" ", "|")))
+_UNIT = re.compile(r"[$£€]|[a-z]+?(?=s?\b)")
+_AFTER = re.compile(r"[$ ]{0,2}(?:square |cubic )?[a-z]*")  # a unit
 _GOES_ON = re.compile("|".join(_WORDS["after"]))
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -42,7 +40,10 @@ def arithmetic_slips(text: str) -> list[str]:
     text = _plain(text[:MAX_TEXT])
     slips = []
     for match in _EQUATIONS.finditer(text):
-        sides = [side.strip() for side in match[0].split("=")]
+        within, after = (set(_UNIT.findall(part)) for part in (match[0], _AFTER.match(text, match.end())[0]))
+        if within & _NO_UNITS or any(len((within | after) & kind) > 1 for kind in _CONVERTED):
+            continue
+        sides = [re.sub(rf"{_UNITS}|[$£€]", "", side).strip() for side in match[0].split("=")]
         if sides[0].count("(") > sides[0].count(")"):  # '(5 + 5 = 10)': the bracket is not part of the sum
             sides[0] = sides[0].lstrip("( ")
         if sides[-1].count(")") > sides[-1].count("("):
@@ -79,21 +80,12 @@ def _value(node: ast.expr) -> Fraction:
 
 
 def _plain(text: str) -> str:
-    """Printed sums in one notation: plain operators, no LaTeX, currency, unit or thousands comma."""
+    """Printed sums in one notation: plain operators, no LaTeX, no blank in a number."""
     text = text.translate(SIGNS)
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
     text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
-    text = re.sub(r"[$£€]", "", _SUM_WITH_UNITS.sub(_without_units, text))
-    text = re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match[0].replace(",", ""), text)
-    return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d(])", r"(\1/100)*", text)
-
-
-def _without_units(match: re.Match[str]) -> str:
-    """'3 boxes * 8 pens/box' as '3 * 8'; not where units convert into each other (2 hours + 30 minutes = 150 minutes)."""
-    units = {word.removesuffix("s") for word in re.findall(r"[a-z]+|[$£€]", " ".join([match[0], *match.groups()]))}
-    mixed = any(len(units & kind) > 1 for kind in _CONVERTED)
-    return match[0] if mixed or units & _NO_UNITS else re.sub(_UNITS, "", match[0])
+    return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
 
 
 def _agree(left: str, right: str) -> bool:
