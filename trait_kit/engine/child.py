@@ -59,17 +59,13 @@ def run(
 def serving(command: Sequence[str], what: str, log: Path, health: str) -> Iterator[None]:
     """A server that lives as long as the block, which begins when the URL `health` answers. TraitError if it ends before."""
     with _started(command, log) as (process, _):
-        while not _answers(health):
-            if process.poll() is not None:
-                raise _failed(what, process.returncode, log)
+        while process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
+                break
             time.sleep(0.2)
+        else:
+            raise _failed(what, process.returncode, log)
         yield
-
-
-def _answers(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-        return answer.status == 200
-    return False
 
 
 @contextlib.contextmanager

@@ -278,11 +278,16 @@ class _Session:
         except openai.APIConnectionError as error:
             raise self._unreached(f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]) from None
         except openai.APIStatusError as error:
-            told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
-            if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
-                raise self._refused(error.status_code, told) from None
-            self.limit_field = "max_completion_tokens"  # what newer endpoints call it
-            return await self._post(request)
+            status, told = error.status_code, self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
+            if status == 400 and "max_tokens" in body and "max_completion_tokens" in told:
+                self.limit_field = "max_completion_tokens"  # what newer endpoints call it
+                return await self._post(request)
+            if status not in (401, 404):
+                raise _Failure(f"endpoint error {status}: {told}") from None
+            raise TraitError(
+                f"{self.client.base_url} refused the API key, or knows no model '{endpoint.model}' ({status}: {told}). "
+                f"Put a valid key into the variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
+            ) from None
         except ValueError:
             return None
 
@@ -304,14 +309,6 @@ class _Session:
         if self.unreached < max(10, 2 * self.endpoint.concurrency):
             return _Failure(fault)
         return TraitError(f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back.")
-
-    def _refused(self, status: int, told: str) -> Exception:
-        if status not in (401, 404):
-            return _Failure(f"endpoint error {status}: {told}")
-        return TraitError(
-            f"{self.client.base_url} refused the API key, or knows no model '{self.endpoint.model}' ({status}: {told}). "
-            f"Put a valid key into the environment variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
-        )
 
     def _read(self, answer: Any, size: int) -> Completion:
         try:

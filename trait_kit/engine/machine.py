@@ -21,27 +21,18 @@ def provenance() -> dict[str, Any]:
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
         "git_commit": _git_commit(),
-        "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "machine": hardware(),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "machine": hardware_line(),
     }
 
 
 def hardware_line() -> str:
-    machine = hardware()
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
+    import torch
+
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count()
+    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GB"
+    gpus = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "no GPU"
+    return f"{cores} cores, {memory}, {gpus} | {platform.machine()} | Python {platform.python_version()}"
 
 
 def matrix_rate(precision: str) -> float:
