@@ -123,9 +123,10 @@ class Endpoint:
 
     def measured(self) -> "Endpoint":
         """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""
+        endpoint = dataclasses.replace(self, max_tokens=48, base_url=self.start() if self.start else self.base_url)
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
-        replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], dataclasses.replace(self, max_tokens=48))
+        replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
         done = sum(reply.tokens_out + reply.tokens_in / READS for reply in replies)
         return dataclasses.replace(self, tokens_per_second=done / (time.monotonic() - started))
 
@@ -136,7 +137,7 @@ def ask(
     ledger: Ledger | Path | str | None = None,
     *,
     attempts: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
@@ -149,14 +150,12 @@ def ask(
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                if progress:
-                    progress(session.done, len(requests))
+                progress(session.done, len(requests))
             replies = future.result()
         except BaseException:
             session.stopped = True
             raise
-    if progress:
-        progress(len(requests), len(requests))
+    progress(len(requests), len(requests))
     return replies
 
 
