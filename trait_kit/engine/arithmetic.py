@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
 # All is bounded, as a long row of numbers or brackets would take minutes.
 _UNITS = r"(?: ?/ ?[a-z]+| +[a-z]{2,}(?:/[a-z]+)?){1,3}"
 _PRINTED = r"-?[$£€]?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?\$?"
-_TERM = rf"(?:\( ?){{0,5}}{_PRINTED}(?: ?\)){{0,5}}(?:{_UNITS}(?=[ \t]*[+*/=]|[ \t]+-))?"
+_TERM = rf"(?:\( ?){{0,5}}{_PRINTED}(?: ?\)){{0,5}}(?:{_UNITS}(?=[ \t]*(?:=|[-+*/][ \t]*[\d$£€(.])))?"
 _SIDE = rf"{_TERM}(?:[ \t]*[-+*/][ \t]*{_TERM}){{0,20}}"
 _EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=[ \t]*{_SIDE})+")
 _LONGER = re.compile("|".join(_WORDS["before"]).replace("OPERATORS", _WORDS["operators"].replace(" ", "|")))
