@@ -10,7 +10,6 @@ import math
 import socket
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -134,8 +133,7 @@ class Ledger:
         }
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A bill of requests that have not been made."""
 
     requests: int

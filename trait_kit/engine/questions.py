@@ -5,9 +5,6 @@ Two findings. *exact*: the whole question stands in the text. *ngram*: a large s
 found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks
 and typographic variants do not hide a match, while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different
 questions. Only questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
-
-A place in a text is looked at only where the two words that stand there begin an n-gram: some megabytes a second, as fast as
-the base model's tokenizer, which counts the same texts.
 """
 
 import difflib
@@ -35,7 +32,7 @@ class QuestionIndex:
     """An index of test questions; `find` compares batch after batch of texts with it.
 
     It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and the
-    lengths of the n-grams that begin with a pair of words (of a single word: the word and nothing).
+    lengths of the n-grams that begin with a pair of words, for only there is a text looked at (some megabytes a second).
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
