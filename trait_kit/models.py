@@ -131,5 +131,5 @@ def fast_precision(device: str | None = None) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if kind != "cpu":
         return "float32"
-    rates = {precision: machine.matrix_rate("cpu", precision) for precision in ("float32", "bfloat16")}
+    rates = {precision: machine.matrix_rate(precision) for precision in ("float32", "bfloat16")}
     return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"

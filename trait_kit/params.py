@@ -65,9 +65,9 @@ class TeacherParams(Common):
     asks: ClassVar[dict[str, str]] = {}  # knob -> its value that needs the endpoint
 
     teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several: with commas
+    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1, or a load balancer's
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
-    teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight at each address
+    teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight
     teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing

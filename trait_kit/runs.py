@@ -26,7 +26,7 @@ from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
 from trait_kit.engine.closure import code_digest
-from trait_kit.engine.files import TraitError, atomic_path, digest, maker_of, read_json, sha256, write_json, write_text
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, maker_of, read_json, write_json, write_text
 
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
 _STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
@@ -264,7 +264,7 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "documents": documents.fingerprint,
         "tasks": lambda names: [tasks.fingerprint(name) for name in names],
         "model": models.model_digest,
-        "file": lambda path: sha256(path) if Path(path).is_file() else path,
+        "file": lambda path: content(path) if Path(path).is_file() else path,
     }
     kinds = {name: (info.json_schema_extra or {}).get("reads") for name, info in section.model_fields.items()}
     return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}

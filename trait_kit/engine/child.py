@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from trait_kit.engine.files import TraitError
 
@@ -37,7 +39,7 @@ def run(
     Raises TraitError with the child's own message, or with how it ended and its last lines. SIGTERM is handed to it.
     """
     message = ""
-    with started(command, log, environment, subprocess.PIPE) as process, _handing_on(process), log.open("ab", 0) as stream:
+    with _started(command, log, environment, piped=True) as (process, stream), _handing_on(process):
         for line in process.stdout:
             with contextlib.suppress(OSError):  # a full disk must not keep the reason from the user
                 stream.write(line)
@@ -54,45 +56,41 @@ def run(
 
 
 @contextlib.contextmanager
-def serving(
-    command: Sequence[str], what: str, log: Path, ready: Callable[[], bool], environment: dict[str, str] | None = None
-) -> Iterator[None]:
-    """A server that lives as long as the block; `ready` is asked until it says yes. TraitError if it ends before."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream, started(command, log, environment, stream) as process:
-        while not ready():
-            if process.poll() is not None:
-                raise _failed(what, process.returncode, log)
+def serving(command: Sequence[str], what: str, log: Path, health: str) -> Iterator[None]:
+    """A server that lives as long as the block, which begins when the URL `health` answers. TraitError if it ends before."""
+    with _started(command, log) as (process, _):
+        while process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
+                break
             time.sleep(0.2)
+        else:
+            raise _failed(what, process.returncode, log)
         yield
 
 
 @contextlib.contextmanager
-def started(
-    command: Sequence[str], log: Path, environment: dict[str, str] | None, output: int | object
-) -> Iterator[subprocess.Popen]:
-    """The guarded child, ended with all that it started when the block is left."""
+def _started(
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None, piped: bool = False
+) -> Iterator[tuple[subprocess.Popen, IO[bytes]]]:
+    """The guarded child and its log, into which it writes itself unless `piped`; ended with all that it started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     shared = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "trait_kit.engine.child", *command],
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=shared | (environment or {}),
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.stdin.close()
+    guarded = [sys.executable, "-P", "-m", "trait_kit.engine.child", *command]
+    options = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with log.open("ab", 0) as stream:
+        output = subprocess.PIPE if piped else stream
+        process = subprocess.Popen(guarded, stdout=output, env=shared | (environment or {}), **options)
         try:
-            process.wait(2 * _GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            yield process, stream
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(2 * _GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def tell(text: str) -> None:

@@ -93,11 +93,6 @@ def read_json(path: Path | str) -> Any:
         raise TraitError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete it and run again.") from None
 
 
-def sha256(path: Path | str) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def content(path: Path | str) -> str:
     """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
     stat = Path(path).stat()
@@ -106,7 +101,8 @@ def content(path: Path | str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _content(path: Path, _size: int, _modified: int) -> str:
-    return sha256(path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:

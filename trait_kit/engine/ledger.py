@@ -10,7 +10,6 @@ import math
 import socket
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ import yaml
 from trait_kit.engine.files import TraitError
 
 TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
+READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
 
 
 class Completion(NamedTuple):
@@ -45,12 +45,11 @@ class Ledger:
     def __init__(self, path: Path | str | None, *, cap_usd: float = 0.0, price_in: float = 0.0, price_out: float = 0.0):
         self.path = Path(path) if path else None
         self.cap_usd, self.price_in, self.price_out = cap_usd, price_in, price_out
-        self.tokens_in = self.tokens_out = 0  # of this run's answers and of those that it found
-        self.new_tokens_in = self.new_tokens_out = 0  # the part that this run paid for
-        self.new_requests = self.cached_requests = self.lost_requests = 0
+        self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found
+        self.new: list[str] = []  # the keys of those that it paid for
+        self.found = self.lost = 0  # requests
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
-        self._counted: set[str] = set()
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
@@ -60,27 +59,23 @@ class Ledger:
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
             self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
             sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
-            self._paid_before = self.cost(*sums.fetchone())
+            self._paid_usd = self.cost(*sums.fetchone())  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
                 f"{self.path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away: "
                 "then everything is asked, and paid, again."
             ) from None
 
-    @property
-    def spent_usd(self) -> float:
-        return self.cost(self.tokens_in, self.tokens_out)
-
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
     def find(self, key: str) -> Completion | None:
-        """An answer that was paid for earlier; its cost is counted in `spent_usd`."""
+        """An answer that was paid for earlier; it counts in the bill, once."""
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        self.cached_requests += 1
-        self._count(key, Completion(*row[1:]))
+        self.found += 1
+        self.used[key] = row[3:]
         return Completion(*row[1:])
 
     def __contains__(self, key: str) -> bool:
@@ -103,18 +98,16 @@ class Ledger:
                 f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
                 "and run again; the answers before it are kept."
             ) from error
-        self._count(key, completion)
-        self.new_tokens_in += completion.tokens_in
-        self.new_tokens_out += completion.tokens_out
-        self.new_requests += 1
+        self.used[key] = completion[2:]
+        self.new.append(key)
+        self._paid_usd += self.cost(*completion[2:])
 
     def reserve(self, most_usd: float) -> bool:
         """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
-        paid = self._paid_before + self.cost(self.new_tokens_in, self.new_tokens_out)
-        if self.cap_usd and paid + sum(self._reserved) + most_usd > self.cap_usd:
+        if self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
-                raise CapReached
+                raise CapReached(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
             return False
         self._reserved.append(most_usd)
         return True
@@ -122,31 +115,25 @@ class Ledger:
     def release(self, most_usd: float, answered: bool) -> None:
         """The end of a request that was reserved for."""
         self._reserved.remove(most_usd)
-        self.lost_requests += not answered
+        self.lost += not answered
 
     def bill(self) -> dict[str, Any]:
         """What was asked and paid, for the run's record. An endpoint may charge for lost requests too: nobody can know."""
+        tokens, new = ([sum(self.used[key][side] for key in keys) for side in (0, 1)] for keys in (self.used, self.new))
         return {
-            "tokens_in": self.tokens_in,
-            "tokens_out": self.tokens_out,
-            "cost_usd": self.spent_usd,
-            "cost_usd_this_run": self.cost(self.new_tokens_in, self.new_tokens_out),
-            "requests_this_run": self.new_requests,
-            "requests_from_cache": self.cached_requests,
-            "requests_without_answer": self.lost_requests,
+            "tokens_in": tokens[0],
+            "tokens_out": tokens[1],
+            "cost_usd": self.cost(*tokens),
+            "cost_usd_this_run": self.cost(*new),
+            "requests_this_run": len(self.new),
+            "requests_from_cache": self.found,
+            "requests_without_answer": self.lost,
             "cap_usd": self.cap_usd,
             "stopped_by_cap": self.stopped_by_cap,
         }
 
-    def _count(self, key: str, completion: Completion) -> None:
-        if key not in self._counted:
-            self._counted.add(key)
-            self.tokens_in += completion.tokens_in
-            self.tokens_out += completion.tokens_out
 
-
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A bill of requests that have not been made."""
 
     requests: int
@@ -180,7 +167,7 @@ def usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, float]:
+def prices(file: Path | str, model: str, url: str) -> tuple[float, float]:
     """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
     path = Path(file)
     try:
@@ -192,15 +179,13 @@ def prices(file: Path | str, model: str, urls: Sequence[str]) -> tuple[float, fl
     except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
         raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
-    if model in listed:
-        return listed[model]
-    if away := next((url for url in urls if not is_private(url)), None):
+    if model not in listed and url and not is_private(url):
         raise TraitError(
-            f"{file} does not say what '{model}' at {away} costs. Add the line\n"
+            f"{file} does not say what '{model}' at {url} costs. Add the line\n"
             f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
             "with its prices in USD for a million tokens."
         )
-    return 0.0, 0.0
+    return listed.get(model, (0.0, 0.0))
 
 
 def is_private(url: str) -> bool:

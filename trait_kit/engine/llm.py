@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,11 @@ from typing import Any
 
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.ledger import TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
+from trait_kit.engine.ledger import READS, TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PRICES = "params/prices.yaml"  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
-_AWAY_SECONDS = 30.0  # that a server without a connection is left out
 
 Message = dict[str, str]
 
@@ -59,13 +57,12 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     cost_usd: float = 0.0
-    tries: int = 0
     refused: tuple[str, ...] = ()  # why earlier answers were not taken
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model at one or several addresses (separated by commas), each of which gets `concurrency` requests at once.
+    """One model at one address, which gets `concurrency` requests at once; several servers stand behind a load balancer.
 
     The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private network
     none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
@@ -81,13 +78,12 @@ class Endpoint:
     price_out: float = 0.0
     max_cost_usd: float = 0.0
     max_retries: int = 3
-    tokens_per_second: float = 0.0  # of all places together; 0: not measured
+    tokens_per_second: float = 0.0  # written by all requests together; 0: not measured
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
 
     def __post_init__(self) -> None:
-        for url in self.urls or [self.base_url]:
-            if not re.match(r"https?://[^/]", url):
-                raise TraitError(f"teacher_base_url is '{url}'; write it like http://127.0.0.1:8000/v1.")
+        if not re.fullmatch(r"https?://[^/\s,][^\s,]*", self.base_url):
+            raise TraitError(f"teacher_base_url is '{self.base_url}'; write it like http://127.0.0.1:8000/v1.")
         self.key()
 
     @classmethod
@@ -95,26 +91,16 @@ class Endpoint:
         """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         fields = ("model", "concurrency", "max_tokens", "extra")
-        price_in, price_out = prices(PRICES, params.teacher_model, _addresses(address))
+        price_in, price_out = prices(PRICES, params.teacher_model, address)
         money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
         return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
 
-    @property
-    def urls(self) -> list[str]:
-        return _addresses(self.base_url)
-
-    @property
-    def places(self) -> int:
-        """Requests in flight, at all addresses together."""
-        return self.concurrency * len(self.urls)
-
     def key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        away = [url for url in self.urls if not is_private(url)]
-        if not (key.isascii() and (key.isprintable() or not key)) or (not key and away):
+        if not (key.isascii() and key.isprintable()) or not (key or is_private(self.base_url)):
             raise TraitError(
                 f"The environment variable {KEY_VARIABLE} is not set, or holds no key that can be sent in a header. "
-                f"Put the API key for {away or self.urls} into it (any word where none is needed), and start again."
+                f"Put the API key for {self.base_url} into it (any word where none is needed), and start again."
             )
         return key
 
@@ -132,15 +118,17 @@ class Endpoint:
     def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> Estimate:
         """A bill of requests that have not been made, at this endpoint's prices and speed."""
         cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
-        speed = self.tokens_per_second or TOKENS_PER_SECOND * self.places
-        return Estimate(requests, tokens_in, tokens_out, cost, tokens_out / speed / 3600)
+        speed = self.tokens_per_second or TOKENS_PER_SECOND * self.concurrency
+        return Estimate(requests, tokens_in, tokens_out, cost, (tokens_out + tokens_in / READS) / speed / 3600)
 
     def measured(self) -> "Endpoint":
-        """This endpoint with its speed: tokens a second of short answers, as many at once as there are places."""
-        asked = [Request(f"Count from {number} to {number + 40}.") for number in range(self.places)]
+        """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""
+        endpoint = dataclasses.replace(self, max_tokens=48, base_url=self.start() if self.start else self.base_url)
+        counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
-        written = sum(reply.tokens_out for reply in ask(asked, dataclasses.replace(self, max_tokens=48)))
-        return dataclasses.replace(self, tokens_per_second=written / (time.monotonic() - started))
+        replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
+        done = sum(reply.tokens_out + reply.tokens_in / READS for reply in replies)
+        return dataclasses.replace(self, tokens_per_second=done / (time.monotonic() - started))
 
 
 def ask(
@@ -149,7 +137,7 @@ def ask(
     ledger: Ledger | Path | str | None = None,
     *,
     attempts: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
@@ -162,65 +150,37 @@ def ask(
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                if progress:
-                    progress(session.done, len(requests))
+                progress(session.done, len(requests))
             replies = future.result()
         except BaseException:
             session.stopped = True
             raise
-    if progress:
-        progress(len(requests), len(requests))
+    progress(len(requests), len(requests))
     return replies
 
 
 @contextlib.contextmanager
-def served(params: Any, folder: Path, before: Callable[[], Any] | None = None) -> Iterator[Endpoint]:
+def served(params: Any, folder: Path, before: Callable[[], Any] = lambda: None) -> Iterator[Endpoint]:
     """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
     that has no kept answer, after `before`, and ends with the block."""
     endpoint = Endpoint.of(params)
-    if not params.teacher_serve:
-        yield endpoint
-        return
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def start() -> str:
-            if before:
-                before()
-            url = f"http://127.0.0.1:{child.free_port()}"
-
-            def ready() -> bool:
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                    return answer.status == 200
-                return False
-
-            command = [*shlex.split(params.teacher_serve), "--port", url.rpartition(":")[2]]
+            before()
+            port = str(child.free_port())
             print(f"Starting {endpoint.model} for what has no kept answer ...", flush=True)
-            stack.enter_context(child.serving(command, "The language model's server", folder / "teacher_server.log", ready))
+            command, log = [*shlex.split(params.teacher_serve), "--port", port], folder / "teacher_server.log"
+            url = f"http://127.0.0.1:{port}"
+            stack.enter_context(child.serving(command, "The language model's server", log, f"{url}/health"))
             return f"{url}/v1"
 
-        yield dataclasses.replace(endpoint, start=start)
+        yield dataclasses.replace(endpoint, start=start if params.teacher_serve else None)
 
 
 class _Failure(Exception):
     """A request that brought no answer; its text begins with the kind of fault."""
-
-
-class _Server:
-    """One address: its client, and at most so many requests at once."""
-
-    def __init__(self, endpoint: Endpoint, url: str) -> None:
-        import openai
-
-        self.url, self.flying, self.away_until = url, 0, 0.0
-        self.places = asyncio.Semaphore(endpoint.concurrency)
-        self.client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=endpoint.key() or "none",
-            max_retries=endpoint.max_retries,
-            timeout=openai.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 10.0), pool=None),
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_private(url)),
-        )
 
 
 class _Session:
@@ -230,8 +190,8 @@ class _Session:
         self.endpoint, self.ledger, self.attempts = endpoint, ledger, attempts
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
-        self.stopped = False
-        self.servers: list[_Server] = []
+        self.stopped, self.client = False, None
+        self.places = asyncio.Semaphore(endpoint.concurrency)
         self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
@@ -249,11 +209,12 @@ class _Session:
                     raise
                 self.done += 1
 
-        async with contextlib.AsyncExitStack() as self.stack:
-            crowd = [work() for _ in range(min(len(requests), self.endpoint.places * 5 // 4))]  # one is ready where one ends
-            for result in await asyncio.gather(*crowd, return_exceptions=True):
-                if result is not None:
-                    raise result
+        workers = min(len(requests), self.endpoint.concurrency * 5 // 4)  # one is ready where one ends
+        ended = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
+        if self.client:
+            await self.client.close()
+        for error in filter(None, ended):
+            raise error
         return replies
 
     async def _converse(self, request: Request) -> Reply:
@@ -262,10 +223,7 @@ class _Session:
         while len(paid) < self.attempts:
             try:
                 completion = await self._complete(messages)
-            except CapReached:
-                fault = f"cost cap: not asked, the next request could pass max_cost_usd = {self.ledger.cap_usd:g}"
-                break
-            except _Failure as failure:
+            except (CapReached, _Failure) as failure:
                 fault = self._hide(str(failure))
                 break
             paid.append(completion)
@@ -280,7 +238,7 @@ class _Session:
             refused.append(fault)
             messages = request.retry(messages, content, fault)
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
-        return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), len(paid), tuple(refused))
+        return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
         """The answer: one that was paid for, or a new one within the cap."""
@@ -300,57 +258,56 @@ class _Session:
             finally:
                 ledger.release(most, completion is not None)
 
-    async def _post(self, request: dict[str, Any], others: int | None = None) -> Any:
-        """The answer of the least busy address; of another one where that cannot be reached, or is cut off."""
+    async def _post(self, request: dict[str, Any]) -> Any:
+        """What the endpoint answers; None where that is no JSON."""
         import openai
 
         endpoint = self.endpoint
-        if not self.servers:
-            self.servers = [_Server(endpoint, url) for url in ([endpoint.start()] if endpoint.start else endpoint.urls)]
-            for server in self.servers:
-                await self.stack.enter_async_context(server.client)
+        self.client = self.client or self._client()
         body = {**request, "extra_body": endpoint.extra}
         body[self.limit_field] = body.pop("max_tokens")
-        others, now = len(self.servers) if others is None else others, time.monotonic()
-        server = min(self.servers, key=lambda server: (server.away_until > now, server.flying))
-        server.flying += 1
         try:
             # a server may send a byte a second for ever
-            async with server.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
-                answer = await server.client.chat.completions.create(**body)
+            async with self.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
+                answer = await self.client.chat.completions.create(**body)
             self.unreached = 0
             return answer
         except (TimeoutError, openai.APITimeoutError):
             raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
         except openai.APIConnectionError as error:
-            server.away_until = time.monotonic() + _AWAY_SECONDS
-            if others and not self.stopped:
-                return await self._post(request, others - 1)
-            raise self._unreached(f"no connection: {server.url}: {error.__cause__ or error!r}"[:400]) from None
+            raise self._unreached(f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]) from None
         except openai.APIStatusError as error:
-            told = self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
-            if error.status_code != 400 or "max_tokens" not in body or "max_completion_tokens" not in told:
-                raise self._refused(server.url, error.status_code, told) from None
-            self.limit_field = "max_completion_tokens"  # what newer endpoints call it
-            return await self._post(request)
+            status, told = error.status_code, self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
+            if status == 400 and "max_tokens" in body and "max_completion_tokens" in told:
+                self.limit_field = "max_completion_tokens"  # what newer endpoints call it
+                return await self._post(request)
+            if status not in (401, 404):
+                raise _Failure(f"endpoint error {status}: {told}") from None
+            raise TraitError(
+                f"{self.client.base_url} refused the API key, or knows no model '{endpoint.model}' ({status}: {told}). "
+                f"Put a valid key into the variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
+            ) from None
         except ValueError:
-            return None  # what is no JSON is no answer
-        finally:
-            server.flying -= 1
+            return None
+
+    def _client(self) -> Any:
+        import openai
+
+        endpoint = self.endpoint
+        url = endpoint.start() if endpoint.start else endpoint.base_url
+        return openai.AsyncOpenAI(
+            base_url=url,
+            api_key=self.key or "none",
+            max_retries=endpoint.max_retries,
+            timeout=openai.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 10.0)),
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_private(url)),
+        )
 
     def _unreached(self, fault: str) -> Exception:
         self.unreached += 1
-        if self.unreached < max(10, 2 * self.endpoint.places):
+        if self.unreached < max(10, 2 * self.endpoint.concurrency):
             return _Failure(fault)
         return TraitError(f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back.")
-
-    def _refused(self, url: str, status: int, told: str) -> Exception:
-        if status not in (401, 404):
-            return _Failure(f"endpoint error {status}: {told}")
-        return TraitError(
-            f"{url} refused the API key, or knows no model '{self.endpoint.model}' ({status}: {told}). Put a valid key into "
-            f"the environment variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
-        )
 
     def _read(self, answer: Any, size: int) -> Completion:
         try:
@@ -383,7 +340,3 @@ def clean(text: str) -> str:
     """Valid UTF-8 without lone surrogates, blank lines or trailing space, so that a text keeps its own layout."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[ \t]*\n\s*", "\n", text.strip())
-
-
-def _addresses(base_urls: str) -> list[str]:
-    return [url.strip().rstrip("/") for url in base_urls.split(",") if url.strip()]

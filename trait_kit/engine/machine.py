@@ -1,6 +1,5 @@
 """What a result was made with and on: code version, packages, cores, memory, speed; and quiet libraries in between."""
 
-import functools
 import importlib.metadata
 import logging
 import os
@@ -21,39 +20,28 @@ def provenance() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run."""
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
+        "git_commit": _git_commit(),
         "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "machine": hardware(),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "machine": hardware_line(),
     }
 
 
 def hardware_line() -> str:
-    machine = hardware()
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    return f"{machine['cpu_cores']} cores, {machine['memory_gb']} GB, {gpus} | Python {platform.python_version()}"
-
-
-@functools.lru_cache(maxsize=8)
-def matrix_rate(device: str, precision: str) -> float:
-    """FLOP/s of one large square matrix product on `device`; under a second on two cores."""
     import torch
-    from torch.utils.benchmark import Timer  # waits for the device
 
-    side = 8_192 if device.startswith("cuda") else 1_024
-    left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count()
+    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GB"
+    gpus = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "no GPU"
+    return f"{cores} cores, {memory}, {gpus} | {platform.machine()} | Python {platform.python_version()}"
+
+
+def matrix_rate(precision: str) -> float:
+    """FLOP/s of one large square matrix product on the processor; under a second on two cores."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    side = 1_024
+    left, right = (torch.randn(side, side, dtype=getattr(torch, precision)) for _ in range(2))
     timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     return 2 * side**3 / timer.blocked_autorange(min_run_time=0.1).median
 
@@ -80,8 +68,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parents[2]), *arguments]
+def _git_commit() -> str | None:
+    """The commit of this code, with -dirty where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parents[2]), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -11,34 +11,25 @@ import string
 
 import numpy as np
 
+from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngrams import (
-    EOS_STATE,
-    FNV_PRIME,
-    HASH_START,
-    Texts,
-    buffers,
-    inlined,
-    kernel,
-    text_array,
-    token_blocks,
-)
+from trait_kit.engine.ngrams import Texts, inlined, kernel
 
 SHINGLE_WORDS = 5
 HASHES = 128  # a signature
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
-_MARKS = [EOS_STATE, *((HASH_START ^ np.uint64(ord(mark))) * FNV_PRIME for mark in string.punctuation)]  # no words
+_MARKS = [*ngrams.word_states(*ngrams.buffers(ngrams.text_array(list(string.punctuation)))), ngrams.EOS_STATE]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
 def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
     """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
-    array = text_array(texts)
+    array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for part, states, starts in token_blocks(*buffers(array), "words-1"):
+    for part, states, starts in ngrams.token_blocks(*ngrams.buffers(array), "words-1"):
         words = ~np.isin(states, _MARKS)
         begins = np.concatenate([[0], np.cumsum(words)])[starts]
         _signatures(states[words], begins, shingle_words, leaves, out[part])

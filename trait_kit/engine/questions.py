@@ -5,9 +5,6 @@ Two findings. *exact*: the whole question stands in the text. *ngram*: a large s
 found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks
 and typographic variants do not hide a match, while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different
 questions. Only questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
-
-A place in a text is looked at only where the two words that stand there begin an n-gram: some megabytes a second, as fast as
-the base model's tokenizer, which counts the same texts.
 """
 
 import difflib
@@ -23,6 +20,7 @@ from trait_kit.engine.ngrams import Texts, text_array
 
 COLUMNS = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
 _EXCERPT_WORDS = 40
+_SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
 # a word (with its inner apostrophe), a number with its thousands commas and decimals, or a sign of arithmetic
@@ -34,13 +32,10 @@ class QuestionIndex:
     """An index of test questions; `find` compares batch after batch of texts with it.
 
     It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and the
-    lengths of the n-grams that begin with a pair of words (of a single word: the word and nothing).
+    lengths of the n-grams that begin with a pair of words, for only there is a text looked at (some megabytes a second).
     """
 
-    def __init__(self, questions: Sequence[str], n: int = 13, share: float = 0.5) -> None:
-        if n < 1 or not 0 < share <= 1:
-            raise ValueError(f"n must be at least 1 and share in (0, 1], got n={n} and share={share}")
-        self.share = share
+    def __init__(self, questions: Sequence[str], n: int = 13) -> None:
         self.same: dict[tuple[str, ...], list[int]] = defaultdict(list)  # words -> all test indices with these words
         for number, question in enumerate(questions):
             if words := words_of(question):
@@ -66,7 +61,7 @@ class QuestionIndex:
     def find(self, texts: Texts) -> pd.DataFrame:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
 
-        ngram: at least `share` of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
+        ngram: at least half of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
         whole but for one piece put in; a question of fewer words is only sought whole. A pair is reported once, as exact if
         it is. The excerpt is the first match, normalised. Rows are sorted by text and question; an empty frame means that
         nothing was found.
@@ -99,7 +94,7 @@ class QuestionIndex:
                         parted[number] = at
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
-            if overlap >= self.share:
+            if overlap >= _SHARE:
                 question, at = self.questions[number], exact.get(number, first.get(number, parted.get(number)))
                 excerpt = " ".join(words[at : at + min(len(question), _EXCERPT_WORDS)])
                 excerpt += " ..." if len(question) > _EXCERPT_WORDS else ""

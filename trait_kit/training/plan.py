@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from trait_kit import params as parameters
 from trait_kit.engine import mixtures
 from trait_kit.engine.closure import code_digest
-from trait_kit.engine.files import TraitError, digest, read_json, sha256, write_json, write_text
+from trait_kit.engine.files import TraitError, content, digest, read_json, write_json, write_text
 from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
 
@@ -151,4 +151,4 @@ def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> St
 def _texts_digest(path: Path) -> str:
     if not path.is_file():
         raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
-    return sha256(path)
+    return content(path)
