@@ -29,7 +29,7 @@ from trait_kit.selection.choosing import Filtered, select
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.documents import load_documents, on_topic
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import LABELS, train_educational_model, weak_label
+from trait_kit.selection.educational import LABELS, demo_labels, train_educational_model
 from trait_kit.selection.fitting import normalise_line
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 from trait_kit.selection.views import around_cut, quality
@@ -76,10 +76,11 @@ def models(web, tmp_path_factory):
     texts = web["text"].to_pylist()
     rng = np.random.default_rng(0)
     general = [texts[k] for k in rng.choice(len(texts), 10 * len(seed), replace=False)]
-    sample = [texts[k] for k in rng.choice(len(texts), 2_000, replace=False)]
+    rated = rng.choice(len(texts), 2_000, replace=False)
+    labels = list(map(demo_labels().get, web["id"].take(pa.array(rated)).to_pylist()))
     domain_report = train_domain_classifier(seed, general, folder / "domain.bin", options(dimension=16))
     educational_report = train_educational_model(
-        sample, list(map(weak_label, sample)), folder / "educational.bin", options(dimension=16)
+        [texts[k] for k in rated], labels, folder / "educational.bin", options(dimension=16)
     )
     DsirModel.fit(seed, general).save(folder / "dsir.safetensors")
     return {
@@ -188,26 +189,6 @@ def test_sets_too_small_to_learn_from_are_refused(tmp_path, positives, negatives
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_educational_rule_knows_explanations_from_stubs_lists_and_web_pages():
-    explains = (
-        "A lever is a rigid bar that turns about a fixed point, which is called the fulcrum. Because the same work is done "
-        "on both sides, a small force at the long end lifts a large load at the short end. For example, a crowbar lets one "
-        "person raise a heavy stone, although the stone rises only a little. This is why the length of each arm matters."
-    )
-    low = {
-        "stub": "Foo is a village in Bar.",
-        "list": "Apples, pears, plums, figs, dates, limes, kiwis, melons, grapes, mangos, lemons, papayas, and quinces. "
-        "Rice, oats, rye, wheat, barley, millet, spelt, maize, teff, sorghum, fonio, emmer, durum, farro, and more grains.",
-        "table": "Year 2001 12 14 15 16 points. Year 2002 13 15 18 19 points. Year 2003 11 10 9 8 points.",
-        "page": "We use cookies to improve your visit. Subscribe to our newsletter and read more about the best offers that "
-        "we have for you today. Click here to log in. All rights reserved by the owner of this page and by its shop.",
-        "nothing": "",
-        "no letters": "=== 1234 ---- ||||| ////// 5678 ++++ ???",
-    }
-    assert weak_label(explains) == "High"
-    assert {name: weak_label(text) for name, text in low.items()} == dict.fromkeys(low, "Low")
-
-
 def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, models, scored):
     report = models["reports"][1]
     assert report.numbers["educational_agreement"] > report.numbers["educational_majority"] + 0.03
@@ -220,7 +201,7 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
     assert value.std() > 0.2
     between = sum((topics == topic).mean() * (value[topics == topic].mean() - value.mean()) ** 2 for topic in set(topics))
     assert between / value.var() < 0.25  # the topic explains little of it
-    labels = np.array(list(map(weak_label, web["text"].to_pylist()[:3_000])))
+    labels = np.array(list(map(demo_labels().get, web["id"].to_pylist()[:3_000])))
     for topic, count in Counter(topics[:3_000]).items():
         if count >= 50:
             shares = [(labels[topics[:3_000] == topic] == label).mean() for label in LABELS]

@@ -65,6 +65,7 @@ class Common(BaseModel):
 class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
+    teacher: Literal["local", "openai", "none"] = "local"  # a small model on this machine; any endpoint; nobody is asked
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1; several servers: separate with commas
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
@@ -77,6 +78,8 @@ class TeacherParams(Common):
     def _one_address(self) -> TeacherParams:
         if self.teacher_serve and self.teacher_base_url:
             raise ValueError("teacher_serve starts a server of its own, so leave teacher_base_url empty")
+        if self.teacher == "openai":
+            self._require_endpoint("teacher is openai")
         return self
 
     def _require_endpoint(self, chosen: str) -> None:
@@ -92,14 +95,8 @@ class ClassifierParams(TeacherParams):
     epochs: int = knob(25, ge=1)  # passes over the labelled documents
     learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
-    educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
-    educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
-
-    @model_validator(mode="after")
-    def _educational(self) -> ClassifierParams:
-        if self.educational_source == "llm":
-            self._require_endpoint("educational_source is llm")
-        return self
+    teacher: Literal["local", "openai", "none"] = "none"  # who rates educational value; the demo's web brings its labels
+    educational_sample: int = knob(2_000, ge=60)  # web documents rated, to train on
 
 
 class SelectionParams(Common):
@@ -136,8 +133,6 @@ class PassageParams(TeacherParams):
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    # local: a small model on this machine; openai: any endpoint; none: joins worked solutions, without an enlightenment
-    teacher: Literal["local", "openai", "none"] = "local"
     # gold: worked solutions where there are any; teacher: it writes all; both: gold, and the teacher's kept for a control
     paragraphs: Literal["gold", "teacher", "both"] = "gold"
     prompts: str = knob("", reads="file")  # your own wording: a YAML like trait_kit/passages/prompts/generic.yaml
@@ -153,9 +148,8 @@ class PassageParams(TeacherParams):
 
     @model_validator(mode="after")
     def _teacher(self) -> PassageParams:
-        for chosen, asks in (("teacher is openai", self.teacher), ("grouping is teacher", self.grouping)):
-            if asks == chosen.split()[-1]:
-                self._require_endpoint(chosen)
+        if self.grouping == "teacher":
+            self._require_endpoint("grouping is teacher")
         return self
 
 
@@ -274,6 +268,12 @@ class Experiment(BaseModel):
         available = {"in_domain", *WRITTEN, *self.selection.methods}
         for source in self.training.sources - available:
             raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
+        rated = self.classifier.teacher != "none" or self.classifier.web.startswith("demo:")
+        if "fasttext_educational" in available and not rated:
+            raise ValueError(
+                "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher to "
+                "local or openai, or take the method out (and write fasttext where training.arms names it)"
+            )
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine import child
+from trait_kit.engine import child, llama
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
@@ -174,9 +174,9 @@ def ask(
 
 
 @contextlib.contextmanager
-def served(params: Any, folder: Path, before: Callable[[], Any] | None = None) -> Iterator[Endpoint]:
+def served(params: Any, folder: Path) -> Iterator[Endpoint]:
     """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
-    that has no kept answer, after `before`, and ends with the block."""
+    that has no kept answer, and ends with the block."""
     endpoint = Endpoint.of(params)
     if not params.teacher_serve:
         yield endpoint
@@ -185,8 +185,8 @@ def served(params: Any, folder: Path, before: Callable[[], Any] | None = None) -
 
         @functools.cache
         def start() -> str:
-            if before:
-                before()
+            if params.teacher == "local":
+                llama.model_file()
             url = f"http://127.0.0.1:{child.free_port()}"
 
             def ready() -> bool:

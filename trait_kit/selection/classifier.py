@@ -47,8 +47,7 @@ def train_classifiers(step: "Step") -> Report:
     }
     report.tables["left_out"] = screened.left_out
     if "fasttext_educational" in step.experiment.selection.methods:
-        texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()
-        educational = educational_model(p, texts, step.folder)
+        educational = educational_model(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
         report = Report(report.numbers | educational.numbers, report.tables | educational.tables)
     report.save(path)
     return report

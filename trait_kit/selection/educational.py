@@ -1,9 +1,8 @@
-"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of two sources of labels.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
 
-The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
-web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `weak`: a rule stands in where there is none:
-does a text explain, or only state? It looks at function words and shape, not at what the text is about, so that it adds to
-the domain classifier instead of repeating it. English only. A ready model is for `trait-kit score --educational`.
+The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
+web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5). The demo's articles bring labels of their own, for want
+of a model to ask. A ready model is for `trait-kit score --educational`. Without ratings there is no such filter.
 """
 
 import json
@@ -15,8 +14,9 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-import yaml
+import pyarrow as pa
 
+from trait_kit import demo
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
@@ -24,8 +24,7 @@ from trait_kit.params import ClassifierParams
 from trait_kit.selection.fitting import Report, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
-MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
-_LISTS = yaml.safe_load((Path(__file__).parent / "educational.yaml").read_text(encoding="utf-8"))
+MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, in any script it fits a small context
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
 _FEWEST = 10  # documents of a label that are worth training on
@@ -46,41 +45,15 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
     return np.array([LABELS.index(name) for name in names], np.float32)
 
 
-_CUES = re.compile(rf"\b(?:{'|'.join(_LISTS['cues'])})\b", re.IGNORECASE)
-_BOILERPLATE = re.compile("|".join(_LISTS["boilerplate"]), re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_NUMBER = re.compile(r"\b\d[\d.,:]*")
-_SEPARATOR = re.compile(r"[,;|•·\n\t]")
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
+def demo_labels() -> dict[str, str]:
+    """id -> label of each article of the demo.
 
-
-def points(text: str) -> int:
-    """The rule's points for one text: High from 3, Mid from 1, else Low."""
-    words = _WORD.findall(text)
-    if not words:
-        return -3
-    count = len(words)
-    sentences = len(_SENTENCE_END.findall(text.strip())) or 1
-    cues = 100 * len(_CUES.findall(text)) / max(count, 25)
-    visible = sum(not character.isspace() for character in text)
-    first = [word.lower() for word in words[:200]]
-    separators, numbers = len(_SEPARATOR.findall(text.strip())), len(_NUMBER.findall(text))
-    shouted = sum(word.isupper() and len(word) > 1 for word in words)
-    return (
-        (sentences >= 2 and count >= 40)  # something can be developed
-        + (cues >= 1)  # in 100 words: reasons, examples, definitions, consequences, purposes
-        + (cues >= 3)
-        - (sentences == 1 or count < 25)  # a stub
-        - 2 * (separators > count / 5 or numbers > count / 5)  # list-like
-        - 2 * bool(_BOILERPLATE.search(text))
-        - 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)  # few letters, or in capitals
-        - (len(first) >= 50 and len(set(first)) < 0.35 * len(first))  # repetitive
-    )
-
-
-def weak_label(text: str) -> str:
-    score = points(text)
-    return "High" if score >= 3 else "Mid" if score >= 1 else "Low"
+    Frozen: a rule about function words and shape gave them (does a text explain, or only state?). English only, and of
+    textbook algebra it called 78% Low, so it is offered for nothing else.
+    """
+    letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
+    names = {label[0]: label for label in LABELS}
+    return {name: names[letter] for name, letter in zip(demo.wikipedia()["id"].to_pylist(), letters, strict=True)}
 
 
 # Ratings by a language model
@@ -106,10 +79,12 @@ def conversation(text: str) -> list[dict[str, str]]:
 
 def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
-    from trait_kit.engine import ledger, llm
+    from trait_kit.engine import ledger, llama, llm
 
-    texts = list(dict.fromkeys(texts))
+    texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
+    p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
+        endpoint = endpoint.measured() if here else endpoint
         paid = endpoint.ledger(folder / "teacher_answers.sqlite")
         most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
         print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
@@ -130,22 +105,22 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
 # Models
 
 
-def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
-    """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
+def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:
+    """Make `educational.safetensors` in `folder` from labels of these documents, a sample of the web, and judge it on them.
 
-    Tables: examples (label, points or rating, text: data, to be escaped) and confusion.
+    Tables: examples (label, rating, text: data, to be escaped) and confusion.
     """
     bill: dict[str, Any] = {}
-    if p.educational_source == "llm":
-        frame, bill = rate(p, texts, folder)
+    frame = documents.select(["id", "text"]).to_pandas()
+    if p.teacher == "none":
+        frame = frame.assign(label=frame.pop("id").map(demo_labels()))
     else:
-        frame = pd.DataFrame({"label": map(weak_label, texts), "points": map(points, texts), "text": texts})
+        frame, bill = rate(p, frame["text"].tolist(), folder)
     shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
     examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
-    numbers = {"educational_source": p.educational_source, "educational_labels": frame["label"].value_counts().to_dict()}
     trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
-    tables = {"examples": examples.reset_index(drop=True)}
-    return Report(numbers | bill | trained.numbers, tables | trained.tables)
+    numbers = {"educational_labels": frame["label"].value_counts().to_dict(), **bill, **trained.numbers}
+    return Report(numbers, {"examples": examples.reset_index(drop=True), **trained.tables})
 
 
 def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
@@ -157,7 +132,7 @@ def train_educational_model(texts: list[str], labels: list[str], model_path: Pat
 
     pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
     pairs.pop("", None)
-    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or choose another educational_source."
+    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
     require(pairs, LABELS, _FEWEST, advice)
     given, probabilities = trial(pairs, LABELS, p)
     train(pairs, model_path, p)
