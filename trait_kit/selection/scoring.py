@@ -28,7 +28,6 @@ from trait_kit.engine.shards import Place, Progress, Work, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
-from trait_kit.selection.fitting import open_scorer
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
@@ -76,7 +75,7 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
     if files.fingerprint != fingerprint:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
     paths = {"domain": files.domain, "educational": files.educational, "dsir": files.dsir}
-    return {name: (DsirModel.load if name == "dsir" else open_scorer)(path) for name, path in paths.items() if path}
+    return {name: (DsirModel.load if name == "dsir" else NgramScorer.load)(path) for name, path in paths.items() if path}
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
@@ -172,13 +171,9 @@ class Scoring:
 
     def losses(self) -> pd.Series:
         """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
-        rejected = self.quarantine().to_pandas()
+        rejected = read_shards(self.folder, "rejected", len(self.shards)).to_pandas()
         rejected = rejected[~rejected["reason"].str.startswith(SKIPPED)]
         return rejected.groupby(rejected["source"] + ": " + rejected["reason"])["records"].sum()
-
-    def quarantine(self) -> pa.Table:
-        """Everything that could not be used, with its file, place and reason."""
-        return read_shards(self.folder, "rejected", len(self.shards))
 
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order, a bounded number of rows at a time."""
@@ -205,7 +200,7 @@ def score_corpus(
     folder = Path(folder).absolute()
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
-            files = replace(files, **{name: str(open_scorer(path).save(folder / f"{name}.safetensors"))})
+            files = replace(files, **{name: str(NgramScorer.load(path).save(folder / f"{name}.safetensors"))})
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused, if at all, before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
