@@ -71,9 +71,6 @@ def check_method(method: str, scores: pa.Table) -> None:
             raise TraitError(f"The method '{method}' needs the score '{name}', but it is null: scored without that model.")
 
 
-# Ranks
-
-
 def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
     """What the method ranks by, high first (float32 [n])."""
     if method in ("fasttext", _FILTERED):
@@ -109,9 +106,6 @@ def cut_value(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: float) -
         found = found.add(pd.Series(taken).groupby(np.floor(values.astype(float) * _STEPS)).sum(), fill_value=0)
     above = found.sort_index(ascending=False).cumsum()
     return float(above.index[(above < budget).sum()] / _STEPS) if budget <= found.sum() else EVERYTHING
-
-
-# Choices
 
 
 def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:

@@ -211,11 +211,8 @@ def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np
     write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
 
 
-# Candidates, with what cleaning needs to know of them
-
-
 def gather_shard(job_path: Path, number: int) -> None:
-    """Gather one shard's candidates and write its two files, the candidates last."""
+    """Gather one shard's candidates, with what cleaning needs to know of them, and write its two files, these last."""
     job, folder = read_job(job_path), job_path.parent
     scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)

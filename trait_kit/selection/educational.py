@@ -31,9 +31,6 @@ _FEWEST = 10  # documents of a label that are worth training on
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 
 
-# Labels
-
-
 def label_points(labels: Sequence[str]) -> np.ndarray:
     """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
 
@@ -56,9 +53,6 @@ def demo_labels() -> dict[str, str]:
     return {name: names[letter] for name, letter in zip(demo.wikipedia()["id"].to_pylist(), letters, strict=True)}
 
 
-# Ratings by a language model
-
-
 def read_rating(answer: str) -> int:
     """The last 'Rating: N' of an answer; ValueError says what is wrong with it, in words that the model can be told."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
@@ -69,8 +63,7 @@ def read_rating(answer: str) -> int:
 
 def conversation(text: str) -> list[dict[str, str]]:
     """The criteria as a system line, and a document's beginning as one line of JSON: data, in which no marker can occur."""
-    text = text[: 2 * MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+    text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
     prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
     system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
@@ -100,9 +93,6 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
             "another teacher_model, and run again: what has an answer is not asked again."
         )
     return pd.DataFrame(rows, columns=["label", "rating", "text"]), {"bill": bill, "educational_unrated": failed}
-
-
-# Models
 
 
 def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:

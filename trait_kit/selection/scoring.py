@@ -38,9 +38,6 @@ _BYTES_PER_TOKEN = 4.0  # an estimate, so that scores do not depend on a base mo
 _BATCH_ROWS = 200_000
 
 
-# Models
-
-
 @dataclass(frozen=True)
 class ModelFiles:
     """What turns a text into its scores, as paths: each process maps the files for itself. Empty: that score is null."""
@@ -137,9 +134,6 @@ def _has_key(path: Path, key: str) -> bool:
         return (pq.read_schema(path).metadata or {}).get(_KEY) == key.encode()
     except (OSError, pa.ArrowInvalid):  # absent or damaged
         return False
-
-
-# A scored corpus
 
 
 @dataclass(frozen=True)
