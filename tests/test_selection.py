@@ -345,7 +345,7 @@ def test_a_limit_is_one_positive_number(limit):
 @pytest.mark.parametrize(
     ("lengths", "method", "limit", "filters", "message"),
     [
-        ([10, 10], "fastext", 100, {}, "Unknown selection method 'fastext'; known: random, dsir, fasttext"),
+        ([10, 10], "fastext", 100, {}, "Unknown method 'fastext'; known: random, dsir, fasttext"),
         ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
         ([10, 10], "fasttext_educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),

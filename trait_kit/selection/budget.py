@@ -1,4 +1,4 @@
-"""Ranks, and where a token budget becomes a threshold: every method gets the same budget, so methods can be compared.
+"""Ranks, and where a token budget becomes a threshold: the same for every method, so that they can be compared.
 
 - random: a seeded shuffle, the paper's weakest baseline;
 - dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
@@ -65,19 +65,18 @@ class Limits:
 
 def check_method(method: str, scores: pa.Table) -> None:
     if method not in METHODS:
-        raise TraitError(f"Unknown selection method '{method}'; known: {', '.join(METHODS)}.")
+        raise TraitError(f"Unknown method '{method}'; known: {', '.join(METHODS)}.")
     for name in _NEEDS.get(method, ()):
         if scores[name].null_count:
-            raise TraitError(f"The method '{method}' needs the score '{name}', but it is null: scored without that model.")
+            raise TraitError(f"'{method}' needs the score '{name}', but it is null: scored without that model.")
 
 
 def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
     """What the method ranks by, high first (float32 [n])."""
     if method in ("fasttext", _FILTERED):
         return scores["domain"].to_numpy()
-    uniform = (
-        (_noise(scores, "dsir noise" if method == "dsir" else method, seed) >> np.uint64(11)).astype(np.float64) + 0.5
-    ) / 2**53
+    noise = _noise(scores, "dsir noise" if method == "dsir" else method, seed)
+    uniform = ((noise >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
     return (uniform if method == "random" else scores["dsir"].to_numpy() - np.log(-np.log(uniform))).astype(np.float32)
 
 
@@ -98,18 +97,19 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
 def cut_value(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: float) -> float:
     """A value such that the documents from it on take at least `budget`; EVERYTHING if all of them take less.
 
-    `batches` gives (values, what each takes) of all documents. They are added up by value, rounded down: memory does not
-    grow with the corpus, and a step more than needed is taken.
+    `batches`: (values, what each takes) of all documents. They are added up by value, rounded down, so memory does not grow
+    with the corpus.
     """
     found = pd.Series(dtype=float)
     for values, taken in batches:
         found = found.add(pd.Series(taken).groupby(np.floor(values.astype(float) * _STEPS)).sum(), fill_value=0)
     above = found.sort_index(ascending=False).cumsum()
-    return float(above.index[(above < budget).sum()] / _STEPS) if budget <= found.sum() else EVERYTHING
+    enough = above.index[above >= budget]
+    return float(enough[0] / _STEPS) if len(enough) else EVERYTHING
 
 
 def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
-    """(bool [n]: what no reason drops; how many documents each reason drops, a document counted under its first)."""
+    """(bool [n]: what no reason drops; how many each reason drops, a document counted under its first)."""
     kept, dropped = np.ones(len(next(iter(reasons.values()))), bool), {}
     for reason, fails in reasons.items():
         dropped[reason] = int((kept & fails).sum())
@@ -120,7 +120,7 @@ def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
 def rank(
     scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """(rows that may be chosen, best first; how many were dropped, by reason). `unusable`: reason -> bool [n]."""
+    """(rows that may be chosen, best first; reason -> how many were dropped). `unusable`: reason -> bool [n]."""
     check_method(method, scores)
     kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
     rows = np.flatnonzero(kept)
@@ -131,10 +131,9 @@ def rank(
 
 
 def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0) -> dict[str, Any]:
-    """n_out: how many of the best documents are within the limits; less than the next document is left unspent.
+    """n_out: how many of the best are within the limits; less than the next document is left unspent.
 
-    Their tokens; threshold, the score of the last one (null for random); enough: false where all that there are do not fill
-    the budget.
+    Their tokens; threshold, the score of the last (null for random); enough: false where all of them do not fill the budget.
     """
     ranked = scores.take(pa.array(ranking))
     spent, values = np.cumsum(limits.spent(ranked)), rank_values(ranked, method, seed)
@@ -144,10 +143,10 @@ def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, 
         n_out = int((values >= np.float32(limits.threshold)).sum())
     if n_out == 0:
         raise TraitError(
-            f"{method}: nothing fits the limit ({limits}); the first document has {ranked['n_tokens'][0]} tokens and the "
+            f"{method}: nothing fits ({limits}); the first document has {ranked['n_tokens'][0]} tokens and the "
             f"score {values[0]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
         )
     enough = n_out < len(ranking) or limits.threshold is not None or int(spent[-1]) == limits.budget
     threshold = None if method == "random" else float(values[n_out - 1])
-    tokens = int(ranked["n_tokens"].to_numpy()[:n_out].sum())
-    return {"n_out": n_out, "tokens": tokens, "threshold": threshold, "enough": enough}
+    tokens = ranked["n_tokens"].to_numpy()[:n_out].sum()
+    return {"n_out": n_out, "tokens": int(tokens), "threshold": threshold, "enough": enough}

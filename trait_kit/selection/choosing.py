@@ -129,7 +129,7 @@ def select(
 def _choose(
     scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
+    """Write a method's selection: (what became of the corpus; repeating documents: id, of, method)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
     folder, threshold = selections / "candidates" / method, job["near_duplicate"]
     margin, enough = _FIRST_MARGIN, False
@@ -192,7 +192,7 @@ def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: floa
 
 
 def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
-    """The n_out best (selection schema) in the corpus' order, a file of candidates at a time, and what is around the cut."""
+    """The n_out best in the corpus' order, a file of candidates at a time, and what is around the cut."""
     places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
     near, start, beside = ranking[places], 0, []
     with (
@@ -212,12 +212,12 @@ def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np
 
 
 def gather_shard(job_path: Path, number: int) -> None:
-    """Gather one shard's candidates, with what cleaning needs to know of them, and write its two files, these last."""
+    """Write one shard's two files: candidates, with what cleaning needs to know of them, last."""
     job, folder = read_job(job_path), job_path.parent
     scoring, limits, method, key = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"], digest(job)
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
-    kept, _ = drop(limits.refused(scores, method, _SLACK))
-    rows = np.flatnonzero(kept & (rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])))
+    better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
+    rows = np.flatnonzero(better & drop(limits.refused(scores, method, _SLACK))[0])
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
@@ -247,7 +247,7 @@ class Filtered:
 
 
 def filter_web(step: "Step") -> Filtered:
-    """02: score every document of the web, then choose by each method; killed anywhere, it goes on at the next shard."""
+    """02: score every document of the web, then choose by each method; killed anywhere, it goes on."""
     p = step.params
     if not step.done:
         in_domain = in_domain_documents(p).documents["text"]

@@ -51,7 +51,7 @@ class InDomain:
         if len(self.left_out):
             told += f" The first of them:\n{self.left_out[['reason', 'id', 'item']].head(_NAMED).to_string(index=False)}"
         if len(self.left_out) > len(self.documents):
-            told += "\nMost are left out: bring documents that the tasks were not made of, or lower test_items_per_task."
+            told += "\nMost are: bring documents that the tasks were not made of, or lower test_items_per_task."
         return told
 
 
@@ -65,8 +65,9 @@ def in_domain_documents(p: Common) -> InDomain:
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
     held_back = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
     copies = minhash.repeats(minhash.signatures(texts), held_back, ALIKE)
-    again = pd.DataFrame({"id": [ids[row] for row in np.flatnonzero(copies)], "item": "", "excerpt": ""})
-    again["reason"] = "repeats a held-out document"
+    again = pd.DataFrame(
+        {"id": np.array(ids, object)[copies], "item": "", "excerpt": "", "reason": "repeats a held-out document"}
+    )
     left_out = pd.concat([held[again.columns], again]).drop_duplicates("id").reset_index(drop=True)
     kept = ~documents["id"].to_pandas().isin(left_out["id"])
     return InDomain(documents.filter(pa.array(kept)), left_out)

@@ -123,7 +123,7 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share that holds out exactly 5% (rounded down) of the documents of a small corpus: none of fewer than 20."""
+    """The share that holds out exactly 5% (rounded down) of a small corpus: none of fewer than 20."""
     hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
     count = int(len(ordered) * HELD_OUT_SHARE)
@@ -158,7 +158,7 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
 
 
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
-    """The usable documents of a shard but for the held-out ones, at most about 4 MB of text at a time, and the others.
+    """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
 
     Damage never raises: it is in `rejected`. A file that cannot be had is a TraitError: the next attempt may succeed.
     """
@@ -184,7 +184,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
+    """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
     wanted, taken, start = np.asarray(positions, np.int64), [_NOTHING.documents], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + len(part.documents)
@@ -212,7 +212,7 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
     where = f"{first.source}, row {first.row}: {first.reason}"
     if not documents.num_rows:
         raise TraitError(
-            f"{spec} has no usable document. {where}. Each record needs a non-empty text, in a field `text` or one that the "
+            f"{spec} has no usable document. {where}. Each record needs a text, in a field `text` or one that the "
             "spec names: {text=body}."
         )
     if lost := sum(reject.records for reject in rejected):
@@ -259,7 +259,7 @@ def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]]
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
-    """id -> whether a demo document is about the domain: hidden from selection, which it scores; None for other corpora."""
+    """id -> whether a demo document is about the domain: hidden from selection; None for other corpora."""
     kind, rest, _ = _named(spec)
     if kind != "demo":
         return None

@@ -24,17 +24,17 @@ from trait_kit.params import ClassifierParams
 from trait_kit.selection.fitting import Report, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
-MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, in any script it fits a small context
+MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
-_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
-_FEWEST = 10  # documents of a label that are worth training on
+_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
+_FEWEST = 10  # documents of a label
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 
 
 def label_points(labels: Sequence[str]) -> np.ndarray:
-    """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
+    """float32 [n_labels]: each label's points, 0..2: probabilities @ points is a text's educational value.
 
-    Case and fastText's prefix do not matter. TraitError for other labels than these three: their meaning would be a guess.
+    Case and fastText's prefix do not matter. TraitError for other labels: their meaning would be a guess.
     """
     names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
     if sorted(names) != sorted(LABELS):
@@ -54,7 +54,7 @@ def demo_labels() -> dict[str, str]:
 
 
 def read_rating(answer: str) -> int:
-    """The last 'Rating: N' of an answer; ValueError says what is wrong with it, in words that the model can be told."""
+    """The last 'Rating: N' of an answer; ValueError says what is wrong, in words for the model."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
     if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
         raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
@@ -62,7 +62,7 @@ def read_rating(answer: str) -> int:
 
 
 def conversation(text: str) -> list[dict[str, str]]:
-    """The criteria as a system line, and a document's beginning as one line of JSON: data, in which no marker can occur."""
+    """The criteria, and a document's beginning as one line of JSON: data, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
     prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
     system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
@@ -71,7 +71,7 @@ def conversation(text: str) -> list[dict[str, str]]:
 
 
 def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
+    """(label, rating 0..5, text; the bill and how many could not be rated). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llama, llm
 
     texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
@@ -84,39 +84,38 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
         replies = llm.ask(requests, endpoint, paid, attempts=2)
         bill = paid.bill()
-    rated = [(reply.value, text) for reply, text in zip(replies, texts, strict=True) if reply.value is not None]
-    rows = [(LABELS[rating // 2], rating, text) for rating, text in rated]
-    failed = len(texts) - len(rows)
+    rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
+    failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(
-            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
-            "another teacher_model, and run again: what has an answer is not asked again."
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or take "
+            "another teacher_model, and run again: what is answered is not asked again."
         )
-    return pd.DataFrame(rows, columns=["label", "rating", "text"]), {"bill": bill, "educational_unrated": failed}
+    rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
+    return rated, {"bill": bill, "educational_unrated": failed}
 
 
 def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:
-    """Make `educational.safetensors` in `folder` from labels of these documents, a sample of the web, and judge it on them.
+    """Make `educational.safetensors` in `folder` from labels of these documents of the web, and judge it on them.
 
     Tables: examples (label, rating, text: data, to be escaped) and confusion.
     """
-    bill: dict[str, Any] = {}
-    frame = documents.select(["id", "text"]).to_pandas()
+    frame, bill = documents.select(["id", "text"]).to_pandas(), {}
     if p.teacher == "none":
         frame = frame.assign(label=frame.pop("id").map(demo_labels()))
     else:
         frame, bill = rate(p, frame["text"].tolist(), folder)
-    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
-    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
+    examples = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
+    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
     trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
     numbers = {"educational_labels": frame["label"].value_counts().to_dict(), **bill, **trained.numbers}
-    return Report(numbers, {"examples": examples.reset_index(drop=True), **trained.tables})
+    return Report(numbers, {"examples": examples, **trained.tables})
 
 
 def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
-    """Train on Low / Mid / High, write model and scorer; agreement and kappa (quadratic weights) on held-out documents.
+    """Train on Low, Mid, High, write model and scorer; agreement and quadratic kappa on held-out documents.
 
-    majority: what always answering the commonest label would score. Table: confusion (given label in rows).
+    majority: what always answering the commonest label scores. Table: confusion (given label in rows).
     """
     from sklearn.metrics import cohen_kappa_score
 
@@ -130,7 +129,7 @@ def train_educational_model(texts: list[str], labels: list[str], model_path: Pat
     agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
     kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
     numbers = {
-        "educational_headline": f"Agreement with labels of held-out documents: {agreement:.2f} (the commonest label alone: "
+        "educational_headline": f"Agreement with held-out labels: {agreement:.2f} (the commonest label alone: "
         f"{majority:.2f}), kappa {kappa:.2f}.",
         "educational_agreement": agreement,
         "educational_majority": majority,

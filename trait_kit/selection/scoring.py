@@ -40,7 +40,7 @@ _BATCH_ROWS = 200_000
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What turns a text into its scores, as paths: each process maps the files for itself. Empty: that score is null."""
+    """What turns a text into its scores: files that each process maps. Empty: that score is null."""
 
     domain: str  # .safetensors of the kit, or any fastText .bin
     educational: str = ""  # the same, with labels such as High, Mid and Low
@@ -138,7 +138,7 @@ def _has_key(path: Path, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus on disk: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
+    """A scored corpus: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
 
     folder: Path
     job: dict[str, Any]  # see `score_corpus`

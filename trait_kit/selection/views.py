@@ -35,8 +35,8 @@ def quality(filtered: Filtered) -> pd.DataFrame:
 def around_cut(selected: Selected, method: str, characters: int = 200) -> pd.DataFrame:
     """The last documents taken and the first left: rank, taken, id, domain, educational, dsir, n_tokens, text."""
     frame = pd.read_parquet(selected.folder / "candidates" / method / "around_cut.parquet")
-    frame["taken"] = frame["rank"] <= selected.methods[method]["n_out"]
-    frame["text"] = [" ".join(text.split())[:characters] for text in frame["text"]]
+    texts = frame["text"].str.split().str.join(" ").str[:characters]
+    frame = frame.assign(taken=frame["rank"] <= selected.methods[method]["n_out"], text=texts)
     return frame[["rank", "taken", "id", "domain", "educational", "dsir", "n_tokens", "text"]]
 
 
