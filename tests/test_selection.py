@@ -349,7 +349,7 @@ def test_a_limit_is_one_positive_number(limit):
         ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
         ([10, 10], "fasttext_educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
-        ([10, 10], "fasttext", 0, {"threshold": 0.5}, "nothing fits the limit .* the score 0"),
+        ([10, 10], "fasttext", 0, {"threshold": 0.5}, "nothing fits .* the score 0"),
         ([], "random", 100, {}, "none of 0 documents"),
     ],
 )
@@ -402,6 +402,11 @@ def test_the_cut_takes_the_budget_and_at_most_a_step_more(case):
         assert cut == EVERYTHING and taken == total
     else:
         assert int(weights[values >= cut + 1.01e-4].sum()) < budget <= taken
+
+
+def test_the_cut_of_nothing_is_below_everything():
+    nothing = np.empty(0, np.float32)
+    assert cut_value([], 5) == cut_value([(nothing, nothing)], 0) == EVERYTHING
 
 
 def test_finding_the_cut_takes_little_memory():

@@ -58,7 +58,7 @@ def require(pairs: Labelled, labels: Sequence[str], least: int, advice: str) -> 
     counts = Counter(pairs.values())
     if few := [f"{label} has {counts[label]}" for label in labels if counts[label] < least]:
         raise TraitError(
-            f"Too few documents to train on: of each label {least} are needed, but {', '.join(few)}, neither empty "
+            f"Too few documents to train on: of each label {least} are needed, but {', '.join(few)} that are neither empty "
             f"nor repeated. {advice}"
         )
 
