@@ -297,7 +297,10 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
         ("With 31 and 527, the division gives 17 and not 312.", "'312' stands in no problem"),
         ("With 31 and 527, dividing by 31 twice gives 17.", "'twice' stands in no problem"),
-        ("With 31 and 527, the quotient 17 is found by undoing a multiplication of the unknown by 31.", "end with the answer, 17"),
+        (
+            "With 31 and 527, the 17 is found by undoing a multiplication of the unknown by 31.",
+            "end with the answer, 17",
+        ),
         ("With 31 and 527, the division is 527 / 31 = 18.", "527 / 31 = 18 is wrong"),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
@@ -311,9 +314,7 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     read = functools.partial(checks.read_sentence, order, [row.solution for row in order.rows], None)
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
-    for bad, reason in (
-        ("The bus on its road and the pump at its tank rest on equal groups.", "says nothing of problem"),
-    ):
+    for bad, reason in (("The bus on its road and the pump at its tank rest on equal groups.", "says nothing of problem"),):
         with pytest.raises(ValueError, match=reason):
             read(bad)
 

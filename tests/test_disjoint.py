@@ -96,9 +96,10 @@ def test_a_leak_in_the_in_domain_text_is_named_by_check_and_read_by_no_arm(mine,
     assert main(["check", str(mine)]) == 0
     said = capfd.readouterr().out
     tested = load_problems(experiment.selection.tasks, "test", 100)["id"]
-    assert f"1 holds a test item's question: question ({tested[0]})." in said
-    assert f"1 holds a test item's gold: gold ({tested[1]})." in said
-    assert "2 repeats a held-out document: copied, general." in said or "general, copied." in said
+    said = " ".join(said.split())
+    assert f"holds a test item's question question ({tested[0]})" in said
+    assert f"holds a test item's gold gold ({tested[1]})" in said
+    assert "repeats a held-out document copied" in said and "repeats a held-out document general" in said
 
     (mine.parent / "04_train_two_stages").mkdir()
     source = training_sources(experiment.training, mine.parent)["in_domain"]

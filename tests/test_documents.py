@@ -17,7 +17,7 @@ from trait_kit.demo import DEMO_PARTS
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.readers import Reject
 from trait_kit.selection import documents
-from trait_kit.selection.documents import fingerprint, list_shards, load_documents, on_topic, unique_parts
+from trait_kit.selection.documents import fingerprint, identified, list_shards, load_documents, on_topic, read_shard
 from trait_kit.tables import SCHEMAS
 
 GOOD = [{"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"}, {"id": "b", "text": "Gamma delta — ünï."}]
@@ -37,7 +37,8 @@ def reasons(spec: str | Path) -> list[tuple[int, str]]:
 
 
 def rejects(spec: str | Path) -> list[Reject]:
-    return [reject for part in unique_parts(list_shards(str(spec))) for reject in part.rejected]
+    parts = (part for shard in list_shards(str(spec)) for part in read_shard(shard))
+    return [reject for part, _ in identified(parts) for reject in part.rejected]
 
 
 # The demo corpora

@@ -1,4 +1,4 @@
-"""Educational value from its three sources: the rule, an LLM's ratings (a real server on the loopback), a ready model."""
+"""Educational value: a language model's ratings (a real server on the loopback), the demo's labels, a ready model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import fasttext
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from trait_kit import experiments
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.params import ClassifierParams
@@ -18,13 +20,14 @@ from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (
     LABELS,
     conversation,
-    educational_model,
+    demo_labels,
     label_points,
+    rate,
     read_rating,
-    weak_label,
 )
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 
+ARMS = {"training.arms": {"trait": ["in_domain+fasttext", "passages"], "worked": ["in_domain+fasttext", "worked_same"]}}
 GRADES = ("spam offers", "a stub of a page", "plain facts", "some reasons", "good examples", "a whole lesson")
 
 
@@ -36,12 +39,17 @@ def params(**changes) -> ClassifierParams:
 
 def asking(url: str, **changes) -> ClassifierParams:
     named = {"teacher_model": "judge", "teacher_base_url": url}
-    return params(educational_source="llm", **{**named, **changes})
+    return params(teacher="openai", **{**named, **changes})
 
 
 def documents(count: int, mode: str = "") -> list[str]:
     """Texts whose words tell what a judge (`good_answer`) rates them: 0, 1, 2, 3, 4, 5, 0, ..."""
     return [f"Document {k}. {' '.join([GRADES[k % 6]] * 5)} {mode}" for k in range(count)]
+
+
+def educational_model(p: ClassifierParams, texts: list[str], folder: Path):
+    rows = pa.table({"id": [f"d{k}" for k in range(len(texts))], "text": texts})
+    return educational.educational_model(p, rows, folder)
 
 
 def good_answer(asked: str) -> str:
@@ -102,7 +110,7 @@ def test_a_hostile_document_stays_one_line_of_data():
     assert "数学 \u0627\u0644" in said
     long = conversation("plain facts " * 10_000)
     assert len(long[1]["content"]) < educational.MAX_CHARACTERS + 100
-    assert "only its first 6,000 characters" in long[0]["content"]
+    assert "only its first 3,000 characters" in long[0]["content"]
     assert "only its first" not in system["content"]
 
 
@@ -169,17 +177,29 @@ def test_too_many_failures_and_too_few_of_a_label_say_what_to_do(server, tmp_pat
         educational_model(asking(server.url), low, tmp_path)
 
 
-# --- the rule and ready models ---------------------------------------------------------------------------------------
+@pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters
+def test_the_local_teacher_rates_what_the_prompt_asks(tmp_path, capsys):
+    lesson = (
+        "A lever is a rigid bar that turns about a fulcrum. Because work is conserved, a small force lifts a large load."
+    )
+    rated, bill = rate(params(teacher="local"), [lesson, "Click here! Buy now! Read more. All rights reserved."], tmp_path)
+    assert bill["educational_unrated"] == 0 and bill["bill"]["cost_usd"] == 0
+    assert rated["rating"].tolist()[0] > rated["rating"].tolist()[1]
+    assert "Starting qwen2.5-coder" in capsys.readouterr().out
 
 
-def test_weak_labels_train_the_model(tmp_path):
+# --- the demo's labels and ready models ------------------------------------------------------------------------------
+
+
+def test_the_demos_labels_train_the_model(tmp_path):
     p = params(epochs=5)
-    texts = sample(p.web, 400, 1)["text"].to_pylist()
-    made = educational_model(p, texts, tmp_path)
-    report = educational.train_educational_model(texts, list(map(weak_label, texts)), tmp_path / "x.bin", p)
+    drawn = sample(p.web, 400, 1)
+    texts, labels = drawn["text"].to_pylist(), list(map(demo_labels().get, drawn["id"].to_pylist()))
+    made = educational.educational_model(p, drawn, tmp_path)
+    report = educational.train_educational_model(texts, labels, tmp_path / "x.bin", p)
     assert (tmp_path / "x.bin").read_bytes() == (tmp_path / "educational.bin").read_bytes()
     assert made.numbers["educational_agreement"] == report.numbers["educational_agreement"]
-    assert sum(made.numbers["educational_labels"].values()) == 400
+    assert made.numbers["educational_labels"] == {label: labels.count(label) for label in LABELS}
     assert made.tables["examples"]["label"].tolist() == [label for label in sorted(LABELS) for _ in range(3)]
     scorer = NgramScorer.load(tmp_path / "educational.safetensors")
     np.testing.assert_array_equal(scorer.probabilities(texts), scorer.probabilities(normalise(texts)))
@@ -206,5 +226,15 @@ def test_labels_whose_meaning_would_be_a_guess_are_refused_before_any_time_is_sp
 
 
 def test_parameters_that_a_source_needs_are_asked_for():
-    with pytest.raises(ValueError, match="educational_source is llm"):
-        params(educational_source="llm", teacher_model="m")
+    with pytest.raises(ValueError, match="teacher is openai"):
+        params(teacher="openai", teacher_model="m")
+
+
+def test_ones_own_web_is_not_filtered_by_educational_value_until_somebody_rates():
+    own = {"common.web": "mine.jsonl"}
+    for rated in ({"classifier.teacher": "local"}, {"selection.methods": ["random", "dsir", "fasttext"], **ARMS}):
+        experiments.load("params/demo.yaml", own | rated)
+    with pytest.raises(
+        TraitError, match=r"nobody rates: set classifier\.teacher to local or openai, or take the method out"
+    ):
+        experiments.load("params/demo.yaml", own)

@@ -249,7 +249,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
 def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond(origin, tmp_path, place):
     damages = damaged_corpus(tmp_path / "web")
     scored = score(origin, tmp_path, place, tmp_path / "web" / "*", max_quarantined=0.5)
-    rejected = scored.quarantine().to_pylist()
+    rejected = scoring.read_shards(scored.folder, "rejected", len(scored.shards)).to_pylist()
     for path, records, reason in damages.values():
         found = [row for row in rejected if row["source"] == str(path)]
         assert found and all(reason in row["reason"] for row in found)

@@ -6,16 +6,16 @@ import pytest
 import tiny_random
 
 from trait_kit import experiments
-from trait_kit.passages import local
+from trait_kit.engine import llama
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
 def test_the_demo_replays_what_the_local_teacher_answered(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "model_file", lambda: pytest.fail("the model was needed"))
+    monkeypatch.setattr(llama, "model_file", lambda: pytest.fail("the model was needed"))
     chosen = experiments.load("params/demo.yaml", {"passages.base_model": str(tiny_random.make())})
     written = write_passages(Step.at("03_write_passages", chosen, tmp_path))
-    assert written.bill["teacher"] == local.NAME and written.bill["requests_this_run"] == 0
+    assert written.bill["teacher"] == llama.NAME and written.bill["requests_this_run"] == 0
     assert re.fullmatch(r"0 answers now, the others on \d{4}-\d\d-\d\d", written.bill["written"])
     assert len(written.passages) + written.rejected["id"].nunique() >= written.bill["groups"] > 20
     for row in written.passages.itertuples():

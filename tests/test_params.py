@@ -41,8 +41,7 @@ def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_ther
         assert experiment.passages.teacher_extra["chat_template_kwargs"] == {"enable_thinking": False}
         mixture = mixtures.weights(experiment.training.arms["trait"][0])
         assert min(mixture.values()) == mixture["in_domain"] < max(mixture.values())
-        rated = "fasttext_educational" in mixture and name.startswith("math")
-        assert not rated or experiment.classifier.educational_source == "llm"  # the rule calls formulas of little value
+        assert ("fasttext_educational" in mixture) == (experiment.classifier.teacher == "openai")
     shown = experiments.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
     assert [n_examples(shown, task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
     assert n_examples(experiments.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2

@@ -23,8 +23,8 @@ from trait_kit.engine.files import TraitError, content
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
-from trait_kit.selection.budget import METHODS, Limits, rank_keys, value_keys
-from trait_kit.selection.choosing import Filtered, candidates_of, filter_web, select
+from trait_kit.selection.budget import METHODS, Limits, best_first, rank_values
+from trait_kit.selection.choosing import Filtered, filter_web, select
 from trait_kit.selection.classifier import train_classifiers, train_domain_classifier
 from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
@@ -36,7 +36,7 @@ BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
 GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
 limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
-FILTERS = limits(share=1.0)
+FILTERS = limits(documents=10**6)
 QUESTION = "A train leaves the station at nine and travels eighty miles an hour for three hours. How far does it go?"
 
 
@@ -93,10 +93,9 @@ def reference(
     scores: pa.Table, method: str, limit: Limits, unusable: set[str] = frozenset(), groups: dict[str, str] | None = None
 ) -> list[str]:
     """Ids, best first: sort, filter, leave out, keep the best of each group, cut. All in memory, a document at a time."""
-    keys = rank_keys(scores, method, 0).tolist()
-    rows = sorted(zip(keys, scores.to_pylist(), strict=True), key=lambda pair: -pair[0])
+    order, values, rows = best_first(scores, method, 0), rank_values(scores, method, 0), scores.to_pylist()
     chosen, tokens, seen = [], 0, set()
-    for key, row in rows:
+    for value, row in ((values[place], rows[place]) for place in order):
         group = (groups or {}).get(row["id"], row["id"])
         if not FILTERS.min_tokens <= row["n_tokens"] <= FILTERS.max_tokens or row["id"] in unusable or group in seen:
             continue
@@ -104,9 +103,9 @@ def reference(
             continue
         seen.add(group)
         tokens += row["n_tokens"]
-        if tokens > (limit.tokens or tokens) or len(chosen) == (round(limit.share * len(scores)) or -1):
+        if tokens > (limit.tokens or tokens) or len(chosen) == (limit.documents or -1):
             break
-        if limit.threshold is not None and key < int(value_keys(limit.threshold)[0]):
+        if limit.threshold is not None and value < np.float32(limit.threshold):
             break
         chosen.append(row["id"])
     return chosen
@@ -123,8 +122,8 @@ def chosen_ids(selected, method: str) -> set[str]:
     [
         (limits(tokens=3_000), METHODS),
         (limits(tokens=60_000), ("dsir", "random")),
-        (limits(share=0.05), METHODS),
-        (limits(share=0.9), ("fasttext", "random")),
+        (limits(documents=20), METHODS),
+        (limits(documents=350), ("fasttext", "random")),
         (limits(threshold=0.6), ("fasttext", "fasttext_educational")),
     ],
 )
@@ -232,7 +231,7 @@ def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path
         selected = select(scoring, tmp_path, [method], limit, base_model=BASE)
         assert chosen_ids(selected, method) == set(reference(read(scoring), method, limit, groups=groups))
         assert selected.methods[method]["enough"]
-        candidates = read_shards(candidates_of(tmp_path, method), "candidates", len(scoring.shards))
+        candidates = read_shards(tmp_path / "candidates" / method, "candidates", len(scoring.shards))
         assert len(candidates) < len(read(scoring))
     both = select(scoring, tmp_path, ["fasttext", "dsir"], limit, base_model=BASE)
     assert chosen_ids(both, "dsir") == chosen_ids(selected, "dsir")
@@ -327,7 +326,7 @@ def test_a_file_that_changed_after_scoring_is_refused(files, tmp_path, change):
     with pytest.raises(TraitError, match=r"[Ss]core it again"):
         select(scoring, tmp_path, ["fasttext"], limits(tokens=3_000), base_model=BASE)
     again = scored(files, tmp_path, changed)
-    assert select(again, tmp_path, ["random"], Limits(share=0.5), base_model=BASE).methods["random"]["n_out"] > 0
+    assert select(again, tmp_path, ["random"], Limits(documents=20), base_model=BASE).methods["random"]["n_out"] > 0
 
 
 def test_another_budget_does_not_score_again(files, tmp_path):
@@ -356,7 +355,7 @@ def test_texts_survive_byte_for_byte(files, tmp_path):
     ]
     random.Random(0).shuffle(records)
     scoring = score_corpus(write(tmp_path / "web", records), files, tmp_path / "scores")
-    select(scoring, tmp_path, ["random"], Limits(share=1.0), base_model=BASE, near_duplicate=0)
+    select(scoring, tmp_path, ["random"], Limits(documents=10**6), base_model=BASE, near_duplicate=0)
     written = tables.read(tmp_path / "random.parquet", "selection").to_pylist()
     assert {row["id"][-1] for row in written} == set("0123")
     texts = {record["id"]: record["text"] for record in records}

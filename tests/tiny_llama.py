@@ -55,7 +55,7 @@ def tiny_params(model_dir: Path, **changes: object) -> TrainingParams:
         **load(ROOT / "params" / "demo.yaml").training.model_dump(), "base_model": str(model_dir), "precision": "float32",
         "arms": {"selected": ["in_domain+random", "in_domain+random"], "trait": ["random+in_domain", "passages"]},
         "stage_tokens": [BATCH * STAGE_STEPS, BATCH * STAGE_STEPS], "context_length": CONTEXT, "tokens_per_batch": BATCH,
-        "rows_per_device": 2, "learning_rate": 1e-3, "evaluations_per_stage": 2, "held_out_items": 3,
+        "rows_per_device": 2, "learning_rate": 1e-3, "evaluations_per_stage": 2,
     }  # fmt: skip
     return TrainingParams(**{**values, **changes})
 

@@ -150,7 +150,7 @@ def select(
         scored,
         output,
         re.split(r"[,\s]+", methods),
-        budget.Limits(tokens, share, threshold, min_tokens, max_tokens, min_educational),
+        budget.Limits(tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
         tested=texts_of_tests(names, test_items, seed) if names else None,

@@ -7,7 +7,7 @@ Defaults exist only where one value is right for every domain. What a knob does 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -62,8 +62,7 @@ class Common(BaseModel):
 class TeacherParams(Common):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
 
-    asks: ClassVar[dict[str, str]] = {}  # knob -> its value that needs the endpoint
-
+    teacher: Literal["local", "openai", "none"] = "local"  # a small model on this machine; any endpoint; nobody is asked
     teacher_model: str = ""  # name the endpoint expects
     teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1, or a load balancer's
     teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
@@ -74,24 +73,22 @@ class TeacherParams(Common):
 
     @model_validator(mode="after")
     def _endpoint(self) -> TeacherParams:
-        needed = [f"{name} is {value}" for name, value in self.asks.items() if getattr(self, name) == value]
-        if needed and (not self.teacher_model or bool(self.teacher_base_url) == bool(self.teacher_serve)):
-            raise ValueError(f"{needed[0]}, so teacher_model and teacher_base_url must be set (or teacher_serve instead)")
+        addressed = self.teacher_model and bool(self.teacher_base_url) != bool(self.teacher_serve)
+        if self.teacher == "openai" and not addressed:
+            raise ValueError("teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)")
         return self
 
 
 class ClassifierParams(TeacherParams):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
 
-    asks = {"educational_source": "llm"}
-
     negatives_per_positive: int = knob(10, ge=1)  # general documents sampled for one in-domain document
     dimension: int = knob(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
     epochs: int = knob(25, ge=1)  # passes over the labelled documents
     learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
     buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
-    educational_source: Literal["weak", "llm"] = "weak"  # a rule, or a language model's ratings
-    educational_sample: int = knob(2_000, ge=60)  # web documents given Low/Mid/High labels to train on
+    teacher: Literal["local", "openai", "none"] = "none"  # who rates educational value; the demo's web brings its labels
+    educational_sample: int = knob(2_000, ge=60)  # web documents rated, to train on
 
 
 class SelectionParams(Common):
@@ -121,8 +118,6 @@ class SelectionParams(Common):
 class PassageParams(TeacherParams):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
 
-    asks = {"teacher": "openai", "grouping": "teacher"}
-
     # What its problems share: topic or entity, as the task files say; or a topic found for them: concepts of mathematics in
     # the question, what the teacher says, or neighbours by embedding
     grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
@@ -130,8 +125,6 @@ class PassageParams(TeacherParams):
     n_groups: int = knob(gt=0)  # passages asked for
     problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
     max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    # local: a small model on this machine; openai: any endpoint; none: worked solutions without an enlightenment
-    teacher: Literal["local", "openai", "none"] = "local"
     # gold: worked solutions where there are any; teacher: it writes all; both: gold, the teacher's kept for a control
     paragraphs: Literal["gold", "teacher", "both"] = "gold"
     prompts: str = knob("", reads="file")  # your own wording: a YAML like passages/prompts/generic.yaml
@@ -143,6 +136,12 @@ class PassageParams(TeacherParams):
     def kind(self) -> str:
         """What passages are centred on, in the paper's words."""
         return "entity" if self.grouping == "entity" else "knowledge"
+
+    @model_validator(mode="after")
+    def _topics(self) -> PassageParams:
+        if self.grouping == "teacher" and self.teacher == "none":
+            raise ValueError("grouping is teacher, so a language model is asked for topics: set teacher to local or openai")
+        return self
 
 
 class TrainingParams(Common):
@@ -251,6 +250,12 @@ class Experiment(BaseModel):
     def _sections_agree(self) -> Experiment:
         for source in self.training.sources.difference(("in_domain", *WRITTEN, *self.selection.methods)):
             raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
+        rated = self.classifier.teacher != "none" or self.classifier.web.startswith("demo:")
+        if "fasttext_educational" in self.selection.methods and not rated:
+            raise ValueError(
+                "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
+                "to local or openai, or take the method out (and write fasttext where training.arms names it)"
+            )
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}

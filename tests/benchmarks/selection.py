@@ -185,7 +185,7 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
         speed.write_parquet(documents, folder / "corpus")
         files = folder / "corpus", scorer.save(folder / "model.safetensors"), scorer.labels[0]
         works["Parquet to scores to selection, 1 process"] = lambda: speed.parquet_to_selection(
-            *files, Limits(share=0.1), folder / "job"
+            *files, Limits(documents=-(-len(array) // 10)), folder / "job"
         )
         speeds = speed.race(works, speed.text_megabytes(array), turns)
     found = pd.DataFrame({"work": list(speeds), "MB/s": [one["wall"] for one in speeds.values()]})

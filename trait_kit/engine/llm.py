@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine import child
+from trait_kit.engine import child, llama
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import READS, TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
 
@@ -160,15 +160,16 @@ def ask(
 
 
 @contextlib.contextmanager
-def served(params: Any, folder: Path, before: Callable[[], Any] = lambda: None) -> Iterator[Endpoint]:
+def served(params: Any, folder: Path) -> Iterator[Endpoint]:
     """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
-    that has no kept answer, after `before`, and ends with the block."""
+    that has no kept answer, and ends with the block."""
     endpoint = Endpoint.of(params)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def start() -> str:
-            before()
+            if params.teacher == "local":
+                llama.model_file()
             port = str(child.free_port())
             print(f"Starting {endpoint.model} for what has no kept answer ...", flush=True)
             command, log = [*shlex.split(params.teacher_serve), "--port", port], folder / "teacher_server.log"

@@ -64,7 +64,9 @@ class NgramScorer:
 
     @classmethod
     def load(cls, path: Path | str) -> "NgramScorer":
-        """A scorer written by `save`; its tables are mapped from the file, so processes share one copy."""
+        """A scorer written by `save`, mapped from its file, so processes share one copy; or any fastText .bin, folded."""
+        if str(path).endswith(".bin"):
+            return cls.from_fasttext(path)
         header, arrays = linear.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
         table = linear.linear_table(arrays["cells"], arrays["ngrams"], header["longest"])
         return cls(header["labels"], table, header["normalisation"])

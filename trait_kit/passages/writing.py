@@ -59,10 +59,9 @@ def write_passages(step) -> Written:
         return Written.load(folder)
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
-        asks = p.teacher != "none" or p.grouping == "teacher"
         here = p.teacher == "local"
         p = local.as_endpoint(p) if here else p
-        endpoint = stack.enter_context(served(p, folder, local.model_file if here else None)) if asks else None
+        endpoint = stack.enter_context(served(p, folder)) if p.teacher != "none" else None
         ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
         day, answers = local.recorded() if here else ("", [])
         ledger.keep(answers)

@@ -27,7 +27,7 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, read_job
 from trait_kit.models import token_counter
 from trait_kit.params import Method
-from trait_kit.selection.budget import Limits, check_method, cut_key, drop, rank, rank_keys, take, value_keys
+from trait_kit.selection.budget import EVERYTHING, Limits, check_method, cut_value, drop, rank, rank_values, take
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
 from trait_kit.selection.documents import id_hashes, on_topic, read_rows
 from trait_kit.selection.scoring import (
@@ -116,9 +116,8 @@ def select(
         known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)
     methods_said, proofs, repeats = {}, [], []
     for method in methods:
-        candidates = candidates_of(folder, method)
         methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, known, place)
-        proofs.append(read_shards(candidates, "contaminated", len(scoring.shards)))
+        proofs.append(read_shards(folder / "candidates" / method, "contaminated", len(scoring.shards)))
         repeats.append(repeated)
     write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
@@ -127,20 +126,18 @@ def select(
     return Selected.load(folder)
 
 
-def candidates_of(selections: Path, method: Method) -> Path:
-    return selections / "candidates" / method
-
-
 def _choose(
     scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Write a method's selection: (what became of the corpus; of repeating documents id, of, method)."""
+    """Write a method's selection: (what became of the corpus; repeating documents: id, of, method)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
-    threshold = job["near_duplicate"]
+    folder, threshold = selections / "candidates" / method, job["near_duplicate"]
     margin, enough = _FIRST_MARGIN, False
     while not enough:
         cut, refused = _nominate(scoring, method, limits, seed, margin)
-        table = _gather(scoring, candidates_of(selections, method), {**job, "cut": cut}, place)
+        keys = [digest({**job, "cut": cut})] * len(scoring.shards)
+        do_shards(gather_shard, folder, {**job, "cut": cut}, keys, ("candidates", "contaminated"), place)
+        table = read_shards(folder, "candidates", len(keys), _IN_MEMORY)
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, minhash.HASHES)
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
         again = np.ones(len(table), bool)
@@ -153,14 +150,14 @@ def _choose(
         ranking, dropped = rank(table, method, limits, seed, unusable)
         better = _first_alike(signatures, ranking, threshold) if threshold else ranking
         unique = ranking[better == ranking]
-        taken = take(table, unique, method, limits, seed, documents)
-        enough = taken["enough"] or cut == 0 or limits.threshold is not None
+        taken = take(table, unique, method, limits, seed)
+        enough = taken["enough"] or cut == EVERYTHING
         margin *= 2
     dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     for reason, count in refused.items():
         dropped[reason] += count
     dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
-    _write_selection(scoring, selections, method, unique, taken["n_out"])
+    _write_selection(scoring, folder, method, unique, taken["n_out"])
     ids, worse = table["id"].to_numpy(), better != ranking
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
     of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
@@ -168,8 +165,8 @@ def _choose(
     return {"n_in": documents, "dropped": dropped, **taken}, evidence
 
 
-def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[int, dict[str, int]]:
-    """The smallest rank key of the candidates, and how many documents the limits refuse, by reason."""
+def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[float, dict[str, int]]:
+    """The smallest value of the candidates, and how many documents the limits refuse, by reason."""
     refused: Counter[str] = Counter()
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -177,12 +174,10 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
             check_method(method, scores)
             kept, counts = drop(limits.refused(scores, method, _SLACK))
             refused.update(counts)
-            weights = scores["n_tokens"].to_numpy() if limits.tokens else np.ones(len(scores))
-            yield rank_keys(scores, method, seed)[kept], weights[kept]
+            yield rank_values(scores, method, seed)[kept], limits.spent(scores)[kept]
 
-    wanted = margin * (limits.tokens or limits.share * scoring.documents)
-    cut = cut_key(batches(), max(1, int(np.ceil(wanted))))
-    return cut if limits.threshold is None else int(value_keys(limits.threshold)[0]), refused
+    cut = cut_value(batches(), margin * limits.budget)
+    return cut if limits.threshold is None else limits.threshold, refused
 
 
 def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
@@ -196,13 +191,12 @@ def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: floa
     return best_first[first[place]]
 
 
-def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
-    """The n_out best (selection schema) in the corpus' order, a file of candidates at a time, and what is around the cut."""
+def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
+    """The n_out best in the corpus' order, a file of candidates at a time, and what is around the cut."""
     places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
     near, start, beside = ranking[places], 0, []
-    folder = candidates_of(selections, method)
     with (
-        atomic_path(selections / f"{method}.parquet") as temporary,
+        atomic_path(folder.parents[1] / f"{method}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
         for shard in scoring.shards:
@@ -217,24 +211,14 @@ def _write_selection(scoring: Scoring, selections: Path, method: Method, ranking
     write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
 
 
-# Candidates, with what cleaning needs to know of them
-
-
-def _gather(scoring: Scoring, folder: Path, job: dict[str, Any], place: Place) -> pa.Table:
-    """All candidates but for their texts, in the corpus' order; the files hold these too."""
-    keys = [digest(job)] * len(scoring.shards)
-    do_shards(gather_shard, folder, job, keys, ("candidates", "contaminated"), place)
-    return read_shards(folder, "candidates", len(keys), _IN_MEMORY)
-
-
 def gather_shard(job_path: Path, number: int) -> None:
-    """Gather one shard's candidates and write its two files, the candidates last."""
+    """Write one shard's two files: candidates, with what cleaning needs to know of them, last."""
     job, folder = read_job(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
-    kept, _ = drop(limits.refused(scores, method, _SLACK))
-    rows = np.flatnonzero(kept & (rank_keys(scores, method, job["seed"]) >= np.uint64(job["cut"])))
+    better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
+    rows = np.flatnonzero(better & drop(limits.refused(scores, method, _SLACK))[0])
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
     texts = documents["text"].combine_chunks()
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
@@ -264,7 +248,7 @@ class Filtered:
 
 
 def filter_web(step: "Step") -> Filtered:
-    """02: score every document of the web, then choose by each method; killed anywhere, it goes on at the next shard."""
+    """02: score every document of the web, then choose by each method; killed anywhere, it goes on."""
     p = step.params
     if not step.done:
         in_domain = in_domain_documents(p).documents["text"]

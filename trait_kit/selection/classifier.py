@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trait_kit.runs import Step
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
-_FEWEST = 20  # documents a side that are worth training on
+_FEWEST = 20  # documents a side
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # n-grams shown a side; documents of it that they are looked for in
 
 
@@ -47,15 +47,14 @@ def train_classifiers(step: "Step") -> Report:
     }
     report.tables["left_out"] = screened.left_out
     if "fasttext_educational" in step.experiment.selection.methods:
-        texts = sample(p.web, p.educational_sample, p.seed + 1)["text"].to_pylist()
-        educational = educational_model(p, texts, step.folder)
+        educational = educational_model(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
         report = Report(report.numbers | educational.numbers, report.tables | educational.tables)
     report.save(path)
     return report
 
 
 def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path | str, p: ClassifierParams) -> Report:
-    """Train in-domain (`positives`) against general (`negatives`), write model and scorer; TraitError for sets too small.
+    """Train in-domain against general, write model and scorer; TraitError for sets too small.
 
     Tables: curve (threshold, precision, recall; ascending threshold) and top_ngrams (side, ngram, weight: logit of that
     n-gram alone, documents).
@@ -77,7 +76,7 @@ def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path
         "roc_auc": auc,
         "average_precision": float(average_precision_score(truth, scores)),
         "n_held_out": len(given),
-        "base_rate": float(truth.mean()),  # share of in-domain documents among the held-out: the precision of guessing
+        "base_rate": float(truth.mean()),  # of the held-out: the precision of guessing
         "dropped": len(positives) + len(negatives) - len(pairs),  # empty, repeated, and negatives equal to a positive
     }
     curve = pd.DataFrame({"threshold": threshold.astype(float), "precision": precision[:-1], "recall": recall[:-1]})

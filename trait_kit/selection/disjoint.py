@@ -47,17 +47,12 @@ class InDomain:
     @property
     def said(self) -> str:
         """How many are left out, why, and which: in words."""
-        out, kept = len(self.left_out), len(self.documents)
-        told = [f"In-domain documents: {kept:,} to train on, {out:,} left out."]
-        for reason, rows in self.left_out.groupby("reason", sort=False):
-            named = [f"{row.id} {row.item}".strip() for row in rows.head(_NAMED).itertuples()]
-            more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-            told.append(f"{len(rows):,} {reason}: {', '.join(named)}{more}.")
-        if out > kept:
-            told.append(
-                "That is most of them: bring documents that the tasks were not made of, or lower test_items_per_task."
-            )
-        return " ".join(told)
+        told = f"In-domain documents: {len(self.documents):,} to train on, {len(self.left_out):,} left out."
+        if len(self.left_out):
+            told += f" The first of them:\n{self.left_out[['reason', 'id', 'item']].head(_NAMED).to_string(index=False)}"
+        if len(self.left_out) > len(self.documents):
+            told += "\nMost are: bring documents that the tasks were not made of, or lower test_items_per_task."
+        return told
 
 
 def in_domain_documents(p: Common) -> InDomain:
@@ -70,8 +65,9 @@ def in_domain_documents(p: Common) -> InDomain:
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
     held_back = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
     copies = minhash.repeats(minhash.signatures(texts), held_back, ALIKE)
-    again = pd.DataFrame({"id": [ids[row] for row in np.flatnonzero(copies)], "item": "", "excerpt": ""})
-    again["reason"] = "repeats a held-out document"
+    again = pd.DataFrame(
+        {"id": np.array(ids, object)[copies], "item": "", "excerpt": "", "reason": "repeats a held-out document"}
+    )
     left_out = pd.concat([held[again.columns], again]).drop_duplicates("id").reset_index(drop=True)
     kept = ~documents["id"].to_pandas().isin(left_out["id"])
     return InDomain(documents.filter(pa.array(kept)), left_out)

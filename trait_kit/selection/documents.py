@@ -12,9 +12,10 @@ documents whose id hashes below a share: a document's fate depends on its own id
 
 import functools
 import hashlib
+import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -106,14 +107,9 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
         groups = list(pool.map(_row_groups, sources))
     pieces = []
     for source, rows in zip(sources, groups, strict=True):
-        starts = np.cumsum([0, *rows])
-        first = 0
-        while first < len(rows):
-            stop = max(int(np.searchsorted(starts, starts[first] + shard_rows, "right")) - 1, first + 1)
-            pieces.append(Shard(0, source.name, first, stop, source.content))
-            first = stop
-        if not rows:
-            pieces.append(Shard(0, source.name, key=source.content))
+        firsts = np.flatnonzero(np.diff(np.cumsum([0, *rows])[:-1] // shard_rows, prepend=-1)).tolist() or [0]
+        stops = [*firsts[1:], len(rows) or -1]
+        pieces += [Shard(0, source.name, *ends, source.content) for ends in zip(firsts, stops, strict=True)]
     return pieces
 
 
@@ -127,7 +123,7 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share that holds out exactly 5% (rounded down) of the documents of a small corpus: none of fewer than 20."""
+    """The share that holds out exactly 5% (rounded down) of a small corpus: none of fewer than 20."""
     hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
     count = int(len(ordered) * HELD_OUT_SHARE)
@@ -162,7 +158,7 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
 
 
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
-    """The usable documents of a shard but for the held-out ones, at most about 4 MB of text at a time, and the others.
+    """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
 
     Damage never raises: it is in `rejected`. A file that cannot be had is a TraitError: the next attempt may succeed.
     """
@@ -188,7 +184,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) at these sorted positions among those of `read_shard`; nothing behind the last is read."""
+    """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
     wanted, taken, start = np.asarray(positions, np.int64), [_NOTHING.documents], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + len(part.documents)
@@ -200,17 +196,13 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
     return pa.concat_tables(taken).select(COLUMNS)
 
 
-def unique_parts(shards: list[Shard], seed: int = 0) -> list[Part]:
-    """The parts of small corpora, their ids unique across all shards."""
-    return [part for part, _ in identified(part for shard in shards for part in read_shard(shard, seed))]
-
-
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
 
     So is a corpus without documents; how many records else cannot be used is logged as a warning.
     """
-    parts = [_NOTHING, *unique_parts(list_shards(spec, seed), seed)]
+    read = itertools.chain.from_iterable(read_shard(shard, seed) for shard in list_shards(spec, seed))
+    parts = [_NOTHING, *(part for part, _ in identified(read))]
     documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
     rejected = [reject for part in parts for reject in part.rejected]
     for reject in rejected:
@@ -220,7 +212,7 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
     where = f"{first.source}, row {first.row}: {first.reason}"
     if not documents.num_rows:
         raise TraitError(
-            f"{spec} has no usable document. {where}. Each record needs a non-empty text, in a field `text` or one that the "
+            f"{spec} has no usable document. {where}. Each record needs a text, in a field `text` or one that the "
             "spec names: {text=body}."
         )
     if lost := sum(reject.records for reject in rejected):
@@ -238,15 +230,11 @@ def load_held_out(spec: str, seed: int = 0) -> pa.Table:
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    found: dict[int, pa.Table] = {}
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    for shard in shards:
-        if sum(map(len, found.values())) < HELD_OUT_MOST:
-            found[shard.number] = _first(_held_out(shard), -(-HELD_OUT_MOST // min(_HELD_OUT_SHARDS, len(shards))))
-    held = next(identified([Part(_in_order(found), [])]))[0].documents
+    held = _beginnings(shards, _held_out, HELD_OUT_MOST, _HELD_OUT_SHARDS)
     if not len(held):
         raise TraitError(f"{spec} has documents too few to hold any out. Bring at least 20.")
-    return held.select(COLUMNS).slice(0, HELD_OUT_MOST).combine_chunks()
+    return held.slice(0, HELD_OUT_MOST)
 
 
 def _held_out(shard: Shard) -> Iterator[pa.Table]:
@@ -254,20 +242,24 @@ def _held_out(shard: Shard) -> Iterator[pa.Table]:
         yield part.documents.filter(pa.array(hashes < np.uint64(shard.held_out * 2**64)))
 
 
-def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
-    """The first `n` rows of as many of these as hold them."""
-    found = [_NOTHING.documents]
-    while sum(map(len, found)) < n and (table := next(tables, None)) is not None:
-        found.append(table)
-    return pa.concat_tables(found).slice(0, n)
+def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]], most: int, spread: int) -> pa.Table:
+    """The documents (COLUMNS) at the beginnings of these shards, the first ones first, until there are `most`.
 
-
-def _in_order(of_shards: dict[int, pa.Table]) -> pa.Table:
-    return pa.concat_tables([_NOTHING.documents, *(of_shards[number] for number in sorted(of_shards))])
+    They come from at least `spread` shards, where there are so many, and stand in the corpus' order.
+    """
+    quota, found = -(-most // min(spread, len(shards))), {-1: _NOTHING.documents}
+    for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
+        found[shard.number] = _NOTHING.documents
+        for table in read(shard):
+            found[shard.number] = pa.concat_tables([found[shard.number], table]).slice(0, quota)
+            if len(found[shard.number]) == quota:
+                break
+    everything = pa.concat_tables(found[number] for number in sorted(found))
+    return next(identified([Part(everything, [])]))[0].documents.select(COLUMNS).combine_chunks()
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
-    """id -> whether a demo document is about the domain: hidden from selection, which it scores; None for other corpora."""
+    """id -> whether a demo document is about the domain: hidden from selection; None for other corpora."""
     kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
@@ -282,13 +274,9 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     over the web.
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
-    beginnings: dict[int, pa.Table] = {}
-    for number in np.random.default_rng([seed, 1]).permutation(len(shards)).tolist():
-        if sum(map(len, beginnings.values())) < most:
-            read = (part.documents for part in read_shard(shards[number], seed))
-            beginnings[number] = _first(read, -(-most // min(_SAMPLED_SHARDS, len(shards))))
-    documents = next(identified([Part(_in_order(beginnings), [])]))[0].documents
+    order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
+    documents = _beginnings(order, lambda shard: (part.documents for part in read_shard(shard, seed)), most, _SAMPLED_SHARDS)
     if n > 0 and not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
     drawn = np.random.default_rng(seed).permutation(documents.num_rows)[:n]
-    return documents.take(pa.array(np.sort(drawn))).select(COLUMNS).combine_chunks()
+    return documents.take(pa.array(np.sort(drawn)))

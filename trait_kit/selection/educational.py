@@ -1,9 +1,8 @@
-"""Educational value, 0 to 2 (2 P(High) + P(Mid)), as a model made from one of two sources of labels.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
 
-The paper filters by educational value with a model that it does not describe. `llm`: a language model rates a sample of the
-web 0-5, and a fastText model learns Low (0, 1), Mid (2, 3) and High (4, 5). `weak`: a rule stands in where there is none:
-does a text explain, or only state? It looks at function words and shape, not at what the text is about, so that it adds to
-the domain classifier instead of repeating it. English only. A ready model is for `trait-kit score --educational`.
+The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
+web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5). The demo's articles bring labels of their own, for want
+of a model to ask. A ready model is for `trait-kit score --educational`. Without ratings there is no such filter.
 """
 
 import json
@@ -15,8 +14,9 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-import yaml
+import pyarrow as pa
 
+from trait_kit import demo
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
@@ -24,21 +24,17 @@ from trait_kit.params import ClassifierParams
 from trait_kit.selection.fitting import Report, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
-MAX_CHARACTERS = 6_000  # of a document that are sent: what it is shows by then, and the bill stays foreseeable
-_LISTS = yaml.safe_load((Path(__file__).parent / "educational.yaml").read_text(encoding="utf-8"))
+MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
-_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the endpoint or the model is not fit for the job
-_FEWEST = 10  # documents of a label that are worth training on
+_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
+_FEWEST = 10  # documents of a label
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 
 
-# Labels
-
-
 def label_points(labels: Sequence[str]) -> np.ndarray:
-    """float32 [n_labels]: each label's points, 0..2, so that probabilities @ points is a text's educational value.
+    """float32 [n_labels]: each label's points, 0..2: probabilities @ points is a text's educational value.
 
-    Case and fastText's prefix do not matter. TraitError for other labels than these three: their meaning would be a guess.
+    Case and fastText's prefix do not matter. TraitError for other labels: their meaning would be a guess.
     """
     names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
     if sorted(names) != sorted(LABELS):
@@ -46,48 +42,19 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
     return np.array([LABELS.index(name) for name in names], np.float32)
 
 
-_CUES = re.compile(rf"\b(?:{'|'.join(_LISTS['cues'])})\b", re.IGNORECASE)
-_BOILERPLATE = re.compile("|".join(_LISTS["boilerplate"]), re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_NUMBER = re.compile(r"\b\d[\d.,:]*")
-_SEPARATOR = re.compile(r"[,;|•·\n\t]")
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[\"'“(]?[A-Z0-9]|\s*$)")
+def demo_labels() -> dict[str, str]:
+    """id -> label of each article of the demo.
 
-
-def points(text: str) -> int:
-    """The rule's points for one text: High from 3, Mid from 1, else Low."""
-    words = _WORD.findall(text)
-    if not words:
-        return -3
-    count = len(words)
-    sentences = len(_SENTENCE_END.findall(text.strip())) or 1
-    cues = 100 * len(_CUES.findall(text)) / max(count, 25)
-    visible = sum(not character.isspace() for character in text)
-    first = [word.lower() for word in words[:200]]
-    separators, numbers = len(_SEPARATOR.findall(text.strip())), len(_NUMBER.findall(text))
-    shouted = sum(word.isupper() and len(word) > 1 for word in words)
-    return (
-        (sentences >= 2 and count >= 40)  # something can be developed
-        + (cues >= 1)  # in 100 words: reasons, examples, definitions, consequences, purposes
-        + (cues >= 3)
-        - (sentences == 1 or count < 25)  # a stub
-        - 2 * (separators > count / 5 or numbers > count / 5)  # list-like
-        - 2 * bool(_BOILERPLATE.search(text))
-        - 2 * (sum(map(len, words)) < 0.65 * visible or shouted > count / 3)  # few letters, or in capitals
-        - (len(first) >= 50 and len(set(first)) < 0.35 * len(first))  # repetitive
-    )
-
-
-def weak_label(text: str) -> str:
-    score = points(text)
-    return "High" if score >= 3 else "Mid" if score >= 1 else "Low"
-
-
-# Ratings by a language model
+    Frozen: a rule about function words and shape gave them (does a text explain, or only state?). English only, and of
+    textbook algebra it called 78% Low, so it is offered for nothing else.
+    """
+    letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
+    names = {label[0]: label for label in LABELS}
+    return {name: names[letter] for name, letter in zip(demo.wikipedia()["id"].to_pylist(), letters, strict=True)}
 
 
 def read_rating(answer: str) -> int:
-    """The last 'Rating: N' of an answer; ValueError says what is wrong with it, in words that the model can be told."""
+    """The last 'Rating: N' of an answer; ValueError says what is wrong, in words for the model."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
     if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
         raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
@@ -95,9 +62,8 @@ def read_rating(answer: str) -> int:
 
 
 def conversation(text: str) -> list[dict[str, str]]:
-    """The criteria as a system line, and a document's beginning as one line of JSON: data, in which no marker can occur."""
-    text = text[: 2 * MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+", " ", text).strip()[:MAX_CHARACTERS]
+    """The criteria, and a document's beginning as one line of JSON: data, in which no marker can occur."""
+    text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
     prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
     system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
@@ -105,59 +71,57 @@ def conversation(text: str) -> list[dict[str, str]]:
 
 
 def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label, rating 0..5, text of what could be rated; the bill and how many could not). Paid answers stay in `folder`."""
-    from trait_kit.engine import ledger, llm
+    """(label, rating 0..5, text; the bill and how many could not be rated). Paid answers stay in `folder`."""
+    from trait_kit.engine import ledger, llama, llm
 
-    texts = list(dict.fromkeys(texts))
+    texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
+    p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
+        endpoint = endpoint.measured() if here else endpoint
         paid = endpoint.ledger(folder / "teacher_answers.sqlite")
         most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
         print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
         replies = llm.ask(requests, endpoint, paid, attempts=2)
         bill = paid.bill()
-    rated = [(reply.value, text) for reply, text in zip(replies, texts, strict=True) if reply.value is not None]
-    rows = [(LABELS[rating // 2], rating, text) for rating, text in rated]
-    failed = len(texts) - len(rows)
+    rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
+    failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(
-            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or choose "
-            "another teacher_model, and run again: what has an answer is not asked again."
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or take "
+            "another teacher_model, and run again: what is answered is not asked again."
         )
-    return pd.DataFrame(rows, columns=["label", "rating", "text"]), {"bill": bill, "educational_unrated": failed}
+    rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
+    return rated, {"bill": bill, "educational_unrated": failed}
 
 
-# Models
+def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:
+    """Make `educational.safetensors` in `folder` from labels of these documents of the web, and judge it on them.
 
-
-def educational_model(p: ClassifierParams, texts: list[str], folder: Path) -> Report:
-    """Make `educational.safetensors` in `folder` from the source that the parameters name, judged on a sample of the web.
-
-    Tables: examples (label, points or rating, text: data, to be escaped) and confusion.
+    Tables: examples (label, rating, text: data, to be escaped) and confusion.
     """
-    bill: dict[str, Any] = {}
-    if p.educational_source == "llm":
-        frame, bill = rate(p, texts, folder)
+    frame, bill = documents.select(["id", "text"]).to_pandas(), {}
+    if p.teacher == "none":
+        frame = frame.assign(label=frame.pop("id").map(demo_labels()))
     else:
-        frame = pd.DataFrame({"label": map(weak_label, texts), "points": map(points, texts), "text": texts})
-    shown = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable")
-    examples = shown.assign(text=[" ".join(text.split())[:_SHOWN] for text in shown["text"]])
-    numbers = {"educational_source": p.educational_source, "educational_labels": frame["label"].value_counts().to_dict()}
+        frame, bill = rate(p, frame["text"].tolist(), folder)
+    examples = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
+    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
     trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
-    tables = {"examples": examples.reset_index(drop=True)}
-    return Report(numbers | bill | trained.numbers, tables | trained.tables)
+    numbers = {"educational_labels": frame["label"].value_counts().to_dict(), **bill, **trained.numbers}
+    return Report(numbers, {"examples": examples, **trained.tables})
 
 
 def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
-    """Train on Low / Mid / High, write model and scorer; agreement and kappa (quadratic weights) on held-out documents.
+    """Train on Low, Mid, High, write model and scorer; agreement and quadratic kappa on held-out documents.
 
-    majority: what always answering the commonest label would score. Table: confusion (given label in rows).
+    majority: what always answering the commonest label scores. Table: confusion (given label in rows).
     """
     from sklearn.metrics import cohen_kappa_score
 
     pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
     pairs.pop("", None)
-    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or choose another educational_source."
+    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
     require(pairs, LABELS, _FEWEST, advice)
     given, probabilities = trial(pairs, LABELS, p)
     train(pairs, model_path, p)
@@ -165,7 +129,7 @@ def train_educational_model(texts: list[str], labels: list[str], model_path: Pat
     agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
     kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
     numbers = {
-        "educational_headline": f"Agreement with labels of held-out documents: {agreement:.2f} (the commonest label alone: "
+        "educational_headline": f"Agreement with held-out labels: {agreement:.2f} (the commonest label alone: "
         f"{majority:.2f}), kappa {kappa:.2f}.",
         "educational_agreement": agreement,
         "educational_majority": majority,

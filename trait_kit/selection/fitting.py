@@ -104,8 +104,3 @@ def train(pairs: Labelled, path: Path | str, p: ClassifierParams) -> NgramScorer
         scorer = NgramScorer.from_fasttext(temporary, normalisation=NORMALISATION)
         scorer.save(Path(path).with_suffix(".safetensors"))
         return scorer
-
-
-def open_scorer(path: str) -> NgramScorer:
-    """A model of the kit, or any fastText .bin, folded."""
-    return NgramScorer.from_fasttext(path) if path.endswith(".bin") else NgramScorer.load(path)

@@ -28,7 +28,6 @@ from trait_kit.engine.shards import Place, Work, own_files, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
-from trait_kit.selection.fitting import open_scorer
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
@@ -39,12 +38,9 @@ _BYTES_PER_TOKEN = 4.0  # an estimate, so that scores do not depend on a base mo
 _BATCH_ROWS = 200_000
 
 
-# Models
-
-
 @dataclass(frozen=True)
 class ModelFiles:
-    """What turns a text into its scores, as paths: each process maps the files for itself. Empty: that score is null."""
+    """What turns a text into its scores: files that each process maps. Empty: that score is null."""
 
     domain: str  # .safetensors of the kit, or any fastText .bin
     educational: str = ""  # the same, with labels such as High, Mid and Low
@@ -76,7 +72,7 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
     if files.fingerprint != fingerprint:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
     paths = {"domain": files.domain, "educational": files.educational, "dsir": files.dsir}
-    return {name: (DsirModel.load if name == "dsir" else open_scorer)(path) for name, path in paths.items() if path}
+    return {name: (DsirModel.load if name == "dsir" else NgramScorer.load)(path) for name, path in paths.items() if path}
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
@@ -136,12 +132,9 @@ def _has_key(path: Path, key: str) -> bool:
         return False
 
 
-# A scored corpus
-
-
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus on disk: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
+    """A scored corpus: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
 
     folder: Path
     job: dict[str, Any]  # see `score_corpus`
@@ -168,13 +161,9 @@ class Scoring:
 
     def losses(self) -> pd.Series:
         """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
-        rejected = self.quarantine().to_pandas()
+        rejected = read_shards(self.folder, "rejected", len(self.shards)).to_pandas()
         rejected = rejected[~rejected["reason"].str.startswith(SKIPPED)]
         return rejected.groupby(rejected["source"] + ": " + rejected["reason"])["records"].sum()
-
-    def quarantine(self) -> pa.Table:
-        """Everything that could not be used, with its file, place and reason."""
-        return read_shards(self.folder, "rejected", len(self.shards))
 
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order, a bounded number of rows at a time."""
@@ -203,7 +192,7 @@ def score_corpus(
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
             folded = folder / f"{content(path)[:20]}.safetensors"
-            files = replace(files, **{name: str(folded if folded.exists() else open_scorer(path).save(folded))})
+            files = replace(files, **{name: str(folded if folded.exists() else NgramScorer.load(path).save(folded))})
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused, if at all, before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)

@@ -5,20 +5,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trait_kit.selection.choosing import Filtered, Selected, candidates_of
+from trait_kit.selection.choosing import Filtered, Selected
 
 
 def funnel(selected: Selected) -> pd.DataFrame:
     """One row a method: n_in -> n_out by reason, tokens, and the score of the last document taken."""
-    rows = []
+    lost, rows = selected.unreadable, []
     for method, report in selected.methods.items():
-        lost, last = selected.unreadable, {name: report[name] for name in ("n_out", "tokens", "threshold")}
+        last = {name: report[name] for name in ("n_out", "tokens", "threshold")}
         rows.append({"method": method, "n_in": report["n_in"] + lost, "unreadable": lost, **report["dropped"], **last})
-    table = pd.DataFrame(rows)
-    last = ["beyond the budget", "n_out", "tokens", "threshold"]
-    table = table[[name for name in table.columns if name not in last] + last]
-    counts = table.columns.drop(["method", "threshold"])
-    return table.astype({"threshold": float}).fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, int))
+    return pd.DataFrame(rows).astype({"threshold": float})
 
 
 def quality(filtered: Filtered) -> pd.DataFrame:
@@ -38,9 +34,9 @@ def quality(filtered: Filtered) -> pd.DataFrame:
 
 def around_cut(selected: Selected, method: str, characters: int = 200) -> pd.DataFrame:
     """The last documents taken and the first left: rank, taken, id, domain, educational, dsir, n_tokens, text."""
-    frame = pd.read_parquet(candidates_of(selected.folder, method) / "around_cut.parquet")
-    frame["taken"] = frame["rank"] <= selected.methods[method]["n_out"]
-    frame["text"] = [" ".join(text.split())[:characters] for text in frame["text"]]
+    frame = pd.read_parquet(selected.folder / "candidates" / method / "around_cut.parquet")
+    texts = frame["text"].str.split().str.join(" ").str[:characters]
+    frame = frame.assign(taken=frame["rank"] <= selected.methods[method]["n_out"], text=texts)
     return frame[["rank", "taken", "id", "domain", "educational", "dsir", "n_tokens", "text"]]
 
 

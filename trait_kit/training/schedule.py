@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from trait_kit.engine.files import write_json
@@ -62,9 +61,9 @@ class Milestones(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         late = self._seconds > 0 and time.monotonic() - self._saved > self._seconds
         control.should_evaluate = state.global_step in self._evaluate_at
-        stop, save = self._agreed([STOP.is_set(), STOP.is_set() or late])
+        stop, late = self._agreed(STOP.is_set()), self._agreed(late)
         control.should_training_stop |= stop
-        control.should_save = save and state.global_step < state.max_steps
+        control.should_save = (stop or late) and state.global_step < state.max_steps
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -73,13 +72,11 @@ class Milestones(TrainerCallback):
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, state.global_step)
         self._saved = time.monotonic()
 
-    def _agreed(self, wishes: list[bool]) -> list[bool]:
+    def _agreed(self, wish: bool) -> bool:
         """Whether any process wishes so; all of them ask at the same time."""
-        if self._trainer.args.world_size == 1:
-            return wishes
-        found = torch.tensor(wishes, dtype=torch.float, device=self._trainer.args.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return (found > 0).tolist()
+        if wish:
+            self._trainer.accelerator.set_trigger()
+        return self._trainer.accelerator.check_trigger()
 
 
 def last_checkpoint(work: Path) -> str | None:

@@ -7,12 +7,11 @@ it, and a killed run goes on from the last stage, or from the last checkpoint in
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from trait_kit import tables
@@ -114,8 +113,7 @@ def train(
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
-    Of each held-out set at most params.held_out_items are scored, evenly spaced. Raises TraitError before any training
-    where a source is missing or empty, or the context too long for the model.
+    Raises TraitError before any training where a source is missing or empty, or the context too long for the model.
     """
     job = prepare_job(params, inputs, Path(out_dir))
 
@@ -132,7 +130,10 @@ def train(
 def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
     texts, held_out, problems = inputs
-    scored = {name: _scored(name, rows, params.held_out_items) for name, rows in sorted(held_out.items())}
+    scored = {name: [list(row) for row in rows] for name, rows in sorted(held_out.items())}
+    for name, rows in scored.items():
+        if not all(target.strip() for _, target, *_ in rows):
+            raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
     base = str(model_folder(params.base_model))
     plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
     job = Job(
@@ -195,10 +196,3 @@ def _log(job: Job) -> pd.DataFrame:
                     rows += [{"arm": arm, "seed": job.params.seed, **row} for row in read_json(path)]
                     break
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
-
-
-def _scored(name: str, rows: Sequence[Sequence[str]], items: int) -> list[list[str]]:
-    """At most `items` of a held-out set, evenly spaced: problems come sorted by task, and every task should be heard."""
-    if not all(target.strip() for _, target, *_ in rows):
-        raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
-    return [list(rows[index]) for index in np.linspace(0, len(rows) - 1, min(items, len(rows))).round().astype(int)]
