@@ -314,7 +314,7 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     read = functools.partial(checks.read_sentence, order, [row.solution for row in order.rows], None)
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
-    for bad, reason in (("The bus on its road and the pump at its tank rest on equal groups.", "says nothing of problem"),):
+    for bad, reason in (("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),):
         with pytest.raises(ValueError, match=reason):
             read(bad)
 

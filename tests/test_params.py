@@ -93,7 +93,7 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
         ("passages", "max_passage_tokens", 1_151, "max_passage_tokens (1151) + 2 must fit uncut into context_length (1152)"),
         ("training", "arms", {"x": ["in_domain"]}, "x has 1 stage(s), but stage_tokens has 2"),
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
-        ("passages", "teacher", "openai", "teacher_model and teacher_base_url must be set"),
+        ("passages", "teacher", "openai", "set teacher_model and teacher_base_url"),
         ("evaluation", "reference_arm", "trate", "evaluation.reference_arm names the arm 'trate'"),
     ],
 )

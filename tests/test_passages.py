@@ -105,14 +105,14 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
     class Phrase(QuotingTeacher):
         def _around(self, order: Order, draft: Draft) -> Draft:
             found = super()._around(order, draft)
-            phrase = f"and the {len(order.rows[0].question)} is not the answer yet since more is to come"
+            phrase = f"and the {len(order.rows[0].question)} coins are hardly enough while buyers wait outside"
             return replace(found, enlightenment=f"{found.enlightenment[:-1]}; {phrase}.")
 
     groups, passages, rejected, _ = quoting_passages(tmp_path, math_problems(), teacher=Phrase())
     assert passages["id"].tolist() == [group.id for group in groups[:2]]
     assert set(rejected["reason"].str.partition(":")[0]) == {"recurring clause"}
-    assert "'and the 0 is not the answer yet since more is to come'" in rejected["reason"][0]
-    assert blames(rejected["reason"][0], "Well, and the 77 is not the answer yet since more is to come.")
+    assert "'and the coins are hardly enough while buyers wait outside'" in rejected["reason"][0]
+    assert blames(rejected["reason"][0], "Well, and the 77 coins are hardly enough while buyers wait outside.")
     assert not blames(rejected["reason"][0], "With 77 and 3, the boxes are counted by what each of them holds.")
 
 

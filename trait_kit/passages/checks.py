@@ -20,7 +20,7 @@ from trait_kit.engine.numbers import numbers
 from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
-_ENDING = 8  # words, the last of a sentence
+_ENDING = 8  # words, up to the last number of a sentence
 _TIMES = re.compile(r"\b(?:once|twice|\w+ times)\b")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
@@ -66,10 +66,10 @@ def read_enlightenment(order: Order, paragraphs: Sequence[str], content: str) ->
 
 
 def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, content: str) -> str:
-    """The first sentence of an answer, for an enlightenment: on what is shared (`place` None), or on one problem alone."""
+    """What an answer says for an enlightenment: on what is shared (`place` None), or in a first sentence on one problem."""
     said = " ".join(first_paragraph(content).split())
     _refuse_contradiction(said)
-    text = re.split(r"(?<=[.!?])\s+(?=[A-Z])", said)[0]
+    text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])", said)[0]
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if not _SENTENCE_WORDS[0] <= len(text.split()) <= _SENTENCE_WORDS[1]:
         raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
@@ -82,7 +82,7 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
     if place is None:
         _refuse_vague(order, said)
     else:
-        row, ending = order.rows[place], numbers(" ".join(text.split()[-_ENDING:]))
+        row, ending = order.rows[place], numbers(" ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:]))
         _refuse_general(row, _marks(order.rows, paragraphs)[place], said)
         if is_mathematical(row.answer) and numbers(row.answer) - ending:
             raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
@@ -95,7 +95,7 @@ def _refuse_vague(order: Order, said: set[str]) -> None:
     questions = [content_words(row.question) | numbers(row.question) for row in order.rows]
     for place, words in enumerate(questions, start=1):
         if not (words - shared) & said:
-            raise ValueError(f"enlightenment: it says nothing of problem {place}, which has {', '.join(sorted(words)[:3])}")
+            raise ValueError(f"enlightenment: it leaves out problem {place}")
     foreign = said - shared.union(*questions)
     if 2 * len(foreign) > len(said):
         raise ValueError(f"enlightenment: {', '.join(sorted(foreign)[:5])} stand in none of the problems")

@@ -9,11 +9,12 @@ import pandas as pd
 
 from trait_kit.engine.minhash import banding, signatures
 from trait_kit.engine.questions import QuestionIndex
+from trait_kit.passages.material import content_words
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 _OF_ENLIGHTENMENT = ("boilerplate", "recurring clause")
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
-_CLAUSE_WORDS, _CLAUSE_USES = 6, 2  # a clause of so many words beside numbers may stand in so many enlightenments
+_CLAUSE_WORDS, _CLAUSE_USES = 4, 2  # a clause of so many content words may stand in so many enlightenments
 _WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -117,9 +118,9 @@ class Clauses:
 
 
 def clauses_of(text: str) -> set[str]:
-    """The clauses of a text, in lower case and without numbers."""
-    words = [re.findall(r"[^\W\d]+", part) for part in re.split(r"[.;:!?,]\s", text.lower())]
-    return {" ".join(clause) for clause in words if len(clause) >= _CLAUSE_WORDS}
+    """The clauses of a text that say something, in lower case and without numbers."""
+    words = [" ".join(re.findall(r"[^\W\d]+", part)) for part in re.split(r"[.;:!?,]\s", text.lower())]
+    return {clause for clause in words if len(content_words(clause)) >= _CLAUSE_WORDS}
 
 
 def blames(reason: str, part: str) -> bool:
