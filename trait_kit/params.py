@@ -137,12 +137,6 @@ class PassageParams(TeacherParams):
         """What passages are centred on, in the paper's words."""
         return "entity" if self.grouping == "entity" else "knowledge"
 
-    @model_validator(mode="after")
-    def _topics(self) -> PassageParams:
-        if self.grouping == "teacher" and self.teacher == "none":
-            raise ValueError("grouping is teacher, so a language model is asked for topics: set teacher to local or openai")
-        return self
-
 
 class TrainingParams(Common):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
@@ -256,6 +250,8 @@ class Experiment(BaseModel):
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
                 "to local or openai, or take the method out (and write fasttext where training.arms names it)"
             )
+        if self.passages.grouping == "teacher" and self.passages.teacher == "none":
+            raise ValueError("passages.grouping is teacher, so one is asked: set passages.teacher to local or openai")
         arms = {"base", *self.training.arms}
         if self.training.fine_tune_epochs:
             arms |= {f"{arm}_fine_tuned" for arm in arms}

@@ -1,6 +1,7 @@
 """Curves and bars: is the classifier good, what did selection find, and what did each stage of training teach.
 
-Every function takes plain tables and says its finding in the title, computed from the numbers that it draws.
+Every function takes plain tables and says its finding in the title, computed from the numbers that
+it draws.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _SECONDS_BETWEEN = 15.0  # drawing takes a third of a second of the cores that t
 def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float) -> KitFigure:
     """Of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
 
-    `base_rate` is the share of in-domain documents among the held-out ones: the precision of guessing.
+    `base_rate` is the share of in-domain documents among the held-out ones: the precision of
+    guessing.
     """
     curve = curve.sort_values(["recall", "precision"], ascending=[True, False])
     half = curve.loc[(curve["threshold"] - 0.5).abs().idxmin()]
@@ -54,7 +56,8 @@ def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precisi
 def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None) -> KitFigure:
     """How many documents get which domain probability (log scale), with a line at each method's cut, None if it took all.
 
-    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for selection.
+    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for
+    selection.
     """
     inside = np.zeros(len(scores), bool) if truth is None else truth
     figure, axes = new_figure(f"How do the scores spread {len(scores):,} web documents?", height=4.0)
@@ -98,8 +101,8 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the share of right
-    choices, mean over tasks.
+    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the
+    share of right choices, mean over tasks.
     """
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", _RIGHT, regex=True)

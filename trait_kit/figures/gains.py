@@ -1,7 +1,7 @@
 """What was gained, by arm and by item, as figures and as a page to read.
 
-A mean can rest on a few items, and a significant one can still lose on a task. Texts of items and predictions are data from
-elsewhere: the page escapes all of them.
+A mean can rest on a few items, and a significant one can still lose on a task. Texts of items and
+predictions are data from elsewhere: the page escapes all of them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _SHOWN = 4_000  # characters of a text on the page
 def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) -> KitFigure:
     """Change of every arm from the base model, paired over the same items: left on the tasks, right on general text.
 
-    `tests`: rows of comparison.compare(outcomes, "base", metric) and of the same on GENERAL; the title speaks of `arm`.
-    Pairing shows what the arms' own intervals hide: texts differ far more than arms do.
+    `tests`: rows of comparison.compare(outcomes, "base", metric) and of the same on GENERAL; the
+    title speaks of `arm`. Pairing shows what the arms' own intervals hide: texts differ far more
+    than arms do.
     """
     names = list(dict.fromkeys(tests["arm"]))
     changes = tests.assign(change=-tests["difference"], low=-tests["high"], high=-tests["low"]).set_index("arm")
@@ -69,7 +70,8 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, arm: str, metric: str = BITS) 
 def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
     """Columns against, task, item_id, gain: one row an arm of `others` and problem that both were asked, the largest first.
 
-    In units of the metric, means over training seeds; above 0 in the reference's favour whatever the metric's direction.
+    In units of the metric, means over training seeds; above 0 in the reference's favour whatever
+    the metric's direction.
     """
     values = outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)]
     wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")
@@ -119,7 +121,8 @@ def browse_items(
 ) -> Any:
     """A page of up to `most` problems, from the largest gain over `other` to the largest loss, with what every arm said.
 
-    `problems`: the test problems (tables.SCHEMAS['problems']). Of more problems, those at both ends and evenly between.
+    `problems`: the test problems (tables.SCHEMAS['problems']). Of more problems, those at both ends
+    and evenly between.
     """
     from IPython.display import HTML
 

@@ -1,10 +1,10 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
-TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions, so what lies near test
-questions may be no more than these.
+TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions,
+so what lies near test questions may be no more than these.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one machine,
-yet not across machines: the coordinates are kept beside the figure.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is
+repeatable on one machine, yet not across machines: the coordinates are kept beside the figure.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
     """By kind: mean share of it among the `neighbors` texts nearest to each downstream one, and the share by chance.
 
-    Taken in the full space, which no map has bent, among equally many texts of every kind but the downstream ones. By
-    chance: were these mixed at random, each kind would be as frequent among the neighbours as among all.
+    Taken in the full space, which no map has bent, among equally many texts of every kind but the
+    downstream ones. By chance: were these mixed at random, each kind would be as frequent among the
+    neighbours as among all.
     """
     rows = pd.Series(np.asarray(kinds))
     inside, others = rows == "downstream", rows[rows != "downstream"]
@@ -114,7 +115,8 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     """Scatter of a frame with columns x, y, kind (of KINDS), drawn in a shuffled order, so that no kind hides another.
 
-    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
+    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would
+    give beside it.
     """
     kind = nearest["share"].idxmax()
     share, chance = nearest.loc[kind, ["share", "by_chance"]]

@@ -1,8 +1,8 @@
 """One self-contained HTML page a run: what came out, what it cost, every step.
 
-The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are data
-from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
-template's; here is only what they are filled with.
+The page makes no request and runs no script, and the template escapes every text: documents, models
+and parameters are data from elsewhere. It can be written at any time: a step that has not been run
+says so. Layout and sentences are the template's; here is only what they are filled with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
-The map's colours are those of the paper's Figure 3; an arm takes the colour of the text it adds. Hues are far apart for the
-common colour-vision deficiencies (Okabe and Ito's set). Without pyplot, no global state or display is touched.
+The map's colours are those of the paper's Figure 3; an arm takes the colour of the text it adds.
+Hues are far apart for the common colour-vision deficiencies (Okabe and Ito's set). Without pyplot,
+no global state or display is touched.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What a draft must pass before anything is trained on it; the first check that fails gives the reason.
 
-The checks are for the text of a teacher that nobody has read: is each paragraph about its own problem and does it reach
-the gold answer, is the printed arithmetic right, does the enlightenment speak of every problem, and is the passage readable
-and of the right length. A model's answer is read by the same checks one part at a time (`read_paragraph`, ...), so that a
-part that fails is asked for again alone. What compares a passage with others is in novelty.py.
+The checks are for the text of a teacher that nobody has read: is each paragraph about its own
+problem and does it reach the gold answer, is the printed arithmetic right, does the enlightenment
+speak of every problem, and is the passage readable and of the right length. A model's answer is
+read by the same checks one part at a time (`read_paragraph`, ...), so that a part that fails is
+asked for again alone. What compares a passage with others is in novelty.py.
 """
 
 import re
@@ -205,8 +206,9 @@ def _own_problem(order: Order, draft: Draft) -> str | None:
 
 def _enlightenment(order: Order, draft: Draft) -> str | None:
     """Specific means: for every problem, what no other of the group has (a number, two words, four words in a row); or,
-    where problems share their facts, four words in a row that others have too, and the problem by its task or its place
-    ('the landing page', 'the second'). A task's name alone says nothing of the problem.
+    where problems share their facts, four words in a row that others have too, and the problem by
+    its task or its place ('the landing page', 'the second'). A task's name alone says nothing of
+    the problem.
     """
     text, rows, shared = draft.enlightenment, order.rows, order.group.shared
     if len(text.split()) < _MIN_ENLIGHTENMENT_WORDS:

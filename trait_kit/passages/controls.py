@@ -1,8 +1,9 @@
 """What passages have to beat: the same problems in plainer packages, and passages whose enlightenment cannot help.
 
-Each is a source of texts like the passages themselves, made from what notebook 03 wrote. An arm that reads one in the
-passages' place shows what a gain is due to: the problems, their form, the teacher's wording, that what stands together is
-related, or what the enlightenment says. Nothing is drawn at random here, so the texts are the same for every seed.
+Each is a source of texts like the passages themselves, made from what notebook 03 wrote. An arm
+that reads one in the passages' place shows what a gain is due to: the problems, their form, the
+teacher's wording, that what stands together is related, or what the enlightenment says. Nothing is
+drawn at random here, so the texts are the same for every seed.
 """
 
 from collections.abc import Callable
@@ -48,9 +49,10 @@ def permuted(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
 def unrelated(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
     """The passages' problems and paragraphs in groups that share nothing, so without an enlightenment, which has no subject.
 
-    Beside `no_enlightenment`, whose groups share something, it shows what being related is worth. A group takes its first
-    problem from one passage, its second from a passage further on that shares something else, and so on; each paragraph is
-    read as often as in the passages. Groups that would share something all the same are left out.
+    Beside `no_enlightenment`, whose groups share something, it shows what being related is worth. A
+    group takes its first problem from one passage, its second from a passage further on that shares
+    something else, and so on; each paragraph is read as often as in the passages. Groups that would
+    share something all the same are left out.
     """
     rows, step = _apart(passages)
     question, found = dict(zip(problems["id"], problems["question"], strict=True)), []

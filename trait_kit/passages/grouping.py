@@ -1,9 +1,10 @@
 """Groups of problems that a passage joins: of different tasks, and related by something that they share.
 
-The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
-problems table (`make_groups`): `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones
-such as ads; relating.py has what fills these columns, or does without. The least used problems come first, so that groups
-spread over all problems before any is used again.
+The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group
+shares is a column of the problems table (`make_groups`): `topic` for knowledge-centred domains such
+as mathematics, `entity` for entity-centred ones such as ads; relating.py has what fills these
+columns, or does without. The least used problems come first, so that groups spread over all
+problems before any is used again.
 """
 
 import heapq
@@ -31,10 +32,11 @@ def make_groups(
 ) -> list[Group]:
     """Up to `n_groups` groups of `problems_per_group` problems that share a topic (knowledge) or an entity.
 
-    Every group joins at least two tasks, and no task twice while enough tasks that share the value have problems left
-    (where the table has a column `subject`, two subjects of one task may do). A problem appears in at most `max_uses`
-    groups, and no two groups hold the same problems. Fewer groups than asked for come back where the problems run out
-    (`coverage` shows where). The result depends on the problems and the seed, not on the order of the rows.
+    Every group joins at least two tasks, and no task twice while enough tasks that share the value
+    have problems left (where the table has a column `subject`, two subjects of one task may do). A
+    problem appears in at most `max_uses` groups, and no two groups hold the same problems. Fewer
+    groups than asked for come back where the problems run out (`coverage` shows where). The result
+    depends on the problems and the seed, not on the order of the rows.
     """
     column = COLUMN[grouping]
     _refuse_bad(problems)

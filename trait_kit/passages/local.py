@@ -1,7 +1,7 @@
 """The local teacher (`engine.llama`) as a writer of passages.
 
-It is small, so it is asked one thing at a time, a sentence a problem. What it answered for the shipped demos is in the
-package; another seed or size asks it anew.
+It is small, so it is asked one thing at a time, a sentence a problem. What it answered for the
+shipped demos is in the package; another seed or size asks it anew.
 """
 
 import gzip

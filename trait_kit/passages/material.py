@@ -60,7 +60,8 @@ class Order:
 class Draft:
     """Paragraphs (one a problem, in their order) and enlightenment, not yet checked; with what they cost.
 
-    Where there is no whole draft, `fault` says why ('kind: details'; kinds are counted) and `answer` what came instead.
+    Where there is no whole draft, `fault` says why ('kind: details'; kinds are counted) and
+    `answer` what came instead.
     """
 
     paragraphs: tuple[str, ...]

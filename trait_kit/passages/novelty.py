@@ -57,8 +57,9 @@ class Beside:
 class Accepted:
     """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128); pairs are looked for by
-    bands of the signature, which miss less than 1% of those at the threshold.
+    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128);
+    pairs are looked for by bands of the signature, which miss less than 1% of those at the
+    threshold.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -131,8 +132,9 @@ def blames(reason: str, part: str) -> bool:
 def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(problems that passages may hold, what was dropped by task and reason).
 
-    Compared both ways: a problem is dropped where a test question stands in its question or solution, whole or by at least
-    half of its 13-grams, and where the problem stands so in a test question.
+    Compared both ways: a problem is dropped where a test question stands in its question or
+    solution, whole or by at least half of its 13-grams, and where the problem stands so in a test
+    question.
     """
     texts = (problems["question"] + "\n" + problems["solution"].fillna("")).tolist()
     tests = list(test_questions)

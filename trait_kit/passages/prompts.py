@@ -1,9 +1,10 @@
 """What a language model is asked, one thing a request, as turns of a chat: a system line, two examples, the question.
 
-The wording is data: prompts/math.yaml, ads.yaml and generic.yaml hold a system line, a Jinja template for each part of a
-passage (paragraph, enlightenment, opening, sentence) and example passages, whose parts become the example turns; which two
-are shown follows from what a group shares, so that answers do not all fall into one phrase. A version is a name and a
-digest of the wording.
+The wording is data: prompts/math.yaml, ads.yaml and generic.yaml hold a system line, a Jinja
+template for each part of a passage (paragraph, enlightenment, opening, sentence) and example
+passages, whose parts become the example turns; which two are shown follows from what a group
+shares, so that answers do not all fall into one phrase. A version is a name and a digest of the
+wording.
 """
 
 import functools
@@ -42,7 +43,8 @@ def conversation(
 ) -> list[Message]:
     """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all.
 
-    `fault`: why it was refused before. A small model that is shown its own answer only repeats it, so it is asked anew.
+    `fault`: why it was refused before. A small model that is shown its own answer only repeats it,
+    so it is asked anew.
     """
     group = order.group
 
@@ -67,8 +69,8 @@ def conversation(
 def own_words(texts: Sequence[str], count: int) -> list[list[str]]:
     """Numbers or words that each text has and the others do not: what a sentence must say to be about it.
 
-    The first `count` numbers (the last, where it is negative); or the last words, as a task's own wording comes before what
-    it is about.
+    The first `count` numbers (the last, where it is negative); or the last words, as a task's own
+    wording comes before what it is about.
     """
     told = []
     for text, marks in zip(texts, marks_of(list(texts)), strict=True):

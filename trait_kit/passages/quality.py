@@ -35,8 +35,8 @@ def yield_by_reason(passages: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFr
 def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
     """Distinct n-grams, likeness and coverage; n-grams and likeness are those of at most 2,000 enlightenments.
 
-    distinct_n (Li et al., 2016): different word n-grams divided by all of them. nearest: median similarity (Jaccard of word
-    trigrams) to the most similar other enlightenment.
+    distinct_n (Li et al., 2016): different word n-grams divided by all of them. nearest: median
+    similarity (Jaccard of word trigrams) to the most similar other enlightenment.
     """
     sample = passages["enlightenment"].sample(min(_SAMPLE, len(passages)), random_state=0)
     words = [text.lower().split() for text in sample]

@@ -1,7 +1,8 @@
 """What relates problems, as a column of their table, and the groups that come of it.
 
-Where the task files name no topic: mathematical concepts recognised in the questions (concepts.yaml), topics that a
-language model is asked for, or neighbours in an embedding, for any domain.
+Where the task files name no topic: mathematical concepts recognised in the questions
+(concepts.yaml), topics that a language model is asked for, or neighbours in an embedding, for any
+domain.
 """
 
 import re
@@ -47,8 +48,8 @@ def plan_groups(
 def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     """The problems with the mathematical concept of their question as `topic`: of several, the rarest among all problems.
 
-    A problem in which none is recognised keeps no topic, so that no passage is made of it; the topic that it had becomes
-    its `subject`.
+    A problem in which none is recognised keeps no topic, so that no passage is made of it; the
+    topic that it had becomes its `subject`.
     """
     concepts = {name: re.compile(pattern) for name, pattern in content("concepts.yaml").items()}
     questions = problems["question"].str.lower()
@@ -81,8 +82,9 @@ def read_topic(answer: str) -> str:
 def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """The problems with the neighbourhood of their embedding as `topic`, named by its rare words.
 
-    `vectors` are unit vectors, float32 [n_problems, d], in the order of the rows. Neighbourhoods are clusters of about
-    a dozen problems (k-means); of two that are more alike than a copy would be, the later one gets no topic.
+    `vectors` are unit vectors, float32 [n_problems, d], in the order of the rows. Neighbourhoods
+    are clusters of about a dozen problems (k-means); of two that are more alike than a copy would
+    be, the later one gets no topic.
     """
     from sklearn.cluster import KMeans
 

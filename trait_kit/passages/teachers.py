@@ -1,7 +1,8 @@
 """Teachers write drafts of passages: one joins worked solutions, one asks a language model.
 
-A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(orders) -> drafts`, in their order. A draft
-that could not be had says why; only what would fail for all of them (a key that is not accepted) raises TraitError.
+A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(orders) -> drafts`,
+in their order. A draft that could not be had says why; only what would fail for all of them (a key
+that is not accepted) raises TraitError.
 """
 
 import functools
@@ -38,9 +39,11 @@ class JoiningTeacher:
 
 class EndpointTeacher:
     """Asks a language model, one thing a request: a paragraph for each problem that has no worked solution, once for all
-    passages that hold it, then the enlightenment of each passage, whole or sentence by sentence (`teacher_steps`).
+    passages that hold it, then the enlightenment of each passage, whole or sentence by sentence
+    (`teacher_steps`).
 
-    What fails a check is asked for again alone and told why, up to `max_attempts` times; refused answers are in `refusals`.
+    What fails a check is asked for again alone and told why, up to `max_attempts` times; refused
+    answers are in `refusals`.
     """
 
     can_mend = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))

@@ -1,8 +1,9 @@
 """Write passages: have every group written, check what comes back, and account for all of it.
 
-Asking is concurrent, checking is in the order of the groups, so the result does not depend on which answer came first.
-Every group ends as a row of passages.parquet or as one of rejected.parquet with its reason, and the bill counts both. An
-enlightenment that is refused beside other passages is asked for again (`max_attempts`), and each draft keeps its row.
+Asking is concurrent, checking is in the order of the groups, so the result does not depend on which
+answer came first. Every group ends as a row of passages.parquet or as one of rejected.parquet with
+its reason, and the bill counts both. An enlightenment that is refused beside other passages is
+asked for again (`max_attempts`), and each draft keeps its row.
 """
 
 import contextlib

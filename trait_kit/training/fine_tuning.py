@@ -1,9 +1,10 @@
 """The last stage, where asked for: fine-tuning on the train problems of the downstream tasks.
 
-The paper's fine-tuned setting (5 epochs, cosine, 5e-6: appendix) answers what a practitioner asks: is continual
-pre-training still worth it where one fine-tunes anyway? An example is the prompt that evaluation asks with and the target
-that it scores, with the end token, so that a generated answer ends. Only the target has a loss. Examples are packed
-whole: half of one would be a target without its question.
+The paper's fine-tuned setting (5 epochs, cosine, 5e-6: appendix) answers what a practitioner asks:
+is continual pre-training still worth it where one fine-tunes anyway? An example is the prompt that
+evaluation asks with and the target that it scores, with the end token, so that a generated answer
+ends. Only the target has a loss. Examples are packed whole: half of one would be a target without
+its question.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from trait_kit.training.tokens import open_store, pair_tokens, piece_records, pr
 def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) -> tuple[list[np.ndarray], np.ndarray, int]:
     """Tokens of (prompt, target) pairs with the end token; how many of each are prompt; how many pairs had to be cut.
 
-    Of a pair longer than `context_length`, the target keeps at least half of it and the prompt its end.
+    Of a pair longer than `context_length`, the target keeps at least half of it and the prompt its
+    end.
     """
     begin = prefix_tokens(tokenizer)
     room = context_length - len(begin)
@@ -41,8 +43,8 @@ def encode(pairs: Sequence[Sequence[str]], tokenizer: Any, context_length: int) 
 def prepare(pairs: Sequence[Sequence[str]], tokenizer: Any, stage: Stage, params: TrainingParams, folder: Path) -> None:
     """Write the rows of all epochs into `folder`, and note in `stage` what they hold.
 
-    Each epoch has every problem once, its rows in an order of its own; empty rows fill up the last batch. Raises TraitError
-    where an epoch does not fill a batch.
+    Each epoch has every problem once, its rows in an order of its own; empty rows fill up the last
+    batch. Raises TraitError where an epoch does not fill a batch.
     """
     context_length, epochs = params.context_length, stage.epochs
     examples, n_prompt, n_cut = encode(pairs, tokenizer, context_length)

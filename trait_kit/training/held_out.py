@@ -1,7 +1,7 @@
 """Held-out scores while training: bits per byte of targets given prompts, cheap enough to ask often.
 
-They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items are batched by length;
-right padding needs no mask because no token looks to its right.
+They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items
+are batched by length; right padding needs no mask because no token looks to its right.
 """
 
 import inspect
@@ -86,8 +86,9 @@ def token_losses(
 ) -> torch.Tensor:
     """Natural-log losses of the labelled slots, row by row, as one float32 vector.
 
-    The output layer is the largest matrix of a small model, and logits its largest tensor; so logits are made only at the
-    places where some row has a label, and the loss is taken without the copies that the library's loss makes.
+    The output layer is the largest matrix of a small model, and logits its largest tensor; so
+    logits are made only at the places where some row has a label, and the loss is taken without the
+    copies that the library's loss makes.
     """
     wanted = labels[:, 1:] != IGNORED
     places = wanted.any(0).nonzero()[:, 0]

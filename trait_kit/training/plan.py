@@ -1,9 +1,10 @@
 """What is to be trained: the tree of stages that the arms share, each stage known by everything that shapes its result.
 
-Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented passages), and chains with
-the same beginning form a tree. A stage's key covers its parent's key, its texts by content, its parameters, the held-out
-items and the code, so equal keys mean equal results. How the work is spread (micro-batch, processes, checkpoints) is in no
-key. Fine-tuning, where asked for, is one more stage after each chain and after the base model, in arms of its own:
+Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented
+passages), and chains with the same beginning form a tree. A stage's key covers its parent's key,
+its texts by content, its parameters, the held-out items and the code, so equal keys mean equal
+results. How the work is spread (micro-batch, processes, checkpoints) is in no key. Fine-tuning,
+where asked for, is one more stage after each chain and after the base model, in arms of its own:
 'trait_fine_tuned'.
 """
 

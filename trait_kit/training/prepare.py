@@ -1,11 +1,13 @@
 """Before any training: tokenise each source once, and pack the rows of every stage, so that bad input stops a run early.
 
-A source is an endless stream: its documents in a random order, then again in another one. A stage takes a stretch of
-each stream; a later stage that mixes the same source goes on where the earlier one ended, so data repeat only when they
-have run out. Web and in-domain text may be cut at the ends of a stretch or of a row. What notebook 03 wrote is read whole
-or not at all: a passage without its end is problems without their point. So of a written source a stage takes, in the
-stream's order, what still fits in one of its rows, and a later stage begins with the first document that did not.
-Every arm has the same steps and slots; the slots that whole documents leave empty are counted as padding.
+A source is an endless stream: its documents in a random order, then again in another one. A stage
+takes a stretch of each stream; a later stage that mixes the same source goes on where the earlier
+one ended, so data repeat only when they have run out. Web and in-domain text may be cut at the ends
+of a stretch or of a row. What notebook 03 wrote is read whole or not at all: a passage without its
+end is problems without their point. So of a written source a stage takes, in the stream's order,
+what still fits in one of its rows, and a later stage begins with the first document that did not.
+Every arm has the same steps and slots; the slots that whole documents leave empty are counted as
+padding.
 """
 
 import os
@@ -77,9 +79,10 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
 def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int, params: TrainingParams) -> pd.DataFrame:
     """What a stage may read of a source, in the stream's order: one row a piece.
 
-    document, start (its first token within the document), length, offset (within the stream, in tokens), whole (it may not
-    be cut) and turn (the part of the source's share that is read with it; sources are read side by side). Written
-    documents that have a stage `alone` are so many that a gap finds one that fits.
+    document, start (its first token within the document), length, offset (within the stream, in
+    tokens), whole (it may not be cut) and turn (the part of the source's share that is read with
+    it; sources are read side by side). Written documents that have a stage `alone` are so many that
+    a gap finds one that fits.
     """
     lengths, whole = store.lengths, source in WRITTEN
     usable = np.flatnonzero(lengths <= params.context_length) if whole else np.arange(len(lengths))
@@ -131,7 +134,8 @@ def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
 def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [start, start + tokens) of the stream of documents with these lengths: (document, first token, tokens).
 
-    Three int64 arrays, one entry a piece, in the stream's order; the documents at its two ends may be cut.
+    Three int64 arrays, one entry a piece, in the stream's order; the documents at its two ends may
+    be cut.
     """
     epoch, skip = divmod(start, int(lengths.sum()))
     pieces = []

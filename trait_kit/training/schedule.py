@@ -1,7 +1,8 @@
 """What happens at which step of a stage: the learning rate, held-out scores, checkpoints.
 
-The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10% (WSD; appendix), a tail
-that the library's own WSD does not offer. Each stage has a schedule of its own. (Fine-tuning has the library's cosine.)
+The paper trains with a 3% warm-up, a constant maximum, and an *exponential* decay over the last 10%
+(WSD; appendix), a tail that the library's own WSD does not offer. Each stage has a schedule of its
+own. (Fine-tuning has the library's cosine.)
 """
 
 import math
@@ -22,7 +23,8 @@ STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint 
 def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
     """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
 
-    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is 7.000000000000001).
+    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is
+    7.000000000000001).
     """
     decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
     warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
@@ -32,8 +34,9 @@ def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) 
 def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
     """Multiplier of the maximum learning rate for the update with 0-based index `step`.
 
-    With w, s, d steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then
-    FINAL_RATIO ** ((step - w - s + 1) / d), so that no update is wasted at zero and the last one has exactly that ratio.
+    With w, s, d steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then FINAL_RATIO
+    ** ((step - w - s + 1) / d), so that no update is wasted at zero and the last one has exactly
+    that ratio.
     """
     warmup, stable, decay = wsd_phases(total_steps, warmup_fraction, decay_fraction)
     if step < warmup:

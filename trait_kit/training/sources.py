@@ -47,9 +47,10 @@ def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
 def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
     """(prompt, target) pairs scored during training, `held_out_items` of each kind.
 
-    `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain` and `general` are
-    documents (their prompt is empty), taken from the end of the held-out sets whose beginning notebook 05 scores. With
-    `task_scores`, also `task/<name>` for each task with choices: (prompt, right target, wrong targets ...).
+    `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain`
+    and `general` are documents (their prompt is empty), taken from the end of the held-out sets
+    whose beginning notebook 05 scores. With `task_scores`, also `task/<name>` for each task with
+    choices: (prompt, right target, wrong targets ...).
     """
     count = params.held_out_items
     problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.items_seed)
@@ -72,9 +73,9 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """(prompt, target) of the tasks' train problems; none without fine-tuning.
 
-    What evaluation asks and scores, in the same words. A problem is left out where it holds a test question of any of
-    the tasks, by the rule that holds for the selections and the passages; how many were is printed. TraitError where
-    nothing is left.
+    What evaluation asks and scores, in the same words. A problem is left out where it holds a test
+    question of any of the tasks, by the rule that holds for the selections and the passages; how
+    many were is printed. TraitError where nothing is left.
     """
     if not params.fine_tune_epochs:
         return []

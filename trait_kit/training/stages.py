@@ -1,8 +1,8 @@
 """Arms of continual pre-training: a shared stage trained once, every result kept and reused.
 
-A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter trains what depends on
-it, and a killed run goes on from the last stage, or from the last checkpoint inside one. Texts are tokenised once, into
-`tokens/`, and serve every stage, arm and repeated call.
+A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter
+trains what depends on it, and a killed run goes on from the last stage, or from the last checkpoint
+inside one. Texts are tokenised once, into `tokens/`, and serve every stage, arm and repeated call.
 """
 
 import shutil
@@ -32,14 +32,15 @@ KEPT = (
 class TrainingResult:
     """What training leaves behind.
 
-    log: the 'log' table; an arm's rows run through all its stages, so those of a shared stage appear in each arm.
-    models: arm -> folder of its model (transformers format). The untrained 'base' is not among them; with fine-tuning,
-    'base_fine_tuned' is, and '<arm>_fine_tuned' for every arm.
-    accounting: arm, stage, source, tokens, epochs (passes over the source within the stage), available (tokens that may be
-    read), documents (read, again and again if so), share (of the source's documents that were read at all), cut (of those
-    read; none of what notebook 03 wrote), too_long (documents that fit in no row and may not be cut: never read).
-    stages: arm, stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that wrote it);
-    padding is the share of its tokens' slots that are empty.
+    log: the 'log' table; an arm's rows run through all its stages, so those of a shared stage
+    appear in each arm. models: arm -> folder of its model (transformers format). The untrained
+    'base' is not among them; with fine-tuning, 'base_fine_tuned' is, and '<arm>_fine_tuned' for
+    every arm. accounting: arm, stage, source, tokens, epochs (passes over the source within the
+    stage), available (tokens that may be read), documents (read, again and again if so), share (of
+    the source's documents that were read at all), cut (of those read; none of what notebook 03
+    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: arm,
+    stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that
+    wrote it); padding is the share of its tokens' slots that are empty.
     """
 
     log: pd.DataFrame
@@ -76,7 +77,8 @@ class TrainingResult:
 def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) -> TrainingResult:
     """Step 04: train every arm that is not trained yet; of a finished step, what is there.
 
-    `watch` is called with the log so far while it is being written. TraitError where an earlier step is missing.
+    `watch` is called with the log so far while it is being written. TraitError where an earlier
+    step is missing.
     """
     if step.done:
         return TrainingResult.load(step.folder)
@@ -88,8 +90,8 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
 def train_run(params: TrainingParams, run_dir: Path) -> None:
     """`trait-kit train`: what notebook 04 trains, without it, and what it took; the notebook then finds everything trained.
 
-    Under `accelerate launch` or torchrun, one node or several, every process runs this: the first one prepares, then all
-    train. The run's folder must be one that all nodes see.
+    Under `accelerate launch` or torchrun, one node or several, every process runs this: the first
+    one prepares, then all train. The run's folder must be one that all nodes see.
     """
     models = run_dir / "04_train_two_stages" / "models"
     if launch.is_launched():
@@ -113,7 +115,8 @@ def train(
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything.
 
-    Raises TraitError before any training where a source is missing or empty, or the context too long for the model.
+    Raises TraitError before any training where a source is missing or empty, or the context too
+    long for the model.
     """
     job = prepare_job(params, inputs, Path(out_dir))
 

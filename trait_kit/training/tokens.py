@@ -1,11 +1,12 @@
 """Texts tokenised once, and rows of them: token ids on disk, memory-mapped, whatever the size of the corpus.
 
-A store is a folder that appears whole or not at all: `tokens` (ids of documents, one after the other), `lengths.npy` (tokens
-of each document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (one record a piece) and
-`row_ends.npy`. A stage of ten million documents opens in a moment and takes no memory but the pages that are read.
+A store is a folder that appears whole or not at all: `tokens` (ids of documents, one after the
+other), `lengths.npy` (tokens of each document) and `store.json`. The rows of a stage are a plan
+over stores: `pieces.npy` (one record a piece) and `row_ends.npy`. A stage of ten million documents
+opens in a moment and takes no memory but the pages that are read.
 
-Every document ends with the tokenizer's end token, and begins with its begin token only where the tokenizer puts one there
-by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
+Every document ends with the tokenizer's end token, and begins with its begin token only where the
+tokenizer puts one there by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,7 +87,8 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
 def pair_tokens(prompt: str, target: str, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
     """Tokens of the prompt, tokens of the target, and the bytes of the target up to the end of each of its tokens.
 
-    Both are tokenised together and parted where the prompt alone would end, without a space at its end: as lm-eval does.
+    Both are tokenised together and parted where the prompt alone would end, without a space at its
+    end: as lm-eval does.
     """
     stripped = prompt.rstrip()
     whole = tokenizer(prompt + target, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -99,8 +101,8 @@ def pair_tokens(prompt: str, target: str, tokenizer: Any) -> tuple[list[int], li
 class Rows:
     """input_ids, position_ids, labels of each row: int64 [context_length]. Position 0 begins a piece of a document.
 
-    The first `unlearnt` tokens of a piece have no loss: 1 where a document is learnt, its prompt where it is a problem.
-    Empty slots hold the end token at position 0, without a loss.
+    The first `unlearnt` tokens of a piece have no loss: 1 where a document is learnt, its prompt
+    where it is a problem. Empty slots hold the end token at position 0, without a loss.
     """
 
     def __init__(self, folder: Path, context_length: int, eos: int) -> None:

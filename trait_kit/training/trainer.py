@@ -27,7 +27,8 @@ PROGRESS_SECONDS = 10.0
 class StageTrainer(Trainer):
     """One stage of a job, from its parent's weights alone: its optimizer and schedule are new.
 
-    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and those after it.
+    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and
+    those after it.
     """
 
     def __init__(self, job: Job, stage: Stage, tokenizer: Any, rows: int, tokens_left: int) -> None:

@@ -1,8 +1,9 @@
 """The process that trains: `python -m trait_kit.training.worker job.json`, one of them or many.
 
-One process trains all the stages of its job one after another. Each stage reads its start from disk and sets its own seeds,
-so its result does not depend on the process it happens to run in; and each result is renamed into place whole: stage.json,
-log.json, `model` where an arm ends, and `start`, the float32 weights, for as long as another stage of the job begins there.
+One process trains all the stages of its job one after another. Each stage reads its start from disk
+and sets its own seeds, so its result does not depend on the process it happens to run in; and each
+result is renamed into place whole: stage.json, log.json, `model` where an arm ends, and `start`,
+the float32 weights, for as long as another stage of the job begins there.
 """
 
 import os
@@ -55,8 +56,9 @@ def main(path: Path | str) -> None:
 def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
     """Train one stage from its parent's weights and put model, log and report into place in one rename.
 
-    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; the batch stays what it is.
-    Among several processes the others wait for the one that failed, so there it ends instead.
+    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; the batch
+    stays what it is. Among several processes the others wait for the one that failed, so there it
+    ends instead.
     """
     from accelerate.utils import find_executable_batch_size
 
