@@ -269,3 +269,30 @@ def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
     assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "right", "strict"),
+    [
+        ("3乘4等于12。答案是12。", "12", True, True),
+        ("所以答案为 12 个苹果。", "12", True, False),
+        ("答案：1,200", "1200", True, False),
+        ("答案不是13，答案是12。", "12", True, True),
+        ("答案是负3", "-3", True, False),
+        ("答案是13。", "12", False, False),
+        ("答案是北京。", "北京", True, True),
+        ("Also ist es viel. Die Antwort ist 7.", "7", True, True),
+        ("Das Ergebnis beträgt 7 Meter.", "7", True, False),
+        ("Die Antwort ist nicht 8. Die Antwort lautet 7.", "7", True, True),
+        ("Die richtige Antwort ist 5/6, nicht 1/2.", "5/6", True, False),
+        ("Die Antwort ist 8.", "7", False, False),
+    ],
+)
+def test_answers_are_announced_in_chinese_and_german_too(prediction, gold, right, strict):
+    assert judge(prediction, gold, "") == (right, strict)
+
+
+def test_a_choice_is_read_in_chinese_and_german_too():
+    assert judge("答案是（A）。", "苹果", "choice", ["苹果", "梨"])[0]
+    assert not judge("答案是（B）。", "苹果", "choice", ["苹果", "梨"])[0]
+    assert judge("Die richtige Antwort ist (B).", "Birne", "choice", ["Apfel", "Birne"])[0]

@@ -272,3 +272,50 @@ def test_unusable_texts_are_refused_by_name() -> None:
         find_contaminated(broken, [QUESTION])
     with pytest.raises(TraitError, match="Text 1 is null"):
         find_contaminated(pa.array([FILLER, None]), [QUESTION])
+
+
+ORCHARD = "Nadia plants 8 rows of 15 pear trees. A storm fells a third of them. How many trees are left standing?"
+DISGUISES = {  # how a copy of it may stand in a document
+    "upper case": ORCHARD.upper(),
+    "wrapped": ORCHARD.replace("trees. ", "trees.\n").replace("many ", "many\n"),
+    "quoted": f"> {ORCHARD}".replace("trees. ", "trees.\n> ").replace("are ", "are\n> "),
+    "bold": ORCHARD.replace("storm", "**storm**"),
+    "underlined": ORCHARD.replace("pear", "__pear__"),
+    "a tag": ORCHARD.replace("storm", '<span class="x">storm</span>'),
+    "line breaks of HTML": ORCHARD.replace(". ", ".<br/>"),
+    "a list": "".join(f"\n- {part}" for part in ORCHARD.split(". ")),
+    "a numbered list": "".join(f"\n{n}. {part}" for n, part in enumerate(ORCHARD.split(". "), 1)),
+    "a heading": f"### {ORCHARD}",
+    "soft hyphens": ORCHARD.replace("standing", "stan\u00adding").replace("plants", "plan\u00adts"),
+    "zero-width blanks": ORCHARD.replace("rows", "ro\u200bws"),
+    "broken words": ORCHARD.replace("standing", "stan-\nding"),
+    "entities": ORCHARD.replace(" ", "&nbsp;", 4),
+    "LaTeX": ORCHARD.replace("storm", r"\textbf{storm}"),
+    "full width": "".join(chr(ord(mark) + 0xFEE0) if "!" <= mark <= "~" else mark for mark in ORCHARD),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_no_disguise_hides_a_copy(disguise):
+    text = f"Some 12 words come before it, about weather.\n\n{DISGUISES[disguise]}\n\nAnd others come after."
+    assert QuestionIndex([ORCHARD]).find([text])["kind"].tolist() == ["exact"]
+
+
+def test_scripts_without_blanks_are_compared_by_character():
+    question = "果园里有8行梨树，每行15棵，暴风雨吹倒了三分之一，还剩多少棵？"
+    index = QuestionIndex([question])
+    for text in (
+        question,
+        question.replace("了", " 了 ").replace("树", " 树"),
+        question[:9] + "\n" + question[9:],
+        f"老师说{question}大家想一想",
+    ):
+        assert index.find([text])["overlap"].tolist() == [1.0]
+    assert index.find(["果园里有许多梨树，每年都开花，我们在那里度过了整个夏天。"]).empty
+
+
+def test_markup_is_not_arithmetic_but_arithmetic_stays():
+    index = QuestionIndex(["Simplify 3x + 2 and 4 * 5 > 6 for all x that are large enough to matter here."])
+    changed = index.find(["Simplify 3x - 2 and 4 / 5 < 6 for all x that are large enough to matter here."])
+    assert changed["kind"].tolist() != ["exact"]
+    assert words_of("2 * 3 > 5 - x") == ("2", "*", "3", ">", "5", "-", "x")

@@ -103,7 +103,7 @@ def plain_words(text: str) -> str:
 def unwrap(text: str) -> str:
     """An answer without what surrounds it: dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
     for _ in range(4):  # they stand in one another
-        text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").strip()
+        text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").removesuffix("。").strip()
         if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
     return text
@@ -125,7 +125,7 @@ def _announced(text: str) -> Iterator[str]:
 def _asked_for(text: str) -> Iterator[str]:
     """Each X of 'The answer is X.', as far as any full stop in its line: the caller knows which is the right one."""
     for sentence in islice(reversed(_SAID.asked.findall(text)), 4):
-        for end in islice(re.finditer(r"\.(?=[\s*\"$)\\]|$)", sentence), 4):
+        for end in islice(re.finditer(r"\.(?=[\s*\"$)\\]|$)|。", sentence), 4):
             yield unwrap(sentence[: end.end()])
 
 

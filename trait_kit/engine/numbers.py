@@ -108,7 +108,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\[\[\]()]|(?<![\w)])\*\*|\*\*(?![\w(])", "", _CURRENCY.sub("", text)).replace("\\%", "%")
     text = re.sub(r"\\[dtc]?frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"^\s*(?:(?:negative|minus)\s+|-\s+)(?=[\d.])", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"^\s*(?:(?:negative|minus)\s+|负|-\s+)(?=[\d.])", "-", text, flags=re.IGNORECASE)
     return " ".join(text.split())
 
 

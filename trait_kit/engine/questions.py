@@ -2,12 +2,14 @@
 
 Two findings. *exact*: the whole question stands in the text. *ngram*: a large share of the question's word n-grams does
 (13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that a question with an altered opening or end is
-found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks
-and typographic variants do not hide a match, while signs of arithmetic count as words: "3x + 2" and "3x - 2" are different
-questions. Only questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
+found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks,
+markup, invisible characters and words broken at a line's end do not hide a match, while signs of arithmetic count as words:
+"3x + 2" and "3x - 2" are different questions. In scripts without blanks every character is a word. Only questions are
+compared: a text that holds the prompt without its choices or its answer has a finding too.
 """
 
 import difflib
+import html
 import itertools
 import re
 import unicodedata
@@ -23,9 +25,18 @@ _EXCERPT_WORDS = 40
 _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
-# a word (with its inner apostrophe), a number with its thousands commas and decimals, or a sign of arithmetic
+_BROKEN = re.compile(r"-[ \t]*\n[\s>]*(?=[^\W\d_])")  # a word at the end of its line
+_MARKED = re.compile(r"[<>*_`~#\\•]|^[ \t]*(?:[+-]|\(?\d{1,2}[.)])\s", re.MULTILINE)  # most texts have none of it
+_MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings); emphasis; commands of LaTeX around plain text
+    r"</?[a-z][^<>]{0,200}>|^(?:\s*(?:>|\#{1,6}\s|[*+•-]\s|\(?\d{1,2}[.)]\s))+|(?<![\w)])[*_`~]{1,3}(?=\w)|"
+    r"(?<=[\w.,:;!?)])[*_`~]{1,3}(?!\w)|\\(?:text[a-z]*|emph|mathrm|mbox)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+# a character of a script without blanks, a word (with its inner apostrophe), a number, or a sign of arithmetic
+_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
 _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
-_WORD, _ASCII_WORD = (re.compile(_PATTERN.replace("L", letter)) for letter in (r"[^\W\d_]", "[a-z]"))
+_ASCII_WORD = re.compile(_PATTERN.replace("L", "[a-z]"))
+_WORD = re.compile(_UNSPACED + "|" + _PATTERN.replace("L", rf"(?:(?!{_UNSPACED})[^\W\d_])"))
 
 
 class QuestionIndex:
@@ -119,8 +130,12 @@ def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Lower-case words, numbers without thousands commas, and arithmetic signs."""
+    """Lower-case words, numbers without thousands commas, and arithmetic signs; nothing of markup."""
+    text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")  # soft hyphens, zero-width characters
+    text = _BROKEN.sub("", text).casefold()
+    text = _MARKUP.sub(" ", text) if _MARKED.search(text) else text
     pattern = _ASCII_WORD if text.isascii() else _WORD
-    return tuple(word.replace(",", "") for word in pattern.findall(text.casefold()))
+    return tuple(word.replace(",", "") for word in pattern.findall(text))
