@@ -1,7 +1,7 @@
 """Is the arithmetic that a text prints right? The one checker: of passages, and of gold solutions that are trained on.
 
-A model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions, as
-far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding.
+A model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions,
+as far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding.
 What cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
 """
 

@@ -1,9 +1,10 @@
 """Child processes: one supervisor for workers that train and servers that answer.
 
-Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other end
-of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM first,
-so that a trainer can save itself, SIGKILL ten seconds later. No child is ever left behind, and none reads our terminal.
-A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on this side.
+Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other
+end of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM
+first, so that a trainer can save itself, SIGKILL ten seconds later. No child is ever left behind, and none reads our
+terminal. A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on
+this side.
 """
 
 import contextlib

@@ -23,7 +23,8 @@ def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
 def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
     """The files that the modules `entries` (or the modules of the functions so named) are made of, imports included.
 
-    `without` names modules that are left out, with what only they import: those that watch a result and do not shape it.
+    `without` names modules that are left out, with what only they import: those that watch a result and do not shape
+    it.
     """
     files: set[Path] = set()
     seen = set(without)

@@ -1,7 +1,8 @@
 """Are two LaTeX expressions equivalent? By math-verify, in a child process that the kernel ends when its time is up.
 
 Why a process: the texts come from language models, math-verify hands them to sympy, and sympy would gladly compute
-9**9**9**9 inside one long C call that no Python timer interrupts. math-verify's own alarm works on the main thread only.
+9**9**9**9 inside one long C call that no Python timer interrupts. math-verify's own alarm works on the main thread
+only.
 """
 
 import functools

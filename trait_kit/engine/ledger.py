@@ -1,8 +1,8 @@
 """What was paid for: answers and money in one sqlite file, a cap that is never passed, the bill before anything is asked.
 
-An answer is committed before it is used, so a killed process pays for nothing twice, and what it left half-written sqlite
-undoes by itself. The key of an answer is the digest of its request; no API key or header is ever written. Prices live in a
-small YAML that the user owns, since they change and no program should guess them.
+An answer is committed before it is used, so a killed process pays for nothing twice, and what it left half-written
+sqlite undoes by itself. The key of an answer is the digest of its request; no API key or header is ever written. Prices
+live in a small YAML that the user owns, since they change and no program should guess them.
 """
 
 import ipaddress
@@ -38,8 +38,9 @@ class CapReached(Exception):
 class Ledger:
     """`cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
 
-    What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the endpoint's
-    own account to the last digit. The cap is for all that the file holds: a run that is started again gets no second one.
+    What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the
+    endpoint's own account to the last digit. The cap is for all that the file holds: a run that is started again gets
+    no second one.
     """
 
     def __init__(self, path: Path | str | None, *, cap_usd: float = 0.0, price_in: float = 0.0, price_out: float = 0.0):

@@ -1,10 +1,11 @@
 """A language model on this machine's processor: llama.cpp behind the OpenAI protocol, as a program of its own.
 
-The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes from the hub,
-or in parts from the Python package index, and is known by its digest.
+The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes from the
+hub, or in parts from the Python package index, and is known by its digest.
 
-`python -m trait_kit.engine.llama MODEL.gguf NAME --port PORT` answers on loopback until it is ended. A process of its own
-because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside torch's.
+`python -m trait_kit.engine.llama MODEL.gguf NAME --port PORT` answers on loopback until it is ended. A process of its
+own because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside
+torch's.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """The one client for language models: any endpoint of the OpenAI protocol, asked many things at once, each paid for once.
 
-A thing is a `Request`: a conversation, and a reader of the answer that refuses it by a ValueError. What is refused is asked
-again alone and told why. What comes back is bounded in bytes, in time and in money, and never holds the API key. One request
-that fails is a fault with its reason; only what would fail for every request (a refused key, an unknown model) raises.
-No JSON is asked for: a reader takes plain text, and what a model thinks aloud before is not part of it.
+A thing is a `Request`: a conversation, and a reader of the answer that refuses it by a ValueError. What is refused is
+asked again alone and told why. What comes back is bounded in bytes, in time and in money, and never holds the API key.
+One request that fails is a fault with its reason; only what would fail for every request (a refused key, an unknown
+model) raises. No JSON is asked for: a reader takes plain text, and what a model thinks aloud before is not part of it.
 """
 
 import asyncio
@@ -64,8 +64,8 @@ class Reply:
 class Endpoint:
     """One model at one address, which gets `concurrency` requests at once; several servers stand behind a load balancer.
 
-    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private network
-    none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
+    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private
+    network none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
     """
 
     base_url: str
@@ -141,9 +141,9 @@ def ask(
 ) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
-    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error (also where many
-    requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the ledger.
-    `progress(done, all)` is called about once a second.
+    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error (also where
+    many requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the
+    ledger. `progress(done, all)` is called about once a second.
     """
     session = _Session(endpoint, ledger if isinstance(ledger, Ledger) else endpoint.ledger(ledger), attempts)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:

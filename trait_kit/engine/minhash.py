@@ -1,10 +1,10 @@
 """Near-duplicates among millions of documents, and against the in-domain seed: MinHash signatures, banded look-up.
 
-A signature is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's 5-grams;
-two documents agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard deviation
-sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures are kept, 512
-bytes a document. Words are the tokens of `ngrams` without punctuation; a document of fewer than five is one shingle of all
-of them, one without words is nobody's duplicate.
+A signature is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's
+5-grams; two documents agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard
+deviation sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures
+are kept, 512 bytes a document. Words are the tokens of `ngrams` without punctuation; a document of fewer than five is
+one shingle of all of them, one without words is nobody's duplicate.
 """
 
 import string
@@ -39,9 +39,9 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
 def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the smallest row of its cluster, int64 [n]; a row that repeats nothing is its own cluster.
 
-    Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose estimated
-    similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket with more than
-    WINDOW different rows, each is compared with the first WINDOW.
+    Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose
+    estimated similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket
+    with more than WINDOW different rows, each is compared with the first WINDOW.
     """
     leader, rows = np.arange(len(signatures)), np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
     _, first, same = np.unique(_keys(signatures[rows]), return_index=True, return_inverse=True)

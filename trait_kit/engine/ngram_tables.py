@@ -1,9 +1,10 @@
 """Tables of numbers over tokens and hashed n-grams, and the one pass over texts that looks up any number of them.
 
-A `LinearTable` holds what a linear model adds to its scores for a word (slots: open addressing by the word's hash state, the
-word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). `total` walks the texts' token
-blocks once for all tables of a kind of normalisation and gives each text's sums and how many rows went into them; a model
-makes probabilities or log weights of those. Tables are mapped from their file, so all processes of a machine share one.
+A `LinearTable` holds what a linear model adds to its scores for a word (slots: open addressing by the word's hash
+state, the word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). `total` walks the
+texts' token blocks once for all tables of a kind of normalisation and gives each text's sums and how many rows went
+into them; a model makes probabilities or log weights of those. Tables are mapped from their file, so all processes of a
+machine share one.
 """
 
 import functools
@@ -131,8 +132,8 @@ def find_slot(state, slot_states):
 def _look_up_kernel(with_words: bool, longest: int):
     """What adds up the rows of texts: words' slots, if there are any, and the n-grams that end at each token.
 
-    Both are constants for the compiler, so that the loops over them cost nothing and sums stay in registers. Sums are of
-    single precision within 1,024 tokens: double would be slower, and more tokens would drift, as fastText's own do.
+    Both are constants for the compiler, so that the loops over them cost nothing and sums stay in registers. Sums are
+    of single precision within 1,024 tokens: double would be slower, and more tokens would drift, as fastText's own do.
     """
     shortest, one, summed = 1 + with_words, np.uint64(1), np.uint64(1_024)  # unsigned: see ngrams
 

@@ -1,13 +1,13 @@
 """Tokens and their hashes: the one pass over text that every linear selection model shares.
 
-The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams. `token_blocks` reads
-Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized block at a
-time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a word's end: that,
-not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass
-(`normalise` gives the same tokens as text, for training).
+The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams. `token_blocks`
+reads Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized
+block at a time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a
+word's end: that, not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one,
+happens in the same pass (`normalise` gives the same tokens as text, for training).
 
-A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions share
-the low half by chance, and no two tokens of a web corpus are likely to share the whole).
+A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions
+share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
 """
 
 import functools
@@ -76,9 +76,10 @@ def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarra
 def normalise(texts: Texts) -> pa.LargeStringArray:
     """Lower case, one space between tokens, punctuation and East Asian characters as tokens of their own.
 
-    Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages written without
-    spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a text: `</s>`,
-    which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes nothing.
+    Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages written
+    without spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a
+    text: `</s>`, which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes
+    nothing.
     """
     array = pc.utf8_lower(text_array(texts))
     classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
@@ -105,8 +106,8 @@ def sign_extend(state):
 def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[Block]:
     """The hashed tokens of some texts of `buffers` after others: (which texts, states, where each text's begin).
 
-    States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next block's
-    overwrite them.
+    States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next
+    block's overwrite them.
     """
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing

@@ -1,7 +1,7 @@
 r"""The one reader of printed numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'.
 
-Values are exact fractions and every text is bounded, since texts come from language models. Numbers in the continental way
-('1.234,50', '3,5') and in words ('twelve') are not read: '3,5' may as well be two numbers.
+Values are exact fractions and every text is bounded, since texts come from language models. Numbers in the continental
+way ('1.234,50', '3,5') and in words ('twelve') are not read: '3,5' may as well be two numbers.
 """
 
 import math
@@ -45,7 +45,8 @@ class Number(NamedTuple):
     def equals(self, gold: "Number") -> bool:
         """25% is 25 or 1/4 as the gold has it, 2 million is 2,000,000; what is rounded equals to its last digit.
 
-        A fraction that can still be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its answer.
+        A fraction that can still be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its
+        answer.
         """
         if gold.lowest and self.lowest is False:
             return False

@@ -2,12 +2,12 @@
 
 Rows of one fixed length keep the hardware busy; best-fit placement keeps documents whole (a cut document loses the
 context of its second part). Attention across documents is prevented by `position_ids` that start again at 0 in each
-document and by giving the model *no* attention mask and no cache (`use_cache=False`): an all-ones mask, or the cache that
-models make by default, would silently let documents see each other.
+document and by giving the model *no* attention mask and no cache (`use_cache=False`): an all-ones mask, or the cache
+that models make by default, would silently let documents see each other.
 
-Documents are placed in the order in which they come, never sorted by length: rows, and so batches, hold what the reader's
-random order gives them, and a document that is read again comes again long after. What is packed is a plan, some 20 bytes
-a piece; tokens stay where they are on disk until a row is read.
+Documents are placed in the order in which they come, never sorted by length: rows, and so batches, hold what the
+reader's random order gives them, and a document that is read again comes again long after. What is packed is a plan,
+some 20 bytes a piece; tokens stay where they are on disk until a row is read.
 """
 
 from typing import NamedTuple
@@ -33,9 +33,9 @@ def plan_rows(
 ) -> Plan:
     """Place documents of the given lengths, in their order, each into the row that it fills best.
 
-    `whole`: which documents may not be cut (bool, or one a document). What fits in no row waits until every document had
-    its turn. Then those that may be cut fill the emptiest rows; those that may not are in no row. `n_rows`: None for as
-    many as it takes, which is the fewest possible where documents may be cut.
+    `whole`: which documents may not be cut (bool, or one a document). What fits in no row waits until every document
+    had its turn. Then those that may be cut fill the emptiest rows; those that may not are in no row. `n_rows`: None
+    for as many as it takes, which is the fewest possible where documents may be cut.
     """
     lengths = np.asarray(lengths, np.int64)
     whole = np.ascontiguousarray(np.broadcast_to(np.asarray(whole, bool), lengths.shape))

@@ -1,7 +1,7 @@
 """A web page to its main text, with formulas as TeX, powers as ^, tables as rows, code with its line breaks (Resiliparse).
 
-No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So they
-are put into the page's tree as TeX before its text is taken; `formulas.yaml` says how pages write them.
+No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So
+they are put into the page's tree as TeX before its text is taken; `formulas.yaml` says how pages write them.
 """
 
 import codecs

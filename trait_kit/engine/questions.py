@@ -1,11 +1,11 @@
 """Test questions inside training texts: one pass over the selected corpus and the passages against exactly the test sets.
 
 Two findings. *exact*: the whole question stands in the text. *ngram*: a large share of the question's word n-grams does
-(13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that a question with an altered opening or end is
-found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks,
-markup, invisible characters and words broken at a line's end do not hide a match, while signs of arithmetic count as words:
-"3x + 2" and "3x - 2" are different questions. In scripts without blanks every character is a word. Only questions are
-compared: a text that holds the prompt without its choices or its answer has a finding too.
+(13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that a question with an altered opening or end
+is found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line
+breaks, markup, invisible characters and words broken at a line's end do not hide a match, while signs of arithmetic
+count as words: "3x + 2" and "3x - 2" are different questions. In scripts without blanks every character is a word. Only
+questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
 """
 
 import difflib
@@ -42,8 +42,9 @@ _WORD = re.compile(_UNSPACED + "|" + _PATTERN.replace("L", rf"(?:(?!{_UNSPACED})
 class QuestionIndex:
     """An index of test questions; `find` compares batch after batch of texts with it.
 
-    It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and the
-    lengths of the n-grams that begin with a pair of words, for only there is a text looked at (some megabytes a second).
+    It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and
+    the lengths of the n-grams that begin with a pair of words, for only there is a text looked at (some megabytes a
+    second).
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
@@ -73,9 +74,9 @@ class QuestionIndex:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
 
         ngram: at least half of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
-        whole but for one piece put in; a question of fewer words is only sought whole. A pair is reported once, as exact if
-        it is. The excerpt is the first match, normalised. Rows are sorted by text and question; an empty frame means that
-        nothing was found.
+        whole but for one piece put in; a question of fewer words is only sought whole. A pair is reported once, as
+        exact if it is. The excerpt is the first match, normalised. Rows are sorted by text and question; an empty frame
+        means that nothing was found.
         """
         rows = [
             (text_index, *finding)

@@ -1,8 +1,9 @@
 """Records of Parquet, JSON lines and hub data sets as clean Arrow tables, and what could not be used: where, why, how many.
 
 Columns are checked at once (hundreds of megabytes a second); lines are parsed one by one. Rows count from 1: lines of a
-JSONL file, rows of a Parquet file or data set. One bad record never stops a job, nor does damage to a whole stretch of a
-file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it cost.
+JSONL file, rows of a Parquet file or data set. One bad record never stops a job, nor does damage to a whole stretch of
+a file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it
+cost.
 """
 
 import functools

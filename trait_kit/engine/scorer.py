@@ -1,8 +1,8 @@
 """NgramScorer: a fastText classifier folded into one table of numbers, with the same probabilities many times as fast.
 
-A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words and
-hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a
-softmax matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
+A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words
+and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a softmax
+matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
 model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngram_tables`).
 
 Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
@@ -41,7 +41,8 @@ _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and bef
 class NgramScorer:
     """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
 
-    `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own reading.
+    `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own
+    reading.
     """
 
     labels: list[str]  # in the order of the columns, with fastText's prefix
@@ -113,8 +114,8 @@ class NgramScorer:
 def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray, np.ndarray]:
     """(words, not always UTF-8; labels; longest word n-gram; both matrices) of a file; TraitError if it cannot be folded.
 
-    Its header (arguments, sizes of the dictionary) is read first: the library never returns from a dictionary that is cut
-    off, and fills up a matrix that is.
+    Its header (arguments, sizes of the dictionary) is read first: the library never returns from a dictionary that is
+    cut off, and fills up a matrix that is.
     """
     import fasttext
 

@@ -1,7 +1,7 @@
 """Runs a function once for each shard: in this process, in a pool of local ones, on a Ray cluster, or under Slurm.
 
-A shard is the unit of work and of resume: its own file says whether it is done, so any place can finish what another began.
-A worker that is killed breaks the pool, and where the driver is killed its workers end: nothing waits for ever.
+A shard is the unit of work and of resume: its own file says whether it is done, so any place can finish what another
+began. A worker that is killed breaks the pool, and where the driver is killed its workers end: nothing waits for ever.
 """
 
 import functools

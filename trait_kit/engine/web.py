@@ -1,9 +1,10 @@
 """Pages of the web: the records of WARC and WET files to documents.
 
-FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims are
-counted as the documents that they probably held. `pages` extracts; its result is kept in a folder that the caller gives: a
-file is extracted once, whoever asks. It runs in a child process (datatrove's sandbox), because it reads whatever the web
-wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
+FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
+are counted as the documents that they probably held. `pages` extracts; its result is kept in a folder that the caller
+gives: a file is extracted once, whoever asks. It runs in a child process (datatrove's sandbox), because it reads
+whatever the web wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets
+another child.
 """
 
 import contextlib
