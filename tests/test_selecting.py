@@ -474,7 +474,7 @@ def test_files_of_the_user_stay_whatever_their_names_and_of_the_job_only_what_is
     before = snapshot(out)
     many = score_corpus(spec, ModelFiles(files.domain.replace(".safetensors", ".bin")), out, documents_per_shard=50)
     written = {path.name for path in out.iterdir()} - {name.split("/")[0] for name in names}
-    assert len(many.shards) > 5
+    assert len(many.shards) >= 5
     cut = out / "scores-00001.parquet"
     cut.write_bytes(cut.read_bytes()[:100])
     few = score_corpus(str(tmp_path / "web" / "0.parquet"), files, out)

@@ -249,7 +249,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
     chosen = serving_params(tmp_path, "raise SystemExit('ValueError: the model does not fit into 4 GB')")
     with pytest.raises(TraitError, match=told), served(chosen, tmp_path) as endpoint:
         endpoint.start()
-    with pytest.raises(ValueError, match="leave teacher_base_url empty"):
+    with pytest.raises(ValueError, match="teacher_serve instead"):
         params(teacher="openai", teacher_model="m", teacher_serve="vllm", teacher_base_url="http://127.0.0.1:1/v1")
 
 

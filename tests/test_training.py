@@ -207,7 +207,7 @@ def test_a_mixture_is_weighed(mixture: str, tokens: int, expected: dict) -> None
 @pytest.mark.parametrize("mixture", ["0*passages", "x*passages", "*passages", "1.5*passages"])
 def test_a_weight_that_is_none_is_named(mixture: str) -> None:
     with pytest.raises(ValueError, match=r"no weight and source; write it as in_domain\+15\*random"):
-        tiny_params(Path("unused"), arms={"trait": [mixture, "random"]})
+        tiny_params(Path("unused"), arms={"trait": [mixture, "random"]}).sources  # noqa: B018, asked by Experiment
 
 
 # Whole or not at all
