@@ -1,7 +1,8 @@
 """Record what the local teacher answers for the shipped demos: `python tests/benchmarks/record_answers.py [EXPERIMENT ...]`.
 
-Runs notebook 03's stage for each experiment, asking for what is not recorded yet, and writes all answers that these
-experiments use to trait_kit/demo_data/answers.jsonl.gz. Some two hours on two quiet cores for everything anew.
+Runs notebook 03's stage for each experiment, asking for what is not recorded yet, and writes the answers that these
+experiments use to trait_kit/demo_data/answers.jsonl.gz. Some two hours on two quiet cores for everything anew. With
+paragraphs in the teacher's own words as well (passages.paragraphs: both), for the control `rephrased`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import datetime
 import gzip
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from trait_kit import experiments
@@ -19,8 +21,20 @@ from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
+def noted(method: Callable, used: set[str]) -> Callable:
+    """A method of the ledger that notes the key it is called with: what stands in the ledger unused is not shipped."""
+
+    def call(ledger: Ledger, key: str, *rest):
+        used.add(key)
+        return method(ledger, key, *rest)
+
+    return call
+
+
 def main(files: list[str]) -> None:
     rows: dict[str, tuple] = {}
+    used: set[str] = set()
+    Ledger.find, Ledger.record = (noted(method, used) for method in (Ledger.find, Ledger.record))
     for experiment in files:
         chosen = experiments.load(experiment, {"passages.paragraphs": "both"})
         folder = Path("runs", f"recording-{Path(experiment).stem}")  # kept: killed, it goes on
@@ -28,7 +42,7 @@ def main(files: list[str]) -> None:
         written = write_passages(step)
         print(json.dumps(written.bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")
-        rows |= {row[0]: row for row in ledger.rows()}
+        rows |= {row[0]: row for row in ledger.rows() if row[0] in used}
     lines = [json.dumps(str(datetime.date.today())), *(json.dumps(rows[key], ensure_ascii=False) for key in sorted(rows))]
     with RECORDED.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
         stream.write("\n".join(lines).encode())
