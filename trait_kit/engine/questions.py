@@ -26,10 +26,10 @@ _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
 _BROKEN = re.compile(r"-[ \t]*\n[\s>]*(?=[^\W\d_])")  # a word at the end of its line
-_MARKED = re.compile(r"[<>*_`~#\\•]|^[ \t]*(?:[+-]|\(?\d{1,2}[.)])\s", re.MULTILINE)  # most texts have none of it
-_MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings); emphasis; commands of LaTeX around plain text
-    r"</?[a-z][^<>]{0,200}>|^(?:\s*(?:>|\#{1,6}\s|[*+•-]\s|\(?\d{1,2}[.)]\s))+|(?<![\w)])[*_`~]{1,3}(?=\w)|"
-    r"(?<=[\w.,:;!?)])[*_`~]{1,3}(?!\w)|\\(?:text[a-z]*|emph|mathrm|mbox)\b",
+_MARKED = re.compile(r"[<>*_`~#\\•]|^[ \t]*(?:\+|\(?\d{1,2}[.)])\s|(?<!\S)-\s", re.MULTILINE)  # few texts have any
+_MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings), or did; emphasis; LaTeX around plain text
+    r"</?[a-z][^<>]{0,200}>|^(?:\s*(?:>|\#{1,6}\s|[*+•-]\s|\(?\d{1,2}[.)]\s))+|(?<!\S)[*•>\#-]{1,6}\s+(?=[^\W\d_]{2})|"
+    r"(?<![\w)])[*_`~]{1,3}(?=\w)|(?<=[\w.,:;!?)])[*_`~]{1,3}(?!\w)|\\(?:text[a-z]*|emph|mathrm|mbox)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 # a character of a script without blanks, a word (with its inner apostrophe), a number, or a sign of arithmetic
