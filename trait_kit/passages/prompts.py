@@ -60,23 +60,23 @@ def conversation(
         shown = draw.randrange(len(example["problems"]))
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
-    begin = own_words([row.question for row in order.rows], 2)
-    steps = own_words([_steps(row, paragraph) for row, paragraph in zip(order.rows, paragraphs, strict=False)], -3)
+    counted = all(is_mathematical(row.answer) for row in order.rows)  # an ad's limit of 30 characters says nothing of it
+    begin = own_words([row.question for row in order.rows], 2, counted)
+    steps = own_words([*map(_steps, order.rows, paragraphs)], -3, counted)
     told = itertools.zip_longest(order.rows, paragraphs, begin, steps, fillvalue="")
     return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], fault)]
 
 
-def own_words(texts: Sequence[str], count: int) -> list[list[str]]:
+def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]]:
     """Numbers or words that each text has and the others do not: what a sentence must say to be about it.
 
-    The first `count` numbers (the last, where it is negative); or the last words, as a task's own
-    wording comes before what it is about.
+    Where numbers count, the first `count` (negative: the last); or the last words, as a task's own wording is before them.
     """
     told = []
     for text, marks in zip(texts, marks_of(list(texts)), strict=True):
         words = [word for word in re.findall(r"[\w./%]*\w%?", text) if (content_words(word) | numbers(word)) & marks]
         words = list(dict.fromkeys(words))
-        printed = [word for word in words if word[0].isdigit()]
+        printed = [word for word in words if counted and word[0].isdigit()]
         told.append((printed[:count] if count > 0 else printed[count:]) or words[-abs(count) :])
     return [[as_data(word) for word in words] for words in told]
 
