@@ -309,6 +309,13 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
             read(bad)
 
 
+def test_numbers_name_a_problem_only_where_answers_are_numbers():
+    texts = ["Write a title of at most 30 characters: harbour walks", "Write a text of at most 90 letters: night markets"]
+    assert prompts.own_words(texts, 2, counted=True) == [["30"], ["90"]]
+    assert prompts.own_words(texts, 2, counted=False) == [["harbour", "walks"], ["night", "markets"]]
+    assert prompts.own_words(["7, 8 and 9", "7 and 6"], -1, counted=True) == [["9"], ["6"]]
+
+
 def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     order = order_of(math_problems(1), "knowledge", "equal groups")
     read = functools.partial(checks.read_sentence, order, [row.solution for row in order.rows], None)
