@@ -29,7 +29,7 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
     array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for part, states, starts in ngrams.token_blocks(*ngrams.buffers(array), "words-1"):
+    for part, states, starts in ngrams.token_blocks(*ngrams.buffers(array), "words-2"):
         words = ~np.isin(states, _MARKS)
         begins = np.concatenate([[0], np.cumsum(words)])[starts]
         _signatures(states[words], begins, shingle_words, leaves, out[part])

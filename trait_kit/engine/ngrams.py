@@ -11,6 +11,7 @@ share the low half by chance, and no two tokens of a web corpus are likely to sh
 """
 
 import functools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -24,16 +25,20 @@ from trait_kit.engine.files import TraitError
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
 Block = tuple[slice, np.ndarray, np.ndarray]
 # What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
-Normalisation = Literal["none", "words-1"]
+Normalisation = Literal["none", "words-2"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
 LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
-_SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
-_KINDS = {  # ranges of characters; all others are of words. Spaces end words, the others alone are words of their own
+# Scripts without blanks: Thai and Lao, Burmese, Khmer, the kana and East Asian characters.
+UNSPACED = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x9FFF)]
+_MARKS = [(c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"]
+_SPACE, _ALONE, _WORD, _MARK = map(np.uint8, range(4))
+_KINDS = {  # ranges of characters; all others are of words. Spaces end words, those alone are words with their marks
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
-    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
+    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), *UNSPACED],
+    _MARK: _MARKS,  # a vowel sign or tone above a letter; one without a letter is alone
 }
 _BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
@@ -74,7 +79,7 @@ def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarra
 
 
 def normalise(texts: Texts) -> pa.LargeStringArray:
-    """Lower case, one space between tokens, punctuation and East Asian characters as tokens of their own.
+    """Lower case, one space between tokens; punctuation, and letters of scripts without blanks, as tokens of their own.
 
     Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages written
     without spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a
@@ -83,7 +88,8 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     """
     array = pc.utf8_lower(text_array(texts))
     classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
-    for pattern, replacement in ((f"[{classes[_ALONE]}]", r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
+    alone = f"[{classes[_ALONE]}][{classes[_MARK]}]*"
+    for pattern, replacement in ((alone, r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
         array = pc.replace_substring_regex(array, pattern, replacement)
     return pc.utf8_trim(array, " ")
 
@@ -163,7 +169,7 @@ def _scan(values, offsets, states, starts, kinds, lower):
                 kind = _WORD
                 if point < len(kinds):
                     kind, utf8 = kinds[point], lower[point]
-                joined = (kind == _WORD) & (before == _WORD)
+                joined = (kind == _WORD) & (before == _WORD) | (kind == _MARK) & (before % 2 == 1)  # alone, or a mark
                 state = state if joined else HASH_START
                 while utf8:
                     state = (state ^ _SIGNED[utf8 & 0xFF]) * FNV_PRIME

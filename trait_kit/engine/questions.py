@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from trait_kit.engine.ngrams import Texts, text_array
+from trait_kit.engine.ngrams import UNSPACED, Texts, text_array
 
 COLUMNS = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
 _EXCERPT_WORDS = 40
 _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 _BROKEN = re.compile(r"-[ \t]*\n[\s>]*(?=[^\W\d_])")  # a word at the end of its line
 _MARKED = re.compile(r"[<>*_`~#\\•]|^[ \t]*(?:\+|\(?\d{1,2}[.)])\s|(?<!\S)-\s", re.MULTILINE)  # few texts have any
 _MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings), or did; emphasis; LaTeX around plain text
@@ -33,10 +34,9 @@ _MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings), or 
     re.IGNORECASE | re.MULTILINE,
 )
 # a character of a script without blanks, a word (with its inner apostrophe), a number, or a sign of arithmetic
-_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
 _PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
 _ASCII_WORD = re.compile(_PATTERN.replace("L", "[a-z]"))
-_WORD = re.compile(_UNSPACED + "|" + _PATTERN.replace("L", rf"(?:(?!{_UNSPACED})[^\W\d_])"))
+_WORD = re.compile(rf"[{_UNSPACED}]|" + _PATTERN.replace("L", rf"[^\W\d_{_UNSPACED}]"))
 
 
 class QuestionIndex:

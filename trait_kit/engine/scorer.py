@@ -28,7 +28,7 @@ from trait_kit.engine.ngram_tables import LinearTable
 from trait_kit.engine.ngrams import Normalisation, Texts, buffers, ngram_hashes, text_array, word_states
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 6"  # in the file's header
+_KIND = "ngram scorer 7"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _SOFTMAX = 3
@@ -41,7 +41,7 @@ _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and bef
 class NgramScorer:
     """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
 
-    `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own
+    `normalisation` is what training did to the texts: "words-2" for the kit's own models, "none" for fastText's own
     reading.
     """
 

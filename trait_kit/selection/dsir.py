@@ -19,7 +19,7 @@ from trait_kit.engine.ngram_tables import LinearTable
 from trait_kit.engine.ngrams import Texts
 from trait_kit.selection.fitting import NORMALISATION, WORD_NGRAMS
 
-_KIND = "dsir 4"  # in the file's header
+_KIND = "dsir 5"  # in the file's header
 
 
 @dataclass(frozen=True)
