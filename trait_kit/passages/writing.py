@@ -76,7 +76,7 @@ def write_passages(step) -> Written:
                 _keep_paragraphs(teacher, orders, folder)
         made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
-        replayed = f", the others on {day}" if day and ledger.found else ""
+        replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
