@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import unspaced
 
-from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
@@ -149,10 +148,10 @@ def test_several_tables_in_one_pass_are_the_tables_one_by_one(tmp_path, small):
     scorers = [small[2], NgramScorer.from_fasttext(path)]
     dsir = DsirModel.fit(["the a of"], ["b of Über"])
     texts = HOSTILE + longest_texts()
-    totals = linear.total(texts, [scorers[0].table, scorers[1].table, dsir.table])
+    totals = ngrams.total(texts, [scorers[0].table, scorers[1].table, dsir.table])
     for scorer, (sums, rows) in zip(scorers, totals, strict=False):
         np.testing.assert_array_equal(scorer.finish(sums, rows), scorer.probabilities(texts))
-    for together, alone in zip(totals[2], linear.total(texts, [dsir.table])[0], strict=True):
+    for together, alone in zip(totals[2], ngrams.total(texts, [dsir.table])[0], strict=True):
         np.testing.assert_array_equal(together, alone)
 
 

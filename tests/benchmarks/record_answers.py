@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trait_kit import experiments
 from trait_kit.engine.ledger import Ledger
-from trait_kit.passages.local import RECORDED
+from trait_kit.passages.teachers import RECORDED
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 

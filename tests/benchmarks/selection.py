@@ -36,7 +36,7 @@ from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 STEPS = {
     "reading Parquet": ("records", "read_parquet"),
-    "n-grams": ("ngram_tables", "total"),
+    "n-grams": ("ngrams", "total"),
     "hashing ids": ("identity", "check"),
     "writing scores and documents": ("core", "write_table"),
 }

@@ -20,7 +20,7 @@ HASHES = 128  # a signature
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
-_MARKS = [*ngrams.word_states(*ngrams.buffers(ngrams.text_array(list(string.punctuation)))), ngrams.EOS_STATE]  # no words
+_MARKS = [*ngrams.word_states(ngrams.text_array(string.punctuation)), ngrams.EOS_STATE]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -29,7 +29,7 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
     array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for part, states, starts in ngrams.token_blocks(*ngrams.buffers(array), "words-2"):
+    for part, states, starts in ngrams.token_blocks(array, "words-2"):
         words = ~np.isin(states, _MARKS)
         begins = np.concatenate([[0], np.cumsum(words)])[starts]
         _signatures(states[words], begins, shingle_words, leaves, out[part])
@@ -109,14 +109,6 @@ def _signatures(words, starts, shingle_words, leaves, out):
 
 
 @inlined
-def _agreeing(one, other):
-    same = 0
-    for k in range(len(one)):
-        same += one[k] == other[k]
-    return same
-
-
-@inlined
 def _root(leader, row):
     while leader[row] != row:
         leader[row] = leader[leader[row]]
@@ -132,5 +124,5 @@ def _join(keys, rows, signatures, needed, leader):
         begin = begin if keys[i] == keys[begin] else i
         for j in range(begin, min(i, begin + WINDOW)):
             one, other = _root(leader, rows[i]), _root(leader, rows[j])
-            if one != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
+            if one != other and (signatures[rows[i]] == signatures[rows[j]]).sum() >= needed:
                 leader[max(one, other)] = min(one, other)

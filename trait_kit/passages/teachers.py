@@ -1,4 +1,4 @@
-"""Teachers write drafts of passages: one joins worked solutions, one asks a language model.
+"""Teachers write drafts of passages: one joins worked solutions, one asks a language model, anybody's or the local one.
 
 A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(orders) -> drafts`,
 in their order. A draft that could not be had says why; only what would fail for all of them (a key
@@ -6,17 +6,24 @@ that is not accepted) raises TraitError.
 """
 
 import functools
+import gzip
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from trait_kit.engine import llama
 from trait_kit.engine.ledger import Estimate, Ledger
 from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.novelty import blames
 
+RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
+_LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
 _SAY_EVERY = 60.0  # seconds
 
@@ -135,6 +142,18 @@ def make_teacher(params, endpoint: Endpoint | None = None, ledger: Ledger | None
         return JoiningTeacher()
     endpoint = endpoint or Endpoint.of(params)
     return EndpointTeacher(endpoint, ledger or endpoint.ledger(None), params)
+
+
+def local_teacher(params: Any) -> Any:
+    """The parameters of a teacher that is the model of this machine: small, so it is asked one sentence at a time."""
+    asked = {**_LOCAL, **params.teacher_extra}
+    return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps="sentences")
+
+
+def recorded() -> tuple[str, list[list[Any]]]:
+    """(the day on which the local teacher was asked for the shipped demos, its answers as `Ledger.keep` takes them)."""
+    with gzip.open(RECORDED, "rt", encoding="utf-8") as lines:
+        return json.loads(next(lines)), [json.loads(line) for line in lines]
 
 
 def _solution(row: Problem) -> str:

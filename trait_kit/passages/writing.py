@@ -21,13 +21,12 @@ from trait_kit.engine.files import atomic_path, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
-from trait_kit.passages import local
 from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
 from trait_kit.passages.material import Draft, Group, Order, compose_text, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
+from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, local_teacher, make_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
 _MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
@@ -61,10 +60,10 @@ def write_passages(step) -> Written:
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
         here = p.teacher == "local"
-        p = local.as_endpoint(p) if here else p
+        p = local_teacher(p) if here else p
         endpoint = stack.enter_context(served(p, folder)) if p.teacher != "none" else None
         ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
-        day, answers = local.recorded() if here else ("", [])
+        day, answers = recorded() if here else ("", [])
         ledger.keep(answers)
         problems, groups = plan_groups(problems, p, endpoint, ledger)
         teacher, orders = make_teacher(p, endpoint, ledger), orders_of(groups, problems)
