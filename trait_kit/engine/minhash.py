@@ -28,11 +28,10 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
     """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
     array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
-    leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
     for part, states, starts in ngrams.token_blocks(array, "words-2"):
         words = ~np.isin(states, _MARKS)
         begins = np.concatenate([[0], np.cumsum(words)])[starts]
-        _signatures(states[words], begins, shingle_words, leaves, out[part])
+        _signatures(states[words], begins, shingle_words, out[part])
     return out
 
 
@@ -91,18 +90,18 @@ def _mixed(value):
 
 
 @kernel
-def _signatures(words, starts, shingle_words, leaves, out):
+def _signatures(words, starts, shingle_words, out):
     factors, addends = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for k in range(len(factors)):
         both = _mixed(np.uint64(k + 1) * _FACTOR)
         factors[k], addends[k] = np.uint32(both) | np.uint32(1), np.uint32(both >> np.uint64(32))
     for d in range(len(starts) - 1):
-        state = np.uint64(0)
         for t in range(starts[d], starts[d + 1]):
-            state = state * _FACTOR + words[t]
-            if t - starts[d] >= shingle_words:
-                state -= words[t - shingle_words] * leaves
-            if t - starts[d] >= shingle_words - 1 or t == starts[d + 1] - 1:
+            begin = t - shingle_words + 1
+            if begin >= starts[d] or t == starts[d + 1] - 1:
+                state = np.uint64(0)
+                for word in words[max(begin, starts[d]) : t + 1]:
+                    state = state * _FACTOR + word
                 shingle = np.uint32(_mixed(state) >> np.uint64(32))
                 for k in range(len(factors)):
                     out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
