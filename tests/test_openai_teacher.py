@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,20 @@ def endpoint(server: LlmServer, model: str = "test-model", **changes) -> Endpoin
     return Endpoint(server.url, model, **options)
 
 
-def price(usd_in: float, usd_out: float) -> Price:
-    return Price(usd_per_million_in=usd_in, usd_per_million_out=usd_out)
+def paid(usd_in: float, usd_out: float, cap_usd: float) -> Ledger:
+    return Ledger(None, Price(usd_per_million_in=usd_in, usd_per_million_out=usd_out), cap_usd)
+
+
+def at(path: Path, teacher: Endpoint) -> Endpoint:
+    """The endpoint with its answers in a file."""
+    return replace(teacher, ledger=Ledger(path, teacher.ledger.price, teacher.ledger.cap_usd))
 
 
 def ask_modes(teacher: Endpoint, modes: list[str], path: Path, attempts: int = 2) -> tuple[list[Reply], Ledger]:
     """One question a mode."""
-    ledger = teacher.ledger(path)
+    teacher = at(path, teacher)
     requests = [Request(f"Question {place}, mode-{mode} {'word ' * 120}", read) for place, mode in enumerate(modes)]
-    return ask(requests, teacher, ledger, attempts=attempts), ledger
+    return ask(requests, teacher, attempts), teacher.ledger
 
 
 def numbered(count: int) -> list[str]:
@@ -77,7 +83,7 @@ def test_every_request_ends_with_a_value_or_a_fault(server, tmp_path):
     }
     server.usage_of = lambda number: (500 + 7 * number, 250 + 13 * number)
     path = tmp_path / "answers.sqlite"
-    teacher = endpoint(server, timeout=PATIENCE, max_retries=1, price=price(1.0, 2.0), max_cost_usd=9.0)
+    teacher = endpoint(server, timeout=PATIENCE, max_retries=1, ledger=paid(1.0, 2.0, 9.0))
     replies, ledger = ask_modes(teacher, list(expected), path)
 
     for (mode, pattern), reply in zip(expected.items(), replies, strict=True):
@@ -151,12 +157,12 @@ def test_an_answer_belongs_to_what_shapes_it_and_not_to_where_it_came_from(serve
 
 def test_the_same_question_is_paid_for_once_however_many_ask_it_at_once(server, tmp_path):
     server.delay = 0.1
-    replies = ask([Request("mode-good", read)] * 20, endpoint(server), tmp_path / "c")
+    replies = ask([Request("mode-good", read)] * 20, endpoint(server))
     assert len(server.asked) == 1 and len(set(reply.value for reply in replies)) == 1
 
 
 def test_the_cost_cap_is_not_passed_and_not_renewed_by_a_second_run(server, tmp_path):
-    options = {"price": price(100.0, 200.0), "max_cost_usd": 0.75, "max_tokens": 300}  # an answer costs 0.10
+    options = {"ledger": paid(100.0, 200.0, 0.75), "max_tokens": 300}  # an answer costs 0.10
     replies, ledger = ask_modes(endpoint(server, **options), numbered(12), tmp_path / "c")
     answered = sum(reply.value is not None for reply in replies)
     spent = ledger.bill()["cost_usd"]
@@ -167,7 +173,7 @@ def test_the_cost_cap_is_not_passed_and_not_renewed_by_a_second_run(server, tmp_
     _, second = ask_modes(endpoint(server, **options), numbered(12), tmp_path / "c")
     assert second.bill()["cost_usd"] <= 0.75
     assert len(second.used) == answered and not second.new
-    raised = endpoint(server, **{**options, "max_cost_usd": 50.0})
+    raised = endpoint(server, **{**options, "ledger": paid(100.0, 200.0, 50.0)})
     assert all(reply.value for reply in ask_modes(raised, numbered(12), tmp_path / "c")[0])
     assert raised.estimate(10, 1_000_000, 500_000).cost_usd == 200.0
 
@@ -183,7 +189,7 @@ def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, tmp_pa
 
     async def cell():
         requests = [Request(f"mode-good {number}", read) for number in range(3)]
-        return ask(requests, endpoint(server), tmp_path / "c", progress=lambda *done: told.append(done))
+        return ask(requests, endpoint(server), progress=lambda *done: told.append(done))
 
     server.delay = 1.2
     assert all(reply.value for reply in asyncio.run(cell()))

@@ -131,7 +131,7 @@ def test_a_model_that_is_not_listed_is_free_only_in_ones_own_network(tmp_path, m
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
     monkeypatch.setattr("trait_kit.engine.llm.PRICES", path)
     endpoint = Endpoint.of(params(teacher="openai", teacher_model="judge", teacher_base_url=away, max_cost_usd=3.0))
-    assert (endpoint.price, endpoint.max_cost_usd) == (PRICE, 3.0)
+    assert (endpoint.ledger.price, endpoint.ledger.cap_usd) == (PRICE, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_shipped_prices_are_valid_and_name_no_vendor():
 
 
 def test_an_estimate_is_agreed_to_before_it_is_spent():
-    endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, price=PRICE)
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, ledger=Ledger(None, PRICE))
     estimate = endpoint.estimate(1_000, 800_000, 200_000)
     assert estimate.cost_usd == pytest.approx(2.4)
     assert estimate.hours == pytest.approx((200_000 + 800_000 / 3.5) / 50 / 10 / 3600)
@@ -274,9 +274,7 @@ def test_a_real_model_served_by_transformers_answers_every_request(tmp_path):
     command = f"{Path(sys.executable).parent / 'transformers'} serve {model} --host 127.0.0.1"
     chosen = params(teacher="openai", teacher_model=str(model), teacher_serve=command, teacher_max_tokens=24)
     with served(chosen, tmp_path) as endpoint:
-        ledger = endpoint.ledger(tmp_path / "answers.sqlite")
-        replies = ask([Request(f"What is {place} + 1?") for place in range(4)], endpoint, ledger)
+        replies = ask([Request(f"What is {place} + 1?") for place in range(4)], endpoint)
     for reply in replies:
         assert reply.value is not None and reply.tokens_in > 10 and 0 < reply.tokens_out <= 24
-    assert ledger.bill()["tokens_in"] == sum(reply.tokens_in for reply in replies)
-    assert ledger.lost == 0
+    assert endpoint.ledger.bill()["tokens_in"] == sum(reply.tokens_in for reply in replies)

@@ -57,7 +57,7 @@ class Ledger:
     no second one.
     """
 
-    def __init__(self, path: Path | str | None, price: Price = FREE, cap_usd: float = 0.0):
+    def __init__(self, path: Path | str | None = None, price: Price = FREE, cap_usd: float = 0.0):
         self.path = Path(path) if path else None
         self.price, self.cap_usd = price, cap_usd
         self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found

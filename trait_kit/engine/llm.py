@@ -23,7 +23,7 @@ from typing import Any
 
 from trait_kit.engine import child, llama
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.ledger import FREE, Completion, Estimate, Ledger, NoAnswer, Price, is_private, price_of
+from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, is_private, price_of
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PRICES = Path("params/prices.yaml")  # what models cost at addresses outside your network
@@ -64,7 +64,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model at one address, which gets `concurrency` requests at once; several servers stand behind a load balancer.
+    """One model at one address, which gets `concurrency` requests at once, and what it was paid for, in a ledger.
 
     The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private
     network none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
@@ -76,8 +76,7 @@ class Endpoint:
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
     extra: dict[str, Any] = field(default_factory=dict)
-    price: Price = FREE
-    max_cost_usd: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
     tokens_per_second: float = 0.0  # written by all requests together; 0: not measured
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
@@ -88,12 +87,15 @@ class Endpoint:
         self.key()
 
     @classmethod
-    def of(cls, params: Any) -> "Endpoint":
-        """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
+    def of(cls, params: Any, folder: Path | None = None) -> "Endpoint":
+        """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with.
+
+        Its paid answers stay in `folder`.
+        """
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         asked = {name: getattr(params, f"teacher_{name}") for name in ("model", "concurrency", "max_tokens", "extra")}
-        price = price_of(params.teacher_model, address, PRICES)
-        return cls(address, **asked, price=price, max_cost_usd=params.max_cost_usd)
+        price, file = price_of(params.teacher_model, address, PRICES), folder and folder / "teacher_answers.sqlite"
+        return cls(address, **asked, ledger=Ledger(file, price, params.max_cost_usd))
 
     def key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
@@ -104,9 +106,6 @@ class Endpoint:
             )
         return key
 
-    def ledger(self, path: Path | str | None) -> Ledger:
-        return Ledger(path, self.price, self.max_cost_usd)
-
     def name_of(self, messages: list[Message]) -> str:
         """The name of an answer in the ledger: whatever shapes it is in it."""
         return digest([{"model": self.model, "messages": messages, "max_tokens": self.max_tokens}, self.extra])
@@ -115,11 +114,13 @@ class Endpoint:
         """A bill of requests that have not been made, at this endpoint's prices and speed."""
         speed = self.tokens_per_second or TOKENS_PER_SECOND * self.concurrency
         hours = (tokens_out + tokens_in / READS) / speed / 3600
-        return Estimate(requests, tokens_in, tokens_out, self.price.of(tokens_in, tokens_out), hours)
+        return Estimate(requests, tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
 
     def measured(self) -> "Endpoint":
         """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""
-        endpoint = dataclasses.replace(self, max_tokens=48, base_url=self.start() if self.start else self.base_url)
+        if self.start:
+            self.start()
+        endpoint = dataclasses.replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
         replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
@@ -130,8 +131,6 @@ class Endpoint:
 def ask(
     requests: Sequence[Request],
     endpoint: Endpoint,
-    ledger: Ledger | Path | str | None = None,
-    *,
     attempts: int = 1,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Reply]:
@@ -141,7 +140,7 @@ def ask(
     many requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the
     ledger. `progress(done, all)` is called about once a second.
     """
-    session = _Session(endpoint, ledger if isinstance(ledger, Ledger) else endpoint.ledger(ledger), attempts)
+    session = _Session(endpoint, attempts)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
@@ -159,7 +158,7 @@ def ask(
 def served(params: Any, folder: Path) -> Iterator[Endpoint]:
     """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
     that has no kept answer, and ends with the block."""
-    endpoint = Endpoint.of(params)
+    endpoint = Endpoint.of(params, folder)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -179,8 +178,8 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
 class _Session:
     """All requests of one `ask`, in one event loop."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, attempts: int) -> None:
-        self.endpoint, self.ledger, self.attempts = endpoint, ledger, attempts
+    def __init__(self, endpoint: Endpoint, attempts: int) -> None:
+        self.endpoint, self.ledger, self.attempts = endpoint, endpoint.ledger, attempts
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
         self.stopped = False
@@ -231,7 +230,7 @@ class _Session:
             refused.append(fault)
             messages = request.retry(messages, content, fault)
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
-        return Reply(value, fault, content, *tokens, self.endpoint.price.of(*tokens), tuple(refused))
+        return Reply(value, fault, content, *tokens, self.ledger.price.of(*tokens), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
         """The answer: one that was paid for, or a new one within the cap."""
@@ -240,7 +239,7 @@ class _Session:
             if found := self.ledger.find(key):
                 return found
             size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
-            async with self.ledger.reserved(self.endpoint.price.of(size, self.endpoint.max_tokens)):
+            async with self.ledger.reserved(self.ledger.price.of(size, self.endpoint.max_tokens)):
                 completion = self._read(await self._post(messages), size)
                 self.ledger.record(key, completion)
                 return completion

@@ -19,7 +19,7 @@ import jinja2
 
 from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import digest
-from trait_kit.engine.ledger import Estimate, Ledger
+from trait_kit.engine.ledger import Estimate
 from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
 from trait_kit.engine.numbers import numbers
 from trait_kit.passages.material import Order, Problem, content, content_words, marks_of
@@ -91,10 +91,10 @@ def topic(question: str) -> list[Message]:
     return [*turns, {"role": "user", "content": as_data(question)}]
 
 
-def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int, ledger: Ledger | None = None) -> Estimate:
+def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int) -> Estimate:
     """The bill of asking each thing once that has no kept answer."""
     asked = [request.messages() for request in requests]
-    new = [messages for messages in asked if ledger is None or endpoint.name_of(messages) not in ledger]
+    new = [messages for messages in asked if endpoint.name_of(messages) not in endpoint.ledger]
     characters = sum(len(message["content"]) for messages in new for message in messages)
     return endpoint.estimate(len(new), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(new))
 

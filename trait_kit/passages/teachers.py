@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trait_kit.engine import llama
-from trait_kit.engine.ledger import Estimate, Ledger
+from trait_kit.engine.ledger import Estimate
 from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
@@ -55,8 +55,8 @@ class EndpointTeacher:
 
     can_mend = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, params) -> None:
-        self.name, self.endpoint, self.ledger, self.params = endpoint.model, endpoint, ledger, params
+    def __init__(self, endpoint: Endpoint, params) -> None:
+        self.name, self.endpoint, self.params = endpoint.model, endpoint, params
         self.paragraphs: dict[str, Reply] = {}  # of problems that were asked for
         self.refusals: Counter[str] = Counter()
         self._unpaid: dict[str, Reply] = {}  # paragraphs that no passage has paid for yet
@@ -83,7 +83,7 @@ class EndpointTeacher:
         requests = [self._paragraph(row) for row in self._to_ask(orders)]
         for order in orders:
             requests += self._around(order, [_solution(row) for row in order.rows])
-        return prompts.estimate(self.endpoint, requests, _TYPICAL_ANSWER, self.ledger)
+        return prompts.estimate(self.endpoint, requests, _TYPICAL_ANSWER)
 
     def _to_ask(self, orders: Sequence[Order]) -> list[Problem]:
         rows = {row.id: row for order in orders for row in order.rows}
@@ -92,7 +92,7 @@ class EndpointTeacher:
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
         order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
-        asked = ask([requests[at] for at in order], self.endpoint, self.ledger, attempts=attempts, progress=Progress())
+        asked = ask([requests[at] for at in order], self.endpoint, attempts, Progress())
         found = dict(zip(order, asked, strict=True))
         replies = [found[at] for at in range(len(requests))]
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
@@ -136,12 +136,11 @@ class EndpointTeacher:
 Teacher = JoiningTeacher | EndpointTeacher
 
 
-def make_teacher(params, endpoint: Endpoint | None = None, ledger: Ledger | None = None) -> Teacher:
+def make_teacher(params, endpoint: Endpoint | None = None) -> Teacher:
     """The teacher that the parameters name; one that asks has `endpoint`, or that of the parameters."""
     if params.teacher == "none":
         return JoiningTeacher()
-    endpoint = endpoint or Endpoint.of(params)
-    return EndpointTeacher(endpoint, ledger or endpoint.ledger(None), params)
+    return EndpointTeacher(endpoint or Endpoint.of(params), params)
 
 
 def local_teacher(params: Any) -> Any:

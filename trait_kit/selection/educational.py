@@ -78,12 +78,11 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         endpoint = endpoint.measured() if here else endpoint
-        paid = endpoint.ledger(folder / "teacher_answers.sqlite")
         most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
         print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        replies = llm.ask(requests, endpoint, paid, attempts=2)
-        bill = paid.bill()
+        replies = llm.ask(requests, endpoint, attempts=2)
+        bill = endpoint.ledger.bill()
     rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
     failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
