@@ -175,7 +175,7 @@ def test_the_cost_cap_is_not_passed_and_not_renewed_by_a_second_run(server, tmp_
     assert len(second.used) == answered and not second.new
     raised = endpoint(server, **{**options, "ledger": paid(100.0, 200.0, 50.0)})
     assert all(reply.value for reply in ask_modes(raised, numbered(12), tmp_path / "c")[0])
-    assert raised.estimate(10, 1_000_000, 500_000).cost_usd == 200.0
+    assert raised.estimate([Request("x" * 4_000)] * 10, 500).cost_usd == 2.0
 
 
 def test_an_endpoint_with_the_newer_name_of_the_limit_serves_all_that_ask_at_once(server, tmp_path):
@@ -239,8 +239,8 @@ def test_speed_is_that_of_reading_and_writing(server):
     assert 100 < measured.tokens_per_second < 240
     assert {request["max_tokens"] for request in server.requests} == {48}
     assert len({request["messages"][0]["content"] for request in server.requests}) == 2  # nothing is read once for both
-    hours = measured.estimate(10, 7_000_000, 400_000).hours
-    assert hours == pytest.approx(2_400_000 / measured.tokens_per_second / 3600)
+    hours = measured.estimate([Request("x" * 2_800)] * 10, 40).hours
+    assert hours == pytest.approx(2_400 / measured.tokens_per_second / 3600)
 
 
 def _asking_process(server: LlmServer, path: Path, count: int = 40) -> subprocess.Popen:

@@ -154,7 +154,8 @@ def test_the_shipped_prices_are_valid_and_name_no_vendor():
 
 def test_an_estimate_is_agreed_to_before_it_is_spent():
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, ledger=Ledger(None, PRICE))
-    estimate = endpoint.estimate(1_000, 800_000, 200_000)
+    assert endpoint.estimate([Request("题" * 100)], 1).tokens_in == 75  # what a tokenizer makes of such a script, about
+    estimate = endpoint.estimate([Request("x" * 3_200)] * 1_000, 200)
     assert estimate.cost_usd == pytest.approx(2.4)
     assert estimate.hours == pytest.approx((200_000 + 800_000 / 3.5) / 50 / 10 / 3600)
     said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.40, 0.2 hours"
@@ -218,7 +219,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_a_server_is_started_asked_and_ended_with_all_its_processes(tmp_path):
     chosen, log = serving_params(tmp_path), tmp_path / "teacher_server.log"
-    assert Endpoint.of(chosen).estimate(10, 100, 100).cost_usd == 0  # before there is a server
+    assert Endpoint.of(chosen).estimate([Request("x")], 100).cost_usd == 0  # before there is a server
     with served(chosen, tmp_path) as endpoint:
         replies = ask([Request(f"What is {place}?") for place in range(4)], endpoint)
         assert {reply.value for reply in replies} == {"tiny"}

@@ -28,6 +28,7 @@ from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, is_p
 KEY_VARIABLE = "OPENAI_API_KEY"
 PRICES = Path("params/prices.yaml")  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
+BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
 READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
 
@@ -110,11 +111,15 @@ class Endpoint:
         """The name of an answer in the ledger: whatever shapes it is in it."""
         return digest([{"model": self.model, "messages": messages, "max_tokens": self.max_tokens}, self.extra])
 
-    def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> Estimate:
-        """A bill of requests that have not been made, at this endpoint's prices and speed."""
+    def estimate(self, requests: Sequence[Request], answer_tokens: int) -> Estimate:
+        """The bill of asking each thing once that has no kept answer, at this endpoint's prices and speed."""
+        asked = [request.messages() for request in requests]
+        new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
+        tokens_in = sum(len(message["content"].encode()) for messages in new for message in messages) // BYTES_A_TOKEN
+        tokens_out = answer_tokens * len(new)
         speed = self.tokens_per_second or TOKENS_PER_SECOND * self.concurrency
         hours = (tokens_out + tokens_in / READS) / speed / 3600
-        return Estimate(requests, tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
+        return Estimate(len(new), tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
 
     def measured(self) -> "Endpoint":
         """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""

@@ -63,8 +63,7 @@ def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, attempts: int = 2) ->
     A problem whose topic could not be had keeps none, so that no passage is made of it.
     """
     requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
-    estimate = prompts.estimate(endpoint, requests, _TYPICAL_TOPIC)
-    print(f"Topics: {agree(estimate, endpoint.ledger.cap_usd)}")
+    print(f"Topics: {agree(endpoint.estimate(requests, _TYPICAL_TOPIC), endpoint.ledger.cap_usd)}")
     replies = ask(requests, endpoint, attempts=max(2, attempts))
     return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])
 

@@ -83,7 +83,7 @@ class EndpointTeacher:
         requests = [self._paragraph(row) for row in self._to_ask(orders)]
         for order in orders:
             requests += self._around(order, [_solution(row) for row in order.rows])
-        return prompts.estimate(self.endpoint, requests, _TYPICAL_ANSWER)
+        return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
     def _to_ask(self, orders: Sequence[Order]) -> list[Problem]:
         rows = {row.id: row for order in orders for row in order.rows}
