@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-from trait_kit import experiments, pipeline, runs, tables
+from trait_kit import params, pipeline, runs, tables
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.figures import token_study
 
@@ -188,7 +188,7 @@ def test_the_shipped_sweep_trains_one_arm_at_doubled_budgets():
     experiment, fixed, grid = pipeline.read_sweep(ROOT / "params" / "sweeps" / "token_budget.yaml")
     seconds = []
     for point in pipeline.grid_points(grid):
-        found = experiments.load(experiment, fixed | point)
+        found = params.load(experiment, fixed | point)
         assert set(found.training.arms) == {"trait"}
         seconds.append(found.training.stage_tokens[1])
     assert [later / earlier for earlier, later in itertools.pairwise(seconds)] == [2] * (len(seconds) - 1)

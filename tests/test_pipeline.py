@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, trait_kit
 
-from trait_kit import experiments, pipeline, runs, tables
+from trait_kit import params, pipeline, runs, tables
 
 SEED_ARMS = ["raw", "random", "dsir", "selected", "trait"]
 
@@ -43,7 +43,7 @@ def test_run_writes_all_it_promises(tiny_run):
 
 
 def test_selections_hold_the_same_number_of_tokens(tiny_run):
-    budget = experiments.load(TINY).selection.token_budget
+    budget = params.load(TINY).selection.token_budget
     for method in ("random", "dsir", "fasttext", "fasttext_educational"):
         selection = tables.read(tiny_run / "02_filter_web" / "selections" / f"{method}.parquet", "selection")
         lengths = np.asarray(selection["n_tokens"])
@@ -76,7 +76,7 @@ def test_passages_and_test_items_are_disjoint(tiny_run):
     from trait_kit.engine.questions import QuestionIndex
     from trait_kit.tasks import load_problems
 
-    experiment = experiments.load(TINY).passages
+    experiment = params.load(TINY).passages
     passages = tables.read(tiny_run / "03_write_passages" / "passages.parquet", "passages").to_pandas()
     test = load_problems(experiment.tasks, "test", experiment.test_items_per_task, experiment.seed)
     assert len(passages) > 0
@@ -164,7 +164,7 @@ def test_plain_papermill_takes_an_experiment_and_any_field_and_leaves_the_eviden
 
 
 def test_a_sweep_shares_the_steps_that_its_points_have_in_common(tiny_copy, tmp_path):
-    experiment = experiments.load(TINY, {"training.learning_rate": 3.0e-2})
+    experiment = params.load(TINY, {"training.learning_rate": 3.0e-2})
     pipeline.adopt_steps(experiment, [tiny_copy], tmp_path / "point")
     adopted = [name for name in runs.STEPS if runs.recorded(tmp_path / "point", name)]
     assert adopted == ["01_domain_classifier", "02_filter_web", "03_write_passages"]
