@@ -49,18 +49,11 @@ def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_ther
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_shipped_sweep_is_valid_at_every_point(path):
-    plan = yaml.safe_load(path.read_text())
-    points = pipeline.grid_points(plan["grid"])
-    assert len(points) >= 3
-    for point in points:
-        params.load(path.parent / plan["experiment"], plan.get("set", {}) | point)
+    assert len(pipeline.read_sweep(path)) >= 3
 
 
 def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training():
-    plan = yaml.safe_load((ROOT / "params" / "sweeps" / "packaging.yaml").read_text())
-    points = [
-        params.load(ROOT / "params" / "demo.yaml", plan["set"] | point) for point in pipeline.grid_points(plan["grid"])
-    ]
+    points = [found for _, found in pipeline.read_sweep(ROOT / "params" / "sweeps" / "packaging.yaml")]
     assert set(params.WRITTEN) <= points[0].training.sources
     assert [point.training.seed for point in points] == [0, 1, 2]
     for name in ("classifier", "selection", "passages", "evaluation"):
@@ -181,7 +174,8 @@ def test_a_dumped_experiment_is_the_same_experiment(tmp_path, overrides):
 
 def test_a_result_is_shaped_by_what_a_step_uses():
     experiment = params.load(ROOT / "params" / "demo.yaml")
-    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment.selection).keys()
-    assert not {"workers", "executor"} & params.shape(experiment.selection).keys()
-    assert "web" not in params.shape(experiment.passages)
-    assert params.shape(experiment.selection, "classifier").keys() >= {"methods"}
+    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment, "selection").keys()
+    assert not {"workers", "executor"} & params.shape(experiment, "selection").keys()
+    assert "web" not in params.shape(experiment, "passages")
+    assert params.shape(experiment, "classifier").keys() >= {"methods", "in_domain", "epochs"}
+    assert params.shape(params.load(ROOT / "params" / "demo.yaml", {"training.seed": 3}), "training")["seed"] == 3

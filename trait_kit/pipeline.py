@@ -169,9 +169,9 @@ def compare(names: list[str], reference: str | None = None, output: Path | None 
 
 
 def adopt_steps(experiment: Experiment, others: list[Path], folder: Path) -> None:
-    """Take over from other runs the finished steps that this one would repeat, and the last one's training stages.
+    """Take over from other runs the finished steps that this one would repeat, and what the others may go on from.
 
-    Stages that this run would repeat have the same names, so the rest of step 04 costs nothing.
+    Scores, answers of the teacher and stages of training have names by content, so what this run would repeat is found.
     """
     for name in runs.STEPS:
         if runs.recorded(folder, name):
@@ -184,7 +184,7 @@ def adopt_steps(experiment: Experiment, others: list[Path], folder: Path) -> Non
         same = [other for other, record in finished.items() if not runs.changes(record, shaped_by)]
         if same:
             runs.adopt(same[0], name, folder)
-        elif name == "04_train_two_stages" and finished and not (folder / name).exists():
+        elif finished and not (folder / name).exists():
             runs.adopt(list(finished)[-1], name, folder, done=False)
 
 

@@ -99,9 +99,7 @@ class Step:
             "summary": json.loads(plain, parse_constant=lambda _nan: None),  # tables hold NaN for what is not there
         }
         write_json(self.folder / "report.json", record)
-        print(
-            f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB -> {os.path.relpath(self.folder)}"
-        )
+        print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")
 
 
 def begin(name: str, namespace: dict[str, Any]) -> Step:
