@@ -159,10 +159,6 @@ def test_ctrl_c_in_training_ends_in_one_line_and_leaves_nothing_running(tiny_cop
     while left := [p for p in psutil.process_iter(["cmdline"]) if str(tiny_copy) in " ".join(p.info["cmdline"] or [])]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
-    assert (
-        not runs.recorded(tiny_copy, "04_train_two_stages")["key"]
-        == runs.Step("04_train_two_stages", params.load(TINY, {"training.learning_rate": 3.0e-2}), tiny_copy).key
-    )
 
 
 def test_two_runners_do_not_share_a_folder(tmp_path):
