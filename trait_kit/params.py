@@ -8,7 +8,7 @@ only where one value is right for every domain. What a knob does to a result is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,10 +44,23 @@ def shape(experiment: Experiment, section: str) -> dict[str, Any]:
     return found
 
 
-class Common(BaseModel):
-    """Knobs that several notebooks share."""
+class Agreeing(BaseModel):
+    """Values that have to fit each other, too; all that do not are told at once."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid")
+
+    def wrong(self) -> Iterator[str]:
+        yield from ()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Agreeing:
+        if told := "; ".join(self.wrong()):
+            raise ValueError(told)
+        return self
+
+
+class Common(Agreeing):
+    """Knobs that several notebooks share."""
 
     seed: int = knob(0, ge=0)  # of every random choice in the run
     # The scarce in-domain documents: demo:..., hf:owner/name, or files (see docs/own_domain.md)
@@ -76,12 +89,10 @@ class TeacherParams(Common):
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
-    @model_validator(mode="after")
-    def _endpoint(self) -> TeacherParams:
+    def wrong(self) -> Iterator[str]:
         addressed = self.teacher_model and bool(self.teacher_base_url) != bool(self.teacher_serve)
         if self.teacher == "openai" and not addressed:
-            raise ValueError("teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)")
-        return self
+            yield "teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)"
 
 
 class ClassifierParams(TeacherParams):
@@ -111,13 +122,11 @@ class SelectionParams(Common):
     slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable
 
-    @model_validator(mode="after")
-    def _lengths(self) -> SelectionParams:
+    def wrong(self) -> Iterator[str]:
         if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+            yield f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})"
         if self.executor == "slurm" and "partition" not in self.slurm:
-            raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
-        return self
+            yield "executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}"
 
 
 class PassageParams(TeacherParams):
@@ -169,34 +178,25 @@ class TrainingParams(Common):
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
 
-    @model_validator(mode="after")
-    def _arms(self) -> TrainingParams:
-        for arm in (arm for arm in self.arms if arm == "base" or arm.endswith("_fine_tuned")):
-            raise ValueError(f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it")
-        for arm, stages in self.arms.items():
-            if len(stages) != len(self.stage_tokens):
-                raise ValueError(f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}")
-        return self
-
     @property
     def sources(self) -> set[str]:
         """Every source that an arm reads."""
         return {source for stages in self.arms.values() for stage in stages for source in mixtures.weights(stage)}
 
-    @model_validator(mode="after")
-    def _sizes(self) -> TrainingParams:
-        rows = max(1, self.rows_per_device)
-        for field in ("tokens_per_batch", "fine_tune_tokens_per_batch"):
-            if getattr(self, field) % (self.context_length * rows):
-                raise ValueError(
-                    f"{field} ({getattr(self, field)}) must be a multiple of context_length x rows_per_device "
-                    f"({self.context_length} x {rows})"
-                )
+    def wrong(self) -> Iterator[str]:
+        for arm, stages in self.arms.items():
+            if arm == "base" or arm.endswith("_fine_tuned"):
+                yield f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it"
+            if len(stages) != len(self.stage_tokens):
+                yield f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}"
+        row, rows = self.context_length, max(1, self.rows_per_device)
+        for name in ("tokens_per_batch", "fine_tune_tokens_per_batch"):
+            if (size := getattr(self, name)) % (row * rows):
+                yield f"{name} ({size}) must be a multiple of context_length x rows_per_device ({row} x {rows})"
         if (fewest := min(self.stage_tokens)) < self.tokens_per_batch:
-            raise ValueError(f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})")
+            yield f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})"
         if self.warmup_fraction + self.decay_fraction > 1:
-            raise ValueError("warmup_fraction + decay_fraction is more than 1")
-        return self
+            yield "warmup_fraction + decay_fraction is more than 1"
 
 
 class EvaluationParams(Common):
@@ -220,11 +220,9 @@ class EvaluationParams(Common):
         "bits_per_number_token"
     )
 
-    @model_validator(mode="after")
-    def _whole_endpoint(self) -> EvaluationParams:
+    def wrong(self) -> Iterator[str]:
         if bool(self.endpoint_url) != bool(self.endpoint_model):
-            raise ValueError("endpoint_url and endpoint_model go together; without both the models run here")
-        return self
+            yield "endpoint_url and endpoint_model go together; without both the models run here"
 
 
 class FigureParams(Common):
@@ -233,10 +231,8 @@ class FigureParams(Common):
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
 
 
-class Experiment(BaseModel):
+class Experiment(Agreeing):
     """A whole experiment: one section a notebook, each merged with `common`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     classifier: ClassifierParams
     selection: SelectionParams
@@ -245,31 +241,28 @@ class Experiment(BaseModel):
     evaluation: EvaluationParams
     figures: FigureParams
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Experiment:
-        for source in self.training.sources.difference(("in_domain", *WRITTEN, *self.selection.methods)):
-            raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
+    def wrong(self) -> Iterator[str]:
+        methods, passages, training = self.selection.methods, self.passages, self.training
+        for source in training.sources.difference(("in_domain", *WRITTEN, *methods)):
+            yield f"training.arms names the source '{source}', but selection.methods does not produce it"
         rated = self.classifier.teacher != "none" or self.classifier.web.startswith("demo:")
-        if "fasttext_educational" in self.selection.methods and not rated:
-            raise ValueError(
+        if "fasttext_educational" in methods and not rated:
+            yield (
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
                 "to local or openai, or take the method out (and write fasttext where training.arms names it)"
             )
-        if self.passages.grouping == "teacher" and self.passages.teacher == "none":
-            raise ValueError("passages.grouping is teacher, so one is asked: set passages.teacher to local or openai")
-        arms = {"base", *self.training.arms}
-        if self.training.fine_tune_epochs:
-            arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for knob_name in ("reference_arm", "control_arm"):
-            if (name := getattr(self.evaluation, knob_name)) and name not in arms:
-                known = ", ".join(sorted(arms))
-                raise ValueError(f"evaluation.{knob_name} names the arm '{name}', but training.arms has {known}")
-        longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
-        if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
-            raise ValueError(f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})")
-        if "rephrased" in read and self.passages.paragraphs != "both":
-            raise ValueError("training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both")
-        return self
+        if passages.grouping == "teacher" and passages.teacher == "none":
+            yield "passages.grouping is teacher, so one is asked: set passages.teacher to local or openai"
+        arms = {"base", *training.arms}
+        arms |= {f"{arm}_fine_tuned" for arm in arms if training.fine_tune_epochs}
+        for name in ("reference_arm", "control_arm"):
+            if (arm := getattr(self.evaluation, name)) and arm not in arms:
+                yield f"evaluation.{name} names the arm '{arm}', but training.arms has {', '.join(sorted(arms))}"
+        longest, row = passages.max_passage_tokens, training.context_length
+        if training.sources & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
+            yield f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})"
+        if "rephrased" in training.sources and passages.paragraphs != "both":
+            yield "training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both"
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
