@@ -18,6 +18,7 @@ from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
@@ -57,7 +58,7 @@ def _version(asked: bool) -> None:
 def _kit(version: Annotated[bool, typer.Option("--version", help="print it", callback=_version, is_eager=True)] = False): ...
 
 
-@app.command(epilog="Example: trait-kit run params/demo.yaml --run-dir runs/lower --set training.learning_rate=5e-5")
+@app.command()
 def run(
     experiment: ExperimentFile,
     run_dir: RunDir = None,
@@ -73,7 +74,7 @@ def run(
     pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
-@app.command(epilog="Example: trait-kit status params/demo.yaml --set training.seed=1")
+@app.command()
 def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do, and why."""
     from trait_kit import runs
@@ -83,7 +84,7 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
     print(json.dumps(states, indent=2) if as_json else "\n".join(f"{name:22} {state}" for name, state in states.items()))
 
 
-@app.command(epilog="Example: trait-kit check params/*.yaml")
+@app.command()
 def check(files: list[Path]) -> None:
     """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
     from trait_kit.selection.disjoint import in_domain_documents
@@ -97,7 +98,7 @@ def check(files: list[Path]) -> None:
             print(in_domain_documents(common).said)
 
 
-@app.command(epilog="Example: trait-kit sweep params/sweeps/ablation.yaml")
+@app.command()
 def sweep(
     plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")],
     parallel: Annotated[int, typer.Option(help="points run at once, as far as memory allows")] = 1,
@@ -108,7 +109,7 @@ def sweep(
     pipeline.sweep(plan, parallel=parallel)
 
 
-@app.command(epilog="Example: trait-kit score --model domain.safetensors --input 'crawl/*.parquet' --output scores/")
+@app.command()
 def score(
     model: Annotated[str, typer.Option(help="the domain classifier: the kit's own file, or a fastText .bin")],
     corpus: Annotated[str, typer.Option("--input", help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files")],
@@ -134,7 +135,7 @@ def score(
     print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
-@app.command(epilog="Example: trait-kit select mine.yaml --scores scores/ --output selection/ --share 0.01")
+@app.command()
 def select(
     experiment: ExperimentFile,
     scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
@@ -165,7 +166,7 @@ def select(
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
 
-@app.command(epilog="Example: accelerate launch --config_file ddp.yaml -m trait_kit.cli train mine.yaml")
+@app.command()
 def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
     from trait_kit.training import stages
@@ -174,10 +175,7 @@ def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrid
     stages.train_run(found.training, folder)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Example: trait-kit bench selection",
-)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="selection, training, evaluation, ...")]) -> None:
     """Measure this machine with one of tests/benchmarks; what follows is for that benchmark."""
     from trait_kit import runs
@@ -189,7 +187,7 @@ def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="sele
     raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args]).returncode)
 
 
-@app.command(epilog="Example: trait-kit compare runs/a:trait runs/b:selected --format csv > tests.csv")
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN[:ARM]...", help="runs that differ in seed only are joined")],
     reference: Annotated[
@@ -212,7 +210,7 @@ def compare(
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/", file=sys.stderr)
 
 
-@app.command(epilog="Example: trait-kit report runs/demo")
+@app.command()
 def report(run_dir: Path) -> None:
     """Write a run's report.html afresh."""
     from trait_kit.figures import report as reports
@@ -220,7 +218,7 @@ def report(run_dir: Path) -> None:
     print(reports.write_report(run_dir))
 
 
-@app.command("open", epilog="Example: trait-kit open runs/demo")
+@app.command("open")
 def open_report(run_dir: Path) -> None:
     """Show a run's report in the browser; where there is none, its path is printed."""
     page = run_dir.absolute() / "report.html"
@@ -229,6 +227,10 @@ def open_report(run_dir: Path) -> None:
     print(page)
     webbrowser.open(page.as_uri())
 
+
+for command in app.registered_commands:
+    name = command.name or command.callback.__name__
+    command.epilog = f"Example: trait-kit {EXAMPLES[name]}"
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -115,15 +115,8 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
     run_point(0)
     peak = max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1  # a child, and its kernel
     room = min(parallel, int(psutil.virtual_memory().available / 2**30 / peak))
-    if room > 1:
-        pool = ThreadPoolExecutor(room)
-        try:
-            list(pool.map(run_point, range(1, len(points))))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    else:
-        for number in range(1, len(points)):
-            run_point(number)
+    rest = range(1, len(points))
+    list(ThreadPoolExecutor(room).map(run_point, rest) if room > 1 else map(run_point, rest))
     varied = {key for point, _ in points for key in point}
     if "training.stage_tokens" in varied and varied <= {"training.stage_tokens", "training.seed", "common.seed"}:
         print(token_study.write_study(folders, root), flush=True)
