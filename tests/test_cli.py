@@ -32,13 +32,14 @@ def test_a_misspelt_command_is_answered_with_the_right_one(typed, meant, capsys)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_an_example_that_it_would_take(name, capsys):
     assert main([name, "--help"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    shown = " ".join(shown.split())
     example = shlex.split(re.search(r"Example: (.*)", shown)[1])
     assert name in example
     known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
     after = example[example.index(name) + 1 :]
     assert {word for word in after if word.startswith("--")} <= known
-    assert all(len(line) <= 100 for line in shown.splitlines())
 
 
 def test_what_a_run_would_do_is_said_and_nothing_is_written(tmp_path, capsys):

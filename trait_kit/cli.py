@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,14 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+WIDTH = 100
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
+    context_settings={"max_content_width": WIDTH},
+)
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
@@ -81,7 +89,10 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
     found, folder = _asked(experiment, run_dir, overrides)
     states = runs.status(folder, found)
-    print(json.dumps(states, indent=2) if as_json else "\n".join(f"{name:22} {state}" for name, state in states.items()))
+    if as_json:
+        return print(json.dumps(states, indent=2))
+    for name, state in states.items():
+        print(textwrap.fill(f"{name:22} {state}", WIDTH, subsequent_indent=" " * 23))
 
 
 @app.command()
