@@ -235,7 +235,7 @@ def open_report(run_dir: Path) -> None:
     page = run_dir.absolute() / "report.html"
     if not page.exists():
         raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
-    print(page)
+    print(page, flush=True)
     webbrowser.open(page.as_uri())
 
 
