@@ -33,15 +33,15 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
     return Field(default, json_schema_extra={"shapes": shapes, "reads": reads, "steps": steps}, **limits)
 
 
-def shape(experiment: Experiment, section: str) -> dict[str, Any]:
-    """The knobs that shape the result of a section's step: its own, and those of other sections that it uses too."""
-    found: dict[str, Any] = {}
-    for name in (section, *SECTIONS):
-        for field, info in SECTIONS[name].model_fields.items():
-            said = info.json_schema_extra or {}
-            if said.get("shapes", True) and section in (said.get("steps") or name).split():
-                found.setdefault(field, getattr(getattr(experiment, name), field))
-    return found
+def shape(part: Common, section: str = "") -> dict[str, Any]:
+    """The knobs of a part of an experiment that shape the result of its step, or of another section's that uses some too."""
+    own = next(name for name, model in SECTIONS.items() if type(part) is model)
+    said = {field: info.json_schema_extra or {} for field, info in type(part).model_fields.items()}
+    return {
+        field: getattr(part, field)
+        for field, extra in said.items()
+        if extra.get("shapes", True) and (section or own) in (extra.get("steps") or own).split()
+    }
 
 
 class Agreeing(BaseModel):
