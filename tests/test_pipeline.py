@@ -125,6 +125,14 @@ def test_a_training_parameter_changes_training_and_what_follows(tiny_copy):
     assert executed(result.stdout) == ["04_train_two_stages", "05_evaluate", "06_figures"]
 
 
+def test_a_step_is_done_anew_where_that_is_asked_for(tiny_copy):
+    before = runs.recorded(tiny_copy, "06_figures")["finished"]
+    result = trait_kit("run", TINY, "--run-dir", tiny_copy, "--from", "06")
+    assert result.returncode == 0, result.stderr
+    assert executed(result.stdout) == ["06_figures"]
+    assert runs.recorded(tiny_copy, "06_figures")["finished"] > before
+
+
 def test_a_failing_notebook_is_named_and_the_run_goes_on_afterwards(tiny_copy):
     wrong = ("training.context_length=16384", "training.tokens_per_batch=32768", "training.stage_tokens=[32768,32768]")
     result = trait_kit("run", TINY, "--run-dir", tiny_copy, *(part for value in wrong for part in ("--set", value)))
