@@ -125,6 +125,7 @@ def test_a_training_parameter_changes_training_and_what_follows(tiny_copy):
     assert executed(result.stdout) == ["04_train_two_stages", "05_evaluate", "06_figures"]
 
 
+@pytest.mark.slow
 def test_a_step_is_done_anew_where_that_is_asked_for(tiny_copy):
     before = runs.recorded(tiny_copy, "06_figures")["finished"]
     result = trait_kit("run", TINY, "--run-dir", tiny_copy, "--from", "06")
@@ -212,7 +213,7 @@ def test_compare_writes_for_readers_and_for_scripts(tiny_run):
     found = pd.read_csv(io.StringIO(said["csv"].stdout))
     assert len(rows) == len(found) > 5
     assert np.allclose(found["difference"], [row["difference"] for row in rows])
-    assert said["md"].stdout.count("\n|") == len(rows) + 1  # the line under the head
+    assert said["md"].stdout.count("\n|") == len(rows) + 2  # the head, and the line under it
 
 
 def test_a_sweep_of_points_runs_them_at_once_goes_on_and_compares_their_arms(tiny_copy, tmp_path):

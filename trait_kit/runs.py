@@ -262,7 +262,7 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "model": models.model_digest,
         "file": lambda path: content(path) if Path(path).is_file() else path,
     }
-    kinds = {name: (info.json_schema_extra or {}).get("reads") for name, info in section.model_fields.items()}
+    kinds = {name: info.json_schema_extra["reads"] for name, info in section.model_fields.items()}
     return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}
 
 
