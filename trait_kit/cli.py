@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
         if end.code == 130:
             print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr, flush=True)
+            sys.stdout.flush()
             os._exit(130)  # without waiting for threads: what they wait for ends with this process
         return int(end.code or 0)
     return 0
