@@ -1,25 +1,40 @@
 """The command line: `trait-kit run params/demo.yaml` and its few companions."""
 
+import importlib.metadata
+import json
+import os
 import re
-import runpy
+import subprocess
 import sys
+import textwrap
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+import yaml
 
-from trait_kit import experiments
+from trait_kit import params
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+WIDTH = 100
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
+    context_settings={"max_content_width": WIDTH},
+)
+EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
 Executor = Literal["local", "ray", "slurm"]
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
 Slurm = Annotated[
@@ -32,20 +47,34 @@ Slurm = Annotated[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake ends in one message and exit code 1, a bug in a traceback."""
+    """Run one command; a user's mistake and Ctrl-C end in one message and exit code 1 or 130, a bug in a traceback."""
     try:
         app(args=arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
     except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
+        if end.code == 130:
+            print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(130)  # without waiting for threads: what they wait for ends with this process
         return int(end.code or 0)
     return 0
 
 
 def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
     """The experiment with its overrides, and the folder where it runs."""
-    return experiments.load(experiment, experiments.read_overrides(overrides)), experiments.run_folder(experiment, run_dir)
+    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(importlib.metadata.version("trait-kit"))
+        raise typer.Exit
+
+
+@app.callback()
+def _kit(version: Annotated[bool, typer.Option("--version", help="print it", callback=_version, is_eager=True)] = False): ...
 
 
 @app.command()
@@ -54,20 +83,27 @@ def run(
     run_dir: RunDir = None,
     start_from: Annotated[str | None, typer.Option("--from", help="do this step (01..06) and later ones anew")] = None,
     overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why: status")] = False,
 ) -> None:
     """Execute the six notebooks of an experiment; what is done is not repeated."""
     from trait_kit import pipeline
 
+    if dry_run:
+        return status(experiment, run_dir, overrides)
     pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
 @app.command()
-def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
+def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do, and why."""
-    from trait_kit import pipeline
+    from trait_kit import runs
 
-    for name, state in pipeline.status(*_asked(experiment, run_dir, overrides)).items():
-        print(f"{name:22} {state}")
+    found, folder = _asked(experiment, run_dir, overrides)
+    states = runs.status(folder, found)
+    if as_json:
+        return print(json.dumps(states, indent=2))
+    for name, state in states.items():
+        print(textwrap.fill(f"{name:22} {state}", WIDTH, subsequent_indent=" " * 23))
 
 
 @app.command()
@@ -77,7 +113,7 @@ def check(files: list[Path]) -> None:
     from trait_kit.tasks import load_tasks
 
     for path in files:
-        common = experiments.load(path).selection
+        common = params.load(path).selection
         print(f"{path}: valid")
         sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
         if not any(source.startswith("hf:") for source in sources):
@@ -85,11 +121,14 @@ def check(files: list[Path]) -> None:
 
 
 @app.command()
-def sweep(plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")]) -> None:
-    """Run an experiment at each point of a grid."""
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")],
+    parallel: Annotated[int, typer.Option(help="points run at once, as far as memory allows")] = 1,
+) -> None:
+    """Run an experiment at each point of a grid or list; what points share is made once, and their arms are compared."""
     from trait_kit import pipeline
 
-    pipeline.sweep(plan)
+    pipeline.sweep(plan, parallel=parallel)
 
 
 @app.command()
@@ -180,9 +219,7 @@ def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="sele
     if not script.exists():
         known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py")))
         raise TraitError(f"bench {what}: there is no such benchmark; known: {known}.")
-    sys.argv = [str(script), *context.args]
-    sys.path.insert(0, str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
+    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args]).returncode)
 
 
 @app.command()
@@ -193,16 +230,19 @@ def compare(
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
+    form: Annotated[Literal["txt", "md", "csv", "json"], typer.Option("--format", help="csv, json: all digits")] = "txt",
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
-    from trait_kit.evaluation import across_runs, comparison
-    from trait_kit.figures import tables
+    from trait_kit import pipeline
+    from trait_kit.figures.cells import csv_text
 
-    together = across_runs.gather(runs)
-    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
-    print(tables.save_comparison(tests, together.outcomes, together.notes, output).written("txt"))
+    table, tests = pipeline.compare(runs, reference, output, all_pairs)
+    if form == "csv":
+        print(tests.map(lambda value: csv_text(value) if isinstance(value, str) else value).to_csv(index=False), end="")
+    else:
+        print(tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form))
     if output:
-        print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
+        print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/", file=sys.stderr)
 
 
 @app.command()
@@ -212,6 +252,20 @@ def report(run_dir: Path) -> None:
 
     print(reports.write_report(run_dir))
 
+
+@app.command("open")
+def open_report(run_dir: Path) -> None:
+    """Show a run's report in the browser; where there is none, its path is printed."""
+    page = run_dir.absolute() / "report.html"
+    if not page.exists():
+        raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
+    print(page, flush=True)
+    webbrowser.open(page.as_uri())
+
+
+for command in app.registered_commands:
+    name = command.name or command.callback.__name__
+    command.epilog = f"Example: trait-kit {EXAMPLES[name]}"
 
 if __name__ == "__main__":
     sys.exit(main())
