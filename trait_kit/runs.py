@@ -280,7 +280,8 @@ def _code(name: str) -> str:
         f"{node.module}.{alias.name}"
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (shows or not node.module.startswith("trait_kit.figures"))
+        if isinstance(node, ast.ImportFrom)
+        and (shows or not node.module.startswith(("trait_kit.figures", "trait_kit.explore")))
         for alias in node.names
         if (alias.asname or alias.name) in used
     }  # but in 06, figures show what there is
