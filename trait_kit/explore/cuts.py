@@ -28,7 +28,6 @@ def explore(filtered: Filtered) -> Explorer:
     ranked = {method: ranking(filtered, method) for method in methods}
     positives = sum(filtered.truth.values()) if filtered.truth else 0
     own = read_job(_candidates(filtered, next(iter(methods))) / "job.json")["limits"]["tokens"]
-    own = own or max(report["tokens"] for report in methods.values())  # cut by a threshold or a number of documents
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
@@ -64,7 +63,8 @@ def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str
     if len(taken):
         found["threshold"] = taken["score"].iloc[-1]
         if positives:
-            found |= {"precision": taken["on_topic"].mean(), "recall": taken["on_topic"].sum() / positives}
+            on_topic = int(taken["on_topic"].sum())
+            found |= {"precision": on_topic / len(taken), "recall": on_topic / positives}
     return found | {"candidates_left": len(ranked) - len(taken)}
 
 
