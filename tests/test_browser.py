@@ -23,7 +23,7 @@ SETTINGS = {  # nothing is fetched, and a notebook's cells are all on the page
 INK_AND_GROUND = """() => [...document.querySelectorAll('.trait-kit :is(bdi, th, td, h4, summary, .line)')].filter(
   node => node.offsetParent && node.textContent.trim()).map(node => {
     let ground = node, colour = 'rgba(0, 0, 0, 0)'
-    while (ground && /, 0\\)$/.test(colour)) { colour = getComputedStyle(ground).backgroundColor; ground = ground.parentElement }
+    for (; ground && /, 0\\)$/.test(colour); ground = ground.parentElement) colour = getComputedStyle(ground).backgroundColor
     return [getComputedStyle(node).color, colour]
   })"""
 
@@ -229,7 +229,7 @@ def test_every_notebook_runs_in_a_browser_and_its_explorers_move(name, project, 
         shown.locator("details.entry").first.locator("summary").first.click()
         assert "Verdict" in shown.inner_text()
     if name == "05_evaluate":
-        shown, control = book.explorer("prompt")
+        shown, _control = book.explorer("prompt")
         book.page.get_by_role("button", name="Ask both").click()
         shown.get_by_text("A test item of this run").wait_for()
         book.picture("asked")

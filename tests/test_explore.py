@@ -114,16 +114,18 @@ def test_a_table_shows_texts_whole_and_lets_none_of_them_act():
 
 def test_drafts_are_shown_by_group_and_found_by_what_became_of_them(written):
     rows = drafts.groups(written)
-    assert names(rows, "id") == ["a", "b", "c"] and names(rows, "tries") == [2, 1, 2]
-    assert names(drafts.choose(rows, outcome=drafts.PASSED), "id") == ["a", "b"]
-    assert names(drafts.choose(rows, outcome="boilerplate"), "id") == ["a", "c"]
-    assert names(drafts.choose(rows, outcome="length", tries="2"), "id") == ["c"]
-    assert names(drafts.choose(rows, search=" OF B 1 "), "id") == ["b"]
-    assert names(drafts.choose(rows, task="other"), "id") == []
-    assert names(drafts.choose(rows, search="(["), "id") == []
+
+    def of(**chosen) -> list[str]:
+        return sorted(row["drafts"][0]["id"] for row in drafts.choose(rows, **chosen))
+
+    assert of() == ["a", "b", "c"]
+    assert of(outcome=drafts.PASSED) == ["a", "b"] and of(outcome="boilerplate") == ["a", "c"]
+    assert of(outcome="length", tries="2") == ["c"] and of(tries="1") == ["b"]
+    assert of(search=" OF B 1 ") == ["b"] and of(search="([") == [] and of(task="other") == []
     explorer = drafts.explore(written, experiments.load(TINY).passages)
     assert explorer.controls["outcome"] == ["all", "passed", "boilerplate", "length"]
     page = explorer.view(outcome="boilerplate")
+    assert "boilerplate, then passed" in page and "length, then boilerplate" in page
     assert page.index("a 1") < page.index("a 2") and "b 1" not in page and "Try 2" in page
     check_harmless(explorer.twin)
 
@@ -144,14 +146,14 @@ def test_a_draft_stands_beside_what_was_asked(written):
 def test_items_are_found_by_who_was_better_and_losses_are_shown_too(found):
     gains = items.item_gains(found.outcomes, "trait", ["base"], "choice_accuracy")
 
-    def of(**chosen) -> list[str]:
-        return sorted(names(items.choose(gains, found.problems, **chosen), "item_id"))
+    def of(task="all", **chosen) -> list[str]:
+        return sorted(names(items.choose(gains, found.problems, task, **{"where": show.ALL, **chosen}), "item_id"))
 
     assert of(where=items.BETTER) == ["p0", "p1", "p2"] and of(where=items.WORSE) == ["p3", "p4"]
     assert of(where=items.SAME) == ["p5"] and len(of()) == 6
     assert of(where=items.BETTER, task="sums") == ["p0", "p2"] and of(search="3?") == ["p3"]
     gains = items.item_gains(found.outcomes, "trait", ["base"], "bits_per_byte")  # lower is better
-    assert names(items.choose(gains, found.problems, where=items.BETTER), "item_id") == ["p4", "p3"]
+    assert names(items.choose(gains, found.problems, "all", items.BETTER), "item_id") == ["p4", "p3"]
     explorer = items.explore(found)
     page = explorer.view("choice_accuracy", "base", "all", items.BETTER, "")
     assert page.count("base model wrong → TRAIT right") == 3 and "right → TRAIT wrong" not in page

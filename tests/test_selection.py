@@ -542,18 +542,20 @@ def test_a_corpus_without_documents_is_refused(models, tmp_path):
 def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, scored_web, tmp_path):
     held = web["text"].take(pa.array(range(0, len(web), 7)))  # so that some candidates are not clean
     own = select(scored_web, tmp_path / "own", [method], Limits(tokens=6_000), held_out=held)
-    ranked = cuts.ranking(Filtered(scored_web, own, None), method)
+    whole, texts = Filtered(scored_web, own, None), dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
+    ranked = cuts.ranking(whole, method)
     for budget in (2_000, 6_000):
         selected = select(scored_web, tmp_path / str(budget), [method], Limits(tokens=budget), held_out=held)
         report, found = selected.methods[method], cuts.cut(ranked, budget)
         assert set(ranked["id"].head(report["n_out"])) == set(selected.chosen(method)["id"].to_pylist())
         assert (found["documents"], found["tokens"]) == (report["n_out"], report["tokens"])
         assert found["threshold"] == report["threshold"]
-        beside = cuts.around(ranked, budget)
+        beside = cuts.around(whole, method, ranked, budget)
+        assert beside["text"].tolist() == [texts[name] for name in beside["id"]]
         assert beside["taken"].tolist() == [True] * 3 + [False] * 3
         assert beside["rank"].tolist() == list(range(report["n_out"] - 2, report["n_out"] + 4))
     assert cuts.cut(ranked, 0)["documents"] == 0
-    assert cuts.cut(ranked, 10**6)["candidates_left"] == 0
+    assert cuts.cut(ranked, 10**6)["left"] == 0
 
 
 @pytest.mark.parametrize(("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])])

@@ -32,15 +32,13 @@ def explore(found: Evaluation) -> Explorer:
         said = {name: answer(found, name, prompt, asked_as, tokens) for name in ("base", arm)}
         return page("ask", asked=prompt, gold=answers.get(prompt.strip()), said=said)
 
-    said = found.outcomes[found.outcomes["arm"].isin(["base", arms[0]]) & (found.outcomes["prediction"] != "")]
-    written = said[said["metric"].str.startswith("exact_match")]
-    item = (written if len(written) else said)["item_id"].head(1).tolist()
-    question = problems.loc[problems["id"].isin(item), "question"].head(1).tolist()
-    kept = said[said["item_id"].isin(item)].groupby("arm")["prediction"].first().to_dict()
-    first = (question or problems["question"].tolist())[0]
-    twin = page("ask", asked=first, gold=answers[first], said=kept, kept=True)
-    controls = {"prompt": first, "arm": arms, "asked_as": [*tasks, QUESTION, TYPED], "tokens": [16, 32, 64, 128, 256, 512]}
-    return Explorer(view, controls, twin, {"tokens": 64}, button="Ask both")
+    kept = found.outcomes[found.outcomes["arm"].isin(["base", arms[0]]) & (found.outcomes["prediction"] != "")]
+    kept = kept.sort_values("metric", key=lambda names: ~names.str.startswith("exact_match"), kind="stable")  # written
+    first = problems.set_index("id").reindex([*kept["item_id"].head(1), problems["id"].iloc[0]]).iloc[0]
+    said = kept[kept["item_id"] == first.name].groupby("arm")["prediction"].first().to_dict()
+    twin = page("ask", asked=first["question"], gold=first["answer"], said=said, kept=True)
+    how = {"arm": arms, "asked_as": [*tasks, QUESTION, TYPED], "tokens": [16, 32, 64, 128, 256, 512]}
+    return Explorer(view, {"prompt": first["question"], **how}, twin, {"tokens": 64}, button="Ask both")
 
 
 def answer(found: Evaluation, arm: str, text: str, asked_as: str, tokens: int) -> str:

@@ -46,11 +46,6 @@ def menu(values: Iterable[str]) -> list[str]:
     return [ALL, *dict.fromkeys(values)]
 
 
-def holding(texts: pd.Series, words: str) -> pd.Series:
-    """Which texts hold what was typed, whatever its case."""
-    return texts.str.contains(words.strip(), case=False, regex=False)
-
-
 def _mark(value: float, metric: str) -> str:
     if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
         return "right" if value else "wrong"
