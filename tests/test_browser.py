@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
+from test_explore import HOSTILE
 
 from trait_kit import runs
 
@@ -120,6 +121,13 @@ class Notebook:
         assert wrong == []
         assert self.page.get_by_text("Error displaying widget").count() == 0
 
+    def run(self, *lines: str) -> None:
+        """In a cell that is added, and not saved."""
+        self.command("notebook:insert-cell-below")
+        add = "source => window.jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(source)"
+        self.page.evaluate(add, "\n".join(lines))
+        self.command("notebook:run-cell")
+
     def explorer(self, described: str):
         """The page and the control of that description."""
         label = self.page.locator(".widget-label", has_text=described).first
@@ -209,6 +217,29 @@ def test_moving_the_cut_changes_the_numbers_and_nothing_else(project, lab, chrom
     book.command("docmanager:save")
     book.close(lab)
     assert state(project) == before
+
+
+def test_text_from_elsewhere_neither_acts_nor_is_typeset(project, lab, chromium):
+    book = Notebook(chromium, lab, "06_figures")
+    book.run(
+        "from trait_kit.explore.explorer import Explorer",
+        "from trait_kit.explore import show",
+        "import pandas",
+        f"hostile = pandas.DataFrame({{'text': [{HOSTILE!r}, 'short'], 'number': [1.5, 2.5]}})",
+        "display(show.table(hostile))",
+        "Explorer(lambda size: show.table(hostile.head(size)).data, {'size': [1, 2]}, 'still')",
+    )
+    book.page.locator(".trait-kit").nth(1).wait_for()
+    move_and_see(book, "size", "ArrowRight")
+    for opened in book.page.locator(".trait-kit details").all():
+        opened.locator("summary").click()
+    book.page.wait_for_timeout(1_000)
+    live = ":is(script, img, iframe, svg, a, mjx-container, .MathJax)"
+    assert book.page.locator(f".trait-kit {live}").count() == 0
+    assert "$5 and $6 $$" in book.page.locator(".trait-kit").first.inner_text()
+    legible(book)
+    book.picture("hostile")
+    book.close(lab)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ class Explorer:
                 control.observe(show, "value")
             show()
         row = [*controls.values(), press] if self.button else [*controls.values()]
-        return ipywidgets.VBox([ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}), shown])
+        return ipywidgets.VBox([ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown])
 
     def _control(self, name: str, given: Any) -> Any:
         import ipywidgets
