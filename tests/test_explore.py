@@ -3,6 +3,8 @@
 import json
 from html.parser import HTMLParser
 
+import nbconvert
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -189,6 +191,17 @@ def test_an_explorer_moves_where_somebody_watches_and_stands_still_elsewhere(mon
     assert shown.value == "1000 y z"
     search.value = "bad"
     assert "&lt;b&gt;say something else" in shown.value
+
+
+def test_an_exported_notebook_holds_the_twin(monkeypatch):
+    monkeypatch.delenv(runs.BATCH_VARIABLE, raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/02.ipynb")
+    bundle = Explorer(lambda **_given: "moved", {"x": ["a"]}, "<p>still</p>")._repr_mimebundle_()
+    output = nbformat.v4.new_output("execute_result", data=bundle, execution_count=1)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
+    page, _resources = nbconvert.HTMLExporter().from_notebook_node(book)
+    assert "<p>still</p>" in page
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] not in page
 
 
 def test_an_explorer_with_a_button_waits_for_it():
