@@ -17,7 +17,8 @@ from trait_kit import runs
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SHOTS = os.environ.get("TRAIT_KIT_SCREENSHOTS")  # a folder for pictures of what the tests saw
-SETTINGS = {  # nothing is fetched, and a notebook's cells are all on the page
+SETTINGS = {  # nothing is fetched, a notebook's cells are all on the page, and a test says when it saves
+    "docmanager-extension/plugin": '{"autosave": false}',
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
     "notebook-extension/tracker": '{"windowingMode": "none"}',
 }
@@ -116,7 +117,9 @@ class Notebook:
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
-        self.page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+        self.check()
+
+    def check(self) -> None:
         wrong = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
         assert wrong == []
         assert self.page.get_by_text("Error displaying widget").count() == 0
@@ -271,3 +274,24 @@ def test_every_notebook_runs_in_a_browser_and_its_explorers_move(name, project, 
     book.command("docmanager:save")
     book.close(lab)
     assert state(project) == before
+
+
+@pytest.mark.slow
+def test_an_edited_parameter_trains_beside_the_run_under_a_live_curve(project, lab, chromium):
+    before = state(project)
+    book = Notebook(chromium, lab, "04_train_two_stages")
+    book.page.evaluate(
+        """() => {
+          const cell = window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel
+          cell.setSource(cell.getSource().replace('stage_tokens = None', 'stage_tokens = [1536, 1536]'))
+          window.ran = window.jupyterapp.commands.execute('notebook:run-all-cells')
+        }"""
+    )
+    book.page.locator(".jp-CodeCell", has_text="live_loss").locator("img").wait_for()
+    book.picture("live")
+    book.page.evaluate("() => window.ran")
+    book.check()
+    book.close(lab)
+    assert state(project) == before
+    scratch = runs.recorded(project / "runs" / "demo.scratch", "04_train_two_stages")
+    assert scratch["params"]["stage_tokens"] == [1536, 1536]
