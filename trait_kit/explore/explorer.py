@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ipywidgets
+
 from trait_kit.engine.files import TraitError
 from trait_kit.explore.show import page
 from trait_kit.runs import BATCH_VARIABLE
@@ -33,11 +35,9 @@ class Explorer:
 
     def widget(self) -> Any:
         """Controls in a row that wraps, the page below."""
-        import ipywidgets
-
         shown = ipywidgets.HTML(value=self.twin, layout={"width": "100%"})
         controls = {name: self._control(name, given) for name, given in self.controls.items()}
-        press = ipywidgets.Button(description=self.button, button_style="primary")
+        press = ipywidgets.Button(description=self.button)
 
         def show(_change: Any = None) -> None:
             press.disabled = True
@@ -47,7 +47,8 @@ class Explorer:
                 shown.value = self.view(**{name: control.value for name, control in controls.items()})
             except TraitError as error:
                 shown.value = page("note", note=str(error))
-            press.disabled = False
+            finally:
+                press.disabled = False
 
         if self.button:
             press.on_click(show)
@@ -55,12 +56,10 @@ class Explorer:
             for control in controls.values():
                 control.observe(show, "value")
             show()
-        row = [*controls.values(), press] if self.button else [*controls.values()]
+        row = [*controls.values(), *([press] if self.button else [])]
         return ipywidgets.VBox([ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown])
 
     def _control(self, name: str, given: Any) -> Any:
-        import ipywidgets
-
         how = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
         if isinstance(given, str):
             kind = ipywidgets.Textarea if self.button else ipywidgets.Text
