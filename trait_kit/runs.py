@@ -275,16 +275,15 @@ def _code(name: str) -> str:
     notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
     trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used, shows = set().union(*map(_names, working)), name == "06_figures"
+    used, shows = set().union(*map(_names, working)), ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and (shows or not node.module.startswith(("trait_kit.figures", "trait_kit.explore")))
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith(shows)
         for alias in node.names
         if (alias.asname or alias.name) in used
-    }  # but in 06, figures show what there is
+    }  # figures and explorers show what there is, but in 06
     return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 
