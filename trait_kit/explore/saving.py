@@ -1,5 +1,6 @@
 """What `make lab` does when a notebook was saved: one that only has outputs more than its committed form is unchanged."""
 
+import contextlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,5 +13,6 @@ def same_to_git(os_path: str, model: dict[str, Any], **_given: Any) -> None:
     `git diff` is empty, and runs would be recorded as made by changed code.
     """
     git = ["git", "-C", str(Path(os_path).parent)]
-    if model["type"] == "notebook" and not subprocess.run([*git, "diff", "--quiet", "--", os_path]).returncode:
-        subprocess.run([*git, "add", "-u", "--", os_path], capture_output=True)
+    with contextlib.suppress(OSError):  # no git on this machine
+        if model["type"] == "notebook" and not subprocess.run([*git, "diff", "--quiet", "--", os_path]).returncode:
+            subprocess.run([*git, "add", "-u", "--", os_path], capture_output=True)
