@@ -267,6 +267,7 @@ def test_every_notebook_runs_in_a_browser_and_its_explorers_move(name, project, 
     if name == "05_evaluate":
         shown, _control = book.explorer("prompt")
         book.page.get_by_role("button", name="Ask both").click()
+        shown.get_by_text("What both chose or wrote").wait_for(state="detached")  # the twin, before anybody asked
         shown.get_by_text("A test item of this run").wait_for()
         book.picture("asked")
         move_and_see(book, "search", "")
