@@ -127,7 +127,7 @@ def test_drafts_are_shown_by_group_and_found_by_what_became_of_them(written):
     explorer = drafts.explore(written, experiments.load(TINY).passages)
     assert explorer.controls["outcome"] == ["all", "passed", "boilerplate", "length"]
     page = explorer.view(outcome="boilerplate")
-    assert "boilerplate, then passed" in page and "length, then boilerplate" in page
+    assert "refused (boilerplate), then passed" in page and "refused (length), then refused (boilerplate)" in page
     assert page.index("a 1") < page.index("a 2") and "b 1" not in page and "Try 2" in page
     check_harmless(explorer.twin)
 
