@@ -47,9 +47,11 @@ def ranking(filtered: Filtered, method: str) -> pd.DataFrame:
     ids = found["id"].to_pandas()
     unusable = {"not clean": found["contaminated"].to_numpy() | (ids.isin(repeats["id"]) | ids.duplicated()).to_numpy()}
     found = found.take(pa.array(rank(found, method, Limits(**job["limits"]), job["seed"], unusable)[0]))
-    frame = found.to_pandas().assign(up_to=np.cumsum(found["n_tokens"].to_numpy().astype(np.int64)))
-    score = None if method == "random" else rank_values(found, method, job["seed"])
-    return frame.assign(score=score, on_topic=frame["id"].map(filtered.truth or {}))
+    return found.to_pandas().assign(
+        up_to=np.cumsum(found["n_tokens"].to_numpy().astype(np.int64)),
+        score=None if method == "random" else rank_values(found, method, job["seed"]),
+        on_topic=found["id"].to_pandas().map(filtered.truth or {}),
+    )
 
 
 def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def asked(order: Order, paragraphs: list[str], p: PassageParams) -> list[str]:
         return []
     name, unsolved = p.prompts or prompts.choose(order), [row for row in order.rows if not row.solution]
     turns = [prompts.conversation(name, "paragraph", Order(order.group, [row])) for row in unsolved]
-    parts = [("enlightenment", 0)]
-    if p.teacher_steps == "sentences":
-        parts = [("opening", 0), *(("sentence", place) for place in range(len(order.rows)))]
+    sentences = [("opening", 0), *(("sentence", place) for place in range(len(order.rows)))]
+    parts = sentences if p.teacher_steps == "sentences" else [("enlightenment", 0)]
     turns += [prompts.conversation(name, part, order, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]
