@@ -3,6 +3,7 @@ PYTHON ?= python3
 PARAMS ?= params/demo.yaml
 BIN := .venv/bin
 READY := .venv/.ready
+SAVING := --FileContentsManager.post_save_hook=trait_kit.explore.saving.same_to_git
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lab lint lock
@@ -20,7 +21,7 @@ test-slow: $(READY)  ## run the slow tests too
 	$(BIN)/python -m pytest
 
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks/01_domain_classifier.ipynb
+	$(BIN)/jupyter lab $(SAVING) notebooks/01_domain_classifier.ipynb
 
 lint: $(READY)  ## check format and style, and count the lines of every chapter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest -q tests/test_house.py

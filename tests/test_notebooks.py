@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from trait_kit import params
+from trait_kit.explore.saving import same_to_git
 from trait_kit.runs import SECTION, STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +80,31 @@ def test_the_filter_of_make_gives_back_the_committed_notebook_after_a_run_by_han
     command = [sys.executable, "-m", "nbstripout", *options]
     cleaned = subprocess.run(command, input=nbformat.writes(book).encode(), capture_output=True, check=True).stdout
     assert cleaned.decode().strip() == path.read_text().strip()
+
+
+def test_git_sees_a_notebook_that_was_only_looked_at_as_unchanged(tmp_path):
+    options = re.search(r'/nbstripout ([^"]+)"', (ROOT / "Makefile").read_text())[1]
+    path = tmp_path / "looked.ipynb"
+
+    def git(*arguments: str) -> str:
+        given = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+        return subprocess.run(given, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    def saved(source: str) -> str:
+        output = nbformat.v4.new_output("stream", text="secret\n")
+        cell = nbformat.v4.new_code_cell(source, id="one", outputs=[output], execution_count=3)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+        same_to_git(os_path=str(path), model={"type": "notebook"}, contents_manager=None)
+        return git("status", "--porcelain")
+
+    git("init", "-q")
+    git("config", "filter.nbstripout.clean", f"{sys.executable} -m nbstripout {options}")
+    (tmp_path / ".gitattributes").write_text("*.ipynb filter=nbstripout\n")
+    assert "?? looked.ipynb" in saved("1 + 1")  # nothing is added that git did not know
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    for _ in range(2):
+        assert saved("1 + 1") == ""
+    assert "secret" not in git("show", "HEAD:looked.ipynb")
+    assert saved("1 + 2") == " M looked.ipynb\n"
+    assert git("diff", "--cached") == ""

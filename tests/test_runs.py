@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT, TINY
 
@@ -101,6 +102,52 @@ def test_an_edited_parameter_works_in_a_scratch_run(tmp_path, by_hand, capsys):
     assert "stays as it is: token_budget: 8000 -> 4000" in capsys.readouterr().out
     step.finish(headline="scratch")
     assert state(run) == before
+
+
+def test_a_cell_that_only_looks_leaves_a_finished_step_done(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "notebooks", project / "notebooks")
+    (project / ".cache").symlink_to(ROOT / ".cache")
+    monkeypatch.chdir(project)
+    finished(tmp_path / "run")
+    finished(tmp_path / "run", WEB)
+    path = project / "notebooks" / f"{WEB}.ipynb"
+    book = nbformat.read(path, as_version=4)
+
+    def done_with(source: str) -> bool:
+        extended = nbformat.from_dict({**book, "cells": [*book.cells, nbformat.v4.new_code_cell(source)]})
+        nbformat.write(extended, path)
+        return runs.Step.at(WEB, experiments.load(TINY), tmp_path / "run").done
+
+    assert done_with("scores.head()")
+    assert done_with("from trait_kit.explore import items\ncuts.explore(filtered).view('dsir', 2_000)")
+    assert not done_with("step.params.token_budget")  # what is handed the step may shape what it makes
+
+
+@pytest.mark.slow
+def test_papermill_with_another_value_leaves_the_run_and_the_checkout_as_they_were(tiny_copy, monkeypatch):
+    monkeypatch.delenv(runs.BATCH_VARIABLE, raising=False)
+    notebooks = state(ROOT / "notebooks")
+    before, output = state(tiny_copy), tiny_copy.parent / "out.ipynb"
+    for more in ([], ["-p", "token_budget", "4000"]):
+        command = [
+            "papermill",
+            f"notebooks/{WEB}.ipynb",
+            output,
+            "-p",
+            "experiment",
+            TINY,
+            "-p",
+            "run_dir",
+            tiny_copy,
+            *more,
+        ]
+        subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True, capture_output=True)
+        assert "widget-view" not in output.read_text()
+        assert state(tiny_copy) == before
+    scratch = runs.recorded(tiny_copy.with_name("tiny.scratch"), WEB)
+    assert scratch["params"]["token_budget"] == 4_000
+    assert state(ROOT / "notebooks") == notebooks
 
 
 def test_steps_that_no_longer_fit_what_they_read_are_stale(tmp_path):

@@ -30,7 +30,7 @@ from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
-from trait_kit.selection.views import around_cut, funnel, sample_scores, summary
+from trait_kit.selection.views import funnel, sample_scores, summary
 
 BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -439,7 +439,6 @@ def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch)
     assert again.numbers == trained.numbers
     assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
     pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
-    pd.testing.assert_frame_equal(around_cut(loaded.selected, "dsir"), around_cut(filtered.selected, "dsir"))
 
 
 # --- what lies in the output folder already

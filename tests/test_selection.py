@@ -21,6 +21,7 @@ from trait_kit import tables
 from trait_kit.demo import part
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
+from trait_kit.explore import cuts
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, scoring
@@ -32,7 +33,7 @@ from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, demo_labels, train_educational_model
 from trait_kit.selection.fitting import normalise_line
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import around_cut, quality
+from trait_kit.selection.views import quality
 
 BUDGET = 24_000
 SMALL = {"dimension": 8, "epochs": 10, "buckets": 5_000}
@@ -537,19 +538,24 @@ def test_a_corpus_without_documents_is_refused(models, tmp_path):
         score_corpus(str(tmp_path / "c.parquet"), models["files"], tmp_path / "scores", max_quarantined=1.0)
 
 
-def test_around_the_cut_are_the_last_taken_and_the_first_left(web, scored_web, tmp_path):
-    selected = select(scored_web, tmp_path, ["fasttext"], Limits(tokens=3_000), near_duplicate=0)
-    n_out = selected.methods["fasttext"]["n_out"]
-    frame = around_cut(selected, "fasttext")
-    assert frame["taken"].tolist() == [True] * 4 + [False] * 4
-    assert frame["rank"].tolist() == list(range(n_out - 3, n_out + 5))
-    scores = read(scored_web)
-    ranking = choose(scores, "fasttext", Limits(3_000)).ranking[n_out - 4 : n_out + 4]
-    assert frame["id"].tolist() == scores["id"].take(pa.array(ranking)).to_pylist()
-    texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
-    assert frame["text"].tolist() == [" ".join(texts[name].split())[:200] for name in frame["id"]]
-    everything = select(scored_web, tmp_path, ["random"], Limits(documents=10**6), near_duplicate=0)
-    assert around_cut(everything, "random")["taken"].tolist() == [True] * 4
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, scored_web, tmp_path):
+    held = web["text"].take(pa.array(range(0, len(web), 7)))  # so that some candidates are not clean
+    own = select(scored_web, tmp_path / "own", [method], Limits(tokens=6_000), held_out=held)
+    whole, texts = Filtered(scored_web, own, None), dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
+    ranked = cuts.ranking(whole, method)
+    for budget in (2_000, 6_000):
+        selected = select(scored_web, tmp_path / str(budget), [method], Limits(tokens=budget), held_out=held)
+        report, found = selected.methods[method], cuts.cut(ranked, budget)
+        assert set(ranked["id"].head(report["n_out"])) == set(selected.chosen(method)["id"].to_pylist())
+        assert (found["documents"], found["tokens"]) == (report["n_out"], report["tokens"])
+        assert found["threshold"] == report["threshold"]
+        beside = cuts.around(whole, method, ranked, budget)
+        assert beside["text"].tolist() == [texts[name] for name in beside["id"]]
+        assert beside["taken"].tolist() == [True] * 3 + [False] * 3
+        assert beside["rank"].tolist() == list(range(report["n_out"] - 2, report["n_out"] + 4))
+    assert cuts.cut(ranked, 0)["documents"] == 0
+    assert cuts.cut(ranked, 10**6)["left"] == 0
 
 
 @pytest.mark.parametrize(("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])])

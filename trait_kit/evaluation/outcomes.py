@@ -38,6 +38,7 @@ class Evaluation:
     form: pd.DataFrame  # suites.form_overlap of each task
     problems: pd.DataFrame
     params: EvaluationParams
+    models: dict[str, Path | str]  # arm -> its model
 
     @property
     def metric(self) -> str:
@@ -59,8 +60,10 @@ def evaluate_arms(step: Any) -> Evaluation:
     """
     p = step.params
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
+    trained = step.summary("04_train_two_stages")
+    models = {"base": p.base_model} | {arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()}
     if not step.done:
-        outcomes = _outcomes(step, problems)
+        outcomes = _outcomes(step, problems, models, trained.get("seed", p.seed))
         made = (
             comparison.arm_table(outcomes),
             comparison.compare_all(outcomes, p.reference_arm, p.main_metric),
@@ -71,17 +74,14 @@ def evaluate_arms(step: Any) -> Evaluation:
                 table.to_csv(temporary, index=False)
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
-    return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p)
+    return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
 
 
-def _outcomes(step: Any, problems: pd.DataFrame) -> pd.DataFrame:
-    p, trained, tasks = step.params, step.summary("04_train_two_stages"), load_tasks(step.params.tasks)
-    arms = {arm: step.path("04_train_two_stages", folder) for arm, folder in trained["models"].items()}
-    models = {"base": p.base_model} | arms
+def _outcomes(step: Any, problems: pd.DataFrame, models: dict[str, Path | str], seed: int) -> pd.DataFrame:
+    p, tasks = step.params, load_tasks(step.params.tasks)
     asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
     units = suites.build(*asked)
-    seed, answers = trained.get("seed", p.seed), step.path("answers")
-    found = [evaluate_model(model, arm, seed, units, p, answers, print) for arm, model in models.items()]
+    found = [evaluate_model(model, arm, seed, units, p, step.path("answers"), print) for arm, model in models.items()]
     print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
     return pd.concat(found, ignore_index=True)
 

@@ -124,7 +124,7 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
     return pd.concat(found, ignore_index=True) if found else None
 
 
-def _shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = "") -> str:
+def shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = "") -> str:
     """The worked examples as they stand before a question."""
     rows = [] if examples is None else examples[examples["task"] == task].head(number).to_dict("records")
     if len(rows) < number:
@@ -148,7 +148,7 @@ def _problem_units(
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
         number = n_examples(params, name)
-        before = _shown(name, examples, number)
+        before = shown(name, examples, number)
         announced = " The answer is" if "The answer is" in before else ""
         items = [_item(row, before, announced) for row in rows]
         solved = [item for item in items if item["solved"]]
@@ -160,7 +160,7 @@ def _problem_units(
         if params.generate_items:
             marks = [metric for metric in ads.METRICS if metric in task.metrics]
             more = {"kind": task.kind, "marks": marks, "limits": task.limits}
-            before = _shown(name, examples, number, task.kind)
+            before = shown(name, examples, number, task.kind)
             items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
             how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
             yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})

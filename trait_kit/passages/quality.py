@@ -1,18 +1,13 @@
-"""How good passages are: what was kept and why the rest was not, how varied they are, and which to read first."""
+"""How good passages are: what was kept, why the rest was not, and how varied they are."""
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 
 from trait_kit.engine.minhash import signatures
-from trait_kit.passages.material import problem_rows
 
 _SAMPLE = 2_000  # passages compared with each other, n-grams counted: the numbers depend on how many
 _EXAMPLE = 120  # characters of a reason that are shown
@@ -64,15 +59,3 @@ def nearest_similarity(texts: Sequence[str]) -> np.ndarray:
         same[place] = 0.0
         nearest[place] = same.max(initial=0.0)
     return nearest
-
-
-def browse(passages: pd.DataFrame, problems: pd.DataFrame, places: Sequence[int]) -> HTML:
-    """Some rows of `passages` or of rejected ones as HTML, each problem beside its paragraph; everything is escaped."""
-    rows, shown = problem_rows(problems), []
-    for row in passages.iloc[list(places)].to_dict("records"):
-        questions = [f"{rows[problem].task}: {rows[problem].question}" for problem in row["problem_ids"]]
-        paragraphs = list(row["paragraphs"]) or [row["text"]]
-        note = f"rejected: {row['reason']}" if "reason" in row else f"{row['n_tokens']} tokens"
-        shown.append({**row, "note": note, "pairs": list(itertools.zip_longest(questions, paragraphs, fillvalue=""))})
-    page = Path(__file__).with_name("browse.html.jinja").read_text(encoding="utf-8")
-    return HTML(jinja2.Environment(autoescape=True).from_string(page).render(passages=shown))

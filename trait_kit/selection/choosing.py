@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
-_AROUND = 4  # documents kept to look at on each side of a cut
 _ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
@@ -192,9 +191,8 @@ def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: floa
 
 
 def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
-    """The n_out best in the corpus' order, a file of candidates at a time, and what is around the cut."""
-    places = np.arange(max(0, n_out - _AROUND), min(n_out + _AROUND, len(ranking)))
-    near, start, beside = ranking[places], 0, []
+    """The n_out best in the corpus' order, a file of candidates at a time."""
+    start = 0
     with (
         atomic_path(folder.parents[1] / f"{method}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
@@ -206,9 +204,6 @@ def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np
             start += len(documents)
             chosen = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
             writer.write_table(tables.conform(chosen, "selection"))
-            beside.append(documents.filter(pa.array(np.isin(rows, near))))
-    best_first = pa.concat_tables(beside).take(pa.array(np.argsort(np.argsort(near))))
-    write_table(folder / "around_cut.parquet", best_first.append_column("rank", pa.array(places + 1)))
 
 
 def gather_shard(job_path: Path, number: int) -> None:

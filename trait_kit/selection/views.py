@@ -1,4 +1,4 @@
-"""Selection methods side by side: what each chose, why, how well, and what lies around its cut."""
+"""Selection methods side by side: what each chose, why, and how well."""
 
 from typing import Any
 
@@ -30,14 +30,6 @@ def quality(filtered: Filtered) -> pd.DataFrame:
         recall, lift = (found / positives, precision / base_rate) if positives else (None, None)
         rows.append((method, len(ids), precision, recall, base_rate, lift))
     return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
-
-
-def around_cut(selected: Selected, method: str, characters: int = 200) -> pd.DataFrame:
-    """The last documents taken and the first left: rank, taken, id, domain, educational, dsir, n_tokens, text."""
-    frame = pd.read_parquet(selected.folder / "candidates" / method / "around_cut.parquet")
-    texts = frame["text"].str.split().str.join(" ").str[:characters]
-    frame = frame.assign(taken=frame["rank"] <= selected.methods[method]["n_out"], text=texts)
-    return frame[["rank", "taken", "id", "domain", "educational", "dsir", "n_tokens", "text"]]
 
 
 def sample_scores(filtered: Filtered, n: int = 200_000, seed: int = 0) -> pd.DataFrame:

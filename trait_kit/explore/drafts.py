@@ -1,0 +1,66 @@
+"""03: every group of problems, what was asked, what came back and what became of it, try by try."""
+
+from typing import Any
+
+import pandas as pd
+
+from trait_kit.explore.explorer import Explorer
+from trait_kit.explore.show import ALL, MOST, menu, page
+from trait_kit.params import PassageParams
+from trait_kit.passages import prompts
+from trait_kit.passages.material import Order
+from trait_kit.passages.writing import Written, group_of, orders_of
+
+Row = dict[str, Any]
+PASSED = "passed"
+
+
+def explore(written: Written, p: PassageParams) -> Explorer:
+    """All drafts by task, by what refused one, and by tries, with a search over their texts."""
+    rows = groups(written)
+    controls = {
+        "outcome": menu([PASSED, *(outcome for row in rows for outcome in row["outcomes"])]),
+        "task": menu(task for row in rows for task in row["tasks"]),
+        "tries": menu(sorted(str(len(row["drafts"])) for row in rows)),
+        "search": "",
+    }
+
+    def view(**chosen: str) -> str:
+        found, entries = choose(rows, **chosen), []
+        for row in found[:MOST]:
+            (order,) = orders_of([group_of(row["drafts"][0])], written.problems)
+            entries.append({**row, "order": order, "asked": asked(order, list(row["drafts"][0]["paragraphs"]), p)})
+        return page("drafts", entries=entries, found=len(found), all=len(rows))
+
+    return Explorer(view, controls, "".join(view(outcome=outcome) for outcome in controls["outcome"][1:]))
+
+
+def groups(written: Written) -> list[Row]:
+    """For each group what its drafts came to (they passed, or which check refused them) and the drafts, try by try."""
+    drafts = pd.concat([written.passages.assign(reason=""), written.rejected]).sort_values("attempt", kind="stable")
+    rows: dict[str, Row] = {}
+    for draft in drafts.to_dict("records"):
+        begun = {"shared": draft["shared"], "tasks": list(draft["tasks"]), "outcomes": [], "words": "", "drafts": []}
+        row = rows.setdefault(draft["id"], begun)
+        row["outcomes"].append(draft["reason"].partition(":")[0] or PASSED)
+        row["words"] += f"{draft['shared']} {draft['text']} {draft['reason']}\n".lower()
+        row["drafts"].append(draft)
+    return list(rows.values())
+
+
+def choose(rows: list[Row], outcome: str = ALL, task: str = ALL, tries: str = ALL, search: str = "") -> list[Row]:
+    """The groups that the controls let through."""
+    kept = [row for row in rows if outcome in (ALL, *row["outcomes"]) and task in (ALL, *row["tasks"])]
+    return [row for row in kept if tries in (ALL, str(len(row["drafts"]))) and search.strip().lower() in row["words"]]
+
+
+def asked(order: Order, paragraphs: list[str], p: PassageParams) -> list[str]:
+    """What a language model is asked for this passage, without the system line and examples that come before."""
+    if p.teacher == "none":
+        return []
+    name, unsolved = p.prompts or prompts.choose(order), [row for row in order.rows if not row.solution]
+    turns = [prompts.conversation(name, "paragraph", Order(order.group, [row])) for row in unsolved]
+    sentences = [("opening", 0), *(("sentence", place) for place in range(len(order.rows)))]
+    parts = sentences if p.teacher_steps == "sentences" else [("enlightenment", 0)]
+    turns += [prompts.conversation(name, part, order, paragraphs, place) for part, place in parts]
+    return [turn[-1]["content"] for turn in turns]
