@@ -45,7 +45,7 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     if kind == "choice":
         reader = _Options(gold, choices)
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
-    if kind == "text" and "\n" not in text.strip() and not text.lstrip().startswith("####") and reader.whole(text):
+    if isinstance(reader, _Words) and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
@@ -61,7 +61,8 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
     found, marked = conclusion(paragraph)
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
     right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
-    return right or (kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0), found
+    held = kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0
+    return right or held or ("\n" in gold and gold in paragraph), found
 
 
 def conclusion(text: str) -> tuple[str, bool]:
@@ -332,10 +333,18 @@ class _Options:
 
 
 class _Words:
-    """A text by its words, without case and punctuation."""
+    """A text by its words, without case and punctuation; code and what has several lines as it is written."""
 
     def __init__(self, gold: str) -> None:
-        self.gold = gold
+        self.gold, self.lines = gold, "\n" in gold
+        self.written = self.lines or bool(re.search(r"[={}<>\[\]]|\w\(", gold))
+
+    def alone(self, text: str) -> bool:
+        """Whether a text is the answer and nothing else; of several lines, also behind its last announcement."""
+        if self.lines:
+            ends = [0, *(mark.end() for mark in _SAID.mark.finditer(text))]
+            return any(self.whole(text[end:]) for end in ends[-4:] + ends[:1])
+        return "\n" not in text.strip() and not text.lstrip().startswith("####") and self.whole(text)
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SAID.sentence_end.finditer(answer), 4)]
@@ -346,4 +355,7 @@ class _Words:
         return any(map(self.whole, (lines[0], lines[-1], re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", lines[0]))))
 
     def whole(self, answer: str) -> bool:
-        return plain_words(answer) == plain_words(self.gold) != ""
+        if not self.written:
+            return plain_words(answer) == plain_words(self.gold) != ""
+        blanks = r"^\s*```\w*\n|\n```\s*$|[ \t]+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
+        return re.sub(blanks, "", answer, flags=re.MULTILINE) == re.sub(blanks, "", self.gold, flags=re.MULTILINE)

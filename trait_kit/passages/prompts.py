@@ -105,8 +105,9 @@ def version(name: str) -> str:
 
 
 def as_data(text: str) -> str:
-    """One line in which no model's control tokens can occur, whatever the text says."""
-    return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", " ".join(clean(text).split()))[:_MAX_FIELD]
+    """A text without blank lines, in which no model's control tokens can occur, whatever it says."""
+    text = clean(text) if "\n" in text.strip() else " ".join(clean(text).split())  # code keeps its lines
+    return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", text)[:_MAX_FIELD]
 
 
 def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
