@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy, without_dots
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -41,10 +41,12 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
     if not kind or (kind == "choice" and not choices):
         kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
+    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
+    if kind == "number" and language_of(f"{question} {text}") == "de":
+        gold, text = without_dots(gold), without_dots(text)
     reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
     if kind == "choice":
         reader = _Options(gold, choices)
-    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if isinstance(reader, _Words) and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
@@ -81,8 +83,8 @@ def readable(gold: str, kind: str) -> bool:
 
 
 def language_of(text: str) -> str:
-    """The first of LANGUAGES that a text shows two marks of; the last one, English, has none to show."""
-    return next((name for name, one in LANGUAGES.items() if len(re.findall(one["marks"], text)) > 1), "en")
+    """The first of LANGUAGES that a text shows; the last one, English, where it shows none."""
+    return next(name for name, one in LANGUAGES.items() if re.search(one["shown_by"], text, re.DOTALL))
 
 
 def statement(answer: str, language: str) -> str:
@@ -110,7 +112,7 @@ def parted(solution: str, answer: str) -> tuple[str, str]:
 
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
-    return _SAID.next_turn.split(str(text)[:MAX_TEXT].rpartition("</think>")[2], maxsplit=1)[0]
+    return _SAID.next_turn.split(_SAID.thought.split(str(text)[:MAX_TEXT])[-1], maxsplit=1)[0]
 
 
 def is_mathematical(answer: str) -> bool:
@@ -124,13 +126,13 @@ def is_words(text: str) -> bool:
 
 
 def plain_words(text: str) -> str:
-    """Casefolded words and numbers with single spaces: what two spellings of one title or label share.
+    """Casefolded words (of Chinese, characters) and numbers with single spaces: what two spellings of one label share.
 
     Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
     """
     text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).casefold().replace("’", "'").replace("&", " and ")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\w)'(?=\w)", "", text)
-    return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[^\W_]+", text))
+    return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[㐀-鿿]|[^\W_㐀-鿿]+", text))
 
 
 def unwrap(text: str) -> str:
@@ -327,8 +329,7 @@ class _Options:
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
-        denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
-        named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
+        named = [place for place, option in held.items() if not any(map(_SAID.denial.search, words.split(option)[:-1]))]
         return named[0] if len(named) == 1 else -1 if held else None
 
 

@@ -111,6 +111,11 @@ def in_figures(text: str) -> str:
     return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
 
 
+def without_dots(text: str) -> str:
+    """'1.234' as 1234, which it is in German."""
+    return re.sub(r"(?<![\d.,])(\d{1,3})\.(?=\d{3}(?!\d|[.,]\d))", r"\1", text)
+
+
 def _spelt(words: str) -> int:
     """The value of number words; a greater one behind smaller ones multiplies them."""
     total = one = 0
