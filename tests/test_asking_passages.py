@@ -292,6 +292,12 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     read = functools.partial(checks.read_sentence, order, told, 1)
     good = "With 31 and 527, the groups of k are undone by the division 527 / 31 = 17."
     assert read(good) == good
+    for division in (
+        "dividing both sides by 31 gives k = 17",
+        "527 divided by 31 is 17",
+        "dividing by 31 gives 17",
+    ):
+        assert read(f"With 31 and 527, {division}.")
     assert read(f"{good} Check: 31 * 17 = 527.") == good  # it was asked for one sentence
     for bad, reason in (
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
@@ -302,6 +308,8 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
             "end with the answer, 17",
         ),
         ("With 31 and 527, the division is 527 / 31 = 18.", "527 / 31 = 18 is wrong"),
+        ("With 31 and 527, dividing 31 by 527 gives 17.", "'dividing 31 by 527 gives 17' is wrong"),
+        ("With 31 and 527, dividing both sides by 31 gives k = 31, so it is 17.", "gives k = 31' is wrong"),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
     ):
