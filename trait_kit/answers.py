@@ -64,7 +64,7 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
     right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
     held = kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0
-    return right or held or ("\n" in gold and gold in paragraph), found
+    return right or held or ("\n" in gold and re.sub(r"\s*\n", "\n", gold) in paragraph), found
 
 
 def conclusion(text: str) -> tuple[str, bool]:
@@ -358,5 +358,5 @@ class _Words:
     def whole(self, answer: str) -> bool:
         if not self.written:
             return plain_words(answer) == plain_words(self.gold) != ""
-        blanks = r"^\s*```\w*\n|\n```\s*$|[ \t]+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
+        blanks = r"^\s*```\w*\n|\n```\s*$|\s+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
         return re.sub(blanks, "", answer, flags=re.MULTILINE) == re.sub(blanks, "", self.gold, flags=re.MULTILINE)
