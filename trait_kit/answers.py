@@ -72,7 +72,7 @@ def conclusion(text: str) -> tuple[str, bool]:
     text = first_turn(text)[-MAX_CHARACTERS:]
     if announced := next(_announced(text), ""):
         return unwrap(announced), True
-    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _lines(text)[-1])[-1].rstrip("."), False
+    return re.split(r"(?<=[.!?])[$)\"”’]*\s+|(?<=[。！？])(?=.)", _lines(text)[-1])[-1].rstrip(".。"), False
 
 
 def readable(gold: str, kind: str) -> bool:
