@@ -187,11 +187,11 @@ def _readings(answer: str) -> list[str]:
 
 
 def _final(text: str) -> list[str]:
-    """What a text without announcement stops at: its last line, the last formula, its right side."""
+    """What a text without announcement stops at: its last line, the last formula, its right side, what something is."""
     line = _lines(text)[-1]
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     last = next(filter(None, formulas[-1])) if formulas else line
-    return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
+    return [unwrap(part) for part in (line, last, last.rpartition("=")[2], _SAID.being.split(last)[-1])]
 
 
 # ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever stands behind it, is the gold
@@ -273,7 +273,7 @@ def alike(candidate: str, gold: str) -> bool:
 
 def compact(text: str) -> str:
     """A formula without layout and blanks: what two spellings of it share."""
-    text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
+    text = _SAID.joined.sub(",", re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text)))))
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 

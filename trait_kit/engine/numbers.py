@@ -39,7 +39,7 @@ _CONTINENTAL = re.compile(
 )
 _MONEY = re.compile(rf"([$€£¥]\s?[\d.,]*\d)\s?({'|'.join(_WRITTEN['money'])})\b", re.IGNORECASE)
 _MINUS = re.compile(  # not in '10 minus 3'
-    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
+    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|beträgt|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
     re.IGNORECASE,
 )
 _UNIT = re.compile(
