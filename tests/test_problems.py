@@ -403,7 +403,7 @@ def test_aqua_reads_its_options_and_its_rationale(tmp_path: Path) -> None:
     frame = load_problems([str(tmp_path / "aqua.yaml")], "train", 5)
     assert frame["answer"].tolist() == ["60"]
     assert frame["choices"].tolist() == [["50", "60", "240", "122", "none of these"]]
-    assert frame["solution"].tolist() == ["Speed is distance over time. 120 / 2 = 60 km/h. Answer: B. The answer is 60."]
+    assert frame["solution"].tolist() == ["Speed is distance over time.\n120 / 2 = 60 km/h.\nAnswer: B.\nThe answer is 60."]
     assert frame.attrs["report"]["aqua"]["skipped"] == {"printed arithmetic is wrong or rounded": 1}
 
 

@@ -148,8 +148,8 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         taken = list(islice(_problems(task, split, seed, skipped), per_task))
         report[task.name] = {"taken": len(taken), "skipped": dict(sorted(skipped.items()))}
         if skipped or (0 < len(taken) < per_task and not task.generated):
-            left_out = "".join(f"; left out: {count:,} ({reason})" for reason, count in skipped.most_common())
-            say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for{left_out}")
+            lost = ", ".join(f"{count:,} ({reason})" for reason, count in skipped.most_common()) or "none"
+            say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for; left out: {lost}")
         for row in taken:
             key = sha(f"{plain(row['question'])} {row['answer']}").hex()[:12]
             rows.append({"id": f"{task.name}/{key}", "task": task.name, **row, "split": split})
