@@ -278,7 +278,7 @@ def test_misspelt_fields_are_refused_with_the_file(tmp_path: Path) -> None:
         ({"fields": {"question": "{q}"}}, "no 'answer'"),
         ({"metrics": ["choice_accuracy"]}, "no 'choices'"),
         ({"splits": {}, "source": "."}, "'splits' must be written down"),
-        ({"language": "klingon"}, "known are zh, de, en"),
+        ({"language": "klingon"}, "should be 'zh', 'de' or 'en'"),
         ({"source": "demo:math/sudoku"}, "word_problems"),
     ):
         path = write_task(tmp_path, "rows.jsonl", **changes)
