@@ -418,7 +418,7 @@ def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(tmp_path: Path,
     said = capsys.readouterr().out
     parts = ", ".join(f"{count} {split}" for split, count in sizes.items())
     assert f"said: the questions of said.json (all) are divided into {parts}" in said
-    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before); 1 (" in said
+    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 (" in said
     frame = load_problems([task], "test", 100)
     assert frame.attrs["report"]["said"]["skipped"]["question occurs before"] == 1
     load_problems([task], "train", sizes["train"])
