@@ -61,6 +61,16 @@ def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def made_folder(path: Path | str) -> Path:
+    """The absolute path of a folder, made where it is missing; TraitError where that cannot be."""
+    path = Path(path).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraitError(f"{path} cannot be a folder to write into ({error.strerror}). Name another one.") from None
+    return path
+
+
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """`path`, which `make` writes under a temporary name where it is missing; others wait and find it."""
     if not path.exists():
