@@ -262,7 +262,7 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
     assert len(set(ids) & read) > 0.85 * len(read)  # but for the held out
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
+        TraitError, match=r"cannot be used, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it

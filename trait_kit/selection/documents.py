@@ -271,10 +271,10 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    held = _beginnings(shards, _held_out, HELD_OUT_MOST, _HELD_OUT_SHARDS)
+    held = _beginnings(shards, _held_out, HELD_OUT_MOST, _HELD_OUT_SHARDS) if shards[0].held_out else _NOTHING.documents
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or `held_out=0`. Bring at least 20.")
-    return held.slice(0, HELD_OUT_MOST)
+    return held.select(COLUMNS).slice(0, HELD_OUT_MOST)
 
 
 def _held_out(shard: Shard) -> Iterator[pa.Table]:
