@@ -578,9 +578,9 @@ def scored_folder(files, tmp_path) -> Path:
 
 def test_nothing_that_passes_names_the_limit_and_what_was_there(scored_folder, tmp_path, capfd):
     common = ("select", "--scores", scored_folder, "--output", tmp_path / "out")
-    assert "threshold=0.99999" in (said := wrong(capfd, *common, "--threshold", 0.99999)) and "best score 0." in said
+    assert "threshold 0.99999" in (said := wrong(capfd, *common, "--threshold", 0.99999)) and "best score is 0." in said
     said = wrong(capfd, *common, "--tokens", 100, "--min-tokens", 10**6)
-    assert re.search(r"'fewer than min_tokens': \d{3}.*longest document about \d+ tokens", said)
+    assert re.search(r"tokens 100, min_tokens 1000000: \d{3} fewer than min_tokens, the longest has about \d+ tokens", said)
     assert "none of" in wrong(capfd, *common, "--tokens", 100, "--max-tokens", 0)
     assert "near-duplicates must be" in wrong(capfd, *common, "--tokens", 100, "--near-duplicate", -1)
     assert "Say in one way" in wrong(capfd, *common, "--share", -1)
@@ -613,7 +613,8 @@ def test_a_file_for_a_folder_and_the_reverse_are_said(files, scored_folder, tmp_
         assert "cannot be a folder" in wrong(capfd, *score, tmp_path / "web" / "*", "--output", output)
         assert "cannot be a folder" in wrong(capfd, "select", "--scores", scored_folder, "--output", output, "--tokens", 9)
     assert "holds no scores" in wrong(capfd, "select", "--scores", path, "--output", tmp_path / "out", "--tokens", 9)
-    assert "does not exist" in wrong(capfd, *score[:2], tmp_path, "--input", path, "--output", tmp_path / "out")
+    for model in (tmp_path, tmp_path / "none.safetensors", tmp_path / "none.bin"):
+        assert str(model) in wrong(capfd, *score[:2], model, "--input", path, "--output", tmp_path / "out")
 
 
 def test_what_is_not_installed_and_what_a_shell_made_of_a_glob_is_said(files, tmp_path, capfd, monkeypatch):

@@ -50,12 +50,13 @@ SCHEMA = pa.schema([*_STRINGS, ("row", pa.int64()), ("file", pa.string())])
 
 
 class Columns(NamedTuple):
-    """What a corpus calls the columns or fields of the kit."""
+    """What a corpus calls the columns or fields of the kit; and the share of its documents that is held out."""
 
     text: str = "text"
     id: str = "id"
     url: str = "url"
     source: str = "source"
+    held_out: str = "0.05"
 
 
 class Reject(NamedTuple):
@@ -72,7 +73,7 @@ class Part(NamedTuple):
 
     documents: pa.Table
     rejected: list[Reject]
-    held_out: int = 0
+    held_out: pa.Table = SCHEMA.empty_table()  # usable, and for evaluation only
 
 
 def damaged(name: str, row: int, what: object, records: int) -> Part:
@@ -99,8 +100,8 @@ def clean(
     files = pa.repeat(pa.scalar(origin, pa.string()), len(rows)) if isinstance(origin, str) else origin.combine_chunks()
     found: dict[str, pa.Array] = {"row": pa.array(rows), "file": files}
     reasons: dict[int, str] = {}
-    for name, column in zip(columns._fields, columns, strict=True):
-        values, broken = _as_strings(table, column, name == "id")
+    for name in COLUMNS:
+        values, broken = _as_strings(table, getattr(columns, name), name == "id")
         if name == "text":
             reasons = dict.fromkeys(broken, f"{UNREADABLE}: text is not UTF-8")
         found[name] = pc.if_else(pc.equal(values, ""), None, values)
@@ -177,7 +178,8 @@ def _wanted(columns: Columns, names: list[str]) -> list[str]:
 # Parquet
 
 
-def row_groups(name: str) -> list[int]:
+@functools.lru_cache(maxsize=100_000)
+def row_groups(name: str, _content: str) -> list[int]:
     """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
     try:
         with _parquet(name) as file:
@@ -203,11 +205,19 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
         groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         wanted = _wanted(columns, file.schema_arrow.names)
+        wide = 0  # bytes of a row, which encodings hide from the metadata
         for index in range(first, len(groups) if stop < 0 else stop):
-            row, rows = starts[index], _rows_a_part(groups[index].num_rows, groups[index].total_byte_size)
+            row, rows = starts[index], max(groups[index].num_rows, 1)
             try:
                 with arrow_damage(name):
+                    wide = (
+                        wide
+                        or next(file.iter_batches(100, row_groups=[index], columns=wanted), SCHEMA.empty_table()).nbytes
+                        // 100
+                    )
+                    rows = _rows_a_part(rows, max(groups[index].total_byte_size, rows * wide))
                     for batch in file.iter_batches(rows, row_groups=[index], columns=wanted):
+                        wide = batch.nbytes // max(len(batch), 1)
                         yield clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
                         row += batch.num_rows
             except Damaged as damage:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from loguru import logger
 
@@ -39,17 +40,18 @@ _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
 _KEPT = pa.schema(
-    dict.fromkeys(("id", "text", "url", "reason", "file"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
+    dict.fromkeys(("file", "id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
 )
 
 
 def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
     """The documents of a WARC or WET file, or of files that are one each (names by line), from `cache` where they are."""
     libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
-    key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
+    named = source.name if is_document(source.name) else ""  # in its documents' ids
+    key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
-        table = pa.table(batch)
+        table = pa.table(batch).set_column(0, "file", pc.fill_null(batch["file"], source.name))
         lost = table.filter(table["reason"].is_valid()).select(["file", "row", "reason", "records"]).to_pylist()
         kept = table.filter(table["reason"].is_null())
         yield clean(kept, kept["row"].to_numpy(), kept["file"], rejected=[Reject(*row.values()) for row in lost])
@@ -95,14 +97,14 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {"file": name, "row": row, "reason": reason, "records": max(held(passed), 1)}
+                    yield {"reason": reason, "records": max(held(passed), 1), "row": row}
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
-                    yield from ({"file": name, "row": row, **each} for each in _said(record, sandbox))
+                    yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
         reject = torn(name, found, damage)
         lost = reject.records + held(steps.tell() - end)
-        yield {"file": name, "row": reject.row, "reason": reject.reason, "records": lost}
+        yield {"reason": reject.reason, "records": lost, "row": reject.row}
 
 
 # Records

@@ -193,9 +193,11 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
     cut = cut_value(batches(), margin * limits.budget)
     cut = cut if limits.threshold is None else limits.threshold
     if best < max(cut, EVERYTHING):
+        why = [f"{count} {reason}" for reason, count in refused.items() if count]
+        why += [f"the best score is {best:.4g}"] if np.isfinite(best) else []
         raise TraitError(
-            f"{method}: none of {scoring.documents} documents passes {limits} ({dict(refused)}; best score {best:.4g}, "
-            f"longest document about {longest} tokens). Loosen these limits."
+            f"{method}: none of {scoring.documents} documents passes {limits}: {', '.join(why)}, the longest has about "
+            f"{longest} tokens. Loosen these limits."
         )
     return cut, refused
 

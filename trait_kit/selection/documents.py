@@ -35,7 +35,7 @@ from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.engine.streams import Source, find, format_of, is_document, is_url
 from trait_kit.engine.web import read_web
 
-HELD_OUT_SHARE, HELD_OUT_MOST, _HELD_OUT_SHARDS = 0.05, 2_000, 8
+HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _SMALL_BYTES = 4_000_000
 _RULES = 3  # raised whenever the same bytes would give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
@@ -54,36 +54,31 @@ class Shard(NamedTuple):
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
     key: str = ""  # digest that changes when what it reads does
-    held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
+    held_out: float = 0.0  # share of the hashes of ids whose documents are never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
 
 
 # Naming
 
 
-def _named(spec: str) -> tuple[str, str, Columns, float | None]:
-    """(demo, hf or files; what follows; names of the columns; share that is held out, None where not said) of a spec."""
-    names: dict[str, str] = {}
+def _named(spec: str) -> tuple[str, str, Columns]:
+    """(demo, hf or files, what follows, names of the columns) of a spec."""
+    columns = Columns()
     if match := _COLUMN_NAMES.fullmatch(spec):
         pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
-        spec, names = match[1], {key.strip(): value.strip() for key, _, value in pairs}
-    try:
-        share = float(names.pop("held_out")) if "held_out" in names else None
-        columns = Columns(**names)
-        if not all(names.values()) or not 0 <= (share or 0) <= 0.5:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise TraitError(
-            f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}; "
-            "{held_out=0} holds no document out, at most half of them can be."
-        ) from None
+        names = {key.strip(): value.strip() for key, _, value in pairs}
+        if set(names) - set(Columns._fields) or not all(names.values()):
+            raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
+        spec, columns = match[1], Columns(**names)
+        if not re.fullmatch(r"0?\.[0-4]\d*|0", columns.held_out):
+            raise TraitError(f"{spec}: held_out is a share below 0.5, as in {{held_out=0}}, and not {columns.held_out}.")
     kind, _, rest = spec.partition(":")
-    return (kind, rest, columns, share) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns, share)
+    return (kind, rest, columns) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns)
 
 
 def fingerprint(spec: str) -> str:
     """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
-    kind, rest, *_ = _named(spec)
+    kind, rest, _ = _named(spec)
     if kind == "demo":
         return demo.demo_digest(f"demo:{rest}")
     return digest([spec, [list(source) for source in find(rest)] if kind == "files" else []])
@@ -96,7 +91,7 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     other file is one shard, or where files are of one document each a thousand of them. About 5% are held out; of one
     shard of up to 4 MB exactly 5%.
     """
-    kind, rest, columns, share = _named(spec)
+    kind, rest, columns = _named(spec)
     if kind == "files":
         sources = find(rest)
         pieces = _cut_files(sources, shard_rows)
@@ -107,46 +102,43 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
         starts = range(0, max(len(data), 1), shard_rows)
         pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
-    share = HELD_OUT_SHARE if share is None else share
-    if kind == "demo":
-        share = 0.0
-    elif small:
-        share = _exact_share(pieces[0].source, columns, pieces[0].key, share)
+    share = 0.0 if kind == "demo" else float(columns.held_out)
+    if small:
+        share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
     """The pieces of all files, their content as key."""
+    several = [source for source in sources if not is_document(source.name)]
     ones = [source for source in sources if is_document(source.name)]
-    sources = [source for source in sources if not is_document(source.name)]
-    for some in (ones[start : start + _FILES] for start in range(0, len(ones), _FILES)):
-        names, sizes, contents = zip(*some, strict=True)
-        sources.append(Source("\n".join(names), sum(sizes), digest(contents)))
+    for start in range(0, len(ones), _FILES):
+        names, sizes, contents = zip(*ones[start : start + _FILES], strict=True)
+        several.append(Source("\n".join(names), sum(sizes), digest(contents)))
+
+    def row_groups(source: Source) -> list[int]:
+        return readers.row_groups(source.name, source.content) if format_of(source.name)[0] == ".parquet" else []
+
     with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
-        groups = list(pool.map(_row_groups, sources))
+        groups = list(pool.map(row_groups, several))
     pieces = []
-    for source, rows in zip(sources, groups, strict=True):
+    for source, rows in zip(several, groups, strict=True):
         firsts = np.flatnonzero(np.diff(np.cumsum([0, *rows])[:-1] // shard_rows, prepend=-1)).tolist() or [0]
         stops = [*firsts[1:], len(rows) or -1]
         pieces += [Shard(0, source.name, *ends, source.content) for ends in zip(firsts, stops, strict=True)]
     return pieces
 
 
-@functools.lru_cache(maxsize=100_000)
-def _row_groups(source: Source) -> tuple[int, ...]:
-    return tuple(readers.row_groups(source.name)) if format_of(source.name)[0] == ".parquet" else ()
-
-
 # Identity
 
 
 @functools.lru_cache(maxsize=100)
-def _exact_share(source: str, columns: Columns, _content: str, share: float) -> float:
-    """The share of the hashes that holds out exactly this share (rounded down) of a small corpus."""
+def _exact_share(source: str, columns: Columns, _content: str) -> float:
+    """The share that holds out exactly the share that is asked for (rounded down) of a small corpus."""
     hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
-    count = int(len(ordered) * share)
+    count = int(len(ordered) * float(columns.held_out))
     return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
 
 
@@ -197,11 +189,12 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """
     for part, hashes in identified(_parts(shard, seed)):
         kept = hashes >= np.uint64(shard.held_out * 2**64)
-        yield Part(part.documents.filter(pa.array(kept)), part.rejected, int((~kept).sum())) if not kept.all() else part
+        trained, held_out = (part.documents.filter(pa.array(rows)) for rows in (kept, ~kept))
+        yield Part(trained, part.rejected, held_out)
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
-    kind, name, *_ = _named(shard.source)
+    kind, name, _ = _named(shard.source)
     if kind == "demo":
         rows = np.arange(shard.first, shard.stop)
         yield readers.clean(demo.part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
@@ -211,9 +204,8 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
         size = find(name)[0].bytes if shard.stop < 0 else 0  # of a file whose footer is damaged
         yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, size)
     elif is_document(name) or format_of(name)[0] in (".warc", ".wet"):
-        (sources,) = zip(*(find(each) for each in name.splitlines()), strict=True)
-        whole = Source(name, sum(source.bytes for source in sources), digest([source.content for source in sources]))
-        yield from read_web(whole, cache_dir() / "extracted")
+        contents = [find(each)[0].content for each in name.splitlines()]
+        yield from read_web(Source(name, 0, digest(contents)), cache_dir() / "extracted")
     else:
         yield from readers.read_lines(name, shard.columns)
 
@@ -238,7 +230,7 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
     """
     parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
     documents = _together(part.documents for part in parts)
-    rejected, held_out = [reject for part in parts for reject in part.rejected], sum(part.held_out for part in parts)
+    rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
     losses = [reject for reject in rejected if not reject.reason.startswith(readers.SKIPPED)]
     for reject in losses:
         if reject.reason.startswith(readers.DAMAGED):
@@ -265,21 +257,17 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
 
     TraitError where there are fewer than `least`.
     """
-    kind, rest, *_ = _named(spec)
+    kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    held = _beginnings(shards, _held_out, HELD_OUT_MOST, _HELD_OUT_SHARDS) if shards[0].held_out else _NOTHING.documents
+    read = (lambda shard: (part.held_out for part in read_shard(shard))) if shards[0].held_out else lambda shard: ()
+    held = _beginnings(shards, read, HELD_OUT_MOST, _HELD_OUT_SHARDS)
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or `held_out=0`. Bring at least 20.")
-    return held.select(COLUMNS).slice(0, HELD_OUT_MOST)
-
-
-def _held_out(shard: Shard) -> Iterator[pa.Table]:
-    for part, hashes in identified(_parts(shard, 0)):
-        yield part.documents.filter(pa.array(hashes < np.uint64(shard.held_out * 2**64)))
+    return held.slice(0, HELD_OUT_MOST)
 
 
 def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]], most: int, spread: int) -> pa.Table:
@@ -299,7 +287,7 @@ def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]]
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
     """id -> whether a demo document is about the domain: hidden from selection; None for other corpora."""
-    kind, rest, *_ = _named(spec)
+    kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
     table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]

@@ -50,7 +50,10 @@ class ModelFiles:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that shapes the scores."""
-        contents = [content(path) if path else "" for path in (self.domain, self.educational, self.dsir)]
+        paths = self.domain, self.educational, self.dsir
+        if absent := [path for path in paths if path and not Path(path).is_file()]:
+            raise TraitError(f"{absent[0]} is no file. A model is a .safetensors of the kit, or a fastText .bin.")
+        contents = [content(path) if path else "" for path in paths]
         return digest([*contents, self.label])
 
 
@@ -253,7 +256,7 @@ def score_shard(job_path: Path, number: int) -> None:
     ):
         for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
-            held_out += part.held_out
+            held_out += len(part.held_out)
             columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in ("domain", "educational", "dsir")}
             columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
             columns |= score_texts(text_array(part.documents["text"]), files, models)
