@@ -315,7 +315,9 @@ def test_rows_of_a_table_that_do_not_fit_are_counted_and_lines_of_another_encodi
     rows[2] = "2,Text, with a stray comma\n"
     rows[5] = '5,"Text that is not closed\n'  # which swallows what follows up to the next quote
     rows[8] = "8,Café\n"
-    lines = "".join(["id,text\n", "".join(rows[:8]).replace("Text 1", "Cafés 1"), "x,y\n" * 100, "\n"]).encode()
+    lines = "".join(
+        ["id,text\n", "".join(rows[:8]).replace("Text 1", "Cafés 1"), "".join(f"x{k},y\n" for k in range(100)), "\n"]
+    ).encode()
     (tmp_path / "d.csv").write_bytes(lines + rows[8].encode("cp1252") + rows[9].encode())
     texts = load_documents(str(tmp_path / "d.csv"))["text"].to_pylist()
     assert {"Text 0.", "Cafés 1.", "Text 3.", "Text 7.", "Text 9.", "Café"} <= set(texts)

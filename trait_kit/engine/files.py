@@ -105,6 +105,8 @@ def read_json(path: Path | str) -> Any:
 
 def content(path: Path | str) -> str:
     """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
+    if not Path(path).is_file():
+        raise TraitError(f"{path} does not exist, or is no file. Check the path, or run what writes it first.")
     stat = Path(path).stat()
     return _content(Path(path), stat.st_size, stat.st_mtime_ns)
 

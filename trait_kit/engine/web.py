@@ -53,6 +53,9 @@ def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Ite
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
         table = pa.table(batch).set_column(0, "file", pc.fill_null(batch["file"], source.name))
         lost = table.filter(table["reason"].is_valid()).select(["file", "row", "reason", "records"]).to_pylist()
+        for row in lost:
+            if row["reason"].startswith(f"{SKIPPED}: read as "):
+                say(row["file"], row["reason"].rpartition(" ")[2])
         kept = table.filter(table["reason"].is_null())
         yield clean(kept, kept["row"].to_numpy(), kept["file"], rejected=[Reject(*row.values()) for row in lost])
 
@@ -158,20 +161,20 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
 def _document(packed: bytes) -> list[dict[str, Any]]:
     if isinstance(source := pickle.loads(packed), tuple):
         found, empty = {"id": source[0]}, NO_TEXT
-        text, lost = _of_file(*source)
+        text, lost, encoding = _of_file(*source)
     else:
         record, body = _decoded(packed)
-        text, lost = _text(record, body)
+        text, lost, encoding = *_text(record, body), "utf-8"
         url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
         found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
         raise ValueError(empty)
-    left_out = {"reason": f"{SKIPPED}: formulas of a page that is read ({lost})", "records": 0}
-    return [found | {"text": text}, left_out] if lost else [found | {"text": text}]
+    said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (encoding != "utf-8")
+    return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
 
 
-def _of_file(name: str, body: bytes) -> tuple[str, int]:
-    """(text, formulas that it lacks) of a file of text, HTML or PDF; a PDF of pictures has none before OCR."""
+def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
+    """(text, formulas that it lacks, encoding of a plain text) of a file; a PDF of pictures has none before OCR."""
     if len(body) > _FILE_BYTES:
         raise ValueError(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
     kind = format_of(name)[0]
@@ -179,12 +182,11 @@ def _of_file(name: str, body: bytes) -> tuple[str, int]:
         from pypdf import PdfReader
 
         logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-        return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0
+        return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0, "utf-8"
     if kind.startswith(".htm"):
-        return pages.extract(pages.decode(body))
-    if (encoding := pages.encoding_of(body)) != "utf-8":
-        say(name, encoding)
-    return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0
+        return *pages.extract(pages.decode(body)), "utf-8"
+    encoding = pages.encoding_of(body)
+    return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0, encoding
 
 
 def _checked(text: str) -> str:
