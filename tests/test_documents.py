@@ -182,7 +182,7 @@ def test_an_id_is_unique_in_its_file_and_texts_tell_documents_of_two_files_apart
             pa.table({"id": [name, "same", "7"], "text": pa.array(["T", "U", name], pa.large_string()), "source": column}),
             tmp_path / f"{name}.parquet",
         )
-    table = load_documents(str(tmp_path / "*.parquet"))
+    table = load_documents(f"{tmp_path / '*.parquet'} {{held_out=0}}")
     assert [name.partition("#")[0] for name in ids(table)] == ["a", "same", "7", "b", "7"]
     assert len(set(ids(table))) == 5
     assert table["text"].to_pylist() == ["T", "U", "a", "T", "b"]
@@ -319,7 +319,7 @@ def test_rows_of_a_table_that_do_not_fit_are_counted_and_lines_of_another_encodi
         ["id,text\n", "".join(rows[:8]).replace("Text 1", "Cafés 1"), "".join(f"x{k},y\n" for k in range(100)), "\n"]
     ).encode()
     (tmp_path / "d.csv").write_bytes(lines + rows[8].encode("cp1252") + rows[9].encode())
-    texts = load_documents(str(tmp_path / "d.csv"))["text"].to_pylist()
+    texts = load_documents(f"{tmp_path / 'd.csv'} {{held_out=0}}")["text"].to_pylist()
     assert {"Text 0.", "Cafés 1.", "Text 3.", "Text 7.", "Text 9.", "Café"} <= set(texts)
     assert "lines of cp1252" in caplog.text
     lost = {reject.row: reject.reason for reject in rejects(tmp_path / "d.csv")}
@@ -419,6 +419,7 @@ def test_a_folder_is_read_a_document_a_file_and_what_is_none_has_a_reason(folder
         assert found["source"].to_pylist() == ids(found)
         assert {Path(reject.source).name: reject.reason for reject in rejects(spec)} == {
             "empty.txt": "no text",
+            "old.TXT": "skipped: read as cp1252",
             "noise.txt": "unreadable: its body is no text",
         }
     assert "1 of its 7 files are passed over (1 .png)" in caplog.text and "old.TXT is read as cp1252" in caplog.text

@@ -135,16 +135,19 @@ def _as_strings(table: pa.Table, name: str, as_hex: bool) -> tuple[pa.Array, lis
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    fixed = pa.types.is_fixed_size_binary(array.type)
     if any(kind in str(array.type) for kind in ("string", "binary")):
         array = array.cast(pa.large_binary())
     try:
-        return array.cast(pa.string()), []
+        if not fixed:
+            return array.cast(pa.string()), []
     except pa.ArrowNotImplementedError:
         return pa.nulls(len(array), pa.string()), []
     except pa.ArrowInvalid:
-        values = array.to_pylist()
+        pass
+    values = array.to_pylist()
     texts = [value and value.decode("utf-8", "replace") for value in values]
-    broken = [index for index, text in enumerate(texts) if text and text.encode() != values[index]]
+    broken = [index for index, text in enumerate(texts) if text and (fixed or text.encode() != values[index])]
     for index in broken if as_hex else ():
         value = values[index]
         texts[index] = str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
@@ -207,19 +210,17 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
         wanted = _wanted(columns, file.schema_arrow.names)
         wide = 0  # bytes of a row, which encodings hide from the metadata
         for index in range(first, len(groups) if stop < 0 else stop):
-            row, rows = starts[index], max(groups[index].num_rows, 1)
+            row, rows = starts[index], groups[index].num_rows
             try:
                 with arrow_damage(name):
-                    wide = (
-                        wide
-                        or next(file.iter_batches(100, row_groups=[index], columns=wanted), SCHEMA.empty_table()).nbytes
-                        // 100
-                    )
-                    rows = _rows_a_part(rows, max(groups[index].total_byte_size, rows * wide))
-                    for batch in file.iter_batches(rows, row_groups=[index], columns=wanted):
-                        wide = batch.nbytes // max(len(batch), 1)
-                        yield clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
-                        row += batch.num_rows
+                    for batch in file.iter_batches(100, row_groups=[index], columns=wanted) if not wide else ():
+                        wide = clean(pa.table(batch), np.arange(len(batch)), name, columns).documents.nbytes // len(batch)
+                        break
+                    size = _rows_a_part(rows, max(groups[index].total_byte_size, rows * wide))
+                    for batch in file.iter_batches(size, row_groups=[index], columns=wanted):
+                        part = clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
+                        yield part
+                        row, wide = row + batch.num_rows, part.documents.nbytes // batch.num_rows
             except Damaged as damage:
                 what = f"its row group {index} after row {row} ({damage})"
                 yield damaged(name, row, what, starts[index + 1] - row)

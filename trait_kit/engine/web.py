@@ -89,6 +89,7 @@ def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
 def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
     """The documents of a WARC or WET file, and with a `reason` what is none."""
     found = size = end = 0
+    steps = None
 
     def held(passed: int) -> int:
         return passed * found // size if found else passed // FORMATS[format_of(name)[0]]
@@ -106,7 +107,7 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
         reject = torn(name, found, damage)
-        lost = reject.records + held(steps.tell() - end)
+        lost = reject.records + (held(steps.tell() - end) if steps else 0)
         yield {"reason": reject.reason, "records": lost, "row": reject.row}
 
 
