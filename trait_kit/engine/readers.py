@@ -303,7 +303,8 @@ def _rows_of_csv(name: str, fields: list[str]) -> Iterator[Found]:
     sign = max(heads, key=lambda sign: (fields[1] in heads[sign], len(heads[sign])))
     if encoding != "utf-8":
         say(name, encoding)
-    rows, names, last = csv.reader(itertools.chain([head], texts), delimiter=sign, strict=True), [], 0
+    rows, last = csv.reader(itertools.chain([head], texts), delimiter=sign, strict=True), 0
+    names, places, problem = [], [], "its first line cannot be read"
     for row in itertools.count():  # 0: the head
         try:
             cells = next(rows)
@@ -313,13 +314,17 @@ def _rows_of_csv(name: str, fields: list[str]) -> Iterator[Found]:
             lost = (rows.line_num - last) * row // max(last, 1)
             yield row, Reject(name, row, f"{UNREADABLE}: {error}", max(lost, 1))
             continue
-        last, names = rows.line_num, names or [cell.strip() for cell in cells]
-        problem = _text_problem(pa.schema([(each, pa.string()) for each in names]), fields[1])
-        if len(cells) < len(names) or any(cells[len(names) :]):
-            problem = problem or f"{len(cells)} cells in {len(names)} columns"
-        if row and cells:
-            values = [cells[names.index(field)] if field in names else None for field in fields] if not problem else []
-            yield row, Reject(name, row, f"{UNREADABLE}: {problem}", 1) if problem else values
+        last = rows.line_num
+        if not row:
+            names = [cell.strip() for cell in cells]
+            places = [names.index(field) if field in names else None for field in fields]
+            problem = _text_problem(pa.schema([(each, pa.string()) for each in names]), fields[1])
+        elif cells:
+            odd = len(cells) < len(names) or any(cells[len(names) :])
+            if why := problem or f"{len(cells)} cells in {len(names)} columns" * odd:
+                yield row, Reject(name, row, f"{UNREADABLE}: {why}", 1)
+            else:
+                yield row, [None if place is None else cells[place] for place in places]
 
 
 # The hub
