@@ -172,11 +172,10 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
 def _together(tables: Iterable[pa.Table]) -> pa.Table:
     """The documents (COLUMNS) of several files: one of each id and text; an id that several texts have is told apart."""
     documents = pa.concat_tables([_NOTHING.documents, *tables]).select(COLUMNS).combine_chunks()
-    frame = documents.select(["id", "text"]).to_pandas()
-    first = ~frame.duplicated()
-    several = frame[first]["id"].duplicated(keep=False)
-    ids = frame["id"][first].where(~several, frame["id"] + "#" + frame["text"].map(lambda text: digest(text)[:12]))
-    return documents.filter(pa.array(first)).set_column(0, "id", pa.array(ids, pa.string()))
+    frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
+    several = frame["id"].duplicated(keep=False)
+    frame.loc[several, "id"] = [f"{name}#{digest(text)[:12]}" for name, text in frame[several].itertuples(index=False)]
+    return documents.take(pa.array(frame.index)).set_column(0, "id", pa.array(frame["id"], pa.string()))
 
 
 # Reading
