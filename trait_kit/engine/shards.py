@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from trait_kit.engine.files import TraitError, read_json, write_text
+from trait_kit.engine.files import TraitError, made_folder, read_json, write_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
@@ -49,20 +49,22 @@ def _read_job(path: Path, _modified: int) -> dict[str, Any]:
     return read_json(path)
 
 
-def own_files(folder: Path, kind: str, names: Collection[str]) -> set[str]:
-    """What an earlier job's manifest (job.json) lists; TraitError where a name is taken by a file that it does not list.
+def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], valid: Collection[str]) -> None:
+    """Make a folder a job's: its manifest (job.json) lists what it `writes`, by which a later one knows what it may remove.
 
-    So is a folder that a job of another `kind` filled.
+    What is `valid` stays. TraitError where a name is taken by a file that no earlier job of this kind listed.
     """
-    found, manifest = set(os.listdir(folder)), folder / "job.json"
+    found, manifest = set(os.listdir(made_folder(folder))), folder / "job.json"
     earlier = read_json(manifest) if manifest.exists() else {}
     own = isinstance(earlier, dict) and "writes" in earlier and earlier.get("kind", kind) == kind
     listed = {"job.json", *earlier["writes"]} if own else set()
-    if foreign := sorted(found.intersection(["job.json", *names]) - listed):
+    if foreign := sorted(found.intersection(["job.json", *writes]) - listed):
         raise TraitError(
             f"{folder / foreign[0]} is there, but no job of this kind wrote it. Move it, or name another folder."
         )
-    return listed - {"job.json"}
+    for stale in listed.difference(["job.json", *valid]):  # out of date or damaged: it would pass for progress
+        (folder / stale).unlink(missing_ok=True)
+    write_json(manifest, {**job, "kind": kind, "writes": writes})
 
 
 def _watcher(job: Path) -> Callable[[], bool]:

@@ -24,7 +24,7 @@ from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, made_folder, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.engine.shards import Place, own_files, read_job
+from trait_kit.engine.shards import Place, claim, read_job
 from trait_kit.models import token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, check_method, cut_value, drop, rank, rank_values, take
@@ -103,7 +103,6 @@ def select(
     copies of `held_out`.
     """
     folder, writes = made_folder(folder), [*(f"{method}.parquet" for method in methods), *_REPORTS]
-    listed = own_files(folder, "selection", writes)
     scoring.refuse_changed()
     job = {
         "scoring": str(scoring.folder),
@@ -114,9 +113,7 @@ def select(
         "near_duplicate": near_duplicate,
         "tests": [] if tested is None else tested.to_dict("records"),
     }
-    for stale in listed.difference(writes):  # of a method that is no longer asked for
-        (folder / stale).unlink(missing_ok=True)
-    write_json(folder / "job.json", {**job, "kind": "selection", "writes": writes})
+    claim(folder, "selection", {}, dict.fromkeys(writes, ""), writes)
     known = {"a held-out document": (minhash.signatures(held_out), ALIKE)}
     if near_duplicate:
         known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)

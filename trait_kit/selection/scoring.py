@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import ngram_tables as linear
-from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder, write_json
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import REPEATED, SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Work, own_files, read_job, run
+from trait_kit.engine.shards import Place, Work, claim, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
@@ -110,18 +110,12 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
 
 
 def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
-    """Do the shards that have not all their files with the right key. `kinds`: the first is written last.
-
-    job.json is the job's manifest, which `writes` its files: what an earlier one lists may be removed, and nothing else.
-    """
+    """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
     writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
-    listed = own_files(made_folder(folder), kinds[0], writes)
     done = np.array([all(_has_key(path, writes[path.name]) for path in paths) for paths in files], bool)
     valid = {path.name for paths in itertools.compress(files, done) for path in paths}
-    for stale in listed - valid:
-        (folder / stale).unlink(missing_ok=True)  # out of date, damaged, or of more shards: it would pass for progress
-    write_json(folder / "job.json", {**job, "kind": kinds[0], "writes": writes})
+    claim(folder, kinds[0], job, writes, valid)
     run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
 
 
