@@ -8,13 +8,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 class TraitError(Exception):
     """A message for the user, not a bug: what is wrong, where, and what to do next. The command line prints it alone."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: the first of them where there may be thousands."""
+    shown = sorted(names)
+    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trait_kit.engine.assets import from_hub
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, listed
 from trait_kit.engine.pages import encoding_of
 from trait_kit.engine.streams import (
     Damaged,
@@ -157,16 +157,11 @@ def _as_strings(table: pa.Table, name: str, as_hex: bool) -> tuple[pa.Array, lis
 def _text_problem(schema: pa.Schema, text: str) -> str:
     """Why a table has not exactly one column of strings by this name; empty where it has."""
     if (count := schema.names.count(text)) != 1:
-        return f"it has {f'{count} columns' if count else 'no column'} '{text}': {_listed(schema.names)}"
+        return f"it has {f'{count} columns' if count else 'no column'} '{text}': {listed(schema.names)}"
     kind = schema.field(text).type
     value = str(kind.value_type if pa.types.is_dictionary(kind) else kind)
     strings = value.removeprefix("large_").removesuffix("_view") in ("string", "binary", "null")
     return "" if strings else f"its column '{text}' holds {kind}, not strings"
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
 
 
 def _rows_a_part(rows: int, size: int) -> int:
@@ -274,7 +269,7 @@ def _strings(line: bytes, fields: list[str]) -> list[str | None]:
         raise ValueError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
     record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
     if not isinstance(record, dict) or not isinstance(record.get(fields[1]), str):
-        found = _listed(record) if isinstance(record, dict) else type(record).__name__
+        found = listed(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"it has no string '{fields[1]}', but {found}")
     values = [record.get(field) for field in fields]
     values = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import softmax
 
 from trait_kit.engine import ngram_tables as linear
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, listed
 from trait_kit.engine.ngram_tables import LinearTable
 from trait_kit.engine.ngrams import Normalisation, Texts, buffers, ngram_hashes, text_array, word_states
 
@@ -83,8 +83,7 @@ class NgramScorer:
         for name in (label, LABEL_PREFIX + label):
             if name in self.labels:
                 return self.labels.index(name)
-        known = ", ".join(self.labels[:12]) + ", ..." * (len(self.labels) > 12)
-        raise TraitError(f"The model has no label '{label}'; its labels are {known}. Name one of them with --label.")
+        raise TraitError(f"The model has no label '{label}', but {listed(self.labels)}. Name one of them with --label.")
 
     def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""
