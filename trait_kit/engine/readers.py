@@ -179,6 +179,8 @@ def _wanted(columns: Columns, names: list[str]) -> list[str]:
 @functools.lru_cache(maxsize=100_000)
 def row_groups(name: str, _content: str) -> list[int]:
     """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
+    if format_of(name)[0] != ".parquet":
+        return []
     try:
         with _parquet(name) as file:
             return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]

@@ -116,12 +116,8 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
     for start in range(0, len(ones), _FILES):
         names, sizes, contents = zip(*ones[start : start + _FILES], strict=True)
         several.append(Source("\n".join(names), sum(sizes), digest(contents)))
-
-    def row_groups(source: Source) -> list[int]:
-        return readers.row_groups(source.name, source.content) if format_of(source.name)[0] == ".parquet" else []
-
     with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
-        groups = list(pool.map(row_groups, several))
+        groups = list(pool.map(lambda source: readers.row_groups(source.name, source.content), several))
     pieces = []
     for source, rows in zip(several, groups, strict=True):
         firsts = np.flatnonzero(np.diff(np.cumsum([0, *rows])[:-1] // shard_rows, prepend=-1)).tolist() or [0]
