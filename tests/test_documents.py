@@ -352,6 +352,8 @@ def test_json_lines_in_utf_16_are_read_and_it_is_said(tmp_path: Path, caplog, mo
     (tmp_path / "d.jsonl").write_text((tmp_path / "u.jsonl").read_text(encoding="utf-8"), encoding="utf-16")
     assert ids(load_documents(str(tmp_path / "d.jsonl"))) == ["a", "b"]
     assert "d.jsonl is read as utf-16" in caplog.text
+    (tmp_path / "d.json").write_text(json.dumps(GOOD), encoding="utf-16-le")
+    assert ids(load_documents(str(tmp_path / "d.json"))) == ["a", "b"]
 
 
 @pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd command is not here")

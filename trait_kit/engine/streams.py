@@ -232,7 +232,8 @@ def lines(name: str, most: int) -> Iterator[bytes]:
         head = stream.peek(_STEP)[:_STEP]
         if (encoding := encoding_of(head)).startswith("utf-16"):
             say(name, encoding)
-            stream = io.BytesIO(stream.read().decode(encoding, "replace").encode())
+            head = stream.read().decode(encoding, "replace").encode()
+            stream = io.BytesIO(head)
         if format_of(name)[0] == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             data = stream.read()
             try:
