@@ -276,7 +276,7 @@ def test_an_id_in_two_files_is_one_document_where_its_text_is_the_same(files, tm
         assert len({(row["id"], row["text"]) for row in written}) == len(written)
     written = tables.read(tmp_path / "out" / "fasttext.parquet", "selection").to_pylist()
     assert sum(row["id"] in best for row in written) == 9
-    assert selected.methods["fasttext"]["dropped"]["id and text seen before"] == 3
+    assert selected.methods["fasttext"]["dropped"]["id seen before"] == 3
 
 
 def test_the_funnel_accounts_for_every_document(files, tmp_path):

@@ -83,7 +83,7 @@ class NgramScorer:
         for name in (label, LABEL_PREFIX + label):
             if name in self.labels:
                 return self.labels.index(name)
-        raise TraitError(f"The model has no label '{label}', but {listed(self.labels)}. Name one of them with --label.")
+        raise TraitError(f"The model has no label '{label}'; its labels are {listed(self.labels)}. Name one with --label.")
 
     def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""

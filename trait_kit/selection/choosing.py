@@ -147,7 +147,7 @@ def _choose(
         same = id_hashes(table["id"]) ^ id_hashes(pa.array(map(bytes.hex, table["signature"].to_pylist()), pa.string()))
         again[np.unique(same, return_index=True)[1]] = False  # of several files: their texts decide
         unusable = {
-            "id and text seen before": again,
+            "id seen before": again,
             "holds a test item": table["contaminated"].to_numpy(),
             **{f"repeats {of}": rows for of, rows in copies.items()},
         }
