@@ -241,7 +241,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
         "nulls": (folder / "nulls.parquet", 10, "no text"),
         "other": (folder / "other.parquet", 30, "has no column 'text'"),
         "numbers": (folder / "numbers.parquet", 20, "holds int64, not strings"),
-        "cut": (folder / "cut.jsonl.gz", 0, "damaged: its compressed data"),
+        "cut": (folder / "cut.jsonl.gz", 0, "damaged: its data after"),
     }
 
 
