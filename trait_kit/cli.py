@@ -116,7 +116,7 @@ def score(
     slurm: Slurm = "",
     unquoted: Unquoted = None,
 ) -> None:
-    """Score the documents of a corpus but for 5% that are held out for evaluation; finished shards are not repeated."""
+    """Score a corpus, but for 5% that are held out for evaluation; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
     _refuse_unquoted(unquoted)

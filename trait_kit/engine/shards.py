@@ -90,11 +90,9 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     """
     look = _watcher(job)
     if place.executor == "ray" and not importlib.util.find_spec("ray"):
-        raise TraitError("Ray is not installed here: pip install 'trait-kit[ray]', or use another executor.")
+        raise TraitError("Ray is not installed here: pip install 'trait-kit[ray]'.")
     if place.executor == "slurm" and not shutil.which("sbatch"):
-        raise TraitError(
-            "sbatch is not installed here: run this on a machine of the Slurm cluster, or use another executor."
-        )
+        raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
         own = left.name[1:].rpartition(".tmp-")[0] in read_job(job)["writes"]
         if own and time.time() - left.stat().st_mtime > 6 * 3600:

@@ -137,7 +137,7 @@ def _readable(spec: str, inside: dict[str, dict], root: int) -> list[dict]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
         log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(seen), kinds)
     if not (found := [inside[path] for path in seen if format_of(path)[0]]):
-        raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}, also .gz and .zst.")
+        raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}.")
     return found
 
 
@@ -200,7 +200,7 @@ def reading(name: str) -> Iterator[io.BufferedReader]:
 
 @contextlib.contextmanager
 def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
-    """Decompressed by Arrow, or where the window of zstd is larger than Arrow's 128 MB by the command of that name."""
+    """Decompressed by Arrow, or by zstd's command where the window is larger than Arrow's 128 MB."""
     if packing := _PACKINGS.get(format_of(name)[1]):
         stream = pa.CompressedInputStream(pa.PythonFile(Steps(stream), "r"), packing)
     plain = io.BufferedReader(stream, _STEP if packing else _PIECE)
@@ -211,8 +211,8 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
             raise
         if is_url(name) or not shutil.which("zstd"):
             raise TraitError(
-                f"{name} was compressed with a window of more than 128 MB, which needs the zstd command. Install it, or "
-                "decompress the file elsewhere with `zstd -d --long=31`."
+                f"{name} was compressed with a window of more than 128 MB. Install the zstd command, or decompress it "
+                "elsewhere with `zstd -d --long=31`."
             ) from None
         with subprocess.Popen(["zstd", "-dcq", "--long=31", name], stdout=subprocess.PIPE) as process:
             yield process.stdout

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """A piece of a corpus that one worker reads at once: a file, row groups of one, rows of a data set, or small files."""
+    """A piece of a corpus that is read at once: a file, row groups of one, rows of a data set, or small files."""
 
     number: int  # 0-based place in the corpus
     source: str  # path, URL or spec it is read from; of files with a document each, a line for each
@@ -71,7 +71,7 @@ def _named(spec: str) -> tuple[str, str, Columns]:
             raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
         spec, columns = match[1], Columns(**names)
         if not re.fullmatch(r"0?\.[0-4]\d*|0", columns.held_out):
-            raise TraitError(f"{spec}: held_out is a share below 0.5, as in {{held_out=0}}, and not {columns.held_out}.")
+            raise TraitError(f"{spec}: held_out is a share below 0.5, not {columns.held_out}.")
     kind, _, rest = spec.partition(":")
     return (kind, rest, columns) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns)
 
@@ -261,7 +261,7 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
     read = (lambda shard: (part.held_out for part in read_shard(shard))) if shards[0].held_out else lambda shard: ()
     held = _beginnings(shards, read, HELD_OUT_MOST, _HELD_OUT_SHARDS)
     if len(held) < least:
-        raise TraitError(f"{spec} has documents too few to hold any out, or `held_out=0`. Bring at least 20.")
+        raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
     return held.slice(0, HELD_OUT_MOST)
 
 

@@ -139,7 +139,7 @@ class Scoring:
         """TraitError where a folder holds no scores, or not all."""
         job = read_job(folder / "job.json") if (folder / "job.json").is_file() else {}
         if "shards" not in job:
-            raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote, or run that first.")
+            raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
         lacks = [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]
         if lacks:
             raise TraitError(
@@ -224,7 +224,7 @@ def score_corpus(
     if lost.sum() > max_quarantined * everything:
         advice = "The rejected-*.parquet files name all; repair them, or raise max_quarantined: what is scored is kept."
         if f": {REPEATED}" in worst:
-            advice = "Name another column of ids, {id=key}, or one that is not there: then texts tell documents apart."
+            advice = "Name another column of ids, as {id=key}, or none, as {id=-}: then texts tell apart."
         raise TraitError(
             f"{lost.sum():,} of {everything:,} web documents cannot be used, more than max_quarantined "
             f"({max_quarantined:.2%}) allows; most of them: {worst}. {advice}"
