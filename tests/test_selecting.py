@@ -540,7 +540,7 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
     assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000
     assert main([*select_all, "--threshold", "1.01"]) == 1
-    assert "fasttext: none of" in capfd.readouterr().err
+    assert "random: none of" in capfd.readouterr().err
     assert main(["score", "--model", files.domain, "--input", str(tmp_path / "none*"), "--output", scores]) == 1
     assert "No file matches" in capfd.readouterr().err
     model = files.domain.replace(".safetensors", ".bin")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
 _AROUND = 4  # documents kept to look at on each side of a cut
-_ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
+_ADDED = [pa.field("signature", pa.binary()), pa.field("text_hash", pa.uint64()), pa.field("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
 _REPORTS = ("contaminated.parquet", "near_duplicates.parquet", "report.json")
@@ -144,7 +144,7 @@ def _choose(
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), minhash.HASHES)
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
         again = np.ones(len(table), bool)
-        same = id_hashes(table["id"]) ^ id_hashes(pa.array(map(bytes.hex, table["signature"].to_pylist()), pa.string()))
+        same = id_hashes(table["id"]) ^ table["text_hash"].to_numpy()
         again[np.unique(same, return_index=True)[1]] = False  # of several files: their texts decide
         unusable = {
             "id seen before": again,
@@ -243,6 +243,7 @@ def gather_shard(job_path: Path, number: int) -> None:
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
         columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
+    columns["text_hash"] = id_hashes(texts)
     columns["signature"] = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
     tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
     proof = find_items(_test_index(job_path, key), tested, texts, scores["id"].to_pylist()).assign(method=method)
