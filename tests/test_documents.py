@@ -211,7 +211,7 @@ def test_ids_of_any_kind_are_used_and_a_broken_address_costs_no_text(tmp_path: P
         pq.write_table(pa.table([column, address, address, ["One.", "Two."]], ["id", "id", "url", "text"]), path)
         found = load_documents(str(path))
         assert found["text"].to_pylist() == ["One.", "Two."] and rejects(path) == []
-        expected = {"hash": ["ff01", "ff02"], "date": ["1970-01-01 00:00:01", "1970-01-01 00:00:02"]}
+        expected = {"hash": ["ff01", "ff02"], "date": ["1970-01-01 00:00:01.000", "1970-01-01 00:00:02.000"]}
         assert ids(found) == expected.get(name, [str(key) for key in keys])
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"text": "One.", "url": "half \\ud83d"}\n{"text": "Two.", "url": "caf\xe9"}\n{"text": "caf\xe9"}\n')

@@ -114,7 +114,8 @@ def find(spec: str) -> list[Source]:
         store, inner = fsspec.core.url_to_fs(path)
         infos = [store.info(inner)] if store.exists(inner) else []
         if not infos and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
-            infos = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
+            found = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
+            infos = [info for info in found if "/." in inner or "/." not in info["name"]]  # no hidden ones unasked
         if infos and infos[0]["type"] == "directory":
             infos = _readable(spec, store.find(inner, detail=True), len(infos[0]["name"]))
     except TraitError:
