@@ -195,9 +195,9 @@ def test_a_file_without_the_text_or_with_another_type_of_it_is_rejected_whole(tm
     ids, rejected = read(tmp_path / "*")
     assert len(ids) > 100
     assert {(Path(reject.source).name, reject.reason) for reject in rejected} == {
-        ("b.parquet", "damaged: it has no column 'text', but body, id"),
+        ("b.parquet", "damaged: it has no column 'text': body, id"),
         ("c.parquet", "damaged: its column 'text' holds int64, not strings"),
-        ("d.parquet", "damaged: it has 2 column 'text', but text, text"),
+        ("d.parquet", "damaged: it has 2 columns 'text': text, text"),
         ("e.jsonl", "unreadable: it has no string 'text', but body, id"),
     }
     assert len(rejected) < 10  # neighbours with one reason are one line of the table

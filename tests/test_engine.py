@@ -241,7 +241,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
         "nulls": (folder / "nulls.parquet", 10, "no text"),
         "other": (folder / "other.parquet", 30, "has no column 'text'"),
         "numbers": (folder / "numbers.parquet", 20, "holds int64, not strings"),
-        "cut": (folder / "cut.jsonl.gz", 0, "damaged: its compressed data"),
+        "cut": (folder / "cut.jsonl.gz", 0, "damaged: its data after"),
     }
 
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
     assert len(set(ids) & read) > 0.85 * len(read)  # but for the held out
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"unreadable, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
+        TraitError, match=r"cannot be used, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gzip
+import importlib.util
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,20 +262,20 @@ def test_estimated_tokens_steer_and_exact_ones_decide(files, tmp_path, monkeypat
         assert selected.methods[method]["tokens"] == sum(lengths[name] for name in chosen) <= limit.tokens
 
 
-def test_an_id_in_two_files_is_one_document(files, tmp_path):
+def test_an_id_in_two_files_is_one_document_where_its_text_is_the_same(files, tmp_path):
     records = [dict(record) for record in documents()]
     best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
     best = [name for name in best if int(name[1:]) < 200][:6]
     texts = {record["id"]: record["text"] for record in records}
-    again = [{"id": name, "text": texts[name] + " theorem"} for name in best]
+    again = [{"id": name, "text": texts[name] + " theorem" * (k % 2)} for k, name in enumerate(best)]
     scoring = scored(files, tmp_path, records + again)  # at the end of the last file
-    selected = select(scoring, tmp_path, METHODS, limits(tokens=20_000), base_model=BASE, near_duplicate=0)
+    selected = select(scoring, tmp_path / "out", METHODS, limits(tokens=20_000), base_model=BASE, near_duplicate=0)
     for method in METHODS:
-        chosen = chosen_ids(selected, method)
-        assert len(chosen) == len(set(chosen))
-        written = tables.read(tmp_path / f"{method}.parquet", "selection").to_pylist()
-        assert all(row["text"] == texts[row["id"]] for row in written if row["id"] in best)  # the first one
-    assert selected.methods["fasttext"]["dropped"]["id seen before"] == 6
+        written = tables.read(tmp_path / "out" / f"{method}.parquet", "selection").to_pylist()
+        assert len({(row["id"], row["text"]) for row in written}) == len(written)
+    written = tables.read(tmp_path / "out" / "fasttext.parquet", "selection").to_pylist()
+    assert sum(row["id"] in best for row in written) == 9
+    assert selected.methods["fasttext"]["dropped"]["id seen before"] == 3
 
 
 def test_the_funnel_accounts_for_every_document(files, tmp_path):
@@ -298,7 +300,8 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
         held = questions & ~dull & ~refused[0] & ~refused[1]
         short, long = ((lengths < FILTERS.min_tokens), (lengths > FILTERS.max_tokens)) & ~dull & ~held
         assert long.any() and (short.any() or method == "fasttext_educational")
-        assert row["n_in"] == len(scores) + 1
+        assert row["n_in"] == len(scores) + 1 + row["held out"]
+        assert row["held out"] == scoring.held_out == len(records) - len(scores) > 0
         assert row["unreadable"] == 1
         assert row["fewer than min_tokens"] == short.sum()
         assert row["more than max_tokens"] == long.sum()
@@ -455,7 +458,7 @@ def test_a_file_that_no_job_wrote_is_refused_before_anything_is_touched(files, t
     (out / name).write_bytes(b"[1]")
     before = snapshot(tmp_path)
     for _ in range(2):
-        with pytest.raises(TraitError, match=f"{name} is there, but no job of the kit wrote it"):
+        with pytest.raises(TraitError, match=f"{name} is there, but no job of this kind wrote it"):
             score_corpus(spec, files, out, documents_per_shard=50)
     assert snapshot(tmp_path) == before
     (out / name).unlink()
@@ -517,7 +520,7 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
     models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
-    assert "documents scored, 0 records unusable" in capfd.readouterr().out
+    assert re.search(r"\d+ documents scored, \d+ held out for evaluation.*, 0 records unusable", capfd.readouterr().out)
     select_all = [
         "select",
         "--scores",
@@ -536,7 +539,7 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
     assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000
     assert main([*select_all, "--threshold", "1.01"]) == 1
-    assert "can be selected" in capfd.readouterr().err
+    assert "random: none of" in capfd.readouterr().err
     assert main(["score", "--model", files.domain, "--input", str(tmp_path / "none*"), "--output", scores]) == 1
     assert "No file matches" in capfd.readouterr().err
     model = files.domain.replace(".safetensors", ".bin")
@@ -552,3 +555,123 @@ def test_a_sample_of_the_scores_knows_the_truth(files, tmp_path):
     some = sample_scores(Filtered(scoring, None, truth), 100)
     assert 60 < len(some) < 140
     assert some["on_topic"].tolist() == [truth[name] for name in some["id"]]
+
+
+# What the user did: one message, and no traceback
+
+
+def wrong(capfd, *arguments: object) -> str:
+    """The message of a command that a user has mistaken."""
+    assert main([str(argument) for argument in arguments]) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and len(said) < 1_000
+    return said
+
+
+@pytest.fixture
+def scored_folder(files, tmp_path) -> Path:
+    spec = write(tmp_path / "web", documents())
+    return score_corpus(spec, files, tmp_path / "scores").folder
+
+
+def test_nothing_that_passes_names_the_limit_and_what_was_there(scored_folder, tmp_path, capfd):
+    common = ("select", "--scores", scored_folder, "--output", tmp_path / "out")
+    assert "threshold 0.99999" in (said := wrong(capfd, *common, "--threshold", 0.99999)) and "best score is 0." in said
+    said = wrong(capfd, *common, "--tokens", 100, "--min-tokens", 10**6)
+    assert re.search(r"tokens 100, min_tokens 1000000: \d{3} fewer than min_tokens, the longest has about \d+ tokens", said)
+    assert "none of" in wrong(capfd, *common, "--tokens", 100, "--max-tokens", 0)
+    assert "near-duplicates must be" in wrong(capfd, *common, "--tokens", 100, "--near-duplicate", -1)
+    assert "Say in one way" in wrong(capfd, *common, "--share", -1)
+    assert "Unknown method 'best'" in wrong(capfd, *common, "--tokens", 100, "--methods", "best")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no rejected", "no job", "another job", "half a job"])
+def test_scores_that_are_not_whole_are_said(scored_folder, tmp_path, capfd, damage):
+    first = scored_folder / "scores-00000.parquet"
+    change = {
+        "missing": first.unlink,
+        "cut": lambda: first.write_bytes(first.read_bytes()[:-50]),
+        "no rejected": (scored_folder / "rejected-00001.parquet").unlink,
+        "no job": (scored_folder / "job.json").unlink,
+        "another job": lambda: (scored_folder / "job.json").write_text("[]"),
+        "half a job": lambda: (scored_folder / "job.json").write_text('{"shards": ['),
+    }
+    change[damage]()
+    for amount in ("--tokens", "--share"):
+        said = wrong(capfd, "select", "--scores", scored_folder, "--output", tmp_path / "out", amount, 1)
+        assert ("trait-kit score" in said and str(scored_folder) in said) or damage == "half a job"
+    said = wrong(capfd, "select", "--scores", tmp_path / "nowhere", "--output", tmp_path / "out", "--tokens", 1)
+    assert "holds no scores" in said
+
+
+def test_a_file_for_a_folder_and_the_reverse_are_said(files, scored_folder, tmp_path, capfd):
+    path = tmp_path / "web" / "2.jsonl"
+    score = ("score", "--model", files.domain, "--input")
+    for output in (path, path / "inside"):
+        assert "cannot be a folder" in wrong(capfd, *score, tmp_path / "web" / "*", "--output", output)
+        assert "cannot be a folder" in wrong(capfd, "select", "--scores", scored_folder, "--output", output, "--tokens", 9)
+    assert "holds no scores" in wrong(capfd, "select", "--scores", path, "--output", tmp_path / "out", "--tokens", 9)
+    for model in (tmp_path, tmp_path / "none.safetensors", tmp_path / "none.bin"):
+        assert str(model) in wrong(capfd, *score[:2], model, "--input", path, "--output", tmp_path / "out")
+
+
+def test_what_is_not_installed_and_what_a_shell_made_of_a_glob_is_said(files, tmp_path, capfd, monkeypatch):
+    spec = write(tmp_path / "web", documents())
+    common = ("score", "--model", files.domain, "--output", tmp_path / "out", "--input")
+    if not importlib.util.find_spec("ray"):
+        assert "pip install 'trait-kit[ray]'" in wrong(capfd, *common, spec, "--executor", "ray")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "sbatch is not installed" in wrong(capfd, *common, spec, "--executor", "slurm")
+    said = wrong(capfd, *common, *(tmp_path / f"{number}.jsonl" for number in range(5_000)))
+    assert "4999 more names" in said and "must be quoted" in said
+    said = wrong(capfd, "select", "--scores", tmp_path, "--output", tmp_path / "o", "--tokens", 9, "--in-domain", "a", "b")
+    assert "must be quoted" in said
+
+
+def test_a_model_of_one_label_and_a_label_that_it_has_not_are_said(files, tmp_path, capfd):
+    import fasttext
+
+    spec = write(tmp_path / "web", documents())
+    for labels in (1, 2_000):
+        lines = "".join(f"__label__{k % labels} word{k % 7} and\n" for k in range(2 * labels + 20))
+        (tmp_path / "train.txt").write_text(lines)
+        model = fasttext.train_supervised(str(tmp_path / "train.txt"), dim=2, bucket=100, epoch=1, thread=1, verbose=0)
+        model.save_model(str(tmp_path / f"{labels}.bin"))
+    common = ("score", "--input", spec, "--output", tmp_path / "out", "--model")
+    assert "has one label; a classifier needs two" in wrong(capfd, *common, tmp_path / "1.bin")
+    assert "--label" in wrong(capfd, *common, tmp_path / "2000.bin", "--label", "good")
+
+
+def test_ids_that_repeat_are_said_with_the_way_out(files, tmp_path, capfd):
+    spec = write(tmp_path / "web", [{"id": "wiki", "text": record["text"]} for record in documents()], ("jsonl",))
+    said = wrong(capfd, "score", "--model", files.domain, "--input", spec, "--output", tmp_path / "out")
+    assert "399 of 400" in said and "its id was seen before: 'wiki'" in said and "{id=key}" in said
+    assert main(["score", "--model", files.domain, "--input", f"{spec} {{id=}}", "--output", str(tmp_path / "out")]) == 1
+    assert main(["score", "--model", files.domain, "--input", f"{spec} {{id=none}}", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_a_selection_overwrites_no_file_that_it_did_not_write(scored_folder, tmp_path, capfd):
+    out = tmp_path / "out"
+    common = ("select", "--scores", scored_folder, "--output", out, "--tokens", "2000")
+    for name in ("fasttext.parquet", "report.json", "near_duplicates.parquet", "job.json"):
+        out.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+        assert f"{name} is there, but no job of this kind wrote it" in wrong(capfd, *common) or name == "job.json"
+        assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+        (out / name).unlink()
+    (out / "dsir.parquet").write_text("mine, and not asked for")
+    assert main([str(word) for word in (*common, "--methods", "random,fasttext")]) == 0
+    (out / "notes.txt").write_text("mine")
+    assert main([str(word) for word in (*common, "--methods", "random")]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        *("candidates", "contaminated.parquet", "dsir.parquet", "job.json", "near_duplicates.parquet"),
+        *("notes.txt", "random.parquet", "report.json"),
+    }
+    assert "no job of this kind" in wrong(capfd, *common[:3], "--output", scored_folder, "--tokens", "2000")
+    assert Scoring.open(scored_folder).documents > 0
+    said = wrong(capfd, "score", "--model", files_of(scored_folder), "--input", tmp_path / "web" / "*", "--output", out)
+    assert "no job of this kind" in said and (out / "random.parquet").exists()
+
+
+def files_of(scores: Path) -> str:
+    return json.loads((scores / "job.json").read_text())["files"]["domain"]

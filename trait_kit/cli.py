@@ -36,7 +36,10 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
 Executor = Literal["local", "ray", "slurm"]
+Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True)]  # what a shell makes of a glob
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
+_INPUT = """path, URL, folder or quoted glob of Parquet, JSON(L), CSV, text, Markdown, HTML, PDF, WARC or WET files; after
+it ' {text=body, id=key, held_out=0}' names columns and holds nothing out"""
 Slurm = Annotated[
     dict,
     typer.Option(
@@ -131,10 +134,17 @@ def sweep(
     pipeline.sweep(plan, parallel=parallel)
 
 
+def _refuse_unquoted(names: list[str] | None) -> None:
+    if names:
+        raise TraitError(
+            f"{len(names)} more names than options, the first is {names[0]}. A glob must be quoted: 'docs/*.md'."
+        )
+
+
 @app.command()
 def score(
     model: Annotated[str, typer.Option(help="the domain classifier: the kit's own file, or a fastText .bin")],
-    corpus: Annotated[str, typer.Option("--input", help="path, URL or glob (quoted) of Parquet, JSONL, WARC or WET files")],
+    corpus: Annotated[str, typer.Option("--input", help=_INPUT)],
     output: Annotated[Path, typer.Option(help="folder for the scores")],
     label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
@@ -143,10 +153,12 @@ def score(
     executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
+    unquoted: Unquoted = None,
 ) -> None:
-    """Score every document of a corpus; finished shards are not repeated."""
+    """Score a corpus, but for 5% that are held out for evaluation; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
+    _refuse_unquoted(unquoted)
     scored = scoring.score_corpus(
         corpus,
         scoring.ModelFiles(model, educational, dsir, label),
@@ -154,7 +166,8 @@ def score(
         max_quarantined=max_quarantined,
         place=Place(executor, workers, slurm),
     )
-    print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
+    held_out = f"{scored.held_out:,} held out for evaluation" + ", as {held_out=0} would not" * bool(scored.held_out)
+    print(f"{scored.documents:,} documents scored, {held_out}, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()
@@ -177,12 +190,14 @@ def select(
     executor: Executor = "local",
     workers: Workers = 1,
     slurm: Slurm = "",
+    unquoted: Unquoted = None,
 ) -> None:
     """Choose from scored documents, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
+    _refuse_unquoted(unquoted)
     names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
     selected = choosing.select(
@@ -194,7 +209,7 @@ def select(
         seed=seed,
         tested=texts_of_tests(names, test_items, seed) if names else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
-        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
+        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed, least=0),
         near_duplicate=near_duplicate,
         place=Place(executor, workers, slurm),
     )

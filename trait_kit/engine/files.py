@@ -8,13 +8,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 class TraitError(Exception):
     """A message for the user, not a bug: what is wrong, where, and what to do next. The command line prints it alone."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: the first of them where there may be thousands."""
+    shown = sorted(names)
+    return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
 
 
 @contextlib.contextmanager
@@ -61,6 +67,16 @@ def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def made_folder(path: Path | str) -> Path:
+    """The absolute path of a folder, made where it is missing; TraitError where that cannot be."""
+    path = Path(path).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraitError(f"{path} cannot be a folder to write into ({error.strerror}). Name another one.") from None
+    return path
+
+
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """`path`, which `make` writes under a temporary name where it is missing; others wait and find it."""
     if not path.exists():
@@ -95,6 +111,8 @@ def read_json(path: Path | str) -> Any:
 
 def content(path: Path | str) -> str:
     """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
+    if not Path(path).is_file():
+        raise TraitError(f"{path} does not exist, or is no file. Check the path, or run what writes it first.")
     stat = Path(path).stat()
     return _content(Path(path), stat.st_size, stat.st_mtime_ns)
 

@@ -57,6 +57,22 @@ def decode(page: bytes, charset: str = "") -> str:
     return page.decode("utf-8", "replace")
 
 
+def encoding_of(data: bytes) -> str:
+    """How the text, no page, that begins so is encoded: utf-8, utf-16, or what its bytes look like."""
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    even, odd = (data[start::2].count(0) > len(data) / 5 for start in (0, 1))
+    if data.startswith(_MARKS[1:]):
+        return "utf-16"
+    if even != odd:
+        return "utf-16-be" if even else "utf-16-le"
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+        return "utf-8"
+    found = map_encoding_to_html5(detect_encoding(data), False)
+    return "cp1252" if found in ("utf-8", "windows-1252", "iso8859-15") else _LARGER.get(found, found)
+
+
 def _put_formulas(tree: Any) -> list[str]:
     """Write each formula of a page as $TeX$; empty where its TeX is not known."""
     formulas = []

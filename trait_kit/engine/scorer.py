@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import softmax
 
 from trait_kit.engine import ngrams
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, listed
 from trait_kit.engine.ngrams import LinearTable, Normalisation, Texts, text_array
 
 LABEL_PREFIX = "__label__"
@@ -82,7 +82,7 @@ class NgramScorer:
         for name in (label, LABEL_PREFIX + label):
             if name in self.labels:
                 return self.labels.index(name)
-        raise TraitError(f"The model has no label '{label}'; its labels are {', '.join(self.labels)}.")
+        raise TraitError(f"The model has no label '{label}'; its labels are {listed(self.labels)}. Name one with --label.")
 
     def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""
@@ -133,8 +133,10 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
         raise TraitError(f"{path} has character n-grams, which are not read. Train it again with minn=0 and maxn=0.")
     size, matrices = path.stat().st_size, 4 * dimension * (n_words + buckets + n_labels)
     incomplete = TraitError(f"{path} is quantised (.ftz), or not a complete fastText model. Use the whole .bin model.")
-    if size < matrices or n_labels < 2:
+    if size < matrices:
         raise incomplete
+    if n_labels < 2:
+        raise TraitError(f"{path} has one label; a classifier needs two. Train it on two kinds of documents.")
     model = fasttext.load_model(str(path))
     named = (names(on_unicode_error="surrogateescape") for names in (model.get_words, model.get_labels))
     words, labels = ([name.encode(errors="surrogateescape") for name in names] for names in named)

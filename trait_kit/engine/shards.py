@@ -5,8 +5,10 @@ began. A worker that is killed breaks the pool, and where the driver is killed i
 """
 
 import functools
+import importlib.util
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from trait_kit.engine.files import TraitError, read_json, write_text
+from trait_kit.engine.files import TraitError, made_folder, read_json, write_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
 _POLL_SECONDS = 0.5
@@ -47,15 +49,22 @@ def _read_job(path: Path, _modified: int) -> dict[str, Any]:
     return read_json(path)
 
 
-def own_files(folder: Path, names: Collection[str]) -> set[str]:
-    """What an earlier job's manifest (job.json) lists; TraitError where a name is taken by a file that it does not list."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found, manifest = set(os.listdir(folder)), folder / "job.json"
+def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], valid: Collection[str]) -> None:
+    """Make a folder a job's: its manifest (job.json) lists what it `writes`, by which a later one knows what it may remove.
+
+    What is `valid` stays. TraitError where a name is taken by a file that no earlier job of this kind listed.
+    """
+    found, manifest = set(os.listdir(made_folder(folder))), folder / "job.json"
     earlier = read_json(manifest) if manifest.exists() else {}
-    listed = {"job.json", *earlier["writes"]} if isinstance(earlier, dict) and "writes" in earlier else set()
-    if foreign := sorted(found.intersection(names) - listed):
-        raise TraitError(f"{folder / foreign[0]} is there, but no job of the kit wrote it. Move it, or name another folder.")
-    return listed - {"job.json"}
+    own = isinstance(earlier, dict) and "writes" in earlier and earlier.get("kind", kind) == kind
+    listed = {"job.json", *earlier["writes"]} if own else set()
+    if foreign := sorted(found.intersection(["job.json", *writes]) - listed):
+        raise TraitError(
+            f"{folder / foreign[0]} is there, but no job of this kind wrote it. Move it, or name another folder."
+        )
+    for stale in listed.difference(["job.json", *valid]):  # out of date or damaged: it would pass for progress
+        (folder / stale).unlink(missing_ok=True)
+    write_json(manifest, {**job, "kind": kind, "writes": writes})
 
 
 def _watcher(job: Path) -> Callable[[], bool]:
@@ -80,6 +89,10 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     The job file `writes` names of files beside it: by them it is known what is done.
     """
     look = _watcher(job)
+    if place.executor == "ray" and not importlib.util.find_spec("ray"):
+        raise TraitError("Ray is not installed here: pip install 'trait-kit[ray]'.")
+    if place.executor == "slurm" and not shutil.which("sbatch"):
+        raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
         own = left.name[1:].rpartition(".tmp-")[0] in read_job(job)["writes"]
         if own and time.time() - left.stat().st_mtime > 6 * 3600:

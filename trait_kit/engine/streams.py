@@ -1,4 +1,4 @@
-"""Bytes of files wherever they lie: found by path, URL or glob, known by content, decompressed, cut into lines.
+"""Bytes of files wherever they lie: found by path, URL, glob or folder, known by content, decompressed, cut into lines.
 
 Damage is an exception of its own, `Damaged`, which readers turn into a counted loss. A file that cannot be had at all
 (missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
@@ -7,9 +7,16 @@ Damage is an exception of its own, `Damaged`, which readers turn into a counted 
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import io
+import json
+import logging
+import math
 import os
 import re
+import shutil
+import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
@@ -18,14 +25,19 @@ import fsspec
 import pyarrow as pa
 
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.pages import encoding_of
 
 # what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
+FORMATS |= {".csv": 1_500, ".tsv": 1_500} | dict.fromkeys((".txt", ".md", ".html", ".htm", ".pdf"), math.inf)
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
 _STEP = 1 << 12  # bytes read or decompressed at once, which is what damage costs before it
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
+
+log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 class Source(NamedTuple):
@@ -39,7 +51,11 @@ class Source(NamedTuple):
 class Damaged(Exception):
     """The rest of a file cannot be decompressed or understood: `lost` bytes of it, behind `good` ones."""
 
-    lost, good = 0, 1
+    good = 1
+
+    def __init__(self, what: str, lost: int = 0) -> None:
+        super().__init__(what)
+        self.lost = lost
 
 
 class Steps:
@@ -59,6 +75,13 @@ class Steps:
         return self._read
 
 
+def say(name: str, encoding: str) -> None:
+    """Tell how a file is read that is no plain UTF-8, of many the first one."""
+    if encoding not in _said:
+        _said.add(encoding)
+        log.warning("%s is read as %s, and so are files like it.", name, encoding)
+
+
 def is_url(name: str) -> bool:
     return "://" in name
 
@@ -70,6 +93,11 @@ def format_of(name: str) -> tuple[str, str]:
     return next((ending for ending in FORMATS if path.removesuffix(packing).endswith(ending)), ""), packing
 
 
+def is_document(name: str) -> bool:
+    """Whether a file is one document, as texts, pages and PDFs are."""
+    return FORMATS.get(format_of(name)[0]) == math.inf
+
+
 def documents_in(name: str, size: int) -> int:
     """About how many documents so many bytes of a file hold."""
     kind, packing = format_of(name)
@@ -77,23 +105,41 @@ def documents_in(name: str, size: int) -> int:
 
 
 def find(spec: str) -> list[Source]:
-    """The files of a path, URL or glob in the order of their names; TraitError if there is none that can be read."""
+    """The files of a path, URL, glob or folder in the order of their names; TraitError if none can be read.
+
+    Of a folder those that can be read are taken, however deep, but for hidden ones; it is said which are passed over.
+    """
     path = os.path.expanduser(spec)
     try:
         store, inner = fsspec.core.url_to_fs(path)
         infos = [store.info(inner)] if store.exists(inner) else []
         if not infos and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
-            infos = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
+            found = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
+            infos = [info for info in found if "/." in inner or "/." not in info["name"]]  # no hidden ones unasked
+        if infos and infos[0]["type"] == "directory":
+            infos = _readable(spec, store.find(inner, detail=True), len(infos[0]["name"]))
+    except TraitError:
+        raise
     except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
     if not infos:
         where = _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
         raise TraitError(f"No file matches {spec}. {where}")
-    if infos[0]["type"] == "directory":
-        raise TraitError(f"{spec} is a folder. Name its files with a glob, for instance '{spec.rstrip('/')}/*.parquet'.")
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda info: _source(named(info["name"]), info), infos))
+
+
+def _readable(spec: str, inside: dict[str, dict], root: int) -> list[dict]:
+    """The files of a folder that can be read."""
+    seen = [path for path in sorted(inside) if "/." not in path[root:]]
+    passed = Counter(os.path.splitext(path)[1] or "no ending" for path in seen if not format_of(path)[0])
+    if passed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
+        log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(seen), kinds)
+    if not (found := [inside[path] for path in seen if format_of(path)[0]]):
+        raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}.")
+    return found
 
 
 def _source(name: str, info: dict) -> Source:
@@ -103,6 +149,8 @@ def _source(name: str, info: dict) -> Source:
         raise TraitError(
             f"{name}: documents are read from {known} files, also .gz and .zst. Convert it, or narrow the glob."
         )
+    if format_of(name)[0] == ".pdf" and not importlib.util.find_spec("pypdf"):
+        raise TraitError(f"{name}: to read PDF files, pypdf must be installed: pip install 'trait-kit[pdf]'.")
     size = info.get("size") or 0
     if tag := next((str(info[key]) for key in _TAGS if info.get(key)), ""):
         return Source(name, size, tag)
@@ -139,24 +187,60 @@ def arrow_damage(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(name: str) -> Iterator[BinaryIO]:
+def reading(name: str) -> Iterator[io.BufferedReader]:
     """The decompressed bytes of a file; Damaged where the rest of them cannot be had."""
-    packing = format_of(name)[1]
     with open_file(name) as stream:
-        packed = Steps(stream)
         try:
-            with arrow_damage(name):
-                plain = pa.CompressedInputStream(pa.PythonFile(packed, "r"), _PACKINGS[packing]) if packing else None
-                yield io.BufferedReader(plain, _STEP) if plain else stream
+            with arrow_damage(name), _unpacked(name, stream) as plain:
+                yield plain
         except Damaged as damage:
-            damage.good = packed.tell()
-            damage.lost = sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
+            damage.good = max(stream.tell(), 1)
+            damage.lost += sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
             raise
 
 
+@contextlib.contextmanager
+def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
+    """Decompressed by Arrow, or by zstd's command where the window is larger than Arrow's 128 MB."""
+    if packing := _PACKINGS.get(format_of(name)[1]):
+        stream = pa.CompressedInputStream(pa.PythonFile(Steps(stream), "r"), packing)
+    plain = io.BufferedReader(stream, _STEP if packing else _PIECE)
+    try:
+        plain.peek(1)
+    except OSError as error:
+        if "too much memory" not in str(error):
+            raise
+        if is_url(name) or not shutil.which("zstd"):
+            raise TraitError(
+                f"{name} was compressed with a window of more than 128 MB. Install the zstd command, or decompress it "
+                "elsewhere with `zstd -d --long=31`."
+            ) from None
+        with subprocess.Popen(["zstd", "-dcq", "--long=31", name], stdout=subprocess.PIPE) as process:
+            yield process.stdout
+            process.stdout.close()
+            if process.wait():
+                raise Damaged("zstd cannot decompress it") from None
+    else:
+        yield plain
+
+
 def lines(name: str, most: int) -> Iterator[bytes]:
-    """The lines of a file; of a longer one a little more than `most` bytes."""
+    """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
+
+    UTF-16 comes as UTF-8. Only it and an array are held in memory as a whole.
+    """
     with reading(name) as stream:
+        head = stream.peek(_STEP)[:_STEP]
+        if (encoding := encoding_of(head)).startswith("utf-16"):
+            say(name, encoding)
+            head = stream.read().decode(encoding, "replace").encode()
+            stream = io.BytesIO(head)
+        if format_of(name)[0] == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            data = stream.read()
+            try:
+                yield from (json.dumps(value).encode() for value in json.loads(data.decode("utf-8-sig", "surrogateescape")))
+            except ValueError as error:
+                raise Damaged(f"no JSON array: {error}", len(data)) from error
         while line := stream.readline(most + 1):
             yield line
             while len(line) > most and not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Pages of the web: the records of WARC and WET files to documents.
+"""Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
 FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
 are counted as the documents that they probably held. `pages` extracts; its result is kept in a folder that the caller
@@ -10,7 +10,9 @@ another child.
 import contextlib
 import ctypes
 import functools
+import io
 import itertools
+import logging
 import pickle
 import re
 import signal
@@ -21,67 +23,92 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from loguru import logger
 
 from trait_kit.engine import pages
 from trait_kit.engine.files import digest, made_once
-from trait_kit.engine.readers import SKIPPED, UNREADABLE, Part, Reject, clean, torn
-from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, reading
+from trait_kit.engine.readers import DAMAGED, NO_TEXT, SKIPPED, UNREADABLE, Part, Reject, clean, torn
+from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, is_document, reading, say
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
-_RULES = 6  # raised whenever the same file would give other documents
+_FILE_BYTES = 100_000_000  # nor a larger file, of one document each
+_PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
+_RULES = 7  # raised whenever the same file would give other documents
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
 _KEPT = pa.schema(
-    dict.fromkeys(("id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
+    dict.fromkeys(("file", "id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
 )
 
 
 def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
-    """The documents of a WARC or WET file, from `cache` where they are."""
-    libraries = [version("fastwarc"), version("resiliparse")]
-    key = digest([source.content, source.bytes, _RULES, libraries, seconds_per_page, PAGE_BYTES])
+    """The documents of a WARC or WET file, or of files that are one each (names by line), from `cache` where they are."""
+    libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
+    named = source.name if is_document(source.name) else ""  # in its documents' ids
+    key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
-        table = pa.table(batch)
-        lost = table.filter(table["reason"].is_valid()).select(["row", "reason", "records"]).to_pylist()
+        table = pa.table(batch).set_column(0, "file", pc.fill_null(batch["file"], source.name))
+        lost = table.filter(table["reason"].is_valid()).select(["file", "row", "reason", "records"]).to_pylist()
+        for row in lost:
+            if row["reason"].startswith(f"{SKIPPED}: read as "):
+                say(row["file"], row["reason"].rpartition(" ")[2])
         kept = table.filter(table["reason"].is_null())
-        yield clean(kept, kept["row"].to_numpy(), source.name, rejected=[Reject(source.name, **row) for row in lost])
+        yield clean(kept, kept["row"].to_numpy(), kept["file"], rejected=[Reject(*row.values()) for row in lost])
 
 
 def _write(name: str, seconds_per_page: float, path: Path) -> None:
-    rows = _rows(name, seconds_per_page)
-    with pq.ParquetWriter(path, _KEPT, compression="zstd") as writer:
+    from datatrove.pipeline.extractors.base import ExtractorSandbox
+
+    logger.disable("datatrove.pipeline.extractors")
+    with (
+        ExtractorSandbox(seconds_per_page, b"") as sandbox,
+        pq.ParquetWriter(path, _KEPT, compression="zstd") as writer,
+    ):
+        rows = _files(name.splitlines(), sandbox) if is_document(name) else _rows(name, sandbox)
         while found := list(itertools.islice(rows, _PART_ROWS)):
             writer.write_table(pa.Table.from_pylist(found, _KEPT))
 
 
-def _rows(name: str, seconds_per_page: float) -> Iterator[dict[str, Any]]:
-    """The documents of a file, and with a `reason` what is none."""
-    from datatrove.pipeline.extractors.base import ExtractorSandbox
+def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
+    """The documents of files that are one each, and with a `reason` what is none."""
+    seconds = sandbox.timeout
+    for name in names:
+        sandbox.timeout = seconds * (_PDF_PAGES if format_of(name)[0] == ".pdf" else 1)
+        try:
+            with reading(name) as stream:
+                said = _said((name, stream.read(_FILE_BYTES + 1)), sandbox)
+        except Damaged as damage:
+            said = [{"reason": f"{DAMAGED}: {damage}", "records": 1}]
+        yield from ({"file": name, "row": 1, **each} for each in said)
 
-    logger.disable("datatrove.pipeline.extractors")
+
+def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
+    """The documents of a WARC or WET file, and with a `reason` what is none."""
     found = size = end = 0
+    steps = None
 
     def held(passed: int) -> int:
         return passed * found // size if found else passed // FORMATS[format_of(name)[0]]
 
     try:
-        with ExtractorSandbox(seconds_per_page, b"") as sandbox, reading(name) as stream:
+        with reading(name) as stream:
             steps = Steps(stream)
             for row, (start, stop, record) in enumerate(_records(steps), 1):
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
                     yield {"reason": reason, "records": max(held(passed), 1), "row": row}
-                if record and (said := _said(record, sandbox)):
+                if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
-                    yield from ({"row": row, **each} for each in said)
+                    yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
         reject = torn(name, found, damage)
-        yield reject._replace(records=reject.records + held(steps.tell() - end))._asdict()
+        lost = reject.records + (held(steps.tell() - end) if steps else 0)
+        yield {"reason": reject.reason, "records": lost, "row": reject.row}
 
 
 # Records
@@ -105,12 +132,10 @@ def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
     yield steps.tell(), 0, None
 
 
-def _said(record: Any, sandbox: Any) -> list[dict[str, Any]]:
-    """The document of a record that holds a page, or the reason why it is none, and what of it was left out."""
-    if str(record.record_type) in ("warcinfo", "request", "metadata"):
-        return []
+def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
+    """The document of a record or file that holds a page, or the reason why it is none, and what of it was left out."""
     try:
-        return sandbox.process_document(pickle.dumps(record), _guarded)
+        return sandbox.process_document(pickle.dumps(source), _guarded)
     except TimeoutError:
         reason = f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"
     except EOFError:
@@ -135,14 +160,40 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
 
 
 def _document(packed: bytes) -> list[dict[str, Any]]:
-    record, body = _decoded(packed)
-    text, lost = _text(record, body)
+    if isinstance(source := pickle.loads(packed), tuple):
+        found, empty = {"id": source[0]}, NO_TEXT
+        text, lost, encoding = _of_file(*source)
+    else:
+        record, body = _decoded(packed)
+        text, lost, encoding = *_text(record, body), "utf-8"
+        url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
+        found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
-        raise ValueError(f"{SKIPPED}: no main text")
-    url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
-    document = {"id": record.headers.get("WARC-Record-ID") or url, "url": url, "text": text}
-    left_out = {"reason": f"{SKIPPED}: formulas of a page that is read ({lost})", "records": 0}
-    return [document, left_out] if lost else [document]
+        raise ValueError(empty)
+    said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (encoding != "utf-8")
+    return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
+
+
+def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
+    """(text, formulas that it lacks, encoding of a plain text) of a file; a PDF of pictures has none before OCR."""
+    if len(body) > _FILE_BYTES:
+        raise ValueError(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
+    kind = format_of(name)[0]
+    if kind == ".pdf":
+        from pypdf import PdfReader
+
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+        return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0, "utf-8"
+    if kind.startswith(".htm"):
+        return *pages.extract(pages.decode(body)), "utf-8"
+    encoding = pages.encoding_of(body)
+    return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0, encoding
+
+
+def _checked(text: str) -> str:
+    if len(_CONTROL.findall(text, 0, 2_000)) > 40:
+        raise ValueError(f"{UNREADABLE}: its body is no text")
+    return text
 
 
 def _text(record: Any, body: bytes) -> tuple[str, int]:
@@ -160,9 +211,7 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
         raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
         raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
-    text = pages.decode(body, charset[1] if charset else "")
-    if len(_CONTROL.findall(text, 0, 2_000)) > 40:
-        raise ValueError(f"{UNREADABLE}: its body is no text")
+    text = _checked(pages.decode(body, charset[1] if charset else ""))
     return (text, 0) if plain else pages.extract(text)
 
 

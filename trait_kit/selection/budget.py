@@ -11,7 +11,7 @@ of seed, purpose and id: it neither depends on how a corpus is cut into shards n
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -43,6 +43,9 @@ class Limits:
     def __post_init__(self) -> None:
         if sum([self.tokens != 0, self.documents != 0, self.threshold is not None]) != 1 or self.budget < 0:
             raise TraitError("Say in one way how much to select: tokens, documents, or a threshold; above 0.")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value != getattr(Limits, name))
 
     @property
     def budget(self) -> int:

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import minhash
-from trait_kit.engine.files import atomic_path, digest, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, digest, made_folder, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.engine.shards import Place, read_job
+from trait_kit.engine.shards import Place, claim, read_job
 from trait_kit.models import token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, check_method, cut_value, drop, rank, rank_values, take
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 
 _FIRST_MARGIN = 1.5  # candidates asked for at first, in units of the limit
 _SLACK = 4.0  # a document's estimated tokens may be wrong by this factor
-_ADDED = [pa.field("signature", pa.binary()), pa.field("contaminated", pa.bool_())]
+_ADDED = [pa.field("signature", pa.binary()), pa.field("text_hash", pa.uint64()), pa.field("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
+_REPORTS = ("contaminated.parquet", "near_duplicates.parquet", "report.json")
 _REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
 _PROOF = pa.schema(
     [(name, pa.string()) for name in ("id", "question_task", "question_id", "part", "kind", "excerpt", "method")]
@@ -64,6 +65,7 @@ class Selected:
     documents: int  # in the corpus that could be read
     unreadable: int
     methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
+    held_out: int = 0  # documents left out for evaluation
 
     @classmethod
     def load(cls, folder: Path) -> "Selected":
@@ -99,7 +101,7 @@ def select(
     `near_duplicate`: the similarity (Jaccard, of word 5-grams) from which texts repeat each other; 0 keeps all of them but
     copies of `held_out`.
     """
-    folder = Path(folder).absolute()
+    folder, writes = made_folder(folder), [*(f"{method}.parquet" for method in methods), *_REPORTS]
     scoring.refuse_changed()
     job = {
         "scoring": str(scoring.folder),
@@ -110,6 +112,7 @@ def select(
         "near_duplicate": near_duplicate,
         "tests": [] if tested is None else tested.to_dict("records"),
     }
+    claim(folder, "selection", {}, dict.fromkeys(writes, ""), writes)
     known = {"a held-out document": (minhash.signatures(held_out), ALIKE)}
     if near_duplicate:
         known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)
@@ -120,8 +123,8 @@ def select(
         repeats.append(repeated)
     write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
-    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "methods": methods_said}
-    write_json(folder / "report.json", said)
+    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "held_out": scoring.held_out}
+    write_json(folder / "report.json", {**said, "methods": methods_said})
     return Selected.load(folder)
 
 
@@ -137,10 +140,11 @@ def _choose(
         keys = [digest({**job, "cut": cut})] * len(scoring.shards)
         do_shards(gather_shard, folder, {**job, "cut": cut}, keys, ("candidates", "contaminated"), place)
         table = read_shards(folder, "candidates", len(keys), _IN_MEMORY)
-        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(-1, minhash.HASHES)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), minhash.HASHES)
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
         again = np.ones(len(table), bool)
-        again[np.unique(id_hashes(table["id"]), return_index=True)[1]] = False
+        same = id_hashes(table["id"]) ^ table["text_hash"].to_numpy()
+        again[np.unique(same, return_index=True)[1]] = False  # of several files: their texts decide
         unusable = {
             "id seen before": again,
             "holds a test item": table["contaminated"].to_numpy(),
@@ -165,18 +169,33 @@ def _choose(
 
 
 def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[float, dict[str, int]]:
-    """The smallest value of the candidates, and how many documents the limits refuse, by reason."""
+    """The smallest value of the candidates, and how many documents the limits refuse, by reason.
+
+    TraitError where nothing is left.
+    """
     refused: Counter[str] = Counter()
+    best, longest = -np.inf, 0
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal best, longest
         for scores in scoring.batches():
             check_method(method, scores)
             kept, counts = drop(limits.refused(scores, method, _SLACK))
             refused.update(counts)
-            yield rank_values(scores, method, seed)[kept], limits.spent(scores)[kept]
+            values = rank_values(scores, method, seed)[kept]
+            best, longest = values.max(initial=best), scores["n_tokens"].to_numpy().max(initial=longest)
+            yield values, limits.spent(scores)[kept]
 
     cut = cut_value(batches(), margin * limits.budget)
-    return cut if limits.threshold is None else limits.threshold, refused
+    cut = cut if limits.threshold is None else limits.threshold
+    if best < max(cut, EVERYTHING):
+        why = [f"{count} {reason}" for reason, count in refused.items() if count]
+        why += [f"the best score is {best:.4g}"] if np.isfinite(best) else []
+        raise TraitError(
+            f"{method}: none of {scoring.documents} documents passes {limits}: {', '.join(why)}, the longest has about "
+            f"{longest} tokens. Loosen these limits."
+        )
+    return cut, refused
 
 
 def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
@@ -209,7 +228,7 @@ def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np
 def gather_shard(job_path: Path, number: int) -> None:
     """Write one shard's two files: candidates, with what cleaning needs to know of them, last."""
     job, folder = read_job(job_path), job_path.parent
-    scoring, limits, method = Scoring.open(Path(job["scoring"])), Limits(**job["limits"]), job["method"]
+    scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
     better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
@@ -219,6 +238,7 @@ def gather_shard(job_path: Path, number: int) -> None:
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
         columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
+    columns["text_hash"] = id_hashes(texts)
     columns["signature"] = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
     tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
     proof = find_items(_test_index(job_path, key), tested, texts, scores["id"].to_pylist()).assign(method=method)

@@ -32,9 +32,9 @@ def find_items(index: QuestionIndex, tested: pd.DataFrame, texts: Texts, ids: Se
     return found.assign(id=np.array(ids, object)[found["text_index"]])
 
 
-def held_out_texts(specs: Sequence[str], seed: int) -> list[str]:
-    """The documents of these corpora that training never sees and evaluation scores."""
-    return [text for spec in specs for text in load_held_out(spec, seed)["text"].to_pylist()]
+def held_out_texts(specs: Sequence[str], seed: int, least: int = 1) -> list[str]:
+    """The documents of these corpora that training never sees and evaluation scores, at least so many of each."""
+    return [text for spec in specs for text in load_held_out(spec, seed, least)["text"].to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """Documents of a corpus of any size: named, listed as shards, read part by part, divided and sampled.
 
-A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns:
+A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns,
+and `{held_out=0}` holds nothing out:
 
     demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
     hf:owner/name[@config][#split]                                         split is `train` when left out
-    path, URL or glob of .parquet, .jsonl, .json, .ndjson, .warc, .wet files, plain, .gz or .zst; URLs are fsspec's
+    path, URL, glob or folder of files, plain, .gz or .zst; URLs are fsspec's:
+      .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .warc, .wet            of many documents each
+      .txt, .md, .html, .pdf                                               of one, whose id is its path
 
 A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. Held out are the
-documents whose id hashes below a share: a document's fate depends on its own id and never on the others'.
+documents whose id hashes below a share: a document's fate depends on its own id and never on the others'. An id is unique
+within its file; of documents of different files that share one, the texts decide whether they are the same.
 """
 
 import functools
@@ -28,13 +32,14 @@ from trait_kit.engine import readers
 from trait_kit.engine.assets import cache_dir
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
-from trait_kit.engine.streams import Source, find, format_of, is_url
+from trait_kit.engine.streams import Source, find, format_of, is_document, is_url
 from trait_kit.engine.web import read_web
 
-HELD_OUT_SHARE, HELD_OUT_MOST, _HELD_OUT_SHARDS = 0.05, 2_000, 8
+HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _SMALL_BYTES = 4_000_000
-_RULES = 2  # raised whenever the same bytes would give other documents
+_RULES = 3  # raised whenever the same bytes would give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
+_FILES = 1_000  # of one document each, a shard
 _NOTHING = Part(SCHEMA.empty_table(), [])
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
@@ -42,14 +47,14 @@ log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """A piece of a corpus that one worker reads at once: a file, row groups of one, or rows of a data set."""
+    """A piece of a corpus that is read at once: a file, row groups of one, rows of a data set, or small files."""
 
     number: int  # 0-based place in the corpus
-    source: str  # path, URL or spec it is read from
+    source: str  # path, URL or spec it is read from; of files with a document each, a line for each
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
     key: str = ""  # digest that changes when what it reads does
-    held_out: float = HELD_OUT_SHARE  # share of the hashes of ids whose documents are never trained on
+    held_out: float = 0.0  # share of the hashes of ids whose documents are never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
 
 
@@ -65,6 +70,8 @@ def _named(spec: str) -> tuple[str, str, Columns]:
         if set(names) - set(Columns._fields) or not all(names.values()):
             raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
         spec, columns = match[1], Columns(**names)
+        if not re.fullmatch(r"0?\.[0-4]\d*|0", columns.held_out):
+            raise TraitError(f"{spec}: held_out is a share below 0.5, not {columns.held_out}.")
     kind, _, rest = spec.partition(":")
     return (kind, rest, columns) if kind in ("demo", "hf") and not is_url(spec) else ("files", spec, columns)
 
@@ -81,41 +88,42 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
     Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
-    other file is one shard. About 5% are held out; of one file of up to 4 MB exactly 5%.
+    other file is one shard, or where files are of one document each a thousand of them. About 5% are held out; of one
+    shard of up to 4 MB exactly 5%.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
         sources = find(rest)
         pieces = _cut_files(sources, shard_rows)
-        small = len(sources) == 1 and 0 < sources[0].bytes <= _SMALL_BYTES
+        small = len({piece.source for piece in pieces}) == 1 and 0 < sum(source.bytes for source in sources) <= _SMALL_BYTES
     else:
         data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
         small = kind == "hf" and data.data.nbytes <= _SMALL_BYTES
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
         starts = range(0, max(len(data), 1), shard_rows)
         pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
-    share = 0.0
-    if kind != "demo":
-        share = _exact_share(pieces[0].source, columns, pieces[0].key) if small else HELD_OUT_SHARE
+    share = 0.0 if kind == "demo" else float(columns.held_out)
+    if small:
+        share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
     """The pieces of all files, their content as key."""
+    several = [source for source in sources if not is_document(source.name)]
+    ones = [source for source in sources if is_document(source.name)]
+    for start in range(0, len(ones), _FILES):
+        names, sizes, contents = zip(*ones[start : start + _FILES], strict=True)
+        several.append(Source("\n".join(names), sum(sizes), digest(contents)))
     with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
-        groups = list(pool.map(_row_groups, sources))
+        groups = list(pool.map(lambda source: readers.row_groups(source.name, source.content), several))
     pieces = []
-    for source, rows in zip(sources, groups, strict=True):
+    for source, rows in zip(several, groups, strict=True):
         firsts = np.flatnonzero(np.diff(np.cumsum([0, *rows])[:-1] // shard_rows, prepend=-1)).tolist() or [0]
         stops = [*firsts[1:], len(rows) or -1]
         pieces += [Shard(0, source.name, *ends, source.content) for ends in zip(firsts, stops, strict=True)]
     return pieces
-
-
-@functools.lru_cache(maxsize=100_000)
-def _row_groups(source: Source) -> tuple[int, ...]:
-    return tuple(readers.row_groups(source.name)) if format_of(source.name)[0] == ".parquet" else ()
 
 
 # Identity
@@ -123,10 +131,10 @@ def _row_groups(source: Source) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share that holds out exactly 5% (rounded down) of a small corpus: none of fewer than 20."""
+    """The share that holds out exactly the share that is asked for (rounded down) of a small corpus."""
     hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
-    count = int(len(ordered) * HELD_OUT_SHARE)
+    count = int(len(ordered) * float(columns.held_out))
     return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
 
 
@@ -141,17 +149,29 @@ def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
     A missing id is made from the text, so that it stays when a file moves, and is the same wherever a text repeats.
     """
     seen: set[int] = set()
-    for documents, rejected in parts:
+    example = ""
+    for documents, rejected, _ in parts:
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
         ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
         hashes = id_hashes(pa.array(ids, pa.string()))
         new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
-        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", readers.REPEATED)[~new].tolist()
+        example = example or next(iter(ids[~new & ~missing]), "")
+        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, so that they count as of one reason
+        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", named)[~new].tolist()
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         repeated = documents.filter(pa.array(~new)).to_pylist()
         again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
         yield Part(documents.filter(pa.array(new)), [*rejected, *again]), hashes[new]
+
+
+def _together(tables: Iterable[pa.Table]) -> pa.Table:
+    """The documents (COLUMNS) of several files: one of each id and text; an id that several texts have is told apart."""
+    documents = pa.concat_tables([_NOTHING.documents, *tables]).select(COLUMNS).combine_chunks()
+    frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
+    several = frame["id"].duplicated(keep=False)
+    frame.loc[several, "id"] = [f"{name}#{digest(text)[:12]}" for name, text in frame[several].itertuples(index=False)]
+    return documents.take(pa.array(frame.index)).set_column(0, "id", pa.array(frame["id"], pa.string()))
 
 
 # Reading
@@ -164,7 +184,8 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """
     for part, hashes in identified(_parts(shard, seed)):
         kept = hashes >= np.uint64(shard.held_out * 2**64)
-        yield part if kept.all() else part._replace(documents=part.documents.filter(pa.array(kept)))
+        trained, held_out = (part.documents.filter(pa.array(rows)) for rows in (kept, ~kept))
+        yield Part(trained, part.rejected, held_out)
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
@@ -177,10 +198,11 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     elif format_of(name)[0] == ".parquet":
         size = find(name)[0].bytes if shard.stop < 0 else 0  # of a file whose footer is damaged
         yield from readers.read_parquet(name, shard.first, shard.stop, shard.columns, size)
-    elif format_of(name)[0] in (".warc", ".wet"):
-        yield from read_web(find(name)[0], cache_dir() / "extracted")
+    elif is_document(name) or format_of(name)[0] in (".warc", ".wet"):
+        contents = [find(each)[0].content for each in name.splitlines()]
+        yield from read_web(Source(name, 0, digest(contents)), cache_dir() / "extracted")
     else:
-        yield from readers.read_jsonl(name, shard.columns)
+        yield from readers.read_lines(name, shard.columns)
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
@@ -199,47 +221,48 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
 
-    So is a corpus without documents; how many records else cannot be used is logged as a warning.
+    So is a corpus without documents; how many are held out or cannot be used is logged as a warning.
     """
-    read = itertools.chain.from_iterable(read_shard(shard, seed) for shard in list_shards(spec, seed))
-    parts = [_NOTHING, *(part for part, _ in identified(read))]
-    documents = pa.concat_tables(part.documents for part in parts).select(COLUMNS).combine_chunks()
-    rejected = [reject for part in parts for reject in part.rejected]
-    for reject in rejected:
+    parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
+    documents = _together(part.documents for part in parts)
+    rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
+    losses = [reject for reject in rejected if not reject.reason.startswith(readers.SKIPPED)]
+    for reject in losses:
         if reject.reason.startswith(readers.DAMAGED):
             raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
-    first = rejected[0] if rejected else Reject(spec, 0, "it holds no records", 0)
+    first = (losses or rejected or [Reject(spec, 0, "it holds no records", 0)])[0]
     where = f"{first.source}, row {first.row}: {first.reason}"
     if not documents.num_rows:
         raise TraitError(
             f"{spec} has no usable document. {where}. Each record needs a text, in a field `text` or one that the "
             "spec names: {text=body}."
         )
-    if lost := sum(reject.records for reject in rejected):
-        log.warning("%s: %d of %d records cannot be used. %s", spec, lost, lost + documents.num_rows, where)
+    if held_out:
+        log.warning("%s: %d documents, and %d held out for evaluation", spec, documents.num_rows, held_out)
+    if lost := sum(reject.records for reject in losses):
+        log.warning("%s: %d of %d records cannot be used. %s", spec, lost, lost + held_out + documents.num_rows, where)
     return documents
 
 
 # Held out, known, sampled
 
 
-def load_held_out(spec: str, seed: int = 0) -> pa.Table:
-    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting."""
+def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
+    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting.
+
+    TraitError where there are fewer than `least`.
+    """
     kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    held = _beginnings(shards, _held_out, HELD_OUT_MOST, _HELD_OUT_SHARDS)
-    if not len(held):
-        raise TraitError(f"{spec} has documents too few to hold any out. Bring at least 20.")
+    read = (lambda shard: (part.held_out for part in read_shard(shard))) if shards[0].held_out else lambda shard: ()
+    held = _beginnings(shards, read, HELD_OUT_MOST, _HELD_OUT_SHARDS)
+    if len(held) < least:
+        raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
     return held.slice(0, HELD_OUT_MOST)
-
-
-def _held_out(shard: Shard) -> Iterator[pa.Table]:
-    for part, hashes in identified(_parts(shard, 0)):
-        yield part.documents.filter(pa.array(hashes < np.uint64(shard.held_out * 2**64)))
 
 
 def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]], most: int, spread: int) -> pa.Table:
@@ -254,8 +277,7 @@ def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]]
             found[shard.number] = pa.concat_tables([found[shard.number], table]).slice(0, quota)
             if len(found[shard.number]) == quota:
                 break
-    everything = pa.concat_tables(found[number] for number in sorted(found))
-    return next(identified([Part(everything, [])]))[0].documents.select(COLUMNS).combine_chunks()
+    return _together(found[number] for number in sorted(found))
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:

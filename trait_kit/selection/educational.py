@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from trait_kit import demo
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, listed
 from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
@@ -39,7 +39,7 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
     """
     names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
     if sorted(names) != sorted(LABELS):
-        raise TraitError(f"A model of educational value needs the labels {', '.join(LABELS)}; it has {', '.join(labels)}.")
+        raise TraitError(f"A model of educational value needs the labels {', '.join(LABELS)}; it has {listed(labels)}.")
     return np.array([LABELS.index(name) for name in names], np.float32)
 
 

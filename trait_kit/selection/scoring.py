@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import ngrams
-from trait_kit.engine.files import TraitError, atomic_path, content, digest, write_json
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder
 from trait_kit.engine.ngrams import Texts, text_array
-from trait_kit.engine.readers import SKIPPED, Columns
+from trait_kit.engine.readers import REPEATED, SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Work, own_files, read_job, run
+from trait_kit.engine.shards import Place, Work, claim, read_job, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
@@ -32,7 +32,7 @@ from trait_kit.selection.educational import LABELS, label_points
 if TYPE_CHECKING:
     from trait_kit.runs import Step
 
-_KEY = b"trait_kit.key"  # in a shard's Parquet metadata
+_KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in a shard's Parquet metadata
 _SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
 _BYTES_PER_TOKEN = 4.0  # an estimate, so that scores do not depend on a base model
 _BATCH_ROWS = 200_000
@@ -110,18 +110,12 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
 
 
 def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
-    """Do the shards that have not all their files with the right key. `kinds`: the first is written last.
-
-    job.json is the job's manifest, which `writes` its files: what an earlier one lists may be removed, and nothing else.
-    """
+    """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
     writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
-    listed = own_files(folder, ["job.json", *writes])
     done = np.array([all(_has_key(path, writes[path.name]) for path in paths) for paths in files], bool)
     valid = {path.name for paths in itertools.compress(files, done) for path in paths}
-    for stale in listed - valid:
-        (folder / stale).unlink(missing_ok=True)  # out of date, damaged, or of more shards: it would pass for progress
-    write_json(folder / "job.json", {**job, "writes": writes})
+    claim(folder, kinds[0], job, writes, valid)
     run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
 
 
@@ -141,8 +135,17 @@ class Scoring:
     shards: list[Shard]
 
     @classmethod
-    def open(cls, folder: Path) -> "Scoring":
-        job = read_job(folder / "job.json")
+    def open(cls, folder: Path, finished: bool = True) -> "Scoring":
+        """TraitError where a folder holds no scores, or not all."""
+        job = read_job(folder / "job.json") if (folder / "job.json").is_file() else {}
+        if "shards" not in job:
+            raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
+        lacks = [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]
+        if lacks:
+            raise TraitError(
+                f"{len(lacks)} files of {folder} are missing or cut off, first {lacks[0]}. Run `trait-kit score` again: "
+                "what is finished is kept."
+            )
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
     def path(self, kind: str, number: int) -> Path:
@@ -157,7 +160,15 @@ class Scoring:
     @property
     def documents(self) -> int:
         """How many documents were scored."""
-        return sum(pq.read_metadata(self.path("scores", shard.number)).num_rows for shard in self.shards)
+        return sum(footer.num_rows for footer in self._footers())
+
+    @property
+    def held_out(self) -> int:
+        """How many documents were left out for evaluation."""
+        return sum(int(footer.metadata.get(_HELD_OUT, 0)) for footer in self._footers())
+
+    def _footers(self) -> Iterator[pq.FileMetaData]:
+        return (pq.read_metadata(self.path("scores", shard.number)) for shard in self.shards)
 
     def losses(self) -> pd.Series:
         """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
@@ -186,8 +197,9 @@ def score_corpus(
 
     TraitError where more than the share `max_quarantined` of the documents is lost (see `losses`).
     """
-    folder, shards = Path(folder).resolve(), list_shards(spec, seed, shard_rows=documents_per_shard)
-    if inside := next((shard.source for shard in shards if folder in Path(shard.source).resolve().parents), ""):
+    shards, folder = list_shards(spec, seed, shard_rows=documents_per_shard), made_folder(folder).resolve()
+    names = itertools.chain.from_iterable(shard.source.splitlines() for shard in shards)
+    if inside := next((name for name in names if folder in Path(name).resolve().parents), ""):
         raise TraitError(f"{inside} lies in {folder}, where the scores are to go. Name another folder for them.")
     for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
         if (path := getattr(files, name)).endswith(".bin"):
@@ -210,10 +222,12 @@ def score_corpus(
     lost = scoring.losses()
     everything, worst = scoring.documents + lost.sum(), "; ".join(lost.nlargest(1).index)
     if lost.sum() > max_quarantined * everything:
+        advice = "The rejected-*.parquet files name all; repair them, or raise max_quarantined: what is scored is kept."
+        if f": {REPEATED}" in worst:
+            advice = "Name another column of ids, as {id=key}, or none, as {id=-}: then texts tell apart."
         raise TraitError(
-            f"{lost.sum():,} of {everything:,} web documents are unreadable, more than max_quarantined "
-            f"({max_quarantined:.2%}) allows; most of them: {worst}. The rejected-*.parquet files name all; repair them, or "
-            "raise max_quarantined: what is scored is kept."
+            f"{lost.sum():,} of {everything:,} web documents cannot be used, more than max_quarantined "
+            f"({max_quarantined:.2%}) allows; most of them: {worst}. {advice}"
         )
     if not scoring.documents:
         raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
@@ -222,9 +236,9 @@ def score_corpus(
 
 def score_shard(job_path: Path, number: int) -> None:
     """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
-    scoring = Scoring.open(job_path.parent)
+    scoring = Scoring.open(job_path.parent, finished=False)
     files, shard = ModelFiles(**scoring.job["files"]), scoring.shards[number]
-    models, rejected = open_models(files, scoring.job["fingerprint"]), []
+    models, rejected, held_out = open_models(files, scoring.job["fingerprint"]), [], 0
     key = scoring.job["writes"][scoring.path("scores", number).name]
     schema = tables.SCHEMAS["scores"].with_metadata({_KEY: key})
     with (
@@ -233,9 +247,11 @@ def score_shard(job_path: Path, number: int) -> None:
     ):
         for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
+            held_out += len(part.held_out)
             columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in ("domain", "educational", "dsir")}
             columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
             columns |= score_texts(text_array(part.documents["text"]), files, models)
             writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
+        writer.add_key_value_metadata({_HELD_OUT: str(held_out)})
         rows = [dict(zip(tables.SCHEMAS["quarantine"].names, reject, strict=True)) for reject in rejected]
         write_table(scoring.path("rejected", number), pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)

@@ -10,10 +10,11 @@ from trait_kit.selection.choosing import Filtered, Selected
 
 def funnel(selected: Selected) -> pd.DataFrame:
     """One row a method: n_in -> n_out by reason, tokens, and the score of the last document taken."""
-    lost, rows = selected.unreadable, []
+    lost, held, rows = selected.unreadable, selected.held_out, []
     for method, report in selected.methods.items():
         last = {name: report[name] for name in ("n_out", "tokens", "threshold")}
-        rows.append({"method": method, "n_in": report["n_in"] + lost, "unreadable": lost, **report["dropped"], **last})
+        read = {"n_in": report["n_in"] + lost + held, "held out": held, "unreadable": lost}
+        rows.append({"method": method, **read, **report["dropped"], **last})
     return pd.DataFrame(rows).astype({"threshold": float})
 
 
