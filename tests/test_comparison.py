@@ -39,7 +39,9 @@ def test_arm_table_weighs_tasks_equally_and_keeps_forgetting_apart():
     ).set_index(["arm", "task"])
     assert table.loc[("a", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [2, 2, 2, 6]
     assert table.loc[("a", "held_out/general"), "mean"] == 9
-    assert table.loc[("b", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [3.5, 3.5, 3.5, 2]
+    lone = table.loc[("b", comparison.MACRO)]  # a task of one item says how far tasks are apart, not how far items are
+    assert lone[["mean", "n"]].tolist() == [3.5, 2] and lone["low"] < 0 and lone["high"] > 7
+    assert table.loc[("b", "x"), ["low", "high"]].tolist() == [-np.inf, np.inf]
 
 
 def test_compare_pairs_items_and_corrects_for_several_arms():
@@ -61,14 +63,13 @@ def test_compare_pairs_items_and_corrects_for_several_arms():
     table = comparison.compare(by_task, "trait", "bits_per_byte").set_index("arm")
     assert list(table.index) == ["base", "noisy"] and set(table["n"]) == {40} and set(table["task"]) == {comparison.MACRO}
     base = table.loc["base"]
-    assert base["difference"] == pytest.approx(-0.05) and base["gain"] > 0
-    assert base["low"] == pytest.approx(base["high"])
+    assert base["gain"] == pytest.approx(0.05) == base["gain_low"] == pytest.approx(base["gain_high"])
     assert base["p_value"] == pytest.approx(2 * 0.5**40) and base["p_holm"] == pytest.approx(4 * 0.5**40)  # a fair coin's
     noisy = table.loc["noisy"]  # trait is 0.05 better here too, but items vary ten times as much
-    assert noisy["difference"] == pytest.approx(-0.05) and noisy["low"] < -0.05 < 0 < noisy["high"]
+    assert noisy["gain"] == pytest.approx(0.05) and noisy["gain_low"] < 0 < 0.05 < noisy["gain_high"]
     assert 0.3 < noisy["p_value"] < 0.8 and noisy["p_holm"] == noisy["p_value"]
     forgetting = comparison.compare(outcomes, "trait", "bits_per_byte", task="held_out/general").set_index("arm").loc["base"]
-    assert forgetting["difference"] == pytest.approx(0.2) and forgetting["gain"] < 0 and forgetting["n"] == 9
+    assert forgetting["gain"] == pytest.approx(-0.2) and forgetting["n"] == 9
     everything = comparison.compare_all(outcomes, "trait")
     assert len(everything) == 8 and everything[["task", "arm"]].drop_duplicates().shape == (8, 2)
     # unpaired intervals overlap although the paired difference is certain: why the tests are paired
@@ -81,8 +82,8 @@ def test_binary_metrics_use_mcnemar():
     outcomes = _outcomes({"trait": {"x": [1] * 12 + [0] * 8}, "base": {"x": [0] * 9 + [1] * 4 + [0] * 7}}, "choice_accuracy")
     row = comparison.compare(outcomes, "trait", "choice_accuracy").iloc[0]
     assert row["p_value"] == pytest.approx(stats.binomtest(9, 10, 0.5).pvalue) and row["test"] == "McNemar"
-    assert row["difference"] == pytest.approx(0.4) and row["gain"] > 0
-    assert row["low"] < 0.4 < row["high"]
+    assert row["gain"] == pytest.approx(0.4)
+    assert row["gain_low"] < 0.4 < row["gain_high"]
 
 
 def test_what_cannot_be_compared_is_named():
@@ -277,7 +278,7 @@ def test_every_pair_of_arms_the_later_one_as_the_reference():
     table = comparison.compare(outcomes, None, "bits_per_byte")
     assert list(zip(table["reference"], table["arm"], strict=True)) == [("b", "a"), ("c", "a"), ("c", "b")]
     one = comparison.compare(outcomes, "c", "bits_per_byte").set_index("arm")
-    assert table.set_index(["reference", "arm"]).loc[("c", "a"), "difference"] == one.loc["a", "difference"]
+    assert table.set_index(["reference", "arm"]).loc[("c", "a"), "gain"] == one.loc["a", "gain"]
     assert (table["smallest_gain"] > 0).all()
 
 
@@ -305,7 +306,7 @@ def test_several_seeds_are_compared_within_the_seed():
     ]
     row = comparison.compare(pd.concat(parts), "trait", "bits_per_byte").iloc[0]
     assert row["seeds"] == 3 and row["n"] == 40 and row["test"] == "Student's t"
-    assert row["low"] < -0.1 < row["high"] < 0 and row["high"] - row["low"] < 0.08
+    assert 0 < row["gain_low"] < 0.1 < row["gain_high"] and row["gain_high"] - row["gain_low"] < 0.08
     parts[1] = parts[1][parts[1]["task"] != "x"]
     assert comparison.compare(pd.concat(parts), "trait", "bits_per_byte").iloc[0]["seeds"] == 2
     with pytest.raises(TraitError, match="no seed in common"):
@@ -479,6 +480,24 @@ def test_the_variance_of_clusters_is_the_robust_one():
     spread = statistics.estimate([values[None]], [of.astype(str)])
     assert spread.variance == pytest.approx(fit.cov_params()[0, 0] * 9 / 8) and spread.freedom == pytest.approx(8)
     assert spread.variance > 3 * statistics.estimate([values[None]]).variance
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_task_of_one_template_is_one_piece_of_evidence_in_test_and_interval(n_seeds):
+    """Two of three tasks have one template each, whose own chance strikes all of its items: 'better' in at most 5%."""
+    draw, better, tables = np.random.default_rng(31), 0, 150
+    labels = [np.array([f"w{n}" for n in range(12)]), np.repeat("gcd", 12), np.repeat("lcm", 12)]
+    for number in range(tables):
+        shared = [draw.normal(0, 0.2, (1, 12)), *(np.full((1, 12), draw.normal(0, 0.2)) for _ in range(2))]
+        pairs = [(1 + part + draw.normal(0, 0.02, (n_seeds, 12)), np.ones((n_seeds, 12))) for part in shared]
+        row = comparison.compare_pair(pairs, "bits_per_byte", False, number, labels)
+        better += row["p_value"] < comparison.ALPHA and row["gain"] > 0
+        if row["p_value"] >= comparison.ALPHA:
+            assert row["gain_low"] <= 0 <= row["gain_high"]
+    assert better <= stats.binom.isf(0.001, tables, 0.05)
+    alone = comparison.compare_pair(pairs[1:2], "bits_per_byte", False, 0, labels[1:2])
+    assert (alone["gain_low"], alone["gain_high"], alone["p_value"]) == (-np.inf, np.inf, 1.0)
+    assert alone["p_beyond"] > comparison.ALPHA and alone["estimate"].smallest_gain(0.05) == np.inf
 
 
 def test_sign_flips_are_of_whole_clusters_across_tasks():

@@ -6,6 +6,8 @@ Several comparisons are several tests: p values come with Holm's correction over
 that these items could have shown; without it, "no difference" says nothing.
 
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
+
+A comparison has one sign and one word: a *gain* is above zero where the reference is better, whatever the metric.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, whic
 def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row an arm, metric and task, and the average: arm, task, metric, mean, low, high, n, seeds, clusters.
 
-    A single item has no spread: low = high = mean, and n says so. A task of 32 items keeps its width beside one of 1,319.
+    A single cluster has no spread: its interval is without bounds. A task of 32 items keeps its width beside one of 1,319.
     """
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
@@ -48,7 +50,7 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
         for task, grids in {**({MACRO: problems} if problems else {}), **tasks}.items():
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
-            low, high = np.clip(found.interval(CONFIDENCE), *((0, 1) if binary else (None, None)))
+            low, high = _within(found, (0, 1) if binary else (None, None))
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
             row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
             rows.append(row | {"clusters": len(set(np.concatenate(clusters)))})
@@ -62,8 +64,8 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
     tasks; 'held_out/general' is the forgetting number. Columns:
 
     reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
-    reference_mean, arm_mean, difference (reference minus arm) with its interval low..high
-    gain, gain_low, gain_high: the difference with one sign, above zero in the reference's favour
+    reference_mean, arm_mean, gain with its interval gain_low..gain_high, over the clusters that the test flips: it never
+    leaves out 0 where the test does not reject it, and is without bounds where there is a single cluster
     test, p_value, effect_size (d_z), p_holm (Holm over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm are below ALPHA, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power
@@ -95,41 +97,44 @@ def compare_pair(
 ) -> dict[str, Any]:
     """Two arms compared: a row of `compare`, less what depends on how many rows there are.
 
-    'estimate' is of the differences. `clusters`: labels of each task's items.
+    'estimate' is of the gains. `clusters`: labels of each task's items.
     """
-    differences = [reference - arm for reference, arm in pairs]
-    seeds, n = len(differences[0]), sum(part.shape[1] for part in differences)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    gains = [sign * (reference - arm) for reference, arm in pairs]
+    seeds, n = len(gains[0]), sum(part.shape[1] for part in gains)
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
     half = math.sqrt(0.5 / seeds)  # half a win of each arm, shared by all seeds (Agresti and Min, 2005)
-    found = statistics.estimate(differences, clusters, (half, -half) if binary else ())
-    low, high = np.clip(found.interval(CONFIDENCE), *((-1, 1) if binary else (None, None)))
+    found = statistics.estimate(gains, clusters, (half, -half) if binary else ())
+    low, high = _within(found, (-1, 1) if binary else (None, None))
     if n_clusters < 2:
         test, p_value = "none: a single cluster", 1.0
     elif seeds > 1 or metric in _SET_METRICS:
         test, p_value = _SET_METRICS.get(metric, "Student's t"), found.p_value
     else:
         test = "McNemar" if binary and len(pairs) == 1 and n_clusters == n else "sign flips"
-        p_value = statistics.sign_flip_p_value(differences, seed, clusters)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    gain_low, gain_high = sorted((sign * low, sign * high))
+        p_value = statistics.sign_flip_p_value(gains, seed, clusters)
+    if p_value >= ALPHA:
+        low, high = min(low, 0.0), max(high, 0.0)
     return {
         "n": n,
         "seeds": seeds,
         "clusters": n_clusters,
         "reference_mean": statistics.macro([reference for reference, _ in pairs]),
         "arm_mean": statistics.macro([arm for _, arm in pairs]),
-        "difference": found.mean,
-        "low": low,
-        "high": high,
-        "gain": sign * found.mean,
-        "gain_low": gain_low,
-        "gain_high": gain_high,
+        "gain": found.mean,
+        "gain_low": low,
+        "gain_high": high,
         "test": test,
         "p_value": p_value,
-        "p_beyond": found.p_beyond(MARGIN) if n_clusters > 1 else 1.0,
-        "effect_size": statistics.standardised(differences),
+        "p_beyond": found.p_beyond(MARGIN),
+        "effect_size": statistics.standardised(gains),
         "estimate": found,
     }
+
+
+def _within(found: statistics.Estimate, bounds: tuple[float | None, float | None]) -> tuple[float, float]:
+    low, high = found.interval(CONFIDENCE)
+    return tuple(np.clip((low, high), *bounds)) if math.isfinite(low) else (low, high)
 
 
 def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:

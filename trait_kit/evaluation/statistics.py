@@ -88,7 +88,7 @@ def macro(groups: Sequence[np.ndarray]) -> float:
 
 
 def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: Sequence[float] = ()) -> Estimate:
-    """The mean of the groups' means with where its variance comes from; a single item counts as having none.
+    """The mean of the groups' means with where its variance comes from; of a single cluster, it is without bounds.
 
     `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes of right or wrong are
     no certainty. What seeds have in common is the covariance of their means through items, so that they may share all
@@ -97,6 +97,8 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
     covariance, mean = influence.T @ influence, macro(groups)
+    if len(influence) - len(groups) * len(imagined) < 2:
+        return Estimate(mean, math.inf, 0.0, 1.0, len(covariance))
     n, items = len(covariance), float(covariance.mean())
     squares = sum(part.sum(axis=1).pow(2).sum() ** 2 / max(1, len(part) - 1) for part in parts) / n**4
     freedom = min(items**2 / squares, max(1, len(influence) - 1)) if squares else math.inf
@@ -110,16 +112,18 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
 def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Sequence[float]) -> list[pd.DataFrame]:
     """By group: how much each cluster moves each seed's mean of group means, [clusters, seeds]; 0 where it is not.
 
-    A group of one cluster has no spread between clusters: its interval is that of its items, and speaks of them only.
+    A group of one cluster has no spread within it. Among other groups it counts as far as its mean is from the mean of
+    all: what survey statistics does with a stratum of which one unit was drawn (Lumley, 2010; Stata's `centered`).
     """
-    parts = []
+    parts, overall = [], macro(groups)
     for place, group in enumerate(groups):
         labels = [f"item {place} {number}" for number in range(group.shape[1])]
-        if clusters is not None and len(set(clusters[place])) > 1:
+        if clusters is not None:
             labels = list(clusters[place])
+        lone = len(set(labels)) < 2
         labels += [f"imagined {place} {number}" for number in range(len(imagined))]
         group = np.concatenate([group, np.tile(imagined, (len(group), 1))], axis=1)
-        centred = group - np.nanmean(group, axis=1, keepdims=True)
+        centred = group - (overall if lone else np.nanmean(group, axis=1, keepdims=True))
         centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
         by_cluster = pd.DataFrame(centred.T, index=labels).groupby(level=0)
         n_clusters = (by_cluster.count() > 0).sum()
