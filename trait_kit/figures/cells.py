@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,14 +137,17 @@ def number_text(value: float, metric: str) -> str:
 
 
 def change_text(change: float, metric: str, before: float | None = None) -> str:
-    """A difference: bits as they are, and with `before` in percent of it; shares in points."""
+    """A gain: bits as they are, and with `before` in percent of it; shares in points."""
     if metric not in LOWER_IS_BETTER:
         return f"{100 * change:+.1f} points"
     return f"{change:+.3f}" + (f", {100 * change / before:+.1f}%" if before else "")
 
 
-def interval_text(low: float, high: float, metric: str) -> str:
-    return f"[{change_text(low, metric)}, {change_text(high, metric)}]".replace(" points", "")
+def interval_text(low: float, high: float, metric: str, text: Callable[[float, str], str] = change_text) -> str:
+    """Of a gain, or with `text` of number_text of a mean; a single cluster has none."""
+    if not math.isfinite(high - low):
+        return "(too few clusters for an interval)"
+    return f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
 
 
 def gain_text(gain: float, metric: str) -> str:
