@@ -6,8 +6,6 @@ Several comparisons are several tests: p values come with Holm's correction over
 that these items could have shown; without it, "no difference" says nothing.
 
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
-
-A comparison has one sign and one word: a *gain* is above zero where the reference is better, whatever the metric.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
         for task, grids in {**({MACRO: problems} if problems else {}), **tasks}.items():
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
-            low, high = _within(found, (0, 1) if binary else (None, None))
+            low, high = found.interval(CONFIDENCE, (0, 1) if binary else None)
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
             row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
             rows.append(row | {"clusters": len(set(np.concatenate(clusters)))})
@@ -64,8 +62,8 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
     tasks; 'held_out/general' is the forgetting number. Columns:
 
     reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
-    reference_mean, arm_mean, gain with its interval gain_low..gain_high, over the clusters that the test flips: it never
-    leaves out 0 where the test does not reject it, and is without bounds where there is a single cluster
+    reference_mean, arm_mean, gain (above zero: the reference is better, whatever the metric) with its interval, gain_low
+    to gain_high, over the test's clusters: it never leaves out 0 where the test does not reject it (p_value)
     test, p_value, effect_size (d_z), p_holm (Holm over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm are below ALPHA, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power
@@ -105,10 +103,8 @@ def compare_pair(
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
     half = math.sqrt(0.5 / seeds)  # half a win of each arm, shared by all seeds (Agresti and Min, 2005)
     found = statistics.estimate(gains, clusters, (half, -half) if binary else ())
-    low, high = _within(found, (-1, 1) if binary else (None, None))
-    if n_clusters < 2:
-        test, p_value = "none: a single cluster", 1.0
-    elif seeds > 1 or metric in _SET_METRICS:
+    low, high = found.interval(CONFIDENCE, (-1, 1) if binary else None)
+    if seeds > 1 or metric in _SET_METRICS:
         test, p_value = _SET_METRICS.get(metric, "Student's t"), found.p_value
     else:
         test = "McNemar" if binary and len(pairs) == 1 and n_clusters == n else "sign flips"
@@ -130,11 +126,6 @@ def compare_pair(
         "effect_size": statistics.standardised(gains),
         "estimate": found,
     }
-
-
-def _within(found: statistics.Estimate, bounds: tuple[float | None, float | None]) -> tuple[float, float]:
-    low, high = found.interval(CONFIDENCE)
-    return tuple(np.clip((low, high), *bounds)) if math.isfinite(low) else (low, high)
 
 
 def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:

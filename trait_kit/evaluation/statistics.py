@@ -56,9 +56,10 @@ class Estimate:
         inverse = (1 - share) ** 2 / self.item_freedom + share**2 / max(1, self.n_seeds - 1)
         return 1 / inverse if inverse else math.inf
 
-    def interval(self, confidence: float) -> tuple[float, float]:
+    def interval(self, confidence: float, within: tuple[float, float] | None = None) -> tuple[float, float]:
         half = stats.t.isf((1 - confidence) / 2, self.freedom) * math.sqrt(self.variance)
-        return self.mean - half, self.mean + half
+        ends = self.mean - half, self.mean + half
+        return tuple(np.clip(ends, *within)) if within and half < math.inf else ends
 
     @property
     def p_value(self) -> float:
@@ -117,9 +118,7 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     """
     parts, overall = [], macro(groups)
     for place, group in enumerate(groups):
-        labels = [f"item {place} {number}" for number in range(group.shape[1])]
-        if clusters is not None:
-            labels = list(clusters[place])
+        labels = [f"item {place} {n}" for n in range(group.shape[1])] if clusters is None else list(clusters[place])
         lone = len(set(labels)) < 2
         labels += [f"imagined {place} {number}" for number in range(len(imagined))]
         group = np.concatenate([group, np.tile(imagined, (len(group), 1))], axis=1)

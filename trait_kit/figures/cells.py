@@ -19,7 +19,9 @@ import yaml
 from tabulate import tabulate
 
 from trait_kit.engine.files import atomic_path, write_text
-from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER
+
+BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
 
 _NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 _NOTES = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
@@ -56,7 +58,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in _one_line(text))
 
 
-_HTML = '<figure class="table"><figcaption>{title}</figcaption><div class="scroll">{body}</div>{notes}</figure>'
+_SCROLL = '<div class="scroll" tabindex="0" role="region" aria-label="{title}">{body}</div>'
+_HTML = f'<figure class="table"><figcaption>{{title}}</figcaption>{_SCROLL}{{notes}}</figure>'
 _TEX = "\\begin{{table}}[t]\n\\caption{{{title}}}\n{body}\n{notes}\\end{{table}}\n"
 _SMALL = '<small style="display:block">{}</small>'
 _FORMATS = {  # tabulate's name of it, how it escapes, what is best, small, a link, a note, the whole

@@ -29,7 +29,6 @@ class Evidence:
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
     pairs: pd.DataFrame  # of the ablation
-    against_base: pd.DataFrame  # every arm against the base model: on the tasks, on general text
     tables: dict[str, Table]
 
 
@@ -54,9 +53,8 @@ def read(run_dir: Path) -> Evidence:
         title = f"Table 4: what does each part add, by {metric_name(name)}?"
         made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name, title)
     made["contamination"] = contamination_table(outcomes, run_dir)
-    against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
     control = record["params"].get("control_arm", "")
-    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, against_base, made)
+    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, made)
 
 
 def read_and_write(step: Any) -> Evidence:

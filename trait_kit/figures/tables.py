@@ -16,11 +16,10 @@ import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, prepared
-from trait_kit.figures import cells
-from trait_kit.figures.cells import Cell, Table, change_text, interval_text, metric_name, number_text, p_words
+from trait_kit.figures import cells, gains
+from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, interval_text, metric_name, number_text, p_words
 from trait_kit.figures.style import label
 
-BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
 DOCUMENTS = {GENERAL: "General text, bits per byte", f"{HELD_OUT}in_domain": "In-domain text, bits per byte"}
 CHAIN = {  # of the ablation: arm -> what it adds
     "base": "base model",
@@ -68,12 +67,16 @@ def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
 
 
 def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
-    """The table of `tests`; with a folder also written there with its items, the CSV with all columns and digits."""
+    """The table of `tests`; with a folder also written there, with its items, its figure, and a CSV with all digits."""
     table = comparison_table(tests, notes)
     if folder:
         write_items(outcomes, folder, tests)
         table.save(folder, "comparison")
         cells.write_csv(tests, folder / "comparison.csv")
+        if tests["reference"].nunique() == 1:
+            gains.plot_gain_and_forgetting(tests, tests["reference"].iloc[0], tests["metric"].iloc[0]).save(
+                folder, "comparison"
+            )
     return table
 
 

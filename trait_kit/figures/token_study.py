@@ -95,13 +95,12 @@ def plot(study: pd.DataFrame) -> KitFigure:
     intervals = f"{comparison.CONFIDENCE:.0%} intervals; training seeds: {seeds}"
     below = "Below: tokens trained on in all stages, device hours, passes over the passages"
     caption = f"Against the base model on the same items, with {intervals}. {below}"
-    shape = {"ncols": len(panels), "squeeze": False}
-    figure, grid = style.new_figure(verdict(study), caption, width=9.6, height=3.8, **shape)
+    figure, grid = style.new_figure(verdict(study), caption, height=2.3, panels=len(panels))
     told = zip(study["tokens"], study["device_hours"], study["passes_over_passages"], strict=True)
     ticks = [f"{tokens_text(tokens)}\n{hours:.2g} h\n{passes:.2g}x" for tokens, hours, passes in told]
-    for axes, (value, scale, name) in zip(grid[0], panels, strict=True):
+    for axes, (value, scale, name) in zip(grid, panels, strict=True):
         middle, low, high = (scale * study[f"{value}{end}"] for end in ("", "_low", "_high"))
-        look = {"color": style.colour(arm), "marker": style.marker(arm), "markersize": 7, "capsize": 4}
+        look = {"color": style.colour(arm), "marker": style.marker(arm), "capsize": 2}
         axes.axhline(0, **style.DASHED)
         axes.errorbar(study["tokens"], middle, (middle - low, high - middle), **look)
         axes.set_xscale("log")
