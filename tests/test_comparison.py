@@ -39,8 +39,7 @@ def test_arm_table_weighs_tasks_equally_and_keeps_forgetting_apart():
     ).set_index(["arm", "task"])
     assert table.loc[("a", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [2, 2, 2, 6]
     assert table.loc[("a", "held_out/general"), "mean"] == 9
-    lone = table.loc[("b", comparison.MACRO)]  # a task of one item says how far tasks are apart, not how far items are
-    assert lone[["mean", "n"]].tolist() == [3.5, 2] and lone["low"] < 0 and lone["high"] > 7
+    assert table.loc[("b", comparison.MACRO), ["mean", "low", "high", "n"]].tolist() == [3.5, -np.inf, np.inf, 2]
     assert table.loc[("b", "x"), ["low", "high"]].tolist() == [-np.inf, np.inf]
 
 
@@ -107,21 +106,19 @@ def test_the_exact_permutation_test_is_scipys():
     for n in (4, 9, 12):
         differences = draw.normal(0.4, 1, n)
         reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
-        assert statistics.sign_flip_p_value([differences]) == pytest.approx(reference.pvalue)
+        assert statistics.sign_flips([differences])[0] == pytest.approx(reference.pvalue)
         signed_ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
-        assert statistics.sign_flip_p_value([signed_ranks]) == pytest.approx(
-            stats.wilcoxon(differences, method="exact").pvalue
-        )
-    assert statistics.sign_flip_p_value([np.zeros(5)]) == 1.0
+        assert statistics.sign_flips([signed_ranks])[0] == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+    assert statistics.sign_flips([np.zeros(5)])[0] == 1.0
 
 
 def test_random_sign_flips_agree_with_the_exact_test(monkeypatch):
     draw = np.random.default_rng(2)
     groups = [draw.normal(0.35, 1, 9), draw.normal(0.35, 1, 6)]
-    exact = statistics.sign_flip_p_value(groups)
+    exact = statistics.sign_flips(groups)[0]
     monkeypatch.setattr(statistics, "EXACT_ITEMS", 3)
     assert 0.01 < exact < 0.9
-    assert statistics.sign_flip_p_value(groups) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
+    assert statistics.sign_flips(groups)[0] == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
 
 
 def test_mcnemar_and_holm_are_statsmodels():
@@ -133,7 +130,7 @@ def test_mcnemar_and_holm_are_statsmodels():
         first, second = draw.integers(0, 2, (2, n))
         table = [[np.sum((first == a) & (second == b)) for b in (0, 1)] for a in (0, 1)]
         reference = contingency_tables.mcnemar(table, exact=True).pvalue
-        assert statistics.sign_flip_p_value([first - second]) == pytest.approx(min(1.0, reference))
+        assert statistics.sign_flips([first - second])[0] == pytest.approx(min(1.0, reference))
     for p_values in ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.9], [0.2]):
         assert statistics.holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
 
@@ -161,9 +158,9 @@ def test_intervals_cover_what_they_claim():
 def test_the_permutation_test_keeps_its_level(monkeypatch):
     monkeypatch.setattr(statistics, "FLIPS", 400)
     draw = np.random.default_rng(5)
-    p_values = [statistics.sign_flip_p_value([draw.normal(0, 1, 18), draw.normal(0, 3, 9)], seed) for seed in range(500)]
+    p_values = [statistics.sign_flips([draw.normal(0, 1, 18), draw.normal(0, 3, 9)], seed)[0] for seed in range(500)]
     assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
-    shifted = [statistics.sign_flip_p_value([draw.normal(0.8, 1, 18), draw.normal(0.8, 1, 9)], seed) for seed in range(60)]
+    shifted = [statistics.sign_flips([draw.normal(0.8, 1, 18), draw.normal(0.8, 1, 9)], seed)[0] for seed in range(60)]
     assert np.mean(np.array(shifted) <= 0.05) > 0.9
 
 
@@ -374,7 +371,7 @@ def test_runs_that_cannot_be_compared_say_why(tmp_path):
         "has no arm 'tarit'; its arms are: base, trait": f"{a}:tarit",
     }
     (tmp_path / "begun" / "05_evaluate").mkdir(parents=True)
-    cases["has not finished 05_evaluate"] = tmp_path / "begun"
+    cases["05_evaluate holds no finished result"] = tmp_path / "begun"
     for message, other in cases.items():
         with pytest.raises(TraitError, match=f"(?i){message}"):
             gather([str(a), str(other)])
@@ -466,7 +463,7 @@ def test_clusters_of_one_item_change_nothing():
     plain, clustered = statistics.estimate(groups), statistics.estimate(groups, labels)
     assert clustered.variance == pytest.approx(plain.variance) and clustered.freedom == pytest.approx(plain.freedom)
     one = [group[0] for group in groups]
-    assert statistics.sign_flip_p_value(one, 0, labels) == pytest.approx(statistics.sign_flip_p_value(one), abs=0.02)
+    assert statistics.sign_flips(one, 0, labels)[0] == pytest.approx(statistics.sign_flips(one)[0], abs=0.02)
 
 
 def test_the_variance_of_clusters_is_the_robust_one():
@@ -500,12 +497,24 @@ def test_a_task_of_one_template_is_one_piece_of_evidence_in_test_and_interval(n_
     assert alone["p_beyond"] > comparison.ALPHA and alone["estimate"].smallest_gain(0.05) == np.inf
 
 
+@pytest.mark.parametrize("n", [9, 40])
+def test_the_interval_holds_what_the_test_does_not_reject(n):
+    draw = np.random.default_rng(32)
+    groups, labels = [draw.normal(0.3, 1, (1, n)), draw.normal(0.3, 2, (1, n))], [np.arange(n).astype(str)] * 2
+    _, low, high = statistics.sign_flips(groups, 0, labels)
+    for end, inward in ((low, 1), (high, -1)):
+        for shift, rejected in ((end - inward * 0.01, True), (end + inward * 0.01, False)):
+            p_value = statistics.sign_flips([group - shift for group in groups], 0, labels)[0]
+            assert (p_value < 0.05) == rejected, (end, shift, p_value)
+    assert statistics.sign_flips([groups[0][:, :5]])[1:] == (-np.inf, np.inf)  # five items never show anything
+
+
 def test_sign_flips_are_of_whole_clusters_across_tasks():
     draw = np.random.default_rng(20)
     groups, labels = [draw.normal(0.3, 1, 12), draw.normal(0.3, 1, 12)], [np.repeat(list("abcdef"), 2)] * 2
     sums = sum(group.reshape(6, 2).sum(axis=1) for group in groups)  # a label in two tasks is one cluster
     reference = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert statistics.sign_flip_p_value(groups, 0, labels) == pytest.approx(reference.pvalue)
+    assert statistics.sign_flips(groups, 0, labels)[0] == pytest.approx(reference.pvalue)
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])

@@ -25,8 +25,8 @@ from trait_kit.evaluation.metrics import with_set_metrics
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
 LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "bits_per_byte_zero_shot"}
-ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
-CONFIDENCE = 1 - ALPHA  # of its intervals
+ALPHA = statistics.ALPHA
+CONFIDENCE = 1 - ALPHA  # of intervals
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
 Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
@@ -35,7 +35,7 @@ _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, whic
 def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row an arm, metric and task, and the average: arm, task, metric, mean, low, high, n, seeds, clusters.
 
-    A single cluster has no spread: its interval is without bounds. A task of 32 items keeps its width beside one of 1,319.
+    A task of a single cluster has no interval, nor has an average with one. Small tasks keep their width beside large ones.
     """
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
@@ -48,7 +48,9 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
         for task, grids in {**({MACRO: problems} if problems else {}), **tasks}.items():
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
-            low, high = found.interval(CONFIDENCE, (0, 1) if binary else None)
+            low, high = np.clip(found.interval(CONFIDENCE), *((0, 1) if binary else (None, None)))
+            if min(len(set(of_task)) for of_task in clusters) < 2:
+                low, high = -math.inf, math.inf
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
             row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
             rows.append(row | {"clusters": len(set(np.concatenate(clusters)))})
@@ -63,7 +65,7 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
 
     reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
     reference_mean, arm_mean, gain (above zero: the reference is better, whatever the metric) with its interval, gain_low
-    to gain_high, over the test's clusters: it never leaves out 0 where the test does not reject it (p_value)
+    to gain_high: the gains that the test would not reject (p_value), of right and wrong at least Agresti and Min's
     test, p_value, effect_size (d_z), p_holm (Holm over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm are below ALPHA, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power
@@ -103,14 +105,13 @@ def compare_pair(
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
     half = math.sqrt(0.5 / seeds)  # half a win of each arm, shared by all seeds (Agresti and Min, 2005)
     found = statistics.estimate(gains, clusters, (half, -half) if binary else ())
-    low, high = found.interval(CONFIDENCE, (-1, 1) if binary else None)
+    low, high = np.clip(found.interval(CONFIDENCE), *((-1, 1) if binary else (None, None)))
     if seeds > 1 or metric in _SET_METRICS:
         test, p_value = _SET_METRICS.get(metric, "Student's t"), found.p_value
     else:
         test = "McNemar" if binary and len(pairs) == 1 and n_clusters == n else "sign flips"
-        p_value = statistics.sign_flip_p_value(gains, seed, clusters)
-    if p_value >= ALPHA:
-        low, high = min(low, 0.0), max(high, 0.0)
+        p_value, *ends = statistics.sign_flips(gains, seed, clusters)
+        low, high = (min(low, ends[0]), max(high, ends[1])) if binary else ends
     return {
         "n": n,
         "seeds": seeds,

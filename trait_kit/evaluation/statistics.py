@@ -13,15 +13,16 @@ trained anew. Which methods keep their promises was decided by simulation (tests
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
 FLIPS = 20_000  # random sign flips where there are too many to try all
-EXACT_ITEMS = 14  # up to this many non-zero differences, all 2^n sign flips are tried
+EXACT_ITEMS = 14  # up to this many items or clusters, all 2^n sign flips are tried
 POWER = 0.8  # with which a smallest gain is shown
 TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes, right and wrong (Agresti and Coull, 1998)
 _AT_ONCE = 1_000  # sign flips
@@ -56,10 +57,9 @@ class Estimate:
         inverse = (1 - share) ** 2 / self.item_freedom + share**2 / max(1, self.n_seeds - 1)
         return 1 / inverse if inverse else math.inf
 
-    def interval(self, confidence: float, within: tuple[float, float] | None = None) -> tuple[float, float]:
+    def interval(self, confidence: float) -> tuple[float, float]:
         half = stats.t.isf((1 - confidence) / 2, self.freedom) * math.sqrt(self.variance)
-        ends = self.mean - half, self.mean + half
-        return tuple(np.clip(ends, *within)) if within and half < math.inf else ends
+        return self.mean - half, self.mean + half
 
     @property
     def p_value(self) -> float:
@@ -102,7 +102,7 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
         return Estimate(mean, math.inf, 0.0, 1.0, len(covariance))
     n, items = len(covariance), float(covariance.mean())
     squares = sum(part.sum(axis=1).pow(2).sum() ** 2 / max(1, len(part) - 1) for part in parts) / n**4
-    freedom = min(items**2 / squares, max(1, len(influence) - 1)) if squares else math.inf
+    freedom = max(1.0, min(items**2 / squares, len(influence) - 1)) if squares else math.inf
     if n == 1:
         return Estimate(mean, items, 0.0, freedom, n)
     shared = float(covariance.sum() - np.trace(covariance)) / (n * (n - 1))
@@ -131,31 +131,38 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     return parts
 
 
-def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> float:
-    """Two-sided p value that paired differences, grouped by task, are symmetric about zero.
+def sign_flips(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> tuple[float, float, float]:
+    """Two-sided p value that paired differences, grouped by task, are symmetric about zero; the shifts not rejected.
 
-    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. Those of
-    one size are a fair coin's: of right and wrong, this is McNemar's exact test. Else all sign patterns are tried for at
-    most EXACT_ITEMS differences, or FLIPS random ones and the observed: p is never 0.
+    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. All sign
+    patterns of at most EXACT_ITEMS clusters are tried, else FLIPS random ones and the observed: p is never 0. Differences
+    of one size are a fair coin's: of right and wrong, this is McNemar's exact test. A pattern is as extreme as the observed
+    for shifts between two roots: where its sum, less its share of the shift, is as far from zero as the whole.
     """
-    weighted = np.concatenate([np.ravel(group) / (np.size(group) * len(groups)) for group in groups])
+    shares = np.concatenate([np.full(np.size(group), 1 / (np.size(group) * len(groups))) for group in groups])
+    both = np.stack([np.concatenate(list(map(np.ravel, groups))) * shares, shares], axis=1)
     if clusters is not None:
-        weighted = pd.Series(weighted).groupby(np.concatenate(clusters)).sum().to_numpy()
-    weighted = weighted[np.abs(weighted) > 1e-15]
-    n = len(weighted)
-    if n == 0:
-        return 1.0
-    if np.ptp(np.abs(weighted)) <= 1e-9 * np.abs(weighted).max():
-        return float(stats.binomtest(int(np.sum(weighted > 0)), n).pvalue)
-    limit = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()  # a pattern that ties but for rounding counts
-    if n <= EXACT_ITEMS:
-        patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        return float(np.mean(np.abs((2.0 * patterns - 1.0) @ weighted) >= limit))
-    generator, extreme = np.random.default_rng(seed), 0
-    for part in range(0, FLIPS, _AT_ONCE):
-        kept = generator.integers(0, 2, size=(min(_AT_ONCE, FLIPS - part), n), dtype=bool) @ weighted
-        extreme += int(np.sum(np.abs(2 * kept - weighted.sum()) >= limit))
-    return (extreme + 1) / (FLIPS + 1)
+        both = pd.DataFrame(both).groupby(np.concatenate(clusters)).sum().to_numpy()
+    seen, n, roots = both[:, 0].sum(), len(both), [[[-math.inf], [math.inf]]]
+    for signs in _signs(n, seed):
+        flipped, part = (signs @ both).T
+        same = np.abs(part) > 1 - 1e-9  # all were flipped, or none: extreme for every shift
+        ends = (flipped - seen) / np.where(same, 1, part - 1), (flipped + seen) / np.where(same, 1, part + 1)
+        roots.append([np.where(same, -math.inf, np.minimum(*ends)), np.where(same, math.inf, np.maximum(*ends))])
+    low, high = np.concatenate(roots[n <= EXACT_ITEMS :], axis=1)
+    near = 1e-9 * np.abs(both[:, 0]).sum()  # a pattern that ties but for rounding counts
+    p_value, place = np.mean((low <= near) & (high >= -near)), math.ceil(ALPHA * len(low)) - 1
+    moved = both[np.abs(both[:, 0]) > 1e-15, 0]
+    if len(moved) and np.ptp(np.abs(moved)) <= 1e-9 * np.abs(moved).max():
+        p_value = stats.binomtest(int(np.sum(moved > 0)), len(moved)).pvalue
+    return float(p_value), float(np.sort(low)[place]), float(np.sort(high)[-1 - place])
+
+
+def _signs(n: int, seed: int) -> Iterator[np.ndarray]:
+    draw, starts = np.random.default_rng(seed), range(0, FLIPS, _AT_ONCE)
+    drawn = (draw.integers(0, 2, size=(min(_AT_ONCE, FLIPS - start), n), dtype=bool) for start in starts)
+    for part in [(np.arange(2**n)[:, None] >> np.arange(n)) & 1] if n <= EXACT_ITEMS else drawn:
+        yield 2.0 * part - 1.0
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -74,7 +74,7 @@ def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], t
     axes.set(xlabel="in-domain probability", ylabel="documents (log scale)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside upper left", ncols=2)
+    style.legend(figure, "upper left", ncols=2)
     return figure
 
 
@@ -127,7 +127,7 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
             axes.plot(scores[metric][arm].dropna(), label=label(arm), **look)
         _token_axis(axes, log)
         axes.set_title(_PANELS[metric], loc="left", weight="bold")
-    figure.legend(handles=grid[0].lines[: len(arms)], loc="outside upper left", ncols=4)
+    style.legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
     return figure
 
 
@@ -151,7 +151,7 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
         _token_axis(axes, log)
     upper.set(xlabel="", ylabel="loss (nats a token)")
     lower.set(ylabel="learning rate", ylim=(0, None))
-    figure.legend(loc="outside upper left", ncols=4)
+    style.legend(figure, "upper left", ncols=4)
     return figure
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import runs, tables
-from trait_kit.evaluation.across_runs import finished
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, main_metric
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
@@ -34,7 +33,7 @@ class Evidence:
 
 def read(run_dir: Path) -> Evidence:
     """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
-    record = finished(run_dir, "05_evaluate")
+    record = runs.finished(run_dir, "05_evaluate")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     reference, wanted = record["params"]["reference_arm"], record["params"].get("main_metric", "")
     metric = main_metric(outcomes, wanted)

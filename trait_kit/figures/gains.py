@@ -35,7 +35,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
     macro = ours[(ours["metric"] == metric) & (ours["task"] == MACRO)].set_index("arm")
     sure = macro[macro["p_holm"] < ALPHA]["gain"]
     said = [", ".join(map(label, sure.index[side])) or "none" for side in (sure > 0, sure < 0)]
-    title = f"{name} is better than {said[0]}, worse than {said[1]} of {len(macro)} arms by {metric_name(metric)}"
+    title = f"By {metric_name(metric)}, {name} is better than {said[0]} and worse than {said[1]} (of {len(macro)} arms)"
     caption = f"Gain of {name} over each arm, right of 0 (dashed) is better; bars: paired intervals; p after Holm"
     figure, grid = new_figure(title, caption, height=0.6 + 0.22 * len(macro), panels=2)
     for axes, (where, (measured, task)) in zip(grid, panels.items(), strict=True):

@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from trait_kit import tables
 from trait_kit.engine import mixtures
 from trait_kit.engine.files import atomic_path, write_text
-from trait_kit.figures.style import KitFigure, colour, label, marker, new_figure, styled
+from trait_kit.figures.style import KitFigure, colour, label, legend, marker, new_figure, styled
 from trait_kit.models import embed
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
@@ -180,7 +180,7 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
         look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(part) > 5_000}
         axes.scatter(part["x"], part["y"], label=name, **look, **hollow)
     _name_tasks(axes, coordinates[coordinates["kind"] == "downstream"])
-    figure.legend(loc="outside lower center", ncols=2)
+    legend(figure, "lower left", ncols=2, markerscale=1.5)
     return figure
 
 
@@ -197,13 +197,13 @@ def _draw_density(axes: Axes, points: pd.DataFrame) -> None:
 
 def _name_tasks(axes: Axes, problems: pd.DataFrame) -> None:
     """The tasks' names at their problems, moved apart in height where two would touch."""
-    middle = problems.groupby("task")[["x", "y"]].median().sort_values("y")
+    middle = problems.groupby("task").agg(x=("x", "median"), y=("y", "max")).sort_values("y")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     gap = min(0.07, 0.9 / max(1, len(middle))) * (high - low)
     last = -np.inf
     for number, (task, place) in enumerate(middle.iterrows()):
         above = (len(middle) - 1 - number) * gap  # room for those that follow
-        last = max(min(place["y"], high - above), last + gap)
+        last = max(min(place["y"] + 0.6 * gap, high - above), last + gap)
         at = (np.clip(place["x"], left + 0.16 * (right - left), right - 0.16 * (right - left)), last)
         halo = [patheffects.withStroke(linewidth=2, foreground="white")]
         axes.text(*at, label(task), ha="center", va="center", size="small", weight="bold", path_effects=halo)

@@ -72,6 +72,7 @@ class KitFigure(Figure):
 
     columns = 2
     says = ""  # in words, for who cannot see it
+    inside = (0.0, 0.0, 1.0, 1.0)  # where panels and legends are
 
     def savefig(self, *args: Any, **options: Any) -> None:
         with _look(self.columns):  # ticks take the style that holds when they are drawn
@@ -138,15 +139,22 @@ def new_figure(
     down = -(-panels // across)
     headline = textwrap.fill(title, int(108 * width / points))
     below = textwrap.fill(caption, int(150 * width / points))
-    room = 0.019 * points * (1 + headline.count("\n")) + 0.017 * points * (1 + below.count("\n"))
-    figure = KitFigure(figsize=(width, height * down + room), layout="constrained")
-    figure.says = f"{title}. {caption}".strip(". ") + "."
-    figure.suptitle(headline, x=0.01, ha="left", size="medium", weight="bold")
-    figure.supxlabel(below, x=0.01, ha="left", size="small", color=QUIET)
+    above, under = (0.019 * points * (1 + text.count("\n")) + 0.03 for text in (headline, below))
+    tall = height * down + above + under
+    figure = KitFigure(figsize=(width, tall), layout="constrained")
+    figure.says, figure.inside = f"{title}. {caption}".strip(". ") + ".", (0, under / tall, 1, 1 - (above + under) / tall)
+    figure.get_layout_engine().set(rect=figure.inside)
+    figure.text(0.01, 1 - 0.03 / tall, headline, va="top", size="medium", weight="bold")
+    figure.text(0.01, 0.03 / tall, below, va="bottom", size="small", color=QUIET)
     grid = list(figure.subplots(down, across, squeeze=False, **subplots).flat)
     for axes in grid[panels:]:
         axes.remove()
     return figure, grid[:panels]
+
+
+def legend(figure: KitFigure, place: str, **options: Any) -> None:
+    """A legend of all panels, between the headline or the caption and them."""
+    figure.legend(loc=f"outside {place}", bbox_to_anchor=figure.inside, **options)
 
 
 def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> None:

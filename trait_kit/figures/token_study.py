@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
+from trait_kit import runs
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
@@ -46,8 +47,8 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
-    training = {str(folder): across_runs.finished(folder, "04_train_two_stages") for folder in run_dirs}
-    arm = across_runs.finished(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
+    training = {str(folder): runs.finished(Path(folder), "04_train_two_stages") for folder in run_dirs}
+    arm = runs.finished(Path(run_dirs[0]), "05_evaluate")["params"]["reference_arm"]
     budgets: dict[tuple[int, ...], list[str]] = {}
     for folder, record in training.items():
         budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
