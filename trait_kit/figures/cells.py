@@ -1,8 +1,7 @@
 """A table of cells, written as Markdown, LaTeX, HTML, CSV or plain text, and how its numbers are written.
 
-Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can
-be the best of its column (bold), say something smaller behind (its interval) and link to the file
-of the items that it was counted from.
+Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can be the best of its
+column (bold), say something smaller behind (its interval) and link to the file of the items that it was counted from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Curves and bars: is the classifier good, what did selection find, and what did each stage of training teach.
 
-Every function takes plain tables and says its finding in the title, computed from the numbers that
-it draws.
+Every function takes plain tables and says its finding in the title, computed from the numbers that it draws.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ _SECONDS_BETWEEN = 15.0  # drawing takes a third of a second of the cores that t
 def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float) -> KitFigure:
     """Of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
 
-    `base_rate` is the share of in-domain documents among the held-out ones: the precision of
-    guessing.
+    `base_rate` is the share of in-domain documents among the held-out ones: the precision of guessing.
     """
     curve = curve.sort_values(["recall", "precision"], ascending=[True, False])
     half = curve.loc[(curve["threshold"] - 0.5).abs().idxmin()]
@@ -56,8 +54,7 @@ def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precisi
 def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None) -> KitFigure:
     """How many documents get which domain probability (log scale), with a line at each method's cut, None if it took all.
 
-    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for
-    selection.
+    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for selection.
     """
     inside = np.zeros(len(scores), bool) if truth is None else truth
     figure, (axes,) = new_figure(f"How do the scores spread {len(scores):,} web documents?")
@@ -102,8 +99,8 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the
-    share of right choices, mean over tasks.
+    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the share of right choices,
+    mean over tasks.
     """
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", _RIGHT, regex=True)
@@ -140,7 +137,7 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     means = log.pivot_table(index="tokens", columns=["metric", "arm"], values="value")
     shape = {"panels": 2, "across": 1, "sharex": True, "height_ratios": [2.2, 1]}
     caption = "Each arm's loss is on its own text: compare shapes, not levels"
-    figure, (upper, lower) = new_figure(_ends(means["loss"]), caption, height=1.6, **shape)
+    figure, (upper, lower) = new_figure("Training loss and learning rate of every stage", caption, height=1.6, **shape)
     for arm in [arm for arm in arms if arm in means["loss"]]:
         loss = means["loss"][arm].dropna()
         look = {"color": colour(arm), "marker": style.marker(arm), "markevery": 0.12}
@@ -153,12 +150,6 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     lower.set(ylabel="learning rate", ylim=(0, None))
     style.legend(figure, "upper left", ncols=4)
     return figure
-
-
-def _ends(losses: pd.DataFrame) -> str:
-    """Whether training went as planned: no loss that is no number, none that ends above its start."""
-    rose = losses.columns[losses.ffill().iloc[-1] > losses.bfill().iloc[0]].map(label)
-    return f"The loss ends above its start: {', '.join(rose)}" if len(rose) else "The loss of every arm ends below its start"
 
 
 @contextlib.contextmanager

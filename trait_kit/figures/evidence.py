@@ -77,8 +77,8 @@ def form_table(run_dir: Path) -> Table:
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
 
-    From 02's evidence (a row a document and question), 03's screening of problems and its rejected
-    passages, which count under every task of their problems.
+    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which
+    count under every task of their problems.
     """
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
     web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")

@@ -1,16 +1,9 @@
-"""What was gained, by arm and by item, as figures and as a page to read.
-
-A mean can rest on a few items, and a significant one can still lose on a task. Texts of items and
-predictions are data from elsewhere: the page escapes all of them.
-"""
+"""What was gained, by arm and by item: a mean can rest on a few items, and a significant one can still lose on a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -20,15 +13,13 @@ from trait_kit.figures import style
 from trait_kit.figures.cells import BITS, GENERAL, change_text, metric_name, p_words
 from trait_kit.figures.style import KitFigure, colour, label, new_figure
 
-_SHOWN = 4_000  # characters of a text on the page
-
 
 @style.styled
 def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
     """Gain of the reference over every other arm, paired: left on the tasks' average, right on general text.
 
-    `tests`: comparison.compare_all's. The row of base on the right is what was forgotten; of a sweep's
-    controls, their rows on the left are what the structure of passages is worth.
+    `tests`: comparison.compare_all's. The row of base on the right is what was forgotten; of a sweep's controls, their
+    rows on the left are what the structure of passages is worth.
     """
     ours, name = tests[tests["reference"] == reference], label(reference)
     panels = {f"{metric_name(metric)}, tasks": (metric, MACRO), "bits per byte, general text": (BITS, GENERAL)}
@@ -59,8 +50,8 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
 def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
     """Columns against, task, item_id, gain: one row an arm of `others` and problem that both were asked, the largest first.
 
-    In units of the metric, means over training seeds; above 0 in the reference's favour whatever
-    the metric's direction.
+    In units of the metric, means over training seeds; above 0 in the reference's favour whatever the metric's
+    direction.
     """
     values = outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)]
     wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")
@@ -101,35 +92,3 @@ def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> 
         axes.set_title(f"against {label(other)}", loc="left", weight="bold")
         axes.set_xlabel(f"gain in {metric_name(metric)}{unit}")
     return figure
-
-
-def browse_items(
-    outcomes: pd.DataFrame, problems: pd.DataFrame, reference: str, other: str, metric: str = BITS, most: int = 40
-) -> Any:
-    """A page of up to `most` problems, from the largest gain over `other` to the largest loss, with what every arm said.
-
-    `problems`: the test problems (tables.SCHEMAS['problems']). Of more problems, those at both ends
-    and evenly between.
-    """
-    from IPython.display import HTML
-
-    gains = item_gains(outcomes, reference, [other], metric)
-    places = np.unique(np.linspace(0, len(gains) - 1, min(most, len(gains))).round().astype(int))
-    asked = {(row["task"], row["id"]): row for row in problems.to_dict("records")}
-    marks = dict(list(outcomes.groupby(["task", "item_id"], sort=False)))
-    items = []
-    for gain in gains.iloc[places].to_dict("records"):
-        key = (gain["task"], gain["item_id"])
-        values = marks[key].pivot_table(index="arm", columns="metric", values="value", sort=False)
-        said = marks[key].dropna(subset="prediction").groupby("arm")["prediction"].unique()
-        items.append({**gain, "asked": asked.get(key, {}), "values": values.to_dict("index"), "said": said.to_dict()})
-    environment = jinja2.Environment(autoescape=True)
-    environment.filters |= {"label": label, "metric": metric_name, "change": change_text, "mark": _mark}
-    page = environment.from_string(Path(__file__).with_name("items.html.jinja").read_text(encoding="utf-8"))
-    return HTML(page.render(items=items, all=len(gains), reference=reference, other=other, metric=metric, most=_SHOWN))
-
-
-def _mark(value: float, metric: str) -> str:
-    if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
-        return "right" if value else "wrong"
-    return f"{value:.3f}"

@@ -1,11 +1,11 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
-TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions,
-so what lies near test questions may be no more than these.
+TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions, so what lies near
+test questions may be no more than these.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is
-repeatable on one machine, yet not across machines: the coordinates are kept beside the figure, and
-map.html is the same map to point at and to search, with each text's beginning.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one
+machine, yet not across machines: the coordinates are kept beside the figure, and map.html is the same map to point at
+and to search, with each text's beginning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from scipy.ndimage import gaussian_filter
+from matplotlib.colors import LinearSegmentedColormap
 
 from trait_kit import tables
 from trait_kit.engine import mixtures
@@ -116,10 +116,9 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
     """By kind: its mean share among the `neighbors` texts nearest to each downstream one, the share by chance, its cover.
 
-    Cover: how near the nearest text of the kind is to a downstream one (cosine, mean). All in the
-    full space, which no map has bent, among equally many texts of every kind but the downstream
-    ones. By chance: were these mixed at random, each kind would be as frequent among the neighbours
-    as among all.
+    Cover: how near the nearest text of the kind is to a downstream one (cosine, mean). All in the full space, which no
+    map has bent, among equally many texts of every kind but the downstream ones. By chance: were these mixed at random,
+    each kind would be as frequent among the neighbours as among all.
     """
     rows = pd.Series(np.asarray(kinds))
     inside, others = rows == "downstream", rows[rows != "downstream"]
@@ -154,8 +153,7 @@ def twin(texts: pd.DataFrame) -> str:
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     """A frame with columns x, y, kind (of KINDS), task: general text as a density, every other text as its kind's mark.
 
-    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would
-    give beside it.
+    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
     """
     kind = nearest["share"].idxmax()
     share, chance = nearest.loc[kind, ["share", "by_chance"]]
@@ -169,41 +167,27 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     for kind in ("general", "in_domain", "selected", "questions", "trait", "downstream"):
         part, name = coordinates[coordinates["kind"] == kind], f"{KINDS[kind]} ({counts.get(kind, 0):,})"
         if kind == "general":
-            _draw_density(axes, part)
-            axes.scatter([], [], marker="s", color=colour(kind), label=name)
+            shades = LinearSegmentedColormap.from_list(kind, ["#eceef2", colour(kind)])
+            axes.hexbin(part["x"], part["y"], gridsize=(40, 16), mincnt=1, cmap=shades, linewidths=0)
+            axes.scatter([], [], marker="h", s=size, color=colour(kind), label=name)
             continue
-        hollow = (
-            {"facecolors": "none", "edgecolors": colour(kind)}
-            if kind in ("in_domain", "downstream")
-            else {"c": colour(kind)}
-        )
+        ring = {"facecolors": "none", "edgecolors": colour(kind)}
         look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(part) > 5_000}
-        axes.scatter(part["x"], part["y"], label=name, **look, **hollow)
+        look |= ring if kind in ("in_domain", "downstream") else {"color": colour(kind)}
+        axes.scatter(part["x"], part["y"], label=name, **look)
     _name_tasks(axes, coordinates[coordinates["kind"] == "downstream"])
     legend(figure, "lower left", ncols=2, markerscale=1.5)
     return figure
-
-
-def _draw_density(axes: Axes, points: pd.DataFrame) -> None:
-    """Where texts are, in soft shades: half the map's width has 40 cells, smoothed over two."""
-    counts, x, y = np.histogram2d(points["x"], points["y"], bins=80)
-    smooth = gaussian_filter(np.pad(counts.T, 8), 2.5)
-    x, y = (
-        np.pad((e[1:] + e[:-1]) / 2, 8, mode="linear_ramp", end_values=(2 * e[0] - e[8], 2 * e[-1] - e[-9])) for e in (x, y)
-    )
-    if top := smooth.max():
-        axes.contourf(x, y, smooth, levels=top * np.array([0.05, 0.2, 0.5, 1.01]), colors=["#eceef2", "#dcdfe5", "#cacdd6"])
 
 
 def _name_tasks(axes: Axes, problems: pd.DataFrame) -> None:
     """The tasks' names at their problems, moved apart in height where two would touch."""
     middle = problems.groupby("task").agg(x=("x", "median"), y=("y", "max")).sort_values("y")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    gap = min(0.07, 0.9 / max(1, len(middle))) * (high - low)
-    last = -np.inf
-    for number, (task, place) in enumerate(middle.iterrows()):
-        above = (len(middle) - 1 - number) * gap  # room for those that follow
-        last = max(min(place["y"] + 0.6 * gap, high - above), last + gap)
-        at = (np.clip(place["x"], left + 0.16 * (right - left), right - 0.16 * (right - left)), last)
-        halo = [patheffects.withStroke(linewidth=2, foreground="white")]
-        axes.text(*at, label(task), ha="center", va="center", size="small", weight="bold", path_effects=halo)
+    gap, last = min(0.07, 0.9 / max(1, len(middle))) * (high - low), -np.inf
+    look = {"ha": "center", "va": "center", "size": "small", "weight": "bold"}
+    look["path_effects"] = [patheffects.withStroke(linewidth=2, foreground="white")]
+    for above, (task, place) in zip(range(len(middle) - 1, -1, -1), middle.iterrows(), strict=True):
+        last = max(min(place["y"] + 0.6 * gap, high - above * gap), last + gap)  # room for those that follow
+        x = np.clip(place["x"], left + 0.16 * (right - left), right - 0.16 * (right - left))
+        axes.text(x, last, label(task), **look)

@@ -1,8 +1,8 @@
 """One self-contained HTML page a run: what came out, what it cost, every step.
 
-The page makes no request and runs no script, and the template escapes every text: documents, models
-and parameters are data from elsewhere. It can be written at any time: a step that has not been run
-says so. Layout and sentences are the template's; here is only what they are filled with.
+The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are
+data from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
+template's; here is only what they are filled with.
 """
 
 from __future__ import annotations
@@ -107,26 +107,18 @@ def _step(run_dir: Path, name: str) -> dict[str, Any]:
     """A step's record, its figures as data URIs, and some rows of each of its tables."""
     folder, record = run_dir / name, runs.recorded(run_dir, name) or {}
     state = "done" if record else "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run"
-    drawn = {svg.stem: svg for svg in sorted(folder.glob("figures/[!.]*.svg"))}
-    figures = {
-        name: {
-            "wide": _image(svg),
-            "narrow": _image(drawn.get(f"{name}{ONE_COLUMN}", svg)),
-            "says": ElementTree.parse(svg).findtext("{http://www.w3.org/2000/svg}title", ""),
-        }
-        for name, svg in drawn.items()
-        if not name.endswith(ONE_COLUMN)
-    }
+    figures = {}
+    for svg in sorted(folder.glob("figures/[!.]*.svg")):  # a narrow twin comes after its figure
+        name = svg.stem.removesuffix(ONE_COLUMN)
+        image = f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+        says = ElementTree.parse(svg).findtext("{http://www.w3.org/2000/svg}title", "")
+        figures.setdefault(name, {"wide": image, "says": says})["narrow"] = image
     samples = {}
     for path in sorted(path for pattern in _SAMPLED for path in folder.glob(pattern)):
         table = pq.read_table(path)
         rows = table.take(np.linspace(0, len(table) - 1, min(3, len(table))).astype(int))
         samples[path.stem] = {"n": len(table), "rows": rows.to_pylist()}
     return {"record": record, "state": state, "figures": figures, "samples": samples}
-
-
-def _image(svg: Path) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
 
 
 def _table(rows: Any) -> Markup:

@@ -1,9 +1,9 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
-An arm takes the colour of the text it adds. Colours that stand in one figure differ by 20 or more (CIE76), also as people
-see them who lack a kind of cone; where they do not in grey, markers do (tests/test_figures.py measures both). A figure
-is as wide as two columns of a paper, or one, with text of 6 to 8 points there. Without pyplot, no global state or display
-is touched.
+An arm takes the colour of the text it adds. Colours that stand in one figure differ by 20 or more (CIE76), also as
+people see them who lack a kind of cone; where they do not in grey, markers do (tests/test_figures.py measures both). A
+figure is as wide as two columns of a paper, or one, with text of 6 to 8 points there. Without pyplot, no global state
+or display is touched.
 """
 
 from __future__ import annotations
@@ -79,23 +79,16 @@ class KitFigure(Figure):
             super().savefig(*args, **options)
 
     def save(self, folder: Path | str, name: str) -> Path:
-        """Write name.svg, .pdf and .png, and the SVG and PDF of one column; each whole or not at all and without a date.
+        """Write name.svg, .pdf and .png, and the same for one column; each whole or not at all and without a date.
 
         Text in SVG and PDF stays text. Returns the path of the PNG.
         """
-        narrow = self.narrow() if self.columns > 1 else self
-        for figure, ending in (
-            (narrow, f"{ONE_COLUMN}.svg"),
-            (narrow, f"{ONE_COLUMN}.pdf"),
-            (self, ".svg"),
-            (self, ".pdf"),
-            (self, ".png"),
-        ):
-            kind = ending[-3:]
-            metadata = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-            path = Path(folder) / f"{name}{ending}"
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+        for figure, stem in ((self.narrow(), f"{name}{ONE_COLUMN}"), (self, name)):
+            undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
+            for kind, metadata in undated.items():
+                path = Path(folder) / f"{stem}.{kind}"
+                with atomic_path(path) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
         return path
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:

@@ -1,7 +1,7 @@
 """The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
 
-`arms` is comparison.arm_table's; `tests` has rows of compare and compare_all. Forgetting (held-out
-general text) always stands beside the gain.
+`arms` is comparison.arm_table's; `tests` has rows of compare and compare_all. Forgetting (held-out general text) always
+stands beside the gain.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How many tokens are enough? Gain and forgetting of one arm against what its training cost, a run a budget.
 
-A curve that flattens says little by itself: what counts is whether the next larger budget wins
-items that the smaller did not. So every budget is compared with the base model and with the budget
-before it, item by item.
+A curve that flattens says little by itself: what counts is whether the next larger budget wins items that the smaller
+did not. So every budget is compared with the base model and with the budget before it, item by item.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
 def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds join.
 
-    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain:
-    over the base model in units of the metric, positive when better; step: over the budget before
-    (NaN for the first); forgetting: bits per byte of general text above the base model's (NaN where
-    it was not evaluated); each with _low and _high, pairing items. The runs must differ in
-    stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the budget.
+    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model
+    in units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per
+    byte of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing
+    items. The runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the
+    budget.
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
@@ -131,8 +130,7 @@ def verdict(study: pd.DataFrame) -> str:
 def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     """Of all stages of the arm's chain, whichever run or arm trained them.
 
-    Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time
-    since then alone.
+    Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
     """
     found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
     passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]
