@@ -117,10 +117,10 @@ def test_a_task_of_one_template_has_no_interval_in_any_table(outcomes):
     outcomes = outcomes.assign(cluster=outcomes["cluster"].where(outcomes["task"] != "sums", "one template"))
     arms, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, "trait")
     cell = main_table(arms, tests, "bits_per_byte", "trait").column("sums")[0]
-    assert cell.small == "(too few clusters for an interval)"
+    assert cell.small == "(too few clusters)"
     table = comparison_table(tests)
     told = zip(table.column("Task"), table.column("Gain [interval]"), strict=True)
-    assert {cell.small == "(too few clusters for an interval)" for task, cell in told if task.text == "sums"} == {True}
+    assert {cell.small == "(too few clusters)" for task, cell in told if task.text == "sums"} == {True}
 
 
 def test_ablation_adds_one_part_a_row(outcomes):

@@ -4,7 +4,6 @@ Items differ in difficulty far more than arms differ on one item, so two interva
 paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
 Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
 that these items could have shown; without it, "no difference" says nothing.
-
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
 
@@ -12,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import statistics
@@ -49,7 +50,7 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
             low, high = np.clip(found.interval(CONFIDENCE), *((0, 1) if binary else (None, None)))
-            if min(len(set(of_task)) for of_task in clusters) < 2:
+            if min(map(len, map(set, clusters))) < 2:
                 low, high = -math.inf, math.inf
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
             row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
@@ -95,10 +96,7 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
 def compare_pair(
     pairs: Sequence[Pair], metric: str, binary: bool, seed: int = 0, clusters: statistics.Clusters = None
 ) -> dict[str, Any]:
-    """Two arms compared: a row of `compare`, less what depends on how many rows there are.
-
-    'estimate' is of the gains. `clusters`: labels of each task's items.
-    """
+    """A row of `compare`, less what depends on the number of rows: 'estimate'. `clusters`: labels of a task's items."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     gains = [sign * (reference - arm) for reference, arm in pairs]
     seeds, n = len(gains[0]), sum(part.shape[1] for part in gains)
@@ -111,7 +109,9 @@ def compare_pair(
     else:
         test = "McNemar" if binary and len(pairs) == 1 and n_clusters == n else "sign flips"
         p_value, *ends = statistics.sign_flips(gains, seed, clusters)
-        low, high = (min(low, ends[0]), max(high, ends[1])) if binary else ends
+        narrow = not binary or (n_clusters < n and ends[0] < ends[1])
+        low, high = ends if narrow else (min(low, ends[0]), max(high, ends[1]))
+        found = replace(found, items=((high - low) / 2 / norm.isf(ALPHA / 2)) ** 2, item_freedom=math.inf)
     return {
         "n": n,
         "seeds": seeds,

@@ -148,7 +148,7 @@ def change_text(change: float, metric: str, before: float | None = None) -> str:
 def interval_text(low: float, high: float, metric: str, text: Callable[[float, str], str] = change_text) -> str:
     """Of a gain, or with `text` of number_text of a mean; a single cluster has none."""
     if not math.isfinite(high - low):
-        return "(too few clusters for an interval)"
+        return "(too few clusters)"
     return f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
 
 

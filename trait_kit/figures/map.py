@@ -162,13 +162,13 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     figure, (axes,) = new_figure(title, caption, height=3.0)
     axes.set(xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
-    counts = coordinates["kind"].value_counts()
+    (wide, tall), counts = figure.get_size_inches(), coordinates["kind"].value_counts()
     size = float(np.clip(5_000 / len(coordinates), 1, 10))
     for kind in ("general", "in_domain", "selected", "questions", "trait", "downstream"):
         part, name = coordinates[coordinates["kind"] == kind], f"{KINDS[kind]} ({counts.get(kind, 0):,})"
         if kind == "general":
             shades = LinearSegmentedColormap.from_list(kind, ["#eceef2", colour(kind)])
-            axes.hexbin(part["x"], part["y"], gridsize=(40, 16), mincnt=1, cmap=shades, linewidths=0)
+            axes.hexbin(part["x"], part["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0)
             axes.scatter([], [], marker="h", s=size, color=colour(kind), label=name)
             continue
         ring = {"facecolors": "none", "edgecolors": colour(kind)}
