@@ -147,7 +147,7 @@ def new_figure(
 
 def legend(figure: KitFigure, place: str, **options: Any) -> None:
     """A legend of all panels, between the headline or the caption and them."""
-    figure.legend(loc=f"outside {place}", bbox_to_anchor=figure.inside, **options)
+    figure.legend(loc=f"outside {place}", bbox_to_anchor=figure.inside, borderaxespad=0, **options)
 
 
 def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> None:
