@@ -130,7 +130,7 @@ def new_figure(
     (width, _), points = matplotlib.rcParams["figure.figsize"], matplotlib.rcParams["font.size"]
     across = min(panels, across if width > SIZES[1][0] else 1)
     down = -(-panels // across)
-    headline = textwrap.fill(title, int(108 * width / points))
+    headline = textwrap.fill(title, int(116 * width / points))
     below = textwrap.fill(caption, int(150 * width / points))
     above, under = (0.019 * points * (1 + text.count("\n")) + 0.03 for text in (headline, below))
     tall = height * down + above + under
@@ -145,9 +145,14 @@ def new_figure(
     return figure, grid[:panels]
 
 
-def legend(figure: KitFigure, place: str, **options: Any) -> None:
-    """A legend of all panels, between the headline or the caption and them."""
-    figure.legend(loc=f"outside {place}", bbox_to_anchor=figure.inside, borderaxespad=0, **options)
+def legend(figure: KitFigure, place: str, ncols: int, **options: Any) -> None:
+    """A legend of all panels between them and the headline (place: upper left) or the caption (lower left)."""
+    ncols = min(ncols, 2 if figure.get_figwidth() <= SIZES[1][0] else ncols)
+    made = figure.legend(loc=place, bbox_to_anchor=figure.inside, ncols=ncols, borderaxespad=0, **options)
+    rows, points = -(-len(made.get_texts()) // ncols), made.get_texts()[0].get_fontsize()
+    share = (1.5 * rows + 0.8) * points / 72 / figure.get_figheight()
+    _, bottom, _, height = figure.inside
+    figure.get_layout_engine().set(rect=(0, bottom + (share if "lower" in place else 0), 1, height - share))
 
 
 def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> None:
