@@ -93,6 +93,14 @@ def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_a
         assert svg.findtext("{http://www.w3.org/2000/svg}title").startswith("By bits per byte, TRAIT is better than")
 
 
+def test_a_hostile_name_of_an_arm_is_text_in_the_picture(tmp_path):
+    data = outcomes().replace({"arm": {"raw": HOSTILE}})
+    plot_gain_and_forgetting(compare_all(data, "trait"), "trait").save(tmp_path, "gain")
+    svg = ElementTree.parse(tmp_path / "gain.svg").getroot()
+    assert any("<script>" in (element.text or "") for element in svg.iter("{http://www.w3.org/2000/svg}text"))
+    assert {element.tag.rpartition("}")[2] for element in svg.iter()} & {"script", "img", "a", "image"} == set()
+
+
 def drawings():
     """Every figure, as a function of the columns that it is drawn for."""
     data, log = outcomes(), training_log()

@@ -102,7 +102,8 @@ def _of(name: str) -> tuple[str, str, str]:
     """An arm that the kit does not know gets its colour from its name alone, so it too is the same in every figure."""
     name = name.removesuffix(FINE_TUNED)
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", name.replace("_", " ")
+    shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
+    spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", shown
     return _KNOWN.get(name, spare)
 
 
