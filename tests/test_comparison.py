@@ -556,7 +556,8 @@ def test_the_smallest_gain_is_at_the_one_level():
     differences = np.random.default_rng(18).normal(0, 1, 50)
     row = comparison.compare(_outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte").iloc[0]
     wanted = statistics.estimate([differences[None]]).smallest_gain(comparison.ALPHA)
-    assert row["smallest_gain"] == pytest.approx(wanted) and comparison.CONFIDENCE == 1 - comparison.ALPHA
+    assert row["smallest_gain"] == pytest.approx(wanted, rel=0.03)  # that of the flips' interval, beside Student's
+    assert comparison.CONFIDENCE == 1 - comparison.ALPHA
 
 
 @pytest.mark.parametrize(("p", "said"), [(5 / 20_001, "< 0.001"), (1e-12, "< 0.001"), (0.004, "= 0.004"), (1.0, "= 1")])
