@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import base64
+import functools
+import io
+import json
 import struct
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from itertools import combinations, pairwise
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
-from trait_kit.evaluation.comparison import compare
-from trait_kit.figures import curves, gains, style
+from trait_kit.evaluation.comparison import compare, compare_all
+from trait_kit.figures import curves, gains, style, token_study
 from trait_kit.figures import map as figure_map
 from trait_kit.figures.evidence import read_and_write
 from trait_kit.figures.gains import item_gains, plot_gain_and_forgetting
@@ -65,23 +74,124 @@ def headline(figure) -> str:
     return " ".join(figure.texts[0].get_text().split())
 
 
-def changes(data, metric="bits_per_byte"):
-    return pd.concat([compare(data, "base", metric), compare(data, "base", "bits_per_byte", "held_out/general")])
-
-
 def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_alone(tmp_path):
-    import matplotlib
-
     before = dict(matplotlib.rcParams)
     for folder in ("a", "b"):
-        png = plot_gain_and_forgetting(changes(outcomes()), "trait").save(tmp_path / folder, "gain")
+        png = plot_gain_and_forgetting(compare_all(outcomes(), "trait"), "trait").save(tmp_path / folder, "gain")
     assert dict(matplotlib.rcParams) == before
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
     assert width > 1000 and height > 500
     assert ElementTree.parse(tmp_path / "a" / "gain.svg").getroot().tag.endswith("svg")
-    for name in ("gain.png", "gain.svg"):
+    written = [f"gain{narrow}.{kind}" for narrow in ("", "_one_column") for kind in ("pdf", "png", "svg")]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == written
+    for name in written:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["gain.png", "gain.svg"]
+    for name, inches in (("gain", 7.0), ("gain_one_column", 3.3)):
+        svg = ElementTree.parse(tmp_path / "a" / f"{name}.svg").getroot()
+        words = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+        assert "base model" in words and svg.get("width") == f"{72 * inches:g}pt"  # text is text
+        assert svg.findtext("{http://www.w3.org/2000/svg}title").startswith("By bits per byte, TRAIT is better than")
+
+
+def test_a_hostile_name_of_an_arm_is_text_in_the_picture(tmp_path):
+    data = outcomes().replace({"arm": {"raw": HOSTILE}})
+    plot_gain_and_forgetting(compare_all(data, "trait"), "trait").save(tmp_path, "gain")
+    svg = ElementTree.parse(tmp_path / "gain.svg").getroot()
+    assert any("<script>" in (element.text or "") for element in svg.iter("{http://www.w3.org/2000/svg}text"))
+    assert {element.tag.rpartition("}")[2] for element in svg.iter()} & {"script", "img", "a", "image"} == set()
+
+
+def drawings():
+    """Every figure, as a function of the columns that it is drawn for."""
+    data, log = outcomes(), training_log()
+    gained = item_gains(data, "trait", ["base", "raw"])
+    methods = ["random", "dsir", "fasttext", "fasttext_educational"]
+    numbers = {"precision": 0.6, "recall": 0.5, "base_rate": 0.02, "lift": [1.0, 9.0, 20.0, 30.0]}
+    quality = pd.DataFrame({"method": methods, **numbers})
+    scores = np.linspace(0, 1, 101)
+    curve = pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.8, 0.4]})
+    budgets = pd.DataFrame(
+        {"arm": "trait", "metric": "bits_per_byte", "seeds": 1, "tokens": [4608, 9216], "gain": [0.1, 0.2]}
+    )
+    budgets = budgets.assign(device_hours=0.1, passes_over_passages=2.0, gain_low=0.05, gain_high=0.3, forgetting=np.nan)
+    budgets = budgets.assign(step_low=[np.nan, 0.1], step_high=[np.nan, 0.2])
+    return {
+        "gain": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait"),
+        "shares": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait", "choice_accuracy"),
+        "items": functools.partial(gains.plot_item_gains, gained, "trait"),
+        "curves": functools.partial(curves.plot_training_curves, log, ["selected", "trait"]),
+        "loss": functools.partial(curves.plot_loss, log, ["selected", "trait"]),
+        "quality": functools.partial(curves.plot_selection_quality, quality),
+        "scores": functools.partial(curves.plot_score_histogram, scores, dict.fromkeys(methods, 0.8), scores > 0.9),
+        "precision": functools.partial(curves.plot_precision_recall, curve, 0.2, 0.8),
+        "map": functools.partial(figure_map.plot_map, map_points(), nearest()),
+        "study": functools.partial(token_study.plot, budgets),
+    }
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["gain", "shares", "items", "curves", "loss", "quality", "scores", "precision", "map", "study"]
+)
+def test_text_has_six_to_eight_points_lies_on_the_page_and_collides_with_nothing(name, columns, monkeypatch):
+    figure = drawings()[name](columns=columns)
+    assert figure.get_size_inches()[0] == {1: 3.3, 2: 7.0}[columns] and figure.get_size_inches()[1] < 7
+    boxes, draw = {}, Text.draw
+
+    def note(text, renderer):
+        if text.get_text().strip() and text.get_visible():
+            assert 6 <= text.get_fontsize() <= 8, text
+            boxes[text] = text.get_window_extent(renderer)
+        draw(text, renderer)
+
+    monkeypatch.setattr(Text, "draw", note)  # ticks outside of the axes are there and are not drawn
+    figure.savefig(io.BytesIO(), dpi=200)
+    assert len(boxes) > 6
+    boxes = {text: Bbox(box.get_points() * 72 / 200) for text, box in boxes.items()}
+    page = Bbox([[0, 0], 72 * figure.get_size_inches()])
+    for text, box in boxes.items():
+        assert box.x0 >= page.x0 - 2 and box.x1 <= page.x1 + 2 and box.y0 >= page.y0 - 2 and box.y1 <= page.y1 + 2, text
+    shrunk = [(text, Bbox.from_extents(box.x0 + 0.5, box.y0 + 1, box.x1 - 0.5, box.y1 - 1)) for text, box in boxes.items()]
+    for place, (text, box) in enumerate(shrunk):
+        for other, beside in shrunk[:place]:
+            assert not box.overlaps(beside), (text.get_text(), other.get_text())
+
+
+RGB_TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+)
+SIGHT = {  # what is left of linear red, green and blue: Machado, Oliveira & Fernandes (2009), severity 1; grey: luminance
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+    "grey": [[0.2126, 0.7152, 0.0722]] * 3,
+}
+
+
+def seen(colour: str, sight: str) -> np.ndarray:
+    """CIE L*a*b* of a colour as somebody sees it."""
+    part = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    xyz = RGB_TO_XYZ @ np.clip(np.asarray(SIGHT[sight]) @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize(
+    "together",
+    [["base", "raw", "random", "dsir", "fasttext", "selected", "worked", "trait"], list(figure_map.KINDS)],
+    ids=["arms", "map"],
+)
+def test_what_stands_in_one_figure_is_told_apart_by_every_eye(together, sight):
+    for one, other in combinations(together, 2):
+        apart = np.linalg.norm(seen(style.colour(one), sight) - seen(style.colour(other), sight))
+        hollow = {one, other} & {"downstream", "in_domain", "general"}  # drawn as rings, or as a ground
+        if sight != "grey":
+            assert apart >= 20, (one, other, apart)
+        elif apart < 20:
+            assert style.marker(one) != style.marker(other) or hollow, (one, other, apart)
 
 
 def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
@@ -145,14 +255,17 @@ def test_loss_figure_draws_every_arm_in_its_colour():
     assert {style.colour("selected"), style.colour("trait")} <= {line.get_color() for line in figure.axes[0].lines}
 
 
-def test_gain_and_forgetting_are_changes_from_the_base_model():
+def test_gain_and_forgetting_are_of_the_reference_over_every_arm():
     data = outcomes()
-    figure = plot_gain_and_forgetting(changes(data), "trait")
+    figure = plot_gain_and_forgetting(compare_all(data, "trait"), "trait")
+    assert (
+        headline(figure)
+        == "By bits per byte, TRAIT is better than base model, raw, selected and worse than none (of 3 arms)"
+    )
     means = data[data["metric"] == "bits_per_byte"].groupby(["task", "arm"])["value"].mean()
-    tasks = [means[task, "trait"] - means[task, "base"] for task in ("sums", "fractions")]
-    base = (means["sums", "base"] + means["fractions", "base"]) / 2
-    assert f"{100 * np.mean(tasks) / base:+.1f}% bits per byte on the tasks" in headline(figure)
-    assert f"{means['held_out/general', 'trait'] - means['held_out/general', 'base']:+.3f}" in texts_of(figure)
+    gain = np.mean([means[task, "base"] - means[task, "trait"] for task in ("sums", "fractions")])
+    forgot = means["held_out/general", "base"] - means["held_out/general", "trait"]
+    assert gain > 0 > forgot and f"{gain:+.3f}, p < 0.001" in texts_of(figure) and f"{forgot:+.3f}, p " in texts_of(figure)
 
 
 def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
@@ -176,8 +289,8 @@ def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
 def test_without_general_text_the_figure_says_that_it_was_not_evaluated():
     data = outcomes()
     tasks = data[~data["task"].str.startswith("held_out/")]
-    assert "not evaluated" in texts_of(plot_gain_and_forgetting(compare(tasks, "base", "choice_accuracy"), "trait"))
-    figure = plot_gain_and_forgetting(changes(data, "choice_accuracy"), "trait", "choice_accuracy")
+    assert "not evaluated" in texts_of(plot_gain_and_forgetting(compare_all(tasks, "trait"), "trait"))
+    figure = plot_gain_and_forgetting(compare_all(data, "trait"), "trait", "choice_accuracy")
     assert "not evaluated" not in texts_of(figure)
 
 
@@ -188,6 +301,7 @@ def test_nearest_kinds_counts_neighbours_and_says_what_chance_would_give():
     shares = figure_map.nearest_kinds(vectors, kinds, neighbors=1)
     assert shares["share"].to_dict() == {"trait": 1.0, "general": 0.0, "in_domain": 0.0}
     assert set(shares["by_chance"]) == {1 / 3}  # of each kind as many as of the rarest
+    assert shares["cover"].to_dict() == {"trait": 1.0, "general": 0.0, "in_domain": 0.0}
 
 
 @pytest.mark.slow  # compiling UMAP takes half a minute
@@ -204,19 +318,51 @@ def test_umap_separates_two_groups_and_repeats_itself():
     np.testing.assert_array_equal(places, figure_map.umap_coordinates(vectors, 3))
 
 
-def test_map_draws_every_text_and_names_every_kind_with_its_count():
+def map_points() -> pd.DataFrame:
     random = np.random.default_rng(0)
     kinds = ["general"] * 40 + ["in_domain"] * 30 + ["downstream"] * 20 + ["trait"] * 10
-    frame = pd.DataFrame({"x": random.normal(size=100), "y": random.normal(size=100), "kind": kinds})
-    figure = figure_map.plot_map(
-        frame, nearest=pd.DataFrame({"share": [0.9, 0.1], "by_chance": [0.25, 0.75]}, ["trait", "general"])
+    tasks = [""] * 70 + ["sums", "greatest_common_divisor"] * 10 + ["sums"] * 10
+    frame = pd.DataFrame({"x": random.normal(size=100), "y": random.normal(size=100), "kind": kinds, "task": tasks})
+    return frame.assign(text=[f"{HOSTILE} number {n}" for n in range(100)])
+
+
+def nearest() -> pd.DataFrame:
+    return pd.DataFrame({"share": [0.996, 0.004], "by_chance": [0.25, 0.75], "cover": 0.5}, ["trait", "general"])
+
+
+def test_map_draws_every_text_and_names_every_kind_with_its_count_and_every_task():
+    figure = figure_map.plot_map(map_points(), nearest())
+    assert headline(figure) == "Nearest to the downstream problems: 99.6% TRAIT: passages (25% by chance)"
+    marks = {c.get_label(): c for c in figure.axes[0].collections if hasattr(c, "get_offsets") and c.get_label()[0] != "_"}
+    shown = {"general web text (40)": 0, "in-domain documents (30)": 30, "TRAIT: selected documents (0)": 0}
+    shown |= {"training questions alone (0)": 0, "TRAIT: passages (10)": 10, "downstream problems (20)": 20}
+    assert {name: len(points.get_offsets()) for name, points in marks.items()} == shown
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(shown)
+    assert {"sums", "greatest common divisor"} == {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_the_twin_of_the_map_holds_every_text_and_runs_none():
+    page = figure_map.twin(map_points())
+    assert (
+        page.count("</script>") == page.count("<script>") == 1
+        and "<img" not in page
+        and "http" not in page.replace("http-equiv", "")
     )
-    assert headline(figure) == "Nearest to the downstream problems: 90% TRAIT: passages (25% by chance)"
-    assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 100
-    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    shown = ["general web text (40)", "in-domain documents (30)", "downstream problems (20)"]
-    shown += ["TRAIT: selected documents (0)", "TRAIT: passages (10)", "training questions alone (0)"]
-    assert legend == shown
+    told = json.loads(page.partition("const data = ")[2].partition(", points = data.points")[0])
+    assert len(told["points"]) == 100 and told["points"][7][4] == f"{HOSTILE} number 7"[: figure_map._BEGINNING]
+    assert told["kinds"][told["points"][75][2]]["name"] == "downstream problems" and "default-src 'none'" in page
+    assert "innerHTML" not in page
+
+
+def test_texts_beyond_the_layout_are_put_among_those_that_are_like_them(monkeypatch):
+    umap = SimpleNamespace(UMAP=lambda **_: SimpleNamespace(fit_transform=lambda vectors: vectors[:, :2]))
+    monkeypatch.setitem(sys.modules, "umap", umap)
+    monkeypatch.setattr(figure_map, "LAID_OUT", 60)
+    vectors = np.repeat(np.eye(8, dtype=np.float32)[:2], 500, axis=0)
+    places = figure_map.umap_coordinates(vectors)
+    assert places[:500] == pytest.approx(np.tile([1, 0], (500, 1))) and places[500:] == pytest.approx(
+        np.tile([0, 1], (500, 1))
+    )
 
 
 class Page(HTMLParser):
@@ -224,6 +370,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        self.source = text
         self.tags: list[tuple[str, dict]] = []
         self.text = ""
         self.feed(text)
@@ -363,7 +510,7 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
     run.mkdir()
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert text.count("This step has not been run.") == 6
-    assert "has not finished 05_evaluate" in text
+    assert "05_evaluate holds no finished result" in text
     finished(run, "01_domain_classifier", {"n_train": 12345})
     (run / "02_filter_web" / "shards").mkdir(parents=True)
     (run / "05_evaluate").mkdir()
@@ -380,6 +527,47 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
         write_report(run)
     with pytest.raises(TraitError, match="not a run folder"):
         write_report(tmp_path / "absent")
+
+
+def test_the_report_is_read_by_everyone(tmp_path):
+    """What axe-core calls scrollable-region-focusable, heading-order, empty-table-header, image-alt and duplicate-id."""
+    hostile_run(tmp_path / "run")
+    parts = {"count": 2, "rows": {"one": {"n_in": 1}, "two": {"n_in": 2}}}
+    finished(tmp_path / "run", "02_filter_web", parts)
+    (tmp_path / "later").mkdir()
+    for path in (write_report(tmp_path / "run"), write_report(tmp_path / "run", tmp_path / "later")):
+        page = Page(path.read_text(encoding="utf-8"))
+        levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels)), levels
+        for tag, attributes in page.tags:
+            if tag == "pre" or "scroll" in attributes.get("class", "").split():
+                assert attributes["tabindex"] == "0", attributes
+            if tag == "img":
+                assert len(attributes["alt"]) > 40 and "loss" in attributes["alt"]  # what it shows
+        assert "<th></th>" not in page.source and "<th> </th>" not in page.source
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        links = {attributes["href"][1:] for _, attributes in page.tags if "href" in attributes}
+        assert len(ids) == len(set(ids)) and links <= set(ids)
+        assert "details::details-content" in page.source  # print unfolds what is folded
+
+
+def test_several_runs_stand_side_by_side_and_each_answers_for_itself(tmp_path):
+    for name in ("one", "two"):
+        hostile_run(tmp_path / "runs" / name)
+    tables.write(tmp_path / "runs" / "two" / "05_evaluate" / "outcomes.parquet", outcomes(20), "outcomes")
+    (tmp_path / "runs" / "three").mkdir()
+    path = write_report(*sorted((tmp_path / "runs").iterdir()))
+    assert path == tmp_path / "runs" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    assert (
+        "Too few items or clusters" in text
+        and "trait is better than selected" in text
+        and "05_evaluate holds no finished" in text
+    )
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert write_report(*sorted((tmp_path / "runs").iterdir())) == path  # the page itself is no run
 
 
 def test_numbers_are_shown_as_a_reader_wants_them():
@@ -449,7 +637,7 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     coordinates, nearest = figure_map.draw_map(step)
     found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
-    assert {"map.csv", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
+    assert {"map.csv", "map.html", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
     assert set(nearest.index) == set(figure_map.KINDS) - {"downstream"} and len(coordinates) == 12 + 12 + 4 + 2 + 1 + 1
     monkeypatch.setattr(figure_map, "embed", None)
     step.done = True

@@ -91,26 +91,36 @@ def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
     tests = pd.concat([forgetting, comparison.compare_all(outcomes, "trait")])
     table = main_table(arms, tests, "bits_per_byte", "trait")
     assert list(table.columns) == [
-        "Arm", "Average of tasks", "TRAIT minus this arm", "General text, bits per byte", "sums", "products",
+        "Arm", "Average of tasks", "Gain of TRAIT over this arm", "General text, bits per byte", "sums", "products",
     ]  # fmt: skip
     assert [row[0] for row in texts(table)][:4] == ["base model", "raw", "selected", "TRAIT"]
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["raw"]
-    cell = table.column("TRAIT minus this arm")[1]
-    assert cell.text == f"{row['difference']:+.3f}, {100 * row['difference'] / row['arm_mean']:+.1f}%"
-    assert cell.small == f"[{row['low']:+.3f}, {row['high']:+.3f}], p {p_words(row['p_holm'])}"
-    assert table.column("TRAIT minus this arm")[3].text == "–"
+    cell = table.column("Gain of TRAIT over this arm")[1]
+    assert row["gain"] > 0 and cell.text == f"{row['gain']:+.3f}, {100 * row['gain'] / row['arm_mean']:+.1f}%"
+    assert cell.small == f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}], p {p_words(row['p_holm'])}"
+    assert table.column("Gain of TRAIT over this arm")[3].text == "–"
     assert [cell.best for cell in table.column("Average of tasks")] == [False] * 4 + [True]
     forgot = forgetting.set_index("arm").loc["trait"]
-    assert table.column("General text, bits per byte")[3].small.startswith(f"{-forgot['difference']:+.3f}")
+    assert table.column("General text, bits per byte")[3].small.startswith(f"gain {-forgot['gain']:+.3f}")
     of_task = tests[(tests["task"] == "sums") & (tests["metric"] == "bits_per_byte")].set_index("arm")
     stars = {arm: cell.small.endswith("*") for arm, cell in zip(ARMS, table.column("sums"), strict=True)}
     assert stars == {arm: arm != "trait" and of_task.loc[arm, "p_holm"] < comparison.ALPHA for arm in ARMS}
-    assert any("Smallest true difference" in note for note in table.notes)
+    assert any("Smallest true gain" in note for note in table.notes)
     shares = main_table(arms, tests, "choice_accuracy", "trait")
     assert shares.column("Average of tasks")[0].text.endswith("%")
-    assert shares.column("TRAIT minus this arm")[0].text.endswith(" points")
+    assert shares.column("Gain of TRAIT over this arm")[0].text.endswith(" points")
     with pytest.raises(TraitError, match="exact_match"):
         main_table(arms, tests, "exact_match", "trait")
+
+
+def test_a_task_of_one_template_has_no_interval_in_any_table(outcomes):
+    outcomes = outcomes.assign(cluster=outcomes["cluster"].where(outcomes["task"] != "sums", "one template"))
+    arms, tests = comparison.arm_table(outcomes), comparison.compare_all(outcomes, "trait")
+    cell = main_table(arms, tests, "bits_per_byte", "trait").column("sums")[0]
+    assert cell.small == "(too few clusters)"
+    table = comparison_table(tests)
+    told = zip(table.column("Task"), table.column("Gain [interval]"), strict=True)
+    assert {cell.small == "(too few clusters)" for task, cell in told if task.text == "sums"} == {True}
 
 
 def test_ablation_adds_one_part_a_row(outcomes):
@@ -119,11 +129,11 @@ def test_ablation_adds_one_part_a_row(outcomes):
     parts = ["base model", "+ raw in-domain documents", "+ selected web documents", "+ TRAIT passages"]
     assert [row[0] for row in texts(table)] == parts
     mean = arms[arms["task"] == comparison.MACRO].query("metric == 'bits_per_byte'").set_index("arm")["mean"]
-    steps = [cell.text.partition(",")[0] for cell in table.column("Change by this step")]
-    assert steps[1:] == [f"{mean[b] - mean[a]:+.3f}" for a, b in pairwise(ARMS[:4])]
-    assert table.column("Change from base")[3].text.startswith(f"{mean['trait'] - mean['base']:+.3f}")
+    steps = [cell.text.partition(",")[0] for cell in table.column("Gain by this step")]
+    assert steps[1:] == [f"{mean[a] - mean[b]:+.3f}" for a, b in pairwise(ARMS[:4])]
+    assert table.column("Gain over base")[3].text.startswith(f"{mean['base'] - mean['trait']:+.3f}")
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["selected"]
-    assert table.column("Change by this step")[3].small.startswith(f"[{row['low']:+.3f}, {row['high']:+.3f}], p ")
+    assert table.column("Gain by this step")[3].small.startswith(f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}], p ")
 
 
 def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
@@ -146,8 +156,8 @@ def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
     assert texts(made["main_table"])[3][1] == f"{items.groupby('task')['value'].mean().mean():.3f}"
     pairs = pd.read_csv(tmp_path / pair_file("trait", "base", "bits_per_byte"))
     pairs = pairs[pairs["task"] != "held_out/general"]
-    assert texts(made["main_table"])[0][2].startswith(f"{pairs.groupby('task')['difference'].mean().mean():+.3f}")
-    assert pairs["difference"].to_numpy() == pytest.approx((pairs["value_reference"] - pairs["value_arm"]).to_numpy())
+    assert texts(made["main_table"])[0][2].startswith(f"{pairs.groupby('task')['gain'].mean().mean():+.3f}")
+    assert pairs["gain"].to_numpy() == pytest.approx((pairs["value_arm"] - pairs["value_reference"]).to_numpy())
     assert items["prediction"].str.startswith("'=cmd").all() and (items["gold"] == -3).all()
 
 

@@ -261,11 +261,11 @@ def compare(
 
 
 @app.command()
-def report(run_dir: Path) -> None:
-    """Write a run's report.html afresh."""
+def report(run_dirs: list[Path]) -> None:
+    """Write a run's report.html afresh, or one page of several runs side by side."""
     from trait_kit.figures import report as reports
 
-    print(reports.write_report(run_dir))
+    print(reports.write_report(*run_dirs))
 
 
 @app.command("open")

@@ -145,7 +145,7 @@ def finished(run_dir: Path, name: str) -> dict[str, Any]:
     """The report of a step that others read."""
     if record := recorded(run_dir, name):
         return record
-    raise TraitError(f"{run_dir / name} holds no finished result. Run {name} first.")
+    raise TraitError(f"{run_dir / name} holds no finished result, or {run_dir} is not a run folder. Run {name} first.")
 
 
 def status(run_dir: Path, experiment: parameters.Experiment | None = None) -> dict[str, str]:

@@ -72,7 +72,7 @@ def measure(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: 
     for number in range(tables):
         pairs = table(draw, kind, sizes, n_seeds, 0.15)
         row = comparison.compare_pair(pairs, "metric", kind == "binary", number)
-        counted["difference"] += row["low"] <= reference - arm <= row["high"]
+        counted["difference"] += row["gain_low"] <= reference - arm <= row["gain_high"]
         arms = [pair[1] for pair in pairs]
         imagined = statistics.TWO_OF_EACH if kind == "binary" else ()
         low, high = statistics.estimate(arms, None, imagined).interval(0.95)

@@ -67,16 +67,9 @@ def gather(names: Sequence[str]) -> Together:
     return Together(_same_items(outcomes, notes), reference if reference in arms else None, notes)
 
 
-def finished(folder: Path | str, step: str) -> dict[str, Any]:
-    """The record of a run's finished step."""
-    if record := runs.recorded(Path(folder), step):
-        return record
-    raise TraitError(f"{folder} has not finished {step}, or is not a run folder. Run its experiment: it goes on there.")
-
-
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
     """Summary of a run's evaluation, digest of what shapes it but the seed, outcomes of the named arms."""
-    summary = finished(path, _STEP)["summary"]
+    summary = runs.finished(path, _STEP)["summary"]
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()
     known = list(dict.fromkeys(outcomes["arm"]))

@@ -4,7 +4,6 @@ Items differ in difficulty far more than arms differ on one item, so two interva
 paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
 Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
 that these items could have shown; without it, "no difference" says nothing.
-
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
 
@@ -12,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import statistics
@@ -25,8 +26,8 @@ from trait_kit.evaluation.metrics import with_set_metrics
 MACRO = "macro average"  # every task weighs the same, however many items it has
 HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro average
 LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "bits_per_byte_zero_shot"}
-ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
-CONFIDENCE = 1 - ALPHA  # of its intervals
+ALPHA = statistics.ALPHA
+CONFIDENCE = 1 - ALPHA  # of intervals
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
 Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
@@ -35,7 +36,7 @@ _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, whic
 def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row an arm, metric and task, and the average: arm, task, metric, mean, low, high, n, seeds, clusters.
 
-    A single item has no spread: low = high = mean, and n says so. A task of 32 items keeps its width beside one of 1,319.
+    A task of a single cluster has no interval, nor has an average with one. Small tasks keep their width beside large ones.
     """
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
@@ -49,6 +50,8 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
             low, high = np.clip(found.interval(CONFIDENCE), *((0, 1) if binary else (None, None)))
+            if min(map(len, map(set, clusters))) < 2:
+                low, high = -math.inf, math.inf
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
             row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
             rows.append(row | {"clusters": len(set(np.concatenate(clusters)))})
@@ -62,8 +65,8 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
     tasks; 'held_out/general' is the forgetting number. Columns:
 
     reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
-    reference_mean, arm_mean, difference (reference minus arm) with its interval low..high
-    gain, gain_low, gain_high: the difference with one sign, above zero in the reference's favour
+    reference_mean, arm_mean, gain (above zero: the reference is better, whatever the metric) with its interval, gain_low
+    to gain_high: the gains that the test would not reject (p_value), of right and wrong at least Agresti and Min's
     test, p_value, effect_size (d_z), p_holm (Holm over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm are below ALPHA, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power
@@ -93,41 +96,35 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
 def compare_pair(
     pairs: Sequence[Pair], metric: str, binary: bool, seed: int = 0, clusters: statistics.Clusters = None
 ) -> dict[str, Any]:
-    """Two arms compared: a row of `compare`, less what depends on how many rows there are.
-
-    'estimate' is of the differences. `clusters`: labels of each task's items.
-    """
-    differences = [reference - arm for reference, arm in pairs]
-    seeds, n = len(differences[0]), sum(part.shape[1] for part in differences)
+    """A row of `compare`, less what depends on the number of rows: 'estimate'. `clusters`: labels of a task's items."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    gains = [sign * (reference - arm) for reference, arm in pairs]
+    seeds, n = len(gains[0]), sum(part.shape[1] for part in gains)
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
     half = math.sqrt(0.5 / seeds)  # half a win of each arm, shared by all seeds (Agresti and Min, 2005)
-    found = statistics.estimate(differences, clusters, (half, -half) if binary else ())
+    found = statistics.estimate(gains, clusters, (half, -half) if binary else ())
     low, high = np.clip(found.interval(CONFIDENCE), *((-1, 1) if binary else (None, None)))
-    if n_clusters < 2:
-        test, p_value = "none: a single cluster", 1.0
-    elif seeds > 1 or metric in _SET_METRICS:
+    if seeds > 1 or metric in _SET_METRICS:
         test, p_value = _SET_METRICS.get(metric, "Student's t"), found.p_value
     else:
         test = "McNemar" if binary and len(pairs) == 1 and n_clusters == n else "sign flips"
-        p_value = statistics.sign_flip_p_value(differences, seed, clusters)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    gain_low, gain_high = sorted((sign * low, sign * high))
+        p_value, *ends = statistics.sign_flips(gains, seed, clusters)
+        narrow = not binary or (n_clusters < n and ends[0] < ends[1])
+        low, high = ends if narrow else (min(low, ends[0]), max(high, ends[1]))
+        found = replace(found, items=((high - low) / 2 / norm.isf(ALPHA / 2)) ** 2, item_freedom=math.inf)
     return {
         "n": n,
         "seeds": seeds,
         "clusters": n_clusters,
         "reference_mean": statistics.macro([reference for reference, _ in pairs]),
         "arm_mean": statistics.macro([arm for _, arm in pairs]),
-        "difference": found.mean,
-        "low": low,
-        "high": high,
-        "gain": sign * found.mean,
-        "gain_low": gain_low,
-        "gain_high": gain_high,
+        "gain": found.mean,
+        "gain_low": low,
+        "gain_high": high,
         "test": test,
         "p_value": p_value,
-        "p_beyond": found.p_beyond(MARGIN) if n_clusters > 1 else 1.0,
-        "effect_size": statistics.standardised(differences),
+        "p_beyond": found.p_beyond(MARGIN),
+        "effect_size": statistics.standardised(gains),
         "estimate": found,
     }
 

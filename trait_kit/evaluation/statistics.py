@@ -13,15 +13,16 @@ trained anew. Which methods keep their promises was decided by simulation (tests
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
 FLIPS = 20_000  # random sign flips where there are too many to try all
-EXACT_ITEMS = 14  # up to this many non-zero differences, all 2^n sign flips are tried
+EXACT_ITEMS = 14  # up to this many items or clusters, all 2^n sign flips are tried
 POWER = 0.8  # with which a smallest gain is shown
 TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes, right and wrong (Agresti and Coull, 1998)
 _AT_ONCE = 1_000  # sign flips
@@ -88,7 +89,7 @@ def macro(groups: Sequence[np.ndarray]) -> float:
 
 
 def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: Sequence[float] = ()) -> Estimate:
-    """The mean of the groups' means with where its variance comes from; a single item counts as having none.
+    """The mean of the groups' means with where its variance comes from; of a single cluster, it is without bounds.
 
     `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes of right or wrong are
     no certainty. What seeds have in common is the covariance of their means through items, so that they may share all
@@ -97,9 +98,11 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
     covariance, mean = influence.T @ influence, macro(groups)
+    if len(influence) - len(groups) * len(imagined) < 2:
+        return Estimate(mean, math.inf, 0.0, 1.0, len(covariance))
     n, items = len(covariance), float(covariance.mean())
     squares = sum(part.sum(axis=1).pow(2).sum() ** 2 / max(1, len(part) - 1) for part in parts) / n**4
-    freedom = min(items**2 / squares, max(1, len(influence) - 1)) if squares else math.inf
+    freedom = max(1.0, min(items**2 / squares, len(influence) - 1)) if squares else math.inf
     if n == 1:
         return Estimate(mean, items, 0.0, freedom, n)
     shared = float(covariance.sum() - np.trace(covariance)) / (n * (n - 1))
@@ -110,16 +113,16 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
 def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Sequence[float]) -> list[pd.DataFrame]:
     """By group: how much each cluster moves each seed's mean of group means, [clusters, seeds]; 0 where it is not.
 
-    A group of one cluster has no spread between clusters: its interval is that of its items, and speaks of them only.
+    A group of one cluster has no spread within it. Among other groups it counts as far as its mean is from the mean of
+    all: what survey statistics does with a stratum of which one unit was drawn (Lumley, 2010; Stata's `centered`).
     """
-    parts = []
+    parts, overall = [], macro(groups)
     for place, group in enumerate(groups):
-        labels = [f"item {place} {number}" for number in range(group.shape[1])]
-        if clusters is not None and len(set(clusters[place])) > 1:
-            labels = list(clusters[place])
+        labels = [f"item {place} {n}" for n in range(group.shape[1])] if clusters is None else list(clusters[place])
+        lone = len(set(labels)) < 2
         labels += [f"imagined {place} {number}" for number in range(len(imagined))]
         group = np.concatenate([group, np.tile(imagined, (len(group), 1))], axis=1)
-        centred = group - np.nanmean(group, axis=1, keepdims=True)
+        centred = group - (overall if lone else np.nanmean(group, axis=1, keepdims=True))
         centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
         by_cluster = pd.DataFrame(centred.T, index=labels).groupby(level=0)
         n_clusters = (by_cluster.count() > 0).sum()
@@ -128,31 +131,38 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     return parts
 
 
-def sign_flip_p_value(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> float:
-    """Two-sided p value that paired differences, grouped by task, are symmetric about zero.
+def sign_flips(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> tuple[float, float, float]:
+    """Two-sided p value that paired differences, grouped by task, are symmetric about zero; the shifts not rejected.
 
-    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. Those of
-    one size are a fair coin's: of right and wrong, this is McNemar's exact test. Else all sign patterns are tried for at
-    most EXACT_ITEMS differences, or FLIPS random ones and the observed: p is never 0.
+    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. All sign
+    patterns of at most EXACT_ITEMS clusters are tried, else FLIPS random ones and the observed: p is never 0. Differences
+    of one size are a fair coin's: of right and wrong, this is McNemar's exact test. A pattern is as extreme as the observed
+    for shifts between two roots: where its sum, less its share of the shift, is as far from zero as the whole.
     """
-    weighted = np.concatenate([np.ravel(group) / (np.size(group) * len(groups)) for group in groups])
+    shares = np.concatenate([np.full(np.size(group), 1 / (np.size(group) * len(groups))) for group in groups])
+    both = np.stack([np.concatenate(list(map(np.ravel, groups))) * shares, shares], axis=1)
     if clusters is not None:
-        weighted = pd.Series(weighted).groupby(np.concatenate(clusters)).sum().to_numpy()
-    weighted = weighted[np.abs(weighted) > 1e-15]
-    n = len(weighted)
-    if n == 0:
-        return 1.0
-    if np.ptp(np.abs(weighted)) <= 1e-9 * np.abs(weighted).max():
-        return float(stats.binomtest(int(np.sum(weighted > 0)), n).pvalue)
-    limit = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()  # a pattern that ties but for rounding counts
-    if n <= EXACT_ITEMS:
-        patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        return float(np.mean(np.abs((2.0 * patterns - 1.0) @ weighted) >= limit))
-    generator, extreme = np.random.default_rng(seed), 0
-    for part in range(0, FLIPS, _AT_ONCE):
-        kept = generator.integers(0, 2, size=(min(_AT_ONCE, FLIPS - part), n), dtype=bool) @ weighted
-        extreme += int(np.sum(np.abs(2 * kept - weighted.sum()) >= limit))
-    return (extreme + 1) / (FLIPS + 1)
+        both = pd.DataFrame(both).groupby(np.concatenate(clusters)).sum().to_numpy()
+    seen, n, roots = both[:, 0].sum(), len(both), [[[-math.inf], [math.inf]]]
+    for signs in _signs(n, seed):
+        flipped, part = (signs @ both).T
+        same = np.abs(part) > 1 - 1e-9  # all were flipped, or none: extreme for every shift
+        ends = (flipped - seen) / np.where(same, 1, part - 1), (flipped + seen) / np.where(same, 1, part + 1)
+        roots.append([np.where(same, -math.inf, np.minimum(*ends)), np.where(same, math.inf, np.maximum(*ends))])
+    low, high = np.concatenate(roots[n <= EXACT_ITEMS :], axis=1)
+    near = 1e-9 * np.abs(both[:, 0]).sum()  # a pattern that ties but for rounding counts
+    p_value, place = np.mean((low <= near) & (high >= -near)), math.ceil(ALPHA * len(low)) - 1
+    moved = both[np.abs(both[:, 0]) > 1e-15, 0]
+    if len(moved) and np.ptp(np.abs(moved)) <= 1e-9 * np.abs(moved).max():
+        p_value = stats.binomtest(int(np.sum(moved > 0)), len(moved)).pvalue
+    return float(p_value), float(np.sort(low)[place]), float(np.sort(high)[-1 - place])
+
+
+def _signs(n: int, seed: int) -> Iterator[np.ndarray]:
+    draw, starts = np.random.default_rng(seed), range(0, FLIPS, _AT_ONCE)
+    drawn = (draw.integers(0, 2, size=(min(_AT_ONCE, FLIPS - start), n), dtype=bool) for start in starts)
+    for part in [(np.arange(2**n)[:, None] >> np.arange(n)) & 1] if n <= EXACT_ITEMS else drawn:
+        yield 2.0 * part - 1.0
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -1,8 +1,7 @@
 """A table of cells, written as Markdown, LaTeX, HTML, CSV or plain text, and how its numbers are written.
 
-Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can
-be the best of its column (bold), say something smaller behind (its interval) and link to the file
-of the items that it was counted from.
+Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can be the best of its
+column (bold), say something smaller behind (its interval) and link to the file of the items that it was counted from.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,9 @@ import yaml
 from tabulate import tabulate
 
 from trait_kit.engine.files import atomic_path, write_text
-from trait_kit.evaluation.comparison import ALPHA, LOWER_IS_BETTER
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER
+
+BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
 
 _NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 _NOTES = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
@@ -56,7 +57,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in _one_line(text))
 
 
-_HTML = '<figure class="table"><figcaption>{title}</figcaption><div class="scroll">{body}</div>{notes}</figure>'
+_SCROLL = '<div class="scroll" tabindex="0" role="region" aria-label="{title}">{body}</div>'
+_HTML = f'<figure class="table"><figcaption>{{title}}</figcaption>{_SCROLL}{{notes}}</figure>'
 _TEX = "\\begin{{table}}[t]\n\\caption{{{title}}}\n{body}\n{notes}\\end{{table}}\n"
 _SMALL = '<small style="display:block">{}</small>'
 _FORMATS = {  # tabulate's name of it, how it escapes, what is best, small, a link, a note, the whole
@@ -137,14 +139,17 @@ def number_text(value: float, metric: str) -> str:
 
 
 def change_text(change: float, metric: str, before: float | None = None) -> str:
-    """A difference: bits as they are, and with `before` in percent of it; shares in points."""
+    """A gain: bits as they are, and with `before` in percent of it; shares in points."""
     if metric not in LOWER_IS_BETTER:
         return f"{100 * change:+.1f} points"
     return f"{change:+.3f}" + (f", {100 * change / before:+.1f}%" if before else "")
 
 
-def interval_text(low: float, high: float, metric: str) -> str:
-    return f"[{change_text(low, metric)}, {change_text(high, metric)}]".replace(" points", "")
+def interval_text(low: float, high: float, metric: str, text: Callable[[float, str], str] = change_text) -> str:
+    """Of a gain, or with `text` of number_text of a mean; a single cluster has none."""
+    if not math.isfinite(high - low):
+        return "(too few clusters)"
+    return f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
 
 
 def gain_text(gain: float, metric: str) -> str:

@@ -1,7 +1,6 @@
 """Curves and bars: is the classifier good, what did selection find, and what did each stage of training teach.
 
-Every function takes plain tables and says its finding in the title, computed from the numbers that
-it draws.
+Every function takes plain tables and says its finding in the title, computed from the numbers that it draws.
 """
 
 from __future__ import annotations
@@ -36,16 +35,15 @@ _SECONDS_BETWEEN = 15.0  # drawing takes a third of a second of the cores that t
 def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precision: float) -> KitFigure:
     """Of the domain classifier on held-out documents; `curve`: threshold, precision, recall.
 
-    `base_rate` is the share of in-domain documents among the held-out ones: the precision of
-    guessing.
+    `base_rate` is the share of in-domain documents among the held-out ones: the precision of guessing.
     """
     curve = curve.sort_values(["recall", "precision"], ascending=[True, False])
     half = curve.loc[(curve["threshold"] - 0.5).abs().idxmin()]
     at_half = "threshold {threshold:.2f}: precision {precision:.2f}, recall {recall:.2f}".format(**half)
     found = f"average precision {average_precision:.2f} ({base_rate:.2f} by chance)"
-    figure, axes = new_figure(f"Held-out in-domain documents are found with {found}", height=4.0)
+    figure, (axes,) = new_figure(f"Held-out in-domain documents are found with {found}")
     axes.plot(curve["recall"], curve["precision"], color=colour("in_domain"), drawstyle="steps-pre")
-    axes.plot(half["recall"], half["precision"], "o", color=colour("in_domain"), markersize=9, label=at_half)
+    axes.plot(half["recall"], half["precision"], "o", color=colour("in_domain"), label=at_half)
     axes.axhline(base_rate, **style.DASHED, label=f"chance: {base_rate:.2f}")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall: share of in-domain documents found", ylabel="precision")
     axes.legend(loc="best")
@@ -56,23 +54,24 @@ def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precisi
 def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None) -> KitFigure:
     """How many documents get which domain probability (log scale), with a line at each method's cut, None if it took all.
 
-    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for
-    selection.
+    `truth` (hidden labels, where a corpus has them) splits the bars; it is drawn, never used for selection.
     """
     inside = np.zeros(len(scores), bool) if truth is None else truth
-    figure, axes = new_figure(f"How do the scores spread {len(scores):,} web documents?", height=4.0)
-    bars = {"bins": np.linspace(0, 1, 41), "log": True, "alpha": 0.8}
+    figure, (axes,) = new_figure(f"How do the scores spread {len(scores):,} web documents?")
+    bars = {"bins": np.linspace(0, 1, 41), "log": True}
     axes.hist(scores[~inside], color=colour("general"), label="other", **bars)
     if truth is not None:
-        axes.hist(scores[inside], color=colour("in_domain"), label="hidden in-domain", **bars)
-    for name, cut in cuts.items():
+        axes.hist(
+            scores[inside], color=colour("in_domain"), histtype="step", linewidth=1.3, label="hidden in-domain", **bars
+        )
+    for dash, (name, cut) in enumerate(cuts.items(), 1):
         if cut is not None:
             share = f"top {100 * (scores >= cut).mean():.2g}%"
-            axes.axvline(cut, color=colour(name), label=f"{label(name)}: {cut:.3g}, {share}")
+            axes.axvline(cut, color=colour(name), linestyle=(0, (4, dash)), label=f"{label(name)}: {cut:.3g}, {share}")
     axes.set(xlabel="in-domain probability", ylabel="documents (log scale)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    style.legend(figure, "upper left", ncols=2)
     return figure
 
 
@@ -87,13 +86,12 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
     title = f"{label(best['method'])} finds in-domain text {best['lift']:.0f}x better than chance"
     share = f"Hidden labels say that {100 * best['base_rate']:.2g}% of the web is in-domain (dashed: chance)"
     caption = f"{share}; every method takes the same number of tokens"
-    figure, axes = new_figure(title, caption, height=1.0 + 0.62 * len(quality))
-    bars = axes.barh(range(len(quality)), quality["lift"], color=list(map(colour, quality["method"])), height=0.62)
-    said = [f"{row.lift:.1f}x   precision {row.precision:.2f}, recall {row.recall:.2f}" for row in quality.itertuples()]
-    axes.bar_label(bars, said, padding=6)
+    figure, (axes,) = new_figure(title, caption, height=0.6 + 0.27 * len(quality))
+    axes.barh(range(len(quality)), quality["lift"], color=list(map(colour, quality["method"])), height=0.62)
+    said = [f"{row.lift:.1f}x\nprecision {row.precision:.2f}, recall {row.recall:.2f}" for row in quality.itertuples()]
     axes.axvline(1, **style.DASHED)
-    style.names_down(axes, map(label, quality["method"][::-1]))
-    axes.set(xlabel="times better than chance (precision / base rate)", xlim=(0, 2.1 * best["lift"] or 1))
+    style.rows_down(axes, map(label, quality["method"][::-1]), said[::-1])
+    axes.set(xlabel="times better than chance")
     return figure
 
 
@@ -101,8 +99,8 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the
-    share of right choices, mean over tasks.
+    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the share of right choices,
+    mean over tasks.
     """
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", _RIGHT, regex=True)
@@ -118,19 +116,15 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     else:
         title += f" to {values.iloc[-1]:.3f} bits per byte"
     caption = "Bits per byte of held-out text: lower is better; arms that share a stage lie on one line"
-    columns, down = min(len(panels), 2), -(-len(panels) // 2)
-    shape = {"nrows": down, "ncols": columns, "squeeze": False}
-    figure, grid = new_figure(title, caption, width=9.6, height=3.3 * down, **shape)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, metric in zip(grid.flat, panels, strict=False):
-        widths = np.linspace(4, 2.4, len(arms))  # arms that share a stage: the later one is drawn thinner
+    figure, grid = new_figure(title, caption, height=1.9, panels=len(panels))
+    for axes, metric in zip(grid, panels, strict=True):
+        widths = np.linspace(2.2, 1.2, len(arms))  # arms that share a stage: the later one is drawn thinner
         for arm, width in zip(arms, widths, strict=True):
             look = {"color": colour(arm), "marker": style.marker(arm), "linewidth": width}
             axes.plot(scores[metric][arm].dropna(), label=label(arm), **look)
         _token_axis(axes, log)
         axes.set_title(_PANELS[metric], loc="left", weight="bold")
-    figure.legend(handles=grid.flat[0].lines[: len(arms)], loc="outside right upper")
+    style.legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
     return figure
 
 
@@ -141,19 +135,20 @@ def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     Each arm's loss is on its own training text, so levels compare within an arm, not across arms.
     """
     means = log.pivot_table(index="tokens", columns=["metric", "arm"], values="value")
-    shape = {"nrows": 2, "sharex": True, "height_ratios": [2.2, 1]}
+    shape = {"panels": 2, "across": 1, "sharex": True, "height_ratios": [2.2, 1]}
     caption = "Each arm's loss is on its own text: compare shapes, not levels"
-    figure, (upper, lower) = new_figure("Did training go as planned?", caption, height=5.0, **shape)
+    figure, (upper, lower) = new_figure("Training loss and learning rate of every stage", caption, height=1.6, **shape)
     for arm in [arm for arm in arms if arm in means["loss"]]:
         loss = means["loss"][arm].dropna()
-        upper.plot(loss, color=colour(arm), alpha=0.28, linewidth=1.2)
-        upper.plot(loss.ewm(span=max(1, len(loss) / 12)).mean(), color=colour(arm), label=label(arm))
+        look = {"color": colour(arm), "marker": style.marker(arm), "markevery": 0.12}
+        upper.plot(loss, color=colour(arm), alpha=0.28, linewidth=0.7)
+        upper.plot(loss.ewm(span=max(1, len(loss) / 12)).mean(), label=label(arm), **look)
         lower.plot(means["learning_rate"][arm].dropna(), color=colour(arm))
     for axes in (upper, lower):
         _token_axis(axes, log)
     upper.set(xlabel="", ylabel="loss (nats a token)")
     lower.set(ylabel="learning rate", ylim=(0, None))
-    figure.legend(loc="outside right upper")
+    style.legend(figure, "upper left", ncols=4)
     return figure
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from trait_kit import runs, tables
-from trait_kit.evaluation.across_runs import finished
 from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare, compare_all, main_metric
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
@@ -29,13 +28,12 @@ class Evidence:
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
     pairs: pd.DataFrame  # of the ablation
-    against_base: pd.DataFrame  # every arm against the base model: on the tasks, on general text
     tables: dict[str, Table]
 
 
 def read(run_dir: Path) -> Evidence:
     """TraitError where 05 is not finished, or where its reference arm was not evaluated."""
-    record = finished(run_dir, "05_evaluate")
+    record = runs.finished(run_dir, "05_evaluate")
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     reference, wanted = record["params"]["reference_arm"], record["params"].get("main_metric", "")
     metric = main_metric(outcomes, wanted)
@@ -54,9 +52,8 @@ def read(run_dir: Path) -> Evidence:
         title = f"Table 4: what does each part add, by {metric_name(name)}?"
         made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name, title)
     made["contamination"] = contamination_table(outcomes, run_dir)
-    against_base = pd.concat([compare(outcomes, "base", metric), forgetting])
     control = record["params"].get("control_arm", "")
-    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, against_base, made)
+    return Evidence(outcomes, reference, metric, wanted, control, arms, tests, pairs, made)
 
 
 def read_and_write(step: Any) -> Evidence:
@@ -80,8 +77,8 @@ def form_table(run_dir: Path) -> Table:
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
 
-    From 02's evidence (a row a document and question), 03's screening of problems and its rejected
-    passages, which count under every task of their problems.
+    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which
+    count under every task of their problems.
     """
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
     web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")

@@ -1,10 +1,11 @@
 """The map of the paper's Figure 3: where general, in-domain, downstream and TRAIT texts lie among each other.
 
-TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions,
-so what lies near test questions may be no more than these.
+TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions, so what lies near
+test questions may be no more than these.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is
-repeatable on one machine, yet not across machines: the coordinates are kept beside the figure.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one
+machine, yet not across machines: the coordinates are kept beside the figure, and map.html is the same map to point at
+and to search, with each text's beginning.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 from trait_kit import tables
 from trait_kit.engine import mixtures
-from trait_kit.engine.files import atomic_path
-from trait_kit.figures.style import KitFigure, colour, new_figure, styled
+from trait_kit.engine.files import atomic_path, write_text
+from trait_kit.figures.style import KitFigure, colour, label, legend, marker, new_figure, styled
 from trait_kit.models import embed
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
@@ -35,41 +40,49 @@ KINDS = {
     "questions": "training questions alone",
 }
 NEIGHBORS = 30  # of a text, from which UMAP lays the map out: more show the large, fewer the small
+LAID_OUT = 10_000  # texts; further ones are put among those that are like them, so that 100,000 take minutes
+_BEGINNING = 160  # characters of a text in map.html
 
 
 def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coordinates (kind, x, y) and what nearest_kinds found; of a finished step read from its files."""
+    """Coordinates (kind, task, x, y) and what nearest_kinds found; of a finished step read from its files."""
     files = step.path("map.csv"), step.path("nearest.csv")
     if not step.done:
         texts = map_texts(step)
         vectors = embed(texts["text"].tolist(), step.params.embedding_model)
         x, y = umap_coordinates(vectors, step.params.seed).T
-        found = texts[["kind"]].assign(x=x, y=y).set_index("kind"), nearest_kinds(vectors, texts["kind"])
+        places = texts.assign(x=x, y=y)
+        found = places[["kind", "task", "x", "y"]].set_index("kind"), nearest_kinds(vectors, texts["kind"])
+        write_text(step.path("map.html"), twin(places))
         for path, table in zip(files, found, strict=True):
             with atomic_path(path) as temporary:
                 table.to_csv(temporary)
-    return pd.read_csv(files[0]), pd.read_csv(files[1], index_col="kind")
+    return pd.read_csv(files[0], keep_default_na=False), pd.read_csv(files[1], index_col="kind")
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, text: up to `map_documents` of each kind; selected are those that the reference arm was trained on."""
+    """Columns kind, task ("" of documents), text: up to `map_documents` of each kind.
+
+    Selected are those that the reference arm was trained on.
+    """
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
     selected = [tables.read(path, "selection").to_pandas() for path in selections_of(step)]
     chosen = pd.concat(selected).drop_duplicates("id")["text"].tolist() if selected else []
-    passages = tables.read(step.path("03_write_passages", "passages.parquet"), "passages")
+    passages = tables.read(step.path("03_write_passages", "passages.parquet"), "passages").to_pandas()
+    questions = tables.read(step.path("03_write_passages", "problems.parquet"), "problems").to_pandas()
     groups = [
-        ("general", sample(p.web, n, p.seed)["text"]),
-        ("in_domain", load_documents(p.in_domain, p.seed)["text"]),
-        ("downstream", solved),
-        ("selected", chosen),
-        ("trait", passages["text"]),
-        ("questions", tables.read(step.path("03_write_passages", "problems.parquet"), "problems")["question"]),
+        ("general", sample(p.web, n, p.seed)["text"], ""),
+        ("in_domain", load_documents(p.in_domain, p.seed)["text"], ""),
+        ("downstream", solved, problems["task"].tolist()),
+        ("selected", chosen, ""),
+        ("trait", passages["text"], passages["tasks"].map(", ".join).tolist()),
+        ("questions", questions["question"], questions["task"].tolist()),
     ]
     frames = []
-    for kind, texts in groups:
-        frame = pd.DataFrame({"kind": kind, "text": list(map(str, texts))})
+    for kind, texts, task in groups:
+        frame = pd.DataFrame({"kind": kind, "task": task, "text": list(map(str, texts))})
         frames.append(frame.sample(min(n, len(frame)), random_state=p.seed))
     return pd.concat(frames, ignore_index=True)
 
@@ -87,50 +100,94 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     """float32 [n, 2] from embeddings [n, d] under cosine distance."""
     import umap  # compiles for seconds: only when a map is drawn
 
-    shape = {"n_neighbors": min(NEIGHBORS, len(embeddings) - 1), "min_dist": 0.3, "metric": "cosine"}
+    order = np.random.default_rng(seed).permutation(len(embeddings))
+    laid, others = np.sort(order[:LAID_OUT]), order[LAID_OUT:]
+    shape = {"n_neighbors": min(NEIGHBORS, len(laid) - 1), "min_dist": 0.3, "metric": "cosine"}
+    places = np.empty((len(embeddings), 2), np.float32)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # said of every seeded run
-        return umap.UMAP(**shape, random_state=seed, n_jobs=1).fit_transform(embeddings)
+        places[laid] = umap.UMAP(**shape, random_state=seed, n_jobs=1).fit_transform(embeddings[laid])
+    for part in _parts(others):
+        near = np.argpartition(-embeddings[part] @ embeddings[laid].T, 2, axis=1)[:, :3]
+        places[part] = places[laid][near].mean(axis=1)
+    return places
 
 
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
-    """By kind: mean share of it among the `neighbors` texts nearest to each downstream one, and the share by chance.
+    """By kind: its mean share among the `neighbors` texts nearest to each downstream one, the share by chance, its cover.
 
-    Taken in the full space, which no map has bent, among equally many texts of every kind but the
-    downstream ones. By chance: were these mixed at random, each kind would be as frequent among the
-    neighbours as among all.
+    Cover: how near the nearest text of the kind is to a downstream one (cosine, mean). All in the full space, which no
+    map has bent, among equally many texts of every kind but the downstream ones. By chance: were these mixed at random,
+    each kind would be as frequent among the neighbours as among all.
     """
     rows = pd.Series(np.asarray(kinds))
     inside, others = rows == "downstream", rows[rows != "downstream"]
     others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
-    similarity = embeddings[inside.to_numpy()] @ embeddings[others.index].T
-    others = others.to_numpy()
-    found = others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]]
-    parts = {"share": found.ravel(), "by_chance": others}
+    places, others = others.index, others.to_numpy()
+    found, cover = [], []
+    for part in _parts(np.flatnonzero(inside)):
+        similarity = embeddings[part] @ embeddings[places].T
+        found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
+        cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
+    parts = {"share": np.concatenate(found), "by_chance": others}
     shares = pd.DataFrame({name: pd.Series(part).value_counts(normalize=True) for name, part in parts.items()})
-    return shares.reindex(pd.Index(dict.fromkeys(others.tolist()), name="kind")).fillna(0.0)
+    shares = shares.reindex(pd.Index(dict.fromkeys(others.tolist()), name="kind")).fillna(0.0)
+    return shares.assign(cover=pd.concat(cover).mean())
+
+
+def _parts(places: np.ndarray) -> list[np.ndarray]:
+    """A thousand at a time: all similarities at once would not fit into memory."""
+    return np.array_split(places, -(-len(places) // 1_000)) if len(places) else []
+
+
+def twin(texts: pd.DataFrame) -> str:
+    """The map as a page to point at and to search: one file, no request; the texts are escaped and never typeset."""
+    kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
+    numbers = texts["kind"].map(list(KINDS).index)
+    rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], texts["text"].str[:_BEGINNING], strict=True)
+    page = Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})
 
 
 @styled
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
-    """Scatter of a frame with columns x, y, kind (of KINDS), drawn in a shuffled order, so that no kind hides another.
+    """A frame with columns x, y, kind (of KINDS), task: general text as a density, every other text as its kind's mark.
 
-    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would
-    give beside it.
+    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
     """
     kind = nearest["share"].idxmax()
     share, chance = nearest.loc[kind, ["share", "by_chance"]]
-    title = f"Nearest to the downstream problems: {share:.0%} {KINDS[kind]} ({chance:.0%} by chance)"
-    caption = "One dot a text: UMAP of sentence embeddings. Near means similar; the axes have no meaning of their own."
-    figure, axes = new_figure(title, caption, height=5.0)
-    points = coordinates.sample(frac=1, random_state=0)
-    size = float(np.clip(14_000 / len(points), 4, 26))
-    look = {"alpha": 0.72, "linewidths": 0.25, "edgecolors": "white", "rasterized": True}
-    axes.scatter(points["x"], points["y"], c=points["kind"].map(colour).tolist(), s=size, **look)
+    title = f"Nearest to the downstream problems: {share:.1%} {KINDS[kind]} ({chance:.0%} by chance)"
+    caption = "One mark a text: UMAP of sentence embeddings. Near means similar; the axes have no meaning of their own."
+    figure, (axes,) = new_figure(title, caption, height=3.0)
     axes.set(xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
-    counts = points["kind"].value_counts()
-    for kind, name in KINDS.items():
-        axes.scatter([], [], color=colour(kind), s=70, label=f"{name} ({counts.get(kind, 0):,})")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
+    (wide, tall), counts = figure.get_size_inches(), coordinates["kind"].value_counts()
+    size = float(np.clip(5_000 / len(coordinates), 1, 10))
+    for kind in ("general", "in_domain", "selected", "questions", "trait", "downstream"):
+        part, name = coordinates[coordinates["kind"] == kind], f"{KINDS[kind]} ({counts.get(kind, 0):,})"
+        if kind == "general":
+            shades = LinearSegmentedColormap.from_list(kind, ["#eceef2", colour(kind)])
+            axes.hexbin(part["x"], part["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0)
+            axes.scatter([], [], marker="h", s=size, color=colour(kind), label=name)
+            continue
+        ring = {"facecolors": "none", "edgecolors": colour(kind)}
+        look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(part) > 5_000}
+        look |= ring if kind in ("in_domain", "downstream") else {"color": colour(kind)}
+        axes.scatter(part["x"], part["y"], label=name, **look)
+    _name_tasks(axes, coordinates[coordinates["kind"] == "downstream"])
+    legend(figure, "lower left", ncols=2, markerscale=1.5)
     return figure
+
+
+def _name_tasks(axes: Axes, problems: pd.DataFrame) -> None:
+    """The tasks' names at their problems, moved apart in height where two would touch."""
+    middle = problems.groupby("task").agg(x=("x", "median"), y=("y", "max")).sort_values("y")
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    gap, last = min(0.07, 0.9 / max(1, len(middle))) * (high - low), -np.inf
+    look = {"ha": "center", "va": "center", "size": "small", "weight": "bold"}
+    look["path_effects"] = [patheffects.withStroke(linewidth=2, foreground="white")]
+    for above, (task, place) in zip(range(len(middle) - 1, -1, -1), middle.iterrows(), strict=True):
+        last = max(min(place["y"] + 0.6 * gap, high - above * gap), last + gap)  # room for those that follow
+        x = np.clip(place["x"], left + 0.16 * (right - left), right - 0.16 * (right - left))
+        axes.text(x, last, label(task), **look)

@@ -1,13 +1,14 @@
 """One self-contained HTML page a run: what came out, what it cost, every step.
 
-The page makes no request and runs no script, and the template escapes every text: documents, models
-and parameters are data from elsewhere. It can be written at any time: a step that has not been run
-says so. Layout and sentences are the template's; here is only what they are filled with.
+The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are
+data from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
+template's; here is only what they are filled with.
 """
 
 from __future__ import annotations
 
 import base64
+import xml.etree.ElementTree as ElementTree
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,40 @@ from markupsafe import Markup
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
 from trait_kit.figures import evidence
-from trait_kit.figures.style import FINE_TUNED, label
+from trait_kit.figures.style import FINE_TUNED, ONE_COLUMN, label
 from trait_kit.figures.verdict import verdict
 from trait_kit.tasks import load_task, task_names
 
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """Write <run_dir>/report.html from whatever the run holds by now, and return its path."""
-    run_dir = Path(run_dir).resolve()
-    if not run_dir.is_dir():
-        raise TraitError(f"{run_dir} is not a run folder. Run an experiment first: trait-kit run params/demo.yaml.")
+def write_report(*run_dirs: Path | str) -> Path:
+    """Write report.html from whatever a run holds by now, or of several runs side by side into the folder of the first.
+
+    Returns its path: <run>/report.html, or beside the first run.
+    """
+    folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
+    if not folders:
+        named = ", ".join(map(str, run_dirs))
+        raise TraitError(f"{named} is not a run folder. Run an experiment first: trait-kit run params/demo.yaml.")
+    found = list(map(_context, folders))
+    template, context, path = "report.html.jinja", found[0], folders[0]
+    if len(found) > 1:
+        template, context, path = "reports.html.jinja", {"runs": found}, folders[0].parent
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
+    environment.filters |= {"value": show, "table": _table, "duration": duration, "label": label}
+    page = environment.get_template(template).render(context)
+    return write_text(path / "report.html", page.encode("utf-8", "replace").decode())
+
+
+def _context(run_dir: Path) -> dict[str, Any]:
     steps = {name: _step(run_dir, name) for name in runs.STEPS}
     parameters = {key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()}
     shipped = set(parameters.get("tasks", [])) & set(task_names())
     provenance = run_dir / "provenance.json"
     written = sorted(run_dir.glob("params.yaml"))
-    context = {
+    return {
         "run_name": run_dir.name,
         "steps": steps,
         "stale": runs.stale(run_dir),
@@ -49,11 +66,6 @@ def write_report(run_dir: Path | str) -> Path:
         "provenance": read_json(provenance) if provenance.exists() else {},
         "parameter_files": {path.parent.name: path.read_text("utf-8") for path in written},
     }
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
-    environment.filters |= {"value": show, "table": _table, "duration": duration, "label": label}
-    page = environment.get_template("report.html.jinja").render(context)
-    return write_text(run_dir / "report.html", page.encode("utf-8", "replace").decode())
 
 
 def _results(run_dir: Path) -> dict[str, Any]:
@@ -95,10 +107,12 @@ def _step(run_dir: Path, name: str) -> dict[str, Any]:
     """A step's record, its figures as data URIs, and some rows of each of its tables."""
     folder, record = run_dir / name, runs.recorded(run_dir, name) or {}
     state = "done" if record else "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run"
-    figures = {
-        svg.stem: f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
-        for svg in sorted(folder.glob("figures/[!.]*.svg"))
-    }
+    figures = {}
+    for svg in sorted(folder.glob("figures/[!.]*.svg")):  # a narrow twin comes after its figure
+        name = svg.stem.removesuffix(ONE_COLUMN)
+        image = f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+        says = ElementTree.parse(svg).findtext("{http://www.w3.org/2000/svg}title", "")
+        figures.setdefault(name, {"wide": image, "says": says})["narrow"] = image
     samples = {}
     for path in sorted(path for pattern in _SAMPLED for path in folder.glob(pattern)):
         table = pq.read_table(path)
@@ -110,9 +124,10 @@ def _step(run_dir: Path, name: str) -> dict[str, Any]:
 def _table(rows: Any) -> Markup:
     """Rows (a list of mappings, or a mapping of them by name) as an HTML table of which pandas escapes every text."""
     named = isinstance(rows, dict)
-    frame = pd.DataFrame.from_dict(rows, orient="index") if named else pd.DataFrame(rows)
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name").reset_index() if named else pd.DataFrame(rows)
+    frame = frame.rename(columns=lambda name: str(name).replace("_", " "))
     with pd.option_context("display.max_colwidth", 300):
-        return Markup(frame.to_html(index=named, border=0, max_rows=40, float_format=show, na_rep="–"))
+        return Markup(frame.to_html(index=False, border=0, max_rows=40, float_format=show, na_rep="–"))
 
 
 def show(value: Any) -> str:

@@ -1,16 +1,18 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
-The map's colours are those of the paper's Figure 3; an arm takes the colour of the text it adds.
-Hues are far apart for the common colour-vision deficiencies (Okabe and Ito's set). Without pyplot,
-no global state or display is touched.
+An arm takes the colour of the text it adds. Colours that stand in one figure differ by 20 or more (CIE76), also as
+people see them who lack a kind of cone; where they do not in grey, markers do (tests/test_figures.py measures both). A
+figure is as wide as two columns of a paper, or one, with text of 6 to 8 points there. Without pyplot, no global state
+or display is touched.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,96 +22,147 @@ from matplotlib.figure import Figure
 
 from trait_kit.engine.files import atomic_path
 
-DPI = 200  # twice a screen's: figures stay sharp on a dense display
-INK, QUIET, LOST = "#1f2430", "#5d6472", "#c8553d"
-DASHED = {"color": QUIET, "linestyle": (0, (4, 3)), "linewidth": 1.4}
+DPI = 300  # of what is drawn in pixels
+INK, QUIET, LOST = "#1f2430", "#5d6472", "#b94728"
+DASHED = {"color": QUIET, "linestyle": (0, (4, 3)), "linewidth": 0.9}
 FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
+SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points of text; the smaller text is 0.83 of it
+ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
 _KNOWN = {  # name: (colour, marker, label)
-    "general": ("#8ec6ee", "o", "general"),
-    "in_domain": ("#7a3fa6", "v", "in-domain"),
-    "downstream": ("#6f7177", "o", "downstream"),
-    "trait": ("#009e73", "o", "TRAIT"),
-    "base": ("#6f7177", "o", "base model"),
-    "raw": ("#7a3fa6", "v", "raw"),
-    "random": ("#56b4e9", "s", "random"),
-    "dsir": ("#e08e0b", "^", "DSIR"),
+    "general": ("#b9bfca", "o", "general"),
+    "in_domain": ("#aa5fdf", "v", "in-domain"),
+    "downstream": ("#000000", "o", "downstream"),
+    "trait": ("#29aa78", "o", "TRAIT"),
+    "base": ("#656163", "p", "base model"),
+    "raw": ("#aa5fdf", "v", "raw"),
+    "random": ("#8da6bb", "s", "random"),
+    "dsir": ("#e78d10", "^", "DSIR"),
     "fasttext": (LOST, "P", "fastText"),
-    "fasttext_educational": ("#0b5fa5", "D", "fastText + educational"),
-    "selected": ("#0b5fa5", "D", "selected"),
-    "questions": ("#e08e0b", "o", "training questions"),
-    "worked": ("#cc79a7", "X", "worked solutions"),
+    "fasttext_educational": ("#0b4f8f", "D", "fastText + educational"),
+    "selected": ("#0b4f8f", "D", "selected"),
+    "questions": ("#e4bc04", "x", "training questions"),
+    "worked": ("#ea95ff", "X", "worked solutions"),
 }
 _SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2a")  # of arms that the kit does not know
 
-# Decorates what draws: under the kit's style, and the caller's matplotlib settings are left alone.
-styled = matplotlib.rc_context(fname=Path(__file__).with_name("trait.mplstyle"))
+
+def _look(columns: int) -> Any:
+    """The kit's style as a context: the caller's matplotlib settings are left alone."""
+    width, points = SIZES[columns]
+    sizes = {"figure.figsize": (width, 1.0), "font.size": points}
+    return matplotlib.rc_context(sizes, Path(__file__).with_name("trait.mplstyle"))
+
+
+def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
+    """Decorates what draws a figure: in the kit's style, and as wide as `columns` of a paper (1 or 2)."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, columns: int = 2, **options: Any) -> KitFigure:
+        with _look(columns):
+            figure = draw(*args, **options)
+        figure.columns, figure.narrow = columns, functools.partial(drawn, *args, columns=1, **options)
+        return figure
+
+    return drawn
 
 
 class KitFigure(Figure):
     """A figure that a notebook shows by itself (a Figure made without pyplot otherwise prints only its repr)."""
 
-    savefig = styled(Figure.savefig)  # ticks take the style that holds when they are drawn
+    columns = 2
+    says = ""  # in words, for who cannot see it
+    inside = (0.0, 0.0, 1.0, 1.0)  # where panels and legends are
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        with _look(self.columns):  # ticks take the style that holds when they are drawn
+            super().savefig(*args, **options)
 
     def save(self, folder: Path | str, name: str) -> Path:
-        """Write folder/name.svg and .png, each whole or not at all and without a date; return the path of the PNG."""
-        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
-            path = Path(folder) / f"{name}.{kind}"
-            with atomic_path(path) as temporary:
-                self.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+        """Write name.svg, .pdf and .png, and the same for one column; each whole or not at all and without a date.
+
+        Text in SVG and PDF stays text. Returns the path of the PNG.
+        """
+        for figure, stem in ((self.narrow(), f"{name}{ONE_COLUMN}"), (self, name)):
+            undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
+            for kind, metadata in undated.items():
+                path = Path(folder) / f"{stem}.{kind}"
+                with atomic_path(path) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
         return path
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         stream = io.BytesIO()
         self.savefig(stream, format="png", dpi=DPI)
-        width, height = self.get_size_inches() * 100
+        width, height = self.get_size_inches() * 130  # text as large as a notebook's own
         return stream.getvalue(), {"width": int(width), "height": int(height)}
 
 
-def _look(name: str) -> tuple[str, str, str]:
+def _of(name: str) -> tuple[str, str, str]:
     """An arm that the kit does not know gets its colour from its name alone, so it too is the same in every figure."""
     name = name.removesuffix(FINE_TUNED)
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", name.replace("_", " ")
+    shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
+    spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", shown
     return _KNOWN.get(name, spare)
 
 
 def colour(name: str) -> str:
     """Of an arm, a selection method or a kind of text; a fine-tuned model has its arm's."""
-    return _look(name)[0]
+    return _of(name)[0]
 
 
 def marker(name: str) -> str:
-    return "*" if name.endswith(FINE_TUNED) else _look(name)[1]
+    return "*" if name.endswith(FINE_TUNED) else _of(name)[1]
 
 
 def label(name: str) -> str:
     """The name a reader sees: 'trait' is TRAIT; a name the kit does not know is shown as it is."""
-    return _look(name)[2] + (", fine-tuned" if name.endswith(FINE_TUNED) else "")
+    return _of(name)[2] + (", fine-tuned" if name.endswith(FINE_TUNED) else "")
 
 
 def new_figure(
-    title: str, caption: str = "", width: float = 7.2, height: float = 4.5, **subplots: Any
-) -> tuple[KitFigure, Any]:
-    """A figure with a wrapped headline above its axes and a caption below them; returns it and its axes."""
-    headline = textwrap.fill(title, int(7.4 * width))
-    below = textwrap.fill(caption, int(11.5 * width))
-    room = 0.27 * (1 + headline.count("\n")) + 0.22 * (1 + below.count("\n"))
-    figure = KitFigure(figsize=(width, height + room), layout="constrained")
-    figure.suptitle(headline, x=0.01, ha="left", size=15, weight="bold")
-    figure.supxlabel(below, x=0.01, ha="left", size=11.5, color=QUIET)
-    return figure, figure.subplots(**subplots)
+    title: str, caption: str = "", height: float = 2.6, panels: int = 1, across: int = 2, **subplots: Any
+) -> tuple[KitFigure, list[Axes]]:
+    """A figure with a wrapped headline above its panels and a caption below them; returns it and the panels' axes.
+
+    `height`: of a row of panels, inches. Up to `across` are beside each other; on a single column none are.
+    """
+    (width, _), points = matplotlib.rcParams["figure.figsize"], matplotlib.rcParams["font.size"]
+    across = min(panels, across if width > SIZES[1][0] else 1)
+    down = -(-panels // across)
+    headline = textwrap.fill(title, int(116 * width / points))
+    below = textwrap.fill(caption, int(150 * width / points))
+    above, under = (0.019 * points * (1 + text.count("\n")) + 0.03 for text in (headline, below))
+    tall = height * down + above + under
+    figure = KitFigure(figsize=(width, tall), layout="constrained")
+    figure.says, figure.inside = f"{title}. {caption}".strip(". ") + ".", (0, under / tall, 1, 1 - (above + under) / tall)
+    figure.get_layout_engine().set(rect=figure.inside)
+    figure.text(0.01, 1 - 0.03 / tall, headline, va="top", size="medium", weight="bold")
+    figure.text(0.01, 0.03 / tall, below, va="bottom", size="small", color=QUIET)
+    grid = list(figure.subplots(down, across, squeeze=False, **subplots).flat)
+    for axes in grid[panels:]:
+        axes.remove()
+    return figure, grid[:panels]
 
 
-def note(axes: Axes, text: str, place: tuple[float, float], shift: tuple[float, float] = (0, 0), **options: Any) -> None:
-    """A text beside a place of the data, `shift` points away from it."""
-    axes.annotate(text, place, xytext=shift, textcoords="offset points", annotation_clip=False, **options)
+def legend(figure: KitFigure, place: str, ncols: int, **options: Any) -> None:
+    """A legend of all panels between them and the headline (place: upper left) or the caption (lower left)."""
+    ncols = min(ncols, 2 if figure.get_figwidth() <= SIZES[1][0] else ncols)
+    made = figure.legend(loc=place, bbox_to_anchor=figure.inside, ncols=ncols, borderaxespad=0, **options)
+    rows, points = -(-len(made.get_texts()) // ncols), made.get_texts()[0].get_fontsize()
+    share = (1.5 * rows + 0.8) * points / 72 / figure.get_figheight()
+    _, bottom, _, height = figure.inside
+    figure.get_layout_engine().set(rect=(0, bottom + (share if "lower" in place else 0), 1, height - share))
 
 
-def names_down(axes: Axes, names: Iterable[str]) -> None:
-    """Names on the rows of an axes, the first one at the top."""
-    names = list(names)[::-1]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.6, len(names) - 0.15)
+def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> None:
+    """Names on the rows of an axes, the first one at the top, and what is said of each right of it, where no mark is."""
+    names = list(names)
+    axes.set_yticks(range(len(names)), names[::-1])
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
+    for height, text in enumerate(beside[::-1]):
+        at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+        axes.annotate(text, (1.0, height), xytext=(4, 0), va="center", size="small", **at)

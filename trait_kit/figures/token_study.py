@@ -1,8 +1,7 @@
 """How many tokens are enough? Gain and forgetting of one arm against what its training cost, a run a budget.
 
-A curve that flattens says little by itself: what counts is whether the next larger budget wins
-items that the smaller did not. So every budget is compared with the base model and with the budget
-before it, item by item.
+A curve that flattens says little by itself: what counts is whether the next larger budget wins items that the smaller
+did not. So every budget is compared with the base model and with the budget before it, item by item.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
+from trait_kit import runs
 from trait_kit.engine.files import TraitError, atomic_path
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
@@ -38,16 +38,16 @@ def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
 def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds join.
 
-    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain:
-    over the base model in units of the metric, positive when better; step: over the budget before
-    (NaN for the first); forgetting: bits per byte of general text above the base model's (NaN where
-    it was not evaluated); each with _low and _high, pairing items. The runs must differ in
-    stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the budget.
+    tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model
+    in units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per
+    byte of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing
+    items. The runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the
+    budget.
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
-    training = {str(folder): across_runs.finished(folder, "04_train_two_stages") for folder in run_dirs}
-    arm = across_runs.finished(run_dirs[0], "05_evaluate")["params"]["reference_arm"]
+    training = {str(folder): runs.finished(Path(folder), "04_train_two_stages") for folder in run_dirs}
+    arm = runs.finished(Path(run_dirs[0]), "05_evaluate")["params"]["reference_arm"]
     budgets: dict[tuple[int, ...], list[str]] = {}
     for folder, record in training.items():
         budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
@@ -95,13 +95,12 @@ def plot(study: pd.DataFrame) -> KitFigure:
     intervals = f"{comparison.CONFIDENCE:.0%} intervals; training seeds: {seeds}"
     below = "Below: tokens trained on in all stages, device hours, passes over the passages"
     caption = f"Against the base model on the same items, with {intervals}. {below}"
-    shape = {"ncols": len(panels), "squeeze": False}
-    figure, grid = style.new_figure(verdict(study), caption, width=9.6, height=3.8, **shape)
+    figure, grid = style.new_figure(verdict(study), caption, height=2.3, panels=len(panels))
     told = zip(study["tokens"], study["device_hours"], study["passes_over_passages"], strict=True)
     ticks = [f"{tokens_text(tokens)}\n{hours:.2g} h\n{passes:.2g}x" for tokens, hours, passes in told]
-    for axes, (value, scale, name) in zip(grid[0], panels, strict=True):
+    for axes, (value, scale, name) in zip(grid, panels, strict=True):
         middle, low, high = (scale * study[f"{value}{end}"] for end in ("", "_low", "_high"))
-        look = {"color": style.colour(arm), "marker": style.marker(arm), "markersize": 7, "capsize": 4}
+        look = {"color": style.colour(arm), "marker": style.marker(arm), "capsize": 2}
         axes.axhline(0, **style.DASHED)
         axes.errorbar(study["tokens"], middle, (middle - low, high - middle), **look)
         axes.set_xscale("log")
@@ -131,8 +130,7 @@ def verdict(study: pd.DataFrame) -> str:
 def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     """Of all stages of the arm's chain, whichever run or arm trained them.
 
-    Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time
-    since then alone.
+    Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
     """
     found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
     passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]

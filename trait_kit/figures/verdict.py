@@ -25,9 +25,8 @@ def control_of(arms: Sequence[str], reference: str, named: str = "") -> str:
 def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: str = "") -> dict[str, Any]:
     """`tests`: comparison.compare_all's.
 
-    question; headline (the answer in a sentence); good (better than its control and worse in
-    nothing); worse (what fell); forgetting (against base, the control and `selected`); cannot_show
-    (what this run says nothing of).
+    question; headline (the answer in a sentence); good (better than its control and worse in nothing); worse (what
+    fell); forgetting (against base, the control and `selected`); cannot_show (what this run says nothing of).
     """
     ours, metric = tests[tests["reference"] == reference], main_metric(tests, wanted_metric)
     macro = ours[ours["task"] == MACRO]
