@@ -14,8 +14,7 @@ import yaml
 from conftest import ROOT, trait_kit
 from typer.main import get_command
 
-from trait_kit import experiments
-from trait_kit.cli import app
+from trait_kit import cli
 from trait_kit.tasks import Task
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "trait_kit").rglob("*.md")]
@@ -33,7 +32,7 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-        prose = FENCED.sub("", page.read_text(encoding="utf-8"))
+        prose = re.sub(r"^\| `[^`]+`", "", FENCED.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)  # messages
         lines += re.findall(r"`((?:trait-kit|make) [^`<\[]*)`", prose)
         found += [(page.name, line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return found
@@ -48,7 +47,7 @@ def words_of(line: str) -> list[str]:
 
 def parse(arguments: list[str]) -> None:
     """trait-kit's own parser reads the arguments; nothing runs."""
-    group = get_command(app)
+    group = get_command(cli.app)
     if arguments[0].startswith("-"):
         assert any(arguments[0] in option.opts for option in group.params) or arguments[0] == "--help", arguments
         return
@@ -56,8 +55,8 @@ def parse(arguments: list[str]) -> None:
     if len(arguments) == 1:  # a command by its name alone, in a sentence
         return
     given = command.make_context(arguments[0], arguments[1:], resilient_parsing=False).params
-    if (overrides := experiments.read_overrides(given.get("overrides"))) and Path(given["experiment"]).exists():
-        experiments.load(given["experiment"], overrides)
+    if given.get("overrides") and given["experiment"].exists():
+        cli._asked(given["experiment"], None, given["overrides"])
     if arguments[0] == "bench":
         script = (ROOT / "tests" / "benchmarks" / f"{arguments[1]}.py").read_text(encoding="utf-8")
         assert all(f'"{word}"' in script for word in arguments[2:] if re.fullmatch(r"--[a-z-]+|throughput", word))
