@@ -1,10 +1,11 @@
-"""What the pages promise: every command parses, every file, link and anchor is there, every quoted number and message is real."""
+"""What the pages promise: commands parse, files, links and anchors are there, quoted numbers and messages are real."""
 
 import ast
 import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -193,3 +194,32 @@ def test_the_worked_example_is_ready_to_run(tmp_path):
     assert made.returncode == 0, made.stderr
     checked = trait_kit("check", tmp_path / "cooking.yaml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.slow
+def test_a_finished_run_becomes_web_pages(tiny_run, tmp_path):
+    """`make docs`: six notebooks that link each other, and the report, made without a network."""
+    given = [f"BIN={Path(sys.executable).parent}", f"RUN={tiny_run}", f"SITE={tmp_path}"]
+    made = subprocess.run(["make", "-o", ".venv/.ready", "docs", *given], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    pages = {page.name: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
+    assert sorted(pages) == [*(f"{path.stem}.html" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))), "report.html"]
+    assert 'href="02_filter_web.html"' in pages["01_domain_classifier.html"]
+    scripts = {script for page in pages.values() for script in re.findall(r'<script src="([^"]*)"', page)}
+    assert all("mathjax" in script for script in scripts if script)
+
+
+def test_what_others_read_of_us_is_whole():
+    """CI runs the README's test command on both Pythons; hooks are the lock file's programs; the paper is cited."""
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    assert flow["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert {"run": "make test"} in flow["steps"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    programs = {Path(hook["entry"].split()[0]).name for hook in hooks}
+    assert programs == {"ruff", "nbstripout"} and all(f"\n{program}==" in locked for program in programs)
+    stripped = next(hook["entry"] for hook in hooks if hook["id"] == "nbstripout").partition("nbstripout ")[2]
+    assert stripped in (ROOT / "Makefile").read_text(encoding="utf-8")  # the filter of git does the same
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0" and cited["license"] == "Apache-2.0"
+    assert cited["references"][0]["doi"] == "10.18653/v1/2024.emnlp-main.1162"
