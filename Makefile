@@ -1,15 +1,19 @@
 # Everything runs in .venv, made from requirements.lock on first use.
 PYTHON ?= python3
 PARAMS ?= params/demo.yaml
+RUN ?= runs/demo
+SITE ?= docs-build
 BIN := .venv/bin
 READY := .venv/.ready
 SAVING := --FileContentsManager.post_save_hook=trait_kit.explore.saving.same_to_git
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lab lint lock
+.PHONY: help setup demo test test-slow lab lint docs lock
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## install everything into .venv; then: source .venv/bin/activate
 
 demo: $(READY)  ## run the whole experiment (PARAMS=params/demo.yaml) and write runs/demo/report.html
 	$(BIN)/trait-kit run $(PARAMS)
@@ -25,6 +29,12 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 lint: $(READY)  ## check format and style, and count the lines of every chapter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest -q tests/test_house.py
+
+# Building fetches nothing. A browser fetches MathJax for the formulas, and shows their TeX where it cannot
+docs: $(READY)  ## a finished run's notebooks and report as web pages in docs-build/ (RUN=runs/demo)
+	$(BIN)/jupyter nbconvert --to html --output-dir $(SITE) --log-level WARN --HTMLExporter.require_js_url= $(RUN)/notebooks/0?_*.ipynb
+	sed -i.bak -E 's/href="(0[1-6]_[a-z_]+)\.ipynb/href="\1.html/g' $(SITE)/0?_*.html && rm $(SITE)/*.bak
+	cp $(RUN)/report.html $(SITE)/
 
 lock:  ## resolve pyproject.toml afresh and rewrite requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
