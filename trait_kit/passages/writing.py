@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import atomic_path, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
 from trait_kit.passages import local
 from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
-from trait_kit.passages.material import Draft, Group, Order, compose_text, problem_rows
+from trait_kit.passages.material import Draft, Group, Order, compose_text, content, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
@@ -78,11 +78,26 @@ def write_passages(step) -> Written:
         bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
         replayed = f", the others on {day}" if day and ledger.found else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
+    rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
+    if told := shortfall(bill["groups"], bill["passages"], rejected):
+        raise TraitError(f"{told}\nAll of them, with their texts: {folder / 'rejected.parquet'}")
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
     return Written.load(folder)
+
+
+def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) -> str:
+    """Why fewer than half of the groups became passages, with two examples and what helps; '' where more did."""
+    if 2 * passages >= groups:
+        return ""
+    counts = Counter(row["reason"].partition(":")[0] for row in rejected).most_common()
+    told = [f"Only {passages} of {groups} groups became passages. Why not: {', '.join(f'{n} {why}' for why, n in counts)}."]
+    for row in [row for row in rejected if row["reason"].startswith(counts[0][0])][:2]:
+        told.append(f"For instance {row['id']}, {' '.join(row['reason'].split())[:300]}")
+        told.append(f"    {' '.join(row['text'].split())[-200:]}")
+    return "\n".join([*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))])
 
 
 def _keep_paragraphs(teacher: EndpointTeacher, orders: Sequence[Order], folder: Path) -> None:
@@ -145,7 +160,7 @@ def write_groups(
         if not orders:
             break
         drafts = teacher.write(orders)
-        judged = list(_judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
+        judged = list(judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
         rows += [{**row, "attempt": attempt} for row in judged]
         orders = [
             replace(order, refused=(*order.refused, (draft.parts, row["reason"])))
@@ -158,7 +173,7 @@ def write_groups(
     return _bill(teacher, len(groups), kept, rejected, ledger or Ledger(None))
 
 
-def _judged(
+def judged(
     orders: Sequence[Order],
     drafts: Sequence[Draft],
     beside: Beside,
