@@ -30,8 +30,8 @@ from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
-_MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
-_WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
+MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
+WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
 TokenCounts = Callable[[list[str]], np.ndarray]
 
 
@@ -154,17 +154,17 @@ def write_groups(
     A passage that holds one of the `test_questions` is rejected.
     """
     beside = Beside(test_questions)
-    skipped = _WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
+    skipped = WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
     orders, rows = orders_of(groups, problems), []
     for attempt in range(1, params.max_attempts + 1):
         if not orders:
             break
         drafts = teacher.write(orders)
-        judged = list(judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
-        rows += [{**row, "attempt": attempt} for row in judged]
+        found = list(judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
+        rows += [{**row, "attempt": attempt} for row in found]
         orders = [
             replace(order, refused=(*order.refused, (draft.parts, row["reason"])))
-            for order, draft, row in zip(orders, drafts, judged, strict=True)
+            for order, draft, row in zip(orders, drafts, found, strict=True)
             if not draft.fault and row["reason"].partition(":")[0] in teacher.can_mend
         ]
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
@@ -188,8 +188,8 @@ def judged(
         order, draft = orders[place], drafts[place]
         passed, reason = ([], draft.fault) if draft.fault else own_fault(order, draft, skipped)
         if not reason:
-            fits = _MIN_TOKENS <= n_tokens <= max_tokens
-            length = None if fits else f"{n_tokens} tokens, not within {_MIN_TOKENS} to {max_tokens}"
+            fits = MIN_TOKENS <= n_tokens <= max_tokens
+            length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
             found = [("length", length), *beside.faults(place)]
             more, reason = first_fault((name, fault) for name, fault in found if name not in skipped)
             passed += more
