@@ -12,7 +12,7 @@ import yaml
 from test_catalogue import BRANDS, GOODS, product, write_shop
 from test_selecting import BASE, Step, text_of
 
-from trait_kit import experiments, params
+from trait_kit import params
 from trait_kit.cli import main
 from trait_kit.selection.choosing import filter_web
 from trait_kit.selection.classifier import train_classifiers
@@ -68,7 +68,7 @@ def mine(tmp_path) -> Path:
 
 def plant_in_domain(mine: Path) -> dict[str, str]:
     """id -> the reason for which it must be left out; a document that holds a train problem is none of them."""
-    common = experiments.load(mine).selection
+    common = params.load(mine).selection
     tested, trained = (load_problems(common.tasks, split, 100) for split in ("test", "train"))
     own, general = (load_held_out(spec)["text"].to_pylist() for spec in (common.in_domain, common.web))
     planted = {
@@ -87,7 +87,7 @@ def plant_in_domain(mine: Path) -> dict[str, str]:
 
 def test_a_leak_in_the_in_domain_text_is_named_by_check_and_read_by_no_arm(mine, capfd):
     expected = plant_in_domain(mine)
-    experiment = experiments.load(mine)
+    experiment = params.load(mine)
     screened = in_domain_documents(experiment.selection)
     assert dict(zip(screened.left_out["id"], screened.left_out["reason"], strict=True)) == expected
     everything = set(load_documents(experiment.selection.in_domain)["id"].to_pylist())
@@ -109,7 +109,7 @@ def test_a_leak_in_the_in_domain_text_is_named_by_check_and_read_by_no_arm(mine,
 
 def test_the_steps_01_and_02_count_and_keep_out_both_leaks(mine):
     expected = plant_in_domain(mine)
-    experiment = experiments.load(mine)
+    experiment = params.load(mine)
     copies, tested = plant_in_web(experiment)
     first, second = (Step(name, experiment, mine.parent) for name in ("01_domain_classifier", "02_filter_web"))
     for step in (first, second):
@@ -150,7 +150,7 @@ def plant_in_web(experiment: params.Experiment) -> tuple[list[str], dict[str, st
 
 
 def test_select_keeps_copies_of_held_out_documents_out(mine, tmp_path, capfd):
-    experiment = experiments.load(mine)
+    experiment = params.load(mine)
     copies, _ = plant_in_web(experiment)
     p, folder = experiment.selection, tmp_path / "01_domain_classifier"
     folder.mkdir()
@@ -158,8 +158,8 @@ def test_select_keeps_copies_of_held_out_documents_out(mine, tmp_path, capfd):
     scores, model = str(tmp_path / "scores"), str(folder / "domain.safetensors")
     assert main(["score", "--model", model, "--input", p.web, "--output", scores]) == 0
     for near_duplicate in ("0.8", "0"):
-        asked = ["select", "--scores", scores, "--output", str(tmp_path / "out"), "--share", "0.9"]
-        assert main([*asked, "--in-domain", p.in_domain, "--near-duplicate", near_duplicate]) == 0
+        asked = ["select", str(mine), "--scores", scores, "--output", str(tmp_path / "out"), "--share", "0.9"]
+        assert main([*asked, "--set", f"selection.near_duplicate={near_duplicate}"]) == 0
         out = capfd.readouterr().out
         assert any(line.split() == ["repeats", "a", "held-out", "document", "5"] for line in out.splitlines())
         chosen = pq.read_table(tmp_path / "out" / "fasttext.parquet")["id"].to_pylist()
@@ -173,7 +173,7 @@ def test_golds_made_of_ones_own_documents_are_recognised(mine):
     shop = f"{write_shop(mine.parent, products)}#description_generation"
     tested = set(load_problems([shop], "test", 1_000)["entity"])
     write(mine.parent / "seed", "shop", {row["id"]: row["description"] for row in products})
-    p = experiments.load(mine, {"common.tasks": [shop], "common.test_items_per_task": 1_000}).selection
+    p = params.load(mine, {"common.tasks": [shop], "common.test_items_per_task": 1_000}).selection
     screened = in_domain_documents(p)
     reasons = dict(zip(screened.left_out["id"], screened.left_out["reason"], strict=True))
     read = set(load_documents(p.in_domain)["id"].to_pylist())
@@ -186,7 +186,7 @@ def test_golds_made_of_ones_own_documents_are_recognised(mine):
 
 
 def test_where_golds_are_most_of_the_documents_it_is_said(mine):
-    p = experiments.load(mine).selection
+    p = params.load(mine).selection
     golds = load_problems(p.tasks, "test", 100)["solution"]
     texts = {f"gold{k}-{place}": f"Page {k}. {gold}" for k in range(4) for place, gold in enumerate(golds)}
     write(mine.parent / "golds", "a", texts | {"other": "Bread is made of flour."})
@@ -195,7 +195,7 @@ def test_where_golds_are_most_of_the_documents_it_is_said(mine):
 
 
 def test_short_answers_are_no_leak(mine):
-    p = experiments.load(mine).selection
+    p = params.load(mine).selection
     texts = texts_of_tests(p.tasks, 100, 0)
     problems = load_problems(p.tasks, "test", 100)
     assert texts["part"].value_counts().to_dict() == {"question": len(problems), "gold": len(problems)}

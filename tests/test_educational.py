@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trait_kit import experiments
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
-from trait_kit.params import ClassifierParams
+from trait_kit.params import ClassifierParams, load
 from trait_kit.selection import NgramScorer, educational
 from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (
@@ -233,8 +232,8 @@ def test_parameters_that_a_source_needs_are_asked_for():
 def test_ones_own_web_is_not_filtered_by_educational_value_until_somebody_rates():
     own = {"common.web": "mine.jsonl"}
     for rated in ({"classifier.teacher": "local"}, {"selection.methods": ["random", "dsir", "fasttext"], **ARMS}):
-        experiments.load("params/demo.yaml", own | rated)
+        load("params/demo.yaml", own | rated)
     with pytest.raises(
         TraitError, match=r"nobody rates: set classifier\.teacher to local or openai, or take the method out"
     ):
-        experiments.load("params/demo.yaml", own)
+        load("params/demo.yaml", own)

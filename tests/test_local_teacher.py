@@ -5,7 +5,7 @@ import re
 import pytest
 import tiny_random
 
-from trait_kit import experiments
+from trait_kit import params
 from trait_kit.engine import llama
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
@@ -13,8 +13,8 @@ from trait_kit.runs import Step
 
 def test_the_demo_replays_what_the_local_teacher_answered(tmp_path, monkeypatch):
     monkeypatch.setattr(llama, "model_file", lambda: pytest.fail("the model was needed"))
-    chosen = experiments.load("params/demo.yaml", {"passages.base_model": str(tiny_random.make())})
-    written = write_passages(Step.at("03_write_passages", chosen, tmp_path))
+    chosen = params.load("params/demo.yaml", {"passages.base_model": str(tiny_random.make())})
+    written = write_passages(Step("03_write_passages", chosen, tmp_path))
     assert written.bill["teacher"] == llama.NAME and written.bill["requests_this_run"] == 0
     assert re.fullmatch(r"0 answers now, the others on \d{4}-\d\d-\d\d", written.bill["written"])
     assert len(written.passages) + written.rejected["id"].nunique() >= written.bill["groups"] > 20
@@ -26,7 +26,7 @@ def test_the_demo_replays_what_the_local_teacher_answered(tmp_path, monkeypatch)
 @pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters
 def test_the_local_teacher_writes_what_is_not_recorded(tmp_path, capsys):
     sizes = {"passages.seed": 5, "passages.n_groups": 1, "passages.base_model": str(tiny_random.make())}
-    written = write_passages(Step.at("03_write_passages", experiments.load("params/demo.yaml", sizes), tmp_path))
+    written = write_passages(Step("03_write_passages", params.load("params/demo.yaml", sizes), tmp_path))
     assert len(written.passages) + len(written.rejected) >= 1
     assert written.bill["requests_this_run"] >= 4
     told = capsys.readouterr().out

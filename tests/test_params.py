@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trait_kit import experiments, params, pipeline
+from trait_kit import params, pipeline
 from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.suites import n_examples
@@ -27,8 +27,8 @@ def test_all_promised_experiments_are_shipped():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiment_is_valid_and_complete(path):
-    experiment = experiments.load(path)
-    assert experiments.run_folder(path) == Path("runs", path.stem).absolute()
+    experiment = params.load(path)
+    assert params.run_folder(path) == Path("runs", path.stem).absolute()
     assert {"passages", "worked_same"} <= experiment.training.sources
     assert experiment.passages.max_passage_tokens + params.SPECIAL_TOKENS <= experiment.training.context_length
     for tokens in experiment.training.stage_tokens:
@@ -37,30 +37,23 @@ def test_shipped_experiment_is_valid_and_complete(path):
 
 def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_there_is():
     for name in ("math_smollm2", "math_mistral7b", "ads_mistral7b"):
-        experiment = experiments.load(ROOT / "params" / f"{name}.yaml")
+        experiment = params.load(ROOT / "params" / f"{name}.yaml")
         assert experiment.passages.teacher_extra["chat_template_kwargs"] == {"enable_thinking": False}
         mixture = mixtures.weights(experiment.training.arms["trait"][0])
         assert min(mixture.values()) == mixture["in_domain"] < max(mixture.values())
         assert ("fasttext_educational" in mixture) == (experiment.classifier.teacher == "openai")
-    shown = experiments.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
+    shown = params.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
     assert [n_examples(shown, task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
-    assert n_examples(experiments.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
+    assert n_examples(params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_shipped_sweep_is_valid_at_every_point(path):
-    plan = yaml.safe_load(path.read_text())
-    points = pipeline.grid_points(plan["grid"])
-    assert len(points) >= 3
-    for point in points:
-        experiments.load(path.parent / plan["experiment"], plan.get("set", {}) | point)
+    assert len(pipeline.read_sweep(path)) >= 3
 
 
 def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training():
-    plan = yaml.safe_load((ROOT / "params" / "sweeps" / "packaging.yaml").read_text())
-    points = [
-        experiments.load(ROOT / "params" / "demo.yaml", plan["set"] | point) for point in pipeline.grid_points(plan["grid"])
-    ]
+    points = [found for _, found in pipeline.read_sweep(ROOT / "params" / "sweeps" / "packaging.yaml")]
     assert set(params.WRITTEN) <= points[0].training.sources
     assert [point.training.seed for point in points] == [0, 1, 2]
     for name in ("classifier", "selection", "passages", "evaluation"):
@@ -101,7 +94,7 @@ def test_a_wrong_value_is_named(section, field, value, expected):
     values = raw()
     values[section][field] = value
     with pytest.raises(TraitError) as error:
-        experiments.parse(values, "mine.yaml")
+        params.parse(values, "mine.yaml")
     assert expected in str(error.value)
     assert "mine.yaml" in str(error.value)
 
@@ -110,33 +103,33 @@ def test_topics_are_asked_of_somebody():
     values = raw()
     values["passages"] |= {"grouping": "teacher", "teacher": "none"}
     with pytest.raises(TraitError, match=r"set passages\.teacher to local or openai"):
-        experiments.parse(values, "mine.yaml")
+        params.parse(values, "mine.yaml")
     values["passages"]["teacher"] = "local"
-    assert experiments.parse(values, "mine.yaml").passages.kind == "knowledge"
+    assert params.parse(values, "mine.yaml").passages.kind == "knowledge"
 
 
 def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
     values = raw()
     values["selection"]["methods"] = ["random", "fasttext_educational"]
     with pytest.raises(TraitError, match=r"names the source 'dsir', but selection\.methods does not produce it"):
-        experiments.parse(values, "mine.yaml")
+        params.parse(values, "mine.yaml")
 
 
 def test_a_missing_field_and_an_unknown_section_are_named():
     values = raw()
     del values["common"]["web"]
     with pytest.raises(TraitError, match="the field 'web' is missing"):
-        experiments.parse(values, "mine.yaml")
+        params.parse(values, "mine.yaml")
     with pytest.raises(TraitError, match="unknown section 'trainning'; did you mean 'training'"):
-        experiments.parse({**raw(), "trainning": {}}, "mine.yaml")
+        params.parse({**raw(), "trainning": {}}, "mine.yaml")
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text((ROOT / "params" / "demo.yaml").read_text().replace("1.0e-4", "1e-4"))
     assert yaml.safe_load(path.read_text())["training"]["learning_rate"] == "1e-4"  # the trap is there
-    assert experiments.load(path).training.learning_rate == 1e-4
-    assert experiments.load(path, experiments.read_overrides(["training.learning_rate=3e-5"])).training.learning_rate == 3e-5
+    assert params.load(path).training.learning_rate == 1e-4
+    assert params.load(path, params.read_overrides(["training.learning_rate=3e-5"])).training.learning_rate == 3e-5
 
 
 @pytest.mark.parametrize("text", ["common: [", "just words", "", "common: 3", "\x00"])
@@ -144,44 +137,45 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(TraitError, match=r"bad\.yaml"):
-        experiments.load(path)
+        params.load(path)
 
 
 def test_an_override_must_name_a_section_and_a_field():
     with pytest.raises(TraitError, match=r"section\.field=value"):
-        experiments.read_overrides(["learning_rate=1"])
+        params.read_overrides(["learning_rate=1"])
     with pytest.raises(TraitError, match="unknown section 'trainning'"):
-        experiments.load(ROOT / "params" / "demo.yaml", {"trainning.seed": 1})
+        params.load(ROOT / "params" / "demo.yaml", {"trainning.seed": 1})
 
 
-@pytest.mark.parametrize("field", experiments.REMOVED)
+@pytest.mark.parametrize("field", params.REMOVED)
 def test_a_field_of_an_earlier_version_is_named_with_what_to_do(field):
     for section in ("common", *params.SECTIONS):
         values = raw()
         values[section][field] = 1
         with pytest.raises(TraitError, match=f"unknown field '{field}'; it is gone, so take the line out: "):
-            experiments.parse(values, "old.yaml")
+            params.parse(values, "old.yaml")
 
 
 def test_where_no_arm_reads_passages_their_length_does_not_matter():
     values = raw()
     values["training"] |= {"arms": {"raw": ["in_domain", "random"]}, "context_length": 576}
     values["evaluation"] = {"reference_arm": "raw"}
-    assert experiments.parse(values, "mine.yaml").training.context_length == 576
+    assert params.parse(values, "mine.yaml").training.context_length == 576
 
 
 @pytest.mark.parametrize("overrides", [{}, {"training.seed": 3}, {"common.seed": 2}], ids=str)
 def test_a_dumped_experiment_is_the_same_experiment(tmp_path, overrides):
-    experiment = experiments.load(ROOT / "params" / "demo.yaml", overrides)
+    experiment = params.load(ROOT / "params" / "demo.yaml", overrides)
     path = tmp_path / "params.yaml"
-    path.write_text(experiments.dump(experiment))
-    assert experiments.load(path) == experiment
-    assert experiments.run_folder(path) == tmp_path
+    path.write_text(params.dump(experiment))
+    assert params.load(path) == experiment
+    assert params.run_folder(path) == tmp_path
 
 
 def test_a_result_is_shaped_by_what_a_step_uses():
-    experiment = experiments.load(ROOT / "params" / "demo.yaml")
-    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment.selection).keys()
-    assert not {"workers", "executor"} & params.shape(experiment.selection).keys()
-    assert "web" not in params.shape(experiment.passages)
-    assert params.shape(experiment.selection, "classifier").keys() >= {"methods"}
+    experiment = params.load(ROOT / "params" / "demo.yaml")
+    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment, "selection").keys()
+    assert not {"workers", "executor"} & params.shape(experiment, "selection").keys()
+    assert "web" not in params.shape(experiment, "passages")
+    assert params.shape(experiment, "classifier").keys() >= {"methods", "in_domain", "epochs"}
+    assert params.shape(params.load(ROOT / "params" / "demo.yaml", {"training.seed": 3}), "training")["seed"] == 3

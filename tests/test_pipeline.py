@@ -1,9 +1,11 @@
 """The whole way of the data on a tiny configuration: real text, a real (small) model, the real command line."""
 
+import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import psutil
 import pytest
+import yaml
 from conftest import ROOT, TINY, trait_kit
 
-from trait_kit import experiments, pipeline, runs, tables
+from trait_kit import params, pipeline, runs, tables
 
 SEED_ARMS = ["raw", "random", "dsir", "selected", "trait"]
 
@@ -43,7 +48,7 @@ def test_run_writes_all_it_promises(tiny_run):
 
 
 def test_selections_hold_the_same_number_of_tokens(tiny_run):
-    budget = experiments.load(TINY).selection.token_budget
+    budget = params.load(TINY).selection.token_budget
     for method in ("random", "dsir", "fasttext", "fasttext_educational"):
         selection = tables.read(tiny_run / "02_filter_web" / "selections" / f"{method}.parquet", "selection")
         lengths = np.asarray(selection["n_tokens"])
@@ -76,7 +81,7 @@ def test_passages_and_test_items_are_disjoint(tiny_run):
     from trait_kit.engine.questions import QuestionIndex
     from trait_kit.tasks import load_problems
 
-    experiment = experiments.load(TINY).passages
+    experiment = params.load(TINY).passages
     passages = tables.read(tiny_run / "03_write_passages" / "passages.parquet", "passages").to_pandas()
     test = load_problems(experiment.tasks, "test", experiment.test_items_per_task, experiment.seed)
     assert len(passages) > 0
@@ -124,13 +129,36 @@ def test_a_failing_notebook_is_named_and_the_run_goes_on_afterwards(tiny_copy):
     wrong = ("training.context_length=16384", "training.tokens_per_batch=32768", "training.stage_tokens=[32768,32768]")
     result = trait_kit("run", TINY, "--run-dir", tiny_copy, *(part for value in wrong for part in ("--set", value)))
     assert result.returncode == 1
-    assert "Notebook 04_train_two_stages failed in code cell" in result.stderr
-    assert "context_length (16,384) is longer than" in result.stderr
+    reason, excerpt = (
+        result.stderr.index(text) for text in ("context_length (16,384) is longer than", "failed in code cell")
+    )
+    assert result.stderr.startswith("\ntrait-kit: ") and reason < excerpt < result.stderr.index("train_arms(step)")
     assert "04_train_two_stages.partial.ipynb" in result.stderr
     assert "Traceback" not in result.stderr
     result = trait_kit("run", TINY, "--run-dir", tiny_copy)
     assert result.returncode == 0
     assert executed(result.stdout) == []
+
+
+def test_ctrl_c_in_training_ends_in_one_line_and_leaves_nothing_running(tiny_copy):
+    command = [sys.executable, "-u", "-m", "trait_kit.cli", "run", str(TINY), "--run-dir", str(tiny_copy)]
+    command += ["--set", "training.learning_rate=3.0e-2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    for line in runner.stdout:
+        if line.startswith("Training "):
+            break
+    time.sleep(2)
+    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does, to all of its foreground
+    said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    told = [line for line in said.splitlines() if line.strip()]
+    assert told[-1] == "trait-kit: interrupted. Run the same command again to go on."
+    assert not [line for line in told if "Error" in line or "Traceback" in line or "exception" in line]
+    deadline = time.monotonic() + 30
+    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tiny_copy) in " ".join(p.info["cmdline"] or [])]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def test_two_runners_do_not_share_a_folder(tmp_path):
@@ -164,12 +192,42 @@ def test_plain_papermill_takes_an_experiment_and_any_field_and_leaves_the_eviden
 
 
 def test_a_sweep_shares_the_steps_that_its_points_have_in_common(tiny_copy, tmp_path):
-    experiment = experiments.load(TINY, {"training.learning_rate": 3.0e-2})
+    experiment = params.load(TINY, {"training.learning_rate": 3.0e-2})
     pipeline.adopt_steps(experiment, [tiny_copy], tmp_path / "point")
     adopted = [name for name in runs.STEPS if runs.recorded(tmp_path / "point", name)]
     assert adopted == ["01_domain_classifier", "02_filter_web", "03_write_passages"]
     stages = "04_train_two_stages/models/stages/*/stage.json"  # those that the point would repeat are found by their names
     assert len(list((tmp_path / "point").glob(stages))) == len(list(tiny_copy.glob(stages))) > 0
+
+
+def test_compare_writes_for_readers_and_for_scripts(tiny_run):
+    said = {form: trait_kit("compare", tiny_run, "--format", form) for form in ("txt", "md", "csv", "json")}
+    assert {form: result.stderr for form, result in said.items() if result.returncode} == {}
+    rows = json.loads(said["json"].stdout)
+    found = pd.read_csv(io.StringIO(said["csv"].stdout))
+    assert len(rows) == len(found) > 5
+    assert np.allclose(found["difference"], [row["difference"] for row in rows])
+    assert said["md"].stdout.count("\n|") == len(rows) + 1  # the line under the head
+
+
+def test_a_sweep_of_points_runs_them_at_once_goes_on_and_compares_their_arms(tiny_copy, tmp_path):
+    """Points that differ in nothing that shapes a result: all steps are taken over, each point's report is its own."""
+    plan = {
+        "experiment": str(TINY),
+        "points": [{"selection.workers": 1}, {"selection.workers": 2}, {"selection.workers": 3}],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan))
+    folder = tmp_path / "runs"
+    shutil.copytree(tiny_copy, folder / "workers-1")
+    for _ in range(2):
+        pipeline.sweep(tmp_path / "mine.yaml", folder, parallel=2)
+        assert [(folder / f"workers-{number}" / "report.html").exists() for number in (1, 2, 3)] == [True] * 3
+        assert [(folder / f"workers-{number}" / "run.log").exists() for number in (1, 2, 3)] == [False, True, True]
+        log = (folder / "workers-3" / "run.log").read_text()
+        assert "0 notebooks executed" in log and not executed(log)
+    tests = pd.read_csv(folder / "comparison" / "comparison.csv")
+    assert {"workers-2:trait", "workers-3:trait"} <= set(tests["arm"])
+    assert tests.query("arm == 'workers-2:trait' and reference == 'workers-1:trait'")["difference"].abs().max() == 0
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
-from trait_kit import experiments, params, runs
+from trait_kit import params, runs
 from trait_kit.engine import child, closure
 from trait_kit.engine.files import TraitError, write_text
 
@@ -18,7 +18,7 @@ FIRST, WEB, TRAINING = "01_domain_classifier", "02_filter_web", "04_train_two_st
 
 
 def finished(run_dir: Path, name: str = FIRST, experiment: params.Experiment | None = None) -> runs.Step:
-    step = runs.Step.at(name, experiment or experiments.load(TINY), run_dir)
+    step = runs.Step(name, experiment or params.load(TINY), run_dir)
     write_text(step.folder / "artefact.txt", name)
     step.finish(headline="done", number=1)
     return step
@@ -44,7 +44,7 @@ def test_a_run_copied_without_file_times_is_still_done(tmp_path):
     finished(tmp_path / "run")
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "run", copy, copy_function=shutil.copyfile)
-    assert runs.Step.at(FIRST, experiments.load(TINY), copy).done
+    assert runs.Step(FIRST, params.load(TINY), copy).done
 
 
 def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
@@ -53,7 +53,7 @@ def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
 
     def done(name: str, **overrides) -> bool:
         given = {key.replace("__", "."): value for key, value in overrides.items()}
-        return runs.Step.at(name, experiments.load(TINY, given), tmp_path).done
+        return runs.Step(name, params.load(TINY, given), tmp_path).done
 
     assert done(WEB)
     assert done(WEB, selection__workers=2)
@@ -107,7 +107,7 @@ def test_steps_that_no_longer_fit_what_they_read_are_stale(tmp_path):
     finished(tmp_path)
     finished(tmp_path, WEB)
     assert runs.stale(tmp_path) == {}
-    finished(tmp_path, FIRST, experiments.load(TINY, {"classifier.epochs": 6}))
+    finished(tmp_path, FIRST, params.load(TINY, {"classifier.epochs": 6}))
     assert list(runs.stale(tmp_path)) == [WEB]
 
 

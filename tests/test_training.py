@@ -28,7 +28,7 @@ from tiny_llama import (
     trained,
 )
 
-from trait_kit import experiments
+from trait_kit import params
 from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.mixtures import shares
@@ -333,11 +333,11 @@ def test_what_is_longer_than_a_row_is_never_read_and_counted(monkeypatch, tmp_pa
 def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:
     values = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text())
     values["training"]["seed"] = 5
-    training = experiments.parse(values, "mine.yaml").training
+    training = params.parse(values, "mine.yaml").training
     assert (training.seed, training.items_seed) == (5, 0)
-    plain = experiments.parse({**values, "training": {**values["training"], "seed": 0}}, "mine.yaml").training
+    plain = params.parse({**values, "training": {**values["training"], "seed": 0}}, "mine.yaml").training
     assert sources.held_out_sets(training) == sources.held_out_sets(plain)
-    other = experiments.parse({**values, "common": {**values["common"], "seed": 5}}, "mine.yaml").training
+    other = params.parse({**values, "common": {**values["common"], "seed": 5}}, "mine.yaml").training
     assert (other.seed, other.items_seed) == (5, 5)
     assert sources.held_out_sets(other) != sources.held_out_sets(plain)
     assert _names(tmp_path, seed=5) != _names(tmp_path)

@@ -89,9 +89,9 @@ def test_train_is_one_command_alone_and_under_a_launcher(
     reports = [read_json(path) for path in (run / "04_train_two_stages").glob("models/stages/*/stage.json")]
     assert [(report["sharding"], report["processes"]) for report in reports] == [("ddp", 2)] * 2
 
-    from trait_kit import experiments
+    from trait_kit import params
 
-    params = experiments.load(tmp_path / "experiment.yaml").training
+    params = params.load(tmp_path / "experiment.yaml").training
     stages.train_run(params, run)
     said = capsys.readouterr().out
     assert "False" in said and "True" not in said  # nothing new

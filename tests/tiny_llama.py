@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from trait_kit.engine.packing import plan_rows
-from trait_kit.experiments import load
-from trait_kit.params import TrainingParams
+from trait_kit.params import TrainingParams, load
 from trait_kit.training import launch, stages, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
 from trait_kit.training.tokens import Rows, open_store, piece_records, save_rows, write_store

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from trait_kit import experiments, pipeline
+from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.figures.verdict import MIN_ITEMS
@@ -72,11 +72,10 @@ def check(path: Path) -> Checked:
 
 
 def _points(path: Path) -> list[Experiment]:
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        if "grid" in yaml.safe_load(path.read_text(encoding="utf-8")):
-            source, fixed, grid = pipeline.read_sweep(path)
-            return [experiments.load(source, fixed | point) for point in pipeline.grid_points(grid)]
-    return [experiments.load(path)]
+    with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):
+        if {"grid", "points"}.intersection(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            return [experiment for _, experiment in pipeline.read_sweep(path)]
+    return [params.load(path)]
 
 
 def _names(experiment: Experiment, told: Checked) -> bool:

@@ -1,52 +1,69 @@
 """The command line: `trait-kit run params/demo.yaml` and its few companions."""
 
+import importlib.metadata
 import json
-import re
-import runpy
+import os
+import subprocess
 import sys
+import textwrap
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+import yaml
 
-from trait_kit import experiments
+from trait_kit import params
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+WIDTH = 100
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
+    context_settings={"max_content_width": WIDTH},
+)
+EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
-Executor = Literal["local", "ray", "slurm"]
-Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-Slurm = Annotated[
-    dict,
-    typer.Option(
-        parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair),
-        help="where to run: 'partition=cpu,time=20:00:00'",
-    ),
-]
+AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake ends in one message and exit code 1, a bug in a traceback."""
+    """Run one command; a user's mistake and Ctrl-C end in one message and exit code 1 or 130, a bug in a traceback."""
     try:
         app(args=arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
     except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
+        if end.code == 130:
+            print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr, flush=True)
+            os._exit(130)  # without waiting for threads: what they wait for ends with this process
         return int(end.code or 0)
     return 0
 
 
 def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
     """The experiment with its overrides, and the folder where it runs."""
-    return experiments.load(experiment, experiments.read_overrides(overrides)), experiments.run_folder(experiment, run_dir)
+    return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(importlib.metadata.version("trait-kit"))
+        raise typer.Exit
+
+
+@app.callback()
+def _kit(version: Annotated[bool, typer.Option("--version", help="print it", callback=_version, is_eager=True)] = False): ...
 
 
 @app.command()
@@ -55,20 +72,27 @@ def run(
     run_dir: RunDir = None,
     start_from: Annotated[str | None, typer.Option("--from", help="do this step (01..06) and later ones anew")] = None,
     overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why: status")] = False,
 ) -> None:
     """Execute the six notebooks of an experiment; what is done is not repeated."""
     from trait_kit import pipeline
 
+    if dry_run:
+        return status(experiment, run_dir, overrides)
     pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
 
 
 @app.command()
-def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
+def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what `run` would do, and why."""
-    from trait_kit import pipeline
+    from trait_kit import runs
 
-    for name, state in pipeline.status(*_asked(experiment, run_dir, overrides)).items():
-        print(f"{name:22} {state}")
+    found, folder = _asked(experiment, run_dir, overrides)
+    states = runs.status(folder, found)
+    if as_json:
+        return print(json.dumps(states, indent=2))
+    for name, state in states.items():
+        print(textwrap.fill(f"{name:22} {state}", WIDTH, subsequent_indent=" " * 23))
 
 
 @app.command()
@@ -89,9 +113,7 @@ def new(
 
 
 @app.command()
-def check(
-    files: list[Path], as_json: Annotated[bool, typer.Option("--json", help="one JSON object a file, in a list")] = False
-) -> None:
+def check(files: list[Path], as_json: AsJson = False) -> None:
     """Open what experiments and sweeps name (documents, tasks, models, groups), and say what would stop a run."""
     from trait_kit import checking
 
@@ -107,11 +129,14 @@ def check(
 
 
 @app.command()
-def sweep(plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")]) -> None:
-    """Run an experiment at each point of a grid."""
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")],
+    parallel: Annotated[int, typer.Option(help="points run at once, as far as memory allows")] = 1,
+) -> None:
+    """Run an experiment at each point of a grid or list; what points share is made once, and their arms are compared."""
     from trait_kit import pipeline
 
-    pipeline.sweep(plan)
+    pipeline.sweep(plan, parallel=parallel)
 
 
 @app.command()
@@ -123,9 +148,9 @@ def score(
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
-    executor: Executor = "local",
-    workers: Workers = 1,
-    slurm: Slurm = "",
+    executor: Literal["local", "ray", "slurm"] = "local",
+    workers: Annotated[int, typer.Option(help="processes, or tasks of the cluster")] = 1,
+    slurm: Annotated[str, typer.Option(help="where to run: '{partition: cpu, time: 20:00:00}'")] = "{}",
 ) -> None:
     """Score every document of a corpus; finished shards are not repeated."""
     from trait_kit.selection import scoring
@@ -135,51 +160,38 @@ def score(
         scoring.ModelFiles(model, educational, dsir, label),
         output,
         max_quarantined=max_quarantined,
-        place=Place(executor, workers, slurm),
+        place=Place(executor, workers, yaml.safe_load(slurm)),
     )
     print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()
 def select(
+    experiment: ExperimentFile,
     scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
     output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
-    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext_educational; with commas")] = "fasttext",
-    tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
-    share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
-    threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
-    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
-    min_tokens: int = 1,
-    max_tokens: int = 2**31 - 1,
-    min_educational: float = 1.0,
-    in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
-    tasks: Annotated[str, typer.Option(help="tasks whose test items it may not hold; with commas")] = "",
-    test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
-    near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
-    seed: int = 0,
-    executor: Executor = "local",
-    workers: Workers = 1,
-    slurm: Slurm = "",
+    share: Annotated[float, typer.Option(help="share of the documents, instead of selection.token_budget")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="smallest score, instead")] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Choose from scored documents, without scoring again."""
+    """Choose from scored documents as an experiment says, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
-    names = re.split(r"[,\s]+", tasks) if tasks else []
+    p = params.load(experiment, params.read_overrides(overrides)).selection
     scored = scoring.Scoring.open(scores.absolute())
+    tokens = 0 if share or threshold is not None else p.token_budget
+    bounds = (p.min_tokens, p.max_tokens, p.min_educational)
     selected = choosing.select(
-        scored,
-        output,
-        re.split(r"[,\s]+", methods),
-        budget.Limits(tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational),
-        base_model=base_model,
-        seed=seed,
-        tested=texts_of_tests(names, test_items, seed) if names else None,
-        in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
-        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
-        near_duplicate=near_duplicate,
-        place=Place(executor, workers, slurm),
+        *(scored, output, p.methods, budget.Limits(tokens, round(share * scored.documents), threshold, *bounds)),
+        base_model=p.base_model,
+        seed=p.seed,
+        tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
+        in_domain=load_documents(p.in_domain, p.seed)["text"],
+        held_out=disjoint.held_out_texts([scored.job["corpus"], p.in_domain], p.seed),
+        near_duplicate=p.near_duplicate,
+        place=Place(p.executor, p.workers, p.slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 
@@ -202,9 +214,7 @@ def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="sele
     if not script.exists():
         known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py")))
         raise TraitError(f"bench {what}: there is no such benchmark; known: {known}.")
-    sys.argv = [str(script), *context.args]
-    sys.path.insert(0, str(script.parent))
-    runpy.run_path(str(script), run_name="__main__")
+    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args]).returncode)
 
 
 @app.command()
@@ -215,16 +225,19 @@ def compare(
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
     output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
+    form: Annotated[Literal["txt", "md", "csv", "json"], typer.Option("--format", help="csv, json: all digits")] = "txt",
 ) -> None:
     """Test arms against each other across finished runs, over the items that they share."""
-    from trait_kit.evaluation import across_runs, comparison
-    from trait_kit.figures import tables
+    from trait_kit import pipeline
+    from trait_kit.figures.cells import csv_text
 
-    together = across_runs.gather(runs)
-    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
-    print(tables.save_comparison(tests, together.outcomes, together.notes, output).written("txt"))
+    table, tests = pipeline.compare(runs, reference, output, all_pairs)
+    if form == "csv":
+        print(tests.map(lambda value: csv_text(value) if isinstance(value, str) else value).to_csv(index=False), end="")
+    else:
+        print(tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form))
     if output:
-        print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/")
+        print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/", file=sys.stderr)
 
 
 @app.command()
@@ -234,6 +247,20 @@ def report(run_dir: Path) -> None:
 
     print(reports.write_report(run_dir))
 
+
+@app.command("open")
+def open_report(run_dir: Path) -> None:
+    """Show a run's report in the browser; where there is none, its path is printed."""
+    page = run_dir.absolute() / "report.html"
+    if not page.exists():
+        raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
+    print(page)
+    webbrowser.open(page.as_uri())
+
+
+for command in app.registered_commands:
+    name = command.name or command.callback.__name__
+    command.epilog = f"Example: trait-kit {EXAMPLES[name]}"
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,17 +1,22 @@
-"""One pydantic model a notebook: every knob, its meaning, its limits, and checks across knobs.
+"""An experiment: its file, a section a notebook, and every knob with its meaning, its limits, and checks across knobs.
 
-An experiment is one YAML file with a `common` section and one section a notebook: the only source of values. Both are
-validated before anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent.
-Defaults exist only where one value is right for every domain. What a knob does to a result is said once, on the knob.
+One YAML file with a `common` section and one section a notebook is the only source of values. It is validated before
+anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent. Defaults exist
+only where one value is right for every domain. What a knob does to a result is said once, on the knob.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from trait_kit.engine import mixtures
+from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
@@ -28,21 +33,34 @@ def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str
     return Field(default, json_schema_extra={"shapes": shapes, "reads": reads, "steps": steps}, **limits)
 
 
-def shape(section: Common, of: str = "") -> dict[str, Any]:
-    """The knobs of a section that shape the result of its step, or of another step (`of`) that uses some of them too."""
-    own = next(name for name, model in SECTIONS.items() if type(section) is model)
-    said = {
-        field: knob().json_schema_extra | (info.json_schema_extra or {})
-        for field, info in type(section).model_fields.items()
-    }
-    used = [field for field, extra in said.items() if (of or own) in (extra["steps"] or own).split()]
-    return {field: getattr(section, field) for field in used if said[field]["shapes"]}
+def shape(experiment: Experiment, section: str) -> dict[str, Any]:
+    """The knobs that shape the result of a section's step: its own, and those of other sections that it uses too."""
+    found: dict[str, Any] = {}
+    for name in (section, *SECTIONS):
+        for field, info in SECTIONS[name].model_fields.items():
+            said = info.json_schema_extra or {}
+            if said.get("shapes", True) and section in (said.get("steps") or name).split():
+                found.setdefault(field, getattr(getattr(experiment, name), field))
+    return found
 
 
-class Common(BaseModel):
+class Agreeing(BaseModel):
+    """Values that have to fit each other, too; all that do not are told at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def wrong(self) -> Iterator[str]:
+        yield from ()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Agreeing:
+        if told := "; ".join(self.wrong()):
+            raise ValueError(told)
+        return self
+
+
+class Common(Agreeing):
     """Knobs that several notebooks share."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     seed: int = knob(0, ge=0)  # of every random choice in the run
     # The scarce in-domain documents: demo:..., hf:owner/name, or files (see docs/own_domain.md)
@@ -71,12 +89,10 @@ class TeacherParams(Common):
     teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
     max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
-    @model_validator(mode="after")
-    def _endpoint(self) -> TeacherParams:
+    def wrong(self) -> Iterator[str]:
         addressed = self.teacher_model and bool(self.teacher_base_url) != bool(self.teacher_serve)
         if self.teacher == "openai" and not addressed:
-            raise ValueError("teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)")
-        return self
+            yield "teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)"
 
 
 class ClassifierParams(TeacherParams):
@@ -106,13 +122,11 @@ class SelectionParams(Common):
     slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
     max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable
 
-    @model_validator(mode="after")
-    def _lengths(self) -> SelectionParams:
+    def wrong(self) -> Iterator[str]:
         if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+            yield f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})"
         if self.executor == "slurm" and "partition" not in self.slurm:
-            raise ValueError("executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}")
-        return self
+            yield "executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}"
 
 
 class PassageParams(TeacherParams):
@@ -164,34 +178,25 @@ class TrainingParams(Common):
     fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
     fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
 
-    @model_validator(mode="after")
-    def _arms(self) -> TrainingParams:
-        for arm in (arm for arm in self.arms if arm == "base" or arm.endswith("_fine_tuned")):
-            raise ValueError(f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it")
-        for arm, stages in self.arms.items():
-            if len(stages) != len(self.stage_tokens):
-                raise ValueError(f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}")
-        return self
-
     @property
     def sources(self) -> set[str]:
         """Every source that an arm reads."""
         return {source for stages in self.arms.values() for stage in stages for source in mixtures.weights(stage)}
 
-    @model_validator(mode="after")
-    def _sizes(self) -> TrainingParams:
-        rows = max(1, self.rows_per_device)
-        for field in ("tokens_per_batch", "fine_tune_tokens_per_batch"):
-            if getattr(self, field) % (self.context_length * rows):
-                raise ValueError(
-                    f"{field} ({getattr(self, field)}) must be a multiple of context_length x rows_per_device "
-                    f"({self.context_length} x {rows})"
-                )
+    def wrong(self) -> Iterator[str]:
+        for arm, stages in self.arms.items():
+            if arm == "base" or arm.endswith("_fine_tuned"):
+                yield f"arms: '{arm}' is named like the untrained or a fine-tuned model; rename it"
+            if len(stages) != len(self.stage_tokens):
+                yield f"arms: {arm} has {len(stages)} stage(s), but stage_tokens has {len(self.stage_tokens)}"
+        row, rows = self.context_length, max(1, self.rows_per_device)
+        for name in ("tokens_per_batch", "fine_tune_tokens_per_batch"):
+            if (size := getattr(self, name)) % (row * rows):
+                yield f"{name} ({size}) must be a multiple of context_length x rows_per_device ({row} x {rows})"
         if (fewest := min(self.stage_tokens)) < self.tokens_per_batch:
-            raise ValueError(f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})")
+            yield f"stage_tokens ({fewest}) is less than one batch (tokens_per_batch = {self.tokens_per_batch})"
         if self.warmup_fraction + self.decay_fraction > 1:
-            raise ValueError("warmup_fraction + decay_fraction is more than 1")
-        return self
+            yield "warmup_fraction + decay_fraction is more than 1"
 
 
 class EvaluationParams(Common):
@@ -215,11 +220,9 @@ class EvaluationParams(Common):
         "bits_per_number_token"
     )
 
-    @model_validator(mode="after")
-    def _whole_endpoint(self) -> EvaluationParams:
+    def wrong(self) -> Iterator[str]:
         if bool(self.endpoint_url) != bool(self.endpoint_model):
-            raise ValueError("endpoint_url and endpoint_model go together; without both the models run here")
-        return self
+            yield "endpoint_url and endpoint_model go together; without both the models run here"
 
 
 class FigureParams(Common):
@@ -228,10 +231,8 @@ class FigureParams(Common):
     map_documents: int = knob(400, ge=10)  # documents of each kind on the map
 
 
-class Experiment(BaseModel):
+class Experiment(Agreeing):
     """A whole experiment: one section a notebook, each merged with `common`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     classifier: ClassifierParams
     selection: SelectionParams
@@ -240,31 +241,107 @@ class Experiment(BaseModel):
     evaluation: EvaluationParams
     figures: FigureParams
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Experiment:
-        for source in self.training.sources.difference(("in_domain", *WRITTEN, *self.selection.methods)):
-            raise ValueError(f"training.arms names the source '{source}', but selection.methods does not produce it")
+    def wrong(self) -> Iterator[str]:
+        methods, passages, training = self.selection.methods, self.passages, self.training
+        for source in training.sources.difference(("in_domain", *WRITTEN, *methods)):
+            yield f"training.arms names the source '{source}', but selection.methods does not produce it"
         rated = self.classifier.teacher != "none" or self.classifier.web.startswith("demo:")
-        if "fasttext_educational" in self.selection.methods and not rated:
-            raise ValueError(
+        if "fasttext_educational" in methods and not rated:
+            yield (
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
                 "to local or openai, or take the method out (and write fasttext where training.arms names it)"
             )
-        if self.passages.grouping == "teacher" and self.passages.teacher == "none":
-            raise ValueError("passages.grouping is teacher, so one is asked: set passages.teacher to local or openai")
-        arms = {"base", *self.training.arms}
-        if self.training.fine_tune_epochs:
-            arms |= {f"{arm}_fine_tuned" for arm in arms}
-        for knob_name in ("reference_arm", "control_arm"):
-            if (name := getattr(self.evaluation, knob_name)) and name not in arms:
-                known = ", ".join(sorted(arms))
-                raise ValueError(f"evaluation.{knob_name} names the arm '{name}', but training.arms has {known}")
-        longest, row, read = self.passages.max_passage_tokens, self.training.context_length, self.training.sources
-        if read & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
-            raise ValueError(f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})")
-        if "rephrased" in read and self.passages.paragraphs != "both":
-            raise ValueError("training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both")
-        return self
+        if passages.grouping == "teacher" and passages.teacher == "none":
+            yield "passages.grouping is teacher, so one is asked: set passages.teacher to local or openai"
+        arms = {"base", *training.arms}
+        arms |= {f"{arm}_fine_tuned" for arm in arms if training.fine_tune_epochs}
+        for name in ("reference_arm", "control_arm"):
+            if (arm := getattr(self.evaluation, name)) and arm not in arms:
+                yield f"evaluation.{name} names the arm '{arm}', but training.arms has {', '.join(sorted(arms))}"
+        longest, row = passages.max_passage_tokens, training.context_length
+        if training.sources & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
+            yield f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})"
+        if "rephrased" in training.sources and passages.paragraphs != "both":
+            yield "training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both"
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
+# A knob of an earlier version -> what to do without it
+REMOVED = yaml.safe_load(Path(__file__).with_name("removed_knobs.yaml").read_text(encoding="utf-8"))
+
+
+def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
+    """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
+    path = Path(path).absolute()
+    own = path.parent if path.name == "params.yaml" else Path("runs", path.stem)
+    return Path(run_dir or own).absolute()
+
+
+def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Read and validate an experiment file; `overrides` maps 'section.field' to a value."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
+    if not isinstance(raw, dict) or not all(isinstance(section, dict) for section in raw.values()):
+        raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}, each with fields and values.")
+    for key, value in (overrides or {}).items():
+        section, _, field = key.partition(".")
+        raw[section] = {**raw.get(section, {}), field: value}
+    return parse(raw, origin=str(path))
+
+
+def read_overrides(texts: list[str] | None) -> dict[str, Any]:
+    """The values of `--set section.field=value`; a value is YAML."""
+    found = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not (equals and key.strip().partition(".")[2]):
+            raise TraitError(f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5.")
+        found[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
+    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
+
+    Errors name the file, the section, the field and a near name.
+    """
+    common = raw.get("common", {})
+    sections = {name: {**common, **raw.get(name, {})} for name in (*SECTIONS, *raw) if name != "common"}
+    sections["training"].setdefault("items_seed", common.get("seed", 0))
+    try:
+        return Experiment(**sections)
+    except ValidationError as error:
+        told = dict.fromkeys(_message(item, common) for item in error.errors())
+        raise TraitError(f"{origin}: {'; '.join(told)}") from None
+
+
+def dump(experiment: Experiment) -> str:
+    """The whole experiment as its file would say it, every default written out."""
+    sections = experiment.model_dump()
+    common = {field: sections["figures"][field] for field in Common.model_fields}
+    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
+    return yaml.safe_dump({"common": common, **own}, sort_keys=False, allow_unicode=True)
+
+
+def _message(item: Any, common: dict[str, Any]) -> str:
+    """One of pydantic's findings in the words of the file."""
+    section, *path = item["loc"] or ("",)
+    field = ".".join(map(str, path))
+    if item["type"] == "missing":
+        return f"the field '{field}' is missing; add it to section {section} or to common"
+    if item["type"] != "extra_forbidden":
+        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+        return ": ".join(filter(None, (section, field, item["msg"].removeprefix("Value error, ") + got)))
+    if not field:
+        return f"unknown section '{section}'{_near(section, SECTIONS)}"
+    section, known = ("common", Common) if field in common else (section, SECTIONS[section])
+    return f"section {section}: unknown field '{field}'{_near(field, known.model_fields)}"
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    if name in REMOVED:
+        return f"; it is gone, so take the line out: {REMOVED[name]}"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}."

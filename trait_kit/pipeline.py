@@ -1,20 +1,26 @@
 """Execute the six notebooks of an experiment through papermill, or of many experiments; what is done is not repeated."""
 
 import itertools
+import logging
 import os
 import re
 import sys
+import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from trait_kit import experiments, runs
-from trait_kit.engine.files import TraitError, write_text
+from trait_kit import params, runs
+from trait_kit.engine import child
+from trait_kit.engine.files import TraitError, digest, write_text
 from trait_kit.engine.machine import quiet_libraries
-from trait_kit.figures import report, token_study
+from trait_kit.evaluation import across_runs, comparison
+from trait_kit.figures import report, tables, token_study
 from trait_kit.params import Experiment
 
 
@@ -30,12 +36,12 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
-        write_text(resolved, experiments.dump(experiment))
+        write_text(resolved, params.dump(experiment))
         for number, name in enumerate(runs.STEPS):
             output = run_dir / "notebooks" / f"{name}.ipynb"
             place = f"[{number + 1}/{len(runs.STEPS)}] {name}"
-            if number < first and output.exists() and runs.Step.at(name, experiment, run_dir).done:
-                print(f"{place}: up to date", flush=True)
+            if number < first and output.exists() and runs.Step(name, experiment, run_dir).done:
+                print(f"{place}: {runs.UP_TO_DATE}", flush=True)
                 continue
             print(f"{place} ...", flush=True)
             if number >= first:
@@ -45,7 +51,8 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     page = run_dir / "report.html"
     if executed or not page.exists():  # killed between the last step's record and the report
         report.write_report(run_dir)
-    print(f"{executed} notebooks executed in {time.perf_counter() - started:.0f} s. Report: {page}", flush=True)
+    seconds = time.perf_counter() - started
+    print(f"{executed} notebooks executed in {seconds:.0f} s. Report: {os.path.relpath(page)}", flush=True)
     return page
 
 
@@ -58,6 +65,7 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after Ctrl-C it would print what nobody awaits any more
     os.environ[runs.BATCH_VARIABLE] = "1"
     again = f"The notebook up to there: {partial}\nRun the same command again to go on from this step."
     try:
@@ -69,84 +77,94 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # after Ctrl-C a kernel tells of its sockets
         )
     except PapermillExecutionError as error:
-        what = error.evalue if error.ename == "TraitError" else f"{error.ename}: {error.evalue}"
-        raise TraitError(f"Notebook {name} failed in code cell {error.exec_count}:\n\n{what}\n\n{again}") from error
+        ours = error.ename == "TraitError"
+        reason, excerpt = (error.evalue, error.source) if ours else (f"{error.ename}: {error.evalue}", str(error)[-3_000:])
+        where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(excerpt.strip(), '    ')}"
+        raise TraitError(f"{reason}\n\n{where}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
         raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
     os.replace(partial, output)
 
 
-def status(experiment: Experiment, run_dir: Path) -> dict[str, str]:
-    """What a run would do, step by step: 'up to date', or why it would be executed."""
-    found: dict[str, str] = {}
-    for name, upstream in runs.STEPS.items():
-        record = runs.recorded(run_dir, name)
-        waiting = [other for other in upstream if found[other] != "up to date"]
-        if record is None:
-            found[name] = "not done yet"
-        elif waiting:
-            found[name] = f"follows {waiting[0]}"
-        else:
-            why = runs.changes(record, runs.dependencies(name, experiment, run_dir))
-            found[name] = "; ".join(why) or "up to date"
-    return found
+def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[Path]:
+    """Run an experiment once for each point of a sweep's file; steps that a point shares with another are not repeated.
 
-
-def sweep(path: Path, runs_dir: Path | None = None) -> list[Path]:
-    """Run an experiment once for each point of a grid; steps that a point shares with an earlier one are not repeated.
-
-    The sweep file has `experiment` (a path relative to it), `grid` (section.field -> list of values) and, where all points
-    differ from the experiment alike, `set` (section.field -> value). A grid of training.stage_tokens, with or without
-    seeds, ends with the token-budget study: study.csv, study.svg and study.png beside the runs.
+    The first point, which makes what is shared, runs alone; then `parallel` at once, as far as the memory that it took
+    allows. Ends with the points' arms compared, or where they differ in training.stage_tokens and seeds alone, with the
+    token-budget study, beside the runs. Run again, it goes on.
     """
-    source, fixed, grid = read_sweep(path)
+    points = read_sweep(path)
     root = (runs_dir or runs.project_root() / "runs" / path.stem).absolute()
-    points = grid_points(grid)
-    folders = [root / _point_name(point) for point in points]
-    wanted = [experiments.load(source, fixed | point) for point in points]
-    reports = []
-    for number, (point, folder) in enumerate(zip(wanted, folders, strict=True)):
-        print(f"=== {number + 1}/{len(points)}: {folder.name}", flush=True)
-        if number:
-            adopt_steps(point, folders[:number], folder)
-        reports.append(run(point, folder))
-    if "training.stage_tokens" in grid and grid.keys() <= {"training.stage_tokens", "training.seed", "common.seed"}:
+    folders = [root / _point_name(point) for point, _ in points]
+
+    def run_point(number: int) -> None:
+        folder, experiment = folders[number], points[number][1]
+        adopt_steps(experiment, [other for other in folders if other != folder], folder)
+        place = f"=== {number + 1}/{len(points)}: {folder.name}"
+        print(f"{place} ...", flush=True)
+        if number and parallel > 1:
+            written = write_text(folder / "params.yaml", params.dump(experiment))
+            child.run([sys.executable, "-m", "trait_kit.cli", "run", str(written)], folder.name, folder / "run.log")
+        else:
+            run(experiment, folder)
+        print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)
+
+    run_point(0)
+    peak = max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1  # a child, and its kernel
+    room = min(parallel, int(psutil.virtual_memory().available / 2**30 / peak))
+    rest = range(1, len(points))
+    list(ThreadPoolExecutor(room).map(run_point, rest) if room > 1 else map(run_point, rest))
+    varied = {key for point, _ in points for key in point}
+    if "training.stage_tokens" in varied and varied <= {"training.stage_tokens", "training.seed", "common.seed"}:
         print(token_study.write_study(folders, root), flush=True)
-    return reports
+    else:
+        table, _ = compare(list(map(str, folders)), output=root / "comparison")
+        print(table.written("txt"))
+    return [folder / "report.html" for folder in folders]
 
 
-def read_sweep(path: Path) -> tuple[Path, dict[str, Any], dict[str, list[Any]]]:
-    """The experiment's file, what is set for every point, and the grid; TraitError says what a sweep file needs."""
+def read_sweep(path: Path) -> list[tuple[dict[str, Any], Experiment]]:
+    """What each point of a sweep's file sets, and its experiment; TraitError says what such a file needs."""
     try:
         plan = _Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if not (plan.grid or plan.points):
+            raise ValueError("it has neither grid nor points")
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise TraitError(
-            f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values), and may have `set` "
-            f"(section.field: value): {error}"
+            f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values) or `points` (a list of "
+            f"section.field: value), and may have `set` (section.field: value): {error}"
         ) from None
-    return path.parent / plan.experiment, plan.fixed, plan.grid
+    combined = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
+    points = [listed | values for listed in plan.points or [{}] for values in combined]
+    return [(point, params.load(path.parent / plan.experiment, plan.fixed | point)) for point in points]
 
 
 class _Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    experiment: str
-    fixed: dict[str, Any] = Field({}, alias="set")
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+    experiment: str  # relative to the sweep's file
+    fixed: dict[str, Any] = Field({}, alias="set")  # at every point
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # every combination, the last field varying fastest
+    points: list[dict[str, Any]] = []  # each of these, at every combination of the grid
 
 
-def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Every combination of the grid's values, the last field varying fastest."""
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+def compare(names: list[str], reference: str | None = None, output: Path | None = None, all_pairs: bool = False) -> tuple:
+    """Arms of finished runs tested over the items that they share: the table, and the tests behind it, all digits.
+
+    `reference` None: the first run's. With `output` both are written there, with the items behind every number.
+    """
+    together = across_runs.gather(names)
+    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
+    return tables.save_comparison(tests, together.outcomes, together.notes, output), tests
 
 
-def adopt_steps(experiment: Experiment, earlier: list[Path], folder: Path) -> None:
-    """Take over from other runs the finished steps that this one would repeat, and the last one's training stages.
+def adopt_steps(experiment: Experiment, others: list[Path], folder: Path) -> None:
+    """Take over from other runs the finished steps that this one would repeat, and what the others may go on from.
 
-    Stages that this run would repeat have the same names, so the rest of step 04 costs nothing.
+    Scores, answers of the teacher and stages of training have names by content, so what this run would repeat is found.
     """
     for name in runs.STEPS:
         if runs.recorded(folder, name):
@@ -155,13 +173,15 @@ def adopt_steps(experiment: Experiment, earlier: list[Path], folder: Path) -> No
             shaped_by = runs.dependencies(name, experiment, folder)
         except TraitError:  # an earlier step of this run is still to be done
             return
-        same = [run for run in earlier if (record := runs.recorded(run, name)) and not runs.changes(record, shaped_by)]
+        finished = {other: record for other in others if (record := runs.recorded(other, name))}
+        same = [other for other, record in finished.items() if not runs.changes(record, shaped_by)]
         if same:
             runs.adopt(same[0], name, folder)
-        elif name == "04_train_two_stages" and not (folder / name).exists() and runs.recorded(earlier[-1], name):
-            runs.adopt(earlier[-1], name, folder, done=False)
+        elif finished and not (folder / name).exists():
+            runs.adopt(list(finished)[-1], name, folder, done=False)
 
 
 def _point_name(point: dict[str, Any]) -> str:
-    parts = [f"{key.partition('.')[2]}-{value}" for key, value in point.items()]
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip("-")[:120]
+    name = "_".join(f"{key.partition('.')[2]}-{value}" for key, value in point.items())
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
+    return name if len(name) <= 100 else f"{name[:90]}-{digest(point)[:8]}"

@@ -22,16 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trait_kit import experiments
 from trait_kit import params as parameters
 from trait_kit.engine import machine
 from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, maker_of, read_json, write_json, write_text
 
+UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
 _STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
-
+_SHOWING = ("trait_kit.figures", "trait_kit.explore")  # but in 06, they show what there is
 
 STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
     "01_domain_classifier": (),
@@ -51,34 +51,21 @@ class Step:
     name: str
     experiment: parameters.Experiment
     run_dir: Path
-    shaped_by: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # of executions that were killed before
     began: float = field(default_factory=time.time)
 
-    @classmethod
-    def at(cls, name: str, experiment: parameters.Experiment, run_dir: Path | str) -> "Step":
-        """The step as a test or the command line wants it: validated, its folder there, not timed."""
-        run_dir = Path(run_dir).absolute()
-        step = cls(name, experiment, run_dir, dependencies(name, experiment, run_dir))
-        step.folder.mkdir(parents=True, exist_ok=True)
-        return step
-
-    @property
-    def params(self) -> Any:
-        return getattr(self.experiment, SECTION[self.name])
-
-    @property
-    def key(self) -> str:
-        return digest(self.shaped_by)
+    def __post_init__(self) -> None:
+        self.run_dir = Path(self.run_dir).absolute()
+        self.shaped_by = dependencies(self.name, self.experiment, self.run_dir)
+        self.key = digest(self.shaped_by)
+        self.params: Any = getattr(self.experiment, SECTION[self.name])
+        self.folder = self.run_dir / self.name
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @functools.cached_property
     def done(self) -> bool:
         """Whether this very step is finished: artefacts are loaded then, and nothing is written."""
         return (recorded(self.run_dir, self.name) or {}).get("key") == self.key
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / self.name
 
     def path(self, *parts: str) -> Path:
         """A path inside this step's folder, or inside an earlier step's: `path("02_filter_web", "scores.parquet")`."""
@@ -97,7 +84,7 @@ class Step:
     def finish(self, **summary: Any) -> None:
         """Record the step as done, with the numbers that came out. Nothing may be written to the folder after this."""
         if self.done:
-            print(f"{self.name}: finished before, and left as it is -> {self.folder}")
+            print(f"{self.name}: finished before, and left as it is")
             return
         (self.folder / _STARTED).unlink(missing_ok=True)
         plain = json.dumps(summary, default=lambda number: number.item())
@@ -112,7 +99,7 @@ class Step:
             "summary": json.loads(plain, parse_constant=lambda _nan: None),  # tables hold NaN for what is not there
         }
         write_json(self.folder / "report.json", record)
-        print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB -> {self.folder}")
+        print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")
 
 
 def begin(name: str, namespace: dict[str, Any]) -> Step:
@@ -126,15 +113,15 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     given = _parameters(namespace)
     path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
     overrides = {f"{SECTION[name]}.{key}": value for key, value in given.items() if value is not None}
-    experiment = experiments.load(path, overrides)
-    step = Step.at(name, experiment, _for_looking(name, experiment, experiments.run_folder(path, run_dir)))
+    experiment = parameters.load(path, overrides)
+    step = Step(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, run_dir)))
     print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
     step.seconds, step.began = _seconds_before(step), time.time()
     write_json(step.folder / _STARTED, {"key": step.key, "seconds": step.seconds, "began": step.began})
-    write_text(step.run_dir / "params.yaml", experiments.dump(experiment))
+    write_text(step.run_dir / "params.yaml", parameters.dump(experiment))
     write_json(step.run_dir / "provenance.json", machine.provenance())
     return step
 
@@ -142,11 +129,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
 def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
     """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
     upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name]}
-    own = SECTION[name]
-    shape = parameters.shape(getattr(experiment, own))
-    for other in experiment.model_fields_set - {own}:  # 01 makes what the methods of 02 need
-        shape |= {key: value for key, value in parameters.shape(getattr(experiment, other), own).items() if key not in shape}
-    inputs = _inputs(type(getattr(experiment, own)), shape)
+    shape = parameters.shape(experiment, SECTION[name])
+    inputs = _inputs(parameters.SECTIONS[SECTION[name]], shape)
     return {"step": name, "params": shape, "inputs": inputs, "upstream": upstream, "code": _code(name)}
 
 
@@ -163,28 +147,38 @@ def finished(run_dir: Path, name: str) -> dict[str, Any]:
     raise TraitError(f"{run_dir / name} holds no finished result. Run {name} first.")
 
 
-def stale(run_dir: Path) -> dict[str, str]:
-    """Finished steps that no longer fit what they read (step -> why), by following the records from one to the next."""
+def status(run_dir: Path, experiment: parameters.Experiment | None = None) -> dict[str, str]:
+    """What a run would do, step by step: 'up to date', 'not done yet', or why the step would be done again.
+
+    Without an experiment the chain of records is followed alone: whether each has read what is there now.
+    """
     found: dict[str, str] = {}
     for name, upstream in STEPS.items():
         record = recorded(run_dir, name)
-        for other in upstream if record else ():
-            now = recorded(run_dir, other)
-            if other in found or now is None or now["key"] != record["shaped_by"]["upstream"].get(other):
-                found.setdefault(name, f"{other} was made again or has changed since")
+        waiting = [other for other in upstream if found[other] != UP_TO_DATE]
+        if record is None or waiting:
+            found[name] = f"follows {waiting[0]}" if record else NOT_DONE
+            continue
+        read = {other: finished(run_dir, other)["key"] for other in upstream}
+        now = dependencies(name, experiment, run_dir) if experiment else {**record["shaped_by"], "upstream": read}
+        found[name] = "; ".join(changes(record, now)) or UP_TO_DATE
     return found
+
+
+def stale(run_dir: Path) -> dict[str, str]:
+    """Finished steps that no longer fit what they read (step -> why)."""
+    return {name: said for name, said in status(run_dir).items() if said not in (UP_TO_DATE, NOT_DONE)}
 
 
 def changes(record: dict[str, Any], shaped_by: dict[str, Any]) -> list[str]:
     """Why a finished step would be done again, in words; empty where it would not."""
     before = record["shaped_by"]
-    named = {"inputs": "input", "upstream": "step"}
     found = ["the code has changed"] if before["code"] != shaped_by["code"] else []
     for part in ("params", "inputs", "upstream"):
         for key in sorted({*before[part], *shaped_by[part]}):
             old, new = before[part].get(key), shaped_by[part].get(key)
             if old != new:
-                found.append(f"{key}: {old} -> {new}" if part == "params" else f"the {named[part]} {key} has changed")
+                found.append(f"{key}: {old} -> {new}" if part == "params" else f"{key} has changed")
     return found
 
 
@@ -275,16 +269,18 @@ def _code(name: str) -> str:
     notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
     trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used, shows = set().union(*map(_names, working)), name == "06_figures"
+    used = set().union(*map(_names, working))
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (shows or not node.module.startswith("trait_kit.figures"))
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if (alias.asname or alias.name) in used
-    }  # but in 06, figures show what there is
-    return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
+    }
+    shows = () if name == "06_figures" else _SHOWING
+    code = code_digest(*sorted(path for path in called if not path.startswith(shows)), without=_WATCHING)
+    return digest([code, [ast.dump(tree) for tree in working]])
 
 
 def _names(tree: ast.AST) -> set[str]:

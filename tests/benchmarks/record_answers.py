@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trait_kit import experiments
+from trait_kit import params
 from trait_kit.engine.ledger import Ledger
 from trait_kit.passages.local import RECORDED
 from trait_kit.passages.writing import write_passages
@@ -36,9 +36,9 @@ def main(files: list[str]) -> None:
     used: set[str] = set()
     Ledger.find, Ledger.record = (noted(method, used) for method in (Ledger.find, Ledger.record))
     for experiment in files:
-        chosen = experiments.load(experiment, {"passages.paragraphs": "both"})
+        chosen = params.load(experiment, {"passages.paragraphs": "both"})
         folder = Path("runs", f"recording-{Path(experiment).stem}")  # kept: killed, it goes on
-        step = Step.at("03_write_passages", chosen, folder)
+        step = Step("03_write_passages", chosen, folder)
         written = write_passages(step)
         print(json.dumps(written.bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")

@@ -39,9 +39,8 @@ import torch
 from tiny_llama import HELD_OUT, ROOT, write_model
 
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.experiments import load
 from trait_kit.models import fast_precision
-from trait_kit.params import TrainingParams
+from trait_kit.params import TrainingParams, load
 from trait_kit.selection.documents import load_documents
 from trait_kit.training import stages
 
