@@ -21,8 +21,8 @@ def markdown(folder: Path) -> tuple[str, str]:
         thing = _THINGS[number % 10]
         page = folder / "docs" / thing / f"page_{number}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(f"# {thing.title()} {number}\n\nThe {thing} of form {number} is filed within {number + 3} days, and "
-                        f"the office of district {number * 7} keeps it for {number + 20} years.\n\n- copy {number}\n")  # fmt: skip
+        filed = f"The {thing} of form {number} is filed within {number + 3} days, and the office of district {number * 7}"
+        page.write_text(f"# {thing.title()} {number}\n\n{filed} keeps it for {number + 20} years.\n\n- copy {number}\n")
     with (folder / "quiz.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["Question", "A", "B", "C", "Correct answer", "Why", "Chapter"])
@@ -35,53 +35,68 @@ def markdown(folder: Path) -> tuple[str, str]:
 
 def laws(folder: Path) -> tuple[str, str]:
     """Laws as JSON lines whose text is called otherwise; questions with short answers in words, and no worked solution."""
-    rows = [{"section": f"§ {n}", "body": f"§ {n} Whoever breaks the {_THINGS[n % 10]} of class {n} owes {n * 11} units to the "
-             f"party that relied on it, unless article {n + 2} excuses the breach."} for n in range(80)]  # fmt: skip
-    asked = [{"question": f"Which article may excuse whoever breaks the {_THINGS[n % 10]} of class {n}?",
-              "answer": f"article {n + 2} of the act", "topic": _THINGS[n % 10]} for n in range(120)]  # fmt: skip
+    rows, asked = [], []
+    for n in range(120):
+        who = f"Whoever breaks the {_THINGS[n % 10]} of class {n}"
+        owes = f"owes {n * 11} units to the party that relied on it, unless article {n + 2} excuses the breach."
+        rows.append({"section": f"§ {n}", "body": f"§ {n} {who} {owes}"})
+        question = f"Which article may excuse w{who[1:]}?"
+        asked.append({"question": question, "answer": f"article {n + 2} of the act", "topic": _THINGS[n % 10]})
     return _lines(folder / "laws.jsonl", rows), _lines(folder / "questions.jsonl", asked)
 
 
 def odd_table(folder: Path) -> tuple[str, str]:
     """German tables in cp1252 with ';', names of columns with blanks, brackets and umlauts, and rows that are broken."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = ["Artikel-Nr.;Körper / Volltext;Preis (€)"]
-    texts += [f"N{n};Das Gerät {n} der Größe {n + 4} wird mit {n * 3} Schrauben befestigt und ist für Räume gedacht.;{n},50" for n in range(60)]
-    (folder / "handbuch.csv").write_bytes("\n".join(texts).encode("cp1252"))
-    asked = ["Frage (dt.);Lösung;Begründung;Thema"]
+    texts, asked = ["Artikel-Nr.;Körper / Volltext;Preis (€)"], ["Frage (dt.);Lösung;Begründung;Thema"]
     for n in range(100):
+        texts.append(f"N{n};Das Gerät {n} der Größe {n + 4} wird mit Schrauben befestigt und ist für Räume gedacht.;{n},50")
         why = f"Das Gerät {n} hat {n} Ösen mit je 3 Schrauben, also {n} * 3 = {n * 3} Schrauben."
         asked.append(f"Wie viele Schrauben braucht das Gerät {n} der Größe {n + 4}?;{n * 3};{why};Gerät {n % 5}")
     asked[7:7] = ["Eine Frage ohne Lösung?;;;Gerät 1", "Wie viele Ösen?;unbekannt;Man weiß es nicht.;Gerät 2"]
+    (folder / "handbuch.csv").write_bytes("\n".join(texts).encode("cp1252"))
     (folder / "fragen.csv").write_bytes("\n".join(asked).encode("cp1252"))
     return str(folder / "handbuch.csv"), str(folder / "fragen.csv")
 
 
 def catalogue(folder: Path) -> tuple[str, str]:
-    """A shop's products, which are the documents' file as well."""
-    kinds = ["guitar", "drum", "flute", "piano", "violin", "cello"]
-    rows = [{"sku": f"S{n}", "product_title": f"{['Red', 'Oak', 'Blue', 'Fine', 'Old'][n % 5]} {kinds[n % 6]} number {_THINGS[n // 6 % 10]} {n}",
-             "description": f"This {kinds[n % 6]} number {n} is made for rooms of {n + 10} seats, and comes with {n % 7 + 2} spare "
-             f"parts that fit the {_THINGS[n % 10]} series.", "category": f"{kinds[n % 6]}s"} for n in range(150)]  # fmt: skip
+    """A shop's products, which are the documents as well."""
+    rows = []
+    for n in range(150):
+        kind, colour = ["guitar", "drum", "flute", "piano", "violin", "cello"][n % 6], ["Red", "Oak", "Blue", "Old"][n % 4]
+        text = f"This {kind} number {n} is made for rooms of {n + 10} seats, with {n % 7 + 2} parts of the {_THINGS[n % 10]} kind."
+        title = f"{colour} {kind} number {_THINGS[n // 6 % 10]} {n}"
+        rows.append({"sku": f"S{n}", "product_title": title, "description": text, "category": f"{kind}s"})
     path = _lines(folder / "shop.jsonl", rows)
-    return f"{path} {{text=description, id=sku}}", path
+    return path, path
 
 
 def chinese(folder: Path) -> tuple[str, str]:
     """Chinese questions with worked solutions, and short texts."""
-    texts = [{"正文": f"第{n}条规定,当事人应当在{n + 5}天内履行第{n}号合同约定的义务,逾期的应当支付{n * 12}元违约金,并承担相应的责任。"} for n in range(60)]
-    asked = [{"问题": f"第{n}号合同的本金为{n * 100}元,年利率为百分之五,一年的利息是多少元?", "答案": str(n * 5),
-              "解析": f"利息等于本金乘以年利率,所以是{n * 100} * 0.05 = {n * 5}元。", "章节": f"第{n % 5}章"} for n in range(1, 101)]  # fmt: skip
+    texts, asked = [], []
+    for n in range(1, 101):
+        duty = f"第{n}条规定,当事人应当在{n + 5}天内履行第{n}号合同约定的义务"
+        texts.append({"正文": f"{duty},逾期的应当支付{n * 12}元违约金,并承担相应的责任。"})
+        question = f"第{n}号合同的本金为{n * 100}元,年利率为百分之五,一年的利息是多少元?"
+        solution = f"利息等于本金乘以年利率,所以是{n * 100} * 0.05 = {n * 5}元。"
+        asked.append({"问题": question, "答案": str(n * 5), "解析": solution, "章节": f"第{n % 5}章"})
     return _lines(folder / "法律.jsonl", texts), _lines(folder / "题目.jsonl", asked)
 
 
 def code(folder: Path) -> tuple[str, str]:
     """Exercises about programs, with the printed value, an explanation and line breaks that count."""
-    texts = [{"content": f"def step_{n}(x):\n    if x > {n}:\n        return x - {n}\n    return x * {n + 1}\n\n# step_{n} is used "
-              f"by the {_THINGS[n % 10]} loop, which calls it {n + 2} times.\n"} for n in range(60)]  # fmt: skip
-    asked = [{"prompt": f"What does this program print?\n\n```python\nx = {n}\nfor i in range(3):\n    x = x + {n + 1}\nprint(x)\n```",
-              "output": str(n + 3 * (n + 1)), "explanation": f"x begins as {n} and grows by {n + 1} in each of 3 turns, so it is "
-              f"{n} + 3 * {n + 1} = {n + 3 * (n + 1)} at the end.", "skill": f"loops {n % 4}"} for n in range(100)]  # fmt: skip
+    texts, asked = [], []
+    for n in range(100):
+        body = f"def step_{n}(x):\n    if x > {n}:\n        return x - {n}\n    return x * {n + 1}\n"
+        texts.append(
+            {"content": f"{body}\n# step_{n} is used by the {_THINGS[n % 10]} loop, which calls it {n + 2} times.\n"}
+        )
+        program = f"x = {n}\nfor i in range(3):\n    x = x + {n + 1}\nprint(x)"
+        why = (
+            f"x begins as {n} and grows by {n + 1} in each of 3 turns, so it is {n} + 3 * {n + 1} = {4 * n + 3} at the end."
+        )
+        question = f"What does this program print?\n\n```python\n{program}\n```"
+        asked.append({"prompt": question, "output": str(4 * n + 3), "explanation": why, "skill": f"loops {n % 4}"})
     return _lines(folder / "code.jsonl", texts), _lines(folder / "exercises.jsonl", asked)
 
 

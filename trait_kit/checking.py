@@ -1,8 +1,8 @@
 """`trait-kit check`: opens what an experiment names, before a run spends time on it.
 
-It calls what the steps call (documents, tasks, groups, the checks of passages), so it can only say what they will say. An error
-would stop the run, a warning makes its result worth less. Of a large web the beginning is opened, of the hub only names are
-asked for, and no teacher is asked anything.
+It calls what the steps call (documents, tasks, groups, the checks of passages), so it can only say what they will say. An
+error would stop the run, a warning makes its result worth less. Of a large web the beginning is opened, of the hub only
+names are asked for, and no teacher is asked anything.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.figures.verdict import MIN_ITEMS
 from trait_kit.models import load_tokenizer, token_counter
-from trait_kit.params import WRITTEN, Experiment, PassageParams
+from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
 from trait_kit.passages import local, writing
 from trait_kit.passages.novelty import Beside
 from trait_kit.passages.relating import plan_groups
@@ -59,14 +59,20 @@ def check(path: Path) -> Checked:
     told = Checked(str(path))
     with told.part():
         points = _points(path)
-        if len(points) > 1:
-            told.found.append(f"A sweep of {len(points)} runs; opened is what the first one names.")
-        at_hub = _names(points[0], told)
-        if not told.errors:
-            _documents(points[0], told, at_hub)
-        if not told.errors and not at_hub:
-            _tasks(points[0], told)
-        if not told.errors and not at_hub and points[0].training.sources & set(WRITTEN):
+        told.found += [f"A sweep of {len(points)} runs; opened is what the first one names."] * (len(points) > 1)
+        p = points[0].selection
+        with told.part():
+            _names(p, told)
+        lacking = told.warnings[:]
+        with told.part():
+            _web(p, told)
+        if told.errors or lacking:
+            return told
+        _tasks(p, told)
+        with told.part():
+            of_hub = f"In-domain documents: {p.in_domain}, read by the run."
+            told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
+        if not told.errors and points[0].training.sources & set(WRITTEN):
             _passages(points[0].passages, told)
     return told
 
@@ -78,112 +84,80 @@ def _points(path: Path) -> list[Experiment]:
     return [params.load(path)]
 
 
-def _names(experiment: Experiment, told: Checked) -> bool:
-    """Models and tasks by their names; whether data sets of the hub are out of reach."""
-    p = experiment.selection
-    at_hub = [("dataset", spec[3:]) for spec in (p.in_domain, p.web) if spec.startswith("hf:")]
-    for where, name in {"base_model": p.base_model, "embedding_model": p.embedding_model}.items():
-        with told.part():
-            if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir():
-                at_hub.append(("model", name))
-            else:
-                load_tokenizer(name, where)
-    with told.part():
-        at_hub += [("dataset", task.source[3:]) for task in load_tasks(p.tasks).values() if task.source.startswith("hf:")]
-    lacking = [
-        f"{kind} {name}" for kind, name in dict.fromkeys(at_hub) if not _at_hub(kind, re.split("[@#]", name)[0], told)
-    ]
-    if lacking:
-        told.warnings.append(f"The hub is out of reach, so not opened: {', '.join(lacking)}.")
-    return any(kind.startswith("dataset") for kind in lacking)
-
-
-def _at_hub(kind: str, name: str, told: Checked) -> bool:
-    """Whether the hub could be asked; a name that it does not have is an error."""
+def _names(p: Common, told: Checked) -> None:
+    """Models, tasks, and what is on the hub, by their names."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    try:
-        HfApi().repo_info(name, repo_type=kind, timeout=5)
-    except RepositoryNotFoundError:
-        told.errors.append(f"The hub has no {kind} '{name}' that you may read.")
-    except (HfHubHTTPError, OSError, ValueError):
-        return False
-    return True
-
-
-def _documents(experiment: Experiment, told: Checked, at_hub: bool) -> None:
-    p = experiment.selection
-    with told.part():
-        if p.in_domain.startswith("hf:") or at_hub:
-            told.found.append(f"In-domain documents: {p.in_domain}; read by the run.")
+    sources = [p.in_domain, p.web, *(task.source for task in load_tasks(p.tasks).values())]
+    at_hub = [("dataset", re.split("[@#]", source[3:])[0]) for source in sources if source.startswith("hf:")]
+    for where, name in {"base_model": p.base_model, "embedding_model": p.embedding_model}.items():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir():
+            at_hub.append(("model", name))
         else:
-            told.found.append(in_domain_documents(p).said)
-    with told.part():
-        if not p.web.startswith("hf:"):
-            shards = list_shards(p.web, p.seed)
-            part = next(read_shard(shards[0], p.seed))
-            if not len(part.documents):
-                raise TraitError(f"{p.web}: its beginning has no usable document. {part.rejected[0].reason}")
-            if lost := sum(reject.records for reject in part.rejected):
-                first = part.rejected[0]
-                told.warnings.append(
-                    f"{first.source}, row {first.row}: {first.reason}; {lost:,} such at the web's beginning."
-                )
-            told.found.append(f"Web: {len(shards):,} shards; {len(part.documents):,} documents read at its beginning.")
+            with told.part():
+                load_tokenizer(name, where)
+    for kind, name in dict.fromkeys(at_hub):
+        try:
+            if not HfApi().repo_exists(name, repo_type=kind):
+                told.errors.append(f"The hub has no {kind} '{name}' that you may read.")
+        except Exception as error:  # each of its libraries has its own
+            told.warnings.append(f"The {kind} {name} was not opened: the hub is out of reach ({type(error).__name__}).")
 
 
-def _tasks(experiment: Experiment, told: Checked) -> None:
-    p, counts = experiment.selection, {}
+def _web(p: Common, told: Checked) -> None:
+    if p.web.startswith("hf:"):
+        return
+    shards = list_shards(p.web, p.seed)
+    documents, rejected = next(read_shard(shards[0], p.seed))
+    told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
+    for reject in rejected[:1]:
+        said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
+        (told.warnings if len(documents) else told.errors).append(said)
+
+
+def _tasks(p: Common, told: Checked) -> None:
+    counts: dict[str, list[str]] = {}
     for split in ("train", "validation", "test"):
         with told.part():
-            loaded = load_problems(p.tasks, split, _MOST, p.seed)
-            for task, report in loaded.attrs["report"].items():
-                counts.setdefault(task, []).append(f"{report['taken']:,} {split}")
-                if split == "train" and report["skipped"]:
-                    told.warnings.append(
-                        f"{task}: skipped are {', '.join(f'{n:,} ({why})' for why, n in report['skipped'].items())}."
-                    )
-    told.found += [f"{task}: {', '.join(count)} problems" for task, count in counts.items()]
-    if told.errors:
-        return
-    items = {task: min(report["taken"], p.test_items_per_task) for task, report in loaded.attrs["report"].items()}
-    fewer = [f"{task} {n}" for task, n in items.items() if n < p.test_items_per_task]
-    if fewer:
-        told.warnings.append(f"test_items_per_task is {p.test_items_per_task:,}, but there are fewer: {', '.join(fewer)}.")
-    if sum(items.values()) < MIN_ITEMS:
-        told.warnings.append(f"{sum(items.values())} test items: no verdict comes from fewer than {MIN_ITEMS}.")
+            reports = load_problems(p.tasks, split, _MOST, p.seed).attrs["report"]
+            for task, report in reports.items():
+                skipped = [f"{count:,} skipped ({why})" for why, count in report["skipped"].items()]
+                counts.setdefault(task, []).append(", ".join([f"{report['taken']:,} {split}", *skipped]))
+    told.found += [f"{task}: {', '.join(count)}" for task, count in counts.items()]
+    if not told.errors:
+        items = {task: min(report["taken"], p.test_items_per_task) for task, report in reports.items()}
+        if fewer := [f"{task} {count}" for task, count in items.items() if count < p.test_items_per_task]:
+            told.warnings.append(
+                f"Test items: {p.test_items_per_task:,} a task are asked for; there are {', '.join(fewer)}."
+            )
+        if (total := sum(items.values())) < MIN_ITEMS:
+            told.warnings.append(f"{total} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
 
 
 def _passages(p: PassageParams, told: Checked) -> None:
     """Groups as step 03 makes them, and what the checks say of them before a teacher has written a word."""
-    with told.part():
-        asks = p.grouping == "teacher"
-        some = {"problems_per_task": min(p.problems_per_task, _FEW)} if p.grouping in ("teacher", "embedding") else {}
-        small = p.model_copy(update=some | ({"grouping": "embedding"} if asks else {}))
-        material, _, tests = writing.load_material(small)
-        problems, groups = plan_groups(material, small)
-        told.found.append(
-            f"Passages: {len(groups):,} groups of the {p.n_groups:,} asked for, of {len(problems):,} problems."
-        )
-        if len(groups) < p.n_groups and p.problems_per_task == small.problems_per_task and not asks:
-            told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
-        orders = writing.orders_of(groups, problems)
-        if p.teacher != "none":
-            p = local.as_endpoint(p) if p.teacher == "local" else p
-            teacher = make_teacher(p, ledger=Ledger(None))
-            told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
-        joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
-        if p.paragraphs != "teacher" and joined:
-            told.found.append(_rehearsed(joined, tests, p))
+    asks, by_text = p.grouping == "teacher", p.grouping in ("teacher", "embedding")
+    few = {"problems_per_task": min(p.problems_per_task, _FEW), "grouping": "embedding"} if by_text else {}
+    material, _, tests = writing.load_material(p.model_copy(update=few))
+    problems, groups = plan_groups(material, p.model_copy(update=few))
+    told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
+    if len(groups) < p.n_groups and not asks and p.problems_per_task <= max(_FEW, len(problems)):
+        told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
+    orders = writing.orders_of(groups, problems)
+    if p.teacher != "none":
+        teacher = make_teacher(local.as_endpoint(p) if p.teacher == "local" else p, ledger=Ledger(None))
+        told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
+    joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
+    if joined and p.paragraphs != "teacher":
+        told.found.append(_rehearsed(joined, tests, p))
 
 
 def _rehearsed(orders: list[writing.Order], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
-    around, drafts = _AROUND * (p.teacher != "none"), JoiningTeacher().write(orders)
-    skipped = writing.WITHOUT_ENLIGHTENMENT
+    around, drafts, skipped = _AROUND * (p.teacher != "none"), JoiningTeacher().write(orders), writing.WITHOUT_ENLIGHTENMENT
     rows = writing.judged(orders, drafts, Beside(tests), token_counter(p.base_model), p.max_passage_tokens - around, skipped)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
-    if told := writing.shortfall(len(orders), len(orders) - len(rejected), rejected):
+    passed = len(orders) - len(rejected)
+    if told := writing.shortfall(len(orders), passed, rejected):
         raise TraitError(told)
-    return f"Of {len(orders):,} groups of worked solutions {len(orders) - len(rejected):,} pass the checks so far."
+    return f"Of {len(orders):,} groups of worked solutions {passed:,} pass the checks so far."

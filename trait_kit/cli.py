@@ -106,10 +106,11 @@ def new(
     folder: Annotated[Path, typer.Option(help="where the files are written")] = Path("params"),
 ) -> None:
     """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
-    from trait_kit import scaffold
+    from trait_kit import checking, scaffold
 
-    for line in scaffold.new(name, documents, tasks, folder, web, base_model, teacher):
-        print(line)
+    print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
+    print(checking.check(folder / f"{name}.yaml"))
+    print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
 
 
 @app.command()

@@ -1,0 +1,164 @@
+"""Which column of a data set is what: by its name, and by trying.
+
+Columns are known by their names in some languages (scaffold.yaml). How an answer, its choices and a worked solution are read
+out of them is tried on the first rows, by the functions that tasks are read with; what reads most rows is taken.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from trait_kit.answers import is_mathematical, reaches
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.numbers import quantity
+from trait_kit.engine.readers import hub_data
+from trait_kit.fields import FORMS, FieldError, Row, fill, read_rows, usable
+
+_KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
+_ROWS, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; different answers that are labels; a share that is nearly all
+
+Columns = dict[str, list[Any]]
+
+
+class Guess(NamedTuple):
+    """A task file to write."""
+
+    name: str
+    template: str  # of the file, in templates/
+    values: dict[str, Any]  # for it
+    said: str
+
+
+def guess_task(source: str, place: str) -> Guess:
+    """The task file for a data file or a hub data set, found at `place`; TraitError where no question can be found."""
+    rows = _head(source)
+    columns = _columns(rows)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
+    ours = {role: column for role in _KNOWN["columns"] if (column := role_of(role, columns))}
+    if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= ours.keys():
+        fields = {role: f"{{{_reference(column)}}}" for role, column in ours.items()}
+        values = {"name": stem, "source": place, "fields": {"id": fields["title"], **fields}}
+        said = f"a catalogue: {_named(ours, ('title', 'description', 'category', 'query'))}"
+        return Guess(stem, "catalogue.yaml.jinja", values | {"said": said}, said)
+    if "answer" not in ours and "solution" in ours:
+        ours["answer"] = ours.pop("solution")
+    if not {"question", "answer"} <= ours.keys():
+        raise TraitError(
+            f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}). Rename "
+            "them to 'question' and 'answer', or name a task file of your own with --tasks."
+        )
+    fields = {role: f"{{{_reference(ours[role])}}}" for role in ("question", "topic", "entity") if role in ours}
+    fields |= _answered(rows, columns, ours)
+    kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
+    if labels:
+        fields["choices"] = f"{{{labels!r}}}"
+    fields["solution"] = _solved(rows, ours, fields, kind)
+    said = f"{kind}: {_named(ours, ('question', 'answer', 'solution', 'topic', 'entity'))}"
+    said += "" if fields["solution"] else "; no worked solution, so the teacher works it out"
+    splits = _splits(source) if source.startswith("hf:") else dict.fromkeys(("train", "validation", "test"), "all")
+    values = {"name": stem, "source": place, "kind": kind, "metrics": _KNOWN["metrics"][kind], "splits": splits}
+    return Guess(stem, "task.yaml.jinja", values | {"fields": fields, "said": said}, said)
+
+
+def columns_of(path: str) -> Columns:
+    """column -> values of the first rows of a file; none of a file without rows."""
+    return _columns(_head(path)) if any(form.lower() in FORMS for form in Path(path).suffixes) else {}
+
+
+def role_of(role: str, columns: Columns) -> str:
+    """The column that is called like the role, or has a word of it in its name; '' where there is none."""
+    plain = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
+    known = _KNOWN["columns"][role]
+    whole = (name for word in known for name in plain if " ".join(plain[name]) == word)
+    part = (name for word in known for name in plain if word in plain[name])
+    return next(whole, "") or next(part, "")
+
+
+def _head(source: str) -> list[Row]:
+    """The first rows that can be read."""
+    rows = hub_data(source.removeprefix("hf:")) if source.startswith("hf:") else read_rows(Path(source).expanduser())
+    return list(islice(usable(rows, dict, source, Counter()), _ROWS))
+
+
+def _columns(rows: list[Row]) -> Columns:
+    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
+    found = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
+    return {name: values for name, values in found.items() if values}
+
+
+def _splits(source: str) -> dict[str, str]:
+    """ours -> the data set's own; what it has not is made of its train split."""
+    from datasets import get_dataset_split_names
+
+    name, _, config = source.removeprefix("hf:").partition("@")
+    there = get_dataset_split_names(name, config or None)
+    return {split: split if split in there else "train" for split in ("train", "validation", "test")}
+
+
+def _named(ours: dict[str, str], roles: Iterable[str]) -> str:
+    return ", ".join(f"{role} from {ours[role]!r}" for role in roles if role in ours)
+
+
+def _reference(column: str) -> str:
+    """A column in a template: a word as it stands, anything else quoted, whatever signs it has."""
+    plain = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) and column.lower() not in _KNOWN["words_of_jinja"]
+    return column if plain else f"row[{column!r}]"
+
+
+def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
+    """The templates of answer and choices: of those in use, the first that reads most rows."""
+    marks = {name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns}
+    own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
+    choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
+    if name := ours.get("choices"):
+        choices += [form.replace("OPTIONS", _reference(name)) for form in _KNOWN["choices"]]
+    tried = [{"answer": form} for form in _KNOWN["answers"]]
+    tried += [
+        {"choices": some, "answer": form.replace("OPTIONS", f"({some})")} for some in choices for form in _KNOWN["picked"]
+    ]
+    forms = [
+        {role: f"{{{form.replace('ANSWER', _reference(ours['answer']))}}}" for role, form in one.items()} for one in tried
+    ]
+    return max(forms, key=lambda form: sum(map(_is_read, _filled(form, rows))))
+
+
+def _is_read(row: Row) -> float:
+    """Better than an answer alone is one among choices."""
+    chosen = "choices" not in row or (len(row["choices"] or []) > 1 and row["answer"] in row["choices"])
+    return bool(row["answer"]) * chosen * (1.1 if "choices" in row else 1.0)
+
+
+def _filled(fields: dict[str, str], rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        try:
+            yield fill(fields, row)
+        except FieldError:
+            yield dict.fromkeys(fields)
+
+
+def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
+    """How answers are compared, and the labels that they are, if there are but a few."""
+    if chosen:
+        return "choice", []
+    if sum(quantity(answer) is not None for answer in answers) >= _MOST * len(answers):
+        return "number", []
+    if sum(map(is_mathematical, answers)) >= _MOST * len(answers):
+        return "expression", []
+    labels = sorted(set(answers))
+    return ("choice", labels) if 2 <= len(labels) <= min(_LABELS, len(answers) // 10) else ("text", [])
+
+
+def _solved(rows: list[Row], ours: dict[str, str], fields: dict[str, str], kind: str) -> str:
+    """The template of a worked solution that comes to the answer in most rows; '' where none does."""
+    for form in _KNOWN["solutions"] if "solution" in ours else ():
+        template = form.replace("SOLUTION", f"{{{_reference(ours['solution'])}}}").replace("ANSWER", fields["answer"])
+        told = [row for row in _filled({**fields, "solution": template}, rows[:60]) if row["solution"] and row["answer"]]
+        right = [reaches(row["answer"], row["solution"], row.get("choices") or (), row["question"])[0] for row in told]
+        if kind != "text" or 2 * sum(right) > len(told):  # of other kinds the answer is added when a task is loaded
+            return template
+    return ""
