@@ -21,6 +21,7 @@ from trait_kit.fields import FORMS, FieldError, Row, fill, read_rows, usable
 
 _KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
 _ROWS, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; different answers that are labels; a share that is nearly all
+_RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "description", "category", "query")
 
 Columns = dict[str, list[Any]]
 
@@ -39,11 +40,11 @@ def guess_task(source: str, place: str) -> Guess:
     rows = _head(source)
     columns = _columns(rows)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
-    ours = {role: column for role in _KNOWN["columns"] if (column := role_of(role, columns))}
-    if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= ours.keys():
-        fields = {role: f"{{{_reference(column)}}}" for role, column in ours.items()}
+    ours, product = roles_of(columns, ("question", "solution", "answer", "choices", *_RELATES)), roles_of(columns, _PRODUCT)
+    if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
+        fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
         values = {"name": stem, "source": place, "fields": {"id": fields["title"], **fields}}
-        said = f"a catalogue: {_named(ours, ('title', 'description', 'category', 'query'))}"
+        said = f"a catalogue: {_named(product)}"
         return Guess(stem, "catalogue.yaml.jinja", values | {"said": said}, said)
     if "answer" not in ours and "solution" in ours:
         ours["answer"] = ours.pop("solution")
@@ -52,13 +53,16 @@ def guess_task(source: str, place: str) -> Guess:
             f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}). Rename "
             "them to 'question' and 'answer', or name a task file of your own with --tasks."
         )
-    fields = {role: f"{{{_reference(ours[role])}}}" for role in ("question", "topic", "entity") if role in ours}
-    fields |= _answered(rows, columns, ours)
+    fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
+    left = [name for name in columns if name not in ours.values() and _reference(name) not in fields.get("choices", "")]
+    if repeating := [name for name in left if _repeats(columns[name])]:
+        ours.setdefault("topic", repeating[0])
+    fields |= {role: f"{{{_reference(ours[role])}}}" for role in _RELATES if role in ours}
     kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     fields["solution"] = _solved(rows, ours, fields, kind)
-    said = f"{kind}: {_named(ours, ('question', 'answer', 'solution', 'topic', 'entity'))}"
+    said = f"{kind}: {_named(ours)}"
     said += "" if fields["solution"] else "; no worked solution, so the teacher works it out"
     splits = _splits(source) if source.startswith("hf:") else dict.fromkeys(("train", "validation", "test"), "all")
     values = {"name": stem, "source": place, "kind": kind, "metrics": _KNOWN["metrics"][kind], "splits": splits}
@@ -70,13 +74,21 @@ def columns_of(path: str) -> Columns:
     return _columns(_head(path)) if any(form.lower() in FORMS for form in Path(path).suffixes) else {}
 
 
-def role_of(role: str, columns: Columns) -> str:
-    """The column that is called like the role, or has a word of it in its name; '' where there is none."""
-    plain = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
-    known = _KNOWN["columns"][role]
-    whole = (name for word in known for name in plain if " ".join(plain[name]) == word)
-    part = (name for word in known for name in plain if word in plain[name])
-    return next(whole, "") or next(part, "")
+def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
+    """role -> the column that is called so, or has a word of it in its name; each column for one role."""
+    words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
+    ours: dict[str, str] = {}
+    for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
+        for role in (role for role in wanted if role not in ours):
+            left = [name for name in columns if name not in ours.values()]
+            found = (name for known in _KNOWN["columns"][role] for name in left if fits(known, name))
+            ours |= {role: name for name in islice(found, 1)}
+    return ours
+
+
+def _repeats(values: list[Any]) -> bool:
+    """Whether a column's values are few, so that they say what rows have in common."""
+    return 2 <= len({str(value) for value in values}) <= len(values) // 3
 
 
 def _head(source: str) -> list[Row]:
@@ -100,8 +112,8 @@ def _splits(source: str) -> dict[str, str]:
     return {split: split if split in there else "train" for split in ("train", "validation", "test")}
 
 
-def _named(ours: dict[str, str], roles: Iterable[str]) -> str:
-    return ", ".join(f"{role} from {ours[role]!r}" for role in roles if role in ours)
+def _named(ours: dict[str, str]) -> str:
+    return ", ".join(f"{role} from {column!r}" for role, column in ours.items())
 
 
 def _reference(column: str) -> str:

@@ -22,7 +22,7 @@ from trait_kit.engine.numbers import quantity
 from trait_kit.engine.streams import find, is_url
 from trait_kit.fields import one_line
 from trait_kit.figures.verdict import MIN_ITEMS
-from trait_kit.guessing import Guess, columns_of, guess_task, role_of
+from trait_kit.guessing import Guess, columns_of, guess_task, roles_of
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
@@ -82,8 +82,8 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
         if spec.endswith("}") or spec.startswith(("demo:", "hf:")) or not (columns := columns_of(find(spec)[0].name)):
             raise
     longest = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]))
-    names = {"text": role_of("text", columns) or longest, "id": role_of("id", columns)}
-    named = ", ".join(f"{ours}={theirs}" for ours, theirs in names.items() if theirs)
+    names = {"text": longest, **roles_of(columns, ("text", "id"))}
+    named = ", ".join(f"{ours}={theirs}" for ours, theirs in names.items())
     return look_at(f"{spec} {{{named}}}", whole)
 
 
