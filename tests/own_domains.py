@@ -64,9 +64,7 @@ def catalogue(folder: Path) -> tuple[str, str]:
     rows = []
     for n in range(150):
         kind, colour = ["guitar", "drum", "flute", "piano", "violin", "cello"][n % 6], ["Red", "Oak", "Blue", "Old"][n % 4]
-        text = (
-            f"This {kind} number {n} is made for rooms of {n + 10} seats, {n % 7 + 2} parts of the {_THINGS[n % 10]} kind."
-        )
+        text = f"This {kind} number {n} is made for {n + 10} seats, {n % 7 + 2} parts of the {_THINGS[n % 10]} kind."
         title = f"{colour} {kind} number {_THINGS[n // 6 % 10]} {n}"
         rows.append({"sku": f"S{n}", "product_title": title, "description": text, "category": f"{kind}s"})
     path = _lines(folder / "shop.jsonl", rows)

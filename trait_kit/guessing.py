@@ -81,8 +81,8 @@ def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
     for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
         for role in (role for role in wanted if role not in ours):
             left = [name for name in columns if name not in ours.values()]
-            found = (name for known in _KNOWN["columns"][role] for name in left if fits(known, name))
-            ours |= {role: name for name in islice(found, 1)}
+            if found := [name for known in _KNOWN["columns"][role] for name in left if fits(known, name)]:
+                ours[role] = found[0]
     return ours
 
 
