@@ -6,6 +6,7 @@ names are asked for, and no teacher is asked anything.
 """
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,8 +28,7 @@ from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
 
-_MOST, _FEW = 10_000, 60  # problems of a task that are counted; that are related by embedding
-_AROUND = 100  # tokens that a teacher's last paragraph takes, at least
+_FEW, _AROUND = 60, 100  # problems of a task that are related by embedding; tokens of a teacher's last paragraph, at least
 
 
 @dataclass
@@ -42,11 +42,13 @@ class Checked:
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
-        """A fault in one part does not keep the others from being looked at."""
+        """A fault in one part does not keep the others from being looked at; what it prints is found."""
         try:
-            yield
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                yield
         except TraitError as error:
             self.errors.append(str(error))
+        self.found += printed.getvalue().splitlines()
 
     def __str__(self) -> str:
         state = f"{len(self.errors)} to mend" if self.errors else "valid"
@@ -68,7 +70,7 @@ def check(path: Path) -> Checked:
             _web(p, told)
         if told.errors or lacking:
             return told
-        _tasks(p, told)
+        _tasks(points[0], told)
         with told.part():
             of_hub = f"In-domain documents: {p.in_domain}, read by the run."
             told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
@@ -115,23 +117,19 @@ def _web(p: Common, told: Checked) -> None:
         (told.warnings if len(documents) else told.errors).append(said)
 
 
-def _tasks(p: Common, told: Checked) -> None:
-    counts: dict[str, list[str]] = {}
-    for split in ("train", "validation", "test"):
+def _tasks(experiment: Experiment, told: Checked) -> None:
+    """Items of each split, as many as the steps ask for; of what is skipped and fewer, the loader itself tells."""
+    p, training = experiment.selection, experiment.training
+    few = -(-training.held_out_items // len(p.tasks))
+    wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
+    items: dict[str, int] = {}
+    for split, count in wanted.items():
         with told.part():
-            reports = load_problems(p.tasks, split, _MOST, p.seed).attrs["report"]
-            for task, report in reports.items():
-                skipped = [f"{count:,} skipped ({why})" for why, count in report["skipped"].items()]
-                counts.setdefault(task, []).append(", ".join([f"{report['taken']:,} {split}", *skipped]))
-    told.found += [f"{task}: {', '.join(count)}" for task, count in counts.items()]
-    if not told.errors:
-        items = {task: min(report["taken"], p.test_items_per_task) for task, report in reports.items()}
-        if fewer := [f"{task} {count}" for task, count in items.items() if count < p.test_items_per_task]:
-            told.warnings.append(
-                f"Test items: {p.test_items_per_task:,} a task are asked for; there are {', '.join(fewer)}."
-            )
-        if (total := sum(items.values())) < MIN_ITEMS:
-            told.warnings.append(f"{total} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
+            items[split] = len(problems := load_problems(p.tasks, split, count, p.seed))
+            taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
+            told.found.append(f"{split}: {items[split]:,} problems ({taken})")
+    if items.get("test", MIN_ITEMS) < MIN_ITEMS:
+        told.warnings.append(f"{items['test']} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
 
 
 def _passages(p: PassageParams, told: Checked) -> None:

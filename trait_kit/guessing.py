@@ -1,7 +1,7 @@
 """Which column of a data set is what: by its name, and by trying.
 
-Columns are known by their names in some languages (scaffold.yaml). How an answer, its choices and a worked solution are read
-out of them is tried on the first rows, by the functions that tasks are read with; what reads most rows is taken.
+Columns are known by their names in some languages (scaffold.yaml). How an answer and its choices are read out of them is
+tried on the first rows, by the functions that tasks are read with; the form that reads most rows is taken.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trait_kit.answers import is_mathematical, reaches
+from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
 from trait_kit.engine.readers import hub_data
@@ -57,13 +57,11 @@ def guess_task(source: str, place: str) -> Guess:
     left = [name for name in columns if name not in ours.values() and _reference(name) not in fields.get("choices", "")]
     if repeating := [name for name in left if _repeats(columns[name])]:
         ours.setdefault("topic", repeating[0])
-    fields |= {role: f"{{{_reference(ours[role])}}}" for role in _RELATES if role in ours}
+    fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
     kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
-    fields["solution"] = _solved(rows, ours, fields, kind)
-    said = f"{kind}: {_named(ours)}"
-    said += "" if fields["solution"] else "; no worked solution, so the teacher works it out"
+    said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
     splits = _splits(source) if source.startswith("hf:") else dict.fromkeys(("train", "validation", "test"), "all")
     values = {"name": stem, "source": place, "kind": kind, "metrics": _KNOWN["metrics"][kind], "splits": splits}
     return Guess(stem, "task.yaml.jinja", values | {"fields": fields, "said": said}, said)
@@ -163,14 +161,3 @@ def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
         return "expression", []
     labels = sorted(set(answers))
     return ("choice", labels) if 2 <= len(labels) <= min(_LABELS, len(answers) // 10) else ("text", [])
-
-
-def _solved(rows: list[Row], ours: dict[str, str], fields: dict[str, str], kind: str) -> str:
-    """The template of a worked solution that comes to the answer in most rows; '' where none does."""
-    for form in _KNOWN["solutions"] if "solution" in ours else ():
-        template = form.replace("SOLUTION", f"{{{_reference(ours['solution'])}}}").replace("ANSWER", fields["answer"])
-        told = [row for row in _filled({**fields, "solution": template}, rows[:60]) if row["solution"] and row["answer"]]
-        right = [reaches(row["answer"], row["solution"], row.get("choices") or (), row["question"])[0] for row in told]
-        if kind != "text" or 2 * sum(right) > len(told):  # of other kinds the answer is added when a task is loaded
-            return template
-    return ""

@@ -28,7 +28,7 @@ from trait_kit.tasks import load_problems
 
 GENERAL = "demo:math/web"  # where no web is named: an encyclopedia
 SPLITS = ("train", "validation", "test")
-_BUDGET = 16_000  # tokens of a small selection
+_BUDGET, _PROBLEMS = 16_000, 60  # tokens of a small selection; problems of a task, as the template says
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
 
@@ -88,11 +88,11 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
 
 
 def load_splits(task: str) -> dict[str, pd.DataFrame]:
-    """All problems of each split; an empty table where a split has none."""
+    """Problems of each split, as many as sizes depend on; an empty table where a split has none."""
     found = {}
     for split in SPLITS:
         try:
-            found[split] = load_problems([task], split, 10_000)
+            found[split] = load_problems([task], split, _PROBLEMS)
         except TraitError as error:
             if "has problems in the split" not in str(error):
                 raise
@@ -149,7 +149,7 @@ def sizes(problems: dict[str, pd.DataFrame], texts: list[str], around: list[str]
         "budget": max(1, min(_BUDGET, about_tokens(texts), about_tokens(around) // 5) // 1_000) * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
         "related": f"{shares[grouping]:.0%}",
-        "n_groups": min(24, max(2, len(train.groupby("task").head(60)) * 2 // 3)),
+        "n_groups": min(24, max(2, len(train) * 2 // 3)),
         "solved": f"{train['solution'].notna().mean():.0%}",
         "context": min(_ROWS[1], max(_ROWS[0], context)),
         "numeric": numeric,
