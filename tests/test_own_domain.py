@@ -181,16 +181,13 @@ def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, ca
 
 
 def test_step_03_stops_with_reasons_and_examples_where_most_groups_fail(mine, tmp_path):
-    task = Path(params.load(mine).passages.tasks[0])
-    changed(task, "fields", solution="First it grows. Then it shrinks, as one can see in every turn. It is green.")
-    task.write_text(task.read_text().replace("kind: number", "kind: text"))
-    told = checking.check(mine)
-    assert "Only 0 of 24 groups became passages. Why not: 24 gold answer." in told.errors[0]
+    changed(Path(params.load(mine).passages.tasks[0]), "fields", solution="{output}")
+    assert "Only 0 of 24 groups became passages. Why not: 24 reasoning." in checking.check(mine).errors[0]
     with pytest.raises(TraitError, match="Only 0 of 24 groups became passages") as caught:
         write_passages(Step("03_write_passages", params.load(mine), tmp_path / "run"))
     message = str(caught.value)
     assert message.count("For instance p-") == 2
-    assert "has to end in the gold answer" in message
+    assert "a solution that only repeats its answer teaches nothing" in message
     assert (tmp_path / "run/03_write_passages/rejected.parquet").exists()
 
 
