@@ -101,8 +101,8 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
                 for name, value in row.items()}  # fmt: skip
 
     path = _lines(tmp_path / "some.jsonl", [of(n) for n in range(40)])
-    guess = guessing.guess_task(path, path)
-    (tmp_path / "task.yaml").write_text(scaffold.rendered(guess.template, guess.values))
+    written(tmp_path, code(tmp_path)[0], path, teacher="local")
+    (tmp_path / "mine_some.yaml").rename(tmp_path / "task.yaml")
     task = load_task(str(tmp_path / "task.yaml"))
     found = next(row for split in ("train", "validation", "test")
                  for row in load_problems([str(tmp_path / "task.yaml")], split, 99).to_dict("records")
@@ -112,9 +112,9 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
 
 def test_a_few_answers_that_repeat_are_labels(tmp_path):
     rows = [{"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"} for n in range(40)]
-    guess = guessing.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
-    assert guess.values["kind"] == "choice"
-    assert guess.values["fields"]["choices"] == """{["it's not", 'yes']}"""
+    _, values = guessing.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
+    assert values["kind"] == "choice"
+    assert values["fields"]["choices"] == """{["it's not", 'yes']}"""
 
 
 def test_nothing_is_overwritten_and_what_cannot_be_guessed_is_said(mine, tmp_path):

@@ -52,38 +52,38 @@ class Checked:
 
     def __str__(self) -> str:
         state = f"{len(self.errors)} to mend" if self.errors else "valid"
-        kinds = {"": self.found, "Warning: ": self.warnings, "To mend: ": self.errors}
-        return "\n  ".join([f"{self.file}: {state}", *(f"{kind}{text}" for kind, texts in kinds.items() for text in texts)])
+        said = [*self.found, *(f"Warning: {text}" for text in self.warnings), *(f"To mend: {text}" for text in self.errors)]
+        return "\n  ".join([f"{self.file}: {state}", *said])
 
 
 def check(path: Path) -> Checked:
     """An experiment file; or a sweep: every point's values, and what the first point names."""
     told = Checked(str(path))
     with told.part():
-        points = _points(path)
-        told.found += [f"A sweep of {len(points)} runs; opened is what the first one names."] * (len(points) > 1)
-        p = points[0].selection
+        experiment = _first_point(path)
+        p = experiment.selection
         with told.part():
             _names(p, told)
-        lacking = told.warnings[:]
+        reached = not told.warnings
         with told.part():
             _web(p, told)
-        if told.errors or lacking:
-            return told
-        _tasks(points[0], told)
-        with told.part():
-            of_hub = f"In-domain documents: {p.in_domain}, read by the run."
-            told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
-        if not told.errors and points[0].training.sources & set(WRITTEN):
-            _passages(points[0].passages, told)
+        if reached and not told.errors:
+            _tasks(experiment, told)
+            with told.part():
+                of_hub = f"In-domain documents: {p.in_domain}, read by the run."
+                told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
+        if reached and not told.errors and experiment.training.sources & set(WRITTEN):
+            _passages(experiment.passages, told)
     return told
 
 
-def _points(path: Path) -> list[Experiment]:
+def _first_point(path: Path) -> Experiment:
     with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):
         if {"grid", "points"}.intersection(yaml.safe_load(path.read_text(encoding="utf-8"))):
-            return [experiment for _, experiment in pipeline.read_sweep(path)]
-    return [params.load(path)]
+            points = pipeline.read_sweep(path)
+            print(f"A sweep of {len(points)} runs; opened is what the first one names.")
+            return points[0][1]
+    return params.load(path)
 
 
 def _names(p: Common, told: Checked) -> None:

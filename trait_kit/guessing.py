@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -26,26 +26,20 @@ _RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "descripti
 Columns = dict[str, list[Any]]
 
 
-class Guess(NamedTuple):
-    """A task file to write."""
+def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
+    """(template, its values) of the task file for a data file or a hub data set; `place`: what the file is to call it.
 
-    name: str
-    template: str  # of the file, in templates/
-    values: dict[str, Any]  # for it
-    said: str
-
-
-def guess_task(source: str, place: str) -> Guess:
-    """The task file for a data file or a hub data set, found at `place`; TraitError where no question can be found."""
+    TraitError where nothing is called like a question.
+    """
     rows = _head(source)
     columns = _columns(rows)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
     ours, product = roles_of(columns, ("question", "solution", "answer", "choices", *_RELATES)), roles_of(columns, _PRODUCT)
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
-        values = {"name": stem, "source": place, "fields": {"id": fields["title"], **fields}}
         said = f"a catalogue: {_named(product)}"
-        return Guess(stem, "catalogue.yaml.jinja", values | {"said": said}, said)
+        values = {"name": stem, "source": place, "said": said, "fields": {"id": fields["title"], **fields}}
+        return "catalogue.yaml.jinja", values
     if "answer" not in ours and "solution" in ours:
         ours["answer"] = ours.pop("solution")
     if not {"question", "answer"} <= ours.keys():
@@ -58,13 +52,14 @@ def guess_task(source: str, place: str) -> Guess:
     if repeating := [name for name in left if _repeats(columns[name])]:
         ours.setdefault("topic", repeating[0])
     fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
-    kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
+    answers = [row["answer"] for row in _filled(fields, rows) if row["answer"]]
+    kind, labels = _kind(answers, "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
     splits = _splits(source) if source.startswith("hf:") else dict.fromkeys(("train", "validation", "test"), "all")
-    values = {"name": stem, "source": place, "kind": kind, "metrics": _KNOWN["metrics"][kind], "splits": splits}
-    return Guess(stem, "task.yaml.jinja", values | {"fields": fields, "said": said}, said)
+    values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
+    return "task.yaml.jinja", values | {"fields": fields, "splits": splits}
 
 
 def columns_of(path: str) -> Columns:
