@@ -168,6 +168,11 @@ def test_check_warns_of_what_makes_a_result_worth_less(mine):
     assert any(line.startswith("Only ") and "raise max_uses" in line for line in told.warnings)
 
 
+def test_check_warns_where_the_checks_of_a_teachers_text_cannot_count(tmp_path):
+    told = checking.check(written(tmp_path, *DOMAINS["chinese"](tmp_path / "in"), teacher="local"))
+    assert any("no blanks between words" in warning for warning in told.warnings)
+
+
 def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(yaml.safe_dump({"experiment": str(exercises), "grid": {"training.seed": [1, 2]}}))

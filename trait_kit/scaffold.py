@@ -90,7 +90,8 @@ def language(texts: list[str]) -> str:
 
 def about_tokens(texts: list[str]) -> int:
     """Four Latin letters a token, and more than one token a sign of a script that few tokenizers know."""
-    return round(sum(0.25 if mark < "\u0250" else 1.4 for text in texts for mark in text))
+    latin = sum(len(text) if text.isascii() else sum(mark < "\u0250" for mark in text) for text in texts)
+    return round(0.25 * latin + 1.4 * (sum(map(len, texts)) - latin))
 
 
 # Sizes
