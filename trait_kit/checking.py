@@ -146,8 +146,8 @@ def _passages(p: PassageParams, told: Checked) -> None:
     if p.teacher != "none":
         if problems["question"].str.split().str.len().median() < _WORDS:
             told.warnings.append(
-                "The questions have no blanks between words, and the checks of a teacher's text count words: most of it will "
-                "be refused. passages.teacher: none joins worked solutions."
+                "The questions have no blanks between words, and the checks of a teacher's text count words: most of it "
+                "will be refused. passages.teacher: none joins worked solutions."
             )
         teacher = make_teacher(local.as_endpoint(p) if p.teacher == "local" else p, ledger=Ledger(None))
         told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
