@@ -20,6 +20,7 @@ import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
+from trait_kit.answers import judge, parted
 from trait_kit.engine.arithmetic import arithmetic_slips, evaluate
 from trait_kit.engine.files import TraitError
 from trait_kit.fields import FieldError, render
@@ -193,6 +194,13 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
         ("{o|lettered}", {"o": "A) $f(-6)=0$ B) 2 C) 3 D) 4"}, ["$f(-6)=0$", "2", "3", "4"]),
         ("{o|lettered|pick(g)}", {"o": ["(A)one", "(B)two"], "g": [1]}, "two"),
         ("{o|pick(g)}", {"o": ["one", "two"], "g": 1}, "two"),
+        ("{o|pick(g)}", {"o": {"text": ["one", "two"], "label": ["1", "2"]}, "g": "1"}, "one"),  # labels, not places
+        ("{o|pick(g)}", {"o": {"A": "one", "B": "two"}, "g": "b"}, "two"),
+        ("{o|pick(g)}", {"o": [{"label": "A", "text": "one"}, {"label": "B", "text": "two"}], "g": "B"}, "two"),
+        ("{o|pick(g)}", {"o": list("qrstuvwxyz"), "g": "J"}, "z"),
+        ("{[a, b, c]|pick(g)}", {"a": "one", "b": "two", "c": "", "g": "B"}, "two"),
+        ("{o|lettered}", {"o": ["(a) 1", "(x) + 3"]}, ["1", "(x) + 3"]),
+        ("{c}", {"c": "\n  if x:\n\n      y()  \n"}, "  if x:\n\n      y()"),
         ("{a|number}", {"a": "43.0 (apples)"}, "43"),
         ("{a|number}", {"a": "0.8333333333"}, "0.8333333333"),
         ("{a|number}", {"a": "$1,200"}, "1200"),
@@ -216,8 +224,9 @@ def test_filters(template: str, row: dict, value: object) -> None:
         ("{anser}", {"answer": 1}, r"cannot read \{'answer': 1\} \('anser' is undefined\)"),
         ("{row['an ser']}", {"answer": 1}, "has no attribute 'an ser'"),
         ("{answer.split('####')[1]}", {"answer": "no hashes"}, "####"),
-        ("{o|pick(g)}", {"o": ["one"], "g": "b"}, "'b' is picked, but there are 1 options"),
-        ("{o|pick(g)}", {"o": ["one"], "g": ""}, "is not in list"),
+        ("{o|pick(g)}", {"o": ["one"], "g": "b"}, "'b' is picked, but there are A"),
+        ("{o|pick(g)}", {"o": ["one"], "g": ""}, "'' is picked, but there are A"),
+        ("{o|pick(g)}", {"o": {"texts": ["one"], "labels": ["A"]}, "g": "A"}, "nor 'text' and 'label': {'texts'"),
         ("{options|boxd}", {"options": 1}, r"boxd.*Known filters: boxed, lettered"),
     ],
 )
@@ -268,7 +277,8 @@ def test_misspelt_fields_are_refused_with_the_file(tmp_path: Path) -> None:
         ({"fields": {"question": "{q}", "solutions": "{s}", "answer": "{a}"}}, "solutions"),
         ({"fields": {"question": "{q}"}}, "no 'answer'"),
         ({"metrics": ["choice_accuracy"]}, "no 'choices'"),
-        ({"splits": {}}, "'splits' must be written down"),
+        ({"splits": {}, "source": "."}, "'splits' must be written down"),
+        ({"language": "klingon"}, "known are zh, de, en"),
         ({"source": "demo:math/sudoku"}, "word_problems"),
     ):
         path = write_task(tmp_path, "rows.jsonl", **changes)
@@ -395,6 +405,84 @@ def test_aqua_reads_its_options_and_its_rationale(tmp_path: Path) -> None:
     assert frame["choices"].tolist() == [["50", "60", "240", "122", "none of these"]]
     assert frame["solution"].tolist() == ["Speed is distance over time. 120 / 2 = 60 km/h. Answer: B. The answer is 60."]
     assert frame.attrs["report"]["aqua"]["skipped"] == {"printed arithmetic is wrong or rounded": 1}
+
+
+def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [{"q": f"How much is {n} and {n}?", "a": 2 * n} for n in range(60)]
+    rows += [{"q": "how much is  3 and 3?", "a": 7}, {"q": "How many then?", "a": "many"}]
+    (tmp_path / "said.json").write_text(json.dumps({"version": 2, "data": rows}), encoding="utf-8")
+    task = write_task(tmp_path, "said.json", name="said", splits={}, bad_rows="skip")
+    sizes = {split: len(load_problems([task], split, 100)) for split in ("train", "validation", "test")}
+    assert sum(sizes.values()) == 60
+    assert min(sizes.values()) > 0
+    said = capsys.readouterr().out
+    parts = ", ".join(f"{count} {split}" for split, count in sizes.items())
+    assert f"said: the questions of said.json (all) are divided into {parts}" in said
+    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before); 1 (" in said
+    frame = load_problems([task], "test", 100)
+    assert frame.attrs["report"]["said"]["skipped"]["question occurs before"] == 1
+    load_problems([task], "train", sizes["train"])
+    (tmp_path / "by_id.json").write_text(json.dumps({f"n{n}": row for n, row in enumerate(rows[:60])}), encoding="utf-8")
+    by_id = write_task(tmp_path, "by_id.json", splits={"test": "all"}, fields={"question": "{q} ({id})", "answer": "{a}"})
+    assert load_problems([by_id], "test", 100)["question"].str.contains(r"\(n\d+\)").all()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp1252", "utf-16", "gb18030"])
+@pytest.mark.parametrize("divider", [",", ";", "\t", "|"])
+def test_tables_are_read_however_they_are_written(tmp_path: Path, encoding: str, divider: str) -> None:
+    text = "多少是三加四？" if encoding == "gb18030" else "Wie groß sind die Bögen für 3 Gäste?"
+    path = tmp_path / "rows.csv"
+    lines = [["q", "a"], [f'"{text}{divider} zu\n  zweit"', "7"], ["Und 3 + 5?", "8"]]
+    path.write_bytes("".join(f"{divider.join(line)}\r\n" for line in lines).encode(encoding))
+    frame = load_problems([write_task(tmp_path, "rows.csv", splits={"test": "all"})], "test", 5)
+    assert set(frame["question"]) == {f"{text}{divider} zu\n  zweit", "Und 3 + 5?"}
+    with path.open("ab") as stream:
+        stream.write(divider.join(["Wie viele", " und warum?", "9"]).encode(encoding.replace("16", "16-le")))
+    with pytest.raises(TraitError, match=r"rows\.csv, row 3: more cells than columns: \['9'\]"):
+        load_problems([write_task(tmp_path, "rows.csv", splits={"test": "all"})], "test", 5)
+
+
+def test_tables_that_are_broken_are_refused(tmp_path: Path) -> None:
+    for text, message in (("q,q,a\n1,2,3\n", "two columns have one name"), ('q,a\n"1,2\n3,4\n', "unexpected end of data")):
+        (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(TraitError, match=rf"rows\.csv cannot be read: {message}"):
+            load_problems([write_task(tmp_path, "rows.csv")], "train", 5)
+
+
+def test_code_keeps_its_lines_in_every_field(tmp_path: Path) -> None:
+    code = "def f(x):\n    if x:\n\n        return x - 1"
+    row = {"q": f"What is short for this?\n{code}", "a": code, "s": f"It is this:\n{code}", "o": [code, "def g(): pass"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    fields = {"question": "{q}", "answer": "{a}", "solution": "{s}", "choices": "{o}", "topic": "{q}"}
+    task = write_task(tmp_path, "rows.jsonl", kind="text", fields=fields, splits={"test": "all"})
+    found = load_problems([task], "test", 5).iloc[0]
+    assert [found["question"], found["answer"], found["solution"]] == [row["q"], code, row["s"]]
+    assert found["choices"] == row["o"]
+    assert "\n" not in found["topic"]
+
+
+@pytest.mark.parametrize(
+    ("question", "solution", "answer", "language", "states"),
+    [
+        ("本金是多少元？", "120乘32等于3840。", "3840", None, "120乘32等于3840。答案是3840。"),
+        ("Wie viele Äpfel sind das?", "3 * 4 = 12", "12", None, "3 * 4 = 12. Die Antwort ist 12."),
+        ("Wie viele Äpfel sind das?", "3 * 4 = 12. Die Antwort ist 12", "12", None, "3 * 4 = 12. Die Antwort ist 12."),
+        ("Berechne 3 * 4!", "3 * 4 = 12.", "12", "de", "3 * 4 = 12. Die Antwort ist 12."),
+        ("Who is it?", "See the list. The answer is Mr. Bo", "Mr. Bo", None, "See the list. The answer is Mr. Bo."),
+        ("What is 3 * 4?", "First 3.\nThen 12.", "12", None, "First 3.\nThen 12.\nThe answer is 12."),
+        ("三と四の合計は？", "3 + 4 = 7", "7", None, "3 + 4 = 7. The answer is 7."),
+    ],
+)
+def test_a_solution_states_its_answer_once_in_its_language(tmp_path, question, solution, answer, language, states) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": question, "a": answer, "s": solution}), encoding="utf-8")
+    fields = {"question": "{q}", "answer": "{a}", "solution": "{s}"}
+    task = write_task(tmp_path, "rows.jsonl", kind="text", fields=fields, language=language, splits={"test": "all"})
+    found = load_problems([task], "test", 5)["solution"].iloc[0]
+    assert found == states
+    assert judge(found, answer, "text") == (True, True)
+    reasoning, announces = parted(found, answer)
+    assert announces
+    assert found.startswith(f"{reasoning}{announces}")
 
 
 def test_a_benchmark_without_training_data_says_so() -> None:

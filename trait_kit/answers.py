@@ -19,12 +19,14 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, Number, fractions, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
 _RULES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
+LANGUAGES: dict[str, dict[str, str]] = _RULES.pop("languages")
+ANNOUNCEMENTS = {name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()}  # 'The answer is'
 _SAID = SimpleNamespace(**{name: re.compile("|".join(alternatives)) for name, alternatives in _RULES.items()})
 _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
 
@@ -43,7 +45,7 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     if kind == "choice":
         reader = _Options(gold, choices)
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
-    if kind == "text" and "\n" not in text.strip() and not text.lstrip().startswith("####") and reader.whole(text):
+    if isinstance(reader, _Words) and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
@@ -59,7 +61,8 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
     found, marked = conclusion(paragraph)
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
     right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
-    return right or (kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0), found
+    held = kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0
+    return right or held or ("\n" in gold and gold in paragraph), found
 
 
 def conclusion(text: str) -> tuple[str, bool]:
@@ -72,7 +75,37 @@ def conclusion(text: str) -> tuple[str, bool]:
 
 def readable(gold: str, kind: str) -> bool:
     """Whether a gold answer can be reached at all: one of kind number must be a number, any other must not be empty."""
-    return quantity(gold) is not None if kind == "number" else bool(re.search(r"\w", gold)) and gold.lower() != "nan"
+    if kind == "number":
+        return quantity(in_figures(gold)) is not None
+    return bool(re.search(r"\w", gold)) and gold.lower() != "nan"
+
+
+def language_of(text: str) -> str:
+    """The first of LANGUAGES that a text shows two marks of; the last one, English, has none to show."""
+    return next((name for name, one in LANGUAGES.items() if len(re.findall(one["marks"], text)) > 1), "en")
+
+
+def statement(answer: str, language: str) -> str:
+    """The sentence that states an answer at the end of a worked solution: 'The answer is 7.'"""
+    return LANGUAGES[language]["states"].format(answer.rstrip(".。"))
+
+
+def with_answer(solution: str, answer: str, language: str) -> str:
+    """A worked solution that ends in the statement of its answer, once."""
+    end = statement(answer, language)
+    bare = solution.rstrip(" .。")
+    said = bare.removesuffix(end[:-1]).rstrip() if bare.endswith(end[:-1]) else solution
+    closed = not said or said.rstrip("$) ").endswith((".", "!", "?", "。", "！", "？", "```"))
+    blank = "\n" if "\n" in said else " " if end.isascii() or said.isascii() else ""
+    return f"{said}{'' if closed else end[-1]}{blank}{end}"
+
+
+def parted(solution: str, answer: str) -> tuple[str, str]:
+    """A worked solution's reasoning, and the words that announce its answer: 'The answer is'. Of another one, nothing."""
+    for language, announcement in ANNOUNCEMENTS.items():
+        if solution.endswith(end := statement(answer, language)):
+            return solution.removesuffix(end), announcement
+    return "", ""
 
 
 def first_turn(text: str) -> str:
@@ -168,9 +201,10 @@ class _Value:
 
     def __init__(self, gold: str, kind: str, question: str) -> None:
         self.gold, self.kind, self.question = gold, kind, compact(plain(question))
-        self.wanted = quantity(gold)
+        self.wanted = quantity(in_figures(gold) if kind == "number" else gold)
 
     def announced(self, answer: str) -> bool | None:
+        answer = in_figures(answer) if self.wanted else answer
         stated = fractions(tidy(_SAID.reason.split(answer, maxsplit=1)[0]))
         if self._repeats(_SAID.sentence_end.split(answer, maxsplit=1)[0]):
             return False
@@ -192,6 +226,7 @@ class _Value:
     def unannounced(self, text: str) -> bool:
         if not self.wanted:
             return bool(self._formula(_final(text)))
+        text = in_figures(text)
         if number := quantity(unwrap(_lines(text)[0]), unit=False):
             return self._is_wanted(number)
         for line in reversed(_lines(text)):
@@ -202,7 +237,7 @@ class _Value:
 
     def whole(self, answer: str) -> bool:
         if self.kind == "number":
-            return not is_words(answer) and self._is_wanted(quantity(answer, unit=False))
+            return not is_words(answer) and self._is_wanted(quantity(in_figures(answer), unit=False))
         return bool(answer) and (compact(answer) == compact(self.gold) or not is_words(answer))
 
     def _is_wanted(self, number: Number | None) -> bool:
@@ -298,10 +333,18 @@ class _Options:
 
 
 class _Words:
-    """A text by its words, without case and punctuation."""
+    """A text by its words, without case and punctuation; code and what has several lines as it is written."""
 
     def __init__(self, gold: str) -> None:
-        self.gold = gold
+        self.gold, self.lines = gold, "\n" in gold
+        self.written = self.lines or bool(re.search(r"[={}<>\[\]]|\w\(", gold))
+
+    def alone(self, text: str) -> bool:
+        """Whether a text is the answer and nothing else; of several lines, also behind its last announcement."""
+        if self.lines:
+            ends = [0, *(mark.end() for mark in _SAID.mark.finditer(text))]
+            return any(self.whole(text[end:]) for end in ends[-4:] + ends[:1])
+        return "\n" not in text.strip() and not text.lstrip().startswith("####") and self.whole(text)
 
     def announced(self, answer: str) -> bool | None:
         ends = [answer[: end.end()] for end in islice(_SAID.sentence_end.finditer(answer), 4)]
@@ -312,4 +355,7 @@ class _Words:
         return any(map(self.whole, (lines[0], lines[-1], re.sub(r"^[*_]*[A-Z][\w ]{0,30}:", "", lines[0]))))
 
     def whole(self, answer: str) -> bool:
-        return plain_words(answer) == plain_words(self.gold) != ""
+        if not self.written:
+            return plain_words(answer) == plain_words(self.gold) != ""
+        blanks = r"^\s*```\w*\n|\n```\s*$|[ \t]+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
+        return re.sub(blanks, "", answer, flags=re.MULTILINE) == re.sub(blanks, "", self.gold, flags=re.MULTILINE)

@@ -5,20 +5,21 @@ is a column (one that is no word: {row['its name']}), a filter is one of FILTERS
 reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
+import csv
 import gzip
+import io
 import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 from typing import Annotated, Any, TypeVar
 
-import pandas as pd
 import pyarrow.parquet as pq
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.nativetypes import NativeEnvironment
@@ -28,7 +29,8 @@ from trait_kit.answers import braced
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
 
-FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_LAID_OUT = ("question", "answer", "solution", "choices")  # keep their line breaks and indentation: code is nothing without
 Row = dict[str, Any]
 Read = TypeVar("Read")
 
@@ -42,19 +44,62 @@ class FieldError(ValueError):
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
-    form = next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "")
+    form = form_of(path)
     if form not in FORMS:
         raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
     try:
         if form == ".parquet":
             return pq.read_table(path).to_pylist()
+        text = _decoded(path, gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes())
         if form in (".csv", ".tsv"):
-            divider = "\t" if form == ".tsv" else ","
-            return pd.read_csv(path, sep=divider, dtype=str, keep_default_na=False).to_dict("records")
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return list(json.loads(data)) if form == ".json" else data.splitlines()
-    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
-        raise TraitError(f"{path} cannot be read: {error}. Repair the file (text is UTF-8), or name another one.") from None
+            return list(_cells(text))
+        return _listed(text) if form == ".json" else text.split("\n")
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, csv.Error, zlib.error) as error:
+        raise TraitError(f"{path} cannot be read: {error}. Repair the file, or name another one.") from None
+
+
+def form_of(path: Path) -> str:
+    """What a file's name says it holds, one of FORMS for rows: '.csv' of 'Quiz.CSV.gz'."""
+    return next((suffix for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "").lower()
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    """Text in UTF-8, or else in what its bytes look like (UTF-16, Windows-1252, GB18030 ...), which is said."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        from resiliparse.parse.encoding import detect_encoding
+
+        say(f"{path} is not UTF-8, and read as {detect_encoding(data)}.")
+        return data.decode(detect_encoding(data)).removeprefix("\ufeff")
+
+
+def _cells(text: str) -> Iterator[Row]:
+    """The rows of a table of text; its delimiter is the commonest in its first line."""
+    head = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=head.count), strict=True)
+    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns have one name: {', '.join(names)[:200]}")
+    return reader
+
+
+def _listed(text: str) -> list[Any]:
+    """The rows of JSON: a list, rows by id, one list beside other things ({'version': 1, 'data': [...]}), or lines."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return text.split("\n")
+    if isinstance(data, dict):
+        lists = [value for value in data.values() if isinstance(value, list)]
+        data = lists[0] if len(lists) == 1 else [{"id": key, **row} for key, row in data.items()]
+    return list(data)
+
+
+@cache
+def say(line: str) -> None:
+    """What a reader of the data is to know, once."""
+    print(line, flush=True)
 
 
 def usable(
@@ -65,7 +110,7 @@ def usable(
     One that it refuses is counted in `skipped` by reason; without that it stops with its place `where`, from 1.
     """
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, bytes) and not row.strip():
+        if isinstance(row, str) and not row.strip():
             continue
         try:
             found = read(_parsed(row))
@@ -79,11 +124,13 @@ def usable(
 
 def _parsed(row: Any) -> Row:
     try:
-        row = json.loads(row) if isinstance(row, bytes) else row
+        row = json.loads(row) if isinstance(row, str) else row
     except (ValueError, RecursionError) as error:
         raise FieldError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise FieldError(f"no named fields: {str(row)[:60]!r}")
+    if None in row:
+        raise FieldError(f"more cells than columns: {str(row[None])[:60]}; a text that holds the delimiter needs quotes")
     return row
 
 
@@ -97,23 +144,40 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
         parts = list(compiled.root_render_func(compiled.new_context({"row": row, **row})))
         if len(parts) == 1 and not isinstance(parts[0], str | Undefined):
             return parts[0]
-        return "".join(map(_text, parts)).strip()
+        return laid_out("".join(map(_text, parts)))
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise FieldError(f"'{template}' cannot read {str(dict(row))[:160]} ({error})") from None
 
 
 def fill(templates: Mapping[str, str | None], row: Row) -> Row:
-    """Every template filled, as text in one line, `choices` as a list of such; None where there is nothing."""
+    """Every template filled, as text (in one line where layout says nothing), `choices` as a list; None where nothing is."""
     found: Row = {}
     for name, template in templates.items():
+        tidy = laid_out if name in _LAID_OUT else one_line
         try:
             value = render(template, row) if template else None
+            if name == "choices" and value is not None:
+                found[name] = [text for option in _options(value).values() if (text := tidy(option))]
+            else:
+                found[name] = tidy(value) or None
         except FieldError as error:
             raise FieldError(f"{name} cannot be read: {error}") from None
-        if value is not None and isinstance(value, list | dict) != (name == "choices"):
-            raise FieldError(f"{name} is {'no list' if name == 'choices' else 'not text'}: {str(value)[:60]}")
-        found[name] = [one_line(item) for item in value] if isinstance(value, list) else one_line(value) or None
+        if name != "choices" and isinstance(value, list | dict):
+            raise FieldError(f"{name} is not text: {str(value)[:60]}")
     return found
+
+
+def _options(value: Any) -> dict[str, Any]:
+    """Choices by label: a list has letters; {'A': ...}, {'text': [...], 'label': [...]}, [{'text', 'label'}] their own."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        value = {name: [item.get(name) for item in value] for name in ("text", "label")}
+    if isinstance(value, list | tuple):
+        value = dict(zip(ascii_uppercase, value, strict=False))
+    elif isinstance(value, dict) and {"text", "label"} <= value.keys():
+        value = dict(zip(map(str, value["label"]), value["text"], strict=False))
+    if not isinstance(value, dict) or any(isinstance(text, list | dict) for text in value.values()):
+        raise FieldError(f"neither a list of choices, nor choices by label, nor 'text' and 'label': {str(value)[:80]}")
+    return {str(label).strip().upper(): text for label, text in value.items()}
 
 
 @lru_cache(maxsize=512)
@@ -129,10 +193,16 @@ Template = Annotated[str, AfterValidator(lambda template: _compiled(template) an
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # NaN: a number that is missing
 
 
 # Filters
+
+
+def laid_out(value: Any) -> str:
+    """A text in its own lines and indentation, without blank lines around it and blanks at the ends of lines."""
+    text = "\n".join(line.rstrip() for line in _text(value).splitlines()).strip("\n")
+    return text if "\n" in text else text.strip()
 
 
 def one_line(value: Any) -> str:
@@ -170,7 +240,7 @@ def boxed(value: Any) -> str:
 def lettered(value: Any) -> list[str]:
     """A list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
     if not isinstance(value, str):
-        return [re.sub(r"^\(?[A-Ea-e]\s?\)\s*", "", str(item)).strip() for item in value]
+        return [re.sub(rf"^\(?{mark}\s?\)\s*", "", str(item), flags=re.I).strip() for mark, item in _options(value).items()]
     text = value.strip().strip("[]'\"")
     spans: list[tuple[int, int]] = []
     for mark in re.finditer(r"(?:^|[\s,'\"(])(?:([a-zA-Z])\s?\)|([A-Z])\.)\s*", text):
@@ -182,12 +252,14 @@ def lettered(value: Any) -> list[str]:
 
 
 def pick(value: Any, key: Any) -> Any:
-    """Of a list, the item that `key` names by letter ('b'), by index from 0 (2), or by a list of one index."""
-    name = str(key[0] if isinstance(key, list | tuple) else key).strip().lower()
-    index = int(name) if name.isdigit() else list(ascii_lowercase).index(name)
-    if index >= len(value):
-        raise FieldError(f"{key!r} is picked, but there are {len(value)} options")
-    return value[index]
+    """Of choices, the one of that label ('b'); of a list, also by index from 0 (2), or by a list of one index."""
+    name = str(key[0] if isinstance(key, list | tuple) else key).strip().upper()
+    options = _options(value)
+    if name not in options and name.isdigit() and int(name) < len(value):
+        name = list(options)[int(name)]
+    if name not in options:
+        raise FieldError(f"{key!r} is picked, but there are {', '.join(options)}")
+    return options[name]
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -3,7 +3,8 @@
 A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how columns become
 question, answer and solution, which split is which. Splits never share a question: a problem's split follows from its
 content, and rows of train that occur in validation or test are dropped and counted (MATH's share 10 problems). The first k
-problems of a split do not depend on how many are asked for, so a larger run contains the smaller one.
+problems of a split do not depend on how many are asked for, so a larger run contains the smaller one. All keys of a task
+file, with examples: docs/task_files.md.
 """
 
 from collections import Counter
@@ -19,19 +20,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
-from trait_kit.answers import readable
+from trait_kit.answers import LANGUAGES, judge, language_of, readable, with_answer
 from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.files import TraitError, content
 from trait_kit.engine.questions import words_of
-from trait_kit.fields import FieldError, Row, Template, fill, one_line, read_rows, usable
+from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
 # auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
-# Templates over a row's columns (trait_kit.fields). To a solution 'The answer is ...' is added; `template` is what it
+# Templates over a row's columns (trait_kit.fields). A solution is made to end in 'The answer is ...'; `template` is what it
 # follows: problems of one template are no independent evidence.
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SENTENCE_WORDS = 10
@@ -51,8 +52,10 @@ class Task(BaseModel):
     # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
     source: str = Field(min_length=1)
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
-    # Where two of ours name the same one, its rows are divided 80/10/10 by a digest of the question.
+    # Where two of ours name the same one, as all do by default of a single file, its rows are divided 80/10/10 by a digest
+    # of the question.
     splits: dict[Split, str | None] = {}
+    language: str | None = None  # in which solutions state their answer, one of answers.yaml; null: the question's
     fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
@@ -71,8 +74,12 @@ class Task(BaseModel):
         kind, _, name = self.source.partition(":")
         if kind == "demo" and name not in demo.problems():
             raise ValueError(f"source: the demo has no problems '{name}'; known: {', '.join(demo.problems())}")
+        if not self.splits and form_of(Path(self.source)) in FORMS:
+            self.splits = dict.fromkeys(get_args(Split), "all")
         if kind != "demo" and not (self.splits or self.catalogue):
-            raise ValueError("source is a data set, so 'splits' must be written down")
+            raise ValueError("source is a data set or a folder, so 'splits' must be written down")
+        if self.language not in (None, *LANGUAGES):
+            raise ValueError(f"language: known are {', '.join(LANGUAGES)}, or none, and then each question's own counts")
         for field in ("question", "answer", "choices") if kind != "demo" else ():
             if not self.fields.get(field) and (field != "choices" or "choice_accuracy" in self.metrics):
                 raise ValueError(f"fields has no '{field}'")
@@ -130,8 +137,9 @@ def _tasks_of(name_or_path: str) -> list[Task]:
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
 
-    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason. A task without the split (a
-    benchmark without training data) contributes nothing; if no task has it, TraitError.
+    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason; where that or a smaller
+    number than asked for is news, it is said. A task without the split (a benchmark without training data) contributes
+    nothing; if no task has it, TraitError.
     """
     rows: list[Row] = []
     report: dict[str, Row] = {}
@@ -139,6 +147,9 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         skipped: Counter[str] = Counter()
         taken = list(islice(_problems(task, split, seed, skipped), per_task))
         report[task.name] = {"taken": len(taken), "skipped": dict(sorted(skipped.items()))}
+        if skipped or (0 < len(taken) < per_task and not task.generated):
+            left_out = "".join(f"; left out: {count:,} ({reason})" for reason, count in skipped.most_common())
+            say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for{left_out}")
         for row in taken:
             key = sha(f"{plain(row['question'])} {row['answer']}").hex()[:12]
             rows.append({"id": f"{task.name}/{key}", "task": task.name, **row, "split": split})
@@ -201,7 +212,6 @@ def plain(question: str) -> str:
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
     """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
     kind, _, rest = task.source.partition(":")
-    rows: Iterable[Row] = []
     if kind == "demo":
         rows = [row for row in demo.problems()[rest] if row["split"] == split]
         if seed:  # an order that all tasks of a place share, so that the first few of each are about the same ones
@@ -210,12 +220,20 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
         path = _file(task, task.catalogue.products)
         files = task.catalogue.model_copy(update={"products": str(path)})
         rows = map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped))
-    elif task.splits.get(split):
-        rows = _of_data_set(task, split, seed, skipped)
+        rows = _once(rows, skipped)
+    else:
+        rows = _of_data_set(task, split, seed, skipped) if task.splits.get(split) else []
+    return iter(rows)
+
+
+def _once(rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
+    """Each question once: two golds for one question could not both be right."""
     seen: set[str] = set()
     for row in rows:
         key = plain(row["question"])
-        if key not in seen:
+        if key in seen:
+            skipped["question occurs before"] += 1
+        else:
             seen.add(key)
             yield row
 
@@ -227,10 +245,12 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
     others = {other for ours in later if (other := task.splits.get(ours)) not in (None, name)}
     held_out = {plain(row["question"]) for other in others for row in _read(task, other, Counter())}
     shared = {ours: share for ours, share in _SHARES.items() if task.splits.get(ours) == name}
-    kept = []
-    for row in _read(task, name, skipped):
+    kept, divided = [], Counter(dict.fromkeys(shared, 0))
+    for row in _once(_read(task, name, skipped), skipped):
         key = plain(row["question"])
-        if split_of(f"{task.name} {key}", shared) != split:
+        own = split_of(f"{task.name} {key}", shared)
+        divided[own] += 1
+        if own != split:
             continue
         if key in held_out:
             skipped["also in a later split"] += 1
@@ -238,6 +258,9 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
             skipped["printed arithmetic is wrong or rounded"] += 1
         else:
             kept.append(row)
+    if len(shared) > 1:
+        parts = ", ".join(f"{count:,} {ours}" for ours, count in divided.items())
+        say(f"{task.name}: the questions of {task.source} ({name}) are divided into {parts}")
     return sorted(kept, key=lambda row: sha(f"{seed} {task.name} {split} {plain(row['question'])}"))
 
 
@@ -256,17 +279,16 @@ def _read(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
 
 def _problem(task: Task, row: Row) -> Row:
     values = fill({name: task.fields.get(name) for name in get_args(_FieldName)}, row)
-    answer, choices, solution = values["answer"] or "", values["choices"] or [], values["solution"]
-    if not values["question"]:
+    question, answer, choices = values["question"] or "", values["answer"] or "", values["choices"] or []
+    if not question:
         raise FieldError("question is empty")
     if choices and answer not in choices:
         raise FieldError(f"answer is not one of the choices: {answer[:60]!r}")
     by_letter = task.kind == "choice" and choices and answer  # '//' may be an option's text
-    if not (by_letter or readable(answer, task.kind)):
+    if not (by_letter or (readable(answer, task.kind) and judge(answer, answer, task.kind, choices)[0])):
         raise FieldError(f"answer is nothing that can be compared as {task.kind}: {answer[:60]!r}")
-    if solution and task.kind != "text":
-        last = "" if solution.rstrip("$) ").endswith((".", "!", "?")) else "."
-        values["solution"] = f"{solution}{last} The answer is {answer.rstrip('.')}."
+    if values["solution"] and "\n" not in answer:
+        values["solution"] = with_answer(values["solution"], answer, task.language or language_of(question))
     return values
 
 

@@ -340,4 +340,4 @@ def without_thoughts(content: str) -> str:
 def clean(text: str) -> str:
     """Valid UTF-8 without lone surrogates, blank lines or trailing space, so that a text keeps its own layout."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[ \t]*\n\s*", "\n", text.strip())
+    return re.sub(r"\s*\n", "\n", text.strip())

@@ -1,30 +1,49 @@
 r"""The one reader of printed numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'.
 
-Values are exact fractions and every text is bounded, since texts come from language models. Numbers in the continental
-way ('1.234,50', '3,5') and in words ('twelve') are not read: '3,5' may as well be two numbers.
+Values are exact fractions and every text is bounded, since texts come from language models. Numbers in words ('twelve') and
+in the continental way ('1.234,50', '3,5') are read where a caller asks for it: '3,5' may as well be two numbers.
 """
 
 import math
 import re
 import unicodedata
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 MAX_DIGITS = 40  # of a number; longer ones are none
 ROUNDED_DECIMALS = 4  # a number printed with this many decimals or more may be rounded at its last
 FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(encoding="utf-8"))
+_SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_CHINESE = r"\u3000-\u9fff"  # runs on without blanks, so that a number stands beside its characters
+_LETTER = rf"[^\W{_CHINESE}]"
 NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}%.])[-+])?(?<![\w.,^/:])(?<!\^\{{)(?:(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)"
+    rf"(?P<sign>(?<![)\]}}%.])(?<!{_LETTER})[-+])?(?<![.,^/:])(?<!{_LETTER})(?<!\^\{{)(?:(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)"
     rf"|(?P<over>{_INTEGER})\s?/\s?(?P<under>{_INTEGER})|(?P<decimal>(?:{_INTEGER}(?:\.\d+)?|\.\d+)(?:e[-+]?\d{{1,3}})?))"
-    rf"(?:\s?(?P<percent>%|percent\b))?(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
+    rf"(?:\s?(?P<percent>%|percent\b))?(?:\s?(?P<scale>{'|'.join(_SCALES)})(?!{_LETTER}))?"
     r"(?![\d^_({\[]|[.,:/]\d|\s?\\(?:sqrt|pi|frac|cdot|times|pm)\b|\s?[√π]|[a-eijnp-rtuw-z](?![A-Za-z])|\sand\sa\s)",
     re.IGNORECASE,
 )
+_WORD = "|".join(sorted(_WORDS, key=len, reverse=True))
+_SPELT = re.compile(  # 'ein' by itself is an article
+    rf"(?<!{_LETTER})(?!ein(?!und|hundert|tausend|s\b))(?:{_WORD})(?:(?:[\s-](?:and\s)?|und)?(?:{_WORD})){{0,8}}(?!{_LETTER})",
+    re.IGNORECASE,
+)
+_CONTINENTAL = re.compile(
+    r"(?<![A-Za-z\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|0,\d+|\d+,(?!\d{3}(?!\d))\d+|\d{1,3}(?:\.\d{3}){2,})(?![.,]?\d)"
+)
+_MONEY = re.compile(rf"([$€£¥]\s?[\d.,]*\d)\s?({'|'.join(_WRITTEN['money'])})\b", re.IGNORECASE)
+_MINUS = re.compile(  # not in '10 minus 3'
+    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
+    re.IGNORECASE,
+)
 _UNIT = re.compile(
-    r"\s*\(?(?:(?![xyzntkab]\b)[A-Za-z][A-Za-z.]*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
+    r"\s*\(?(?:(?![xyzntkab]\b)[^\W\d_](?:[^\W\d_]|\.)*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
@@ -85,6 +104,25 @@ def quantity(text: str, unit: bool = True) -> Number | None:
     return read_number(match) if match and (not beside or (unit and _UNIT.fullmatch(beside))) else None
 
 
+def in_figures(text: str) -> str:
+    """'3,5' as 3.5, '1.234,50' as 1234.50; in a text without digits, 'twenty-one', 'einundzwanzig', '二十一' as 21."""
+    if re.search(r"\d", text):
+        return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
+    return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
+
+
+def _spelt(words: str) -> int:
+    """The value of number words; a greater one behind smaller ones multiplies them."""
+    total = one = 0
+    for word in re.findall(_WORD, words):
+        value = _WORDS[word]
+        if word not in _SCALES:
+            one += value
+        else:
+            total, one = max(total + one, 1) * value if value > total else total + max(one, 1) * value, 0
+    return total + one
+
+
 def numbers(text: str) -> set[str]:
     """All numbers that stand in a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
     printed = re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text)
@@ -106,10 +144,11 @@ def tidy(text: str) -> str:
     r"""Without layout: no \left, thin spaces, \text, currency or degree signs."""
     text = re.sub(r"(?<=\d)(?:,\\!\s?|\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
     text = _DEGREES.sub("", TEXT.sub(r" \1 ", _LAYOUT.sub(" ", text)))
+    text = _MONEY.sub(lambda sum: f"{sum[1]} {_WRITTEN['money'][sum[2].lower()]}", text)
     text = re.sub(r"\\[\[\]()]|(?<![\w)])\*\*|\*\*(?![\w(])", "", _CURRENCY.sub("", text)).replace("\\%", "%")
     text = re.sub(r"\\[dtc]?frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"^\s*(?:(?:negative|minus)\s+|负|-\s+)(?=[\d.])", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"负(?=\d)|\bnegative\s+(?=\d)", "-", _MINUS.sub(r"\1-", text))
     return " ".join(text.split())
 
 

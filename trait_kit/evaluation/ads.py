@@ -12,12 +12,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from trait_kit.answers import first_turn
+from trait_kit.answers import ANNOUNCEMENTS, first_turn
 
 METRICS = ("rouge_l", "chrf", "within_limit")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at
 
-_ANNOUNCED = re.compile(r"\bthe answer is\b\s{0,3}:?\s{0,3}", re.IGNORECASE)
+_ANNOUNCED = re.compile(rf"(?:{'|'.join(ANNOUNCEMENTS.values())})(?![a-z])\s{{0,3}}:?\s{{0,3}}", re.IGNORECASE)
 _LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
 _WRAPPING = " \t*_`'\"“”"
 

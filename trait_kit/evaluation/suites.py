@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 from lm_eval.tasks import TaskManager
 
+from trait_kit.answers import ANNOUNCEMENTS, parted
 from trait_kit.engine.files import TraitError, digest, write_text
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.evaluation import ads, slips
@@ -149,7 +150,7 @@ def _problem_units(
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
         number = n_examples(params, name)
         before = _shown(name, examples, number)
-        announced = " The answer is" if "The answer is" in before else ""
+        announced = next((f" {words}" for words in ANNOUNCEMENTS.values() if words in before), "")
         items = [_item(row, before, announced) for row in rows]
         solved = [item for item in items if item["solved"]]
         yield Unit(name, "likelihood", task.version, _likelihoods(items, solved))
@@ -197,14 +198,14 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     answer, choices = row["answer"], list(row["choices"] or [])
     if choices and (len(choices) < 2 or "" in choices):
         raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
-    solution, end = row["solution"] or "", f"The answer is {answer.rstrip('.')}."
-    reasoning = solution.removesuffix(end) if solution.endswith(end) else ""
+    solution = row["solution"] or ""
+    reasoning, announces = parted(solution, answer)
     shown = before + prompt(row["question"])
     item = {
         "id": row["id"],
         "cluster": row.get("template") or row["entity"] or row["id"],
         "context": shown,
-        "asked": shown + (f" {reasoning}The answer is" if solution.endswith(end) else announced),
+        "asked": shown + (f" {reasoning}{announces}" if announces else announced),
         "target": f" {solution or answer}",
         "metric": "bits_per_byte",
         "solved": bool(solution),
@@ -214,7 +215,7 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     }
     if choices and kind == "choice":
         item["context"] = before + prompt(row["question"], choices)
-        item["target"] = f" {reasoning}The answer is ({ascii_uppercase[choices.index(answer)]})."
+        item["target"] = f" {reasoning}{announces or 'The answer is'} ({ascii_uppercase[choices.index(answer)]})."
     return item
 
 

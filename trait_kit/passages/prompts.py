@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from trait_kit.answers import is_mathematical
+from trait_kit.answers import is_mathematical, language_of, statement
 from trait_kit.engine.files import digest
 from trait_kit.engine.ledger import Estimate, Ledger
 from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
@@ -49,6 +49,7 @@ def conversation(
     group = order.group
 
     def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
+        problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
         given = {"grouping": group.grouping, "shared": shared, "count": len(problems), "fault": as_data(fault)[:200]}
         told = _template(name, part).render(given, problems=problems, problem=problems[place])
         return {"role": "user", "content": clean(told)}
@@ -104,8 +105,9 @@ def version(name: str) -> str:
 
 
 def as_data(text: str) -> str:
-    """One line in which no model's control tokens can occur, whatever the text says."""
-    return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", " ".join(clean(text).split()))[:_MAX_FIELD]
+    """A text without blank lines, in which no model's control tokens can occur, whatever it says."""
+    text = clean(text) if "\n" in text.strip() else " ".join(clean(text).split())  # code keeps its lines
+    return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", text)[:_MAX_FIELD]
 
 
 def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
