@@ -114,10 +114,9 @@ def order_of(problems: pd.DataFrame, grouping: str, shared: str) -> Order:
 
 def write(problems: pd.DataFrame, groups: list[Group], p, folder: Path):
     """(passages, rejected, bill), as the stage makes them."""
-    endpoint = replace(Endpoint.of(p), timeout=PATIENCE)
-    ledger = endpoint.ledger(folder / "teacher_answers.sqlite")
-    made = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p, "ledger": ledger}
-    bill = write_groups(groups, problems, make_teacher(p, endpoint, ledger), **made)
+    endpoint = replace(Endpoint.of(p, folder), timeout=PATIENCE)
+    made = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
+    bill = write_groups(groups, problems, make_teacher(p, endpoint), **made) | endpoint.ledger.bill()
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
@@ -251,12 +250,12 @@ def test_the_bill_is_the_servers_own_and_the_cap_is_not_passed(server, tmp_path)
 def test_topics_are_asked_for_and_relate_problems(server, tmp_path):
     problems = math_problems(6).assign(topic="each its own")
     p = asking(server, grouping="teacher", n_groups=4, max_cost_usd=1.0)
-    ledger = Endpoint.of(p).ledger(None)
-    tagged, groups = plan_groups(problems, p, ledger=ledger)
+    endpoint = Endpoint.of(p)
+    tagged, groups = plan_groups(problems, p, endpoint)
     assert set(tagged["topic"]) == {"equal groups", "inverse operations"}
     assert set(tagged["subject"]) == {"each its own"}
     assert {group.shared for group in groups} == {"inverse operations"}  # only one task packs
-    assert len(ledger.new) == len(problems)
+    assert len(endpoint.ledger.new) == len(problems)
     with pytest.raises(TraitError, match="max_cost_usd"):
         plan_groups(problems, asking(server, grouping="teacher"))
 

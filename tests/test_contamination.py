@@ -8,6 +8,7 @@ import unicodedata
 import pandas as pd
 import pyarrow as pa
 import pytest
+import unspaced
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.questions import COLUMNS, QuestionIndex, words_of
@@ -312,6 +313,17 @@ def test_scripts_without_blanks_are_compared_by_character():
     ):
         assert index.find([text])["overlap"].tolist() == [1.0]
     assert index.find(["果园里有许多梨树，每年都开花，我们在那里度过了整个夏天。"]).empty
+
+
+@pytest.mark.parametrize("script", unspaced.TEXTS)
+def test_a_copy_within_a_text_of_a_script_without_blanks_is_found_and_an_unlike_text_is_not(script):
+    question, other = unspaced.TEXTS[script]
+    index, half = QuestionIndex([question]), len(question) // 2
+    copies = (question, f"{question[:half]} {question[half:]}", "\u200b".join(question), question.replace("。", "!\n"))
+    for copy in copies:
+        assert index.find([f"{other}{copy}{other}"])["kind"].tolist() == ["exact"]
+    assert index.find([f"{other}{question[3:]}{other}"])["kind"].tolist() == ["ngram"]
+    assert index.find([other, other + question[:half]]).empty
 
 
 def test_markup_is_not_arithmetic_but_arithmetic_stays():

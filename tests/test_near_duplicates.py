@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
+import unspaced
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.minhash import banding, clusters, repeats, signatures
@@ -140,6 +141,14 @@ def test_hostile_texts() -> None:
     likeness = (rows[2] == rows[3]).mean()
     assert likeness == pytest.approx(exact_jaccard([texts[2]], [texts[3]])[0], abs=0.15)
     assert clusters(rows, 0.5).tolist() == [0, 0, 2, 2, 4, 5]
+
+
+@pytest.mark.parametrize("script", unspaced.TEXTS)
+def test_scripts_without_blanks_are_compared_by_letters(script: str) -> None:
+    question, other = unspaced.TEXTS[script]
+    copied = f"{question} {other} {question}"
+    rows = signatures([copied, copied.replace(other[9:10], "", 1), f"{other} {other[::-1]}", question[::-1]])
+    assert clusters(rows).tolist() == [0, 0, 2, 3]
 
 
 def test_many_copies_and_many_equal_bands_cost_linear_time() -> None:

@@ -9,8 +9,8 @@ import fasttext
 import numpy as np
 import pyarrow as pa
 import pytest
+import unspaced
 
-from trait_kit.engine import ngram_tables as linear
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
@@ -118,13 +118,29 @@ def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_p
         "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x20000)])) for _ in range(50))
         for _ in range(200)
     ]
-    within = NgramScorer.from_fasttext(path, "words-1")
+    letters = [
+        *map(chr, (*range(0xE00, 0xF00), *range(0x1000, 0x10A0), *range(0x1780, 0x1800), 0x304B, 0x3099)),
+        " ",
+        "a",
+        "(",
+    ]
+    texts += ["".join(rng.choices(letters, k=50)) for _ in range(200)]
+    within = NgramScorer.from_fasttext(path, "words-2")
     before = NgramScorer.from_fasttext(path)
     np.testing.assert_array_equal(within.probabilities(texts), before.probabilities(normalise(texts)))
-    assert NgramScorer.load(within.save(tmp_path / "n.safetensors")).normalisation == "words-1"
+    assert NgramScorer.load(within.save(tmp_path / "n.safetensors")).normalisation == "words-2"
     for text in ("A\u00e9"[:2], "数"):  # bytes cut off within a character are read, not run over
         broken = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, 2])), pa.py_buffer(text.encode()[:2]))
         assert np.isfinite(within.probabilities(broken)).all()
+
+
+@pytest.mark.parametrize("script", unspaced.TEXTS)
+def test_a_text_without_blanks_is_known_by_its_letters(script):
+    """None of its phrases stands in what was learned from, so by phrases it would weigh nothing."""
+    domain, general = unspaced.TEXTS[script]
+    model = DsirModel.fit([domain], [general])
+    like, unlike = model.log_weights([domain[7:-5] + "1", general[7:-5] + "1"])
+    assert like > 5 and unlike < -5
 
 
 def test_several_tables_in_one_pass_are_the_tables_one_by_one(tmp_path, small):
@@ -132,10 +148,10 @@ def test_several_tables_in_one_pass_are_the_tables_one_by_one(tmp_path, small):
     scorers = [small[2], NgramScorer.from_fasttext(path)]
     dsir = DsirModel.fit(["the a of"], ["b of Über"])
     texts = HOSTILE + longest_texts()
-    totals = linear.total(texts, [scorers[0].table, scorers[1].table, dsir.table])
+    totals = ngrams.total(texts, [scorers[0].table, scorers[1].table, dsir.table])
     for scorer, (sums, rows) in zip(scorers, totals, strict=False):
         np.testing.assert_array_equal(scorer.finish(sums, rows), scorer.probabilities(texts))
-    for together, alone in zip(totals[2], linear.total(texts, [dsir.table])[0], strict=True):
+    for together, alone in zip(totals[2], ngrams.total(texts, [dsir.table])[0], strict=True):
         np.testing.assert_array_equal(together, alone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import yaml
 from passage_problems import params
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ledger import CapReached, Completion, Estimate, Ledger, agree, prices
+from trait_kit.engine.ledger import FREE, Completion, Estimate, Ledger, NoAnswer, Price, agree, price_of
 from trait_kit.engine.llm import Endpoint, Request, ask, served
 from trait_kit.params import PassageParams
+
+PRICE = Price(usd_per_million_in=1.5, usd_per_million_out=6)
 
 # --- paid answers ----------------------------------------------------------------------------------------------------
 
@@ -72,33 +75,41 @@ def test_an_answer_that_cannot_be_kept_is_not_counted(tmp_path):
     assert Ledger(ledger.path).find("key-1") == completion()
 
 
+async def spend(ledger: Ledger, *most: float, key: str = "") -> None:
+    """Reserve so much after each other, while a first request is in flight; it is answered where it has a key."""
+    async with ledger.reserved(most[0]):
+        waiting = [asyncio.create_task(spend(ledger, one)) for one in most[1:]]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in waiting)  # the one in flight may turn out cheaper
+        if key:
+            ledger.record(key, completion(tokens=1))
+    await asyncio.gather(*waiting)
+
+
 def test_an_answer_counts_once_however_often_it_is_found_and_the_cap_knows_what_was_paid_before(tmp_path):
     path = tmp_path / "answers.sqlite"
-    ledger = Ledger(path, price_in=1e5, price_out=1e5)
+    price = Price(usd_per_million_in=1e5, usd_per_million_out=1e5)
+    ledger = Ledger(path, price)
     for key in ("a", "b"):
         ledger.record(key, completion(tokens=1))  # 0.30
     assert ledger.find("a") == ledger.find("a") == completion(tokens=1)
     assert ledger.bill()["cost_usd"] == pytest.approx(0.6)
-    again = Ledger(path, price_in=1e5, price_out=1e5, cap_usd=0.8)
-    with pytest.raises(CapReached):  # though nothing was found yet
-        again.reserve(0.3)
+    again = Ledger(path, price, cap_usd=0.8)
+    with pytest.raises(NoAnswer, match="cost cap"):  # though nothing was found yet
+        asyncio.run(spend(again, 0.3))
     assert again.stopped_by_cap
     assert again.find("b") == again.find("b") == completion(tokens=1)
     assert again.bill()["cost_usd"] == pytest.approx(0.3)
-    assert again.bill()["cost_usd_this_run"] == 0
+    assert again.bill()["requests_this_run"] == 0
 
 
 def test_what_is_in_flight_is_set_aside(tmp_path):
-    ledger = Ledger(None, cap_usd=1.0, price_in=1e5)
-    assert ledger.reserve(0.6)
-    assert not ledger.reserve(0.6)  # the one in flight may turn out cheaper
-    ledger.record("a", completion(tokens=1))
-    ledger.release(0.6, answered=True)
-    assert ledger.reserve(0.6)
-    ledger.release(0.6, answered=False)
-    assert (ledger.lost, ledger.stopped_by_cap) == (1, False)
-    with pytest.raises(CapReached):
-        ledger.reserve(0.95)
+    ledger = Ledger(None, Price(usd_per_million_in=1e5, usd_per_million_out=0.0), cap_usd=1.0)
+    asyncio.run(spend(ledger, 0.6, 0.6, key="a"))
+    assert (ledger.new, ledger.stopped_by_cap) == (["a"], False)
+    with pytest.raises(NoAnswer, match="cost cap"):  # 0.1 are spent
+        asyncio.run(spend(ledger, 0.95))
+    assert ledger.stopped_by_cap
 
 
 # --- money -----------------------------------------------------------------------------------------------------------
@@ -107,20 +118,20 @@ def test_what_is_in_flight_is_set_aside(tmp_path):
 def test_a_model_that_is_not_listed_is_free_only_in_ones_own_network(tmp_path, monkeypatch):
     path = tmp_path / "prices.yaml"
     for url in ("http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://10.1.2.3/v1", "http://192.168.1.1/v1"):
-        assert prices(path, "judge", url) == (0.0, 0.0)
+        assert price_of("judge", url, path) == FREE
     away = "https://8.8.8.8/v1"
     for url in (away, "https://no-such-host.invalid/v1"):
         with pytest.raises(TraitError, match=r"prices\.yaml does not say what 'judge' at https://") as error:
-            prices(path, "judge", url)
+            price_of("judge", url, path)
         line = str(error.value).splitlines()[1]
         assert yaml.safe_load(line) == {"judge": {"usd_per_million_in": 0.0, "usd_per_million_out": 0.0}}
     path.write_text("judge: {usd_per_million_in: 1.5, usd_per_million_out: 6}")
     for url in (away, "http://127.0.0.1:8000/v1"):  # a listed one may stand behind a proxy
-        assert prices(path, "judge", url) == (1.5, 6)
+        assert price_of("judge", url, path) == PRICE
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
     monkeypatch.setattr("trait_kit.engine.llm.PRICES", path)
     endpoint = Endpoint.of(params(teacher="openai", teacher_model="judge", teacher_base_url=away, max_cost_usd=3.0))
-    assert (endpoint.price_in, endpoint.price_out, endpoint.max_cost_usd) == (1.5, 6, 3.0)
+    assert (endpoint.ledger.price, endpoint.ledger.cap_usd) == (PRICE, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -132,25 +143,26 @@ def test_prices_that_cannot_be_right_are_refused(tmp_path, text):
     path = tmp_path / "prices.yaml"
     path.write_text(text)
     with pytest.raises(TraitError, match=r"prices\.yaml"):
-        prices(path, "judge", "http://127.0.0.1:8000/v1")
+        price_of("judge", "http://127.0.0.1:8000/v1", path)
 
 
 def test_the_shipped_prices_are_valid_and_name_no_vendor():
     path = Path(__file__).parent.parent / "params" / "prices.yaml"
-    assert prices(path, "Qwen/Qwen3-32B", "http://127.0.0.1:8000/v1") == (0.0, 0.0)
+    assert price_of("Qwen/Qwen3-32B", "http://127.0.0.1:8000/v1", path) == FREE
     assert yaml.safe_load(path.read_text()) is None
 
 
 def test_an_estimate_is_agreed_to_before_it_is_spent():
-    endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, price_in=1.0, price_out=10.0)
-    estimate = endpoint.estimate(1_000, 800_000, 200_000)
-    assert estimate.cost_usd == pytest.approx(2.8)
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, ledger=Ledger(None, PRICE))
+    assert endpoint.estimate([Request("题" * 100)], 1).tokens_in == 75  # what a tokenizer makes of such a script, about
+    estimate = endpoint.estimate([Request("x" * 3_200)] * 1_000, 200)
+    assert estimate.cost_usd == pytest.approx(2.4)
     assert estimate.hours == pytest.approx((200_000 + 800_000 / 3.5) / 50 / 10 / 3600)
-    said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.80, 0.2 hours"
-    assert str(estimate) == said == agree(estimate, 2.8)
-    with pytest.raises(TraitError, match=r"This would cost about \$2\.80 \(1,000 requests.*\)\. Set max_cost_usd to"):
+    said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.40, 0.2 hours"
+    assert str(estimate) == said == agree(estimate, 2.4)
+    with pytest.raises(TraitError, match=r"This would cost about \$2\.40 \(1,000 requests.*\)\. Set max_cost_usd to"):
         agree(estimate, 0.0)
-    assert agree(estimate, 0.7) == f"{said}; max_cost_usd = 0.7 will stop it after about 25% of the requests"
+    assert agree(estimate, 0.6) == f"{said}; max_cost_usd = 0.6 will stop it after about 25% of the requests"
     assert agree(Estimate(0, 0, 0, 0.0, 0.0), 0.0) == "no requests to a language model, nothing to pay"
 
 
@@ -207,7 +219,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_a_server_is_started_asked_and_ended_with_all_its_processes(tmp_path):
     chosen, log = serving_params(tmp_path), tmp_path / "teacher_server.log"
-    assert Endpoint.of(chosen).estimate(10, 100, 100).cost_usd == 0  # before there is a server
+    assert Endpoint.of(chosen).estimate([Request("x")], 100).cost_usd == 0  # before there is a server
     with served(chosen, tmp_path) as endpoint:
         replies = ask([Request(f"What is {place}?") for place in range(4)], endpoint)
         assert {reply.value for reply in replies} == {"tiny"}
@@ -263,9 +275,7 @@ def test_a_real_model_served_by_transformers_answers_every_request(tmp_path):
     command = f"{Path(sys.executable).parent / 'transformers'} serve {model} --host 127.0.0.1"
     chosen = params(teacher="openai", teacher_model=str(model), teacher_serve=command, teacher_max_tokens=24)
     with served(chosen, tmp_path) as endpoint:
-        ledger = endpoint.ledger(tmp_path / "answers.sqlite")
-        replies = ask([Request(f"What is {place} + 1?") for place in range(4)], endpoint, ledger)
+        replies = ask([Request(f"What is {place} + 1?") for place in range(4)], endpoint)
     for reply in replies:
         assert reply.value is not None and reply.tokens_in > 10 and 0 < reply.tokens_out <= 24
-    assert ledger.bill()["tokens_in"] == sum(reply.tokens_in for reply in replies)
-    assert ledger.lost == 0
+    assert endpoint.ledger.bill()["tokens_in"] == sum(reply.tokens_in for reply in replies)

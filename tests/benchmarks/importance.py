@@ -12,7 +12,7 @@ import speed
 from corpora import DEMO, SEED_SPEC, Setup, one_core, ratio
 from scipy.stats import spearmanr
 
-from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
 from trait_kit.engine.ngrams import Texts, normalise
 from trait_kit.selection.documents import load_documents
 from trait_kit.selection.dsir import DsirModel
@@ -87,7 +87,7 @@ def _package(setup: Setup, texts: list[str], seed: list[str], buckets: int, toke
 
 def _ours(texts: Texts, seed: Texts, buckets: int) -> np.ndarray:
     """The kit's weights by the package's formula: the same small number added to every bucket's probability."""
-    counts = [linear.count(side, buckets, 2, "none") for side in (seed, texts)]
+    counts = [ngrams.count(side, buckets, 2, "none") for side in (seed, texts)]
     logs = [np.log(count / count.sum() + SMOOTHING) for count in counts]
     return DsirModel((logs[0] - logs[1]).astype(np.float32)).log_weights(texts)
 

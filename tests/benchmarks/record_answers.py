@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trait_kit import params
 from trait_kit.engine.ledger import Ledger
-from trait_kit.passages.local import RECORDED
+from trait_kit.passages.teachers import RECORDED
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
@@ -42,7 +42,7 @@ def main(files: list[str]) -> None:
         written = write_passages(step)
         print(json.dumps(written.bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")
-        rows |= {row[0]: row for row in ledger.rows() if row[0] in used}
+        rows |= {key: (key, *ledger.find(key)) for key in sorted(used) if key in ledger}
     lines = [json.dumps(str(datetime.date.today())), *(json.dumps(rows[key], ensure_ascii=False) for key in sorted(rows))]
     with RECORDED.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
         stream.write("\n".join(lines).encode())

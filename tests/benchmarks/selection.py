@@ -36,7 +36,7 @@ from trait_kit.selection.scoring import ModelFiles, score_corpus
 
 STEPS = {
     "reading Parquet": ("records", "read_parquet"),
-    "n-grams": ("ngram_tables", "total"),
+    "n-grams": ("ngrams", "total"),
     "hashing ids": ("identity", "check"),
     "writing scores and documents": ("core", "write_table"),
 }
@@ -46,7 +46,7 @@ def scorer(setup: Setup) -> dict:
     """NgramScorer against fastText's predict; normalised lines are made for fastText before its clock starts."""
     found = {}
     for size in (LARGE, SMALL):
-        for normalisation in ("none", "words-1"):
+        for normalisation in ("none", "words-2"):
             path, ours, table = setup.model(size, normalisation)
             works = {
                 "fastText predict": speed.predict(str(path), speed.fasttext_lines(setup.texts, ours)),

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngrams import Texts, buffers, normalise, text_array, token_blocks
+from trait_kit.engine.ngrams import Texts, normalise, text_array, token_blocks
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.selection.budget import Limits
 from trait_kit.selection.choosing import select
@@ -113,7 +113,7 @@ def predict(model: str, lines: list[str]) -> Callable[[], object]:
 
 def scan(texts: Texts, scorer: NgramScorer) -> None:
     """Read and hash the words, and look nothing up: what no table, however small, can be faster than."""
-    for _ in token_blocks(*buffers(text_array(texts)), scorer.normalisation):
+    for _ in token_blocks(text_array(texts), scorer.normalisation):
         pass
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import multiprocessing
 import resource
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from trait_kit.engine.ledger import Ledger
 from trait_kit.engine.llm import Endpoint, Request, ask
 
 WORDS = "the train leaves at noon and each of its wagons holds forty people so that in all there are some "
@@ -80,9 +82,10 @@ def main() -> None:
     server.start()
     with tempfile.TemporaryDirectory() as folder:
         endpoint = Endpoint(f"http://127.0.0.1:{queue.get()}/v1", "m", concurrency=options.slots)
+        endpoint = dataclasses.replace(endpoint, ledger=Ledger(Path(folder) / "answers.sqlite"))
         started, cpu = time.perf_counter(), time.process_time()
         requests = [Request(f"{place} {PROMPT}") for place in range(options.count)]
-        replies = ask(requests, endpoint, Path(folder) / "answers.sqlite")
+        replies = ask(requests, endpoint)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     (busy_1, time_1), (busy_2, time_2) = queue.get(), queue.get()
     server.terminate()

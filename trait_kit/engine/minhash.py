@@ -20,7 +20,7 @@ HASHES = 128  # a signature
 MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
 WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
-_MARKS = [*ngrams.word_states(*ngrams.buffers(ngrams.text_array(list(string.punctuation)))), ngrams.EOS_STATE]  # no words
+_MARKS = [*ngrams.word_states(ngrams.text_array(string.punctuation)), ngrams.EOS_STATE]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -28,11 +28,10 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
     """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
     array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
-    leaves = np.uint64(pow(int(_FACTOR), shingle_words, 1 << 64))  # takes a word out of the rolling hash
-    for part, states, starts in ngrams.token_blocks(*ngrams.buffers(array), "words-1"):
+    for part, states, starts in ngrams.token_blocks(array, "words-2"):
         words = ~np.isin(states, _MARKS)
         begins = np.concatenate([[0], np.cumsum(words)])[starts]
-        _signatures(states[words], begins, shingle_words, leaves, out[part])
+        _signatures(states[words], begins, shingle_words, out[part])
     return out
 
 
@@ -91,29 +90,21 @@ def _mixed(value):
 
 
 @kernel
-def _signatures(words, starts, shingle_words, leaves, out):
+def _signatures(words, starts, shingle_words, out):
     factors, addends = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for k in range(len(factors)):
         both = _mixed(np.uint64(k + 1) * _FACTOR)
         factors[k], addends[k] = np.uint32(both) | np.uint32(1), np.uint32(both >> np.uint64(32))
     for d in range(len(starts) - 1):
-        state = np.uint64(0)
         for t in range(starts[d], starts[d + 1]):
-            state = state * _FACTOR + words[t]
-            if t - starts[d] >= shingle_words:
-                state -= words[t - shingle_words] * leaves
-            if t - starts[d] >= shingle_words - 1 or t == starts[d + 1] - 1:
+            begin = t - shingle_words + 1
+            if begin >= starts[d] or t == starts[d + 1] - 1:
+                state = np.uint64(0)
+                for word in words[max(begin, starts[d]) : t + 1]:
+                    state = state * _FACTOR + word
                 shingle = np.uint32(_mixed(state) >> np.uint64(32))
                 for k in range(len(factors)):
                     out[d, k] = min(out[d, k], np.uint32(np.uint32(shingle * factors[k]) + addends[k]))
-
-
-@inlined
-def _agreeing(one, other):
-    same = 0
-    for k in range(len(one)):
-        same += one[k] == other[k]
-    return same
 
 
 @inlined
@@ -132,5 +123,5 @@ def _join(keys, rows, signatures, needed, leader):
         begin = begin if keys[i] == keys[begin] else i
         for j in range(begin, min(i, begin + WINDOW)):
             one, other = _root(leader, rows[i]), _root(leader, rows[j])
-            if one != other and _agreeing(signatures[rows[i]], signatures[rows[j]]) >= needed:
+            if one != other and (signatures[rows[i]] == signatures[rows[j]]).sum() >= needed:
                 leader[max(one, other)] = min(one, other)

@@ -1,39 +1,53 @@
-"""Tokens and their hashes: the one pass over text that every linear selection model shares.
+"""Tokens, their hashes, and tables of numbers over them: the one pass over text that every linear selection model shares.
 
 The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams. `token_blocks`
 reads Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized
-block at a time, for any number of tables to look up. The pass has no branch that a processor could guess wrong at a
-word's end: that, not arithmetic, is what limits a loop over words. Normalisation, if a model was trained with one,
-happens in the same pass (`normalise` gives the same tokens as text, for training).
+block at a time. The pass has no branch that a processor could guess wrong at a word's end: that, not arithmetic, is what
+limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass (`normalise` gives the
+same tokens as text, for training).
 
 A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions
 share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
+
+A `LinearTable` holds what a linear model adds to its scores for a word (slots: open addressing by the word's hash
+state, the word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). `total` looks up
+any number of tables in each block and gives each text's sums and how many rows went into them; a model makes
+probabilities or log weights of those. Tables are mapped from their file, so all processes of a machine share one.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.numpy import save
 
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, atomic_path
 
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
+TextArray = pa.LargeStringArray | pa.LargeBinaryArray
 Block = tuple[slice, np.ndarray, np.ndarray]
 # What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
-Normalisation = Literal["none", "words-1"]
+Normalisation = Literal["none", "words-2"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
 LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
-_SPACE, _ALONE, _WORD = np.uint8(0), np.uint8(1), np.uint8(2)
-_KINDS = {  # ranges of characters; all others are of words. Spaces end words, the others alone are words of their own
+# Scripts without blanks: Thai and Lao, Burmese, Khmer, the kana and East Asian characters.
+UNSPACED = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x9FFF)]
+_MARKS = [(c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"]
+_SPACE, _ALONE, _WORD, _MARK = map(np.uint8, range(4))
+_KINDS = {  # ranges of characters; all others are of words. Spaces end words, those alone are words with their marks
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
-    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0x3040, 0x9FFF)],
+    _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), *UNSPACED],
+    _MARK: _MARKS,  # a vowel sign or tone above a letter; one without a letter is alone
 }
 _BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
@@ -63,7 +77,7 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
     return texts
 
 
-def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
+def _buffers(array: TextArray) -> tuple[np.ndarray, np.ndarray]:
     """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
     _, offsets, values = array.buffers()
     starts = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
@@ -74,7 +88,7 @@ def buffers(array: pa.LargeStringArray | pa.LargeBinaryArray) -> tuple[np.ndarra
 
 
 def normalise(texts: Texts) -> pa.LargeStringArray:
-    """Lower case, one space between tokens, punctuation and East Asian characters as tokens of their own.
+    """Lower case, one space between tokens; punctuation, and letters of scripts without blanks, as tokens of their own.
 
     Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages written
     without spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a
@@ -83,7 +97,8 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     """
     array = pc.utf8_lower(text_array(texts))
     classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
-    for pattern, replacement in ((f"[{classes[_ALONE]}]", r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
+    alone = f"[{classes[_ALONE]}][{classes[_MARK]}]*"
+    for pattern, replacement in ((alone, r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
         array = pc.replace_substring_regex(array, pattern, replacement)
     return pc.utf8_trim(array, " ")
 
@@ -103,12 +118,13 @@ def sign_extend(state):
     return np.uint64(np.int64(np.int32(np.uint32(state & LOW_32))))
 
 
-def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normalisation = "none") -> Iterator[Block]:
-    """The hashed tokens of some texts of `buffers` after others: (which texts, states, where each text's begin).
+def token_blocks(array: TextArray, normalisation: Normalisation = "none") -> Iterator[Block]:
+    """The hashed tokens of some texts after others: (which texts, states, where each text's begin).
 
     States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next
     block's overwrite them.
     """
+    values, offsets = _buffers(array)
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
@@ -121,9 +137,9 @@ def token_blocks(values: np.ndarray, offsets: np.ndarray, normalisation: Normali
         first = stop
 
 
-def word_states(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """uint64 [n]: the hash state of the first word of each text of `buffers`."""
-    found = [states[starts[:-1]] for _, states, starts in token_blocks(values, offsets)]
+def word_states(array: TextArray) -> np.ndarray:
+    """uint64 [n]: the hash state of the first word of each text."""
+    found = [states[starts[:-1]] for _, states, starts in token_blocks(array)]
     return np.concatenate([np.empty(0, np.uint64), *found])
 
 
@@ -163,7 +179,7 @@ def _scan(values, offsets, states, starts, kinds, lower):
                 kind = _WORD
                 if point < len(kinds):
                     kind, utf8 = kinds[point], lower[point]
-                joined = (kind == _WORD) & (before == _WORD)
+                joined = (kind == _WORD) & (before == _WORD) | (kind == _MARK) & (before % 2 == 1)  # alone, or a mark
                 state = state if joined else HASH_START
                 while utf8:
                     state = (state ^ _SIGNED[utf8 & 0xFF]) * FNV_PRIME
@@ -190,3 +206,156 @@ def _decode(values, position, end):
         point = (point << np.uint32(6)) | np.uint32(values[position + k] & 0x3F)
         utf8 |= np.uint32(values[position + k]) << np.uint32(8 * k)
     return point, utf8, position + length
+
+
+class LinearTable(NamedTuple):
+    """What the kernels read, for C numbers a row. Without cells the buckets hold single words too, but no </s>."""
+
+    cells: np.ndarray  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
+    buckets: np.ndarray  # float32 [buckets, C]
+    longest: int  # n-gram of the buckets
+
+    def add(self, states: np.ndarray, starts: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> None:
+        """Write the sums and the number of rows of a block's texts. Two columns are looked up as one complex number."""
+        words, buckets = self.cells[:, 2 : 2 + sums.shape[1]], self.buckets
+        if sums.shape[1] == 2:
+            words, buckets = self.cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
+            sums = sums.view(np.complex128)
+        look_up = _look_up_kernel(len(self.cells) > 0, self.longest)
+        for k in range(sums.shape[1]):
+            look_up(states, starts, self.cells.view(np.uint64), words[:, k], buckets[:, k], sums[:, k], rows)
+
+
+def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
+    """Cells of words and their numbers (float32 [n, C]), at most half of them used, each within a cache line."""
+    slots = 1 << max(2 * len(words) - 1, 1).bit_length()
+    cells = np.zeros((slots, 1 << (values.shape[1] + 1).bit_length()), np.float32)
+    states = word_states(pa.array(words, pa.large_binary()))
+    cells[_take_slots(states, cells.view(np.uint64)), 2 : 2 + values.shape[1]] = values
+    return cells
+
+
+def linear_table(cells: np.ndarray, buckets: np.ndarray, longest: int) -> LinearTable:
+    """A table that is no longer writable: one type for the kernels, whatever its arrays came from."""
+    for array in (cells, buckets):
+        array.flags.writeable = False
+    return LinearTable(cells, buckets, longest)
+
+
+def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    """A model file (safetensors): a header, whose `kind` names the format, and arrays of float32.
+
+    Equal models give equal bytes, and a first array of cells lies within whole cache lines.
+    """
+    text = json.dumps(dict(header))  # one entry, because the library gives several in any order
+    start = 8 + int.from_bytes(save(dict(arrays), {"model": text})[:8], "little")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), {"model": text + " " * (-start % 64)}))
+    return Path(path)
+
+
+def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(header, arrays) of a file of this kind, mapped and not read; `how` says in errors what makes one."""
+    try:
+        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        layout = json.loads(data[8:start].tobytes())
+        header = json.loads(layout.pop("__metadata__")["model"])
+        arrays = {}
+        for name, array in layout.items():
+            first, last = array["data_offsets"]
+            arrays[name] = data[start + first : start + last].view("<f4").reshape(array["shape"])
+    except FileNotFoundError:
+        raise TraitError(f"{path} does not exist. Make it with {how}.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraitError(f"{path} is not a whole model file of the kit ({error}). Make it again with {how}.") from None
+    if header["kind"] != kind:
+        raise TraitError(f"{path} holds '{header['kind']}', not '{kind}'. Make it again with {how}.")
+    return header, arrays
+
+
+def total(
+    texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none"
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
+    array = text_array(texts)
+    results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
+    for part, states, starts in token_blocks(array, normalisation):
+        for table, (sums, rows) in zip(tables, results, strict=True):
+            table.add(states, starts, sums[part], rows[part])
+    return results
+
+
+def count(texts: Texts, buckets: int, longest: int, normalisation: Normalisation = "none") -> np.ndarray:
+    """int64 [buckets]: how often the texts' n-grams of 1 to `longest` words fall into each bucket."""
+    counts = np.zeros(buckets, np.int64)
+    for _, states, _ in token_blocks(text_array(texts), normalisation):
+        words = states != EOS_STATE
+        within = words
+        for n in range(1, longest + 1):
+            hashes = ngram_hashes(states, n)[within]
+            counts += np.bincount((hashes % np.uint64(buckets)).astype(np.int64), minlength=buckets)
+            within = within[:-1] & words[n:]
+    return counts
+
+
+@inlined
+def find_slot(state, slot_states):
+    """The word's slot, or the empty one where it would be."""
+    mask = np.uint64(len(slot_states) - 1)
+    slot = state & mask
+    while slot_states[slot, 0] != state and slot_states[slot, 0] != 0:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@functools.cache
+def _look_up_kernel(with_words: bool, longest: int):
+    """What adds up the rows of texts: words' slots, if there are any, and the n-grams that end at each token.
+
+    Both are constants for the compiler, so that the loops over them cost nothing and sums stay in registers. Sums are
+    of single precision within 1,024 tokens: double would be slower, and more tokens would drift, as fastText's own do.
+    """
+    shortest, one, summed = 1 + with_words, np.uint64(1), np.uint64(1_024)  # unsigned: see `_scan`
+
+    @kernel
+    def _look_up(states, starts, slot_states, numbers, buckets, sums, rows):
+        for d in range(len(starts) - 1):
+            begin, stop = np.uint64(starts[d]), np.uint64(starts[d + 1])
+            if not with_words:
+                stop -= one
+            found = 0
+            for n in range(shortest, longest + 1):
+                found += max(np.int64(stop - begin) - n + 1, 0)
+            part = begin
+            while part < stop:
+                until = min(part + (summed if part > begin else one), stop)  # the first token ends no longer n-gram
+                total = buckets.dtype.type(0)
+                for t in range(part, until):
+                    if with_words:
+                        slot = find_slot(states[t], slot_states)
+                        total += numbers[slot]
+                        found += slot_states[slot, 0] != 0
+                    ngram, factor = np.uint64(0), one
+                    for n in range(longest):
+                        if t < begin + np.uint64(n):
+                            break
+                        ngram += sign_extend(states[t - np.uint64(n)]) * factor
+                        factor *= NGRAM_MULTIPLIER
+                        if n + 1 >= shortest:
+                            total += buckets[ngram % np.uint64(len(buckets))]
+                sums[d] += total
+                part = until
+            rows[d] = found
+
+    return _look_up
+
+
+@kernel
+def _take_slots(states, slot_states):
+    """Give every word its slot; int64 [n]."""
+    slots = np.empty(len(states), np.int64)
+    for entry in range(len(states)):
+        slots[entry] = find_slot(states[entry], slot_states)
+        slot_states[slots[entry], 0] = states[entry]
+    return slots

@@ -39,14 +39,10 @@ def plan_rows(
     """
     lengths = np.asarray(lengths, np.int64)
     whole = np.ascontiguousarray(np.broadcast_to(np.asarray(whole, bool), lengths.shape))
-    rows = n_rows
-    if rows is None:
-        rows = len(lengths) if whole.any() else -(-int(lengths.sum()) // context_length)
-    document, start, length, row = _place(lengths, whole, rows, context_length)
-    if n_rows is None:
-        rows = int(row.max(initial=-1)) + 1
+    enough = len(lengths) if whole.any() else -(-int(lengths.sum()) // context_length)
+    document, start, length, row = _place(lengths, whole, enough if n_rows is None else n_rows, context_length)
     order = np.argsort(row, kind="stable")  # the pieces of a row stay in the order in which they were placed
-    row_ends = np.cumsum(np.bincount(row, minlength=rows))
+    row_ends = np.cumsum(np.bincount(row, minlength=n_rows or 0))
     return Plan(document[order], start[order], length[order], row_ends)
 
 

@@ -15,28 +15,25 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
-from trait_kit.engine.ngrams import Texts, text_array
+from trait_kit.engine.ngrams import UNSPACED, Texts, text_array
 
 COLUMNS = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
 _EXCERPT_WORDS = 40
 _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
-_SIGNS = str.maketrans({"−": "-", "–": "-", "—": " ", "×": "*", "·": "*", "÷": "/", "⁄": "/", "’": "'", "‘": "'"})
-_BROKEN = re.compile(r"-[ \t]*\n[\s>]*(?=[^\W\d_])")  # a word at the end of its line
-_MARKED = re.compile(r"[<>*_`~#\\•]|^[ \t]*(?:\+|\(?\d{1,2}[.)])\s|(?<!\S)-\s", re.MULTILINE)  # few texts have any
-_MARKUP = re.compile(  # tags; what begins a line (quotes, lists, headings), or did; emphasis; LaTeX around plain text
-    r"</?[a-z][^<>]{0,200}>|^(?:\s*(?:>|\#{1,6}\s|[*+•-]\s|\(?\d{1,2}[.)]\s))+|(?<!\S)[*•>\#-]{1,6}\s+(?=[^\W\d_]{2})|"
-    r"(?<![\w)])[*_`~]{1,3}(?=\w)|(?<=[\w.,:;!?)])[*_`~]{1,3}(?!\w)|\\(?:text[a-z]*|emph|mathrm|mbox)\b",
-    re.IGNORECASE | re.MULTILINE,
-)
-# a character of a script without blanks, a word (with its inner apostrophe), a number, or a sign of arithmetic
-_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
-_PATTERN = r"L+(?:'L+)?|\d+(?:,\d{3})*(?:\.\d+)?|[+*/=<>^%]|(?<!L)-|-(?!L)"
-_ASCII_WORD = re.compile(_PATTERN.replace("L", "[a-z]"))
-_WORD = re.compile(_UNSPACED + "|" + _PATTERN.replace("L", rf"(?:(?!{_UNSPACED})[^\W\d_])"))
+_SAME = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8"))
+_SIGNS = str.maketrans(_SAME["signs"])
+_BROKEN = re.compile(_SAME["broken"])
+_MARKED = re.compile(_SAME["marked"], re.MULTILINE)
+_MARKUP = re.compile("|".join(_SAME["markup"]), re.IGNORECASE | re.MULTILINE)
+_ASCII_WORD = re.compile(_SAME["word"].replace("L", "[a-z]"))
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)  # each of their characters is a word
+_WORD = re.compile(f"[{_UNSPACED}]|" + _SAME["word"].replace("L", rf"[^\W\d_{_UNSPACED}]"))
 
 
 class QuestionIndex:

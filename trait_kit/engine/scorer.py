@@ -3,7 +3,7 @@
 A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words
 and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a softmax
 matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
-model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngram_tables`).
+model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngrams`).
 
 Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
 - words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text;
@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import Normalisation, Texts, buffers, ngram_hashes, text_array, word_states
+from trait_kit.engine.ngrams import LinearTable, Normalisation, Texts, text_array
 
 LABEL_PREFIX = "__label__"
-_KIND = "ngram scorer 6"  # in the file's header
+_KIND = "ngram scorer 7"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _SOFTMAX = 3
@@ -41,7 +40,7 @@ _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and bef
 class NgramScorer:
     """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
 
-    `normalisation` is what training did to the texts: "words-1" for the kit's own models, "none" for fastText's own
+    `normalisation` is what training did to the texts: "words-2" for the kit's own models, "none" for fastText's own
     reading.
     """
 
@@ -60,23 +59,23 @@ class NgramScorer:
             values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
-        buckets, cells = values[n_words:].copy(), linear.word_cells(words, values[:n_words])
-        return cls(labels, linear.linear_table(cells, buckets, longest if len(buckets) else 1), normalisation)
+        buckets, cells = values[n_words:].copy(), ngrams.word_cells(words, values[:n_words])
+        return cls(labels, ngrams.linear_table(cells, buckets, longest if len(buckets) else 1), normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> "NgramScorer":
         """A scorer written by `save`, mapped from its file, so processes share one copy; or any fastText .bin, folded."""
         if str(path).endswith(".bin"):
             return cls.from_fasttext(path)
-        header, arrays = linear.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
-        table = linear.linear_table(arrays["cells"], arrays["ngrams"], header["longest"])
+        header, arrays = ngrams.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
+        table = ngrams.linear_table(arrays["cells"], arrays["ngrams"], header["longest"])
         return cls(header["labels"], table, header["normalisation"])
 
     def save(self, path: Path | str) -> Path:
         """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
         header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels}
         header["longest"] = self.table.longest
-        return linear.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
+        return ngrams.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
         """The column of `label` in the probabilities, with or without fastText's prefix."""
@@ -87,11 +86,11 @@ class NgramScorer:
 
     def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""
-        ((sums, rows),) = linear.total(texts, [self.table], self.normalisation)
+        ((sums, rows),) = ngrams.total(texts, [self.table], self.normalisation)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Probabilities from what `ngram_tables.total` found."""
+        """Probabilities from what `ngrams.total` found."""
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         return softmax(logits, axis=1).astype(np.float32)
@@ -101,13 +100,13 @@ class NgramScorer:
         cells, buckets, longest = self.table
         weights = np.zeros((len(grams), len(self.labels)))
         words = [gram.split() for gram in grams]
-        states = word_states(*buffers(text_array([word for gram in words for word in gram])))
+        states = ngrams.word_states(text_array([word for gram in words for word in gram]))
         for added, gram in zip(weights, np.split(states, np.cumsum([len(gram) for gram in words])[:-1]), strict=True):
             if len(gram) == 1:
-                cell = cells[linear.find_slot(gram[0], self.table.states)]
+                cell = cells[ngrams.find_slot(gram[0], cells.view(np.uint64))]
                 added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]]
             elif 1 < len(gram) <= longest and len(buckets):
-                added[: buckets.shape[1]] = buckets[ngram_hashes(gram, len(gram))[0] % len(buckets)]
+                added[: buckets.shape[1]] = buckets[ngrams.ngram_hashes(gram, len(gram))[0] % len(buckets)]
         return (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
 

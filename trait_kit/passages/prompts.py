@@ -19,13 +19,11 @@ import jinja2
 
 from trait_kit.answers import is_mathematical, language_of, statement
 from trait_kit.engine.files import digest
-from trait_kit.engine.ledger import Estimate, Ledger
-from trait_kit.engine.llm import Endpoint, Message, Request, again, clean
+from trait_kit.engine.llm import Message, again, clean
 from trait_kit.engine.numbers import numbers
 from trait_kit.passages.material import Order, Problem, content, content_words, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
-_CHARACTERS_A_TOKEN = 4  # for estimates
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
@@ -90,14 +88,6 @@ def topic(question: str) -> list[Message]:
         turns.append({"role": "user", "content": example["question"]})
         turns.append({"role": "assistant", "content": example["topic"]})
     return [*turns, {"role": "user", "content": as_data(question)}]
-
-
-def estimate(endpoint: Endpoint, requests: Sequence[Request], answer_tokens: int, ledger: Ledger | None = None) -> Estimate:
-    """The bill of asking each thing once that has no kept answer."""
-    asked = [request.messages() for request in requests]
-    new = [messages for messages in asked if ledger is None or endpoint.name_of(messages) not in ledger]
-    characters = sum(len(message["content"]) for messages in new for message in messages)
-    return endpoint.estimate(len(new), characters // _CHARACTERS_A_TOKEN, answer_tokens * len(new))
 
 
 def version(name: str) -> str:

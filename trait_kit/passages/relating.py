@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from trait_kit.engine.ledger import Ledger, agree
+from trait_kit.engine.ledger import agree
 from trait_kit.engine.llm import Endpoint, Request, ask
 from trait_kit.models import embed
 from trait_kit.passages import prompts
@@ -23,14 +23,12 @@ _MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
 _MAX_TOPIC_WORDS, _TYPICAL_TOPIC = 6, 10  # words; tokens
 
 
-def plan_groups(
-    problems: pd.DataFrame, params, endpoint: Endpoint | None = None, ledger: Ledger | None = None
-) -> tuple[pd.DataFrame, list[Group]]:
-    """(problems with what relates them, groups). Only `grouping: teacher` asks anybody, on the bill of `ledger`."""
+def plan_groups(problems: pd.DataFrame, params, endpoint: Endpoint | None = None) -> tuple[pd.DataFrame, list[Group]]:
+    """(problems with what relates them, groups). Only `grouping: teacher` asks anybody."""
     if params.grouping == "concepts":
         problems = tag_concepts(problems)
     elif params.grouping == "teacher":
-        problems = ask_topics(problems, endpoint or Endpoint.of(params), ledger, params.max_attempts)
+        problems = ask_topics(problems, endpoint or Endpoint.of(params), params.max_attempts)
     elif params.grouping == "embedding":
         vectors = embed(problems["question"].tolist(), params.embedding_model)
         problems = tag_neighborhoods(problems, vectors, params.seed)
@@ -59,15 +57,14 @@ def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     return problems.assign(subject=problems["topic"], topic=topics)
 
 
-def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, ledger: Ledger | None, attempts: int = 2) -> pd.DataFrame:
+def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, attempts: int = 2) -> pd.DataFrame:
     """The problems with the teacher's `topic`, in one spelling; the topic that they had becomes their `subject`.
 
     A problem whose topic could not be had keeps none, so that no passage is made of it.
     """
     requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
-    estimate = prompts.estimate(endpoint, requests, _TYPICAL_TOPIC, ledger)
-    print(f"Topics: {agree(estimate, endpoint.max_cost_usd)}")
-    replies = ask(requests, endpoint, ledger, attempts=max(2, attempts))
+    print(f"Topics: {agree(endpoint.estimate(requests, _TYPICAL_TOPIC), endpoint.ledger.cap_usd)}")
+    replies = ask(requests, endpoint, attempts=max(2, attempts))
     return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])
 
 

@@ -1,4 +1,4 @@
-"""Teachers write drafts of passages: one joins worked solutions, one asks a language model.
+"""Teachers write drafts of passages: one joins worked solutions, one asks a language model, anybody's or the local one.
 
 A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(orders) -> drafts`,
 in their order. A draft that could not be had says why; only what would fail for all of them (a key
@@ -6,17 +6,24 @@ that is not accepted) raises TraitError.
 """
 
 import functools
+import gzip
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from trait_kit.engine.ledger import Estimate, Ledger
+from trait_kit.engine import llama
+from trait_kit.engine.ledger import Estimate
 from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.novelty import blames
 
+RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
+_LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
 _SAY_EVERY = 60.0  # seconds
 
@@ -48,8 +55,8 @@ class EndpointTeacher:
 
     can_mend = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger, params) -> None:
-        self.name, self.endpoint, self.ledger, self.params = endpoint.model, endpoint, ledger, params
+    def __init__(self, endpoint: Endpoint, params) -> None:
+        self.name, self.endpoint, self.params = endpoint.model, endpoint, params
         self.paragraphs: dict[str, Reply] = {}  # of problems that were asked for
         self.refusals: Counter[str] = Counter()
         self._unpaid: dict[str, Reply] = {}  # paragraphs that no passage has paid for yet
@@ -76,7 +83,7 @@ class EndpointTeacher:
         requests = [self._paragraph(row) for row in self._to_ask(orders)]
         for order in orders:
             requests += self._around(order, [_solution(row) for row in order.rows])
-        return prompts.estimate(self.endpoint, requests, _TYPICAL_ANSWER, self.ledger)
+        return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
     def _to_ask(self, orders: Sequence[Order]) -> list[Problem]:
         rows = {row.id: row for order in orders for row in order.rows}
@@ -85,7 +92,7 @@ class EndpointTeacher:
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
         order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
-        asked = ask([requests[at] for at in order], self.endpoint, self.ledger, attempts=attempts, progress=Progress())
+        asked = ask([requests[at] for at in order], self.endpoint, attempts, Progress())
         found = dict(zip(order, asked, strict=True))
         replies = [found[at] for at in range(len(requests))]
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
@@ -129,12 +136,23 @@ class EndpointTeacher:
 Teacher = JoiningTeacher | EndpointTeacher
 
 
-def make_teacher(params, endpoint: Endpoint | None = None, ledger: Ledger | None = None) -> Teacher:
+def make_teacher(params, endpoint: Endpoint | None = None) -> Teacher:
     """The teacher that the parameters name; one that asks has `endpoint`, or that of the parameters."""
     if params.teacher == "none":
         return JoiningTeacher()
-    endpoint = endpoint or Endpoint.of(params)
-    return EndpointTeacher(endpoint, ledger or endpoint.ledger(None), params)
+    return EndpointTeacher(endpoint or Endpoint.of(params), params)
+
+
+def local_teacher(params: Any) -> Any:
+    """The parameters of a teacher that is the model of this machine: small, so it is asked one sentence at a time."""
+    asked = {**_LOCAL, **params.teacher_extra}
+    return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps="sentences")
+
+
+def recorded() -> tuple[str, list[list[Any]]]:
+    """(the day on which the local teacher was asked for the shipped demos, its answers as `Ledger.keep` takes them)."""
+    with gzip.open(RECORDED, "rt", encoding="utf-8") as lines:
+        return json.loads(next(lines)), [json.loads(line) for line in lines]
 
 
 def _solution(row: Problem) -> str:

@@ -21,13 +21,12 @@ from trait_kit.engine.files import TraitError, atomic_path, read_json, write_jso
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
-from trait_kit.passages import local
 from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
 from trait_kit.passages.material import Draft, Group, Order, compose_text, content, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, make_teacher
+from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, local_teacher, make_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
 MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
@@ -61,13 +60,13 @@ def write_passages(step) -> Written:
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
         here = p.teacher == "local"
-        p = local.as_endpoint(p) if here else p
+        p = local_teacher(p) if here else p
         endpoint = stack.enter_context(served(p, folder)) if p.teacher != "none" else None
-        ledger = endpoint.ledger(folder / "teacher_answers.sqlite") if endpoint else Ledger(None)
-        day, answers = local.recorded() if here else ("", [])
+        ledger = endpoint.ledger if endpoint else Ledger()
+        day, answers = recorded() if here else ("", [])
         ledger.keep(answers)
-        problems, groups = plan_groups(problems, p, endpoint, ledger)
-        teacher, orders = make_teacher(p, endpoint, ledger), orders_of(groups, problems)
+        problems, groups = plan_groups(problems, p, endpoint)
+        teacher, orders = make_teacher(p, endpoint), orders_of(groups, problems)
         if isinstance(teacher, EndpointTeacher):
             if here and teacher.estimate(orders).requests:
                 teacher.endpoint = endpoint.measured()
@@ -75,8 +74,8 @@ def write_passages(step) -> Written:
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, orders, folder)
         made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
-        bill = write_groups(groups, problems, teacher, **made, ledger=ledger)
-        replayed = f", the others on {day}" if day and ledger.found else ""
+        bill = write_groups(groups, problems, teacher, **made) | ledger.bill()
+        replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
     if told := shortfall(bill["groups"], bill["passages"], rejected):
@@ -147,9 +146,8 @@ def write_groups(
     test_questions: Sequence[str],
     count_tokens: TokenCounts,
     params,
-    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
-    """The bill; passages.parquet and rejected.parquet in `folder`: attempt by attempt in the order of the groups.
+    """What came of it; passages.parquet and rejected.parquet in `folder`: attempt by attempt in the order of the groups.
 
     A passage that holds one of the `test_questions` is rejected.
     """
@@ -170,7 +168,7 @@ def write_groups(
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
     tables.write(folder / "passages.parquet", kept, "passages")
     tables.write(folder / "rejected.parquet", rejected, "rejected")
-    return _bill(teacher, len(groups), kept, rejected, ledger or Ledger(None))
+    return _bill(teacher, len(groups), kept, rejected)
 
 
 def judged(
@@ -206,8 +204,8 @@ def judged(
         }
 
 
-def _bill(teacher: Teacher, groups: int, kept: list[dict], rejected: list[dict], ledger: Ledger) -> dict[str, Any]:
-    """What was written, rejected and paid for; a passage's cost is shared evenly by its problems."""
+def _bill(teacher: Teacher, groups: int, kept: list[dict], rejected: list[dict]) -> dict[str, Any]:
+    """What was written and rejected, and its cost; a passage's cost is shared evenly by its problems."""
     by_task: dict[str, float] = defaultdict(float)
     for row in kept + rejected:
         for task in row["tasks"]:
@@ -222,5 +220,4 @@ def _bill(teacher: Teacher, groups: int, kept: list[dict], rejected: list[dict],
         "cost_usd_rejected": sum(row["cost_usd"] for row in rejected),
         "cost_usd_per_passage": sum(by_task.values()) / max(1, len(kept)),
         "cost_usd_by_task": dict(by_task),
-        **ledger.bill(),
     }

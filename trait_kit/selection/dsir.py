@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ngram_tables import LinearTable
-from trait_kit.engine.ngrams import Texts
+from trait_kit.engine.ngrams import LinearTable, Texts
 from trait_kit.selection.fitting import NORMALISATION, WORD_NGRAMS
 
-_KIND = "dsir 4"  # in the file's header
+_KIND = "dsir 5"  # in the file's header
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class DsirModel:
         """Count both sides. `general` should be a plain sample of the corpus to be selected from."""
         logs = []
         for side, texts in (("in-domain", in_domain), ("general", general)):
-            counts = linear.count(texts, buckets, WORD_NGRAMS, NORMALISATION).astype(np.float64)
+            counts = ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION).astype(np.float64)
             if not counts.any():
                 raise TraitError(f"DSIR has no {side} text to learn from: {len(texts)} documents without a word.")
             logs.append(np.log(counts + smoothing) - np.log(counts.sum() + smoothing * buckets))
@@ -42,20 +41,20 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        return linear.linear_table(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
+        return ngrams.linear_table(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
 
     def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""
-        ((sums, rows),) = linear.total(texts, [self.table], NORMALISATION)
+        ((sums, rows),) = ngrams.total(texts, [self.table], NORMALISATION)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Log weights from what `ngram_tables.total` found."""
+        """Log weights from what `ngrams.total` found."""
         return sums[:, 0].astype(np.float32)
 
     def save(self, path: Path | str) -> Path:
-        return linear.write(path, {"kind": _KIND}, {"log_ratios": self.log_ratios})
+        return ngrams.write(path, {"kind": _KIND}, {"log_ratios": self.log_ratios})
 
     @classmethod
     def load(cls, path: Path | str) -> "DsirModel":
-        return cls(linear.read(path, _KIND, "DsirModel.fit(...).save(...)")[1]["log_ratios"])
+        return cls(ngrams.read(path, _KIND, "DsirModel.fit(...).save(...)")[1]["log_ratios"])

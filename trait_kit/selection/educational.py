@@ -26,6 +26,7 @@ from trait_kit.selection.fitting import Report, require, train, trial
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
+_TYPICAL_ANSWER = 100  # tokens
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
 _FEWEST = 10  # documents of a label
 _EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
@@ -78,12 +79,10 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         endpoint = endpoint.measured() if here else endpoint
-        paid = endpoint.ledger(folder / "teacher_answers.sqlite")
-        most = endpoint.estimate(len(texts), len(texts) * (MAX_CHARACTERS // 4 + 400), len(texts) * 100)
-        print(f"At most {ledger.agree(most, p.max_cost_usd)}", flush=True)
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        replies = llm.ask(requests, endpoint, paid, attempts=2)
-        bill = paid.bill()
+        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, _TYPICAL_ANSWER), p.max_cost_usd)}", flush=True)
+        replies = llm.ask(requests, endpoint, attempts=2)
+        bill = endpoint.ledger.bill()
     rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
     failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:

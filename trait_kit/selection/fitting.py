@@ -19,7 +19,7 @@ from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.params import ClassifierParams
 
-NORMALISATION = "words-1"  # of `ngrams.normalise`, by its name in model files
+NORMALISATION = "words-2"  # of `ngrams.normalise`, by its name in model files
 WORD_NGRAMS = 2
 _HELD_OUT = 0.2
 

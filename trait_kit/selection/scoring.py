@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trait_kit import tables
-from trait_kit.engine import ngram_tables as linear
+from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, write_json
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import SKIPPED, Columns
@@ -80,7 +80,7 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
     found: dict[str, np.ndarray] = {}
     for normalisation in {model.normalisation for model in models.values()}:
         group = {name: model for name, model in models.items() if model.normalisation == normalisation}
-        totals = linear.total(texts, [model.table for model in group.values()], normalisation)
+        totals = ngrams.total(texts, [model.table for model in group.values()], normalisation)
         for (name, model), (sums, rows) in zip(group.items(), totals, strict=True):
             found[name] = model.finish(sums, rows)
     found["domain"] = found["domain"][:, models["domain"].column(files.label)]
