@@ -16,14 +16,14 @@ import yaml
 
 from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ledger import Ledger, agree
+from trait_kit.engine.ledger import agree
 from trait_kit.figures.verdict import MIN_ITEMS
 from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
-from trait_kit.passages import local, writing
+from trait_kit.passages import writing
 from trait_kit.passages.novelty import Beside
 from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import JoiningTeacher, make_teacher
+from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
@@ -149,7 +149,7 @@ def _passages(p: PassageParams, told: Checked) -> None:
                 "The questions have no blanks between words, and the checks of a teacher's text count words: most of it "
                 "will be refused. passages.teacher: none joins worked solutions."
             )
-        teacher = make_teacher(local.as_endpoint(p) if p.teacher == "local" else p, ledger=Ledger(None))
+        teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
         told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
     joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
     if joined and p.paragraphs != "teacher":

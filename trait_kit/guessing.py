@@ -17,7 +17,7 @@ from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
 from trait_kit.engine.readers import hub_data
-from trait_kit.fields import FORMS, FieldError, Row, fill, read_rows, usable
+from trait_kit.fields import FORMS, FieldError, Row, fill, form_of, read_rows, usable
 
 _KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
 _ROWS, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; different answers that are labels; a share that is nearly all
@@ -57,14 +57,13 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
-    splits = _splits(source) if source.startswith("hf:") else dict.fromkeys(("train", "validation", "test"), "all")
     values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
-    return "task.yaml.jinja", values | {"fields": fields, "splits": splits}
+    return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
 
 def columns_of(path: str) -> Columns:
     """column -> values of the first rows of a file; none of a file without rows."""
-    return _columns(_head(path)) if any(form.lower() in FORMS for form in Path(path).suffixes) else {}
+    return _columns(_head(path)) if form_of(Path(path)) in FORMS else {}
 
 
 def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
@@ -97,7 +96,9 @@ def _columns(rows: list[Row]) -> Columns:
 
 
 def _splits(source: str) -> dict[str, str]:
-    """ours -> the data set's own; what it has not is made of its train split."""
+    """ours -> those of a hub data set, where what it lacks is made of its train split; none of a file."""
+    if not source.startswith("hf:"):
+        return {}
     from datasets import get_dataset_split_names
 
     name, _, config = source.removeprefix("hf:").partition("@")

@@ -134,10 +134,10 @@ class _Pool:
 
 def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int) -> list[_Pool]:
     """One pool for each value that at least two kinds of problem have."""
-    alone = problems["task"].nunique() == 1  # then every problem is a kind of its own
-    subject = problems["id"] if alone else problems.get("subject", "")
-    usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=subject)
+    usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
+    if problems["task"].nunique() == 1:  # then its subjects count as tasks, and every problem is a kind of its own
+        usable = usable.assign(task=usable["subject"], subject=usable["id"])
     found: dict[str, dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):
         found[row.shared][row.task, row.subject].append(row.id)
