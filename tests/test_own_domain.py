@@ -12,6 +12,8 @@ from own_domains import DOMAINS, _lines, code
 from trait_kit import checking, guessing, params, scaffold
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
+from trait_kit.passages.checks import own_fault, read_sentence
+from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 from trait_kit.tasks import load_problems, load_task
@@ -168,9 +170,31 @@ def test_check_warns_of_what_makes_a_result_worth_less(mine):
     assert any(line.startswith("Only ") and "raise max_uses" in line for line in told.warnings)
 
 
-def test_check_warns_where_the_checks_of_a_teachers_text_cannot_count(tmp_path):
-    told = checking.check(written(tmp_path, *DOMAINS["chinese"](tmp_path / "in"), teacher="local"))
-    assert any("no blanks between words" in warning for warning in told.warnings)
+def test_a_chinese_enlightenment_is_judged_by_what_it_says():
+    rows = [
+        Problem(
+            f"q/{n}",
+            "题目",
+            f"{what}合同的本金为{n}00元,年利率为百分之五,利息是多少元?",
+            str(5 * n),
+            why,
+            (),
+            None,
+            "利息",
+            "train",
+        )
+        for n, what, why in ((3, "租赁", "利息等于本金乘以年利率"), (8, "抵押", "先求本金的百分之五"))
+    ]
+    order = Order(Group("g", ("q/3", "q/8"), "knowledge", "利息"), rows)
+    paragraphs = tuple(f"{row.solution},所以是{row.answer}元。答案是{row.answer}。" for row in rows)
+    good = "这些问题都与利息有关,租赁合同的利息等于三百元乘以百分之五,抵押合同先求八百元的百分之五,再得出利息。"
+    empty = "这些问题都与利息有关,只要理解利息的含义并且认真计算,就可以很容易地得出每个问题的正确结果。"
+    assert own_fault(order, Draft(paragraphs, good))[1] == ""
+    assert "nothing that is particular" in own_fault(order, Draft(paragraphs, empty))[1]
+    assert own_fault(order, Draft(("答案是15。", paragraphs[1]), good))[1].startswith("reasoning")
+    assert read_sentence(order, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。").endswith(
+        "15元。"
+    )
 
 
 def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, capsys):

@@ -29,7 +29,6 @@ from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
 
 _FEW, _AROUND = 60, 100  # problems of a task that are related by embedding; tokens of a teacher's last paragraph, at least
-_WORDS = 3  # of a question that has blanks between them
 
 
 @dataclass
@@ -144,11 +143,6 @@ def _passages(p: PassageParams, told: Checked) -> None:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
     orders = writing.orders_of(groups, problems)
     if p.teacher != "none":
-        if problems["question"].str.split().str.len().median() < _WORDS:
-            told.warnings.append(
-                "The questions have no blanks between words, and the checks of a teacher's text count words: most of it "
-                "will be refused. passages.teacher: none joins worked solutions."
-            )
         teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
         told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
     joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
