@@ -48,6 +48,8 @@ def test_what_a_run_would_do_is_said_and_nothing_is_written(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == dict.fromkeys(runs.STEPS, "not done yet")
     assert main(["run", str(TINY), "--run-dir", str(folder), "--dry-run"]) == 0
     assert capsys.readouterr().out.count("not done yet") == 6
+    assert main(["run", str(TINY), "--run-dir", str(folder), "--from", "09"]) == 1
+    assert "--from 09: no such step; the steps are 01_domain_classifier" in capsys.readouterr().err
     assert not folder.exists()
 
 

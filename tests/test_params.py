@@ -118,7 +118,7 @@ def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
 def test_a_missing_field_and_an_unknown_section_are_named():
     values = raw()
     del values["common"]["web"]
-    with pytest.raises(TraitError, match="the field 'web' is missing"):
+    with pytest.raises(TraitError, match=r"the field 'web' is missing; .* to common: The general corpus"):
         params.parse(values, "mine.yaml")
     with pytest.raises(TraitError, match="unknown section 'trainning'; did you mean 'training'"):
         params.parse({**raw(), "trainning": {}}, "mine.yaml")
@@ -174,8 +174,25 @@ def test_a_dumped_experiment_is_the_same_experiment(tmp_path, overrides):
 
 def test_a_result_is_shaped_by_what_a_step_uses():
     experiment = params.load(ROOT / "params" / "demo.yaml")
-    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment, "selection").keys()
-    assert not {"workers", "executor"} & params.shape(experiment, "selection").keys()
-    assert "web" not in params.shape(experiment, "passages")
-    assert params.shape(experiment, "classifier").keys() >= {"methods", "in_domain", "epochs"}
-    assert params.shape(params.load(ROOT / "params" / "demo.yaml", {"training.seed": 3}), "training")["seed"] == 3
+    assert {"tasks", "token_budget", "methods"} <= params.shape(experiment.selection).keys()
+    assert not {"workers", "executor"} & params.shape(experiment.selection).keys()
+    assert "web" not in params.shape(experiment.passages)
+    assert params.shape(experiment.selection, "classifier").keys() >= {"methods"}
+
+
+def test_every_knob_is_explained_once_and_all_that_does_not_fit_is_told_at_once():
+    known = yaml.safe_load((ROOT / "trait_kit" / "knobs.yaml").read_text())
+    for section, model in params.SECTIONS.items():
+        assert {name: info.description for name, info in model.model_fields.items() if len(info.description) < 9} == {}, (
+            section
+        )
+    assert {name for knobs in known.values() for name in knobs} == {
+        name for model in params.SECTIONS.values() for name in model.model_fields
+    }
+    values = raw()
+    values["selection"] |= {"min_tokens": 9_999}
+    values["training"] |= {"arms": {"base": ["in_domain"]}}
+    with pytest.raises(TraitError) as error:
+        params.parse(values, "mine.yaml")
+    told = ("is larger than max_tokens", "'base' is named like the untrained", "base has 1 stage(s), but stage_tokens has 2")
+    assert [text for text in told if text not in str(error.value)] == []

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # how typer ends, after a wrong option or Ctrl-C too
         if end.code == 130:
             print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr, flush=True)
+            sys.stdout.flush()
             os._exit(130)  # without waiting for threads: what they wait for ends with this process
         return int(end.code or 0)
     return 0
@@ -255,7 +256,7 @@ def open_report(run_dir: Path) -> None:
     page = run_dir.absolute() / "report.html"
     if not page.exists():
         raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
-    print(page)
+    print(page, flush=True)
     webbrowser.open(page.as_uri())
 
 

@@ -40,9 +40,6 @@ _REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
-# Wikipedia
-
-
 @functools.lru_cache(maxsize=1)
 def wikipedia() -> pa.Table:
     """All 10,033 articles: id, text, source, url, label (one of 12 topics).
@@ -70,9 +67,6 @@ def clean_extract(text: str) -> str:
     for pattern, replacement in _REPAIRS:
         text = re.sub(pattern, replacement, text)
     return text.strip()
-
-
-# Corpora and problems
 
 
 def demo_digest(spec: str) -> str:
@@ -131,9 +125,6 @@ def problems() -> dict[str, list[dict[str, Any]]]:
             for row in map(json.loads, lines):
                 found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
     return found
-
-
-# Models
 
 
 def embedding_model_dir() -> Path:

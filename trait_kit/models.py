@@ -53,9 +53,6 @@ def model_digest(name: Path | str) -> str:
         return digest([str(name)])  # no hub within reach: the local copy of the hub is what will be loaded
 
 
-# Tokens
-
-
 TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: tokens without special ones, never truncated
 
 
@@ -84,9 +81,6 @@ def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
     return tokenizer
 
 
-# Vectors
-
-
 def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_tokens: int = 256) -> np.ndarray:
     """Sentence embeddings float32 [n_texts, d], rows of length 1; a longer text is represented by its first `max_tokens`.
 
@@ -113,9 +107,6 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
             vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
     return vectors
-
-
-# Precision
 
 
 @functools.lru_cache(maxsize=4)

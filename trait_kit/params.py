@@ -1,8 +1,9 @@
-"""An experiment: its file, a section a notebook, and every knob with its meaning, its limits, and checks across knobs.
+"""An experiment: its file, a section a notebook, and checks of every knob and of what has to fit together.
 
 One YAML file with a `common` section and one section a notebook is the only source of values. It is validated before
-anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent. Defaults exist
-only where one value is right for every domain. What a knob does to a result is said once, on the knob.
+anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent. What a knob
+means, its type, default and limits are said once, in knobs.yaml. Defaults exist only where one value is right for every
+domain.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, create_model, model_validator
 
 from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
@@ -22,26 +23,47 @@ from trait_kit.engine.files import TraitError
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
+_TYPES = {
+    "int": int,
+    "str": str,
+    "list[int]": list[int],
+    "list[str]": list[str],
+    "list[Method]": list[Method],
+    "dict[str, Any]": dict[str, Any],
+    "dict[str, str]": dict[str, str],
+    "dict[str, list[str]]": dict[str, list[str]],
+    "NonNegativeInt | dict[str, NonNegativeInt]": NonNegativeInt | dict[str, NonNegativeInt],
+}
+_KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
 
 
-def knob(default: Any = ..., *, shapes: bool = True, reads: str = "", steps: str = "", **limits: Any) -> Any:
-    """A field of the experiment.
-
-    `shapes`: whether another value could give another result (the number of workers could not). `reads`: the kind of input
-    that it names, known by content: documents, tasks, model or file. `steps`: the sections that use it, if others too.
-    """
-    return Field(default, json_schema_extra={"shapes": shapes, "reads": reads, "steps": steps}, **limits)
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-def shape(experiment: Experiment, section: str) -> dict[str, Any]:
-    """The knobs that shape the result of a section's step: its own, and those of other sections that it uses too."""
-    found: dict[str, Any] = {}
-    for name in (section, *SECTIONS):
-        for field, info in SECTIONS[name].model_fields.items():
-            said = info.json_schema_extra or {}
-            if said.get("shapes", True) and section in (said.get("steps") or name).split():
-                found.setdefault(field, getattr(getattr(experiment, name), field))
-    return found
+_KNOBS, REMOVED = _read("knobs.yaml"), _read("removed_knobs.yaml")  # REMOVED: of an earlier version -> what to do instead
+
+
+def _with_knobs(section: str, base: type[BaseModel]) -> Any:
+    """`base` with the knobs that knobs.yaml has for a section."""
+    fields: dict[str, Any] = {}
+    for name, said in _KNOBS[section].items():
+        kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else type(said.get("default"))
+        kind, about = _TYPES.get(said.pop("type", ""), kind), said.pop("about")
+        extra = {key: said.pop(key, default) for key, default in _KIT.items()}
+        fields[name] = (kind, Field(description=about, json_schema_extra=extra, **said))
+    return create_model(section, __base__=base, **fields)
+
+
+def shape(part: Common, section: str = "") -> dict[str, Any]:
+    """The knobs of a part of an experiment that shape the result of its step, or of another section's that uses some too."""
+    own = next(name for name, model in SECTIONS.items() if type(part) is model)
+    said = {field: info.json_schema_extra for field, info in type(part).model_fields.items()}
+    return {
+        field: getattr(part, field)
+        for field, extra in said.items()
+        if extra["shapes"] and (section or own) in (extra["steps"] or own).split()
+    }
 
 
 class Agreeing(BaseModel):
@@ -59,35 +81,12 @@ class Agreeing(BaseModel):
         return self
 
 
-class Common(Agreeing):
+class Common(_with_knobs("common", Agreeing)):
     """Knobs that several notebooks share."""
 
-    seed: int = knob(0, ge=0)  # of every random choice in the run
-    # The scarce in-domain documents: demo:..., hf:owner/name, or files (see docs/own_domain.md)
-    in_domain: str = knob(reads="documents", steps="classifier selection training evaluation figures")
-    # The general corpus to mine: the same forms
-    web: str = knob(reads="documents", steps="classifier selection training evaluation figures")
-    # Downstream tasks: names of shipped task files, or paths of your own
-    tasks: list[str] = knob(reads="tasks", min_length=1)
-    # Test problems of each task: scored by 05, kept out of training by 01 to 03
-    test_items_per_task: int = knob(gt=0)
-    # demo:smollm2-135m, a local folder, or a hub id; its tokenizer counts all tokens
-    base_model: str = knob(reads="model", steps="selection passages training evaluation")
-    # A sentence-embedding model, for neighbours and the map: the same forms
-    embedding_model: str = knob("demo:all-minilm-l6-v2", reads="model", steps="passages figures")
 
-
-class TeacherParams(Common):
+class TeacherParams(_with_knobs("teacher", Common)):
     """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
-
-    teacher: Literal["local", "openai", "none"] = "local"  # a small model on this machine; any endpoint; nobody is asked
-    teacher_model: str = ""  # name the endpoint expects
-    teacher_base_url: str = knob("", shapes=False)  # http://127.0.0.1:8000/v1, or a load balancer's
-    teacher_serve: str = knob("", shapes=False)  # instead: what starts a server, "vllm serve Qwen/Qwen3-32B"
-    teacher_concurrency: int = knob(8, shapes=False, ge=1)  # requests in flight
-    teacher_max_tokens: int = knob(1_024, ge=1)  # of an answer, thinking aloud included
-    teacher_extra: dict[str, Any] = {}  # more fields of a request's body: temperature, seed, stop, thinking off
-    max_cost_usd: float = knob(0.0, shapes=False, ge=0)  # never passed; 0 agrees only to what costs nothing
 
     def wrong(self) -> Iterator[str]:
         addressed = self.teacher_model and bool(self.teacher_base_url) != bool(self.teacher_serve)
@@ -95,32 +94,12 @@ class TeacherParams(Common):
             yield "teacher is openai, so set teacher_model and teacher_base_url (or teacher_serve instead)"
 
 
-class ClassifierParams(TeacherParams):
+class ClassifierParams(_with_knobs("classifier", TeacherParams)):
     """01: the fastText domain classifier and the educational-value model (paper, section 3.1)."""
 
-    negatives_per_positive: int = knob(10, ge=1)  # general documents sampled for one in-domain document
-    dimension: int = knob(16, ge=1)  # of the word vectors; folding makes scoring cost independent of it
-    epochs: int = knob(25, ge=1)  # passes over the labelled documents
-    learning_rate: float = knob(0.5, gt=0)  # of fastText, falling linearly to 0
-    buckets: int = knob(200_000, ge=1_000)  # hashed n-gram rows
-    teacher: Literal["local", "openai", "none"] = "none"  # who rates educational value; the demo's web brings its labels
-    educational_sample: int = knob(2_000, ge=60)  # web documents rated, to train on
 
-
-class SelectionParams(Common):
+class SelectionParams(_with_knobs("selection", Common)):
     """02: score every web document once, then choose by token budget (paper, section 3.1)."""
-
-    token_budget: int = knob(gt=0)  # tokens of the base model's tokenizer that each method selects
-    methods: list[Method] = knob(min_length=1, steps="classifier selection")  # compared at the same budget
-    min_educational: float = knob(1.0, ge=0, le=2)  # fasttext_educational keeps documents scored at least this
-    min_tokens: int = knob(20, ge=1)  # shorter documents are dropped, counted
-    max_tokens: int = knob(4_096, ge=1)  # longer ones too
-    near_duplicate: float = knob(0.8, ge=0, le=1)  # texts this alike (Jaccard, word 5-grams) are kept once; 0: all
-    documents_per_shard: int = knob(5_000, ge=1)  # the unit of work and of resume
-    executor: Literal["local", "ray", "slurm"] = knob("local", shapes=False)  # a cluster needs a shared folder
-    workers: int = knob(1, shapes=False, ge=1)  # processes that score shards
-    slurm: dict[str, str] = knob({}, shapes=False)  # partition, time, qos, ... as datatrove names them
-    max_quarantined: float = knob(0.01, ge=0, le=1)  # share of documents that may be unreadable
 
     def wrong(self) -> Iterator[str]:
         if self.min_tokens > self.max_tokens:
@@ -129,22 +108,8 @@ class SelectionParams(Common):
             yield "executor is slurm, so slurm must name a partition, for instance slurm: {partition: cpu}"
 
 
-class PassageParams(TeacherParams):
+class PassageParams(_with_knobs("passages", TeacherParams)):
     """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
-
-    # What its problems share: topic or entity, as the task files say; or a topic found for them: concepts of mathematics in
-    # the question, what the teacher says, or neighbours by embedding
-    grouping: Literal["topic", "entity", "concepts", "teacher", "embedding"]
-    problems_per_task: int = knob(gt=0)  # training problems taken from each task
-    n_groups: int = knob(gt=0)  # passages asked for
-    problems_per_group: int = knob(3, ge=2, le=8)  # of different tasks as far as they go round
-    max_uses: int = knob(2, ge=1)  # passages that one problem may appear in
-    # gold: worked solutions where there are any; teacher: it writes all; both: gold, the teacher's kept for a control
-    paragraphs: Literal["gold", "teacher", "both"] = "gold"
-    prompts: str = knob("", reads="file")  # your own wording: a YAML like passages/prompts/generic.yaml
-    teacher_steps: Literal["sentences", "paragraph"] = "paragraph"  # enlightenment: a request a sentence, or one
-    max_attempts: int = knob(3, ge=1)  # times that what fails a check is asked for
-    max_passage_tokens: int = knob(1_024, ge=1)  # longer passages are rejected
 
     @property
     def kind(self) -> str:
@@ -152,31 +117,8 @@ class PassageParams(TeacherParams):
         return "entity" if self.grouping == "entity" else "knowledge"
 
 
-class TrainingParams(Common):
+class TrainingParams(_with_knobs("training", Common)):
     """04: two-stage continual pre-training (paper, section 3.3 and appendix)."""
-
-    seed: int = knob(0, ge=0)  # common.seed unless set here: draws training text and its order alone
-    items_seed: int = knob(0, shapes=False, exclude=True)  # common.seed: draws documents and items
-    # arm -> its stages, each a mixture: in_domain+15*random. Sources: in_domain, selection methods, what is in WRITTEN.
-    # Arms whose first stages agree train them once.
-    arms: dict[str, list[str]] = knob(min_length=1)
-    stage_tokens: list[int] = knob(min_length=1)  # of each stage, the same for all arms; empty slots count
-    context_length: int = knob(1_536, ge=16)  # tokens a packed row; a passage is in it whole or not at all
-    tokens_per_batch: int = knob(1_536, ge=16)  # tokens an optimizer step
-    rows_per_device: int = knob(1, shapes=False, ge=0)  # halved where memory runs out; 0: start with a batch
-    learning_rate: float = knob(2e-5, gt=0)  # maximum of the WSD schedule
-    warmup_fraction: float = knob(0.03, ge=0, lt=1)  # of each stage, linear
-    decay_fraction: float = knob(0.10, ge=0, lt=1)  # exponential decay over this last part
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the faster one, by measuring this machine
-    evaluations_per_stage: int = knob(3, ge=1)  # held-out scores in each stage, evenly spaced in tokens
-    held_out_items: int = knob(12, ge=1)  # validation problems, and documents of each kind, in those scores
-    task_scores: bool = False  # also score the choices of the tasks' validation problems, as often
-    checkpoint_minutes: float = knob(0.0, shapes=False, ge=0)  # between checkpoints within a stage; 0: its end
-    accelerate_config: str = knob("", shapes=False)  # a YAML for several GPUs or nodes; empty: one process
-    activation_checkpointing: bool = knob(False, shapes=False)  # a third more time, less memory
-    fine_tune_epochs: int = knob(0, ge=0)  # over the tasks' train problems, a second model an arm; 0: none
-    fine_tune_learning_rate: float = knob(5e-6, gt=0)  # maximum of its cosine schedule
-    fine_tune_tokens_per_batch: int = knob(0, ge=0)  # 0: as tokens_per_batch
 
     @property
     def sources(self) -> set[str]:
@@ -199,36 +141,16 @@ class TrainingParams(Common):
             yield "warmup_fraction + decay_fraction is more than 1"
 
 
-class EvaluationParams(Common):
+class EvaluationParams(_with_knobs("evaluation", Common)):
     """05: every arm on the tasks' held-out problems, and what it forgot."""
-
-    general_documents: int = knob(60, ge=1)  # held-out general documents, for forgetting
-    in_domain_documents: int = knob(30, ge=1)  # held-out in-domain documents
-    foreign_tasks: list[str] = knob([], reads="tasks")  # in no arm: text of another kind, to forget
-    few_shot: NonNegativeInt | dict[str, NonNegativeInt] = 0  # worked examples before each problem; by task: {gsm8k: 8}
-    generate_items: int = knob(0, ge=0)  # of each task, answered and marked exactly; slow on CPU
-    max_new_tokens: int = knob(192, ge=1)  # of a generated answer
-    general_tasks: list[str] = []  # lm-eval's, by name or YAML path, for forgetting
-    endpoint_url: str = knob("", shapes=False)  # models on a server: http://127.0.0.1:8000/v1
-    endpoint_model: str = ""  # the name it expects, such as 'mine-{arm}'
-    batch_size: int = knob(8, shapes=False, ge=1)  # sequences scored at once; of an endpoint, in one request
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # as in training
-    reference_arm: str = "trait"  # paired tests compare every other arm with this one
-    control_arm: str = ""  # what it has to beat; empty: the first of worked, worked_same, selected, base
-    # What decides, named before the run; where no task has it, bits of the answer stand for it, and the verdict says so
-    main_metric: Literal["bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "prefers_gold"] = (
-        "bits_per_number_token"
-    )
 
     def wrong(self) -> Iterator[str]:
         if bool(self.endpoint_url) != bool(self.endpoint_model):
             yield "endpoint_url and endpoint_model go together; without both the models run here"
 
 
-class FigureParams(Common):
+class FigureParams(_with_knobs("figures", Common)):
     """06: the paper's figures and tables, and one report."""
-
-    map_documents: int = knob(400, ge=10)  # documents of each kind on the map
 
 
 class Experiment(Agreeing):
@@ -266,8 +188,6 @@ class Experiment(Agreeing):
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
-# A knob of an earlier version -> what to do without it
-REMOVED = yaml.safe_load(Path(__file__).with_name("removed_knobs.yaml").read_text(encoding="utf-8"))
 
 
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
@@ -330,7 +250,8 @@ def _message(item: Any, common: dict[str, Any]) -> str:
     section, *path = item["loc"] or ("",)
     field = ".".join(map(str, path))
     if item["type"] == "missing":
-        return f"the field '{field}' is missing; add it to section {section} or to common"
+        about = SECTIONS[section].model_fields[field].description
+        return f"the field '{field}' is missing; add it to section {section} or to common: {about}"
     if item["type"] != "extra_forbidden":
         got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
         return ": ".join(filter(None, (section, field, item["msg"].removeprefix("Value error, ") + got)))

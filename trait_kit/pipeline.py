@@ -29,23 +29,21 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
 
     `start_from` ("03" or a whole step name) executes that step and the later ones even if they are up to date.
     """
-    numbers = [number for number, name in enumerate(runs.STEPS) if start_from and name.startswith(start_from)]
-    if start_from and not numbers:
+    if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
-    first = min(numbers, default=len(runs.STEPS))
     started, executed = time.perf_counter(), 0
     resolved = run_dir / "params.yaml"
     with runs.locked(run_dir):
         write_text(resolved, params.dump(experiment))
-        for number, name in enumerate(runs.STEPS):
+        for name in (name for name in runs.STEPS if start_from and name >= start_from):
+            (run_dir / name / "report.json").unlink(missing_ok=True)
+        for number, name in enumerate(runs.STEPS, start=1):
             output = run_dir / "notebooks" / f"{name}.ipynb"
-            place = f"[{number + 1}/{len(runs.STEPS)}] {name}"
-            if number < first and output.exists() and runs.Step(name, experiment, run_dir).done:
+            place = f"[{number}/{len(runs.STEPS)}] {name}"
+            if output.exists() and runs.Step(name, experiment, run_dir).done:
                 print(f"{place}: {runs.UP_TO_DATE}", flush=True)
                 continue
             print(f"{place} ...", flush=True)
-            if number >= first:
-                (run_dir / name / "report.json").unlink(missing_ok=True)
             execute(name, {"experiment": str(resolved), "run_dir": str(run_dir)}, output)
             executed += 1
     page = run_dir / "report.html"

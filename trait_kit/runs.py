@@ -129,8 +129,10 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
 def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
     """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
     upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name]}
-    shape = parameters.shape(experiment, SECTION[name])
-    inputs = _inputs(parameters.SECTIONS[SECTION[name]], shape)
+    own, shape = SECTION[name], {}
+    for part in (own, *parameters.SECTIONS):  # 01 makes what the methods of 02 need
+        shape = parameters.shape(getattr(experiment, part), own) | shape
+    inputs = _inputs(parameters.SECTIONS[own], shape)
     return {"step": name, "params": shape, "inputs": inputs, "upstream": upstream, "code": _code(name)}
 
 
@@ -260,7 +262,7 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "model": models.model_digest,
         "file": lambda path: content(path) if Path(path).is_file() else path,
     }
-    kinds = {name: (info.json_schema_extra or {}).get("reads") for name, info in section.model_fields.items()}
+    kinds = {name: info.json_schema_extra["reads"] for name, info in section.model_fields.items()}
     return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}
 
 
