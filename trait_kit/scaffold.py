@@ -24,7 +24,7 @@ from trait_kit.selection.documents import list_shards, load_documents, read_shar
 from trait_kit.tasks import load_problems
 
 GENERAL = "demo:math/web"  # where no web is named: an encyclopedia
-_BUDGET, _PROBLEMS = 16_000, 60  # tokens of a small selection; problems of a task, as the template says
+_BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
 
@@ -99,7 +99,7 @@ def about_tokens(texts: list[str]) -> int:
 
 def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, Any]:
     """The values of an experiment of this size, for its template."""
-    train, tests = (load_problems(tasks, split, _PROBLEMS) for split in ("train", "test"))
+    train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     solution = train["solution"].fillna("x" * 4 * _PARAGRAPH)
     long = pd.Series([about_tokens(list(pair)) for pair in zip(train["question"], solution, strict=True)]).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
@@ -107,7 +107,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     grouping = max(shares, key=shares.__getitem__)
     most = tests["task"].value_counts().max()
     return {
-        "test_items": min(most, max(12, -(-36 // tests["task"].nunique()))),
+        "test_items": min(most, max(12, -(-_TESTS // tests["task"].nunique()))),
         "least": MIN_ITEMS,
         "budget": max(1, min(_BUDGET, about_tokens(texts), about_tokens(around) // 5) // 1_000) * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
