@@ -14,7 +14,7 @@ from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
 from trait_kit.passages.checks import own_fault, read_sentence
 from trait_kit.passages.material import Draft, Group, Order, Problem
-from trait_kit.passages.writing import write_passages
+from trait_kit.passages.writing import first_order, write_passages
 from trait_kit.runs import Step
 from trait_kit.tasks import load_problems, load_task
 
@@ -207,6 +207,12 @@ def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, ca
     assert first["file"] == str(bad) and first["errors"]
     assert second["errors"] == [] and any("A sweep of 2 runs" in line for line in second["found"])
     assert main(["check", str(sweep)]) == 0
+
+
+def test_problems_without_a_topic_are_related_by_what_they_say(mine, tmp_path):
+    step = Step("03_write_passages", params.load(changed(mine, "passages", grouping="embedding")), tmp_path / "run")
+    assert len(first_order(step).rows) == 3
+    assert not checking.check(mine).errors
 
 
 def test_step_03_stops_with_reasons_and_examples_where_most_groups_fail(mine, tmp_path):

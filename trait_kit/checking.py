@@ -28,7 +28,7 @@ from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
 
-_FEW, _AROUND = 60, 100  # problems of a task that are related by embedding; tokens of a teacher's last paragraph, at least
+_AROUND = 100  # tokens of a teacher's last paragraph, at least
 
 
 @dataclass
@@ -134,12 +134,10 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
 
 def _passages(p: PassageParams, told: Checked) -> None:
     """Groups as step 03 makes them, and what the checks say of them before a teacher has written a word."""
-    asks, by_text = p.grouping == "teacher", p.grouping in ("teacher", "embedding")
-    few = {"problems_per_task": min(p.problems_per_task, _FEW), "grouping": "embedding"} if by_text else {}
-    material, _, tests = writing.load_material(p.model_copy(update=few))
-    problems, groups = plan_groups(material, p.model_copy(update=few))
+    material, _, tests = writing.load_material(writing.quick(p))
+    problems, groups = plan_groups(material, writing.quick(p))
     told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
-    if len(groups) < p.n_groups and not asks and p.problems_per_task <= max(_FEW, len(problems)):
+    if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
     orders = writing.orders_of(groups, problems)
     if p.teacher != "none":

@@ -31,6 +31,7 @@ from trait_kit.tasks import every_test_question, load_problems, prompt
 
 MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
 WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
+_FEW = 60  # problems of a task
 TokenCounts = Callable[[list[str]], np.ndarray]
 
 
@@ -121,9 +122,14 @@ def first_order(step) -> Order:
     if step.done:
         written = Written.load(step.folder)
         return orders_of([group_of(pd.concat([written.passages, written.rejected]).iloc[0])], written.problems)[0]
-    cheap = p.model_copy(update={"grouping": "concepts"}) if p.grouping in ("teacher", "embedding") else p
-    problems, groups = plan_groups(load_material(p)[0], cheap)
+    problems, groups = plan_groups(load_material(quick(p))[0], quick(p))
     return orders_of(groups[:1], problems)[0]
+
+
+def quick(params):
+    """The parameters for groups to look at: of a few problems and by embedding, where all are embedded or a teacher is asked."""
+    few = {"problems_per_task": min(params.problems_per_task, _FEW), "grouping": "embedding"}
+    return params.model_copy(update=few) if params.grouping in ("teacher", "embedding") else params
 
 
 def group_of(row: pd.Series) -> Group:
