@@ -127,7 +127,7 @@ def first_order(step) -> Order:
 
 
 def quick(params):
-    """The parameters for groups to look at: of a few problems and by embedding, where all are embedded or a teacher is asked."""
+    """The parameters for groups to look at: of a few problems by embedding, where all are embedded or a teacher is asked."""
     few = {"problems_per_task": min(params.problems_per_task, _FEW), "grouping": "embedding"}
     return params.model_copy(update=few) if params.grouping in ("teacher", "embedding") else params
 
