@@ -35,14 +35,19 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
         raise TraitError(f"'{name}' becomes a file's name: write it with letters, digits, '.', '-' and '_'.")
     spec, texts = look_at(documents)
     general, around = look_at(web or GENERAL, whole=False)
-    found = [f"{text}: about {about_tokens(some):,} tokens, language {language(some)}"
-             for text, some in ((documents, texts), (web, around)) if text]  # fmt: skip
+    found = [
+        f"{text}: {len(some):,} documents, about {about_tokens(some):,} tokens, language {language(some)}"
+        for text, some in ((documents, texts), (web, around))
+        if text
+    ]
     files, named = {}, []
     for source in tasks:
         if not (re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)):  # no task file, no shipped task
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
+            if source in files:
+                raise TraitError(f"Two of the tasks would be written to {source}. Rename one of their files.")
             files[source] = _rendered(template, values)
         named.append(_placed(source) if "." in source else source)
     target = str(folder / f"{name}.yaml")
