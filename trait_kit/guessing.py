@@ -49,6 +49,7 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
         )
     fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
     left = [name for name in columns if name not in ours.values() and _reference(name) not in fields.get("choices", "")]
+    left = [name for name in left if name.casefold() not in _KNOWN["relates_nothing"]]
     if repeating := [name for name in left if _repeats(columns[name])]:
         ours.setdefault("topic", repeating[0])
     fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
@@ -79,8 +80,8 @@ def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
 
 
 def _repeats(values: list[Any]) -> bool:
-    """Whether a column's values are few, so that they say what rows have in common."""
-    return 2 <= len({str(value) for value in values}) <= len(values) // 3
+    """Whether a column's values are few, so that they may say what rows have in common."""
+    return 2 < len({str(value) for value in values}) <= len(values) // 3
 
 
 def _head(source: str) -> list[Row]:
