@@ -116,7 +116,8 @@ def _web(p: Common, told: Checked) -> None:
     if p.web.startswith("hf:"):
         return
     shards = list_shards(p.web, p.seed)
-    documents, rejected = next(read_shard(shards[0], p.seed))
+    part = next(read_shard(shards[0], p.seed))
+    documents, rejected = part.documents, part.rejected
     told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
     for reject in rejected[:1]:
         said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
