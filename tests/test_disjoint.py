@@ -158,9 +158,8 @@ def test_select_keeps_copies_of_held_out_documents_out(mine, tmp_path, capfd):
     scores, model = str(tmp_path / "scores"), str(folder / "domain.safetensors")
     assert main(["score", "--model", model, "--input", p.web, "--output", scores]) == 0
     for near_duplicate in ("0.8", "0"):
-        asked = ["select", str(mine), "--scores", scores, "--output", str(tmp_path / "out"), "--share", "0.9"]
-        asked += ["--set", "selection.methods=[fasttext]", "--set", f"selection.near_duplicate={near_duplicate}"]
-        assert main(asked) == 0
+        asked = ["select", "--scores", scores, "--output", str(tmp_path / "out"), "--share", "0.9"]
+        assert main([*asked, "--in-domain", p.in_domain, "--near-duplicate", near_duplicate]) == 0
         out = capfd.readouterr().out
         assert any(line.split() == ["repeats", "a", "held-out", "document", "5"] for line in out.splitlines())
         chosen = pq.read_table(tmp_path / "out" / "fasttext.parquet")["id"].to_pylist()

@@ -32,7 +32,7 @@ from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
 from trait_kit.selection.views import around_cut, funnel, sample_scores, summary
 
-BASE, TINY = str(FOLDER), Path(__file__).parent / "tiny.yaml"
+BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
 GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
 limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
@@ -519,10 +519,20 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
     assert "documents scored, 0 records unusable" in capfd.readouterr().out
-    sizes = {"token_budget": 3_000, "base_model": BASE, "tasks": ["word_problems"], "test_items_per_task": 20}
-    chosen = [part for name, value in sizes.items() for part in ("--set", f"selection.{name}={json.dumps(value)}")]
-    select_all = ["select", str(TINY), "--scores", scores, "--output", out, *chosen]
-    assert main(select_all) == 0
+    select_all = [
+        "select",
+        "--scores",
+        scores,
+        "--output",
+        out,
+        "--methods",
+        ",".join(METHODS),
+        "--min-tokens",
+        "20",
+        "--base-model",
+        BASE,
+    ]
+    assert main([*select_all, "--tokens", "3000", "--tasks", "word_problems", "--test-items", "20"]) == 0
     assert "fasttext_educational" in capfd.readouterr().out
     chosen = tables.read(tmp_path / "out" / "fasttext.parquet", "selection")
     assert 2_800 < sum(chosen["n_tokens"].to_pylist()) <= 3_000

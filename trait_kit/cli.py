@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -34,6 +35,15 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
+Executor = Literal["local", "ray", "slurm"]
+Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
+Slurm = Annotated[
+    dict,
+    typer.Option(
+        parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair),
+        help="where to run: 'partition=cpu,time=20:00:00'",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,9 +160,9 @@ def score(
     educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
     dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
     max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
-    executor: Literal["local", "ray", "slurm"] = "local",
-    workers: Annotated[int, typer.Option(help="processes, or tasks of the cluster")] = 1,
-    slurm: Annotated[str, typer.Option(help="where to run: '{partition: cpu, time: 20:00:00}'")] = "{}",
+    executor: Executor = "local",
+    workers: Workers = 1,
+    slurm: Slurm = "",
 ) -> None:
     """Score every document of a corpus; finished shards are not repeated."""
     from trait_kit.selection import scoring
@@ -162,38 +172,51 @@ def score(
         scoring.ModelFiles(model, educational, dsir, label),
         output,
         max_quarantined=max_quarantined,
-        place=Place(executor, workers, yaml.safe_load(slurm)),
+        place=Place(executor, workers, slurm),
     )
     print(f"{scored.documents:,} documents scored, {scored.losses().sum():,} records unusable -> {output}")
 
 
 @app.command()
 def select(
-    experiment: ExperimentFile,
     scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
     output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
-    share: Annotated[float, typer.Option(help="share of the documents, instead of selection.token_budget")] = 0.0,
-    threshold: Annotated[float | None, typer.Option(help="smallest score, instead")] = None,
-    overrides: Overrides = None,
+    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext_educational; with commas")] = "fasttext",
+    tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
+    share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
+    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
+    min_tokens: int = 1,
+    max_tokens: int = 2**31 - 1,
+    min_educational: float = 1.0,
+    in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
+    tasks: Annotated[str, typer.Option(help="tasks whose test items it may not hold; with commas")] = "",
+    test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
+    near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
+    seed: int = 0,
+    executor: Executor = "local",
+    workers: Workers = 1,
+    slurm: Slurm = "",
 ) -> None:
-    """Choose from scored documents as an experiment says, without scoring again."""
+    """Choose from scored documents, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
-    p = params.load(experiment, params.read_overrides(overrides)).selection
+    names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
-    tokens = 0 if share or threshold is not None else p.token_budget
-    bounds = (p.min_tokens, p.max_tokens, p.min_educational)
     selected = choosing.select(
-        *(scored, output, p.methods, budget.Limits(tokens, round(share * scored.documents), threshold, *bounds)),
-        base_model=p.base_model,
-        seed=p.seed,
-        tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
-        in_domain=load_documents(p.in_domain, p.seed)["text"],
-        held_out=disjoint.held_out_texts([scored.job["corpus"], p.in_domain], p.seed),
-        near_duplicate=p.near_duplicate,
-        place=Place(p.executor, p.workers, p.slurm),
+        scored,
+        output,
+        re.split(r"[,\s]+", methods),
+        budget.Limits(tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational),
+        base_model=base_model,
+        seed=seed,
+        tested=texts_of_tests(names, test_items, seed) if names else None,
+        in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
+        held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed),
+        near_duplicate=near_duplicate,
+        place=Place(executor, workers, slurm),
     )
     print(views.funnel(selected).set_index("method").astype(object).T.to_string())
 

@@ -188,8 +188,12 @@ def _compiled(template: str) -> Any:
         raise FieldError(f"'{template}': {error.message} Known filters: {', '.join(sorted(FILTERS))}") from None
 
 
-# A pydantic field, refused before any row is read
-Template = Annotated[str, AfterValidator(lambda template: _compiled(template) and template)]
+def _checked(template: str) -> str:
+    _compiled(template)
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked)]  # a pydantic field, refused before any row is read
 
 
 def _text(value: Any) -> str:

@@ -31,7 +31,6 @@ UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
 _STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
-_SHOWING = ("trait_kit.figures", "trait_kit.explore")  # but in 06, they show what there is
 
 STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
     "01_domain_classifier": (),
@@ -271,18 +270,16 @@ def _code(name: str) -> str:
     notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
     trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used = set().union(*map(_names, working))
+    used, shows = set().union(*map(_names, working)), ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith(shows)
         for alias in node.names
         if (alias.asname or alias.name) in used
-    }
-    shows = () if name == "06_figures" else _SHOWING
-    code = code_digest(*sorted(path for path in called if not path.startswith(shows)), without=_WATCHING)
-    return digest([code, [ast.dump(tree) for tree in working]])
+    }  # figures and explorers show what there is, but in 06
+    return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 
 def _names(tree: ast.AST) -> set[str]:
