@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from trait_kit.answers import conclusion, judge, reaches, readable
-from trait_kit.engine.numbers import numbers, quantity
+from trait_kit.engine.numbers import in_figures, numbers, quantity
 
 # Answers as language models write them, by hand, with the verdict that a careful teacher would give: `flexible` + is right,
 # `strict` + is right in the sentence 'The answer is X.' that prompts ask for. A line break is written as a sign, control
@@ -20,13 +20,28 @@ from trait_kit.engine.numbers import numbers, quantity
 TABLE = Path(__file__).with_name("answer_strings.tsv")
 
 
-@pytest.fixture(scope="module")
-def strings() -> pd.DataFrame:
-    table = pd.read_csv(TABLE, sep="\t", dtype=str, keep_default_na=False, quoting=3)
+MORE = Path(__file__).with_name("answer_strings_more.tsv")  # English, German, Chinese: numbers in words, signs, lists, code
+
+
+def read_strings(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
     text = table["prediction"].str.replace("⏎", "\n")
     table["prediction"] = text.str.replace(r"<([0-9a-f]{4})>", lambda found: chr(int(found[1], 16)), regex=True)
     table["choices"] = table["choices"].map(lambda choices: choices.split(" | ") if choices else [])
     return table
+
+
+@pytest.fixture(scope="module")
+def strings() -> pd.DataFrame:
+    return read_strings(TABLE)
+
+
+def test_answers_are_judged_in_three_languages():
+    rows = read_strings(MORE)
+    rows["gold"] = rows["gold"].str.replace("⏎", "\n")
+    found = [judge(row.prediction, row.gold, row.kind, row.choices)[0] for row in rows.itertuples()]
+    wrong = rows[pd.Series(found) != (rows["right"] == "+")]
+    assert len(wrong) == 0, wrong.to_string()
 
 
 @pytest.mark.parametrize("kind", ["number", "expression", "choice", "text"])
@@ -184,6 +199,10 @@ def test_printed_numbers_are_read_whole_or_not_at_all():
     texts = {"−4": -4, "- 4": -4, "-(3/4)": "-3/4", "2 1/2 cups": "5/2", "2½": "5/2", "3e4": 30_000, "$1,250.50": "1250.5"}
     for text, value in texts.items():
         assert quantity(text).value == Fraction(value), text
+    assert in_figures("2,71 and 1.250,5 but 1,250 and 1,2,3") == "2.71 and 1250.5 but 1,250 and 1,2,3"
+    spelt = {"forty-two": 42, "dreiundzwanzig": 23, "zweihundertfünf": 205, "三百零四": 304, "two hundred thousand": 200_000}
+    assert {words: in_figures(words) for words in spelt} == {words: str(value) for words, value in spelt.items()}
+    assert in_figures("ein Haus, eine Tür, often, Anton") == "ein Haus, eine Tür, often, Anton"
     for text in ("3:4", "1:15 p.m.", "2,71", "Gate 4", "four", "", "4 or 5", "9" * 50, "1/0"):
         assert quantity(text) is None, text
     assert numbers("1,200 and 1200.0 and 007") == {"1200", "7"}

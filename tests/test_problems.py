@@ -278,7 +278,7 @@ def test_misspelt_fields_are_refused_with_the_file(tmp_path: Path) -> None:
         ({"fields": {"question": "{q}"}}, "no 'answer'"),
         ({"metrics": ["choice_accuracy"]}, "no 'choices'"),
         ({"splits": {}, "source": "."}, "'splits' must be written down"),
-        ({"language": "klingon"}, "known are zh, de, en"),
+        ({"language": "klingon"}, "should be 'zh', 'de' or 'en'"),
         ({"source": "demo:math/sudoku"}, "word_problems"),
     ):
         path = write_task(tmp_path, "rows.jsonl", **changes)
@@ -403,7 +403,7 @@ def test_aqua_reads_its_options_and_its_rationale(tmp_path: Path) -> None:
     frame = load_problems([str(tmp_path / "aqua.yaml")], "train", 5)
     assert frame["answer"].tolist() == ["60"]
     assert frame["choices"].tolist() == [["50", "60", "240", "122", "none of these"]]
-    assert frame["solution"].tolist() == ["Speed is distance over time. 120 / 2 = 60 km/h. Answer: B. The answer is 60."]
+    assert frame["solution"].tolist() == ["Speed is distance over time.\n120 / 2 = 60 km/h.\nAnswer: B.\nThe answer is 60."]
     assert frame.attrs["report"]["aqua"]["skipped"] == {"printed arithmetic is wrong or rounded": 1}
 
 
@@ -418,7 +418,7 @@ def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(tmp_path: Path,
     said = capsys.readouterr().out
     parts = ", ".join(f"{count} {split}" for split, count in sizes.items())
     assert f"said: the questions of said.json (all) are divided into {parts}" in said
-    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before); 1 (" in said
+    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 (" in said
     frame = load_problems([task], "test", 100)
     assert frame.attrs["report"]["said"]["skipped"]["question occurs before"] == 1
     load_problems([task], "train", sizes["train"])

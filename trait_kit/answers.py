@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy
+from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy, without_dots
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -41,10 +41,12 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
     if not kind or (kind == "choice" and not choices):
         kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
+    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
+    if kind == "number" and language_of(f"{question} {text}") == "de":
+        gold, text = without_dots(gold), without_dots(text)
     reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
     if kind == "choice":
         reader = _Options(gold, choices)
-    text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if isinstance(reader, _Words) and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
@@ -62,7 +64,7 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
     right, _strict = judge(paragraph if marked else found, gold, kind, choices, question)
     held = kind == "text" and not marked and _Options(gold, [gold])._held(found) == 0
-    return right or held or ("\n" in gold and gold in paragraph), found
+    return right or held or ("\n" in gold and re.sub(r"\s*\n", "\n", gold) in paragraph), found
 
 
 def conclusion(text: str) -> tuple[str, bool]:
@@ -70,7 +72,7 @@ def conclusion(text: str) -> tuple[str, bool]:
     text = first_turn(text)[-MAX_CHARACTERS:]
     if announced := next(_announced(text), ""):
         return unwrap(announced), True
-    return re.split(r"(?<=[.!?])[$)\"”’]*\s+", _lines(text)[-1])[-1].rstrip("."), False
+    return re.split(r"(?<=[.!?])[$)\"”’]*\s+|(?<=[。！？])(?=.)", _lines(text)[-1])[-1].rstrip(".。"), False
 
 
 def readable(gold: str, kind: str) -> bool:
@@ -81,8 +83,8 @@ def readable(gold: str, kind: str) -> bool:
 
 
 def language_of(text: str) -> str:
-    """The first of LANGUAGES that a text shows two marks of; the last one, English, has none to show."""
-    return next((name for name, one in LANGUAGES.items() if len(re.findall(one["marks"], text)) > 1), "en")
+    """The first of LANGUAGES that a text shows; the last one, English, where it shows none."""
+    return next(name for name, one in LANGUAGES.items() if re.search(one["shown_by"], text, re.DOTALL))
 
 
 def statement(answer: str, language: str) -> str:
@@ -110,7 +112,7 @@ def parted(solution: str, answer: str) -> tuple[str, str]:
 
 def first_turn(text: str) -> str:
     """A prediction without its thinking, and up to where it makes up another question or turn."""
-    return _SAID.next_turn.split(str(text)[:MAX_TEXT].rpartition("</think>")[2], maxsplit=1)[0]
+    return _SAID.next_turn.split(_SAID.thought.split(str(text)[:MAX_TEXT])[-1], maxsplit=1)[0]
 
 
 def is_mathematical(answer: str) -> bool:
@@ -124,13 +126,13 @@ def is_words(text: str) -> bool:
 
 
 def plain_words(text: str) -> str:
-    """Casefolded words and numbers with single spaces: what two spellings of one title or label share.
+    """Casefolded words (of Chinese, characters) and numbers with single spaces: what two spellings of one label share.
 
     Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
     """
     text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).casefold().replace("’", "'").replace("&", " and ")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\w)'(?=\w)", "", text)
-    return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[^\W_]+", text))
+    return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[㐀-鿿]|[^\W_㐀-鿿]+", text))
 
 
 def unwrap(text: str) -> str:
@@ -185,11 +187,11 @@ def _readings(answer: str) -> list[str]:
 
 
 def _final(text: str) -> list[str]:
-    """What a text without announcement stops at: its last line, the last formula, its right side."""
+    """What a text without announcement stops at: its last line, the last formula, its right side, what something is."""
     line = _lines(text)[-1]
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     last = next(filter(None, formulas[-1])) if formulas else line
-    return [unwrap(part) for part in (line, last, last.rpartition("=")[2])]
+    return [unwrap(part) for part in (line, last, last.rpartition("=")[2], _SAID.being.split(last)[-1])]
 
 
 # ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever stands behind it, is the gold
@@ -271,7 +273,7 @@ def alike(candidate: str, gold: str) -> bool:
 
 def compact(text: str) -> str:
     """A formula without layout and blanks: what two spellings of it share."""
-    text = re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text))))
+    text = _SAID.joined.sub(",", re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text)))))
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 
@@ -327,8 +329,7 @@ class _Options:
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
-        denial = r"\b(?:not|never|isnt|arent|no)(?: an?| the)?"
-        named = [place for place, option in held.items() if not re.search(denial + re.escape(option), words)]
+        named = [place for place, option in held.items() if not any(map(_SAID.denial.search, words.split(option)[:-1]))]
         return named[0] if len(named) == 1 else -1 if held else None
 
 
@@ -357,5 +358,5 @@ class _Words:
     def whole(self, answer: str) -> bool:
         if not self.written:
             return plain_words(answer) == plain_words(self.gold) != ""
-        blanks = r"^\s*```\w*\n|\n```\s*$|[ \t]+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
+        blanks = r"^\s*```\w*\n|\n```\s*$|\s+$|\A\s+|\.?\s*\Z" if self.lines else r"\s|\.?\s*\Z"
         return re.sub(blanks, "", answer, flags=re.MULTILINE) == re.sub(blanks, "", self.gold, flags=re.MULTILINE)

@@ -188,12 +188,8 @@ def _compiled(template: str) -> Any:
         raise FieldError(f"'{template}': {error.message} Known filters: {', '.join(sorted(FILTERS))}") from None
 
 
-def _checked(template: str) -> str:
-    _compiled(template)
-    return template
-
-
-Template = Annotated[str, AfterValidator(_checked)]  # a pydantic field, refused before any row is read
+# a pydantic field, refused before any row is read
+Template = Annotated[str, AfterValidator(lambda template: _compiled(template) and template)]
 
 
 def _text(value: Any) -> str:

@@ -55,7 +55,9 @@ class Task(BaseModel):
     # Where two of ours name the same one, as all do by default of a single file, its rows are divided 80/10/10 by a digest
     # of the question.
     splits: dict[Split, str | None] = {}
-    language: str | None = None  # in which solutions state their answer, one of answers.yaml; null: the question's
+    language: Literal[tuple(LANGUAGES)] | None = (
+        None  # in which solutions state their answer, one of answers.yaml; null: the question's
+    )
     fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
@@ -78,8 +80,6 @@ class Task(BaseModel):
             self.splits = dict.fromkeys(get_args(Split), "all")
         if kind != "demo" and not (self.splits or self.catalogue):
             raise ValueError("source is a data set or a folder, so 'splits' must be written down")
-        if self.language not in (None, *LANGUAGES):
-            raise ValueError(f"language: known are {', '.join(LANGUAGES)}, or none, and then each question's own counts")
         for field in ("question", "answer", "choices") if kind != "demo" else ():
             if not self.fields.get(field) and (field != "choices" or "choice_accuracy" in self.metrics):
                 raise ValueError(f"fields has no '{field}'")
@@ -148,8 +148,8 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         taken = list(islice(_problems(task, split, seed, skipped), per_task))
         report[task.name] = {"taken": len(taken), "skipped": dict(sorted(skipped.items()))}
         if skipped or (0 < len(taken) < per_task and not task.generated):
-            left_out = "".join(f"; left out: {count:,} ({reason})" for reason, count in skipped.most_common())
-            say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for{left_out}")
+            lost = ", ".join(f"{count:,} ({reason})" for reason, count in skipped.most_common()) or "none"
+            say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for; left out: {lost}")
         for row in taken:
             key = sha(f"{plain(row['question'])} {row['answer']}").hex()[:12]
             rows.append({"id": f"{task.name}/{key}", "task": task.name, **row, "split": split})
@@ -219,8 +219,7 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
     elif task.catalogue is not None:
         path = _file(task, task.catalogue.products)
         files = task.catalogue.model_copy(update={"products": str(path)})
-        rows = map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped))
-        rows = _once(rows, skipped)
+        rows = _once(map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped)), skipped)
     else:
         rows = _of_data_set(task, split, seed, skipped) if task.splits.get(split) else []
     return iter(rows)

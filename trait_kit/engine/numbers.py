@@ -39,7 +39,7 @@ _CONTINENTAL = re.compile(
 )
 _MONEY = re.compile(rf"([$€£¥]\s?[\d.,]*\d)\s?({'|'.join(_WRITTEN['money'])})\b", re.IGNORECASE)
 _MINUS = re.compile(  # not in '10 minus 3'
-    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
+    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|beträgt|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
     re.IGNORECASE,
 )
 _UNIT = re.compile(
@@ -109,6 +109,11 @@ def in_figures(text: str) -> str:
     if re.search(r"\d", text):
         return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
     return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
+
+
+def without_dots(text: str) -> str:
+    """'1.234' as 1234, which it is in German."""
+    return re.sub(r"(?<![\d.,])(\d{1,3})\.(?=\d{3}(?!\d|[.,]\d))", r"\1", text)
 
 
 def _spelt(words: str) -> int:

@@ -159,8 +159,7 @@ def _problem_units(
             items = [item | bare | {"context": prompt(item["question"])} for item in solved]
             yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": items})
         if params.generate_items:
-            marks = [metric for metric in ads.METRICS if metric in task.metrics]
-            more = {"kind": task.kind, "marks": marks, "limits": task.limits}
+            more = {"kind": task.kind, "limits": task.limits, "marks": [one for one in ads.METRICS if one in task.metrics]}
             before = _shown(name, examples, number, task.kind)
             items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
             how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}

@@ -23,6 +23,10 @@ from trait_kit.passages.material import Draft, Order, Problem, content_words, ma
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
 _ENDING = 8  # words, up to the last number of a sentence
 _TIMES = re.compile(r"\b(?:once|twice|\w+ times)\b")
+_DIVISION = re.compile(  # '4992 divided by 192 is 26', 'dividing 105 by 435 leaves 5', 'by 176 gives q = 15'
+    r"(?:\b(\d+) divided|\bdivid(?:e|es|ing)(?: (\d+)| both \w+)?) by (\d+) (?:leaves|gives|is|equals)"
+    r"(?: a remainder of| [a-z] =)? (\d+)\b(?![.,/*]\d)"
+)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
     r"\b(?:however|wait|actually|mistake|incorrect|correct answer|(?:given|provided) (?:solution|answer))\b", re.IGNORECASE
@@ -79,6 +83,7 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source)) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
+    _refuse_division(text, numbers(source))
     said = content_words(text) | numbers(text)
     if place is None:
         _refuse_vague(order, said)
@@ -108,6 +113,16 @@ def _refuse_general(row: Problem, marks: set[str], said: set[str]) -> None:
     if not said & steps:
         some = sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3]
         raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {', '.join(some)}")
+
+
+def _refuse_division(text: str, known: set[str]) -> None:
+    """A division that is told in words has the quotient or the remainder that it says, of a number that is `known`."""
+    whole = {int(number) for number in known if number.isdecimal()}
+    for found in _DIVISION.finditer(text):
+        divisor, result = int(found[3]), int(found[4])
+        divided = {int(found[1] or found[2])} if found[1] or found[2] else whole
+        if not divisor or not any(result in (number % divisor, number / divisor) for number in divided):
+            raise ValueError(f"arithmetic: '{found[0]}' is wrong")
 
 
 def _refuse_contradiction(text: str) -> None:

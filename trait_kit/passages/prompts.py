@@ -44,7 +44,7 @@ def conversation(
     `fault`: why it was refused before. A small model that is shown its own answer only repeats it,
     so it is asked anew.
     """
-    group = order.group
+    group, task = order.group, order.rows[place].task.replace("_", " ")
 
     def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
         problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
@@ -57,6 +57,8 @@ def conversation(
     turns = [{"role": "system", "content": _wording(name)["system"]}]
     for example in examples[:2]:
         shown = draw.randrange(len(example["problems"]))
+        tasks = [one["task"] for one in example["problems"]]
+        shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way, where there is one
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
     counted = all(is_mathematical(row.answer) for row in order.rows)  # an ad's limit of 30 characters says nothing of it
