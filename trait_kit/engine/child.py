@@ -57,16 +57,21 @@ def run(
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], what: str, log: Path, health: str) -> Iterator[None]:
-    """A server that lives as long as the block, which begins when the URL `health` answers. TraitError if it ends before."""
-    with _started(command, log) as (process, _):
+def serving(command: Sequence[str], what: str, log: Path) -> Iterator[str]:
+    """The address of a server that lives as long as the block, which begins when its /health answers.
+
+    It is called with --port. TraitError if it ends before.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with _started([*command, "--port", str(port)], log) as (process, _):
         while process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
                 break
             time.sleep(0.2)
         else:
             raise _failed(what, process.returncode, log)
-        yield
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
@@ -107,11 +112,6 @@ def reporting() -> Iterator[None]:
     except TraitError as error:
         print(f"{_ERROR}{json.dumps(str(error))}", flush=True)
         sys.exit(1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _failed(what: str, code: int, log: Path, hint: str = "") -> TraitError:

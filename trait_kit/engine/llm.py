@@ -170,12 +170,9 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
         def start() -> str:
             if params.teacher == "local":
                 llama.model_file()
-            port = str(child.free_port())
             print(f"Starting {endpoint.model} for what has no kept answer ...", flush=True)
-            command, log = [*shlex.split(params.teacher_serve), "--port", port], folder / "teacher_server.log"
-            url = f"http://127.0.0.1:{port}"
-            stack.enter_context(child.serving(command, "The language model's server", log, f"{url}/health"))
-            return f"{url}/v1"
+            command, log = shlex.split(params.teacher_serve), folder / "teacher_server.log"
+            return stack.enter_context(child.serving(command, "The language model's server", log)) + "/v1"
 
         yield dataclasses.replace(endpoint, start=start if params.teacher_serve else None)
 

@@ -217,13 +217,15 @@ class LinearTable(NamedTuple):
 
     def add(self, states: np.ndarray, starts: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> None:
         """Write the sums and the number of rows of a block's texts. Two columns are looked up as one complex number."""
-        words, buckets = self.cells[:, 2 : 2 + sums.shape[1]], self.buckets
+        cells, buckets = self.cells.view(), self.buckets.view()
+        cells.flags.writeable = buckets.flags.writeable = False  # whatever they came from: kernels compile once a type
+        words = cells[:, 2 : 2 + sums.shape[1]]
         if sums.shape[1] == 2:
-            words, buckets = self.cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
+            words, buckets = cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
             sums = sums.view(np.complex128)
         look_up = _look_up_kernel(len(self.cells) > 0, self.longest)
         for k in range(sums.shape[1]):
-            look_up(states, starts, self.cells.view(np.uint64), words[:, k], buckets[:, k], sums[:, k], rows)
+            look_up(states, starts, cells.view(np.uint64), words[:, k], buckets[:, k], sums[:, k], rows)
 
 
 def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
@@ -233,13 +235,6 @@ def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
     states = word_states(pa.array(words, pa.large_binary()))
     cells[_take_slots(states, cells.view(np.uint64)), 2 : 2 + values.shape[1]] = values
     return cells
-
-
-def linear_table(cells: np.ndarray, buckets: np.ndarray, longest: int) -> LinearTable:
-    """A table that is no longer writable: one type for the kernels, whatever its arrays came from."""
-    for array in (cells, buckets):
-        array.flags.writeable = False
-    return LinearTable(cells, buckets, longest)
 
 
 def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:

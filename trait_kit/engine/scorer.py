@@ -60,7 +60,7 @@ class NgramScorer:
         if not np.isfinite(values).all():
             raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
         buckets, cells = values[n_words:].copy(), ngrams.word_cells(words, values[:n_words])
-        return cls(labels, ngrams.linear_table(cells, buckets, longest if len(buckets) else 1), normalisation)
+        return cls(labels, LinearTable(cells, buckets, longest if len(buckets) else 1), normalisation)
 
     @classmethod
     def load(cls, path: Path | str) -> "NgramScorer":
@@ -68,7 +68,7 @@ class NgramScorer:
         if str(path).endswith(".bin"):
             return cls.from_fasttext(path)
         header, arrays = ngrams.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
-        table = ngrams.linear_table(arrays["cells"], arrays["ngrams"], header["longest"])
+        table = LinearTable(arrays["cells"], arrays["ngrams"], header["longest"])
         return cls(header["labels"], table, header["normalisation"])
 
     def save(self, path: Path | str) -> Path:

@@ -41,7 +41,7 @@ class DsirModel:
 
     @property
     def table(self) -> LinearTable:
-        return ngrams.linear_table(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
+        return LinearTable(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
 
     def log_weights(self, texts: Texts) -> np.ndarray:
         """float32 [n]: the log importance weight of each text; 0 for a text without words."""
