@@ -55,10 +55,11 @@ def test_few_tasks_fill_a_group_and_few_problems_end_it():
     problems = math_problems(3).query("task != 'fraction_simplification'")
     groups = make_groups(problems, "knowledge", n_groups=50, problems_per_group=3, max_uses=1, seed=0)
     assert [len(group.problem_ids) for group in groups] == [3, 3]
+    alone = problems.query("task == 'word_problems'")
+    sizes = {"n_groups": 5, "problems_per_group": 2, "max_uses": 1, "seed": 0}
+    assert make_groups(alone, "knowledge", **sizes)
     with pytest.raises(TraitError, match="no topic is shared"):
-        make_groups(
-            problems.query("task == 'word_problems'"), "knowledge", n_groups=5, problems_per_group=2, max_uses=1, seed=0
-        )
+        make_groups(alone.assign(topic=alone["id"]), "knowledge", **sizes)
 
 
 def test_groups_by_entity_and_only_of_the_train_split():

@@ -110,17 +110,37 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 
 @app.command()
-def check(files: list[Path]) -> None:
-    """Validate experiment files, and open their documents and tasks, but for the hub's: do they share anything?"""
-    from trait_kit.selection.disjoint import in_domain_documents
-    from trait_kit.tasks import load_tasks
+def new(
+    name: Annotated[str, typer.Argument(help="of the experiment: params/NAME.yaml")],
+    documents: Annotated[str, typer.Option(help="your documents: a path or glob (quoted), or hf:owner/name")],
+    tasks: Annotated[list[str], typer.Option(help="your questions: data files, hf:owner/name, task files; more than once")],
+    web: Annotated[str, typer.Option(help="general text to search, as documents; else an English encyclopedia")] = "",
+    base_model: Annotated[str, typer.Option(help="a folder or hub id; else the demo's small one")] = "demo:smollm2-135m",
+    teacher: Annotated[Literal["local", "openai", "none"], typer.Option(help="who writes the passages")] = "local",
+    folder: Annotated[Path, typer.Option(help="where the files are written")] = Path("params"),
+) -> None:
+    """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
+    from trait_kit import checking, scaffold
 
+    print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
+    print(checking.check(folder / f"{name}.yaml"))
+    print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
+
+
+@app.command()
+def check(files: list[Path], as_json: AsJson = False) -> None:
+    """Open what experiments and sweeps name (documents, tasks, models, groups), and say what would stop a run."""
+    from trait_kit import checking
+
+    found = []
     for path in files:
-        common = params.load(path).selection
-        print(f"{path}: valid")
-        sources = [common.in_domain, common.web, *(task.source for task in load_tasks(common.tasks).values())]
-        if not any(source.startswith("hf:") for source in sources):
-            print(in_domain_documents(common).said)
+        found.append(checking.check(path))
+        if not as_json:
+            print(found[-1], flush=True)
+    if as_json:
+        print(json.dumps([vars(told) for told in found], indent=2, ensure_ascii=False))
+    if any(told.errors for told in found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from trait_kit.answers import conclusion, is_mathematical, plain_words, reaches
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.llm import clean
 from trait_kit.engine.numbers import numbers
-from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of
+from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of, unspaced_words
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
 _ENDING = 8  # words, up to the last number of a sentence
@@ -74,10 +74,10 @@ def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, co
     """What an answer says for an enlightenment: on what is shared (`place` None), or in a first sentence on one problem."""
     said = " ".join(first_paragraph(content).split())
     _refuse_contradiction(said)
-    text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])", said)[0]
+    text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])", said)[0]
     _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
-    if not _SENTENCE_WORDS[0] <= len(text.split()) <= _SENTENCE_WORDS[1]:
-        raise ValueError(f"enlightenment: {len(text.split())} words, not within 15 to 40")
+    if not _SENTENCE_WORDS[0] <= (count := _words(text)) <= _SENTENCE_WORDS[1]:
+        raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     about = range(len(order.rows)) if place is None else [place]
     source = " ".join(f"{order.rows[at].question} {paragraphs[at]} {order.rows[at].answer}" for at in about)
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
@@ -181,8 +181,8 @@ def _latin_share(text: str) -> float:
 def _reasoning(order: Order, draft: Draft) -> str | None:
     for row, paragraph in zip(order.rows, draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
-        stated = len(re.findall(r"\w+", ending)) + 3 * marked  # 'the answer is'
-        if len(re.findall(r"\w+", paragraph)) < stated + 3:
+        said, stated = (len(re.findall(r"\w+", text)) + unspaced_words(text) for text in (paragraph, ending))
+        if said < stated + 3 * marked + 3:  # 'the answer is'
             return f"the paragraph of problem {row.id} only states an answer"
     return None
 
@@ -226,8 +226,8 @@ def _enlightenment(order: Order, draft: Draft) -> str | None:
     the problem.
     """
     text, rows, shared = draft.enlightenment, order.rows, order.group.shared
-    if len(text.split()) < _MIN_ENLIGHTENMENT_WORDS:
-        return f"only {len(text.split())} words"
+    if (count := _words(text)) < _MIN_ENLIGHTENMENT_WORDS:
+        return f"only {count} words"
     said = content_words(text) | numbers(text)
     if order.group.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
         return f"does not name {shared}"
@@ -245,6 +245,10 @@ def _enlightenment(order: Order, draft: Draft) -> str | None:
         if not (number or words or quoted & own_runs[place] or (named and quoted)):
             return f"says nothing that is particular to problem {row.id}"
     return None
+
+
+def _words(text: str) -> int:
+    return len(text.split()) + unspaced_words(text)
 
 
 def _runs(row: Problem) -> set[str]:

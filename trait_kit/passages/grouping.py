@@ -33,10 +33,11 @@ def make_groups(
     """Up to `n_groups` groups of `problems_per_group` problems that share a topic (knowledge) or an entity.
 
     Every group joins at least two tasks, and no task twice while enough tasks that share the value
-    have problems left (where the table has a column `subject`, two subjects of one task may do). A
-    problem appears in at most `max_uses` groups, and no two groups hold the same problems. Fewer
-    groups than asked for come back where the problems run out (`coverage` shows where). The result
-    depends on the problems and the seed, not on the order of the rows.
+    have problems left (where the table has a column `subject`, two subjects of one task may do; a
+    task that is alone is grouped with itself). A problem appears in at most `max_uses` groups, and
+    no two groups hold the same problems. Fewer groups than asked for come back where the problems
+    run out (`coverage` shows where). The result depends on the problems and the seed, not on the
+    order of the rows.
     """
     column = COLUMN[grouping]
     _refuse_bad(problems)
@@ -45,9 +46,9 @@ def make_groups(
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
-            f"No groups can be made: no {column} is shared by problems of two different tasks (tasks: {tasks}). Fill the "
-            f"column '{column}' in the task files, take more problems of each task, or set passages.grouping to something "
-            "that relates the problems without it."
+            f"No groups can be made: no {column} is shared by two problems of different tasks, or of the only one (tasks: "
+            f"{tasks}). Fill the column '{column}' in the task files, take more problems of each task, or set "
+            "passages.grouping to something that relates the problems without it."
         )
     turns = [(0.0, place) for place in range(len(pools))]  # pools take turns in proportion to their size
     made: set[frozenset[str]] = set()
@@ -135,6 +136,8 @@ def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses
     """One pool for each value that at least two kinds of problem have."""
     usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
+    if problems["task"].nunique() == 1:  # then its subjects count as tasks, and every problem is a kind of its own
+        usable = usable.assign(task=usable["subject"], subject=usable["id"])
     found: dict[str, dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):
         found[row.shared][row.task, row.subject].append(row.id)

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from trait_kit.engine.ngrams import UNSPACED
 from trait_kit.engine.numbers import numbers
+
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 
 
 class Problem(NamedTuple):
@@ -90,9 +93,18 @@ def content(name: str) -> Any:
 
 
 def content_words(text: str) -> set[str]:
-    """Lower-case words of at least four letters that carry content; a plural 's' is dropped."""
-    words, stop = re.findall(r"[^\W\d_]{4,}", text.lower()), content("words.yaml")["stop"]
-    return {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
+    """Lower-case words of at least four letters that carry content; a plural 's' is dropped.
+
+    In scripts without blanks every two characters that stand together.
+    """
+    words, stop = re.findall(rf"[^\W\d_{_UNSPACED}]{{4,}}", text.lower()), content("words.yaml")["stop"]
+    pairs = {run[at : at + 2] for run in re.findall(f"[{_UNSPACED}]+", text) for at in range(len(run) - 1)}
+    return pairs | {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
+
+
+def unspaced_words(text: str) -> int:
+    """About how many words stand in it without blanks: two characters each."""
+    return len(re.findall(f"[{_UNSPACED}]", text)) // 2
 
 
 def marks_of(texts: list[str]) -> list[set[str]]:

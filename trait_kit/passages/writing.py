@@ -17,20 +17,21 @@ import numpy as np
 import pandas as pd
 
 from trait_kit import tables
-from trait_kit.engine.files import atomic_path, read_json, write_json
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import token_counter
 from trait_kit.passages.checks import first_fault, own_fault
 from trait_kit.passages.grouping import coverage
-from trait_kit.passages.material import Draft, Group, Order, compose_text, problem_rows
+from trait_kit.passages.material import Draft, Group, Order, compose_text, content, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, local_teacher, make_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
-_MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
-_WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
+MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
+WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
+_FEW = 60  # problems of a task
 TokenCounts = Callable[[list[str]], np.ndarray]
 
 
@@ -77,11 +78,26 @@ def write_passages(step) -> Written:
         bill = write_groups(groups, problems, teacher, **made) | ledger.bill()
         replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
+    rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
+    if told := shortfall(bill["groups"], bill["passages"], rejected):
+        raise TraitError(f"{told}\nAll of them, with their texts: {folder / 'rejected.parquet'}")
     tables.write(folder / "problems.parquet", problems, "problems")
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
     return Written.load(folder)
+
+
+def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) -> str:
+    """Why fewer than half of the groups became passages, with two examples and what helps; '' where more did."""
+    if 2 * passages >= groups:
+        return ""
+    counts = Counter(row["reason"].partition(":")[0] for row in rejected).most_common()
+    told = [f"Only {passages} of {groups} groups became passages. Why not: {', '.join(f'{n} {why}' for why, n in counts)}."]
+    for row in [row for row in rejected if row["reason"].startswith(counts[0][0])][:2]:
+        told.append(f"For instance {row['id']}, {' '.join(row['reason'].split())[:300]}")
+        told.append(f"    {' '.join(row['text'].split())[-200:]}")
+    return "\n".join([*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))])
 
 
 def _keep_paragraphs(teacher: EndpointTeacher, orders: Sequence[Order], folder: Path) -> None:
@@ -106,9 +122,14 @@ def first_order(step) -> Order:
     if step.done:
         written = Written.load(step.folder)
         return orders_of([group_of(pd.concat([written.passages, written.rejected]).iloc[0])], written.problems)[0]
-    cheap = p.model_copy(update={"grouping": "concepts"}) if p.grouping in ("teacher", "embedding") else p
-    problems, groups = plan_groups(load_material(p)[0], cheap)
+    problems, groups = plan_groups(load_material(quick(p))[0], quick(p))
     return orders_of(groups[:1], problems)[0]
+
+
+def quick(params):
+    """The parameters for groups to look at: of a few problems by embedding, where all are embedded or a teacher is asked."""
+    few = {"problems_per_task": min(params.problems_per_task, _FEW), "grouping": "embedding"}
+    return params.model_copy(update=few) if params.grouping in ("teacher", "embedding") else params
 
 
 def group_of(row: pd.Series) -> Group:
@@ -137,17 +158,17 @@ def write_groups(
     A passage that holds one of the `test_questions` is rejected.
     """
     beside = Beside(test_questions)
-    skipped = _WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
+    skipped = WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
     orders, rows = orders_of(groups, problems), []
     for attempt in range(1, params.max_attempts + 1):
         if not orders:
             break
         drafts = teacher.write(orders)
-        judged = list(_judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
-        rows += [{**row, "attempt": attempt} for row in judged]
+        found = list(judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
+        rows += [{**row, "attempt": attempt} for row in found]
         orders = [
             replace(order, refused=(*order.refused, (draft.parts, row["reason"])))
-            for order, draft, row in zip(orders, drafts, judged, strict=True)
+            for order, draft, row in zip(orders, drafts, found, strict=True)
             if not draft.fault and row["reason"].partition(":")[0] in teacher.can_mend
         ]
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
@@ -156,7 +177,7 @@ def write_groups(
     return _bill(teacher, len(groups), kept, rejected)
 
 
-def _judged(
+def judged(
     orders: Sequence[Order],
     drafts: Sequence[Draft],
     beside: Beside,
@@ -171,8 +192,8 @@ def _judged(
         order, draft = orders[place], drafts[place]
         passed, reason = ([], draft.fault) if draft.fault else own_fault(order, draft, skipped)
         if not reason:
-            fits = _MIN_TOKENS <= n_tokens <= max_tokens
-            length = None if fits else f"{n_tokens} tokens, not within {_MIN_TOKENS} to {max_tokens}"
+            fits = MIN_TOKENS <= n_tokens <= max_tokens
+            length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
             found = [("length", length), *beside.faults(place)]
             more, reason = first_fault((name, fault) for name, fault in found if name not in skipped)
             passed += more

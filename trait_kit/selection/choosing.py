@@ -282,4 +282,5 @@ def filter_web(step: "Step") -> Filtered:
             place=place,
         )
     scored, selected = Scoring.open(step.path("scores")), Selected.load(step.path("selections"))
-    return Filtered(scored, selected, on_topic(p.web, p.seed))
+    known = p.in_domain.partition("/")[0] == p.web.partition("/")[0]  # else the web's labels are of another domain
+    return Filtered(scored, selected, on_topic(p.web, p.seed) if known else None)

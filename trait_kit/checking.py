@@ -1,0 +1,171 @@
+"""`trait-kit check`: opens what an experiment names, before a run spends time on it.
+
+It calls what the steps call (documents, tasks, groups, the checks of passages), so it can only say what they will say. An
+error would stop the run, a warning makes its result worth less. Of a large web the beginning is opened, of the hub only
+names are asked for, and no teacher is asked anything.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from trait_kit import params, pipeline
+from trait_kit.engine.files import TraitError
+from trait_kit.engine.ledger import agree
+from trait_kit.figures.verdict import MIN_ITEMS
+from trait_kit.models import load_tokenizer, token_counter
+from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
+from trait_kit.passages import writing
+from trait_kit.passages.novelty import Beside
+from trait_kit.passages.relating import plan_groups
+from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher
+from trait_kit.scaffold import about_tokens
+from trait_kit.selection.disjoint import in_domain_documents
+from trait_kit.selection.documents import list_shards, read_shard
+from trait_kit.tasks import load_problems, load_tasks
+
+_AROUND = 100  # tokens of a teacher's last paragraph, at least
+
+
+@dataclass
+class Checked:
+    """What was found in one file, what makes its result worth less, and what would stop it."""
+
+    file: str
+    found: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def part(self) -> Iterator[None]:
+        """A fault in one part does not keep the others from being looked at; what it prints is found."""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                yield
+        except TraitError as error:
+            self.errors.append(str(error))
+        self.found += printed.getvalue().splitlines()
+
+    def __str__(self) -> str:
+        state = f"{len(self.errors)} to mend" if self.errors else "valid"
+        said = [*self.found, *(f"Warning: {text}" for text in self.warnings), *(f"To mend: {text}" for text in self.errors)]
+        return "\n  ".join([f"{self.file}: {state}", *said])
+
+
+def check(path: Path) -> Checked:
+    """An experiment file; or a sweep: every point's values, and what the first point names."""
+    told = Checked(str(path))
+    with told.part():
+        experiment = _first_point(path)
+        p = experiment.selection
+        with told.part():
+            _names(p, told)
+        reached = not any(text.startswith("The dataset") for text in told.warnings)
+        with told.part():
+            _web(p, told)
+        if reached and not told.errors:
+            _tasks(experiment, told)
+            with told.part():
+                of_hub = f"In-domain documents: {p.in_domain}, read by the run."
+                told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
+        if reached and not told.errors and experiment.training.sources & set(WRITTEN):
+            _passages(experiment.passages, told)
+    return told
+
+
+def _first_point(path: Path) -> Experiment:
+    with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):
+        if {"grid", "points"}.intersection(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            points = pipeline.read_sweep(path)
+            print(f"A sweep of {len(points)} runs; opened is what the first one names.")
+            return points[0][1]
+    return params.load(path)
+
+
+def _names(p: Common, told: Checked) -> None:
+    """Models, tasks, and what is on the hub, by their names."""
+    from huggingface_hub import HfApi
+
+    sources = [p.in_domain, p.web, *(task.source for task in load_tasks(p.tasks).values())]
+    at_hub = [("dataset", re.split("[@#]", source[3:])[0]) for source in sources if source.startswith("hf:")]
+    for where, name in {"base_model": p.base_model, "embedding_model": p.embedding_model}.items():
+        if _at_hub(name):
+            at_hub.append(("model", name))
+        else:
+            with told.part():
+                load_tokenizer(name, where)
+    for kind, name in dict.fromkeys(at_hub):
+        try:
+            if not HfApi().repo_exists(name, repo_type=kind):
+                told.errors.append(f"The hub has no {kind} '{name}' that you may read.")
+        except Exception as error:  # each of its libraries has its own
+            told.warnings.append(f"The {kind} {name} was not opened: the hub is out of reach ({type(error).__name__}).")
+
+
+def _at_hub(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model)) and not Path(model).is_dir()
+
+
+def _web(p: Common, told: Checked) -> None:
+    if p.web.startswith("hf:"):
+        return
+    shards = list_shards(p.web, p.seed)
+    part = next(read_shard(shards[0], p.seed))
+    documents, rejected = part.documents, part.rejected
+    told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
+    for reject in rejected[:1]:
+        said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
+        (told.warnings if len(documents) else told.errors).append(said)
+
+
+def _tasks(experiment: Experiment, told: Checked) -> None:
+    """Items of each split, as many as the steps ask for; of what is skipped and fewer, the loader itself tells."""
+    p, training = experiment.selection, experiment.training
+    few = -(-training.held_out_items // len(p.tasks))
+    wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
+    items: dict[str, int] = {}
+    for split, count in wanted.items():
+        with told.part():
+            items[split] = len(problems := load_problems(p.tasks, split, count, p.seed))
+            taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
+            told.found.append(f"{split}: {items[split]:,} problems ({taken})")
+    if items.get("test", MIN_ITEMS) < MIN_ITEMS:
+        told.warnings.append(f"{items['test']} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
+
+
+def _passages(p: PassageParams, told: Checked) -> None:
+    """Groups as step 03 makes them, and what the checks say of them before a teacher has written a word."""
+    material, _, tests = writing.load_material(writing.quick(p))
+    problems, groups = plan_groups(material, writing.quick(p))
+    told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
+    if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
+        told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
+    orders = writing.orders_of(groups, problems)
+    if p.teacher != "none":
+        teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
+        told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
+    joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
+    if joined and p.paragraphs != "teacher":
+        told.found.append(_rehearsed(joined, tests, p))
+
+
+def _rehearsed(orders: list[writing.Order], tests: list[str], p: PassageParams) -> str:
+    """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
+    around, drafts, skipped = _AROUND * (p.teacher != "none"), JoiningTeacher().write(orders), writing.WITHOUT_ENLIGHTENMENT
+    count = _about if _at_hub(p.base_model) else token_counter(p.base_model)  # which would fetch all of the model
+    rows = writing.judged(orders, drafts, Beside(tests), count, p.max_passage_tokens - around, skipped)
+    rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
+    passed = len(orders) - len(rejected)
+    if told := writing.shortfall(len(orders), passed, rejected):
+        raise TraitError(told)
+    return f"Of {len(orders):,} groups of worked solutions {passed:,} pass the checks so far."
+
+
+def _about(texts: list[str]) -> np.ndarray:
+    return np.array([about_tokens([text]) for text in texts])
