@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from trait_kit import experiments, runs
+from trait_kit import params, runs
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.outcomes import Evaluation, evaluate_arms
 from trait_kit.explore import ask, cuts, drafts, items, show
@@ -96,7 +96,7 @@ def found() -> Evaluation:
         for arm, values in marks.items()
         for k, value in enumerate(values)
     ]
-    p = experiments.load(TINY).evaluation.model_copy(update={"main_metric": "bits_per_byte"})
+    p = params.load(TINY).evaluation.model_copy(update={"main_metric": "bits_per_byte"})
     return Evaluation(pd.DataFrame(rows), *(pd.DataFrame(),) * 3, problems(), p, {"base": "b", "trait": "t"})
 
 
@@ -124,7 +124,7 @@ def test_drafts_are_shown_by_group_and_found_by_what_became_of_them(written):
     assert of(outcome=drafts.PASSED) == ["a", "b"] and of(outcome="boilerplate") == ["a", "c"]
     assert of(outcome="length", tries="2") == ["c"] and of(tries="1") == ["b"]
     assert of(search=" OF B 1 ") == ["b"] and of(search="([") == [] and of(task="other") == []
-    explorer = drafts.explore(written, experiments.load(TINY).passages)
+    explorer = drafts.explore(written, params.load(TINY).passages)
     assert explorer.controls["outcome"] == ["all", "passed", "boilerplate", "length"]
     page = explorer.view(outcome="boilerplate")
     assert "refused (boilerplate), then passed" in page and "refused (length), then refused (boilerplate)" in page
@@ -133,7 +133,7 @@ def test_drafts_are_shown_by_group_and_found_by_what_became_of_them(written):
 
 
 def test_a_draft_stands_beside_what_was_asked(written):
-    p = experiments.load("params/demo.yaml").passages.model_copy(update={"teacher_steps": "sentences"})
+    p = params.load("params/demo.yaml").passages.model_copy(update={"teacher_steps": "sentences"})
     page = drafts.explore(written, p).view(outcome="length")
     assert "Nobody was asked" not in page
     (order,) = drafts.orders_of([drafts.group_of(written.passages.iloc[0])], written.problems)
@@ -218,7 +218,7 @@ def test_an_explorer_with_a_button_waits_for_it():
 
 
 def step_of(tiny_run, name: str) -> runs.Step:
-    step = runs.Step.at(name, experiments.load(TINY), tiny_run)
+    step = runs.Step(name, params.load(TINY), tiny_run)
     assert step.done
     return step
 
@@ -226,7 +226,7 @@ def step_of(tiny_run, name: str) -> runs.Step:
 def test_the_cut_of_a_finished_run_is_that_of_its_selections(tiny_run):
     filtered = filter_web(step_of(tiny_run, "02_filter_web"))
     explorer, quality = cuts.explore(filtered), runs.recorded(tiny_run, "02_filter_web")["summary"]["quality"]
-    budget = experiments.load(TINY).selection.token_budget
+    budget = params.load(TINY).selection.token_budget
     assert explorer.first == {"token_budget": budget} and budget in explorer.controls["token_budget"]
     for row in quality:
         page = explorer.view(row["method"], budget)

@@ -117,7 +117,7 @@ def test_a_cell_that_only_looks_leaves_a_finished_step_done(tmp_path, monkeypatc
     def done_with(source: str) -> bool:
         extended = nbformat.from_dict({**book, "cells": [*book.cells, nbformat.v4.new_code_cell(source)]})
         nbformat.write(extended, path)
-        return runs.Step.at(WEB, experiments.load(TINY), tmp_path / "run").done
+        return runs.Step(WEB, params.load(TINY), tmp_path / "run").done
 
     assert done_with("scores.head()")
     assert done_with("from trait_kit.explore import items\ncuts.explore(filtered).view('dsir', 2_000)")
