@@ -149,7 +149,9 @@ def _passages(p: PassageParams, told: Checked) -> None:
     orders = writing.orders_of(groups, problems)
     if p.teacher != "none":
         teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
-        told.found.append(f"Teacher: {agree(teacher.estimate(orders), p.max_cost_usd)}")
+        bill = teacher.estimate(orders)
+        here = f"{bill.requests:,} requests to a model on this machine, which step 03 times before it asks"
+        told.found.append(f"Teacher: {here if p.teacher == 'local' else agree(bill, p.max_cost_usd)}")
     joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
     if joined and p.paragraphs != "teacher":
         told.found.append(_rehearsed(joined, tests, p))
