@@ -80,6 +80,9 @@ class Ledger:
                 "then everything is asked, and paid, again."
             ) from None
 
+    def close(self) -> None:
+        self._sql.close()
+
     def __contains__(self, key: str) -> bool:
         return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
 

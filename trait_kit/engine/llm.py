@@ -165,6 +165,7 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
     that has no kept answer, and ends with the block."""
     endpoint = Endpoint.of(params, folder)
     with contextlib.ExitStack() as stack:
+        stack.callback(endpoint.ledger.close)
 
         @functools.cache
         def start() -> str:

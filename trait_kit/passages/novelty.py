@@ -119,7 +119,8 @@ class Clauses:
 
 
 def clauses_of(text: str) -> set[str]:
-    """The clauses of a text that say something, in lower case and without numbers."""
+    """The clauses of a text that say something, in lower case, without numbers and what a sentence must begin with."""
+    text = re.sub(r"(?:^|(?<=[.!?] ))(?:With|For) [^,.]*, ", "", text)
     words = [" ".join(re.findall(r"[^\W\d]+", part)) for part in re.split(r"[.;:!?,]\s", text.lower())]
     return {clause for clause in words if len(content_words(clause)) >= _CLAUSE_WORDS}
 
