@@ -11,16 +11,17 @@ from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
-def test_the_demo_replays_what_the_local_teacher_answered(tmp_path, monkeypatch):
+@pytest.mark.parametrize("demo", ["demo", "demo_ads"])
+def test_the_demos_replay_what_the_local_teacher_answered(tmp_path, monkeypatch, demo):
     monkeypatch.setattr(llama, "model_file", lambda: pytest.fail("the model was needed"))
-    chosen = params.load("params/demo.yaml", {"passages.base_model": str(tiny_random.make())})
+    chosen = params.load(f"params/{demo}.yaml", {"passages.base_model": str(tiny_random.make())})
     written = write_passages(Step("03_write_passages", chosen, tmp_path))
     assert written.bill["teacher"] == llama.NAME and written.bill["requests_this_run"] == 0
     assert re.fullmatch(r"0 answers now, the others on \d{4}-\d\d-\d\d", written.bill["written"])
     assert len(written.passages) + written.rejected["id"].nunique() >= written.bill["groups"] > 20
     for row in written.passages.itertuples():
         assert len(row.paragraphs) == 3 and row.text.endswith(row.enlightenment)
-        assert row.enlightenment.count("With ") >= 3  # a sentence a problem
+        assert row.enlightenment.count("With " if demo == "demo" else "For ") >= 3  # a sentence a problem
 
 
 @pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters

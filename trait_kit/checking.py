@@ -24,7 +24,7 @@ from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
 from trait_kit.passages import writing
 from trait_kit.passages.novelty import Beside
 from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher
+from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher, recorded
 from trait_kit.scaffold import about_tokens
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
@@ -149,6 +149,7 @@ def _passages(p: PassageParams, told: Checked) -> None:
     orders = writing.orders_of(groups, problems)
     if p.teacher != "none":
         teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
+        teacher.endpoint.ledger.keep(recorded()[1] if p.teacher == "local" else [])
         bill = teacher.estimate(orders)
         here = f"{bill.requests:,} requests to a model on this machine, which step 03 times before it asks"
         told.found.append(f"Teacher: {here if p.teacher == 'local' else agree(bill, p.max_cost_usd)}")

@@ -28,6 +28,7 @@ from pydantic import AfterValidator
 from trait_kit.answers import braced
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
+from trait_kit.engine.pages import encoding_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LAID_OUT = ("question", "answer", "solution", "choices")  # keep their line breaks and indentation: code is nothing without
@@ -64,14 +65,11 @@ def form_of(path: Path) -> str:
 
 
 def _decoded(path: Path, data: bytes) -> str:
-    """Text in UTF-8, or else in what its bytes look like (UTF-16, Windows-1252, GB18030 ...), which is said."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        from resiliparse.parse.encoding import detect_encoding
-
-        say(f"{path} is not UTF-8, and read as {detect_encoding(data)}.")
-        return data.decode(detect_encoding(data)).removeprefix("\ufeff")
+    """Text in UTF-8, or else in what its bytes look like, which is said."""
+    encoding = encoding_of(data)
+    if encoding != "utf-8":
+        say(f"{path} is not UTF-8, and read as {encoding}.")
+    return data.decode(encoding).removeprefix("\ufeff")
 
 
 def _cells(text: str) -> Iterator[Row]:

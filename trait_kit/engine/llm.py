@@ -138,14 +138,16 @@ def ask(
     endpoint: Endpoint,
     attempts: int = 1,
     progress: Callable[[int, int], None] = lambda done, count: None,
+    *,
+    kept: bool = False,
 ) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
     All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error (also where
     many requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the
-    ledger. `progress(done, all)` is called about once a second.
+    ledger. `progress(done, all)` is called about once a second. `kept`: only what was answered before is.
     """
-    session = _Session(endpoint, attempts)
+    session = _Session(endpoint, attempts, kept)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
@@ -181,8 +183,8 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
 class _Session:
     """All requests of one `ask`, in one event loop."""
 
-    def __init__(self, endpoint: Endpoint, attempts: int) -> None:
-        self.endpoint, self.ledger, self.attempts = endpoint, endpoint.ledger, attempts
+    def __init__(self, endpoint: Endpoint, attempts: int, kept: bool) -> None:
+        self.endpoint, self.ledger, self.attempts, self.kept = endpoint, endpoint.ledger, attempts, kept
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
         self.stopped = False
@@ -241,6 +243,8 @@ class _Session:
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):
                 return found
+            if self.kept:
+                raise NoAnswer("no answer is kept")
             size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
             async with self.ledger.reserved(self.ledger.price.of(size, self.endpoint.max_tokens)):
                 completion = self._read(await self._post(messages), size)

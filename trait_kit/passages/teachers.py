@@ -80,9 +80,12 @@ class EndpointTeacher:
 
     def estimate(self, orders: Sequence[Order]) -> Estimate:
         """The bill of what has no kept answer; a paragraph to come is taken to be like a worked solution."""
-        requests = [self._paragraph(row) for row in self._to_ask(orders)]
+        rows = self._to_ask(orders)
+        requests = [self._paragraph(row) for row in rows]
+        replies = ask(requests, self.endpoint, self.params.max_attempts, kept=True)
+        kept = {row.id: reply.value for row, reply in zip(rows, replies, strict=True) if not reply.fault}
         for order in orders:
-            requests += self._around(order, [_solution(row) for row in order.rows])
+            requests += self._around(order, [kept.get(row.id) or _solution(row) for row in order.rows])
         return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
     def _to_ask(self, orders: Sequence[Order]) -> list[Problem]:
