@@ -212,7 +212,7 @@ def test_compare_writes_for_readers_and_for_scripts(tiny_run):
     rows = json.loads(said["json"].stdout)
     found = pd.read_csv(io.StringIO(said["csv"].stdout))
     assert len(rows) == len(found) > 5
-    assert np.allclose(found["difference"], [row["difference"] for row in rows])
+    assert np.allclose(found["gain"], [row["gain"] for row in rows])
     assert said["md"].stdout.count("\n|") == len(rows) + 2  # the head, and the line under it
 
 
@@ -233,7 +233,7 @@ def test_a_sweep_of_points_runs_them_at_once_goes_on_and_compares_their_arms(tin
         assert "0 notebooks executed" in log and not executed(log)
     tests = pd.read_csv(folder / "comparison" / "comparison.csv")
     assert {"workers-2:trait", "workers-3:trait"} <= set(tests["arm"])
-    assert tests.query("arm == 'workers-2:trait' and reference == 'workers-1:trait'")["difference"].abs().max() == 0
+    assert tests.query("arm == 'workers-2:trait' and reference == 'workers-1:trait'")["gain"].abs().max() == 0
 
 
 @pytest.mark.slow
