@@ -118,10 +118,12 @@ def new(
     base_model: Annotated[str, typer.Option(help="a folder or hub id; else the demo's small one")] = "demo:smollm2-135m",
     teacher: Annotated[Literal["local", "openai", "none"], typer.Option(help="who writes the passages")] = "local",
     folder: Annotated[Path, typer.Option(help="where the files are written")] = Path("params"),
+    unquoted: Unquoted = None,
 ) -> None:
     """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
     from trait_kit import checking, scaffold
 
+    _refuse_unquoted(unquoted)
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
     print(checking.check(folder / f"{name}.yaml"))
     print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
