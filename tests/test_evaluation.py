@@ -427,6 +427,21 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     assert worked_examples(params(tasks=[alone], few_shot=1)) is None  # then its prompts cannot be written: few_shot is 1
 
 
+def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path):
+    def asked(*amounts: int) -> list[dict[str, str]]:
+        pattern = (
+            "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
+        )
+        return [{"question": pattern.format(n), "answer": str(n * 5), "solution": f"{n} * 5 = {n * 5}."} for n in amounts]
+
+    other = {"question": "How many legs have two spiders?", "answer": "16", "solution": "2 * 8 = 16."}
+    train = [*asked(*range(1, 30), 77), other]
+    loans = _task_file(tmp_path, "loans", "number", {"train": train, "test": asked(77, 78, 79)})
+    found = worked_examples(params(tasks=[loans], few_shot=40))
+    assert found["question"].iloc[0] == other["question"] and len(found) == 30
+    assert asked(77)[0]["question"] not in set(found["question"])
+
+
 def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
     rows = [{"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)]
     names = _task_file(tmp_path, "names", "text", {"train": rows[:20], "test": rows[20:]})

@@ -18,6 +18,7 @@ import yaml
 from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import agree
+from trait_kit.evaluation import suites
 from trait_kit.figures.verdict import MIN_ITEMS
 from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
@@ -135,6 +136,10 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
             items[split] = len(problems := load_problems(p.tasks, split, count, p.seed))
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
             told.found.append(f"{split}: {items[split]:,} problems ({taken})")
+    with told.part():
+        examples = suites.worked_examples(experiment.evaluation)
+        for task in load_tasks(p.tasks):
+            suites.shown(task, examples, suites.n_examples(experiment.evaluation, task))
     if items.get("test", MIN_ITEMS) < MIN_ITEMS:
         told.warnings.append(f"{items['test']} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
 

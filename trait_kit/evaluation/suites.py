@@ -104,7 +104,7 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
 
     From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
     name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
-    in code, and neither a test question of any evaluated task nor nearly one. The same for every arm.
+    in code, never a test question of any evaluated task, and nearly one only of necessity. The same for every arm.
     """
     tasks, found = load_tasks(params.tasks), []
     wanted = {name: number for name in tasks if (number := n_examples(params, name))}
@@ -120,7 +120,9 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
         solved = pool["solution"].notna() | pool["solution"].isna().all()
         short = solved & (text.str.len() <= MAX_EXAMPLE_CHARACTERS)
         pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
-        pool = pool.drop(index=tested.find(pool["question"].tolist())["text_index"].unique())
+        near = tested.find(pool["question"].tolist())
+        alike = pool.index.isin(near["text_index"])  # of one pattern: where a task has no other questions
+        pool = pd.concat([pool[~alike], pool[alike].drop(index=near[near["kind"] == "exact"]["text_index"].unique())])
         found.append(pool.head(number).assign(task=name))
     return pd.concat(found, ignore_index=True) if found else None
 
