@@ -31,7 +31,7 @@ REACHED = {  # what it is, with new, check, formats and explorers in it: only ev
     "evaluation": 1_502,
     "whole": 14_333,
     "bytes": 49.98,
-    "statements": 0.6659,
+    "statements": 0.666,
 }
 FLOORS = [  # a module imports from its own chapter and from lower floors
     {"engine"},
