@@ -80,7 +80,7 @@ def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_a
         png = plot_gain_and_forgetting(compare_all(outcomes(), "trait"), "trait").save(tmp_path / folder, "gain")
     assert dict(matplotlib.rcParams) == before
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
-    assert width > 1000 and height > 400
+    assert width == 7 * 300 and height > width / 5  # two columns of a page, at 300 dots an inch
     assert ElementTree.parse(tmp_path / "a" / "gain.svg").getroot().tag.endswith("svg")
     written = [f"gain{narrow}.{kind}" for narrow in ("", "_one_column") for kind in ("pdf", "png", "svg")]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == written
@@ -327,12 +327,13 @@ def map_points() -> pd.DataFrame:
 
 
 def nearest() -> pd.DataFrame:
-    return pd.DataFrame({"share": [0.996, 0.004], "by_chance": [0.25, 0.75], "cover": 0.5}, ["trait", "general"])
+    return pd.DataFrame({"share": [0.996, 0.004], "by_chance": [0.25, 0.75], "cover": [0.55, 0.5]}, ["trait", "general"])
 
 
 def test_map_draws_every_text_and_names_every_kind_with_its_count_and_every_task():
     figure = figure_map.plot_map(map_points(), nearest())
     assert headline(figure) == "Nearest to the downstream problems: 99.6% TRAIT: passages (25% by chance)"
+    assert "of as many: TRAIT: passages 0.55, general web text 0.50" in texts_of(figure)
     marks = {c.get_label(): c for c in figure.axes[0].collections if hasattr(c, "get_offsets") and c.get_label()[0] != "_"}
     shown = {"general web text (40)": 0, "in-domain documents (30)": 30, "TRAIT: selected documents (0)": 0}
     shown |= {"training questions alone (0)": 0, "TRAIT: passages (10)": 10, "downstream problems (20)": 20}

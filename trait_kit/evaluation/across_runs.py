@@ -1,8 +1,7 @@
 """Outcomes of several finished runs as one table, so that arms of different runs are compared item by item.
 
-Runs whose parameters differ in the seed alone are one experiment: seeds of the same arms. Otherwise an arm is named
-`run:arm`. Only items that every arm was asked in a seed pair; others are counted. Runs that put their questions
-differently (another number of worked examples, say) are refused.
+Runs whose parameters differ in the seed alone are seeds of the same arms. Otherwise an arm is named `run:arm`. Only items
+that every arm was asked in a seed pair; others are counted. Runs that ask differently are refused.
 """
 
 from __future__ import annotations

@@ -102,9 +102,8 @@ def n_examples(params: EvaluationParams, task: str) -> int:
 def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
     """The worked examples of each task for few-shot prompts, a problems table; None where none are asked for.
 
-    From the train split of the task, or of the one that its file names in `examples_from` (an evaluated task of that
-    name first, then a shipped one or a path). With a solution where the task has any, short, without drawings or tables
-    in code, never a test question of any evaluated task, and nearly one only of necessity. The same for every arm.
+    From the train split of the task, or of its `examples_from` (an evaluated task first, then a shipped one or a path):
+    solved where the task has solutions, short, no drawings, never a test question, nearly one only of necessity.
     """
     tasks, found = load_tasks(params.tasks), []
     wanted = {name: number for name in tasks if (number := n_examples(params, name))}

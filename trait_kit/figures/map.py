@@ -153,12 +153,14 @@ def twin(texts: pd.DataFrame) -> str:
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     """A frame with columns x, y, kind (of KINDS), task: general text as a density, every other text as its kind's mark.
 
-    `nearest` (from nearest_kinds) puts what the map shows into a number, with what chance would give beside it.
+    `nearest` (from nearest_kinds) puts what the map shows into a number, with chance and the next kind beside it.
     """
-    kind = nearest["share"].idxmax()
+    kind, other = nearest["share"].nlargest(2).index
     share, chance = nearest.loc[kind, ["share", "by_chance"]]
     title = f"Nearest to the downstream problems: {share:.1%} {KINDS[kind]} ({chance:.0%} by chance)"
-    caption = "One mark a text: UMAP of sentence embeddings. Near means similar; the axes have no meaning of their own."
+    caption = "UMAP of sentence embeddings; cosine to the nearest of as many: " + ", ".join(
+        f"{KINDS[each]} {nearest['cover'][each]:.2f}" for each in (kind, other)
+    )
     figure, (axes,) = new_figure(title, caption, height=3.0)
     axes.set(xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
