@@ -20,12 +20,13 @@ CEILINGS = {  # lines of Python: what the house is to be
     "evaluation": 1_500,
     "figures": 1_500,
     "explore": 600,
+    "own_domain": 600,  # new and check
     "engine": 2_700,
 }
 WHOLE, LONGEST_FILE = 13_000, 400
 BYTES_A_LINE, STATEMENTS_A_LINE = 48.03, 0.647  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
 REACHED = {  # what it is, with new, check, formats and explorers in it: only ever lowered, until the numbers above hold
-    "spine": 2_969,
+    "spine": 2_471,
     "engine": 3_493,
     "selection": 1_541,
     "whole": 14_333,
@@ -41,9 +42,8 @@ FLOORS = [  # a module imports from its own chapter and from lower floors
     {"training", "evaluation"},
     {"figures"},
     {"explore"},
-    {"guessing", "scaffold"},
     {"pipeline"},
-    {"checking"},
+    {"own_domain"},
     {"cli"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

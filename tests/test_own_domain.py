@@ -9,9 +9,10 @@ import pytest
 import yaml
 from own_domains import DOMAINS, _lines, code
 
-from trait_kit import checking, guessing, params, scaffold
+from trait_kit import params
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
+from trait_kit.own_domain import checking, guessing, scaffold
 from trait_kit.passages.checks import own_fault, read_sentence
 from trait_kit.passages.material import Draft, Group, Order, Problem
 from trait_kit.passages.writing import first_order, write_passages

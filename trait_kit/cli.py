@@ -121,7 +121,7 @@ def new(
     unquoted: Unquoted = None,
 ) -> None:
     """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
-    from trait_kit import checking, scaffold
+    from trait_kit.own_domain import checking, scaffold
 
     _refuse_unquoted(unquoted)
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
@@ -132,7 +132,7 @@ def new(
 @app.command()
 def check(files: list[Path], as_json: AsJson = False) -> None:
     """Open what experiments and sweeps name (documents, tasks, models, groups), and say what would stop a run."""
-    from trait_kit import checking
+    from trait_kit.own_domain import checking
 
     found = []
     for path in files:

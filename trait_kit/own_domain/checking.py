@@ -21,12 +21,12 @@ from trait_kit.engine.ledger import agree
 from trait_kit.evaluation import suites
 from trait_kit.figures.verdict import MIN_ITEMS
 from trait_kit.models import load_tokenizer, token_counter
+from trait_kit.own_domain.scaffold import about_tokens
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
 from trait_kit.passages import writing
 from trait_kit.passages.novelty import Beside
 from trait_kit.passages.relating import plan_groups
 from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher, recorded
-from trait_kit.scaffold import about_tokens
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks

@@ -19,7 +19,7 @@ from trait_kit.engine.numbers import quantity
 from trait_kit.engine.streams import find, is_url
 from trait_kit.fields import one_line
 from trait_kit.figures.verdict import MIN_ITEMS
-from trait_kit.guessing import columns_of, guess_task, roles_of
+from trait_kit.own_domain.guessing import columns_of, guess_task, roles_of
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
@@ -136,7 +136,7 @@ def _related(problems: pd.DataFrame, column: str) -> float:
 
 def _rendered(template: str, values: dict[str, Any]) -> str:
     """A template's text; what users called their columns, files and tasks stands in it as YAML or in a comment."""
-    room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit"), trim_blocks=True)
+    room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit.own_domain", ""), trim_blocks=True)
     room.filters |= {"yaml": _as_yaml, "said": _as_comment}
     return room.get_template(template).render(values) + "\n"
 
