@@ -33,8 +33,7 @@ _WATCHED = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # one is set
 class Explorer:
     """A page with controls; a notebook shows it by itself.
 
-    Where nobody watches it is its static twin. Elsewhere the twin goes with it, for what cannot run a widget: an
-    exported notebook, a viewer of notebooks.
+    Where nobody watches it is its static twin, which goes with it for what cannot run a widget: an exported notebook.
     """
 
     view: Callable[..., str]  # the page (HTML), given the value of every control

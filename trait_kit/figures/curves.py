@@ -89,8 +89,7 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     """The paper's Figure 4: held-out bits per byte against tokens trained on, with the boundary between the stages.
 
-    The title speaks of the last of `arms`. Where `task_scores` asked for them, a panel has the share of right choices,
-    mean over tasks.
+    The title speaks of the last of `arms`. With `task_scores` a panel has the share of right choices, mean over tasks.
     """
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", "task", regex=True)
@@ -207,8 +206,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
 def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
     """Columns against, task, item_id, gain: one row an arm of `others` and problem that both were asked, the largest first.
 
-    In units of the metric, means over training seeds; above 0 in the reference's favour whatever the metric's
-    direction.
+    In units of the metric, means over training seeds; above 0 in the reference's favour whatever its direction.
     """
     values = outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)]
     wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")

@@ -49,10 +49,7 @@ def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, task ("" of documents), text: up to `map_documents` of each kind.
-
-    Selected are those that the reference arm was trained on.
-    """
+    """Columns kind, task ("" of documents), text: up to `map_documents` of each kind."""
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
@@ -150,7 +147,8 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     axes.scatter([], [], marker="h", s=size, color=colour("general"), label=names["general"])
     for kind in list(KINDS)[1:]:
         look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(parts[kind]) > 5_000}
-        look |= {"edgecolors": colour(kind), "facecolors": "none" if kind in ("in_domain", "downstream") else colour(kind)}
+        ring = {"edgecolors": colour(kind), "facecolors": "none"}
+        look |= ring if kind in ("in_domain", "downstream") else {"color": colour(kind)}
         axes.scatter(parts[kind]["x"], parts[kind]["y"], label=names[kind], **look)
     _name_tasks(axes, parts["downstream"])
     legend(figure, "lower left", ncols=2, markerscale=1.5)

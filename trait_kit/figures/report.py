@@ -26,10 +26,7 @@ _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 
 def write_report(*run_dirs: Path | str) -> Path:
-    """Write report.html from whatever a run holds by now, or of several runs side by side into the folder of the first.
-
-    Returns its path: <run>/report.html, or beside the first run.
-    """
+    """Write report.html from whatever a run holds by now, or of several side by side beside the first; return its path."""
     folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
     if not folders:
         named = ", ".join(map(str, run_dirs))

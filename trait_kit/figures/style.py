@@ -52,10 +52,7 @@ class KitFigure(Figure):
             super().savefig(*args, **options)
 
     def save(self, folder: Path | str, name: str) -> Path:
-        """Write name.svg, .pdf and .png, and the same for one column; each whole or not at all and without a date.
-
-        Text in SVG and PDF stays text. Returns the path of the PNG.
-        """
+        """Write name.svg, .pdf (text in them stays text) and .png, also for one column, undated; return the PNG's path."""
         for figure, stem in ((self.narrow(), f"{name}{ONE_COLUMN}"), (self, name)):
             undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
             for kind, metadata in undated.items():
@@ -151,7 +148,8 @@ def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> N
     names = list(names)
     axes.set_yticks(range(len(names)), names[::-1])
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.tick_params(axis="y", length=0, grid_linewidth=0)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
     for height, text in enumerate(beside[::-1]):
         at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
         axes.annotate(text, (1.0, height), xytext=(4, 0), va="center", size="small", **at)

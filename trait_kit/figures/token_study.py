@@ -41,8 +41,7 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model
     in units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per
     byte of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing
-    items. The runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the
-    budget.
+    items. Runs that differ in more than stage_tokens and seed, unlike those of a sweep, show more than the budget.
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
