@@ -227,12 +227,11 @@ def test_moving_the_cut_changes_the_numbers_and_nothing_else(project, lab, chrom
 def test_text_from_elsewhere_neither_acts_nor_is_typeset(project, lab, chromium):
     book = Notebook(chromium, lab, "06_figures")
     book.run(
-        "from trait_kit.explore.explorer import Explorer",
         "from trait_kit.explore import show",
         "import pandas",
         f"hostile = pandas.DataFrame({{'text': [{HOSTILE!r}, 'short'], 'number': [1.5, 2.5]}})",
         "display(show.table(hostile))",
-        "Explorer(lambda size: show.table(hostile.head(size)).data, {'size': [1, 2]}, 'still')",
+        "show.Explorer(lambda size: show.table(hostile.head(size)).data, {'size': [1, 2]}, 'still')",
     )
     book.page.locator(".trait-kit").nth(1).wait_for()
     move_and_see(book, "size", "ArrowRight")

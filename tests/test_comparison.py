@@ -16,7 +16,7 @@ from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison, statistics
 from trait_kit.evaluation.across_runs import gather
 from trait_kit.figures.cells import p_words
-from trait_kit.figures.verdict import verdict
+from trait_kit.figures.tables import verdict
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import intervals

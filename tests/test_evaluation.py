@@ -21,7 +21,7 @@ from trait_kit.evaluation import ads, comparison, metrics, suites
 from trait_kit.evaluation.outcomes import evaluate_arms, evaluate_model
 from trait_kit.evaluation.scoring_model import PackedLM, load_model, quiet
 from trait_kit.evaluation.suites import worked_examples
-from trait_kit.figures.verdict import verdict
+from trait_kit.figures.tables import verdict
 from trait_kit.params import EvaluationParams, load
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 

@@ -13,8 +13,8 @@ from conftest import TINY
 from trait_kit import params, runs
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.outcomes import Evaluation, evaluate_arms
-from trait_kit.explore import ask, cuts, drafts, items, show
-from trait_kit.explore.explorer import Explorer
+from trait_kit.explore import cuts, drafts, items, show
+from trait_kit.explore.show import Explorer
 from trait_kit.passages.writing import Written
 from trait_kit.selection.choosing import filter_web
 
@@ -163,7 +163,7 @@ def test_items_are_found_by_who_was_better_and_losses_are_shown_too(found):
 
 
 def test_the_twin_of_asking_shows_what_both_said(found):
-    page = check_harmless(ask.explore(found).twin)
+    page = check_harmless(items.ask_both(found).twin)
     assert page.texts.count(show.plain(HOSTILE)) == 3  # gold, base, specialist
 
 
@@ -242,10 +242,10 @@ def test_what_is_asked_by_hand_is_answered_as_in_the_evaluation(tiny_run):
     tokens = found.params.max_new_tokens
     for row in written.to_dict("records"):
         if row["arm"] in ("base", "trait"):
-            said = ask.answer(found, row["arm"], question, ask.QUESTION, tokens)
+            said = items.answer(found, row["arm"], question, items.QUESTION, tokens)
             assert said == row["prediction"].strip()
-    assert ask.answer(found, "base", question, ask.TYPED, tokens) != ask.answer(
-        found, "base", question, ask.QUESTION, tokens
+    assert items.answer(found, "base", question, items.TYPED, tokens) != items.answer(
+        found, "base", question, items.QUESTION, tokens
     )
 
 

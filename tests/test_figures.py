@@ -24,11 +24,11 @@ from matplotlib.transforms import Bbox
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.evaluation.comparison import compare, compare_all
-from trait_kit.figures import curves, gains, style, token_study
+from trait_kit.figures import curves, style, token_study
 from trait_kit.figures import map as figure_map
-from trait_kit.figures.evidence import read_and_write
-from trait_kit.figures.gains import item_gains, plot_gain_and_forgetting
+from trait_kit.figures.curves import item_gains, plot_gain_and_forgetting
 from trait_kit.figures.report import show, write_report
+from trait_kit.figures.tables import read_and_write
 from trait_kit.params import FigureParams
 from trait_kit.runs import STEPS
 
@@ -118,7 +118,7 @@ def drawings():
     return {
         "gain": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait"),
         "shares": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait", "choice_accuracy"),
-        "items": functools.partial(gains.plot_item_gains, gained, "trait"),
+        "items": functools.partial(curves.plot_item_gains, gained, "trait"),
         "curves": functools.partial(curves.plot_training_curves, log, ["selected", "trait"]),
         "loss": functools.partial(curves.plot_loss, log, ["selected", "trait"]),
         "quality": functools.partial(curves.plot_selection_quality, quality),
@@ -277,10 +277,10 @@ def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
     by_task = gained.groupby(["against", "task"])["gain"].mean()
     assert by_task["base", "sums"] == pytest.approx(means["base", "sums"] - means["trait", "sums"])
     assert (item_gains(data, "trait", ["base"], "choice_accuracy")["gain"] == 0).all()
-    said = " ".join(texts_of(gains.plot_item_gains(gained, "trait")).split())
+    said = " ".join(texts_of(curves.plot_item_gains(gained, "trait")).split())
     assert "wins 24 and loses 0 of 24 items against base model, 24 and loses 0 of 24 items against raw" in said
     assert said.count("12 : 0") == 4
-    said = " ".join(texts_of(gains.plot_item_gains(item_gains(data, "base", ["trait"]), "base")).split())
+    said = " ".join(texts_of(curves.plot_item_gains(item_gains(data, "base", ["trait"]), "base")).split())
     assert "base model wins 0 and loses 24 of 24 items against TRAIT" in said and said.count("0 : 12") == 2
     with pytest.raises(TraitError, match="nobody"):
         item_gains(data, "trait", ["nobody"])

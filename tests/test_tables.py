@@ -15,9 +15,9 @@ import pytest
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison
-from trait_kit.figures import evidence
+from trait_kit.figures import tables as paper
 from trait_kit.figures.cells import Cell, Table, csv_text, p_words
-from trait_kit.figures.tables import ablation_table, comparison_table, item_file, main_table, pair_file, write_items
+from trait_kit.figures.tables import ablation_table, comparison_table, item_file, main_table, write_items
 
 HOSTILE = "=cmd|'/c calc'!A0 <script>alert(1)</script> ](javascript:x) \x1b[2J {0} \\end{table} & $x_1^2$"
 ARMS = ("base", "raw", "selected", "trait", HOSTILE)
@@ -125,7 +125,7 @@ def test_a_task_of_one_template_has_no_interval_in_any_table(outcomes):
 
 def test_ablation_adds_one_part_a_row(outcomes):
     arms, pairs = comparison.arm_table(outcomes), comparison.compare(outcomes, None, "bits_per_byte")
-    table = ablation_table(arms, pairs, "bits_per_byte", "a title")
+    table = ablation_table(arms, pairs, "bits_per_byte")
     parts = ["base model", "+ raw in-domain documents", "+ selected web documents", "+ TRAIT passages"]
     assert [row[0] for row in texts(table)] == parts
     mean = arms[arms["task"] == comparison.MACRO].query("metric == 'bits_per_byte'").set_index("arm")["mean"]
@@ -137,7 +137,7 @@ def test_ablation_adds_one_part_a_row(outcomes):
 
 
 def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
-    made = evidence.read_and_write(SimpleNamespace(run_dir=run, folder=tmp_path, done=False)).tables
+    made = paper.read_and_write(SimpleNamespace(run_dir=run, folder=tmp_path, done=False)).tables
     assert made["main_table"].title == "Table 1: advertising, all arms by bits per byte"
     assert {"ablation_table", "ablation_table_choice_accuracy", "main_table_choice_accuracy", "contamination"} < set(made)
     for name, table in made.items():
@@ -154,7 +154,7 @@ def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
     assert len(items) == 24 + 9 and set(items["task"]) == {"sums", "products", "held_out/general"}
     items = items[items["task"] != "held_out/general"]
     assert texts(made["main_table"])[3][1] == f"{items.groupby('task')['value'].mean().mean():.3f}"
-    pairs = pd.read_csv(tmp_path / pair_file("trait", "base", "bits_per_byte"))
+    pairs = pd.read_csv(tmp_path / item_file("trait", "base", "bits_per_byte"))
     pairs = pairs[pairs["task"] != "held_out/general"]
     assert texts(made["main_table"])[0][2].startswith(f"{pairs.groupby('task')['gain'].mean().mean():+.3f}")
     assert pairs["gain"].to_numpy() == pytest.approx((pairs["value_arm"] - pairs["value_reference"]).to_numpy())
@@ -162,7 +162,7 @@ def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
 
 
 def test_the_contamination_table_says_what_was_found(run, outcomes):
-    assert texts(evidence.contamination_table(outcomes, run)) == [
+    assert texts(paper.contamination_table(outcomes, run)) == [
         ["sums", "12", "1", "2", "60", "3", "1"],
         ["products", "12", "1", "1", "0", "0", "0"],
         ["all", "24", "2", "3", "60", "3", "1"],

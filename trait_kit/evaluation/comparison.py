@@ -29,6 +29,7 @@ LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_by
 ALPHA = statistics.ALPHA
 CONFIDENCE = 1 - ALPHA  # of intervals
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
+MIN_ITEMS, MIN_CLUSTERS = 30, 6  # no verdict from fewer; sign flips of five clusters cannot reach ALPHA
 Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
 

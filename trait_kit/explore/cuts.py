@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.shards import read_job
-from trait_kit.explore.explorer import Explorer
-from trait_kit.explore.show import page
+from trait_kit.explore.show import Explorer, page
 from trait_kit.selection.budget import Limits, rank, rank_values
 from trait_kit.selection.choosing import Filtered
 from trait_kit.selection.scoring import read_shards, shard_path
@@ -26,7 +25,7 @@ def explore(filtered: Filtered) -> Explorer:
     """A slider over token budgets, for each method."""
     ranked = {method: ranking(filtered, method) for method in reversed(filtered.selected.methods)}
     positives = sum(filtered.truth.values()) if filtered.truth else 0
-    own = _job(filtered, next(iter(ranked)))["limits"]["tokens"]
+    own = read_job(filtered.selected.folder / "candidates" / next(iter(ranked)) / "job.json")["limits"]["tokens"]
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
@@ -41,9 +40,9 @@ def explore(filtered: Filtered) -> Explorer:
 
 def ranking(filtered: Filtered, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: the tokens of all down to this one."""
-    job, selections = _job(filtered, method), filtered.selected.folder
-    found = read_shards(selections / "candidates" / method, "candidates", len(filtered.scored.shards), _COLUMNS)
-    repeats = pd.read_parquet(selections / "near_duplicates.parquet").query("method == @method")
+    folder = filtered.selected.folder / "candidates" / method
+    job, found = read_job(folder / "job.json"), read_shards(folder, "candidates", len(filtered.scored.shards), _COLUMNS)
+    repeats = pd.read_parquet(filtered.selected.folder / "near_duplicates.parquet").query("method == @method")
     ids = found["id"].to_pandas()
     unusable = {"not clean": found["contaminated"].to_numpy() | (ids.isin(repeats["id"]) | ids.duplicated()).to_numpy()}
     found = found.take(pa.array(rank(found, method, Limits(**job["limits"]), job["seed"], unusable)[0]))
@@ -72,7 +71,3 @@ def around(filtered: Filtered, method: str, ranked: pd.DataFrame, token_budget: 
     paths = [shard_path(folder, "candidates", number) for number in near["shard"].unique()]
     texts = pq.read_table(paths, columns=["id", "text"], filters=[("id", "in", near["id"].tolist())]).to_pydict()
     return near.assign(text=near["id"].map(dict(zip(texts["id"], texts["text"], strict=True))))
-
-
-def _job(filtered: Filtered, method: str) -> dict[str, Any]:
-    return read_job(filtered.selected.folder / "candidates" / method / "job.json")

@@ -4,8 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from trait_kit.explore.explorer import Explorer
-from trait_kit.explore.show import ALL, MOST, menu, page
+from trait_kit.explore.show import ALL, MOST, Explorer, menu, page
 from trait_kit.params import PassageParams
 from trait_kit.passages import prompts
 from trait_kit.passages.material import Order

@@ -1,23 +1,85 @@
-"""Texts of the web and of language models as HTML: the one way in which explorers show them.
+"""Pages that move in JupyterLab and stand still in batch and in an exported notebook, and texts of elsewhere on them.
 
-Escaped; not typeset, because MathJax passes over the page's class; isolated in direction, wrapped anywhere, control
-characters made visible. Inks are the notebook's own, so that a dark theme stays legible. What is long opens whole.
+A page is a function of what a step wrote and of where its controls stand; it computes nothing that a step should. Texts
+of the web and of language models are escaped; not typeset, because MathJax passes over the page's class; isolated in
+direction, wrapped anywhere, control characters made visible. Inks are the notebook's own, so that a dark theme stays
+legible. What is long opens whole.
 """
 
-import unicodedata
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ipywidgets
 import jinja2
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from trait_kit.engine.files import TraitError
 from trait_kit.figures.cells import change_text, metric_name
 from trait_kit.figures.style import label
+from trait_kit.runs import BATCH_VARIABLE
 
 ALL, MOST = "all", 40  # the choice of a menu that filters nothing; entries on a page
+_VISIBLE = dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\ufffd")  # other controls, half characters
+_VISIBLE |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_WATCHED = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # one is set for the kernel of an open notebook
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A page with controls; a notebook shows it by itself.
+
+    Where nobody watches it is its static twin, which goes with it for what cannot run a widget: an exported notebook.
+    """
+
+    view: Callable[..., str]  # the page (HTML), given the value of every control
+    controls: Mapping[str, Any]  # name -> its options: numbers for a slider, texts for a menu; or one text to type over
+    twin: str
+    first: Mapping[str, Any] = field(default_factory=dict)  # where a control stands at first, if not on its first option
+    button: str = ""  # what to press for the page, where it takes long
+
+    def _repr_mimebundle_(self, **_asked: Any) -> dict[str, Any]:
+        still = {"text/plain": "Explorer", "text/html": self.twin}
+        moves = BATCH_VARIABLE not in os.environ and any(name in os.environ for name in _WATCHED)
+        return {**self.widget()._repr_mimebundle_(), **still} if moves else still
+
+    def widget(self) -> Any:
+        """Controls in a row that wraps, the page below."""
+        shown = ipywidgets.HTML(value=self.twin, layout={"width": "100%"})
+        controls = {name: self._control(name, given) for name, given in self.controls.items()}
+
+        def show(_change: Any = None) -> None:
+            if self.button:
+                shown.value = page("note", note="A moment: models are loaded, then they write.")
+            try:
+                shown.value = self.view(**{name: control.value for name, control in controls.items()})
+            except TraitError as error:
+                shown.value = page("note", note=str(error))
+
+        row = list(controls.values())
+        if self.button:
+            row.append(ipywidgets.Button(description=self.button))
+            row[-1].on_click(show)
+        else:
+            for control in row:
+                control.observe(show, "value")
+            show()
+        return ipywidgets.VBox([ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown])
+
+    def _control(self, name: str, given: Any) -> Any:
+        how = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
+        if isinstance(given, str):
+            kind = ipywidgets.Textarea if self.button else ipywidgets.Text
+            return kind(value=given, layout={"width": "36em" if self.button else "18em"}, **how)
+        how["value"] = self.first.get(name, given[0])
+        if isinstance(given[0], str):
+            return ipywidgets.Dropdown(options=given, layout={"width": "max-content"}, **how)
+        options = [(f"{option:,}", option) for option in given]
+        return ipywidgets.SelectionSlider(options=options, layout={"width": "36em"}, **how)
 
 
 def page(name: str, **values: Any) -> str:
@@ -33,7 +95,7 @@ def table(frame: pd.DataFrame) -> HTML:
 def plain(value: Any) -> str:
     """A cell as text, with what a terminal would obey made visible."""
     if isinstance(value, str):
-        return "".join(map(_visible, value))
+        return value.translate(_VISIBLE)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if value is None or value != value:
@@ -46,17 +108,5 @@ def menu(values: Iterable[str]) -> list[str]:
     return [ALL, *dict.fromkeys(values)]
 
 
-def _mark(value: float, metric: str) -> str:
-    if metric.startswith(("choice_accuracy", "exact_match")) and value in (0.0, 1.0):
-        return "right" if value else "wrong"
-    return plain(float(value))
-
-
-def _visible(letter: str) -> str:
-    if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs"):
-        return letter
-    return chr(0x2400 + ord(letter)) if letter < " " else "\ufffd"
-
-
 _PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-_PAGES.filters |= {"plain": plain, "label": label, "metric": metric_name, "change": change_text, "mark": _mark}
+_PAGES.filters |= {"plain": plain, "label": label, "metric": metric_name, "change": change_text}

@@ -4,14 +4,13 @@ Every format escapes for itself, since names of arms and tasks are data from els
 column (bold), say something smaller behind (its interval) and link to the file of the items that it was counted from.
 """
 
-from __future__ import annotations
-
-import html
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -22,11 +21,8 @@ from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER
 
 BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
 
-_NAMES = {"exact_match_strict": "exact match (strict)", "auc": "AUC", "f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
-_NOTES = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
+WORDING = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
-_LATEX = {letter: "\\" + letter for letter in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "–": "--"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True)
@@ -39,34 +35,12 @@ class Cell:
     link: str = ""
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _markdown(text: str) -> str:
-    text = re.sub(r"([\\|*_`])", r"\\\1", html.escape(_one_line(text), quote=False))
-    return text.replace("](", "]\\(")  # else a name could be a link
-
-
-def _latex(text: str) -> str:
-    return _one_line(text).translate(str.maketrans(_LATEX))
-
-
-def _printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in _one_line(text))
-
-
-_SCROLL = '<div class="scroll" tabindex="0" role="region" aria-label="{title}">{body}</div>'
-_HTML = f'<figure class="table"><figcaption>{{title}}</figcaption>{_SCROLL}{{notes}}</figure>'
-_TEX = "\\begin{{table}}[t]\n\\caption{{{title}}}\n{body}\n{notes}\\end{{table}}\n"
-_SMALL = '<small style="display:block">{}</small>'
-_FORMATS = {  # tabulate's name of it, how it escapes, what is best, small, a link, a note, the whole
-    "md": ("pipe", _markdown, "**{}**", " {}", "[{0}]({1})", "{}  \n", "**{title}**\n\n{body}\n\n{notes}"),
-    "tex": ("latex_raw", _latex, r"\textbf{{{}}}", r" {{\scriptsize {}}}", "{0}", "\\par{{\\small {}}}\n", _TEX),
-    "html": ("unsafehtml", html.escape, "<strong>{}</strong>", _SMALL, '<a href="{1}">{0}</a>', "<p>{}</p>", _HTML),
-    "txt": ("plain", _printable, "{}", " {}", "{0}", "{}\n", "{title}\n\n{body}\n\n{notes}"),
-}
+def _escaped(text: str, kind: str) -> str:
+    """One line, nothing in which means anything to the format, nor to a terminal."""
+    text, escapes = " ".join(text.split()), WORDING["formats"][kind]["escape"]
+    if kind == "txt":
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return re.sub("|".join(map(re.escape, escapes)), lambda found: escapes[found[0]], text)
 
 
 @dataclass(frozen=True)
@@ -82,42 +56,39 @@ class Table:
 
     def written(self, kind: str, links: bool = False) -> str:
         """The table as md, tex, html or txt; every text in it is escaped, so it may be put into a page as it is."""
-        name, escape, best, small, link, note, whole = _FORMATS[kind]
+        form, escape = WORDING["formats"][kind], functools.partial(_escaped, kind=kind)
 
         def write(cell: Cell) -> str:
             text = escape(cell.text)
-            text = best.format(text) if cell.best else text
-            text = link.format(text, cell.link) if links and cell.link else text
-            return text + (small.format(escape(cell.small)) if cell.small else "")
+            text = form["best"].format(text) if cell.best else text
+            text = form["link"].format(text, cell.link) if links and cell.link else text
+            return text + (form["small"].format(escape(cell.small)) if cell.small else "")
 
         columns = {escape(header): list(map(write, self.column(header))) for header in self.columns}
         align = ["left"] + ["right"] * (len(columns) - 1)
-        body = tabulate(columns, "keys", name, disable_numparse=True, colalign=align)
-        notes = "".join(note.format(escape(text)) for text in self.notes)
-        return whole.format(title=escape(self.title), body=body, notes=notes)
-
-    def frame(self) -> pd.DataFrame:
-        """The texts: every column, and after it what its cells say in small, where any do."""
-        found = {}
-        for name in self.columns:
-            cells = self.column(name)
-            found[name] = [cell.text for cell in cells]
-            if any(cell.small for cell in cells):
-                found[f"{name}: more"] = [cell.small for cell in cells]
-        return pd.DataFrame(found, dtype=object)
+        body = tabulate(columns, "keys", form["tabulate"], disable_numparse=True, colalign=align)
+        notes = "".join(form["note"].format(escape(text)) for text in self.notes)
+        return form["whole"].format(title=escape(self.title), body=body, notes=notes)
 
     def _repr_html_(self) -> str:  # a notebook shows the table by itself
         return self.written("html")
 
     def save(self, folder: Path | str, name: str) -> None:
-        """Write folder/name.md, .tex, .html and .csv, with links."""
+        """Write folder/name.md, .tex and .html, with links, and .csv: what cells say in small is a column of its own."""
         for kind in ("md", "tex", "html"):
             write_text(Path(folder) / f"{name}.{kind}", self.written(kind, links=True))
-        write_csv(self.frame(), Path(folder) / f"{name}.csv")
+        columns = {}
+        for header in self.columns:
+            columns[header] = [cell.text for cell in self.column(header)]
+            columns[f"{header}: more"] = [cell.small for cell in self.column(header)]
+        kept = {header: texts for header, texts in columns.items() if header in self.columns or any(texts)}
+        write_csv(pd.DataFrame(kept, dtype=object), Path(folder) / f"{name}.csv")
 
 
-def notes(kind: str, **facts: str) -> list[str]:
-    return [text.format(ALPHA=ALPHA, **facts) for text in _NOTES[kind]]
+def made(kind: str, columns: Mapping[str, Sequence[Cell | str]], more: Sequence[str] = (), **facts: Any) -> Table:
+    """A table whose title and notes are tables.yaml's, filled with the facts; `more` notes follow."""
+    title, *notes = (text.format(ALPHA=ALPHA, **facts) for text in WORDING["said"][kind])
+    return Table(title, columns, [*notes, *more])
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
@@ -152,8 +123,13 @@ def interval_text(low: float, high: float, metric: str, text: Callable[[float, s
     return f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
 
 
-def gain_text(gain: float, metric: str) -> str:
-    return change_text(gain, metric).removeprefix("+") if gain < math.inf else "none"
+def words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `comparison.compare` as it is written in tables, figures and sentences."""
+    metric, gain = row["metric"], change_text(row["gain"], row["metric"])
+    interval, smallest = interval_text(row["gain_low"], row["gain_high"], metric), row["smallest_gain"]
+    smallest = change_text(smallest, metric).removeprefix("+") if smallest < math.inf else "none"
+    written = {"metric": metric_name(metric), "gain": gain, "interval": interval, "smallest": smallest}
+    return {**row, **written, "p": p_words(row["p_holm"])}
 
 
 def p_words(p_holm: float) -> str:
@@ -162,4 +138,4 @@ def p_words(p_holm: float) -> str:
 
 
 def metric_name(metric: str) -> str:
-    return _NAMES.get(metric, metric.replace("_", " "))
+    return WORDING["metrics"].get(metric, metric.replace("_", " "))

@@ -3,14 +3,10 @@
 TRAIT's two parts are apart, and beside them the training questions alone: passages hold questions, so what lies near
 test questions may be no more than these.
 
-UMAP turns sentence embeddings into two coordinates that keep neighbours near. With a seed it is repeatable on one
-machine, yet not across machines: the coordinates are kept beside the figure, and map.html is the same map to point at
-and to search, with each text's beginning.
+UMAP turns sentence embeddings into two coordinates that keep neighbours near; with a seed repeatable on one machine, not
+across machines, so they are kept. map.html is the same map to point at and to search, with each text's beginning.
 """
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +17,18 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from sklearn.neighbors import KNeighborsRegressor
 
 from trait_kit import tables
 from trait_kit.engine import mixtures
-from trait_kit.engine.files import atomic_path, write_text
-from trait_kit.figures.style import KitFigure, colour, label, legend, marker, new_figure, styled
+from trait_kit.engine.files import write_text
+from trait_kit.figures.cells import write_csv
+from trait_kit.figures.style import KINDS, KitFigure, colour, label, legend, marker, new_figure, styled
 from trait_kit.models import embed
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
 
-KINDS = {
-    "general": "general web text",
-    "in_domain": "in-domain documents",
-    "downstream": "downstream problems",
-    "selected": "TRAIT: selected documents",
-    "trait": "TRAIT: passages",
-    "questions": "training questions alone",
-}
 NEIGHBORS = 30  # of a text, from which UMAP lays the map out: more show the large, fewer the small
 LAID_OUT = 10_000  # texts; further ones are put among those that are like them, so that 100,000 take minutes
 _BEGINNING = 160  # characters of a text in map.html
@@ -46,25 +36,20 @@ _BEGINNING = 160  # characters of a text in map.html
 
 def draw_map(step: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Coordinates (kind, task, x, y) and what nearest_kinds found; of a finished step read from its files."""
-    files = step.path("map.csv"), step.path("nearest.csv")
     if not step.done:
         texts = map_texts(step)
         vectors = embed(texts["text"].tolist(), step.params.embedding_model)
         x, y = umap_coordinates(vectors, step.params.seed).T
         places = texts.assign(x=x, y=y)
-        found = places[["kind", "task", "x", "y"]].set_index("kind"), nearest_kinds(vectors, texts["kind"])
         write_text(step.path("map.html"), twin(places))
-        for path, table in zip(files, found, strict=True):
-            with atomic_path(path) as temporary:
-                table.to_csv(temporary)
-    return pd.read_csv(files[0], keep_default_na=False), pd.read_csv(files[1], index_col="kind")
+        write_csv(places[["kind", "task", "x", "y"]], step.path("map.csv"))
+        write_csv(nearest_kinds(vectors, texts["kind"]).reset_index(), step.path("nearest.csv"))
+    nearest = pd.read_csv(step.path("nearest.csv"), index_col="kind")
+    return pd.read_csv(step.path("map.csv"), keep_default_na=False), nearest
 
 
 def map_texts(step: Any) -> pd.DataFrame:
-    """Columns kind, task ("" of documents), text: up to `map_documents` of each kind.
-
-    Selected are those that the reference arm was trained on.
-    """
+    """Columns kind, task ("" of documents), text: up to `map_documents` of each kind."""
     p, n = step.params, step.params.map_documents
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     solved = [f"{row.question} {row.solution or row.answer}" for row in problems.itertuples()]
@@ -104,12 +89,10 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     laid, others = np.sort(order[:LAID_OUT]), order[LAID_OUT:]
     shape = {"n_neighbors": min(NEIGHBORS, len(laid) - 1), "min_dist": 0.3, "metric": "cosine"}
     places = np.empty((len(embeddings), 2), np.float32)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")  # said of every seeded run
-        places[laid] = umap.UMAP(**shape, random_state=seed, n_jobs=1).fit_transform(embeddings[laid])
-    for part in _parts(others):
-        near = np.argpartition(-embeddings[part] @ embeddings[laid].T, 2, axis=1)[:, :3]
-        places[part] = places[laid][near].mean(axis=1)
+    places[laid] = umap.UMAP(**shape, random_state=seed, n_jobs=1).fit_transform(embeddings[laid])
+    if len(others):
+        near = KNeighborsRegressor(3, metric="cosine").fit(embeddings[laid], places[laid])
+        places[others] = near.predict(embeddings[others])
     return places
 
 
@@ -125,7 +108,7 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
     places, others = others.index, others.to_numpy()
     found, cover = [], []
-    for part in _parts(np.flatnonzero(inside)):
+    for part in np.array_split(np.flatnonzero(inside), -(-inside.sum() // 1_000)):  # all at once would not fit into memory
         similarity = embeddings[part] @ embeddings[places].T
         found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
         cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
@@ -133,11 +116,6 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     shares = pd.DataFrame({name: pd.Series(part).value_counts(normalize=True) for name, part in parts.items()})
     shares = shares.reindex(pd.Index(dict.fromkeys(others.tolist()), name="kind")).fillna(0.0)
     return shares.assign(cover=pd.concat(cover).mean())
-
-
-def _parts(places: np.ndarray) -> list[np.ndarray]:
-    """A thousand at a time: all similarities at once would not fit into memory."""
-    return np.array_split(places, -(-len(places) // 1_000)) if len(places) else []
 
 
 def twin(texts: pd.DataFrame) -> str:
@@ -156,28 +134,23 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     `nearest` (from nearest_kinds) puts what the map shows into a number, with chance and the next kind beside it.
     """
     kind, other = nearest["share"].nlargest(2).index
-    share, chance = nearest.loc[kind, ["share", "by_chance"]]
-    title = f"Nearest to the downstream problems: {share:.1%} {KINDS[kind]} ({chance:.0%} by chance)"
-    caption = "UMAP of sentence embeddings; cosine to the nearest of as many: " + ", ".join(
-        f"{KINDS[each]} {nearest['cover'][each]:.2f}" for each in (kind, other)
-    )
-    figure, (axes,) = new_figure(title, caption, height=3.0)
+    facts = {"kind": KINDS[kind], **nearest.loc[kind], "other": KINDS[other], "other_cover": nearest["cover"][other]}
+    figure, (axes,) = new_figure("map", facts, height=3.0)
     axes.set(xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
-    (wide, tall), counts = figure.get_size_inches(), coordinates["kind"].value_counts()
+    wide, tall = figure.get_size_inches()
     size = float(np.clip(5_000 / len(coordinates), 1, 10))
-    for kind in ("general", "in_domain", "selected", "questions", "trait", "downstream"):
-        part, name = coordinates[coordinates["kind"] == kind], f"{KINDS[kind]} ({counts.get(kind, 0):,})"
-        if kind == "general":
-            shades = LinearSegmentedColormap.from_list(kind, ["#eceef2", colour(kind)])
-            axes.hexbin(part["x"], part["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0)
-            axes.scatter([], [], marker="h", s=size, color=colour(kind), label=name)
-            continue
-        ring = {"facecolors": "none", "edgecolors": colour(kind)}
-        look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(part) > 5_000}
+    parts = {kind: coordinates[coordinates["kind"] == kind] for kind in KINDS}
+    names = {kind: f"{KINDS[kind]} ({len(part):,})" for kind, part in parts.items()}
+    shades, ground = LinearSegmentedColormap.from_list("", ["#eceef2", colour("general")]), parts["general"]
+    axes.hexbin(ground["x"], ground["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0)
+    axes.scatter([], [], marker="h", s=size, color=colour("general"), label=names["general"])
+    for kind in list(KINDS)[1:]:
+        look = {"marker": marker(kind), "s": size, "linewidths": 0.6, "rasterized": len(parts[kind]) > 5_000}
+        ring = {"edgecolors": colour(kind), "facecolors": "none"}
         look |= ring if kind in ("in_domain", "downstream") else {"color": colour(kind)}
-        axes.scatter(part["x"], part["y"], label=name, **look)
-    _name_tasks(axes, coordinates[coordinates["kind"] == "downstream"])
+        axes.scatter(parts[kind]["x"], parts[kind]["y"], label=names[kind], **look)
+    _name_tasks(axes, parts["downstream"])
     legend(figure, "lower left", ncols=2, markerscale=1.5)
     return figure
 

@@ -1,11 +1,8 @@
-"""One self-contained HTML page a run: what came out, what it cost, every step.
+"""One self-contained HTML page a run, written at any time: what came out, what it cost, every step.
 
-The page makes no request and runs no script, and the template escapes every text: documents, models and parameters are
-data from elsewhere. It can be written at any time: a step that has not been run says so. Layout and sentences are the
-template's; here is only what they are filled with.
+It makes no request and runs no script, and the template, which has layout and sentences, escapes every text: documents,
+models and parameters are data from elsewhere.
 """
-
-from __future__ import annotations
 
 import base64
 import xml.etree.ElementTree as ElementTree
@@ -21,64 +18,47 @@ from markupsafe import Markup
 
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
-from trait_kit.figures import evidence
+from trait_kit.figures import tables as evidence
 from trait_kit.figures.style import FINE_TUNED, ONE_COLUMN, label
-from trait_kit.figures.verdict import verdict
 from trait_kit.tasks import load_task, task_names
 
 _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 
 def write_report(*run_dirs: Path | str) -> Path:
-    """Write report.html from whatever a run holds by now, or of several runs side by side into the folder of the first.
-
-    Returns its path: <run>/report.html, or beside the first run.
-    """
+    """Write report.html from whatever a run holds by now, or of several side by side beside the first; return its path."""
     folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
     if not folders:
         named = ", ".join(map(str, run_dirs))
         raise TraitError(f"{named} is not a run folder. Run an experiment first: trait-kit run params/demo.yaml.")
-    found = list(map(_context, folders))
-    template, context, path = "report.html.jinja", found[0], folders[0]
-    if len(found) > 1:
-        template, context, path = "reports.html.jinja", {"runs": found}, folders[0].parent
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
-    environment.filters |= {"value": show, "table": _table, "duration": duration, "label": label}
-    page = environment.get_template(template).render(context)
+    environment.filters |= {"value": show, "table": _table, "duration": _duration, "label": label}
+    found, path = list(map(_context, folders)), folders[0] if len(folders) == 1 else folders[0].parent
+    template = environment.get_template("report.html.jinja" if len(folders) == 1 else "reports.html.jinja")
+    page = template.render(found[0], runs=found)
     return write_text(path / "report.html", page.encode("utf-8", "replace").decode())
 
 
 def _context(run_dir: Path) -> dict[str, Any]:
+    try:
+        results = {"missing": "", **vars(evidence.read(run_dir))}
+    except TraitError as error:
+        results = {"missing": str(error)}
     steps = {name: _step(run_dir, name) for name in runs.STEPS}
     parameters = {key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()}
     shipped = set(parameters.get("tasks", [])) & set(task_names())
-    provenance = run_dir / "provenance.json"
-    written = sorted(run_dir.glob("params.yaml"))
+    provenance, written = run_dir / "provenance.json", run_dir / "params.yaml"
     return {
         "run_name": run_dir.name,
         "steps": steps,
         "stale": runs.stale(run_dir),
-        "results": _results(run_dir),
+        "results": results,
         "cost": _cost(run_dir, [step["record"] for step in steps.values() if step["record"]]),
         "parameters": parameters,
         "sources": {task: load_task(task).source.partition("/")[0] for task in sorted(shipped)},
         "provenance": read_json(provenance) if provenance.exists() else {},
-        "parameter_files": {path.parent.name: path.read_text("utf-8") for path in written},
-    }
-
-
-def _results(run_dir: Path) -> dict[str, Any]:
-    """The first screen, from the outcomes and their tests; `missing` says why there is none."""
-    try:
-        found = evidence.read(run_dir)
-    except TraitError as error:
-        return {"missing": str(error)}
-    forms = [evidence.form_table(run_dir)] if (run_dir / "05_evaluate" / "form_overlap.csv").exists() else []
-    return {
-        "missing": "",
-        "said": verdict(found.tests, found.wanted_metric, found.reference, found.control),
-        "tables": [(table.title, Markup(table.written("html"))) for table in (*found.tables.values(), *forms)],
+        "parameter_file": written.read_text("utf-8") if written.exists() else "",
     }
 
 
@@ -149,6 +129,6 @@ def show(value: Any) -> str:
             return str(value)
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """90 -> 0:01:30."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,22 +1,20 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
-An arm takes the colour of the text it adds. Colours that stand in one figure differ by 20 or more (CIE76), also as
-people see them who lack a kind of cone; where they do not in grey, markers do (tests/test_figures.py measures both). A
-figure is as wide as two columns of a paper, or one, with text of 6 to 8 points there. Without pyplot, no global state
-or display is touched.
+Colours that stand in one figure differ by 20 or more (CIE76), also as people see them who lack a kind of cone; where they
+do not in grey, markers do (tests/test_figures.py measures both). A figure is as wide as two columns of a paper, or one,
+with text of 6 to 8 points there. Without pyplot, no global state or display is touched.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,21 +27,9 @@ FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
 SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points of text; the smaller text is 0.83 of it
 ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
-_KNOWN = {  # name: (colour, marker, label)
-    "general": ("#b9bfca", "o", "general"),
-    "in_domain": ("#aa5fdf", "v", "in-domain"),
-    "downstream": ("#000000", "o", "downstream"),
-    "trait": ("#29aa78", "o", "TRAIT"),
-    "base": ("#656163", "p", "base model"),
-    "raw": ("#aa5fdf", "v", "raw"),
-    "random": ("#8da6bb", "s", "random"),
-    "dsir": ("#e78d10", "^", "DSIR"),
-    "fasttext": (LOST, "P", "fastText"),
-    "fasttext_educational": ("#0b4f8f", "D", "fastText + educational"),
-    "selected": ("#0b4f8f", "D", "selected"),
-    "questions": ("#e4bc04", "x", "training questions"),
-    "worked": ("#ea95ff", "X", "worked solutions"),
-}
+WORDING = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
+_KNOWN = WORDING["looks"]  # name: colour, marker, label
+KINDS = {kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer}  # of texts on the map -> what they are
 _SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2a")  # of arms that the kit does not know
 
 
@@ -52,19 +38,6 @@ def _look(columns: int) -> Any:
     width, points = SIZES[columns]
     sizes = {"figure.figsize": (width, 1.0), "font.size": points}
     return matplotlib.rc_context(sizes, Path(__file__).with_name("trait.mplstyle"))
-
-
-def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
-    """Decorates what draws a figure: in the kit's style, and as wide as `columns` of a paper (1 or 2)."""
-
-    @functools.wraps(draw)
-    def drawn(*args: Any, columns: int = 2, **options: Any) -> KitFigure:
-        with _look(columns):
-            figure = draw(*args, **options)
-        figure.columns, figure.narrow = columns, functools.partial(drawn, *args, columns=1, **options)
-        return figure
-
-    return drawn
 
 
 class KitFigure(Figure):
@@ -79,10 +52,7 @@ class KitFigure(Figure):
             super().savefig(*args, **options)
 
     def save(self, folder: Path | str, name: str) -> Path:
-        """Write name.svg, .pdf and .png, and the same for one column; each whole or not at all and without a date.
-
-        Text in SVG and PDF stays text. Returns the path of the PNG.
-        """
+        """Write name.svg, .pdf (text in them stays text) and .png, also for one column, undated; return the PNG's path."""
         for figure, stem in ((self.narrow(), f"{name}{ONE_COLUMN}"), (self, name)):
             undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
             for kind, metadata in undated.items():
@@ -98,13 +68,25 @@ class KitFigure(Figure):
         return stream.getvalue(), {"width": int(width), "height": int(height)}
 
 
-def _of(name: str) -> tuple[str, str, str]:
+def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
+    """Decorates what draws a figure: in the kit's style, and as wide as `columns` of a paper (1 or 2)."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, columns: int = 2, **options: Any) -> KitFigure:
+        with _look(columns):
+            figure = draw(*args, **options)
+        figure.columns, figure.narrow = columns, functools.partial(drawn, *args, columns=1, **options)
+        return figure
+
+    return drawn
+
+
+def _of(name: str) -> Sequence[str]:
     """An arm that the kit does not know gets its colour from its name alone, so it too is the same in every figure."""
     name = name.removesuffix(FINE_TUNED)
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
     shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
-    spare = _SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", shown
-    return _KNOWN.get(name, spare)
+    return _KNOWN.get(name) or (_SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", shown)
 
 
 def colour(name: str) -> str:
@@ -122,12 +104,15 @@ def label(name: str) -> str:
 
 
 def new_figure(
-    title: str, caption: str = "", height: float = 2.6, panels: int = 1, across: int = 2, **subplots: Any
+    name: str, facts: Mapping[str, Any], height: float = 2.6, panels: int = 1, across: int = 2, **subplots: Any
 ) -> tuple[KitFigure, list[Axes]]:
-    """A figure with a wrapped headline above its panels and a caption below them; returns it and the panels' axes.
+    """A figure with its wrapped headline above its panels and its caption below them; returns it and the panels' axes.
 
-    `height`: of a row of panels, inches. Up to `across` are beside each other; on a single column none are.
+    What it says is figures.yaml's, filled with `facts`. `height`: of a row of panels, inches. Up to `across` are beside
+    each other; on a single column none are.
     """
+    says = {part: text.format(**facts) for part, text in WORDING["says"][name].items()}
+    title, caption = says["title"], says.get("caption", "")
     (width, _), points = matplotlib.rcParams["figure.figsize"], matplotlib.rcParams["font.size"]
     across = min(panels, across if width > SIZES[1][0] else 1)
     down = -(-panels // across)
@@ -143,6 +128,8 @@ def new_figure(
     grid = list(figure.subplots(down, across, squeeze=False, **subplots).flat)
     for axes in grid[panels:]:
         axes.remove()
+    for axes in grid[:panels]:
+        axes.set(xlabel=says.get("x"), ylabel=says.get("y"))
     return figure, grid[:panels]
 
 

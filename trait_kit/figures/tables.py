@@ -1,35 +1,131 @@
-"""The paper's tables: main (1 and 2), ablation (4), pairs of arms, and the items behind their numbers as files.
+"""What a finished run shows: the verdict, the paper's tables (1, 2 and 4), and the items behind every number as files.
 
 `arms` is comparison.arm_table's; `tests` has rows of compare and compare_all. Forgetting (held-out general text) always
 stands beside the gain.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 
+from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, prepared
-from trait_kit.figures import cells, gains
-from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, interval_text, metric_name, number_text, p_words
+from trait_kit.evaluation import comparison
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, MIN_CLUSTERS, MIN_ITEMS, main_metric
+from trait_kit.figures import cells
+from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, interval_text, metric_name, number_text
+from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
+from trait_kit.passages.novelty import REASONS
 
+_WORDING = jinja2.Template(Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True)
+SAY = _WORDING.make_module(vars(comparison))  # its thresholds are in the words
 DOCUMENTS = {GENERAL: "General text, bits per byte", f"{HELD_OUT}in_domain": "In-domain text, bits per byte"}
-CHAIN = {  # of the ablation: arm -> what it adds
-    "base": "base model",
-    "raw": "+ raw in-domain documents",
-    "selected": "+ selected web documents",
-    "trait": "+ TRAIT passages",
-}
+CHAIN = cells.WORDING["chain"]  # of the ablation: arm -> what it adds
 
 
-def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str, title: str = "") -> Table:
+def control_of(arms: Sequence[str], reference: str, named: str = "") -> str:
+    """The arm that the reference has to beat: the one named, or what reads the same problems without the structure."""
+    order = (named, "worked", "worked_same", "selected", "base", *arms)
+    return next((arm for arm in order if arm in arms and arm != reference), "")
+
+
+def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: str = "") -> dict[str, Any]:
+    """What the tests of `reference` (comparison.compare_all's) allow to be said, and no more; in verdict.jinja's words.
+
+    question; headline (the answer in a sentence); good (better than its control and worse in nothing); worse (what
+    fell); forgetting (against base, the control and `selected`); cannot_show (what this run says nothing of).
+    """
+    metric, macro = main_metric(tests, wanted_metric), tests[tests["task"] == MACRO]
+    control = control_of(list(dict.fromkeys(macro["arm"])), reference, control)
+    said = {"question": str(SAY.question(reference, control))}
+    of_control = macro[macro["arm"] == control]
+    main = of_control["metric"] == metric
+    if not main.any():
+        return said | {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
+    row = of_control[main].iloc[0]
+    enough = row["n"] >= MIN_ITEMS and row["clusters"] >= MIN_CLUSTERS
+    sure, better = row["p_holm"] < ALPHA, row["gain"] > 0
+    worse = tests[(tests["p_holm"] < ALPHA) & (tests["gain"] < 0)]
+    fell = pd.concat([worse, of_control[~main & (of_control["gain"] < 0)]]).drop_duplicates(["arm", "metric", "task"])
+    general = tests["task"].str.startswith(HELD_OUT) & (tests["task"] != f"{HELD_OUT}in_domain")
+    by_main, arms = tests[tests["metric"] == metric], (macro["metric"] == metric).sum()
+    unseen = {
+        "metric": metric_name(metric),
+        "wanted": metric_name(wanted_metric),
+        "seeds": by_main["seeds"].max(),
+        "lacking": sorted({task for task in tests["task"] if not task.startswith(HELD_OUT)} - set(by_main["task"])),
+        "one_template": list(by_main.loc[by_main["clusters"] < 2, "task"].unique()),
+        "forgetting": general.any(),
+    }
+    return said | {
+        "headline": str(SAY.headline(cells.words(row), enough, sure, better, arms)).replace("\n", ""),
+        "good": bool(enough and sure and better and worse.empty),
+        "main_metric": metric,
+        "control_arm": control,
+        "worse": _lines(fell),
+        "forgetting": _lines(tests[general & tests["arm"].isin(["base", control, "selected"])]),
+        "cannot_show": str(SAY.cannot_show(**unseen)).splitlines(),
+    }
+
+
+def _lines(rows: pd.DataFrame) -> list[str]:
+    return [str(SAY.line(cells.words(row))) for row in rows.to_dict("records")]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of 05 the arms, the tests, what may be said (verdict), and the paper's tables, the main one first."""
+
+    reference: str
+    metric: str  # the main one
+    arms: pd.DataFrame
+    tests: pd.DataFrame  # the reference arm against every other
+    said: dict[str, Any]
+    tables: dict[str, Table]
+
+
+def read_and_write(step: Any) -> Evidence:
+    """Of a step that is not finished, tables are written into its folder."""
+    return read(step.run_dir, None if step.done else step.folder)
+
+
+def read(run_dir: Path, folder: Path | None = None) -> Evidence:
+    """TraitError where 05 is not finished. With a folder the tables are written there, with the items behind them."""
+    asked = runs.finished(run_dir, "05_evaluate")["params"]
+    outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
+    reference, wanted = asked["reference_arm"], asked.get("main_metric", "")
+    metric, arms = main_metric(outcomes, wanted), comparison.arm_table(outcomes)
+    tests = comparison.compare_all(outcomes, reference, metric)
+    forgetting = comparison.compare(outcomes, "base", BITS, GENERAL)
+    metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
+    of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
+    pairs = pd.concat([comparison.compare(of_chain, None, name) for name in metrics], ignore_index=True)
+    ads = runs.recorded(run_dir, "03_write_passages")["params"]["grouping"] == "entity"
+    paper = f"Table {'1: advertising' if ads else '2: mathematics'}, all arms"
+    made = {}
+    for name in metrics:
+        behind = "" if name == metric else f"_{name}"
+        made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference, paper)
+        made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name)
+    made["contamination"] = contamination_table(outcomes, run_dir)
+    if (run_dir / "05_evaluate" / "form_overlap.csv").exists():
+        made["form"] = form_table(run_dir)
+    if folder:
+        write_items(outcomes, folder, pd.concat([tests, pairs]))
+        for name, table in made.items():
+            table.save(folder, name)
+    said = verdict(tests, wanted, reference, asked.get("control_arm", ""))
+    return Evidence(reference, metric, arms, tests, said, made)
+
+
+def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str, paper: str = "All arms") -> Table:
     """Every arm: average over tasks, paired gain of the reference arm over it with p, forgetting, and each task."""
     shown, name = _Arms(arms, tests, metric), label(reference)
     names = list(shown.rows[MACRO].index)
@@ -40,11 +136,10 @@ def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: 
         **shown.documents(names),
     }
     columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
-    notes = cells.notes("main", direction=shown.direction, name=name) + _what_could_show(tests, metric)
-    return Table(title or f"All arms by {metric_name(metric)}", columns, notes)
+    return shown.made("main", columns, name=name, paper=paper)
 
 
-def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: str) -> Table:
+def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str) -> Table:
     """What each part adds; `pairs` has rows of compare(outcomes, None, metric)."""
     shown, names = _Arms(arms, pairs, metric), chain_of(arms)
     columns = {
@@ -54,16 +149,15 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str, title: 
         "Gain over base": [shown.pair(arm, names[0]) for arm in names],
         **shown.documents(names),
     }
-    notes = cells.notes("ablation", direction=shown.direction) + _what_could_show(pairs, metric)
-    return Table(title, columns, notes)
+    return shown.made("ablation", columns)
 
 
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     """One row a comparison: the gain with its interval, effect, p, and what could show."""
-    rows = [_compared(row) for row in tests.to_dict("records")]
+    columns = pd.DataFrame(map(_compared, tests.to_dict("records"))).to_dict("list")
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
-    about = cells.notes("pairs", lower=lower) + cells.notes("several_seeds" if tests["seeds"].max() > 1 else "one_seed")
-    return Table("Pairs of arms", {name: [row[name] for row in rows] for name in rows[0]}, [*about, *notes])
+    seeds = "several_seeds" if tests["seeds"].max() > 1 else "one_seed"
+    return cells.made(f"pairs_of_{seeds}", columns, notes, lower=lower)
 
 
 def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
@@ -74,23 +168,55 @@ def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence
         table.save(folder, "comparison")
         cells.write_csv(tests, folder / "comparison.csv")
         if tests["reference"].nunique() == 1:
-            gains.plot_gain_and_forgetting(tests, tests["reference"].iloc[0], tests["metric"].iloc[0]).save(
-                folder, "comparison"
-            )
+            plot_gain_and_forgetting(tests, *tests[["reference", "metric"]].iloc[0]).save(folder, "comparison")
     return table
+
+
+def form_table(run_dir: Path) -> Table:
+    """How much of a task's test texts is the form of its training texts: a gain on such a task can be form alone."""
+    frame = pd.read_csv(run_dir / "05_evaluate" / "form_overlap.csv")
+    columns = {"Task": frame["task"].map(label).tolist(), "Test items": frame["items"].map(str).tolist()}
+    columns["6-grams that stand in training problems"] = [f"{share:.0%}" for share in frame["overlap"]]
+    return cells.made("form", columns)
+
+
+def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
+    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
+
+    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which
+    count under every task of their problems.
+    """
+    tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
+    web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")
+    screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
+    rejected = pd.read_parquet(run_dir / "03_write_passages" / "rejected.parquet")
+    leaked = rejected.loc[rejected["reason"].str.startswith("contamination:"), "tasks"]
+    counts = {
+        "Test items": tested,
+        "of these in a web document": web["question_id"].nunique(),
+        "Web documents removed": web["id"].nunique(),
+        "Training problems": screened["problems"].sum(),
+        "of these removed": screened[list(REASONS[:2])].sum().sum(axis=1),
+        "Passages rejected": leaked.map(set).explode().value_counts(),
+    }
+    frame = pd.DataFrame(counts).reindex(tested.index).fillna(0)
+    columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
+    left_out = (runs.recorded(run_dir, "01_domain_classifier") or {"summary": {}})["summary"].get("left_out", {})
+    said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+    return cells.made("contamination", {"Task": [*map(label, tested.index), "all"]} | columns, left_out=said)
 
 
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
     """Write the items behind every number, without their questions: a file an arm and metric, one a pair and metric."""
-    outcomes, keys = prepared(outcomes), ["task", "seed", "item_id"]
+    outcomes, keys = comparison.prepared(outcomes), ["task", "seed", "item_id"]
     parts = {names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])}
     for (arm, metric), part in parts.items():
         cells.write_csv(part, Path(folder) / item_file(arm, metric))
     for reference, arm, metric in set(tests[["reference", "arm", "metric"]].itertuples(index=False, name=None)):
         sides = [parts[name, metric][[*keys, "value"]] for name in (reference, arm)]
         both = sides[0].merge(sides[1], on=keys, suffixes=("_reference", "_arm"))
-        both["gain"] = _sign(metric) * (both["value_reference"] - both["value_arm"])
-        cells.write_csv(both, Path(folder) / pair_file(reference, arm, metric))
+        both["gain"] = (both["value_reference"] - both["value_arm"]) * (-1 if metric in LOWER_IS_BETTER else 1)
+        cells.write_csv(both, Path(folder) / item_file(reference, arm, metric))
 
 
 def chain_of(arms: pd.DataFrame) -> list[str]:
@@ -100,29 +226,10 @@ def chain_of(arms: pd.DataFrame) -> list[str]:
     return chain if len(chain) > 1 else there
 
 
-def paired(tests: pd.DataFrame, arm: str, other: str, metric: str, task: str = MACRO) -> dict[str, Any] | None:
-    """The first row of `tests` on these two, with the gain of `arm` over `other`, whichever was its reference."""
-    of_both = tests[["reference", "arm"]].isin([arm, other]).all(axis=1)
-    found = tests[of_both & (tests["metric"] == metric) & (tests["task"] == task)]
-    if found.empty:
-        return None
-    row = found.iloc[0].to_dict()
-    if row["reference"] == arm:
-        return row
-    return row | {"gain": -row["gain"], "gain_low": -row["gain_high"], "gain_high": -row["gain_low"]}
-
-
-def item_file(arm: str, metric: str) -> str:
-    """Where the outcomes behind a number stand, relative to its table."""
-    return f"items/{_slug(arm)}-{_slug(metric)}.csv"
-
-
-def pair_file(reference: str, arm: str, metric: str) -> str:
-    return f"items/{_slug(reference)}-over-{_slug(arm)}-{_slug(metric)}.csv"
-
-
-def _sign(metric: str) -> int:
-    return -1 if metric in LOWER_IS_BETTER else 1
+def item_file(*names: str) -> str:
+    """Where the outcomes behind a number stand, relative to its table: of an arm, or of one over another, on a metric."""
+    *arms, metric = map(_slug, names)
+    return f"items/{'-over-'.join(arms)}-{metric}.csv"
 
 
 def _slug(name: str) -> str:
@@ -135,17 +242,24 @@ class _Arms:
     """The rows of one metric, a frame a task with arms as its index, and the cells that tables are made of."""
 
     def __init__(self, arms: pd.DataFrame, tests: pd.DataFrame, metric: str) -> None:
-        documents = arms["task"].str.startswith(HELD_OUT)  # in bits beside every metric of the tasks
-        wanted = arms["metric"].where(~documents, metric) == metric
+        wanted = arms["task"].str.startswith(HELD_OUT) | (arms["metric"] == metric)  # documents beside every metric
         self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
         if MACRO not in self.rows:
             known = ", ".join(sorted(set(arms["metric"])))
             raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
         self.tasks = [task for task in self.rows if task != MACRO and not task.startswith(HELD_OUT)]
         self.tests, self.metric = tests, metric
-        self.direction = (
-            f"{metric_name(metric).capitalize()}: {'lower' if metric in LOWER_IS_BETTER else 'higher'} is better"
-        )
+
+    def made(self, kind: str, columns: Mapping[str, Sequence[Cell | str]], **facts: str) -> Table:
+        """With the smallest true gains that the items would have shown in its notes: the largest over the arms, by task."""
+        rows = self.tests[(self.tests["metric"] == self.metric) & ~self.tests["task"].str.startswith(HELD_OUT)]
+        shown = []
+        for task, part in rows.groupby("task", sort=False):
+            largest = cells.words(part.iloc[part["smallest_gain"].argmax()])["smallest"]
+            shown.append(f"{'average' if task == MACRO else label(task)} {largest} (n {part['n'].max():,})")
+        better = "lower" if self.metric in LOWER_IS_BETTER else "higher"
+        facts["direction"] = f"{metric_name(self.metric).capitalize()}: {better} is better"
+        return cells.made(kind, columns, metric=metric_name(self.metric), shown=", ".join(shown), **facts)
 
     def scores(self, task: str, names: Sequence[str], starred_against: str = "") -> list[Cell]:
         """Means, the best in bold, each with its interval, or on documents with its gain over the base model."""
@@ -153,8 +267,7 @@ class _Arms:
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
         for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
             small = interval_text(low, high, metric, number_text)
-            against = paired(self.tests, starred_against, arm, metric, task)
-            small += "*" if against and against["p_holm"] < ALPHA else ""
+            small += "*" if self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA else ""
             if task in DOCUMENTS:
                 gain = self.pair(arm, "base", task)
                 small = f"gain {gain.text} {gain.small}" if gain.small else ""
@@ -165,43 +278,37 @@ class _Arms:
         return {header: self.scores(task, names) for task, header in DOCUMENTS.items() if task in self.rows}
 
     def pair(self, arm: str, other: str, task: str = MACRO) -> Cell:
-        """The gain of arm over other, by their means, and where it was tested with its paired interval and p."""
-        if arm == other:
+        """The gain of arm over other with its paired interval and p; a dash where that was not tested."""
+        if not (row := self.tested(arm, other, task)):
             return Cell("–")
-        metric = BITS if task in DOCUMENTS else self.metric
-        mean, before = (float(self.rows[task].loc[name, "mean"]) for name in (arm, other))
-        gain, row = _sign(metric) * (mean - before), paired(self.tests, arm, other, metric, task)
-        text = change_text(gain, metric, before)
-        if row is None:
-            return Cell(text)
-        small = f"{interval_text(row['gain_low'], row['gain_high'], metric)}, p {p_words(row['p_holm'])}"
-        return Cell(text, small, link=pair_file(row["reference"], row["arm"], metric))
+        said, before = cells.words(row), row["arm_mean" if row["reference"] == arm else "reference_mean"]
+        link = item_file(row["reference"], row["arm"], row["metric"])
+        return Cell(change_text(row["gain"], row["metric"], before), f"{said['interval']}, p {said['p']}", link=link)
+
+    def tested(self, arm: str, other: str, task: str) -> dict[str, Any]:
+        """The first test of these two, with the gain of `arm` over `other`, whichever was its reference; {} for none."""
+        metric, of_both = BITS if task in DOCUMENTS else self.metric, self.tests[["reference", "arm"]].isin([arm, other])
+        found = self.tests[of_both.all(axis=1) & (self.tests["metric"] == metric) & (self.tests["task"] == task)]
+        row = next(iter(found.to_dict("records")), {})
+        if row.get("reference", arm) == arm:
+            return row
+        return row | {"gain": -row["gain"], "gain_low": -row["gain_high"], "gain_high": -row["gain_low"]}
 
 
 def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
+    said, link = cells.words(row), item_file(reference, arm, metric)
     means = f"{number_text(row['reference_mean'], metric)} and {number_text(row['arm_mean'], metric)}"
-    gain, better = change_text(row["gain"], metric), label(reference if row["gain"] > 0 else arm)
-    link = pair_file(reference, arm, metric)
+    better = label(reference if row["gain"] > 0 else arm)
     return {
         "Arms": f"{label(reference)} over {label(arm)}",
         "Task": "average" if task == MACRO else label(task.replace(HELD_OUT, "held out: ")),
-        "Metric": metric_name(metric),
+        "Metric": said["metric"],
         "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
         "Means": Cell(means, link=link),
-        "Gain [interval]": Cell(gain, interval_text(row["gain_low"], row["gain_high"], metric), link=link),
+        "Gain [interval]": Cell(said["gain"], said["interval"], link=link),
         "Effect": f"d_z {row['effect_size']:+.2f}",
-        "p (Holm)": Cell(p_words(row["p_holm"]), link=link),
+        "p (Holm)": Cell(said["p"], link=link),
         "Better": better if row["p_holm"] < ALPHA else "–",
-        "Smallest that could show": cells.gain_text(row["smallest_gain"], metric),
+        "Smallest that could show": said["smallest"],
     }
-
-
-def _what_could_show(tests: pd.DataFrame, metric: str) -> list[str]:
-    """A note on the smallest true gains that the items at hand would have shown: the largest over the arms, by task."""
-    rows = tests[(tests["metric"] == metric) & ~tests["task"].str.startswith(HELD_OUT)]
-    shown = []
-    for task, part in rows.groupby("task", sort=False):
-        gain = cells.gain_text(part["smallest_gain"].max(), metric)
-        shown.append(f"{'average' if task == MACRO else label(task)} {gain} (n {part['n'].max():,})")
-    return cells.notes("could_show", shown=", ".join(shown))

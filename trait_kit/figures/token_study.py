@@ -4,8 +4,6 @@ A curve that flattens says little by itself: what counts is whether the next lar
 did not. So every budget is compared with the base model and with the budget before it, item by item.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +13,24 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from trait_kit import runs
-from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.evaluation.comparison import LOWER_IS_BETTER
 from trait_kit.figures import style
-from trait_kit.figures.cells import metric_name
+from trait_kit.figures.cells import BITS, GENERAL, metric_name, write_csv
 from trait_kit.figures.style import KitFigure, label
-from trait_kit.figures.tables import BITS, GENERAL
+from trait_kit.figures.tables import SAY
 
 tokens_text = EngFormatter(sep="", places=2)  # 5120 -> 5.12k: neighbours of a doubling stay apart
+_ENDS = ("", "_low", "_high")
+_COLUMNS = ["arm", "stage_tokens", "seeds", "metric", "score", "base_score", "tokens", "passes_over_passages"]
+_COLUMNS += ["device_hours", *(f"{name}{end}" for name in ("gain", "step", "forgetting") for end in _ENDS)]
 
 
 def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
     """Write study.csv, study.svg and study.png of finished runs into `folder`; return what they say, in a sentence."""
     table = study(run_dirs)
-    with atomic_path(folder / "study.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(table, folder / "study.csv")
     figure = plot(table).save(folder, "study")
     return f"{verdict(table)}. Table: {folder / 'study.csv'}; figure: {figure}"
 
@@ -41,8 +41,7 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     tokens: of all the arm's stages; device_hours: of their optimizer steps, mean over seeds. gain: over the base model
     in units of the metric, positive when better; step: over the budget before (NaN for the first); forgetting: bits per
     byte of general text above the base model's (NaN where it was not evaluated); each with _low and _high, pairing
-    items. The runs must differ in stage_tokens and seed alone, as those of a sweep do, or the curve shows more than the
-    budget.
+    items. Runs that differ in more than stage_tokens and seed, unlike those of a sweep, show more than the budget.
     """
     if not run_dirs:
         raise TraitError("A token-budget study needs at least one finished run.")
@@ -51,36 +50,24 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     budgets: dict[tuple[int, ...], list[str]] = {}
     for folder, record in training.items():
         budgets.setdefault(tuple(record["params"]["stage_tokens"]), []).append(folder)
-    rows: list[dict[str, Any]] = []
-    before: list[str] = []
-    for budget in sorted(budgets, key=lambda budget: (sum(budget), budget)):
-        folders = budgets[budget]
+    rows, before = [], []
+    for budget, folders in sorted(budgets.items(), key=lambda item: (sum(item[0]), item[0])):
         names = [f"{folder}:{arm}" for folder in folders]
         outcomes = across_runs.gather([*(f"{folder}:base" for folder in folders), *names]).outcomes
         metric = comparison.main_metric(outcomes)
-        gain = comparison.compare(outcomes, arm, metric).iloc[0]
-        forgot = step = None
+        found = {"gain": comparison.compare(outcomes, arm, metric).iloc[0]}
         if before:
             pair = across_runs.gather([*before, *names]).outcomes
-            step = comparison.compare(pair, pair["arm"].unique()[1], metric).iloc[0]
+            found["step"] = comparison.compare(pair, pair["arm"].unique()[1], metric).iloc[0]
         if (outcomes["task"] == GENERAL).any():
-            forgot = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[0]  # base's gain is what the arm forgot
-        rows.append(
-            {
-                "arm": arm,
-                "stage_tokens": " + ".join(map(str, budget)),
-                "seeds": int(gain["seeds"]),
-                "metric": metric,
-                "score": gain["reference_mean"],
-                "base_score": gain["arm_mean"],
-                **pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders]).mean(),
-                **_change(gain, "gain"),
-                **_change(step, "step"),
-                **_change(forgot, "forgetting"),
-            }
-        )
+            found["forgetting"] = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[0]  # what base gains over the arm
+        means = {"score": found["gain"]["reference_mean"], "base_score": found["gain"]["arm_mean"]}
+        row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "seeds": int(found["gain"]["seeds"]), **means}
+        row |= pd.DataFrame([_cost(training[folder]["summary"], arm) for folder in folders]).mean()
+        changes = {f"{name}{end}": test[f"gain{end}"] for name, test in found.items() for end in _ENDS}
+        rows.append(row | changes | {"metric": metric})
         before = names
-    return pd.DataFrame(rows).astype({"tokens": int})
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"tokens": int})
 
 
 @style.styled
@@ -92,39 +79,29 @@ def plot(study: pd.DataFrame) -> KitFigure:
     if study["forgetting"].notna().any():
         panels.append(("forgetting", 1, "rise in bits per byte of general text"))
     seeds = "-".join(map(str, sorted({study["seeds"].min(), study["seeds"].max()})))
-    intervals = f"{comparison.CONFIDENCE:.0%} intervals; training seeds: {seeds}"
-    below = "Below: tokens trained on in all stages, device hours, passes over the passages"
-    caption = f"Against the base model on the same items, with {intervals}. {below}"
-    figure, grid = style.new_figure(verdict(study), caption, height=2.3, panels=len(panels))
+    facts = {"said": verdict(study), "confidence": comparison.CONFIDENCE, "seeds": seeds}
+    figure, grid = style.new_figure("study", facts, height=2.3, panels=len(panels))
     told = zip(study["tokens"], study["device_hours"], study["passes_over_passages"], strict=True)
     ticks = [f"{tokens_text(tokens)}\n{hours:.2g} h\n{passes:.2g}x" for tokens, hours, passes in told]
     for axes, (value, scale, name) in zip(grid, panels, strict=True):
-        middle, low, high = (scale * study[f"{value}{end}"] for end in ("", "_low", "_high"))
+        middle, low, high = (scale * study[f"{value}{end}"] for end in _ENDS)
         look = {"color": style.colour(arm), "marker": style.marker(arm), "capsize": 2}
         axes.axhline(0, **style.DASHED)
         axes.errorbar(study["tokens"], middle, (middle - low, high - middle), **look)
         axes.set_xscale("log")
         axes.set_xticks(study["tokens"], ticks)
         axes.minorticks_off()
-        axes.set_title(name, loc="left", weight="bold")
+        axes.set_title(name)
     return figure
 
 
 def verdict(study: pd.DataFrame) -> str:
     """What the table says, in a sentence: from which budget on a larger one gains no more than chance would, if any."""
     name, metric = label(study["arm"][0]), metric_name(study["metric"][0])
-    tokens, last = [tokens_text(value) for value in study["tokens"]], len(study) - 1
-    if not (study["gain_low"] > 0).any():
-        return f"{name}: no budget up to {tokens[last]} tokens gains more over the base model than its interval"
-    if last == 0:
-        return f"{name} gains at {tokens[0]} tokens; a single budget does not say how many are enough"
+    tokens = [tokens_text(value) for value in study["tokens"]]
     enough = max([0, *study.index[study["step_low"] > 0]])
-    if enough == last:
-        return f"{name}: {metric} still improves at {tokens[last]} tokens, so the largest budget is not yet enough"
     falls = [place for place in study.index[study["step_high"] < 0] if place > enough]
-    if falls:
-        return f"{name}: {metric} gets worse from {tokens[falls[0] - 1]} to {tokens[falls[0]]} tokens"
-    return f"{name}: from {tokens[enough]} tokens on, the next larger budget gains less than its interval"
+    return str(SAY.study(name, metric, tokens, (study["gain_low"] > 0).any(), enough, falls)).strip()
 
 
 def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
@@ -133,16 +110,10 @@ def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     Seconds are a stage's steps at its speed: one that was killed and resumed recorded its time since then alone.
     """
     found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
-    passes = [row["epochs"] for row in training["accounting"] if (row["arm"], row["source"]) == (arm, "passages")]
+    passes = pd.DataFrame(training["accounting"]).query("arm == @arm and source == 'passages'")["epochs"]
     seconds = (found["tokens"] / found["tokens_per_second"]).replace(math.inf, math.nan).fillna(found["seconds"])
     return {
         "tokens": found["tokens"].sum(),
-        "passes_over_passages": sum(passes) if passes else math.nan,
+        "passes_over_passages": passes.sum(min_count=1),
         "device_hours": (seconds * found["processes"]).sum() / 3600,
     }
-
-
-def _change(row: pd.Series | None, name: str) -> dict[str, float]:
-    """The gain of a comparison's reference with its interval; NaN for None."""
-    ends = ("", "_low", "_high")
-    return {f"{name}{end}": math.nan if row is None else row[f"gain{end}"] for end in ends}

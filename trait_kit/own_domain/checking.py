@@ -19,7 +19,7 @@ from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import agree
 from trait_kit.evaluation import suites
-from trait_kit.figures.verdict import MIN_ITEMS
+from trait_kit.evaluation.comparison import MIN_ITEMS
 from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.own_domain.scaffold import about_tokens
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams

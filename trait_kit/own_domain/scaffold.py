@@ -17,8 +17,8 @@ from trait_kit import runs
 from trait_kit.engine.files import TraitError, write_text
 from trait_kit.engine.numbers import quantity
 from trait_kit.engine.streams import find, is_url
+from trait_kit.evaluation.comparison import MIN_ITEMS
 from trait_kit.fields import one_line
-from trait_kit.figures.verdict import MIN_ITEMS
 from trait_kit.own_domain.guessing import columns_of, guess_task, roles_of
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
