@@ -241,7 +241,7 @@ def _packed_stages(monkeypatch, folder: Path, kinds: dict, documents: dict[str, 
     monkeypatch.setattr(prepare, "_store", lambda job, source, texts, tokenizer: stores[source])
     texts = {name: [name] for name in documents}
     plan, chains = planned(params, folder, texts)
-    job = Job(params=params, base="", folder=folder, stages=plan, texts={}, held_out={}, problems=[], chains=chains)
+    job = Job(params=params, base="", folder=folder, stages=plan, texts={}, held_out={}, chains=chains)
     for stage in plan:
         prepare._pack(job, stage, None, job.work / stage.name)
     return plan
@@ -520,7 +520,7 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
 
     params = tiny_params(model_dir)
     files = text_files(tiny_sources(), tmp_path)
-    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT, []))
+    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT))
     step = SimpleNamespace(done=False, params=params, run_dir=tmp_path, folder=tmp_path / "04_train_two_stages")
     stages_dir = step.folder / "models" / "stages"
     stages_dir.parent.mkdir(parents=True)
@@ -556,8 +556,8 @@ def test_bad_input_stops_before_any_training(
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist\. Run the step"):
-        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}, ()), "")
+    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist, or is no file\. Check the path, or run"):
+        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}), "")
     with pytest.raises(TraitError, match="'held_out/solutions' has an item without a target"):
         trained(tiny_params(model_dir), tmp_path, held_out={"held_out/solutions": [("Question", "")]})
 

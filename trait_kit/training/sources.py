@@ -14,20 +14,21 @@ from trait_kit.passages import controls
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
+from trait_kit.training.plan import PROBLEMS
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
 
 Pairs = Sequence[Sequence[str]]
-Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs], Pairs]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]
 
 
 def inputs(params: TrainingParams, run_dir: Path) -> Inputs:
-    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set; and pairs for fine-tuning."""
-    return training_sources(params, run_dir), held_out_sets(params), fine_tuning_pairs(params)
+    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set."""
+    return training_sources(params, run_dir), held_out_sets(params)
 
 
 def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
-    """The Parquet file of every source that `params.arms` names: what 02 and 03 wrote, controls, the in-domain documents."""
+    """The Parquet file of every source: what 02 and 03 wrote, controls, in-domain documents, problems to fine-tune on."""
     named = sorted(params.sources)
     sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
     if "passages" in named:
@@ -37,6 +38,8 @@ def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
         screened = in_domain_documents(params.model_copy(update={"seed": params.items_seed}))
         print(screened.said)
         made["in_domain"] = screened.documents.select(["text"])
+    if pairs := fine_tuning_pairs(params):
+        made[PROBLEMS] = pa.table({"prompt": [given for given, _ in pairs], "text": ["".join(pair) for pair in pairs]})
     for name, table in made.items():
         sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
         with atomic_path(sources[name]) as temporary:

@@ -19,7 +19,7 @@ from trait_kit.engine.files import TraitError, digest, read_json, write_text
 from trait_kit.models import model_digest, model_folder
 from trait_kit.params import TrainingParams
 from trait_kit.runs import Step
-from trait_kit.training import launch, sources, worker
+from trait_kit.training import sources, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
 
 KEPT = (
@@ -94,17 +94,9 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     one prepares, then all train. The run's folder must be one that all nodes see.
     """
     models = run_dir / "04_train_two_stages" / "models"
-    if launch.is_launched():
-        if launch.is_first():
-            job = prepare_job(params, sources.inputs(params, run_dir), models)
-        launch.wait_for_all()
-        worker.main(models / "work" / "job.json")
-        launch.wait_for_all()
-        if not launch.is_first():
-            return
-        result = finish(job)
-    else:
-        result = train(params, sources.inputs(params, run_dir), models)
+    if worker.is_launched() and not worker.is_first():
+        return worker.take_part(models / "work" / "job.json")
+    result = train(params, sources.inputs(params, run_dir), models)
     columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
     print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
@@ -125,20 +117,20 @@ def train(
         if watch:
             watch(_log(job))
 
-    if job.stages:
-        launch.run(job, on_line)
+    if job.stages or worker.is_launched():  # the other processes of a launch wait
+        worker.run(job, on_line)
     return finish(job)
 
 
 def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
-    texts, held_out, problems = inputs
+    texts, held_out = inputs
     scored = {name: [list(row) for row in rows] for name, rows in sorted(held_out.items())}
     for name, rows in scored.items():
         if not all(target.strip() for _, target, *_ in rows):
             raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
     base = str(model_folder(params.base_model))
-    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
+    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored))
     job = Job(
         params=params,
         base=base,
@@ -146,7 +138,6 @@ def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -
         stages=_missing(plan, out_dir / "stages"),
         texts={name: path.absolute() for name, path in texts.items()},
         held_out=scored,
-        problems=[list(pair) for pair in problems],
         chains=chains,
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
