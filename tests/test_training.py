@@ -33,7 +33,7 @@ from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
-from trait_kit.training import prepare, schedule, sources, stages
+from trait_kit.training import prepare, sources, stages, trainer
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import Job, Stage
 
@@ -159,13 +159,13 @@ def test_schedule_equals_its_formula_at_every_step(total: int, warmup: float, de
     rising = [(step + 1) / (n_warmup + 1) for step in range(n_warmup)]
     falling = [np.exp(np.log(0.1) * (step + 1) / n_decay) for step in range(n_decay)]
     expected = rising + [1.0] * (total - n_warmup - n_decay) + falling
-    assert [schedule.wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
-    assert schedule.wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
+    assert [trainer.wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
+    assert trainer.wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
 
 
 def test_schedule_of_very_short_stages_reaches_its_maximum() -> None:
     for total in range(1, 8):
-        factors = [schedule.wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
+        factors = [trainer.wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
         assert max(factors) == 1.0
         assert min(factors) > 0
 
@@ -450,7 +450,7 @@ def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[sta
         held_out = log[log["metric"] == "held_out/solutions"]
         assert held_out["tokens"].tolist() == [tokens * part // 2 for part in range(5)], arm
         rates = log[(log["metric"] == "learning_rate") & (log["stage"] == 2)]["value"].tolist()
-        factors = [schedule.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
+        factors = [trainer.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
         assert rates == pytest.approx([1e-3 * factor for factor in factors])
     gains = result.gains()
     assert gains["trait"] > gains["selected"] > 0  # passages look like the held-out solutions

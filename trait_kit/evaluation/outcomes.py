@@ -81,7 +81,7 @@ def _outcomes(step: Any, problems: pd.DataFrame, models: dict[str, Path | str], 
     p, tasks = step.params, load_tasks(step.params.tasks)
     asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
     units = suites.build(*asked)
-    found = [evaluate_model(model, arm, seed, units, p, step.path("answers"), print) for arm, model in models.items()]
+    found = [evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()]
     print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
     return pd.concat(found, ignore_index=True)
 
@@ -105,7 +105,7 @@ def evaluate_model(
     units: list[Unit],
     params: EvaluationParams,
     answers: Path | str,
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Outcomes (tables.SCHEMAS) of one model on `suites.build`'s units; its answers are kept in `answers`.
 
@@ -116,14 +116,14 @@ def evaluate_model(
     with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
-            limit = suites.GENERAL_ITEMS if unit.kind == "general" else None
+            limit = suites.GENERAL_ITEMS if "general" in unit.lm_eval else None
             samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, limit)
             rows = list(_rows(unit, samples, kept.whose))
             found += rows
             asked = len(kept.dbdict) - before
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
             n_items = len({row["item_id"] for row in rows})
-            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {n_items:,} items, {how}")
+            report(f"{arm}: {unit.task} version {unit.version} ({' + '.join(unit.lm_eval)}), {n_items:,} items, {how}")
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 

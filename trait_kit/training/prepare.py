@@ -53,11 +53,9 @@ def prepare(job: Job, tokenizer: Any) -> None:
             continue
         pack = _pack_problems if stage.epochs else _pack
         pack(job, stage, tokenizer, folder)
-        read = ", ".join(f"{row['documents']:,} of {row['source']} ({row['cut']:,} cut)" for row in stage.accounting)
+        told = "{documents:,} of {source} ({cut:,} cut, {too_long:,} left out: longer than a row)"
+        read = ", ".join(told.format(**row) for row in stage.accounting)
         child.tell(f"Packed {stage.mixture}: {read}; {stage.padding:.1%} of the slots are empty.")
-        for row in (row for row in stage.accounting if row["too_long"]):
-            row_tokens = f"{job.params.context_length:,} tokens"
-            child.tell(f"{row['source']}: {row['too_long']:,} longer than a row of {row_tokens}, left out.")
 
 
 def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:

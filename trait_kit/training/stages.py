@@ -6,7 +6,6 @@ inside one. Texts are tokenised once, into `tokens/`, and serve every stage, arm
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from trait_kit.runs import Step
 from trait_kit.training import sources, worker
 from trait_kit.training.plan import Job, Stage, plan_stages
 
-KEPT = (
-    "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch", "peak_memory_gb",
-    "precision", "attention", "device", "processes", "sharding",
-)  # fmt: skip
+COLUMNS = [
+    "arm", "stage", "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch",
+    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding", "shared", "new",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class TrainingResult:
     every arm. accounting: arm, stage, source, tokens, epochs (passes over the source within the
     stage), available (tokens that may be read), documents (read, again and again if so), share (of
     the source's documents that were read at all), cut (of those read; none of what notebook 03
-    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: arm,
-    stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that
-    wrote it); padding is the share of its tokens' slots that are empty.
+    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: COLUMNS,
+    of which padding is the share of its tokens' slots that are empty, shared means trained once for
+    several arms, and new, trained by the call that wrote it.
     """
 
     log: pd.DataFrame
@@ -125,19 +124,18 @@ def train(
 def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
     texts, held_out = inputs
-    scored = {name: [list(row) for row in rows] for name, rows in sorted(held_out.items())}
-    for name, rows in scored.items():
+    for name, rows in held_out.items():
         if not all(target.strip() for _, target, *_ in rows):
             raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
     base = str(model_folder(params.base_model))
-    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored))
+    plan, chains = plan_stages(params, texts, model_digest(base), digest(held_out))
     job = Job(
         params=params,
         base=base,
         folder=out_dir.absolute(),
         stages=_missing(plan, out_dir / "stages"),
         texts={name: path.absolute() for name, path in texts.items()},
-        held_out=scored,
+        held_out=held_out,
         chains=chains,
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
@@ -151,20 +149,17 @@ def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -
 def finish(job: Job) -> TrainingResult:
     """Everything that the stages' folders hold, as tables; the work folder goes."""
     shutil.rmtree(job.work, ignore_errors=True)
-    new = {stage.name for stage in job.stages}
-    users = Counter(name for chain in job.chains.values() for name in chain)
-    accounting, stages = [], []
-    for arm, chain in job.chains.items():
-        for name in chain:
-            report = read_json(job.stages_dir / name / "stage.json")
-            accounting += [{"arm": arm, **row} for row in report["accounting"]]
-            flags = {"shared": users[name] > 1, "new": name in new}
-            stages.append({"arm": arm, "stage": report["place"], **{field: report[field] for field in KEPT}, **flags})
+    steps = [{"arm": arm, "name": name} for arm, chain in job.chains.items() for name in chain]
+    reports = [step | read_json(job.stages_dir / step["name"] / "stage.json") for step in steps]
+    accounting = [{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]
+    stages = pd.DataFrame(reports).rename(columns={"place": "stage"})
+    stages["shared"] = stages["name"].duplicated(keep=False)
+    stages["new"] = stages["name"].isin([stage.name for stage in job.stages])
     return TrainingResult(
         log=tables.conform(_log(job), "log").to_pandas(),
         models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
         accounting=pd.DataFrame(accounting),
-        stages=pd.DataFrame(stages),
+        stages=stages[COLUMNS],
     )
 
 

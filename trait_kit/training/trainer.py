@@ -17,13 +17,13 @@ from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.machine import peak_memory_gb
 from trait_kit.training.held_out import encode, score, token_losses
 from trait_kit.training.plan import Job, Stage
-from trait_kit.training.schedule import wsd_factor
 from trait_kit.training.tokens import Rows
 
 WEIGHT_DECAY, ADAM_BETA2 = 0.1, 0.95
 CHECKPOINTS_KEPT = 2  # of the stage that is being trained
 CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
 PROGRESS_SECONDS = 10.0
+FINAL_RATIO = 0.1  # of the maximum learning rate, reached at the last step; the paper does not name its value
 STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint and leave
 
 
@@ -161,6 +161,32 @@ class StageTrainer(Trainer, TrainerCallback):
             f"{'+'.join(stage.arms)} stage {stage.place} ({stage.mixture}): {done:,} of {stage.tokens:,} tokens, "
             f"loss {loss:.3f}, {speed:,.0f} tokens/s, {(self.tokens_left - done) / speed / 60:.1f} min left in all"
         )
+
+
+def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
+    """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
+
+    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is
+    7.000000000000001).
+    """
+    decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
+    warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
+    return warmup, total_steps - warmup - decay, decay
+
+
+def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
+    """Multiplier of the maximum learning rate for the update with 0-based index `step`.
+
+    The paper's exponential decay (WSD; appendix) is a tail that the library's own WSD does not offer. With w, s, d
+    steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then FINAL_RATIO ** ((step - w - s + 1) / d), so
+    that no update is wasted at zero and the last one has exactly that ratio. (Fine-tuning has the library's cosine.)
+    """
+    warmup, stable, decay = wsd_phases(total_steps, warmup_fraction, decay_fraction)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if step < warmup + stable or not decay:
+        return 1.0
+    return FINAL_RATIO ** min(1.0, (step - warmup - stable + 1) / decay)
 
 
 def last_checkpoint(work: Path) -> str | None:
