@@ -7,8 +7,6 @@ that these items could have shown; without it, "no difference" says nothing.
 Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

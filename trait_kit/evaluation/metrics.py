@@ -10,8 +10,6 @@ also of the difference of two arms, it is DeLong's (DeLong, DeLong & Clarke-Pear
 for F1 the linearised one of a ratio of two means.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

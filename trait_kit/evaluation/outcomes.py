@@ -1,7 +1,5 @@
 """The stage of notebook 05: every arm is asked the same, every outcome is kept, arms are tested item by item."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -58,12 +56,16 @@ def evaluate_arms(step: Any) -> Evaluation:
     Writes outcomes.parquet and a CSV for each of _TABLES. Killed, it goes on with the next question; of a finished step
     it reads what is there.
     """
-    p = step.params
+    p, tasks = step.params, load_tasks(step.params.tasks)
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     trained = step.summary("04_train_two_stages")
     models = {"base": p.base_model} | {arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()}
     if not step.done:
-        outcomes = _outcomes(step, problems, models, trained.get("seed", p.seed))
+        asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+        units, seed = suites.build(*asked), trained.get("seed", p.seed)
+        found = [evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()]
+        print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
+        outcomes = pd.concat(found, ignore_index=True)
         made = (
             comparison.arm_table(outcomes),
             comparison.compare_all(outcomes, p.reference_arm, p.main_metric),
@@ -75,15 +77,6 @@ def evaluate_arms(step: Any) -> Evaluation:
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
     return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
-
-
-def _outcomes(step: Any, problems: pd.DataFrame, models: dict[str, Path | str], seed: int) -> pd.DataFrame:
-    p, tasks = step.params, load_tasks(step.params.tasks)
-    asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
-    units = suites.build(*asked)
-    found = [evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()]
-    print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
-    return pd.concat(found, ignore_index=True)
 
 
 def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:

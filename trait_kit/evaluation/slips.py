@@ -6,8 +6,6 @@ be too easy: an untrained model tells 95% of them. Here a step takes a wrong ope
 is computed anew. Both texts end there, since all that follows would give the slip away.
 """
 
-from __future__ import annotations
-
 import random
 import re
 

@@ -6,8 +6,6 @@ under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MO
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -61,7 +61,10 @@ def prepare(job: Job, tokenizer: Any) -> None:
 def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     params = job.params
     stores = {source: _store(job, source, stage.texts[source], tokenizer) for source in stage.texts}
-    stage.consumed = dict.fromkeys(stores, 0) | _consumed_before(job, stage)
+    stage.consumed = dict.fromkeys(stores, 0)  # of each stream, the stages before have used up so much
+    if stage.parent:
+        done = job.stages_dir / stage.parent / "stage.json"
+        stage.consumed |= read_json(done if done.exists() else job.work / stage.parent / PACKED)["consumed"]
     streams = [
         _stream(source, stores[source], share, share == stage.tokens, stage.consumed[source], params)
         for source, share in shares(stage.mixture, stage.tokens).items()
@@ -168,14 +171,6 @@ def _store(job: Job, source: str, texts: str, tokenizer: Any) -> TokenStore:
     """The tokens of a source, made on first use; known by the tokenizer and the texts."""
     key = digest([tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
     return tokenise(job.texts[source], tokenizer, job.folder / "tokens" / f"{source}-{key[:12]}")
-
-
-def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
-    """How much of each stream the stages before have used up."""
-    if not stage.parent:
-        return {}
-    done = job.stages_dir / stage.parent / "stage.json"
-    return read_json(done if done.exists() else job.work / stage.parent / PACKED)["consumed"]
 
 
 def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
