@@ -4,7 +4,6 @@ Items differ in difficulty far more than arms differ on one item, so two interva
 paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
 Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
 that these items could have shown; without it, "no difference" says nothing.
-Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
 
 import math

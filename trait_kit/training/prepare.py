@@ -9,12 +9,9 @@ what still fits in one of its rows, and a later stage begins with the first docu
 Every arm has the same steps and slots; the slots that whole documents leave empty are counted as
 padding.
 
-The last stage, where asked for, is fine-tuning on the train problems of the downstream tasks. The
-paper's fine-tuned setting (5 epochs, cosine, 5e-6: appendix) answers what a practitioner asks: is
-continual pre-training still worth it where one fine-tunes anyway? A problem is the prompt that
-evaluation asks with and the target that it scores, with the end token, so that a generated answer
-ends. Only the target has a loss, and problems too are whole: half of one would be a target without
-its question.
+Fine-tuning (paper, appendix: 5 epochs, cosine, 5e-6) reads the train problems of the tasks: the
+prompt that evaluation asks with and the target that it scores, which alone has a loss, and the end
+token, so that a generated answer ends. Problems are whole too: half of one lacks its question.
 """
 
 import os
@@ -86,10 +83,7 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
 
 
 def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
-    """The rows of all epochs: each has every problem once, its rows in an order of its own; empty ones fill the last batch.
-
-    Raises TraitError where an epoch does not fill a batch.
-    """
+    """The rows of all epochs: each has every problem once, its rows in an order of its own; empty ones fill the end."""
     context_length, epochs, seed = job.params.context_length, stage.epochs, job.params.seed
     store = _store(job, PROBLEMS, stage.texts[PROBLEMS], tokenizer)
     prompts = [text.rstrip() for text in pq.read_table(job.texts[PROBLEMS])["prompt"].to_pylist()]

@@ -76,9 +76,8 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     """(prompt, target) of the tasks' train problems; none without fine-tuning.
 
-    What evaluation asks and scores, in the same words. A problem is left out where it holds a test
-    question of any of the tasks, by the rule that holds for the selections and the passages; how
-    many were is printed. TraitError where nothing is left.
+    A problem is left out where it holds a test question of any of the tasks, by the rule that holds
+    for the selections and the passages.
     """
     if not params.fine_tune_epochs:
         return []

@@ -2,7 +2,7 @@
 
 A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter
 trains what depends on it, and a killed run goes on from the last stage, or from the last checkpoint
-inside one. Texts are tokenised once, into `tokens/`, and serve every stage, arm and repeated call.
+inside one.
 """
 
 import shutil
@@ -104,11 +104,7 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
 def train(
     params: TrainingParams, inputs: sources.Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
 ) -> TrainingResult:
-    """Train what is missing under `out_dir` and return everything.
-
-    Raises TraitError before any training where a source is missing or empty, or the context too
-    long for the model.
-    """
+    """Train what is missing under `out_dir` and return everything; TraitError before any training for bad input."""
     job = prepare_job(params, inputs, Path(out_dir))
 
     def on_line(line: str) -> None:

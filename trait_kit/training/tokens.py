@@ -62,10 +62,7 @@ def open_store(folder: Path) -> TokenStore:
 
 
 def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
-    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet.
-
-    Raises TraitError for a tokenizer without an end token, or where there is no text at all.
-    """
+    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet."""
     with maker_of(folder):
         new = not folder.exists()
         if new:

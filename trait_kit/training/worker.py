@@ -29,10 +29,7 @@ HINT = " Finished stages and whole checkpoints are kept: run again to go on, wit
 
 
 def run(job: Job, on_line: Callable[[str], None]) -> None:
-    """Tokenise, pack and train the stages of `job` in one child process, or with accelerate in one a GPU of this machine.
-
-    The first process of a launch takes part in it instead.
-    """
+    """Train a job in one child process, or with accelerate in one a GPU; the first one of a launch takes part in that."""
     if is_launched():
         return take_part(job.work / "job.json")
     command = ["-m", "trait_kit.training.worker", str(job.work / "job.json")]
@@ -105,9 +102,8 @@ def main(path: Path | str) -> None:
 def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
     """Train one stage from its parent's weights and put model, log and report into place in one rename.
 
-    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; the batch
-    stays what it is. Among several processes the others wait for the one that failed, so there it
-    ends instead.
+    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches. Among
+    several processes the others wait for the one that failed, so there it ends instead.
     """
     from accelerate.utils import find_executable_batch_size
 
