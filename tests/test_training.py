@@ -232,7 +232,7 @@ class Lengths:
 
     def __init__(self, kind, documents: int, folder: Path) -> None:
         self.lengths = np.round(kind(np.random.default_rng(documents), documents)).astype(np.int64)
-        self.tokens, self.folder, self.ids = int(self.lengths.sum()), folder, None
+        self.folder, self.ids = folder, None
 
 
 def _packed_stages(monkeypatch, folder: Path, kinds: dict, documents: dict[str, int], params) -> list[Stage]:

@@ -128,7 +128,11 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
             row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
             gold = "" if template == "documents" else str(sample["target"]).strip()
-            row |= {"prediction": _stored(_prediction(template, sample)), "gold": _stored(gold)}
+            said = sample["filtered_resps"][0]  # written; of choices the preferred one is kept, of scores nothing
+            if template == "choices":
+                scores = metrics.per_byte(sample["doc"]["choices"], sample["filtered_resps"])
+                said = max(scores, key=scores.get)
+            row |= {"prediction": _stored(said if isinstance(said, str) else ""), "gold": _stored(gold)}
             names = sample["metrics"]
             main = [name for name in (*_MAIN_METRICS, *names) if name in names]
             for name in main[:1] if template == "general" else names:
@@ -140,14 +144,6 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
                         "task gives no number an item."
                     )
                 yield {**row, "metric": name, "value": float(value)}
-
-
-def _prediction(template: str, sample: dict[str, Any]) -> str:
-    """What a model wrote or preferred; '' where it was only scored."""
-    answers = sample["filtered_resps"]
-    if template == "choices":
-        return metrics.preferred(metrics.per_byte(sample["doc"]["choices"], answers))
-    return answers[0] if isinstance(answers[0], str) else ""
 
 
 def _stored(text: str) -> str:

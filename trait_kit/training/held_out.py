@@ -52,21 +52,13 @@ def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> li
     return [[item(prompt, target) for target in targets] for prompt, *targets in rows]
 
 
+@torch.no_grad()
 def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
-    """Mean bits per byte of the rows' targets; where rows have several, the share whose first target has the fewest.
+    """Mean of -log2 p(target | prompt) / bytes; where rows have several targets, the share whose first has the fewest.
 
     `forward` is the wrapped model where several processes train.
     """
-    scores = bits_per_byte(model, [item for row in rows for item in row], forward=forward)
-    if len(scores) == len(rows):
-        return float(scores.mean())
-    parts = np.split(scores, np.cumsum([len(row) for row in rows])[:-1])
-    return float(np.mean([part.argmin() == 0 for part in parts]))
-
-
-@torch.no_grad()
-def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> np.ndarray:
-    """-log2 p(target | prompt) / bytes of each item, float64 [n_items]."""
+    items = [item for row in rows for item in row]
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
     while order:
@@ -79,7 +71,10 @@ def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> 
         of_row = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
         nats = torch.zeros(len(batch), dtype=torch.double, device=model.device).index_add_(0, of_row, losses)
         scores[batch] = nats.cpu().numpy() / math.log(2) / n_bytes
-    return scores
+    if len(items) == len(rows):
+        return float(scores.mean())
+    parts = np.split(scores, np.cumsum([len(row) for row in rows])[:-1])
+    return float(np.mean([part.argmin() == 0 for part in parts]))
 
 
 def token_losses(

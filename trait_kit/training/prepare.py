@@ -146,18 +146,17 @@ def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int,
 
 def _account(source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
     """A row of TrainingResult.accounting, for what was drawn of a source and placed."""
-    read, whole = part[part["placed"] > 0], source in _WHOLE
-    lengths, tokens = store.lengths[read["document"]], int(part["placed"].sum())
-    too_long = store.lengths[store.lengths > params.context_length] if whole else store.lengths[:0]
-    available = store.tokens - int(too_long.sum())
+    read, lengths = part[part["placed"] > 0], store.lengths
+    usable = lengths[lengths <= params.context_length] if source in _WHOLE else lengths
+    tokens, available = int(part["placed"].sum()), int(usable.sum())
     return {
         "tokens": tokens,
         "epochs": tokens / available,
         "available": available,
         "documents": len(read),
-        "share": read["document"].nunique() / len(store.lengths),
-        "cut": int(((read["pieces"] > 1) | (read["placed"] < lengths)).sum()),
-        "too_long": len(too_long),
+        "share": read["document"].nunique() / len(lengths),
+        "cut": int(((read["pieces"] > 1) | (read["placed"] < lengths[read["document"]])).sum()),
+        "too_long": len(lengths) - len(usable),
     }
 
 

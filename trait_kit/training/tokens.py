@@ -33,10 +33,6 @@ class TokenStore:
     lengths: np.ndarray
     empty: int  # texts without a single token, left out
 
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
-
 
 def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
     """Write the ids of documents, one array of one type each, a batch at a time; TraitError where there are none."""
@@ -70,7 +66,7 @@ def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
     store = open_store(folder)
     if new:
         documents = f"{len(store.lengths):,} documents, {store.empty:,} empty ones left out"
-        child.tell(f"{texts.stem}: {store.tokens:,} tokens, {documents}.")
+        child.tell(f"{texts.stem}: {len(store.ids):,} tokens, {documents}.")
     return store
 
 
