@@ -19,11 +19,10 @@ from tiny_llama import BATCH, CONTEXT, kill_worker_when, planned, same, tiny_par
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED
 from trait_kit.tasks import prompt
-from trait_kit.training import prepare, sources
+from trait_kit.training import prepare, stages
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import PROBLEMS, Job, Stage
-from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
-from trait_kit.training.stages import TrainingResult
+from trait_kit.training.stages import TrainingResult, fine_tuning_pairs, held_out_sets
 from trait_kit.training.tokens import Rows
 
 EPOCHS, RATE = 24, 2e-3
@@ -292,7 +291,7 @@ def test_no_test_question_of_any_task_is_trained_on(
     )
     assert "31 train problems, 2 left out for a test question in them." in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "FINE_TUNING_PROBLEMS", 12)
+        patch.setattr(stages, "FINE_TUNING_PROBLEMS", 12)
         fewer = fine_tuning_pairs(params)
     assert 10 <= len(fewer) <= 12 and set(fewer) <= set(pairs)
     assert fine_tuning_pairs(params.model_copy(update={"fine_tune_epochs": 0})) == []

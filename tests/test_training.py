@@ -33,7 +33,7 @@ from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
-from trait_kit.training import prepare, sources, stages, trainer
+from trait_kit.training import prepare, stages, trainer
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import Job, Stage
 
@@ -336,10 +336,10 @@ def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:
     training = params.parse(values, "mine.yaml").training
     assert (training.seed, training.items_seed) == (5, 0)
     plain = params.parse({**values, "training": {**values["training"], "seed": 0}}, "mine.yaml").training
-    assert sources.held_out_sets(training) == sources.held_out_sets(plain)
+    assert stages.held_out_sets(training) == stages.held_out_sets(plain)
     other = params.parse({**values, "common": {**values["common"], "seed": 5}}, "mine.yaml").training
     assert (other.seed, other.items_seed) == (5, 5)
-    assert sources.held_out_sets(other) != sources.held_out_sets(plain)
+    assert stages.held_out_sets(other) != stages.held_out_sets(plain)
     assert _names(tmp_path, seed=5) != _names(tmp_path)
 
 
@@ -520,7 +520,7 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
 
     params = tiny_params(model_dir)
     files = text_files(tiny_sources(), tmp_path)
-    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT))
+    monkeypatch.setattr(stages, "inputs_of", lambda *_: (files, HELD_OUT))
     step = SimpleNamespace(done=False, params=params, run_dir=tmp_path, folder=tmp_path / "04_train_two_stages")
     stages_dir = step.folder / "models" / "stages"
     stages_dir.parent.mkdir(parents=True)
@@ -528,7 +528,7 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
         stages_dir.mkdir(exist_ok=True)
         (stages_dir / path.name).symlink_to(path)
     result = stages.train_arms(step)
-    monkeypatch.setattr(sources, "inputs", None)  # would raise
+    monkeypatch.setattr(stages, "inputs_of", None)  # would raise
     write_json(step.folder / "report.json", {"summary": result.summary(step.folder)})
     again = stages.train_arms(SimpleNamespace(done=True, folder=step.folder))
     for name in ("log", "accounting", "stages"):

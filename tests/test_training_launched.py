@@ -95,7 +95,7 @@ def test_train_is_one_command_alone_and_under_a_launcher(
     stages.train_run(params, run)
     said = capsys.readouterr().out
     assert "False" in said and "True" not in said  # nothing new
-    texts, held_out = stages.sources.inputs(params, run)
+    texts, held_out = stages.inputs_of(params, run)
     known = {name: pq.read_table(path)["text"].to_pylist() for name, path in texts.items()}
     single = trained(params.model_copy(update={"accelerate_config": ""}), out, known, held_out)
     assert _values(run / "04_train_two_stages" / "models") == pytest.approx(_values(out), abs=1e-4)

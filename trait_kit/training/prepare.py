@@ -76,7 +76,7 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
     for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
-        stage.accounting.append({"stage": stage.place, "source": source, **_account(source, store, part, params)})
+        stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
         stage.consumed[source] = int(waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max())
     _note(stage, folder)
@@ -110,7 +110,7 @@ def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None
     row_ends = np.cumsum([len(row) for row in ordered])
     save_rows(folder, np.concatenate(ordered), row_ends, [os.path.relpath(store.folder, folder)])
     read = pd.concat([pd.DataFrame({"document": document, "placed": plan.length, "pieces": 1})] * epochs)
-    stage.accounting.append({"stage": stage.place, "source": PROBLEMS, **_account(PROBLEMS, store, read, job.params)})
+    stage.accounting.append(_account(stage, PROBLEMS, store, read, job.params))
     _note(stage, folder)
 
 
@@ -144,12 +144,14 @@ def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int,
     return table[table["length"] == lengths[table["document"]]] if whole else table
 
 
-def _account(source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
+def _account(stage: Stage, source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
     """A row of TrainingResult.accounting, for what was drawn of a source and placed."""
     read, lengths = part[part["placed"] > 0], store.lengths
     usable = lengths[lengths <= params.context_length] if source in _WHOLE else lengths
     tokens, available = int(part["placed"].sum()), int(usable.sum())
     return {
+        "stage": stage.place,
+        "source": source,
         "tokens": tokens,
         "epochs": tokens / available,
         "available": available,

@@ -44,8 +44,8 @@ def run(job: Job, on_line: Callable[[str], None]) -> None:
 
 
 def is_launched() -> bool:
-    """Whether a launcher (accelerate, torchrun) has started this process as one of several, or as one on purpose."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    """Whether a launcher (accelerate, torchrun) has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_first() -> bool:
@@ -61,7 +61,7 @@ def take_part(job: Path) -> None:
 
 def wait_for_all() -> None:
     """Hold every process of the launch until all are here; tokenising may take longer than the usual time limit."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_launched():
         return
     import torch
     from accelerate import PartialState
