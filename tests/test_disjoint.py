@@ -20,7 +20,7 @@ from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.selection.views import funnel
 from trait_kit.tasks import load_problems, texts_of_tests
-from trait_kit.training.sources import training_sources
+from trait_kit.training.stages import training_sources
 
 TINY = Path(__file__).parent / "tiny.yaml"
 QUESTION = "A baker in {} sells {} rolls before noon and {} loaves after it. How many pieces does the baker sell that day?"

@@ -19,11 +19,10 @@ from tiny_llama import BATCH, CONTEXT, kill_worker_when, planned, same, tiny_par
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.packing import IGNORED
 from trait_kit.tasks import prompt
-from trait_kit.training import fine_tuning, sources
+from trait_kit.training import prepare, stages
 from trait_kit.training.held_out import token_losses
-from trait_kit.training.plan import Stage
-from trait_kit.training.sources import fine_tuning_pairs, held_out_sets
-from trait_kit.training.stages import TrainingResult
+from trait_kit.training.plan import PROBLEMS, Job, Stage
+from trait_kit.training.stages import TrainingResult, fine_tuning_pairs, held_out_sets
 from trait_kit.training.tokens import Rows
 
 EPOCHS, RATE = 24, 2e-3
@@ -71,10 +70,12 @@ def _bytes(text: str) -> list[int]:
 def _prepared(tokenizer, folder: Path, pairs: list[tuple[str, str]] = PAIRS, **changes: object):
     """The rows as the trainer gets them, and the report."""
     params = tiny_params(Path("unused"), **{**TUNED, **changes})
-    plan, _ = planned(params, folder, problems=pairs)
+    plan, chains = planned(params, folder, problems=pairs)
     stage: Stage = next(stage for stage in plan if stage.epochs)
-    fine_tuning.prepare(pairs, tokenizer, stage, params, folder)
-    rows = Rows(folder, CONTEXT, tokenizer.eos_token_id)
+    texts = {PROBLEMS: folder / f"{PROBLEMS}.parquet"}
+    job = Job(params=params, base="", folder=folder, stages=plan, texts=texts, held_out={}, chains=chains)
+    prepare._pack_problems(job, stage, tokenizer, job.work / stage.name)
+    rows = Rows(job.work / stage.name, CONTEXT, tokenizer.eos_token_id)
     return {name: torch.stack([rows[place][name] for place in range(len(rows))]) for name in rows[0]}, stage
 
 
@@ -97,14 +98,16 @@ def test_the_packed_masked_loss_equals_the_loss_of_the_targets_one_by_one(
     assert library.loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
-def test_prompt_and_target_are_the_tokens_that_evaluation_scores_and_long_ones_keep_their_middle(tokenizer) -> None:
-    long = ("p" * 40 + "ends:", " " + "t" * 40)
-    examples, n_prompt, n_cut = fine_tuning.encode([("Two words:", " é."), long, ("q", " " + "s" * 40)], tokenizer, CONTEXT)
-    assert tokenizer.decode(examples[0]) == "Two words: é.<|end|>"
-    assert tokenizer.decode(examples[0][n_prompt[0] :]) == " é.<|end|>"
-    assert tokenizer.decode(examples[1]) == "p" * 11 + "ends: " + "t" * 15
-    assert tokenizer.decode(examples[2]) == "q " + "s" * 30
-    assert (n_prompt.tolist()[1:], n_cut) == ([16, 1], 2)
+def test_prompt_and_target_are_the_tokens_that_evaluation_scores_and_long_ones_are_left_out(tokenizer, tmp_path) -> None:
+    """With a blank at the target's beginning, never the prompt's end; half of a problem is none."""
+    pairs = [*PAIRS, ("Two words: ", "é."), ("p" * 40 + "ends:", " t"), ("q", " " + "s" * 40)]
+    rows, report = _prepared(tokenizer, tmp_path, pairs, fine_tune_epochs=1)
+    assert "Two words: é.<|end|>" in tokenizer.decode(rows["input_ids"].flatten())
+    learnt = tokenizer.decode(rows["input_ids"][rows["labels"] != IGNORED])
+    assert " é.<|end|>" in learnt and "words" not in learnt
+    (row,) = report.accounting
+    assert (row["too_long"], row["cut"], row["documents"]) == (2, 0, len(PAIRS) + 1)
+    assert row["available"] == row["tokens"] == sum(len(f"{given}{target}".encode()) + 1 for given, target in pairs[:-2])
 
 
 # Epochs and batches
@@ -288,7 +291,7 @@ def test_no_test_question_of_any_task_is_trained_on(
     )
     assert "31 train problems, 2 left out for a test question in them." in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "FINE_TUNING_PROBLEMS", 12)
+        patch.setattr(stages, "FINE_TUNING_PROBLEMS", 12)
         fewer = fine_tuning_pairs(params)
     assert 10 <= len(fewer) <= 12 and set(fewer) <= set(pairs)
     assert fine_tuning_pairs(params.model_copy(update={"fine_tune_epochs": 0})) == []

@@ -43,7 +43,7 @@ def test_a_store_holds_every_text_as_the_tokenizer_gives_it_with_its_end(tokeniz
     assert store.empty == 1
     expected = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 256] for text in texts if text]
     assert _documents(store) == expected
-    assert store.tokens == sum(map(len, expected))
+    assert len(store.ids) == sum(map(len, expected))
 
 
 def test_a_begin_token_is_put_where_the_tokenizer_puts_one(tokenizer, tmp_path: Path) -> None:

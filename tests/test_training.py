@@ -33,7 +33,7 @@ from trait_kit.engine import closure
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
-from trait_kit.training import prepare, schedule, sources, stages
+from trait_kit.training import prepare, stages, trainer
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import Job, Stage
 
@@ -159,13 +159,13 @@ def test_schedule_equals_its_formula_at_every_step(total: int, warmup: float, de
     rising = [(step + 1) / (n_warmup + 1) for step in range(n_warmup)]
     falling = [np.exp(np.log(0.1) * (step + 1) / n_decay) for step in range(n_decay)]
     expected = rising + [1.0] * (total - n_warmup - n_decay) + falling
-    assert [schedule.wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
-    assert schedule.wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
+    assert [trainer.wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
+    assert trainer.wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
 
 
 def test_schedule_of_very_short_stages_reaches_its_maximum() -> None:
     for total in range(1, 8):
-        factors = [schedule.wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
+        factors = [trainer.wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
         assert max(factors) == 1.0
         assert min(factors) > 0
 
@@ -232,7 +232,7 @@ class Lengths:
 
     def __init__(self, kind, documents: int, folder: Path) -> None:
         self.lengths = np.round(kind(np.random.default_rng(documents), documents)).astype(np.int64)
-        self.tokens, self.folder, self.ids = int(self.lengths.sum()), folder, None
+        self.folder, self.ids = folder, None
 
 
 def _packed_stages(monkeypatch, folder: Path, kinds: dict, documents: dict[str, int], params) -> list[Stage]:
@@ -241,7 +241,7 @@ def _packed_stages(monkeypatch, folder: Path, kinds: dict, documents: dict[str, 
     monkeypatch.setattr(prepare, "_store", lambda job, source, texts, tokenizer: stores[source])
     texts = {name: [name] for name in documents}
     plan, chains = planned(params, folder, texts)
-    job = Job(params=params, base="", folder=folder, stages=plan, texts={}, held_out={}, problems=[], chains=chains)
+    job = Job(params=params, base="", folder=folder, stages=plan, texts={}, held_out={}, chains=chains)
     for stage in plan:
         prepare._pack(job, stage, None, job.work / stage.name)
     return plan
@@ -336,10 +336,10 @@ def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:
     training = params.parse(values, "mine.yaml").training
     assert (training.seed, training.items_seed) == (5, 0)
     plain = params.parse({**values, "training": {**values["training"], "seed": 0}}, "mine.yaml").training
-    assert sources.held_out_sets(training) == sources.held_out_sets(plain)
+    assert stages.held_out_sets(training) == stages.held_out_sets(plain)
     other = params.parse({**values, "common": {**values["common"], "seed": 5}}, "mine.yaml").training
     assert (other.seed, other.items_seed) == (5, 5)
-    assert sources.held_out_sets(other) != sources.held_out_sets(plain)
+    assert stages.held_out_sets(other) != stages.held_out_sets(plain)
     assert _names(tmp_path, seed=5) != _names(tmp_path)
 
 
@@ -450,7 +450,7 @@ def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[sta
         held_out = log[log["metric"] == "held_out/solutions"]
         assert held_out["tokens"].tolist() == [tokens * part // 2 for part in range(5)], arm
         rates = log[(log["metric"] == "learning_rate") & (log["stage"] == 2)]["value"].tolist()
-        factors = [schedule.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
+        factors = [trainer.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
         assert rates == pytest.approx([1e-3 * factor for factor in factors])
     gains = result.gains()
     assert gains["trait"] > gains["selected"] > 0  # passages look like the held-out solutions
@@ -520,7 +520,7 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
 
     params = tiny_params(model_dir)
     files = text_files(tiny_sources(), tmp_path)
-    monkeypatch.setattr(sources, "inputs", lambda *_: (files, HELD_OUT, []))
+    monkeypatch.setattr(stages, "inputs_of", lambda *_: (files, HELD_OUT))
     step = SimpleNamespace(done=False, params=params, run_dir=tmp_path, folder=tmp_path / "04_train_two_stages")
     stages_dir = step.folder / "models" / "stages"
     stages_dir.parent.mkdir(parents=True)
@@ -528,7 +528,7 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
         stages_dir.mkdir(exist_ok=True)
         (stages_dir / path.name).symlink_to(path)
     result = stages.train_arms(step)
-    monkeypatch.setattr(sources, "inputs", None)  # would raise
+    monkeypatch.setattr(stages, "inputs_of", None)  # would raise
     write_json(step.folder / "report.json", {"summary": result.summary(step.folder)})
     again = stages.train_arms(SimpleNamespace(done=True, folder=step.folder))
     for name in ("log", "accounting", "stages"):
@@ -556,8 +556,8 @@ def test_bad_input_stops_before_any_training(
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist\. Run the step"):
-        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}, ()), "")
+    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist, or is no file\. Check the path, or run"):
+        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}), "")
     with pytest.raises(TraitError, match="'held_out/solutions' has an item without a target"):
         trained(tiny_params(model_dir), tmp_path, held_out={"held_out/solutions": [("Question", "")]})
 

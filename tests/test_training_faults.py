@@ -35,9 +35,8 @@ from tiny_llama import (
 )
 
 from trait_kit.engine.files import TraitError, write_json
-from trait_kit.training import launch, stages
-from trait_kit.training.schedule import last_checkpoint
-from trait_kit.training.trainer import CHECKPOINTS_KEPT
+from trait_kit.training import stages, worker
+from trait_kit.training.trainer import CHECKPOINTS_KEPT, last_checkpoint
 
 ONE_ARM = {"arms": {"trait": ["in_domain+random", "passages"]}}
 EACH_STEP = 1e-6  # minutes
@@ -149,7 +148,7 @@ def test_out_of_memory_halves_the_micro_batch_for_real(model_dir: Path, tmp_path
         "import psutil, trait_kit.training.trainer; from trait_kit.engine.packing import plan_rows; plan_rows([3, 4], 8); "
         "print(psutil.Process().memory_info().data)"
     )
-    environment = {**os.environ, **launch.WORKER_ENVIRONMENT}
+    environment = {**os.environ, **worker.WORKER_ENVIRONMENT}
     used = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )

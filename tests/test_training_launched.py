@@ -46,7 +46,7 @@ def test_two_processes_have_the_losses_and_the_model_of_one(
     if name == "zero1" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     params = tiny_params(model_dir, **ARM, accelerate_config=f"params/accelerate/{name}.yaml")
-    job = stages.prepare_job(params, (text_files(tiny_sources(), tmp_path), HELD_OUT, ()), tmp_path)
+    job = stages.prepare_job(params, (text_files(tiny_sources(), tmp_path), HELD_OUT), tmp_path)
     _accelerate(name, ROOT / "tests" / "launched_worker.py", job.work / "job.json")
     result = stages.finish(job)
     assert (result.stages["processes"] == 2).all()
@@ -95,9 +95,9 @@ def test_train_is_one_command_alone_and_under_a_launcher(
     stages.train_run(params, run)
     said = capsys.readouterr().out
     assert "False" in said and "True" not in said  # nothing new
-    texts, held_out, problems = stages.sources.inputs(params, run)
+    texts, held_out = stages.inputs_of(params, run)
     known = {name: pq.read_table(path)["text"].to_pylist() for name, path in texts.items()}
-    single = trained(params.model_copy(update={"accelerate_config": ""}), out, known, held_out, problems)
+    single = trained(params.model_copy(update={"accelerate_config": ""}), out, known, held_out)
     assert _values(run / "04_train_two_stages" / "models") == pytest.approx(_values(out), abs=1e-4)
     assert set(single.stages["name"]) == {report["name"] for report in reports}
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from trait_kit.engine.packing import plan_rows
 from trait_kit.params import TrainingParams, load
-from trait_kit.training import launch, stages, worker
-from trait_kit.training.plan import Job, Stage, plan_stages
+from trait_kit.training import stages, worker
+from trait_kit.training.plan import PROBLEMS, Job, Stage, plan_stages
 from trait_kit.training.tokens import Rows, open_store, piece_records, save_rows, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,22 +77,25 @@ def trained(params: TrainingParams, out: Path, sources=None, held_out=None, prob
     """What `stages.train` makes of the tiny texts: in this process, which spares an import of torch, or in a `child`."""
     with pytest.MonkeyPatch.context() as patch:
         if not child:
-            patch.setattr(launch, "run", _here)
-        texts = text_files(sources or tiny_sources(), out)
-        return stages.train(params, (texts, held_out or HELD_OUT, problems), out, watch)
+            patch.setattr(worker, "run", _here)
+        texts = text_files(sources or tiny_sources(), out, problems)
+        return stages.train(params, (texts, held_out or HELD_OUT), out, watch)
 
 
-def text_files(sources: dict[str, list[str]], folder: Path) -> dict[str, Path]:
-    """Each source's texts as a Parquet file."""
+def text_files(sources: dict[str, list[str]], folder: Path, problems=()) -> dict[str, Path]:
+    """Each source's texts as a Parquet file, and (prompt, target) pairs to fine-tune on as `sources` writes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in sources.items():
-        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / f"{name}.parquet")
-    return {name: folder / f"{name}.parquet" for name in sources}
+    tables = {name: {"text": texts} for name, texts in sources.items()}
+    tables[PROBLEMS] = {"prompt": [given for given, _ in problems], "text": ["".join(pair) for pair in problems]}
+    for name, columns in tables.items():
+        table = pa.table({column: pa.array(texts, pa.string()) for column, texts in columns.items()})
+        pq.write_table(table, folder / f"{name}.parquet")
+    return {name: folder / f"{name}.parquet" for name in tables}
 
 
 def planned(params: TrainingParams, folder: Path, sources=None, problems=()) -> tuple[list[Stage], dict[str, list[str]]]:
     """The stages of the tiny texts, and each arm's chain of names."""
-    return plan_stages(params, text_files(sources or tiny_sources(), folder), "base", "held_out", problems)
+    return plan_stages(params, text_files(sources or tiny_sources(), folder, problems), "base", "held_out")
 
 
 def _here(job: Job, on_line: Callable[[str], None]) -> None:
@@ -140,7 +143,7 @@ def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **
         "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
         "from trait_kit.training.stages import train; params, texts, held_out = json.load(open(sys.argv[1])); "
         "texts = {name: pathlib.Path(path) for name, path in texts.items()}; "
-        "train(TrainingParams(**params), (texts, held_out, ()), sys.argv[2])"
+        "train(TrainingParams(**params), (texts, held_out), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(folder / "input.json"), str(folder / "out")]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)

@@ -167,7 +167,8 @@ def gsm8k(model: Any, items: int, folder: Path) -> None:
 def our_choices(model: Any, folder: Path, items: list[dict[str, Any]]) -> list[bool]:
     """What the kit's task of choices says of the items, in their order."""
     shutil.copytree(suites.TEMPLATES, folder, dirs_exist_ok=True)
-    name = suites._write("ours", 1, "choices", [{"asked": item["prompt"], **item} for item in items], folder)
+    unit = suites.Unit("ours", 1, {"choices": [{"asked": item["prompt"], **item} for item in items]})
+    name = suites._write(unit, "choices", folder)
     with quiet():
         tasks = TaskManager(include_defaults=False, include_path=str(folder)).load([name])
         samples = evaluate(model, tasks, bootstrap_iters=0, log_samples=True)["samples"][name]

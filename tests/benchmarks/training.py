@@ -122,7 +122,7 @@ def kit(job: dict[str, Any]) -> dict[str, Any]:
         **{name: _value(value) for name, value in job["changes"].items()},
     )  # fmt: skip
     out = Path(job["folder"]) / f"kit-{job['turn']}-{params.precision}"
-    made = stages.prepare_job(params, ({"in_domain": Path(job["texts"])}, HELD_OUT, ()), out)
+    made = stages.prepare_job(params, ({"in_domain": Path(job["texts"])}, HELD_OUT), out)
     tokenizer = load_tokenizer(made.base)
     prepare(made, tokenizer)
     [stage] = made.stages
@@ -358,7 +358,7 @@ def _until_checkpoint(
     code = (
         "import json, pathlib, sys; from trait_kit.params import TrainingParams; "
         "from trait_kit.training.stages import train; p, texts, held_out, out = json.load(open(sys.argv[1])); "
-        "train(TrainingParams(**p), ({'in_domain': pathlib.Path(texts)}, held_out, ()), out)"
+        "train(TrainingParams(**p), ({'in_domain': pathlib.Path(texts)}, held_out), out)"
     )
     known = _steps(out)
     bounded = (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None

@@ -4,8 +4,6 @@ Runs whose parameters differ in the seed alone are seeds of the same arms. Other
 that every arm was asked in a seed pair; others are counted. Runs that ask differently are refused.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ against the platform's limits. Whether it invents anything is a question for a r
 Language models wrote it: only the first 2,000 characters are looked at, and every pattern is bounded.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

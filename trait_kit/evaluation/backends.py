@@ -5,8 +5,6 @@ killed evaluation goes on with the next request, more items repeat nothing, arms
 Scores of different backends agree to rounding, and are kept apart all the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sqlite3

@@ -4,10 +4,7 @@ Items differ in difficulty far more than arms differ on one item, so two interva
 paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
 Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
 that these items could have shown; without it, "no difference" says nothing.
-Outcomes of several training seeds are compared within each seed; intervals and p values then hold both levels.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
@@ -31,6 +28,7 @@ CONFIDENCE = 1 - ALPHA  # of intervals
 MARGIN = 0.01  # bits, or a share: differences within it are taken for none
 MIN_ITEMS, MIN_CLUSTERS = 30, 6  # no verdict from fewer; sign flips of five clusters cannot reach ALPHA
 Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
+_WIDE = {"index": ["task", "item_id", "cluster"], "columns": ["arm", "seed"], "values": "value"}
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
 
 
@@ -42,11 +40,9 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
         binary = part["value"].isin((0.0, 1.0)).all()
-        shape = {"index": ["item_id", "cluster"], "columns": "seed", "values": "value"}
-        tasks = {task: [_grid(of_task.pivot(**shape))] for task, of_task in part.groupby("task", sort=False)}
+        found = {task: (values, clusters) for task, (values,), clusters in _grids(part.pivot(**_WIDE), [arm])}
+        tasks = {task: [found[task]] for task in dict.fromkeys(part["task"])}
         problems = [grid for task, (grid,) in tasks.items() if not task.startswith(HELD_OUT)]
-        if len({len(grid) for grid, _ in problems}) > 1:
-            raise TraitError("Not every seed of an arm was evaluated on the same tasks. Run the evaluation again.")
         for task, grids in {**({MACRO: problems} if problems else {}), **tasks}.items():
             groups, clusters = zip(*grids, strict=True)
             found = statistics.estimate(groups, clusters, statistics.TWO_OF_EACH if binary else ())
@@ -158,30 +154,31 @@ def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: 
     if reference_arm not in (*arms, None):
         raise TraitError(f"The reference arm '{reference_arm}' was not evaluated; the arms are: {', '.join(arms)}.")
     against = [(arm, reference_arm) for arm in arms if arm != reference_arm] if reference_arm else combinations(arms, 2)
-    wide = values.pivot(index=["task", "item_id", "cluster"], columns=["arm", "seed"], values="value")
-    rows = []
+    wide, rows = values.pivot(**_WIDE), []
     for arm, reference in against:
-        pairs, clusters = zip(*_paired(wide, reference, arm), strict=True)
+        _, pairs, clusters = zip(*_grids(wide, [reference, arm]), strict=True)
         row = {"reference": reference, "arm": arm, "metric": metric, "task": task or MACRO}
         rows.append(row | compare_pair(pairs, metric, binary, clusters=clusters))
     return rows
 
 
-def _paired(wide: pd.DataFrame, reference: str, arm: str) -> Iterator[tuple[Pair, np.ndarray]]:
-    """The values on each task, of the seeds that both arms have, and the items' clusters."""
-    seeds = [seed for seed in wide[reference] if seed in wide[arm]]
+def _grids(wide: pd.DataFrame, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[np.ndarray], np.ndarray]]:
+    """Of each task the values of one arm or two, and the items' clusters.
+
+    Values are [seeds that both arms have, items], NaN where a seed did not see an item.
+    """
+    seeds, names = [seed for seed in wide[arms[0]] if seed in wide[arms[-1]]], " and ".join(arms)
     if not seeds:
-        raise TraitError(f"The arms {reference} and {arm} have no seed in common, so nothing pairs. Evaluate both anew.")
+        raise TraitError(f"The arms {names} have no seed in common, so nothing pairs. Evaluate both anew.")
     for task, of_task in wide.groupby(level="task", sort=False):
-        sides = [of_task[name][seeds] for name in (reference, arm)]
-        asked, also = (side.notna() for side in sides)
+        asked, also = (of_task[arm][seeds].notna() for arm in (arms[0], arms[-1]))
         if (lacking := (asked != also).to_numpy()).any() or not asked.any().all():
             raise TraitError(
-                f"{reference} and {arm} were not evaluated on the same items of {task} in every seed ({seeds}); "
+                f"{names} were not evaluated on the same items of {task} in every seed ({seeds}); "
                 f"{lacking.sum()} are missing in one of them. Run the evaluation again."
             )
-        grids = [_grid(side[asked.any(axis=1)]) for side in sides]
-        yield tuple(grid for grid, _ in grids), grids[0][1]
+        items = of_task[asked.any(axis=1)]
+        yield task, [items[arm][seeds].to_numpy().T for arm in arms], items.index.get_level_values("cluster").to_numpy(str)
 
 
 def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -194,8 +191,3 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table["equivalent"] = (table["p_holm"] >= ALPHA) & (table["p_beyond"] < ALPHA)
     table["smallest_gain"] = [found.smallest_gain(ALPHA / len(table)) for found in table.pop("estimate")]
     return table
-
-
-def _grid(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The values [seeds, items], NaN where a seed did not see an item, and the items' clusters."""
-    return wide.to_numpy().T, wide.index.get_level_values("cluster").to_numpy(dtype=str)

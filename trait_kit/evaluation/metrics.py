@@ -10,8 +10,6 @@ also of the difference of two arms, it is DeLong's (DeLong, DeLong & Clarke-Pear
 for F1 the linearised one of a ratio of two means.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -33,11 +31,6 @@ def bits_per_byte(log_probability: float, n_bytes: int) -> float:
 def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str, float]:
     """Log probability of each choice per byte of its text, in nats; `results` are `Answer`s."""
     return {choice: nats / len(choice.encode()) for choice, (nats, *_) in zip(choices, results, strict=True)}
-
-
-def preferred(scores: dict[str, float]) -> str:
-    """The choice with the highest score; the first of equals."""
-    return max(scores, key=lambda choice: scores[choice])
 
 
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
     """lm-eval hook of choices.yaml; of 'relevant' and 'irrelevant' also how much the first leads."""
     scores = per_byte(doc["choices"], results)
-    right = float(preferred(scores) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
+    right = float(max(scores, key=scores.get) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
     if set(scores) != {RELEVANT, IRRELEVANT}:
         return {"choice_accuracy": right}
     return {"choice_accuracy": right, SCORE: scores[RELEVANT] - scores[IRRELEVANT]}

@@ -1,7 +1,5 @@
 """The stage of notebook 05: every arm is asked the same, every outcome is kept, arms are tested item by item."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -58,12 +56,16 @@ def evaluate_arms(step: Any) -> Evaluation:
     Writes outcomes.parquet and a CSV for each of _TABLES. Killed, it goes on with the next question; of a finished step
     it reads what is there.
     """
-    p = step.params
+    p, tasks = step.params, load_tasks(step.params.tasks)
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     trained = step.summary("04_train_two_stages")
     models = {"base": p.base_model} | {arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()}
     if not step.done:
-        outcomes = _outcomes(step, problems, models, trained.get("seed", p.seed))
+        asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+        units, seed = suites.build(*asked), trained.get("seed", p.seed)
+        found = [evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()]
+        print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
+        outcomes = pd.concat(found, ignore_index=True)
         made = (
             comparison.arm_table(outcomes),
             comparison.compare_all(outcomes, p.reference_arm, p.main_metric),
@@ -75,15 +77,6 @@ def evaluate_arms(step: Any) -> Evaluation:
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
     return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
-
-
-def _outcomes(step: Any, problems: pd.DataFrame, models: dict[str, Path | str], seed: int) -> pd.DataFrame:
-    p, tasks = step.params, load_tasks(step.params.tasks)
-    asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
-    units = suites.build(*asked)
-    found = [evaluate_model(model, arm, seed, units, p, step.path("answers"), print) for arm, model in models.items()]
-    print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
-    return pd.concat(found, ignore_index=True)
 
 
 def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:
@@ -105,7 +98,7 @@ def evaluate_model(
     units: list[Unit],
     params: EvaluationParams,
     answers: Path | str,
-    report: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Outcomes (tables.SCHEMAS) of one model on `suites.build`'s units; its answers are kept in `answers`.
 
@@ -116,14 +109,14 @@ def evaluate_model(
     with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
-            limit = suites.GENERAL_ITEMS if unit.kind == "general" else None
+            limit = suites.GENERAL_ITEMS if "general" in unit.lm_eval else None
             samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, limit)
             rows = list(_rows(unit, samples, kept.whose))
             found += rows
             asked = len(kept.dbdict) - before
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
             n_items = len({row["item_id"] for row in rows})
-            report(f"{arm}: {unit.task} version {unit.version} ({unit.kind}), {n_items:,} items, {how}")
+            report(f"{arm}: {unit.task} version {unit.version} ({' + '.join(unit.lm_eval)}), {n_items:,} items, {how}")
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 
@@ -135,7 +128,11 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
             item_id = f"{place:05d}-{sample['doc_hash'][:8]}" if template == "general" else sample["doc"]["id"]
             row = {"task": unit.task, "item_id": item_id, "cluster": sample["doc"].get("cluster", item_id)}
             gold = "" if template == "documents" else str(sample["target"]).strip()
-            row |= {"prediction": _stored(_prediction(template, sample)), "gold": _stored(gold)}
+            said = sample["filtered_resps"][0]  # written; of choices the preferred one is kept, of scores nothing
+            if template == "choices":
+                scores = metrics.per_byte(sample["doc"]["choices"], sample["filtered_resps"])
+                said = max(scores, key=scores.get)
+            row |= {"prediction": _stored(said if isinstance(said, str) else ""), "gold": _stored(gold)}
             names = sample["metrics"]
             main = [name for name in (*_MAIN_METRICS, *names) if name in names]
             for name in main[:1] if template == "general" else names:
@@ -147,14 +144,6 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
                         "task gives no number an item."
                     )
                 yield {**row, "metric": name, "value": float(value)}
-
-
-def _prediction(template: str, sample: dict[str, Any]) -> str:
-    """What a model wrote or preferred; '' where it was only scored."""
-    answers = sample["filtered_resps"]
-    if template == "choices":
-        return metrics.preferred(metrics.per_byte(sample["doc"]["choices"], answers))
-    return answers[0] if isinstance(answers[0], str) else ""
 
 
 def _stored(text: str) -> str:

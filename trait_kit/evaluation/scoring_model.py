@@ -1,7 +1,5 @@
 """lm-eval's transformers model, its likelihoods in packed rows: at most a tenth more time than the forward passes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,12 +1,9 @@
 """Minimal pairs: a step of a worked solution beside itself with a slip of *reasoning*, whose arithmetic is right.
 
-A model that was trained on worked solutions knows how they sound: bits per byte can fall while reasoning does not get
-better. Which of two texts that differ in one step is likelier, form cannot say. A slip of arithmetic (7 * 8 = 54) would
-be too easy: an untrained model tells 95% of them. Here a step takes a wrong operand, operation or order, and its result
-is computed anew. Both texts end there, since all that follows would give the slip away.
+Which of two texts that differ in one step is likelier, form cannot say. A slip of arithmetic (7 * 8 = 54) would be too
+easy: an untrained model tells 95% of them. Here a step takes a wrong operand, operation or order, and its result is
+computed anew. Both texts end there, since all that follows would give the slip away.
 """
-
-from __future__ import annotations
 
 import random
 import re

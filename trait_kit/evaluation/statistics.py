@@ -10,8 +10,6 @@ With one seed a statistic speaks of *these trained models* on other items; with 
 trained anew. Which methods keep their promises was decided by simulation (tests/benchmarks/intervals.py).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MO
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -44,7 +42,6 @@ class Unit:
     """What is asked as one piece: a task's problems, generations of them, documents, or a task of lm-eval's."""
 
     task: str
-    kind: str  # likelihood | zero-shot | generation | documents | general
     version: int | str  # of the task file
     items: dict[str, list[Item]] = field(default_factory=dict)  # by template of tasks/
     settings: dict[str, Any] = field(default_factory=dict)  # what its task file sets beside its template
@@ -66,14 +63,16 @@ def build(
     """
     problems = problems.astype(object).where(problems.notna(), None)
     units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
+    units = [unit for unit in units if any(unit.items.values())]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)
     with quiet():
-        written = {_write(unit, template, folder): (unit, template) for unit in units for template in unit.items}
+        asked = [(unit, template) for unit in units for template, items in unit.items.items() if items]
+        written = {_write(unit, template, folder): (unit, template) for unit, template in asked}
         manager = TaskManager(include_defaults=False, include_path=str(folder))
         for name, (unit, template) in written.items():
             unit.lm_eval[template] = manager.load([name])["tasks"][name]
     for name, task in (_general_tasks(params.general_tasks) if params.general_tasks else {}).items():
-        units.append(Unit(f"{HELD_OUT}{name}", "general", str(task.VERSION), lm_eval={"general": task}))
+        units.append(Unit(f"{HELD_OUT}{name}", str(task.VERSION), lm_eval={"general": task}))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
     return units
@@ -154,30 +153,25 @@ def _problem_units(
         announced = next((f" {words}" for words in ANNOUNCEMENTS.values() if words in before), "")
         items = [_item(row, before, announced) for row in rows]
         solved = [item for item in items if item["solved"]]
-        yield Unit(name, "likelihood", task.version, _likelihoods(items, solved))
-        if before and solved:  # a unit of its own, as its prompts do not begin with the worked examples
+        of_answer = {"metric": "answer_bits_per_byte"}
+        answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
+        pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
+        asked = {
+            "bits": solved + answers,
+            "pairs": [item | {"pair": [f" {text}" for text in pair]} for item, pair in pairs if pair],
+            "choices": [item for item in items if item["choices"]],
+        }
+        yield Unit(name, task.version, asked)
+        if before:  # a unit of its own, as its prompts do not begin with the worked examples
             bare = {"metric": "bits_per_byte_zero_shot"}
             items = [item | bare | {"context": prompt(item["question"])} for item in solved]
-            yield Unit(name, "zero-shot", task.version, {"zero_shot_bits": items})
+            yield Unit(name, task.version, {"zero_shot_bits": items})
         if params.generate_items:
             more = {"kind": task.kind, "limits": task.limits, "marks": [one for one in ads.METRICS if one in task.metrics]}
             before = shown(name, examples, number, task.kind)
             items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
             how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
-            yield Unit(name, "generation", task.version, {"generation": items}, {"generation_kwargs": how})
-
-
-def _likelihoods(items: list[Item], solved: list[Item]) -> dict[str, list[Item]]:
-    """Items by template of likelihoods: what an item has no gold solution, slip or choices for is not asked."""
-    of_answer = {"metric": "answer_bits_per_byte"}
-    answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
-    pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
-    asked = {
-        "bits": solved + answers,
-        "pairs": [item | {"pair": [f" {text}" for text in pair]} for item, pair in pairs if pair],
-        "choices": [item for item in items if item["choices"]],
-    }
-    return {template: items for template, items in asked.items() if items}
+            yield Unit(name, task.version, {"generation": items}, {"generation_kwargs": how})
 
 
 def _document_units(documents: Mapping[str, list[str]]) -> Iterator[Unit]:
@@ -186,8 +180,7 @@ def _document_units(documents: Mapping[str, list[str]]) -> Iterator[Unit]:
         for place, text in enumerate(text[:MAX_DOCUMENT_CHARACTERS] for text in texts):
             name = f"{kind}-{place:05d}-{digest(text)[:8]}"
             items.append({"id": name, "cluster": name, "target": text, "metric": "bits_per_byte"})
-        if items:
-            yield Unit(f"{HELD_OUT}{kind}", "documents", 1, {"documents": items})
+        yield Unit(f"{HELD_OUT}{kind}", 1, {"documents": items})
 
 
 def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "") -> Item:

@@ -7,8 +7,7 @@ are batched by length; right padding needs no mask because no token looks to its
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,69 +15,66 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from trait_kit.engine.packing import IGNORED
-from trait_kit.training.tokens import pair_tokens, prefix_tokens
+from trait_kit.training.tokens import prefix_tokens
 
 MAX_TARGET_TOKENS = 192  # the rest of a longer target is not scored, nor are its bytes counted
 MAX_PROMPT_TOKENS = 192  # the end of a longer prompt is kept
 TOKENS_PER_BATCH = 2_048
 
 
-@dataclass(frozen=True)
-class Item:
-    """One scored text: token ids, how many of them are prompt, and the UTF-8 bytes of the scored target."""
+class Item(NamedTuple):
+    """One scored text: token ids [n], the labels of its target, and the UTF-8 bytes of the scored target."""
 
-    ids: list[int]
-    n_prompt: int
+    ids: torch.Tensor
+    labels: torch.Tensor
     n_bytes: int
 
 
 def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[Item]]:
     """Of each row (prompt, target, other targets ...) an item a target, at most `max_tokens` long.
 
-    Prompt '' makes the target a document, which is given a begin or end token.
+    Both are tokenised together and parted where the prompt alone would end, without a space at its
+    end: as lm-eval does. Prompt '' makes the target a document, which is given a begin or end token.
     """
     begin = prefix_tokens(tokenizer)
     nothing = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
     def item(prompt: str, target: str) -> Item:
-        given, ids, n_bytes = pair_tokens(prompt, target, tokenizer)
-        ids = ids[: min(MAX_TARGET_TOKENS, max_tokens // 2)]
+        stripped, text = prompt.rstrip(), prompt + target
+        whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        given = tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"] if stripped else []
+        end = len(given) + min(MAX_TARGET_TOKENS, max_tokens // 2)
+        ids, offsets = whole["input_ids"][len(given) : end], whole["offset_mapping"][len(given) : end]
         given = [*begin, *given[-min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin)) :]] or [nothing]
-        return Item([*given, *ids], len(given), n_bytes[len(ids) - 1])
+        labels = torch.tensor([IGNORED] * len(given) + ids)
+        return Item(torch.tensor(given + ids), labels, len(text[len(stripped) : offsets[-1][1]].encode()))
 
     return [[item(prompt, target) for target in targets] for prompt, *targets in rows]
 
 
+@torch.no_grad()
 def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
-    """Mean bits per byte of the rows' targets; where rows have several, the share whose first target has the fewest.
+    """Mean of -log2 p(target | prompt) / bytes; where rows have several targets, the share whose first has the fewest.
 
     `forward` is the wrapped model where several processes train.
     """
-    scores = bits_per_byte(model, [item for row in rows for item in row], forward=forward)
-    if len(scores) == len(rows):
-        return float(scores.mean())
-    parts = np.split(scores, np.cumsum([len(row) for row in rows])[:-1])
-    return float(np.mean([part.argmin() == 0 for part in parts]))
-
-
-@torch.no_grad()
-def bits_per_byte(model: Any, items: Sequence[Item], *, forward: Any = None) -> np.ndarray:
-    """-log2 p(target | prompt) / bytes of each item, float64 [n_items]."""
+    items = [item for row in rows for item in row]
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
     while order:
         size = sum(size * len(items[index].ids) <= TOKENS_PER_BATCH for size, index in enumerate(order, 1))
         batch, order = order[: size or 1], order[size or 1 :]
-        rows = [torch.tensor(items[index].ids) for index in batch]
-        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
-        for row, index in enumerate(batch):
-            labels[row, : items[index].n_prompt] = IGNORED
-        ids, labels = pad_sequence(rows, batch_first=True).to(model.device), labels.to(model.device)
+        ids, labels, n_bytes = zip(*(items[index] for index in batch), strict=True)
+        ids = pad_sequence(ids, batch_first=True).to(model.device)
+        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(model.device)
         losses = token_losses(model, ids, None, labels, forward=forward).double()
         of_row = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
         nats = torch.zeros(len(batch), dtype=torch.double, device=model.device).index_add_(0, of_row, losses)
-        scores[batch] = nats.cpu().numpy() / math.log(2) / [items[index].n_bytes for index in batch]
-    return scores
+        scores[batch] = nats.cpu().numpy() / math.log(2) / n_bytes
+    if len(items) == len(rows):
+        return float(scores.mean())
+    parts = np.split(scores, np.cumsum([len(row) for row in rows])[:-1])
+    return float(np.mean([part.argmin() == 0 for part in parts]))
 
 
 def token_losses(

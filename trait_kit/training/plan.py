@@ -8,7 +8,7 @@ where asked for, is one more stage after each chain and after the base model, in
 'trait_fine_tuned'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from pydantic import BaseModel
 from trait_kit import params as parameters
 from trait_kit.engine import mixtures
 from trait_kit.engine.closure import code_digest
-from trait_kit.engine.files import TraitError, content, digest, read_json, write_json, write_text
+from trait_kit.engine.files import content, digest, read_json, write_json
 from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
 
 FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
-PROBLEMS = "train_problems"  # what fine-tuning reads, in the accounting
+PROBLEMS = "train_problems"  # the source that fine-tuning reads
 
 # A stage's key holds what these lead to (its texts, tokens, rates, held-out items) and not these themselves.
 PLANNED = {
@@ -47,7 +47,7 @@ class Stage(BaseModel):
     tokens_per_batch: int
     learning_rate: float
     texts: dict[str, str] = {}  # source -> digest of its texts
-    epochs: int = 0  # of fine-tuning, which reads problems; its steps are known when these are packed
+    epochs: int = 0  # of fine-tuning; its steps are known when its problems are packed
     steps: int = 0
     tokens: int = 0  # slots in whole batches; some are empty where documents may not be cut
     ends_arm: bool = False  # its model is an arm's own, and is kept
@@ -57,13 +57,6 @@ class Stage(BaseModel):
     consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have gone through
     padding: float = 0.0  # share of the slots that hold no token
 
-    def save(self, folder: Path) -> None:
-        write_text(folder / "stage.json", self.model_dump_json(indent=1))
-
-    @staticmethod
-    def load(folder: Path) -> "Stage":
-        return Stage.model_validate_json((folder / "stage.json").read_text(encoding="utf-8"))
-
 
 class Job(BaseModel):
     """The stages that are missing, and what they are made from: what a worker is given."""
@@ -72,9 +65,8 @@ class Job(BaseModel):
     base: str
     folder: Path
     stages: list[Stage]  # a parent before its children
-    texts: dict[str, Path]  # source -> Parquet file with a column `text`
+    texts: dict[str, Path]  # source -> Parquet file with a column `text`; of problems, also `prompt`, where it begins
     held_out: dict[str, list[list[str]]]
-    problems: list[list[str]]
     chains: Chains
 
     @property
@@ -97,14 +89,10 @@ class Job(BaseModel):
 
 
 def plan_stages(
-    params: TrainingParams,
-    sources: Mapping[str, Path],
-    base_digest: str,
-    held_out_digest: str,
-    problems: Sequence[Sequence[str]] = (),
+    params: TrainingParams, sources: Mapping[str, Path], base_digest: str, held_out_digest: str
 ) -> tuple[list[Stage], Chains]:
     """The tree of stages, a parent before its children, and each arm's chain of stage names."""
-    digests = {name: _texts_digest(sources[name]) for name in sorted(params.sources)}
+    digests = {name: content(sources[name]) for name in sorted(params.sources)}
     shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
     shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
     own = {"tokens_per_batch": params.tokens_per_batch, "learning_rate": params.learning_rate}
@@ -122,10 +110,10 @@ def plan_stages(
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
         own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
-        facts = [shape | own | {"decay_fraction": None}, list(problems), *shared]
+        reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs, "texts": {PROBLEMS: content(sources[PROBLEMS])}}
+        facts = [shape | own | {"decay_fraction": None}, reads, *shared]
         for arm, chain in list(chains.items()):
-            reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs}
-            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, [reads, *facts], **reads, **own)]
+            chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, facts, **reads, **own)]
     del chains["base"]
     plan: dict[str, Stage] = {}
     for arm, chain in chains.items():
@@ -147,9 +135,3 @@ def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> St
         tokens_before=sum(stage.tokens for stage in before),
         **known,
     )
-
-
-def _texts_digest(path: Path) -> str:
-    if not path.is_file():
-        raise TraitError(f"training: {path} does not exist. Run the step that writes it first.")
-    return content(path)

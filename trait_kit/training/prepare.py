@@ -8,6 +8,10 @@ end is problems without their point. So of a written source a stage takes, in th
 what still fits in one of its rows, and a later stage begins with the first document that did not.
 Every arm has the same steps and slots; the slots that whole documents leave empty are counted as
 padding.
+
+Fine-tuning (paper, appendix: 5 epochs, cosine, 5e-6) reads the train problems of the tasks: the
+prompt that evaluation asks with and the target that it scores, which alone has a loss, and the end
+token, so that a generated answer ends. Problems are whole too: half of one lacks its question.
 """
 
 import os
@@ -16,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
-from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine import child
+from trait_kit.engine.files import TraitError, digest, read_json, write_json
 from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
 from trait_kit.params import WRITTEN, TrainingParams
-from trait_kit.training import fine_tuning
-from trait_kit.training.launch import say
-from trait_kit.training.plan import Job, Stage
-from trait_kit.training.tokens import TokenStore, piece_records, save_rows, tokenise
+from trait_kit.training.plan import PROBLEMS, Job, Stage
+from trait_kit.training.tokens import TokenStore, piece_records, prefix_tokens, save_rows, tokenise
+
+PACKED = "packed.json"  # written last: what a stage in its folder then holds
+_WHOLE = (*WRITTEN, PROBLEMS)  # sources of which no document is cut
 
 
 def prepare(job: Job, tokenizer: Any) -> None:
@@ -39,22 +46,22 @@ def prepare(job: Job, tokenizer: Any) -> None:
         )
     for stage in job.stages:
         folder = job.work / stage.name
-        if (folder / "stage.json").exists():
+        if (folder / PACKED).exists():
             continue
-        if stage.epochs:
-            fine_tuning.prepare(job.problems, tokenizer, stage, job.params, folder)
-        else:
-            _pack(job, stage, tokenizer, folder)
-        read = ", ".join(f"{row['documents']:,} of {row['source']} ({row['cut']:,} cut)" for row in stage.accounting)
-        say(f"Packed {stage.mixture}: {read}; {stage.padding:.1%} of the slots are empty.")
-        for row in (row for row in stage.accounting if row["too_long"]):
-            say(f"{row['source']}: {row['too_long']:,} longer than a row of {job.params.context_length:,} tokens, left out.")
+        pack = _pack_problems if stage.epochs else _pack
+        pack(job, stage, tokenizer, folder)
+        told = "{documents:,} of {source} ({cut:,} cut, {too_long:,} left out: longer than a row)"
+        read = ", ".join(told.format(**row) for row in stage.accounting)
+        child.tell(f"Packed {stage.mixture}: {read}; {stage.padding:.1%} of the slots are empty.")
 
 
 def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     params = job.params
     stores = {source: _store(job, source, stage.texts[source], tokenizer) for source in stage.texts}
-    stage.consumed = dict.fromkeys(stores, 0) | _consumed_before(job, stage)
+    stage.consumed = dict.fromkeys(stores, 0)  # of each stream, the stages before have used up so much
+    if stage.parent:
+        done = job.stages_dir / stage.parent / "stage.json"
+        stage.consumed |= read_json(done if done.exists() else job.work / stage.parent / PACKED)["consumed"]
     streams = [
         _stream(source, stores[source], share, share == stage.tokens, stage.consumed[source], params)
         for source, share in shares(stage.mixture, stage.tokens).items()
@@ -69,11 +76,48 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
     for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
-        stage.accounting.append({"stage": stage.place, "source": source, **_account(source, store, part, params)})
+        stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
         stage.consumed[source] = int(waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max())
-    stage.padding = 1 - int(plan.length.sum()) / stage.tokens
-    stage.save(folder)
+    _note(stage, folder)
+
+
+def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
+    """The rows of all epochs: each has every problem once, its rows in an order of its own; empty ones fill the end."""
+    context_length, epochs, seed = job.params.context_length, stage.epochs, job.params.seed
+    store = _store(job, PROBLEMS, stage.texts[PROBLEMS], tokenizer)
+    prompts = [text.rstrip() for text in pq.read_table(job.texts[PROBLEMS])["prompt"].to_pylist()]
+    given = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+    unlearnt = np.maximum(len(prefix_tokens(tokenizer)) + np.array(list(map(len, given))), 1)
+    usable = np.flatnonzero(store.lengths <= context_length)
+    mixed = np.random.default_rng(seed).permutation(usable)  # they come task by task
+    plan = plan_rows(store.lengths[mixed], context_length, whole=True)
+    document = mixed[plan.document]
+    n_rows, rows_a_batch = len(plan.row_ends), stage.tokens_per_batch // context_length
+    if n_rows < rows_a_batch:
+        raise TraitError(
+            f"training: the {len(usable):,} train problems have {plan.length.sum():,} tokens and fill {n_rows:,} row(s), "
+            f"less than one batch ({rows_a_batch:,} rows, {stage.tokens_per_batch:,} tokens). Lower "
+            "fine_tune_tokens_per_batch, or set fine_tune_epochs to 0."
+        )
+    one_epoch = piece_records([store], np.zeros(len(document)), document, plan.start, plan.length)
+    one_epoch["unlearnt"] = unlearnt[document]
+    rows = np.split(one_epoch, plan.row_ends[:-1])
+    orders = [np.random.default_rng([seed, epoch]).permutation(n_rows) for epoch in range(epochs)]
+    ordered = [rows[index] for index in np.concatenate(orders)]
+    ordered += [one_epoch[:0]] * (-len(ordered) % rows_a_batch)
+    stage.steps, stage.tokens = len(ordered) // rows_a_batch, len(ordered) * context_length  # as every stage counts them
+    row_ends = np.cumsum([len(row) for row in ordered])
+    save_rows(folder, np.concatenate(ordered), row_ends, [os.path.relpath(store.folder, folder)])
+    read = pd.concat([pd.DataFrame({"document": document, "placed": plan.length, "pieces": 1})] * epochs)
+    stage.accounting.append(_account(stage, PROBLEMS, store, read, job.params))
+    _note(stage, folder)
+
+
+def _note(stage: Stage, folder: Path) -> None:
+    """Write what packing found out, last of all."""
+    stage.padding = 1 - sum(row["tokens"] for row in stage.accounting) / stage.tokens
+    write_json(folder / PACKED, stage.model_dump(include={"steps", "tokens", "accounting", "consumed", "padding"}))
 
 
 def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int, params: TrainingParams) -> pd.DataFrame:
@@ -100,20 +144,21 @@ def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int,
     return table[table["length"] == lengths[table["document"]]] if whole else table
 
 
-def _account(source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
+def _account(stage: Stage, source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
     """A row of TrainingResult.accounting, for what was drawn of a source and placed."""
-    read, whole = part[part["placed"] > 0], source in WRITTEN
-    lengths, tokens = store.lengths[read["document"]], int(part["placed"].sum())
-    too_long = store.lengths[store.lengths > params.context_length] if whole else store.lengths[:0]
-    available = store.tokens - int(too_long.sum())
+    read, lengths = part[part["placed"] > 0], store.lengths
+    usable = lengths[lengths <= params.context_length] if source in _WHOLE else lengths
+    tokens, available = int(part["placed"].sum()), int(usable.sum())
     return {
+        "stage": stage.place,
+        "source": source,
         "tokens": tokens,
         "epochs": tokens / available,
         "available": available,
         "documents": len(read),
-        "share": read["document"].nunique() / len(store.lengths),
-        "cut": int(((read["pieces"] > 1) | (read["placed"] < lengths)).sum()),
-        "too_long": len(too_long),
+        "share": read["document"].nunique() / len(lengths),
+        "cut": int(((read["pieces"] > 1) | (read["placed"] < lengths[read["document"]])).sum()),
+        "too_long": len(lengths) - len(usable),
     }
 
 
@@ -121,14 +166,6 @@ def _store(job: Job, source: str, texts: str, tokenizer: Any) -> TokenStore:
     """The tokens of a source, made on first use; known by the tokenizer and the texts."""
     key = digest([tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.bos_token_id, texts])
     return tokenise(job.texts[source], tokenizer, job.folder / "tokens" / f"{source}-{key[:12]}")
-
-
-def _consumed_before(job: Job, stage: Stage) -> dict[str, int]:
-    """How much of each stream the stages before have used up."""
-    if not stage.parent:
-        return {}
-    done = job.stages_dir / stage.parent
-    return Stage.load(done if done.exists() else job.work / stage.parent).consumed
 
 
 def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,31 +1,40 @@
-"""Arms of continual pre-training: a shared stage trained once, every result kept and reused.
+"""Arms of continual pre-training: what they read, a shared stage trained once, every result kept and reused.
 
 A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter
 trains what depends on it, and a killed run goes on from the last stage, or from the last checkpoint
-inside one. Texts are tokenised once, into `tokens/`, and serve every stage, arm and repeated call.
+inside one.
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, digest, read_json, write_text
+from trait_kit.engine.files import TraitError, atomic_path, digest, read_json, write_text
+from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import model_digest, model_folder
 from trait_kit.params import TrainingParams
+from trait_kit.passages import controls
 from trait_kit.runs import Step
-from trait_kit.training import launch, sources, worker
-from trait_kit.training.plan import Job, Stage, plan_stages
+from trait_kit.selection.disjoint import in_domain_documents
+from trait_kit.selection.documents import load_held_out
+from trait_kit.tasks import every_test_question, load_problems, prompt
+from trait_kit.training import worker
+from trait_kit.training.plan import PROBLEMS, Job, Stage, plan_stages
 
-KEPT = (
-    "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch", "peak_memory_gb",
-    "precision", "attention", "device", "processes", "sharding",
-)  # fmt: skip
+FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
+COLUMNS = [
+    "arm", "stage", "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch",
+    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding", "shared", "new",
+]  # fmt: skip
+Pairs = Sequence[Sequence[str]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,9 @@ class TrainingResult:
     every arm. accounting: arm, stage, source, tokens, epochs (passes over the source within the
     stage), available (tokens that may be read), documents (read, again and again if so), share (of
     the source's documents that were read at all), cut (of those read; none of what notebook 03
-    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: arm,
-    stage, the columns KEPT, shared (trained once for several arms), new (trained by the call that
-    wrote it); padding is the share of its tokens' slots that are empty.
+    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: COLUMNS,
+    of which padding is the share of its tokens' slots that are empty, shared means trained once for
+    several arms, and new, trained by the call that wrote it.
     """
 
     log: pd.DataFrame
@@ -82,7 +91,7 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
     """
     if step.done:
         return TrainingResult.load(step.folder)
-    result = train(step.params, sources.inputs(step.params, step.run_dir), step.folder / "models", watch)
+    result = train(step.params, inputs_of(step.params, step.run_dir), step.folder / "models", watch)
     tables.write(step.folder / "log.parquet", result.log, "log")
     return result
 
@@ -94,30 +103,18 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     one prepares, then all train. The run's folder must be one that all nodes see.
     """
     models = run_dir / "04_train_two_stages" / "models"
-    if launch.is_launched():
-        if launch.is_first():
-            job = prepare_job(params, sources.inputs(params, run_dir), models)
-        launch.wait_for_all()
-        worker.main(models / "work" / "job.json")
-        launch.wait_for_all()
-        if not launch.is_first():
-            return
-        result = finish(job)
-    else:
-        result = train(params, sources.inputs(params, run_dir), models)
+    if not worker.is_first():
+        return worker.take_part(models / "work" / "job.json")
+    result = train(params, inputs_of(params, run_dir), models)
     columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
     print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
 
 
 def train(
-    params: TrainingParams, inputs: sources.Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
+    params: TrainingParams, inputs: Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
 ) -> TrainingResult:
-    """Train what is missing under `out_dir` and return everything.
-
-    Raises TraitError before any training where a source is missing or empty, or the context too
-    long for the model.
-    """
+    """Train what is missing under `out_dir` and return everything; TraitError before any training for bad input."""
     job = prepare_job(params, inputs, Path(out_dir))
 
     def on_line(line: str) -> None:
@@ -125,28 +122,26 @@ def train(
         if watch:
             watch(_log(job))
 
-    if job.stages:
-        launch.run(job, on_line)
+    if job.stages or worker.is_launched():  # the other processes of a launch wait
+        worker.run(job, on_line)
     return finish(job)
 
 
-def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -> Job:
+def prepare_job(params: TrainingParams, inputs: Inputs, out_dir: Path) -> Job:
     """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
-    texts, held_out, problems = inputs
-    scored = {name: [list(row) for row in rows] for name, rows in sorted(held_out.items())}
-    for name, rows in scored.items():
+    texts, held_out = inputs
+    for name, rows in held_out.items():
         if not all(target.strip() for _, target, *_ in rows):
             raise TraitError(f"training: the held-out set '{name}' has an item without a target.")
     base = str(model_folder(params.base_model))
-    plan, chains = plan_stages(params, texts, model_digest(base), digest(scored), problems)
+    plan, chains = plan_stages(params, texts, model_digest(base), digest(held_out))
     job = Job(
         params=params,
         base=base,
         folder=out_dir.absolute(),
         stages=_missing(plan, out_dir / "stages"),
         texts={name: path.absolute() for name, path in texts.items()},
-        held_out=scored,
-        problems=[list(pair) for pair in problems],
+        held_out=held_out,
         chains=chains,
     )
     job.stages_dir.mkdir(parents=True, exist_ok=True)
@@ -160,20 +155,17 @@ def prepare_job(params: TrainingParams, inputs: sources.Inputs, out_dir: Path) -
 def finish(job: Job) -> TrainingResult:
     """Everything that the stages' folders hold, as tables; the work folder goes."""
     shutil.rmtree(job.work, ignore_errors=True)
-    new = {stage.name for stage in job.stages}
-    users = Counter(name for chain in job.chains.values() for name in chain)
-    accounting, stages = [], []
-    for arm, chain in job.chains.items():
-        for name in chain:
-            report = read_json(job.stages_dir / name / "stage.json")
-            accounting += [{"arm": arm, **row} for row in report["accounting"]]
-            flags = {"shared": users[name] > 1, "new": name in new}
-            stages.append({"arm": arm, "stage": report["place"], **{field: report[field] for field in KEPT}, **flags})
+    steps = [{"arm": arm, "name": name} for arm, chain in job.chains.items() for name in chain]
+    reports = [step | read_json(job.stages_dir / step["name"] / "stage.json") for step in steps]
+    accounting = [{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]
+    stages = pd.DataFrame(reports).rename(columns={"place": "stage"})
+    stages["shared"] = stages["name"].duplicated(keep=False)
+    stages["new"] = stages["name"].isin([stage.name for stage in job.stages])
     return TrainingResult(
         log=tables.conform(_log(job), "log").to_pandas(),
         models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
         accounting=pd.DataFrame(accounting),
-        stages=pd.DataFrame(stages),
+        stages=stages[COLUMNS],
     )
 
 
@@ -199,3 +191,77 @@ def _log(job: Job) -> pd.DataFrame:
                     rows += [{"arm": arm, "seed": job.params.seed, **row} for row in read_json(path)]
                     break
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
+
+
+def inputs_of(params: TrainingParams, run_dir: Path) -> Inputs:
+    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set."""
+    return training_sources(params, run_dir), held_out_sets(params)
+
+
+def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
+    """The Parquet file of every source: what 02 and 03 wrote, controls, in-domain documents, problems to fine-tune on."""
+    named = sorted(params.sources)
+    sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
+    if "passages" in named:
+        sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
+    made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
+    if "in_domain" in named:
+        screened = in_domain_documents(params.model_copy(update={"seed": params.items_seed}))
+        print(screened.said)
+        made["in_domain"] = screened.documents.select(["text"])
+    if pairs := fine_tuning_pairs(params):
+        made[PROBLEMS] = pa.table({"prompt": [given for given, _ in pairs], "text": ["".join(pair) for pair in pairs]})
+    for name, table in made.items():
+        sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
+        with atomic_path(sources[name]) as temporary:
+            pq.write_table(table, temporary)
+    return sources
+
+
+def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
+    """(prompt, target) pairs scored during training, `held_out_items` of each kind.
+
+    `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain`
+    and `general` are documents (their prompt is empty), taken from the end of the held-out sets
+    whose beginning notebook 05 scores. With `task_scores`, also `task/<name>` for each task with
+    choices: (prompt, right target, wrong targets ...).
+    """
+    count = params.held_out_items
+    problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.items_seed)
+    problems = problems.sort_values("id", kind="stable")
+    problems["order"] = problems.groupby("task").cumcount()
+    pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
+    for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
+        texts = load_held_out(spec, params.items_seed)["text"].to_pylist()[-count:]
+        pairs[f"held_out/{kind}"] = [("", text) for text in texts]
+    if params.task_scores:
+        asked = load_problems(params.tasks, "validation", count, params.items_seed)
+        for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
+            pairs[f"task/{task}"] = [
+                (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
+                for row in rows.itertuples()
+            ]
+    return pairs
+
+
+def fine_tuning_pairs(params: TrainingParams) -> Pairs:
+    """(prompt, target) of the tasks' train problems; none without fine-tuning.
+
+    A problem is left out where it holds a test question of any of the tasks, by the rule that holds
+    for the selections and the passages.
+    """
+    if not params.fine_tune_epochs:
+        return []
+    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
+    tested = every_test_question(params.tasks, params.test_items_per_task, params.items_seed)
+    held = set(QuestionIndex(tested).find([given + target for given, target in pairs])["text_index"])
+    print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
+    if len(held) == len(pairs):
+        raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
+    return [pair for place, pair in enumerate(pairs) if place not in held]
+
+
+def _pairs(problems: pd.DataFrame) -> Pairs:
+    """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
+    targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
+    return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, atomic_path, maker_of, read_json, write_json
 from trait_kit.engine.packing import IGNORED
-from trait_kit.training.launch import say
 
 TEXTS_AT_ONCE = 64  # the tokenizer's own objects take some 100 bytes a token
 PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt", "i4")])
@@ -32,10 +32,6 @@ class TokenStore:
     ids: np.ndarray  # memory-mapped, [tokens]
     lengths: np.ndarray
     empty: int  # texts without a single token, left out
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
 
 
 def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
@@ -62,17 +58,15 @@ def open_store(folder: Path) -> TokenStore:
 
 
 def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
-    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet.
-
-    Raises TraitError for a tokenizer without an end token, or where there is no text at all.
-    """
+    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet."""
     with maker_of(folder):
         new = not folder.exists()
         if new:
             write_store(_encoded(texts, tokenizer), folder)
     store = open_store(folder)
     if new:
-        say(f"{texts.stem}: {store.tokens:,} tokens, {len(store.lengths):,} documents, {store.empty:,} empty ones left out.")
+        documents = f"{len(store.lengths):,} documents, {store.empty:,} empty ones left out"
+        child.tell(f"{texts.stem}: {len(store.ids):,} tokens, {documents}.")
     return store
 
 
@@ -82,20 +76,6 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
         raise TraitError("The base model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json.")
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []
-
-
-def pair_tokens(prompt: str, target: str, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of the prompt, tokens of the target, and the bytes of the target up to the end of each of its tokens.
-
-    Both are tokenised together and parted where the prompt alone would end, without a space at its
-    end: as lm-eval does.
-    """
-    stripped = prompt.rstrip()
-    whole = tokenizer(prompt + target, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    given = tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"] if stripped else []
-    scored = (prompt + target)[len(stripped) :]
-    ends = [end - len(stripped) for _, end in whole["offset_mapping"][len(given) :]]
-    return given, whole["input_ids"][len(given) :], [len(scored[:end].encode()) for end in ends]
 
 
 class Rows:

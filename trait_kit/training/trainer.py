@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,26 +10,29 @@ from typing import Any
 import torch
 import transformers
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.machine import peak_memory_gb
 from trait_kit.training.held_out import encode, score, token_losses
-from trait_kit.training.launch import processes, say, sharding, use_cpu
 from trait_kit.training.plan import Job, Stage
-from trait_kit.training.schedule import Milestones, wsd_factor
 from trait_kit.training.tokens import Rows
 
 WEIGHT_DECAY, ADAM_BETA2 = 0.1, 0.95
 CHECKPOINTS_KEPT = 2  # of the stage that is being trained
+CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
 PROGRESS_SECONDS = 10.0
+FINAL_RATIO = 0.1  # of the maximum learning rate, reached at the last step; the paper does not name its value
+STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint and leave
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer, TrainerCallback):
     """One stage of a job, from its parent's weights alone: its optimizer and schedule are new.
 
     `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and
-    those after it.
+    those after it. It watches its own steps: held-out scores at evenly spaced ones, checkpoints by
+    minutes and when told to leave.
     """
 
     def __init__(self, job: Job, stage: Stage, tokenizer: Any, rows: int, tokens_left: int) -> None:
@@ -39,22 +43,48 @@ class StageTrainer(Trainer):
         arguments = _arguments(job, stage, self.precision, rows)
         model = _model(job, stage, self.precision, arguments.device.type)
         texts = Rows(work, context_length, tokenizer.eos_token_id)
-        super().__init__(model=model, args=arguments, callbacks=[Milestones(self)], train_dataset=texts)
+        super().__init__(model=model, args=arguments, callbacks=[self], train_dataset=texts)
         self.model_accepts_loss_kwargs = True  # our loss is that of the whole batch, for every family of models
         self.remove_callback(PrinterCallback)
         self.held_out = {name: encode(texts, tokenizer, context_length) for name, texts in job.held_out.items()}
-        self._begin = self._printed = time.monotonic()
-        self._evaluating, self._steps_before = 0.0, 0  # Milestones knows, when training begins
+        count = job.params.evaluations_per_stage
+        self._evaluate_at = {round(stage.steps * index / count) for index in range(1, count + 1)}
+        self._begin = self._printed = self._saved = time.monotonic()
+        self._evaluating, self._steps_before = 0.0, 0
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        if self.stage.epochs or self.lr_scheduler:
-            return super().create_scheduler(num_training_steps, optimizer)
-        fractions = self.job.params.warmup_fraction, self.job.params.decay_fraction
-        self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: wsd_factor(step, num_training_steps, *fractions)
-        )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+        if not self.stage.epochs and self.lr_scheduler is None:
+            fractions = self.job.params.warmup_fraction, self.job.params.decay_fraction
+            wanted = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(wanted, lambda step: wsd_factor(step, num_training_steps, *fractions))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._steps_before = state.global_step
+        if self.stage.parent is None and state.global_step == 0:
+            self.evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        seconds = 60 * self.job.params.checkpoint_minutes
+        late = 0 < seconds < time.monotonic() - self._saved
+        control.should_evaluate = state.global_step in self._evaluate_at
+        stop, late = self._agreed(STOP.is_set()), self._agreed(late)
+        control.should_training_stop |= stop
+        control.should_save = (stop or late) and state.global_step < state.max_steps
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, state.global_step)
+        self._saved = time.monotonic()
+
+    def _agreed(self, wish: bool) -> bool:
+        """Whether any process wishes so; all of them ask at the same time."""
+        if wish:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -127,10 +157,60 @@ class StageTrainer(Trainer):
             return
         self._printed, speed = time.monotonic(), self._speed()
         write_json(Path(self.args.output_dir) / "live.json", log_rows(self.state.log_history, stage))
-        say(
+        child.tell(
             f"{'+'.join(stage.arms)} stage {stage.place} ({stage.mixture}): {done:,} of {stage.tokens:,} tokens, "
             f"loss {loss:.3f}, {speed:,.0f} tokens/s, {(self.tokens_left - done) / speed / 60:.1f} min left in all"
         )
+
+
+def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
+    """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
+
+    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is
+    7.000000000000001).
+    """
+    decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
+    warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
+    return warmup, total_steps - warmup - decay, decay
+
+
+def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
+    """Multiplier of the maximum learning rate for the update with 0-based index `step`.
+
+    The paper's exponential decay (WSD; appendix) is a tail that the library's own WSD does not offer. With w, s, d
+    steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then FINAL_RATIO ** ((step - w - s + 1) / d), so
+    that no update is wasted at zero and the last one has exactly that ratio. (Fine-tuning has the library's cosine.)
+    """
+    warmup, stable, decay = wsd_phases(total_steps, warmup_fraction, decay_fraction)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if step < warmup + stable or not decay:
+        return 1.0
+    return FINAL_RATIO ** min(1.0, (step - warmup - stable + 1) / decay)
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint of a stage."""
+    whole = work.glob(f"checkpoint-*/{CHECKPOINT_MARK}")
+    newest = max(whole, key=lambda mark: int(mark.parent.name.rpartition("-")[2]), default=None)
+    return str(newest.parent) if newest else None
+
+
+def processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharding() -> str:
+    """What the launcher really spreads over the processes, whatever a file of parameters says."""
+    for name, kind in (("ACCELERATE_USE_FSDP", "fsdp"), ("ACCELERATE_USE_DEEPSPEED", "zero")):
+        if os.environ.get(name) == "true":
+            return kind
+    return "ddp" if processes() > 1 else "none"
+
+
+def use_cpu() -> bool:
+    """Whether to tell accelerate that there are CPUs only: it would then leave sharding out, silently."""
+    return torch.accelerator.current_accelerator() is None and sharding() in ("none", "ddp")
 
 
 def log_rows(history: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The process that trains: `python -m trait_kit.training.worker job.json`, one of them or many.
+"""The process that trains: a child of the notebook, `accelerate launch` from it, or the processes of a launch.
 
 One process trains all the stages of its job one after another. Each stage reads its start from disk
 and sets its own seeds, so its result does not depend on the process it happens to run in; and each
@@ -10,24 +10,74 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, atomic_path, maker_of, write_json
+from trait_kit.engine.files import TraitError, atomic_path, maker_of, read_json, write_json
 from trait_kit.models import load_tokenizer
-from trait_kit.training.launch import is_first, processes, say, wait_for_all
 from trait_kit.training.plan import Job, Stage
-from trait_kit.training.prepare import prepare
+from trait_kit.training.prepare import PACKED, prepare
+
+# Environment of a worker, where the user has not set it. Measured with a 135M model on two cores: glibc gives large
+# tensors back to the system and page-faults them in again each step, which costs a fifth.
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
+HINT = " Finished stages and whole checkpoints are kept: run again to go on, with fewer rows_per_device if memory ran out."
+
+
+def run(job: Job, on_line: Callable[[str], None]) -> None:
+    """Train a job in one child process, or with accelerate in one a GPU; the first one of a launch takes part in that."""
+    if is_launched():
+        return take_part(job.work / "job.json")
+    command = ["-m", "trait_kit.training.worker", str(job.work / "job.json")]
+    if config := job.params.accelerate_config:
+        import torch
+
+        counts = ["--num_processes", str(max(1, torch.cuda.device_count()))]
+        command = ["-m", "accelerate.commands.launch", "--config_file", config, *counts, *command]
+    environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+    environment["TOKENIZERS_PARALLELISM"] = "true"  # a notebook turns it off for its own good; nothing forks here
+    child.run([sys.executable, *command], "training", job.folder / "worker.log", environment, on_line, HINT)
+
+
+def is_launched() -> bool:
+    """Whether a launcher (accelerate, torchrun) has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def take_part(job: Path) -> None:
+    """As one process of a launch: from when the first one has written the job until all are done."""
+    wait_for_all()
+    main(job)
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Hold every process of the launch until all are here; tokenising may take longer than the usual time limit."""
+    if not is_launched():
+        return
+    import torch
+    from accelerate import PartialState
+
+    from trait_kit.training.trainer import use_cpu
+
+    PartialState(cpu=use_cpu())
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
+    torch.distributed.barrier(group)
 
 
 def main(path: Path | str) -> None:
     """Tokenise, pack and train the stages of a job; of several processes, the first one prepares and the others wait."""
     from transformers.utils import logging
 
-    from trait_kit.training.schedule import STOP
+    from trait_kit.training.trainer import STOP
 
     job = Job.model_validate_json(Path(path).read_text(encoding="utf-8"))
     logging.set_verbosity_error()
@@ -37,12 +87,8 @@ def main(path: Path | str) -> None:
         job.settled_precision()  # before any device is filled
         prepare(job, tokenizer)
     wait_for_all()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    stages = []
-    for planned in job.stages:
-        known = {"arms": planned.arms, "ends_arm": planned.ends_arm}
-        stages.append(Stage.load(job.work / planned.name).model_copy(update=known))
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    stages = [stage.model_copy(update=read_json(job.work / stage.name / PACKED)) for stage in job.stages]
     for number, stage in enumerate(stages):
         train_stage(job, stage, tokenizer, sum(one.tokens for one in stages[number:]))
         if is_first():
@@ -56,14 +102,12 @@ def main(path: Path | str) -> None:
 def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
     """Train one stage from its parent's weights and put model, log and report into place in one rename.
 
-    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; the batch
-    stays what it is. Among several processes the others wait for the one that failed, so there it
-    ends instead.
+    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches. Among
+    several processes the others wait for the one that failed, so there it ends instead.
     """
     from accelerate.utils import find_executable_batch_size
 
-    from trait_kit.training.schedule import last_checkpoint
-    from trait_kit.training.trainer import StageTrainer, log_rows
+    from trait_kit.training.trainer import StageTrainer, last_checkpoint, log_rows, processes
 
     began, folder = time.monotonic(), job.work / stage.name
     rows_a_step = stage.tokens_per_batch // job.params.context_length // processes()
@@ -77,7 +121,7 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
                 "Lower rows_per_device or context_length, set activation_checkpointing, or shard over more processes."
             )
         before, rows = rows, max(count for count in range(1, rows) if rows_a_step % count == 0)
-        say(
+        child.tell(
             f"Memory ran out with {before} rows at once: {rows} at once and {rows_a_step // rows} times a step from now on. "
             f"The batch stays {stage.tokens_per_batch:,} tokens."
         )
