@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.engine.shards import read_job
+from trait_kit.engine.files import read_json
 from trait_kit.explore.explorer import Explorer
 from trait_kit.explore.show import page
 from trait_kit.selection.budget import Limits, rank, rank_values
@@ -75,4 +75,4 @@ def around(filtered: Filtered, method: str, ranked: pd.DataFrame, token_budget: 
 
 
 def _job(filtered: Filtered, method: str) -> dict[str, Any]:
-    return read_job(filtered.selected.folder / "candidates" / method / "job.json")
+    return read_json(filtered.selected.folder / "candidates" / method / "job.json")
