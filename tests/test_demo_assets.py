@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from trait_kit import demo
-from trait_kit.engine import assets
-from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.files import TraitError, cache_dir, digest
 
 PARTS = demo.DEMO_PARTS
 PARTS_DIGEST = "a73554a8a2c41279bfa481c1e5d85dd48a7262efc6f72a7a0c88739545a0737c"
@@ -134,7 +133,7 @@ def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRAIT_KIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(TraitError, match="Set TRAIT_KIT_CACHE"):
-        assets.cache_dir()
+        cache_dir()
 
 
 def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path: Path) -> None:

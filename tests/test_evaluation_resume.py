@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from test_evaluation import evaluated, tiny_model
 
-from trait_kit.engine import closure
+from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation import scoring_model
 
@@ -118,9 +118,9 @@ def test_changed_scoring_code_asks_again_and_changed_marks_need_not(model_dir, t
     marked = asked(model_dir, tmp_path, report=lines.append)
     assert kept(lines) == [True] * 3
     assert (marked.loc[marked["metric"] == "exact_match", "value"] == 1).all() and not marked.equals(before)
-    sources = closure.content
+    sources = machine.content
     edited = Path(scoring_model.__file__)
-    monkeypatch.setattr(closure, "content", lambda path: "edited" if path == edited else sources(path))
+    monkeypatch.setattr(machine, "content", lambda path: "edited" if path == edited else sources(path))
     lines.clear()
     asked(model_dir, tmp_path, report=lines.append)
     assert kept(lines) == [False] * 3

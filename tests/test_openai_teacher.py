@@ -184,16 +184,15 @@ def test_an_endpoint_with_the_newer_name_of_the_limit_serves_all_that_ask_at_onc
     assert all(reply.value for reply in replies)
 
 
-def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, tmp_path):
-    told = []
-
+def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, monkeypatch, capsys):
     async def cell():
         requests = [Request(f"mode-good {number}", read) for number in range(3)]
-        return ask(requests, endpoint(server), progress=lambda *done: told.append(done))
+        return ask(requests, endpoint(server, concurrency=1))
 
+    monkeypatch.setattr("trait_kit.engine.llm.SAY_EVERY", 0.0)
     server.delay = 1.2
     assert all(reply.value for reply in asyncio.run(cell()))
-    assert told == [(0, 3), (3, 3)]
+    assert capsys.readouterr().out.splitlines()[0] == "Asked test-model: 1 of 3; about 0 min left"
     assert ask([], endpoint(server)) == []
 
 
@@ -235,7 +234,7 @@ def test_after_an_error_nothing_new_is_asked_and_what_is_in_flight_is_kept(serve
 
 def test_speed_is_that_of_reading_and_writing(server):
     server.delay, server.usage_of = 1.0, lambda number: (350, 20)  # 2 * (350 / 3.5 + 20) in a second
-    measured = endpoint(server, concurrency=2).measured()
+    measured = endpoint(server, concurrency=2, start=lambda: server.url)
     assert 100 < measured.tokens_per_second < 240
     assert {request["max_tokens"] for request in server.requests} == {48}
     assert len({request["messages"][0]["content"] for request in server.requests}) == 2  # nothing is read once for both

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from trait_kit import params, runs
-from trait_kit.engine import child, closure
+from trait_kit.engine import child, machine
 from trait_kit.engine.files import TraitError, write_text
 
 FIRST, WEB, TRAINING = "01_domain_classifier", "02_filter_web", "04_train_two_stages"
@@ -66,11 +66,11 @@ def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
 def test_the_code_of_a_step_is_its_import_closure():
     code = {
         path.relative_to(ROOT).as_posix()
-        for path in closure.closure("trait_kit.training.stages.train_arms", without=runs._WATCHING)
+        for path in machine.closure("trait_kit.training.stages.train_arms", without=runs._WATCHING)
     }
     assert {"trait_kit/training/trainer.py", "trait_kit/engine/packing.py", "trait_kit/tasks.py"} <= code
     assert not {name for name in code if name.startswith(("trait_kit/evaluation/", "trait_kit/figures/"))}
-    passages = {path.name for path in closure.closure("trait_kit.passages.writing.write_passages")}
+    passages = {path.name for path in machine.closure("trait_kit.passages.writing.write_passages")}
     assert {"concepts.yaml", "arithmetic.py", "answers.py"} <= passages
 
 

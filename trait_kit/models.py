@@ -13,8 +13,7 @@ import numpy as np
 
 from trait_kit import demo
 from trait_kit.engine import machine
-from trait_kit.engine.assets import from_hub
-from trait_kit.engine.files import TraitError, content, digest
+from trait_kit.engine.files import TraitError, content, digest, from_hub
 
 _DEMO = {f"demo:{demo.BASE_MODEL}": demo.base_model_dir, f"demo:{demo.EMBEDDING_MODEL}": demo.embedding_model_dir}
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"

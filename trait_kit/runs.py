@@ -24,7 +24,6 @@ from typing import Any
 
 from trait_kit import params as parameters
 from trait_kit.engine import machine
-from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, maker_of, read_json, write_json, write_text
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
@@ -279,7 +278,7 @@ def _code(name: str) -> str:
         for alias in node.names
         if (alias.asname or alias.name) in used
     }  # figures and explorers show what there is, but in 06
-    return digest([code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
+    return digest([machine.code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 
 def _names(tree: ast.AST) -> set[str]:

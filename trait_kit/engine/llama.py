@@ -3,12 +3,10 @@
 The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes in parts
 from the Python package index, and is known by its digest.
 
-`python -m trait_kit.engine.llama MODEL.gguf NAME --port PORT` answers on loopback until it is ended. A process of its
-own because llama.cpp ends its process on some errors, and because its threads must wait without spinning beside
-torch's.
+`python -m trait_kit.engine.llama --port PORT` answers on loopback until it is ended. A process of its own because
+llama.cpp ends its process on some errors, and because its threads must wait without spinning beside torch's.
 """
 
-import argparse
 import importlib.util
 import os
 import shlex
@@ -19,8 +17,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from trait_kit.engine.assets import cache_dir, download, verified
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, cache_dir, download, verified
 
 NAME = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 _SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
@@ -34,7 +31,7 @@ def as_endpoint(params: Any, **settings: Any) -> Any:
     """The parameters of a teacher (`params.TeacherParams`) that is this model; `settings`: more of them."""
     if not importlib.util.find_spec("xllamacpp"):
         raise TraitError("A local teacher needs llama.cpp: pip install 'trait-kit[local]'.")
-    command = shlex.join([sys.executable, "-P", "-m", "trait_kit.engine.llama", str(_path()), NAME])
+    command = shlex.join([sys.executable, "-P", "-m", "trait_kit.engine.llama"])
     server = {"teacher_serve": command, "teacher_model": NAME, "teacher_concurrency": REQUESTS_AT_ONCE}
     return params.model_copy(update=server | settings)
 
@@ -60,17 +57,12 @@ def _fetch(path: Path) -> None:
             part.unlink()
 
 
-def _serve() -> None:
+def _serve(port: int) -> None:
     import xllamacpp
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("name")
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
     settings = xllamacpp.CommonParams()
-    settings.model.path, settings.model_alias = given.model, {given.name}
-    settings.hostnames, settings.port = ["127.0.0.1"], given.port
+    settings.model.path, settings.model_alias = str(_path()), {NAME}
+    settings.hostnames, settings.port = ["127.0.0.1"], port
     settings.n_parallel, settings.n_ctx = REQUESTS_AT_ONCE, REQUESTS_AT_ONCE * _CONTEXT
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
     server = xllamacpp.Server(settings)
@@ -79,4 +71,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[-1]))

@@ -1,9 +1,8 @@
 """The one client for language models: any endpoint of the OpenAI protocol, asked many things at once, each paid for once.
 
-A thing is a `Request`: a conversation, and a reader of the answer that refuses it by a ValueError. What is refused is
-asked again alone and told why. What comes back is bounded in bytes, in time and in money, and never holds the API key.
-One request that fails is a fault with its reason; only what would fail for every request (a refused key, an unknown
-model) raises. No JSON is asked for: a reader takes plain text, and what a model thinks aloud before is not part of it.
+What comes back is bounded in bytes, in time and in money, and never holds the API key. One request that fails is a
+fault with its reason; only what would fail for every request (a refused key, an unknown model) raises. No JSON is asked
+for: a reader takes plain text, and what a model thinks aloud before is not part of it.
 """
 
 import asyncio
@@ -30,6 +29,7 @@ PRICES = Path("params/prices.yaml")  # what models cost at addresses outside you
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
+SAY_EVERY = 60.0  # seconds: how far the asking is
 READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
 
 Message = dict[str, str]
@@ -79,7 +79,6 @@ class Endpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
-    tokens_per_second: float = 0.0  # written by all requests together; 0: not measured
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
 
     def __post_init__(self) -> None:
@@ -117,54 +116,47 @@ class Endpoint:
         new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
         tokens_in = sum(len(message["content"].encode()) for messages in new for message in messages) // BYTES_A_TOKEN
         tokens_out = answer_tokens * len(new)
-        speed = self.tokens_per_second or TOKENS_PER_SECOND * self.concurrency
-        hours = (tokens_out + tokens_in / READS) / speed / 3600
+        hours = (tokens_out + tokens_in / READS) / self.tokens_per_second / 3600 if new else 0.0
         return Estimate(len(new), tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
 
-    def measured(self) -> "Endpoint":
-        """This endpoint with its speed, of reading a few hundred tokens and writing a few, as many at once as it takes."""
-        if self.start:
-            self.start()
+    @functools.cached_property
+    def tokens_per_second(self) -> float:
+        """Of all requests together; measured where the server is the kit's own, by reading much and writing little."""
+        typical = TOKENS_PER_SECOND * self.concurrency
+        if not self.start:
+            return typical
+        self.start()
         endpoint = dataclasses.replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
         replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
         done = sum(reply.tokens_out + reply.tokens_in / READS for reply in replies)
-        return dataclasses.replace(self, tokens_per_second=done / (time.monotonic() - started))
+        return done / (time.monotonic() - started) or typical
 
 
-def ask(
-    requests: Sequence[Request],
-    endpoint: Endpoint,
-    attempts: int = 1,
-    progress: Callable[[int, int], None] = lambda done, count: None,
-    *,
-    kept: bool = False,
-) -> list[Reply]:
+def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, kept: bool = False) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
-    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error (also where
-    many requests in a row have no answer) or Ctrl-C nothing new is asked, and what is in flight (and paid) reaches the
-    ledger. `progress(done, all)` is called about once a second. `kept`: only what was answered before is.
+    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error or Ctrl-C
+    nothing new is asked, and what is in flight (and paid) reaches the ledger. `kept`: only what was answered before is.
     """
-    session = _Session(endpoint, attempts, kept)
+    session, count = _Session(endpoint, attempts, kept), len(requests)
+    began = said = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                progress(session.done, len(requests))
-            replies = future.result()
-        except BaseException:
+                if (now := time.monotonic()) - said > SAY_EVERY and (done := session.done):
+                    said, left = now, (now - began) / done * (count - done) / 60
+                    print(f"Asked {endpoint.model}: {done:,} of {count:,}; about {left:.0f} min left", flush=True)
+        finally:
             session.stopped = True
-            raise
-    progress(len(requests), len(requests))
-    return replies
+    return future.result()
 
 
 @contextlib.contextmanager
 def served(params: Any, folder: Path) -> Iterator[Endpoint]:
-    """The endpoint of `params`; with `teacher_serve` (called with --port), of a server that starts with the first question
-    that has no kept answer, and ends with the block."""
+    """The endpoint of `params`; with `teacher_serve`, of a server that starts when it is needed and ends with the block."""
     endpoint = Endpoint.of(params, folder)
     with contextlib.ExitStack() as stack:
         stack.callback(endpoint.ledger.close)
@@ -184,35 +176,21 @@ class _Session:
     """All requests of one `ask`, in one event loop."""
 
     def __init__(self, endpoint: Endpoint, attempts: int, kept: bool) -> None:
-        self.endpoint, self.ledger, self.attempts, self.kept = endpoint, endpoint.ledger, attempts, kept
+        self.endpoint, self.ledger, self.attempts, self.stopped = endpoint, endpoint.ledger, attempts, kept
         self.key, self.limit_field = endpoint.key(), "max_tokens"
         self.done = self.unreached = 0
-        self.stopped = False
         self.places = asyncio.Semaphore(endpoint.concurrency)
         self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
-        replies: list[Any] = [None] * len(requests)
-        places = iter(range(len(requests)))
-
-        async def work() -> None:
-            for place in places:
-                if self.stopped:
-                    return
-                try:
-                    replies[place] = await self._converse(requests[place])
-                except BaseException:
-                    self.stopped = True
-                    raise
-                self.done += 1
-
-        workers = min(len(requests), self.endpoint.concurrency * 5 // 4)  # one is ready where one ends
-        ended = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
-        if "client" in vars(self):
-            await self.client.close()
-        for error in filter(None, ended):
-            raise error
-        return replies
+        talks = [asyncio.ensure_future(self._converse(request)) for request in requests]
+        try:
+            return await asyncio.gather(*talks)
+        finally:
+            self.stopped = True
+            await asyncio.gather(*talks, return_exceptions=True)
+            if "client" in vars(self):
+                await self.client.close()
 
     async def _converse(self, request: Request) -> Reply:
         messages, paid, refused = request.messages(), [], []
@@ -234,6 +212,7 @@ class _Session:
                 fault += f"; the endpoint stopped it ({completion.finish_reason})"
             refused.append(fault)
             messages = request.retry(messages, content, fault)
+        self.done += 1
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
         return Reply(value, fault, content, *tokens, self.ledger.price.of(*tokens), tuple(refused))
 
@@ -243,13 +222,14 @@ class _Session:
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):
                 return found
-            if self.kept:
-                raise NoAnswer("no answer is kept")
             size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
-            async with self.ledger.reserved(self.ledger.price.of(size, self.endpoint.max_tokens)):
-                completion = self._read(await self._post(messages), size)
-                self.ledger.record(key, completion)
-                return completion
+            async with self.places:
+                if self.stopped:
+                    raise NoAnswer("not asked: no answer is kept")
+                async with self.ledger.reserved(self.ledger.price.of(size, self.endpoint.max_tokens)):
+                    completion = self._read(await self._post(messages), size)
+                    self.ledger.record(key, completion)
+                    return completion
 
     async def _post(self, messages: list[Message]) -> Any:
         """What the endpoint answers; None where that is no JSON."""
@@ -260,7 +240,7 @@ class _Session:
         body[self.limit_field] = endpoint.max_tokens
         try:
             # a server may send a byte a second for ever
-            async with self.places, asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
+            async with asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
                 answer = await self.client.chat.completions.create(**body)
             self.unreached = 0
             return answer

@@ -10,9 +10,8 @@ A state's low half is fastText's hash of the token; all of it tells tokens apart
 share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
 
 A `LinearTable` holds what a linear model adds to its scores for a word (slots: open addressing by the word's hash
-state, the word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). `total` looks up
-any number of tables in each block and gives each text's sums and how many rows went into them; a model makes
-probabilities or log weights of those. Tables are mapped from their file, so all processes of a machine share one.
+state, the word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). Of the sums that
+`total` looks up a model makes probabilities or log weights. Tables are mapped from their file, and so shared.
 """
 
 import functools
@@ -77,16 +76,6 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
     return texts
 
 
-def _buffers(array: TextArray) -> tuple[np.ndarray, np.ndarray]:
-    """Read-only views of the array's UTF-8 bytes (uint8) and its n + 1 offsets (int64)."""
-    _, offsets, values = array.buffers()
-    starts = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
-    views = np.frombuffer(values or bytes(1), np.uint8), starts
-    for view in views:
-        view.flags.writeable = False  # one type whatever the source, so that kernels compile once
-    return views
-
-
 def normalise(texts: Texts) -> pa.LargeStringArray:
     """Lower case, one space between tokens; punctuation, and letters of scripts without blanks, as tokens of their own.
 
@@ -124,7 +113,10 @@ def token_blocks(array: TextArray, normalisation: Normalisation = "none") -> Ite
     States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next
     block's overwrite them.
     """
-    values, offsets = _buffers(array)
+    _, offsets, values = array.buffers()
+    values = np.frombuffer(values or bytes(1), np.uint8)
+    offsets = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
+    values.flags.writeable = offsets.flags.writeable = False  # one type whatever the source, so that kernels compile once
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
     room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)

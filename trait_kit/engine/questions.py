@@ -1,11 +1,11 @@
 """Test questions inside training texts: one pass over the selected corpus and the passages against exactly the test sets.
 
 Two findings. *exact*: the whole question stands in the text. *ngram*: a large share of the question's word n-grams does
-(13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that a question with an altered opening or end
-is found as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line
-breaks, markup, invisible characters and words broken at a line's end do not hide a match, while signs of arithmetic
-count as words: "3x + 2" and "3x - 2" are different questions. In scripts without blanks every character is a word. Only
-questions are compared: a text that holds the prompt without its choices or its answer has a finding too.
+(13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that one with an altered opening or end is found
+as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks,
+markup, invisible characters and words broken at a line's end hide no match, while signs of arithmetic count as words:
+"3x + 2" is not "3x - 2". In scripts without blanks every character is a word. Only questions are compared: a text that
+holds the prompt without its choices or its answer has a finding too.
 """
 
 import difflib
@@ -37,25 +37,20 @@ _WORD = re.compile(f"[{_UNSPACED}]|" + _SAME["word"].replace("L", rf"[^\W\d_{_UN
 
 
 class QuestionIndex:
-    """An index of test questions; `find` compares batch after batch of texts with it.
+    """An index of test questions; `find` compares batch after batch of texts with it (some megabytes a second).
 
     It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and
-    the lengths of the n-grams that begin with a pair of words, for only there is a text looked at (some megabytes a
-    second).
+    the lengths of the n-grams that begin with a pair of words, for only there is a text looked at.
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
-        self.same: dict[tuple[str, ...], list[int]] = defaultdict(list)  # words -> all test indices with these words
-        for number, question in enumerate(questions):
-            if words := words_of(question):
-                self.same[words].append(number)
-        self.questions = list(self.same)
+        self.questions = list(map(words_of, questions))
         self.grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self.halves: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(list))  # -> three words of the other half
         self.n_grams: list[int] = []
         for number, words in enumerate(self.questions):
             length = min(n, len(words))
-            own = {words[at : at + length] for at in range(len(words) - length + 1)}
+            own = {words[at : at + length] for at in range(len(words) - length + 1)} - {()}
             self.n_grams.append(len(own))
             for gram in own:
                 self.grams[gram].append(number)
@@ -71,9 +66,8 @@ class QuestionIndex:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
 
         ngram: at least half of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
-        whole but for one piece put in; a question of fewer words is only sought whole. A pair is reported once, as
-        exact if it is. The excerpt is the first match, normalised. Rows are sorted by text and question; an empty frame
-        means that nothing was found.
+        whole but for one piece put in; one of fewer is only sought whole. A pair is reported once, as exact if it is. The
+        excerpt is the first match, normalised. Rows are sorted by text and question.
         """
         rows = [
             (text_index, *finding)
@@ -107,8 +101,7 @@ class QuestionIndex:
                 question, at = self.questions[number], exact.get(number, first.get(number, parted.get(number)))
                 excerpt = " ".join(words[at : at + min(len(question), _EXCERPT_WORDS)])
                 excerpt += " ..." if len(question) > _EXCERPT_WORDS else ""
-                for test_index in self.same[question]:
-                    yield test_index, "exact" if number in exact else "ngram", overlap, excerpt
+                yield number, "exact" if number in exact else "ngram", overlap, excerpt
 
     def _places(self, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
         """Where an n-gram may stand, and its length."""

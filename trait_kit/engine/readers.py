@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trait_kit.engine.assets import from_hub
-from trait_kit.engine.files import TraitError, listed
+from trait_kit.engine.files import TraitError, from_hub, listed
 from trait_kit.engine.pages import encoding_of
 from trait_kit.engine.streams import (
     Damaged,

@@ -38,15 +38,11 @@ _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and bef
 
 @dataclass(eq=False)
 class NgramScorer:
-    """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`.
-
-    `normalisation` is what training did to the texts: "words-2" for the kit's own models, "none" for fastText's own
-    reading.
-    """
+    """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`."""
 
     labels: list[str]  # in the order of the columns, with fastText's prefix
     table: LinearTable
-    normalisation: Normalisation
+    normalisation: Normalisation  # what training did to the texts: "words-2" for the kit's own models
 
     @classmethod
     def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> "NgramScorer":
@@ -123,25 +119,23 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     with path.open("rb") as stream:
         head = _HEAD.unpack(stream.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
     magic, version, dimension, *_, longest, loss, kind, buckets, _, maxn, _, _, _, n_words, n_labels, _, _ = head
-    if (magic, version) != (_MAGIC, 12):
-        raise TraitError(f"{path} is not a fastText model (.bin, format 12).")
-    if kind != 3:
-        raise TraitError(f"{path} holds word vectors, not a classifier. Train it with fasttext.train_supervised.")
-    if loss != _SOFTMAX:
-        raise TraitError(f"{path} was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.")
-    if maxn:
-        raise TraitError(f"{path} has character n-grams, which are not read. Train it again with minn=0 and maxn=0.")
     size, matrices = path.stat().st_size, 4 * dimension * (n_words + buckets + n_labels)
-    incomplete = TraitError(f"{path} is quantised (.ftz), or not a complete fastText model. Use the whole .bin model.")
-    if size < matrices:
-        raise incomplete
-    if n_labels < 2:
-        raise TraitError(f"{path} has one label; a classifier needs two. Train it on two kinds of documents.")
+    incomplete = "is quantised (.ftz), or not a complete fastText model. Use the whole .bin model."
+    refused = {
+        "is not a fastText model (.bin, format 12).": (magic, version) != (_MAGIC, 12),
+        "holds word vectors, not a classifier. Train it with fasttext.train_supervised.": kind != 3,
+        f"was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.": loss != _SOFTMAX,
+        "has character n-grams, which are not read. Train it again with minn=0 and maxn=0.": maxn,
+        incomplete: size < matrices,
+        "has one label; a classifier needs two. Train it on two kinds of documents.": n_labels < 2,
+    }
+    if why := next((why for why, wrong in refused.items() if wrong), ""):
+        raise TraitError(f"{path} {why}")
     model = fasttext.load_model(str(path))
     named = (names(on_unicode_error="surrogateescape") for names in (model.get_words, model.get_labels))
     words, labels = ([name.encode(errors="surrogateescape") for name in names] for names in named)
     if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
-        raise incomplete
+        raise TraitError(f"{path} {incomplete}")
     labels = [label.decode(errors="replace") for label in labels]
     if not all(label.startswith(LABEL_PREFIX) for label in labels):
         raise TraitError(

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ import pyarrow as pa
 from trait_kit.engine.files import TraitError, made_folder, read_json, write_json, write_text
 
 Work = Callable[[Path, int], None]  # (job file, shard number): does one shard
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,6 @@ class Place:
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
     slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
-
-
-def read_job(path: Path) -> dict[str, Any]:
-    """A job file, read once for all shards of this process, and again when it has changed."""
-    return _read_job(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_job(path: Path, _modified: int) -> dict[str, Any]:
-    return read_json(path)
 
 
 def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], valid: Collection[str]) -> None:
@@ -69,7 +59,7 @@ def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], 
 
 def _watcher(job: Path) -> Callable[[], bool]:
     """Whether all is done, read off the job's own files, so it is the same whatever works on them; said now and then."""
-    files = set(read_job(job)["writes"])
+    files = set(read_json(job)["writes"])
     began = said = time.monotonic()
 
     def look() -> bool:
@@ -94,7 +84,7 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     if place.executor == "slurm" and not shutil.which("sbatch"):
         raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        own = left.name[1:].rpartition(".tmp-")[0] in read_job(job)["writes"]
+        own = left.name[1:].rpartition(".tmp-")[0] in read_json(job)["writes"]
         if own and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor != "local" and numbers:
@@ -120,12 +110,9 @@ def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, l
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that its threads hold
     context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
-        waiting = {pool.submit(_do, work, job, number) for number in numbers}
         try:
-            while waiting:
-                done, waiting = wait(waiting, _POLL_SECONDS)
-                for future in done:
-                    future.result()
+            for future in as_completed([pool.submit(_do, work, job, number) for number in numbers]):
+                future.result()
                 look()
         except BrokenProcessPool:
             raise TraitError(
@@ -179,7 +166,7 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, loo
         reason = f"{failure}."
     job_id = getattr(executor, "job_id", None)
     while job_id and not (look() or error.exists()):  # submitted: the cluster's nodes write the shards
-        time.sleep(10 * _POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
         job_id = job_id if _slurm_holds(job_id) else None
     if not look():
         reason = error.read_text(encoding="utf-8") if error.exists() else reason

@@ -19,8 +19,8 @@ from lm_eval.models.utils import resolve_max_length
 from sqlitedict import SqliteDict
 from transformers import AutoConfig
 
-from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.machine import code_digest
 from trait_kit.evaluation.scoring_model import Answer, answered, load_model, number_tokens, quiet
 from trait_kit.models import fast_precision, load_tokenizer, model_digest
 from trait_kit.params import EvaluationParams

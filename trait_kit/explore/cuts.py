@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trait_kit.engine.shards import read_job
+from trait_kit.engine.files import read_json
 from trait_kit.explore.show import Explorer, page
 from trait_kit.selection.budget import Limits, rank, rank_values
 from trait_kit.selection.choosing import Filtered
@@ -25,7 +25,7 @@ def explore(filtered: Filtered) -> Explorer:
     """A slider over token budgets, for each method."""
     ranked = {method: ranking(filtered, method) for method in reversed(filtered.selected.methods)}
     positives = sum(filtered.truth.values()) if filtered.truth else 0
-    own = read_job(filtered.selected.folder / "candidates" / next(iter(ranked)) / "job.json")["limits"]["tokens"]
+    own = read_json(filtered.selected.folder / "candidates" / next(iter(ranked)) / "job.json")["limits"]["tokens"]
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
@@ -41,7 +41,7 @@ def explore(filtered: Filtered) -> Explorer:
 def ranking(filtered: Filtered, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: the tokens of all down to this one."""
     folder = filtered.selected.folder / "candidates" / method
-    job, found = read_job(folder / "job.json"), read_shards(folder, "candidates", len(filtered.scored.shards), _COLUMNS)
+    job, found = read_json(folder / "job.json"), read_shards(folder, "candidates", len(filtered.scored.shards), _COLUMNS)
     repeats = pd.read_parquet(filtered.selected.folder / "near_duplicates.parquet").query("method == @method")
     ids = found["id"].to_pandas()
     unusable = {"not clean": found["contaminated"].to_numpy() | (ids.isin(repeats["id"]) | ids.duplicated()).to_numpy()}

@@ -8,7 +8,6 @@ that is not accepted) raises TraitError.
 import functools
 import gzip
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,7 +24,6 @@ from trait_kit.passages.novelty import blames
 RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
-_SAY_EVERY = 60.0  # seconds
 
 
 class JoiningTeacher:
@@ -95,7 +93,7 @@ class EndpointTeacher:
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
         order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
-        asked = ask([requests[at] for at in order], self.endpoint, attempts, Progress())
+        asked = ask([requests[at] for at in order], self.endpoint, attempts)
         found = dict(zip(order, asked, strict=True))
         replies = [found[at] for at in range(len(requests))]
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
@@ -174,17 +172,3 @@ def _charged(draft: Draft, replies: Iterable[Reply], paid: Sequence[Reply]) -> D
     costs = {name: getattr(draft, name) + sum(getattr(reply, name) for reply in paid) for name in columns}
     failed = next((reply for reply in replies if reply.fault), None)
     return replace(draft, **costs, **({"fault": failed.fault, "answer": failed.content} if failed else {}))
-
-
-class Progress:
-    """Says from time to time how far the asking is, and when it will be done."""
-
-    def __init__(self) -> None:
-        self.started = self.said = time.monotonic()
-
-    def __call__(self, done: int, count: int) -> None:
-        now = time.monotonic()
-        if done and (done == count or now - self.said > _SAY_EVERY):
-            left = (now - self.started) / done * (count - done) / 60
-            print(f"Asked the teacher: {done:,} of {count:,}; about {left:.0f} min left", flush=True)
-            self.said = now

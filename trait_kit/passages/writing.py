@@ -69,8 +69,6 @@ def write_passages(step) -> Written:
         problems, groups = plan_groups(problems, p, endpoint)
         teacher, orders = make_teacher(p, endpoint), orders_of(groups, problems)
         if isinstance(teacher, EndpointTeacher):
-            if here and teacher.estimate(orders).requests:
-                teacher.endpoint = endpoint.measured()
             print(agree(teacher.estimate(orders), p.max_cost_usd), flush=True)
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, orders, folder)

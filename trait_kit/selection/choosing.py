@@ -24,7 +24,7 @@ from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, made_folder, read_json, write_json
 from trait_kit.engine.ngrams import Texts
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.engine.shards import Place, claim, read_job
+from trait_kit.engine.shards import Place, claim
 from trait_kit.models import token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, check_method, cut_value, drop, rank, rank_values, take
@@ -227,7 +227,7 @@ def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np
 
 def gather_shard(job_path: Path, number: int) -> None:
     """Write one shard's two files: candidates, with what cleaning needs to know of them, last."""
-    job, folder = read_job(job_path), job_path.parent
+    job, folder = read_json(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
     scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
@@ -250,7 +250,7 @@ def gather_shard(job_path: Path, number: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _test_index(job_path: Path, _key: str) -> QuestionIndex:
-    return QuestionIndex([tested["text"] for tested in read_job(job_path)["tests"]])
+    return QuestionIndex([tested["text"] for tested in read_json(job_path)["tests"]])
 
 
 @dataclass(frozen=True)

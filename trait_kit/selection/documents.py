@@ -29,8 +29,7 @@ import pyarrow as pa
 
 from trait_kit import demo
 from trait_kit.engine import readers
-from trait_kit.engine.assets import cache_dir
-from trait_kit.engine.files import TraitError, digest
+from trait_kit.engine.files import TraitError, cache_dir, digest
 from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.engine.streams import Source, find, format_of, is_document, is_url
 from trait_kit.engine.web import read_web

@@ -78,7 +78,6 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
     texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
-        endpoint = endpoint.measured() if here else endpoint
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
         print(f"Ratings: {ledger.agree(endpoint.estimate(requests, _TYPICAL_ANSWER), p.max_cost_usd)}", flush=True)
         replies = llm.ask(requests, endpoint, attempts=2)

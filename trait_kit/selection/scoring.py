@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from trait_kit import tables
 from trait_kit.engine import ngrams
-from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder, read_json
 from trait_kit.engine.ngrams import Texts, text_array
 from trait_kit.engine.readers import REPEATED, SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
-from trait_kit.engine.shards import Place, Work, claim, read_job, run
+from trait_kit.engine.shards import Place, Work, claim, run
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
@@ -137,7 +137,7 @@ class Scoring:
     @classmethod
     def open(cls, folder: Path, finished: bool = True) -> "Scoring":
         """TraitError where a folder holds no scores, or not all."""
-        job = read_job(folder / "job.json") if (folder / "job.json").is_file() else {}
+        job = read_json(folder / "job.json") if (folder / "job.json").is_file() else {}
         if "shards" not in job:
             raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
         lacks = [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]

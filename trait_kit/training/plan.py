@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from trait_kit import params as parameters
 from trait_kit.engine import mixtures
-from trait_kit.engine.closure import code_digest
 from trait_kit.engine.files import content, digest, read_json, write_json
+from trait_kit.engine.machine import code_digest
 from trait_kit.models import fast_precision
 from trait_kit.params import TrainingParams
 
