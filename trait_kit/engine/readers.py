@@ -11,28 +11,21 @@ import csv
 import functools
 import itertools
 import json
+import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, listed
 from trait_kit.engine.pages import encoding_of
-from trait_kit.engine.streams import (
-    Damaged,
-    arrow_damage,
-    documents_in,
-    format_of,
-    is_url,
-    lines,
-    open_file,
-    say,
-)
+from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file, say
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -41,12 +34,12 @@ REPEATED = "its id was seen before"
 SKIPPED = "skipped"  # an ordinary page of the web without text to read, which is no loss
 
 COLUMNS = ("id", "text", "source", "url")
+SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
+# a record as a reader finds it; or with a `reason` what cannot be used, and how many records that is
+FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
 PART_BYTES = 4_000_000  # of text, about
-_PART_ROWS = 20_000
 _LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
 csv.field_size_limit(_LINE_BYTES)
-_STRINGS = [(name, pa.string()) for name in COLUMNS]
-SCHEMA = pa.schema([*_STRINGS, ("row", pa.int64()), ("file", pa.string())])
 
 
 class Columns(NamedTuple):
@@ -76,61 +69,55 @@ class Part(NamedTuple):
     held_out: pa.Table = SCHEMA.empty_table()  # usable, and for evaluation only
 
 
-def damaged(name: str, row: int, what: object, records: int) -> Part:
-    """A part that is lost."""
-    return Part(SCHEMA.empty_table(), [Reject(name, row, f"{DAMAGED}: {what}", records)])
+class FieldError(ValueError):
+    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
+
+    records = 1  # that are lost with it, about
 
 
-def torn(name: str, row: int, damage: Damaged) -> Reject:
-    """What follows the record `row` of a file of lines or web records."""
-    lost = damage.lost * row // damage.good if row else documents_in(name, damage.lost)
-    return Reject(name, row, f"{DAMAGED}: its data after record {row} ({damage})", max(lost, 1))
+def parted(found: pa.Table, origin: str) -> Part:
+    """The usable ones of these records (FOUND), and the others, neighbours with one reason as one, so that they stay few.
+
+    `origin`: the file of those that name none.
+    """
+    files = pc.fill_null(found["file"], origin)
+    strings = {name: pc.if_else(pc.equal(found[name], ""), None, found[name]) for name in COLUMNS}
+    strings["source"] = pc.coalesce(strings["source"], files)
+    blank = pc.fill_null(pc.utf8_is_space(strings["text"]), True)
+    reasons = pc.coalesce(found["reason"], pc.if_else(blank, NO_TEXT, None))
+    documents = pa.table({**strings, "row": found["row"], "file": files}, SCHEMA)
+    others = pa.table([files, found["row"], reasons, pc.fill_null(found["records"], 1)], list(Reject._fields))
+    rejects = [Reject(**row) for row in others.filter(reasons.is_valid()).to_pylist()]
+    runs = split_when(rejects, lambda one, other: one.reason != other.reason or other.row != one.row + 1)
+    rejected = [run[0]._replace(records=sum(reject.records for reject in run)) for run in runs]
+    return Part(documents.filter(reasons.is_null()), rejected)
 
 
-def clean(
-    table: pa.Table,
-    rows: np.ndarray,
-    origin: str | pa.ChunkedArray,  # their file, or the file of each
-    columns: Columns = Columns(),
-    rejected: Iterable = (),
-) -> Part:
-    """Usable rows and rejected ones of a table; column by column, so that millions of rows stay fast."""
-    if len(rows) and (problem := _text_problem(table.schema, columns.text)):
-        return damaged(origin, int(rows[0]), problem, len(rows))
-    files = pa.repeat(pa.scalar(origin, pa.string()), len(rows)) if isinstance(origin, str) else origin.combine_chunks()
-    found: dict[str, pa.Array] = {"row": pa.array(rows), "file": files}
-    reasons: dict[int, str] = {}
-    for name in COLUMNS:
-        values, broken = _as_strings(table, getattr(columns, name), name == "id")
-        if name == "text":
-            reasons = dict.fromkeys(broken, f"{UNREADABLE}: text is not UTF-8")
-        found[name] = pc.if_else(pc.equal(values, ""), None, values)
-    found["source"] = pc.coalesce(found["source"], files)
-    blank = pc.fill_null(pc.utf8_is_space(found["text"]), True).to_numpy(zero_copy_only=False)
-    reasons = {index: NO_TEXT for index in np.flatnonzero(blank).tolist()} | reasons
-    keep = np.ones(len(rows), bool)
-    keep[list(reasons)] = False
-    documents = pa.table(found).select(SCHEMA.names).filter(pa.array(keep))
-    bad = [Reject(files[index].as_py(), int(rows[index]), reason, 1) for index, reason in reasons.items()]
-    return Part(documents, list(_runs([*rejected, *bad])))
+def torn(row: int, what: object, records: int) -> dict[str, Any]:
+    """What follows the record `row` of a file, and is lost."""
+    return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": records}
 
 
-def _runs(rejected: list[Reject]) -> Iterator[Reject]:
-    """Neighbours with one reason as one, so that the losses of a file of nothing else fit in memory."""
-    ordered = enumerate(sorted(rejected, key=lambda reject: reject.row))
-    for _, run in itertools.groupby(ordered, lambda pair: (pair[1].reason, pair[1].row - pair[0])):
-        rejects = [reject for _, reject in run]
-        yield rejects[0]._replace(records=sum(reject.records for reject in rejects))
+def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part:
+    """The records of a table whose first one is row `first` of its origin; by columns, so that millions stay fast."""
+    if problem := _text_problem(table.schema, columns.text):
+        return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
+    found = {name: _as_strings(table, getattr(columns, name), _BROKEN.get(name, _replaced)) for name in COLUMNS}
+    found["row"] = np.arange(first, first + len(table))
+    broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
+    found["reason"] = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
+    found |= {name: pa.nulls(len(table), FOUND.field(name).type) for name in ("file", "records")}
+    return parted(pa.table(found, FOUND), origin)
 
 
-def _as_strings(table: pa.Table, name: str, as_hex: bool) -> tuple[pa.Array, list[int]]:
-    """(strings, indices that are not UTF-8): Arrow does not check the bytes of a string column, so they are checked here.
+def _as_strings(table: pa.Table, name: str, broken: Callable[[bytes], str | None]) -> pa.Array:
+    """A column as strings: Arrow does not check the bytes of one, so they are checked here; `broken`: of what is no UTF-8.
 
     Numbers and dates are taken as they print; structures, of which no id or address is made, as missing; of columns of one
-    name the first. `as_hex`: bytes that are no text are written as hexadecimal digits, 16 of them as a UUID.
+    name the first.
     """
     if name not in table.column_names:
-        return pa.nulls(table.num_rows, pa.string()), []
+        return pa.nulls(len(table), pa.string())
     array = table.column(table.column_names.index(name)).combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -140,18 +127,30 @@ def _as_strings(table: pa.Table, name: str, as_hex: bool) -> tuple[pa.Array, lis
         array = array.cast(pa.large_binary())
     try:
         if not fixed:
-            return array.cast(pa.string()), []
+            return array.cast(pa.string())
     except pa.ArrowNotImplementedError:
-        return pa.nulls(len(array), pa.string()), []
+        return pa.nulls(len(array), pa.string())
     except pa.ArrowInvalid:
         pass
-    values = array.to_pylist()
-    texts = [value and value.decode("utf-8", "replace") for value in values]
-    broken = [index for index, text in enumerate(texts) if text and (fixed or text.encode() != values[index])]
-    for index in broken if as_hex else ():
-        value = values[index]
-        texts[index] = str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
-    return pa.array(texts, pa.string()), broken
+
+    def text(value: bytes) -> str | None:
+        with contextlib.suppress(UnicodeDecodeError):
+            return broken(value) if fixed else value.decode()
+        return broken(value)
+
+    return pa.array([text(value) if value else None for value in array.to_pylist()], pa.string())
+
+
+def _replaced(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _as_digits(value: bytes) -> str:
+    """Hexadecimal, 16 bytes as a UUID."""
+    return str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
+
+
+_BROKEN = {"id": _as_digits, "text": lambda value: None}
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:
@@ -164,8 +163,23 @@ def _text_problem(schema: pa.Schema, text: str) -> str:
     return "" if strings else f"its column '{text}' holds {kind}, not strings"
 
 
-def _rows_a_part(rows: int, size: int) -> int:
-    return int(np.clip(PART_BYTES * rows // max(size, 1), 1, _PART_ROWS))
+# Tables
+
+
+def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns: Columns) -> Iterator[Part]:
+    """The rows row..stop (from 0) of a table that comes in pieces, some together; damage costs the rest of them."""
+    try:
+        with arrow_damage(origin):
+            for some in constrained_batches(pieces, PART_BYTES, get_len=lambda piece: piece.nbytes, strict=False):
+                table = pa.concat_tables(some)
+                yield of_table(table, row + 1, origin, columns)
+                row += len(table)
+    except Damaged as damage:
+        yield parted(pa.Table.from_pylist([torn(row, damage, stop - row)], FOUND), origin)
+
+
+def _piece_rows(rows: int, size: int) -> int:
+    return int(np.clip(PART_BYTES / 4 * rows / max(size, 1), 20, 2_000))
 
 
 def _wanted(columns: Columns, names: list[str]) -> list[str]:
@@ -173,7 +187,27 @@ def _wanted(columns: Columns, names: list[str]) -> list[str]:
     return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
 
 
-# Parquet
+def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
+    """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
+    try:
+        file = _parquet(name)
+    except Damaged as damage:
+        yield parted(pa.Table.from_pylist([torn(0, damage, documents_in(name, size))], FOUND), name)
+        return
+    with file:
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
+        wanted = _wanted(columns, file.schema_arrow.names)
+        for index in range(first, len(groups) if stop < 0 else stop):
+            rows = _piece_rows(groups[index].num_rows, groups[index].total_byte_size)
+            pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
+            yield from _read(name, pieces, starts[index], starts[index + 1], columns)
+
+
+def _parquet(name: str) -> pq.ParquetFile:
+    with arrow_damage(name):
+        source = open_file(name) if is_url(name) else name
+        return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -188,143 +222,12 @@ def row_groups(name: str, _content: str) -> list[int]:
         return []
 
 
-def _parquet(name: str) -> pq.ParquetFile:
-    with arrow_damage(name):
-        source = open_file(name) if is_url(name) else name
-        return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
-
-
-def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
-    """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
-    try:
-        file = _parquet(name)
-    except Damaged as damage:
-        yield damaged(name, 0, damage, documents_in(name, size))
-        return
-    with file:
-        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
-        wanted = _wanted(columns, file.schema_arrow.names)
-        wide = 0  # bytes of a row, which encodings hide from the metadata
-        for index in range(first, len(groups) if stop < 0 else stop):
-            row, rows = starts[index], groups[index].num_rows
-            try:
-                with arrow_damage(name):
-                    for batch in file.iter_batches(100, row_groups=[index], columns=wanted) if not wide else ():
-                        wide = clean(pa.table(batch), np.arange(len(batch)), name, columns).documents.nbytes // len(batch)
-                        break
-                    size = _rows_a_part(rows, max(groups[index].total_byte_size, rows * wide))
-                    for batch in file.iter_batches(size, row_groups=[index], columns=wanted):
-                        part = clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
-                        yield part
-                        row, wide = row + batch.num_rows, part.documents.nbytes // batch.num_rows
-            except Damaged as damage:
-                what = f"its row group {index} after row {row} ({damage})"
-                yield damaged(name, row, what, starts[index + 1] - row)
-
-
-# Lines
-
-
-def read_lines(name: str, columns: Columns) -> Iterator[Part]:
-    """The records of a file of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
-    fields = [getattr(columns, column) for column in COLUMNS]
-    found = _rows_of_csv if format_of(name)[0] in (".csv", ".tsv") else _rows_of_json
-    records: dict[int, list[str | None]] = {}  # row -> fields
-    rejected: list[Reject] = []
-
-    def part() -> Part:
-        table = pa.table(list(zip(*records.values(), strict=True)) or [[]] * len(COLUMNS), pa.schema(_STRINGS))
-        return clean(table, np.array(list(records), np.int64), name, rejected=rejected)
-
-    row = held = 0
-    try:
-        for row, values in found(name, fields):
-            if isinstance(values, Reject):
-                rejected.append(values)
-            elif values:
-                records[row], held = values, held + len(values[1])
-            if held > PART_BYTES or len(records) + len(rejected) >= _PART_ROWS:
-                yield part()
-                records, rejected, held = {}, [], 0
-    except Damaged as damage:
-        rejected.append(torn(name, row, damage))
-    if not row and not rejected:
-        rejected.append(Reject(name, 0, f"{UNREADABLE}: the file is empty", 1))
-    yield part()
-
-
-Found = tuple[int, list[str | None] | Reject]  # row, its fields; none of a blank line
-
-
-def _rows_of_json(name: str, fields: list[str]) -> Iterator[Found]:
-    for row, line in enumerate(lines(name, _LINE_BYTES), 1):
-        try:
-            yield row, [] if line.isspace() else _strings(line, fields)
-        except (ValueError, RecursionError) as error:
-            yield row, Reject(name, row, f"{UNREADABLE}: {error}", 1)
-
-
-def _strings(line: bytes, fields: list[str]) -> list[str | None]:
-    """The fields of a JSON record as strings, the text second; ValueError says why it cannot be used."""
-    if len(line) > _LINE_BYTES:
-        raise ValueError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
-    record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
-    if not isinstance(record, dict) or not isinstance(record.get(fields[1]), str):
-        found = listed(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"it has no string '{fields[1]}', but {found}")
-    values = [record.get(field) for field in fields]
-    values = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-    values[1].encode()  # broken bytes, and half a surrogate pair, are no characters
-    return [value and value.encode("utf-8", "backslashreplace").decode() for value in values]
-
-
-def _rows_of_csv(name: str, fields: list[str]) -> Iterator[Found]:
-    """The rows of a table, divided by the sign that finds the text's column in its head, or else the most columns.
-
-    A line that is not in the encoding of the first ones is taken as Windows' Western one.
-    """
-    found = lines(name, _LINE_BYTES)
-    first = list(itertools.islice(found, 50))
-    encoding = encoding_of(b"".join(first))
-
-    def decoded(line: bytes) -> str:
-        with contextlib.suppress(UnicodeDecodeError):
-            return line.decode(encoding)
-        say(name, f"{encoding}, with lines of cp1252")
-        return line.decode("cp1252", "replace")
-
-    texts = map(decoded, itertools.chain(first, found))
-    head = next(texts, "").removeprefix("\ufeff")
-    heads = {sign: next(csv.reader([head], delimiter=sign), []) for sign in ",;\t|"}
-    sign = max(heads, key=lambda sign: (fields[1] in heads[sign], len(heads[sign])))
-    if encoding != "utf-8":
-        say(name, encoding)
-    rows, last = csv.reader(itertools.chain([head], texts), delimiter=sign, strict=True), 0
-    names, places, problem = [], [], "its first line cannot be read"
-    for row in itertools.count():  # 0: the head
-        try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            lost = (rows.line_num - last) * row // max(last, 1)
-            yield row, Reject(name, row, f"{UNREADABLE}: {error}", max(lost, 1))
-            continue
-        last = rows.line_num
-        if not row:
-            names = [cell.strip() for cell in cells]
-            places = [names.index(field) if field in names else None for field in fields]
-            problem = _text_problem(pa.schema([(each, pa.string()) for each in names]), fields[1])
-        elif cells:
-            odd = len(cells) < len(names) or any(cells[len(names) :])
-            if why := problem or f"{len(cells)} cells in {len(names)} columns" * odd:
-                yield row, Reject(name, row, f"{UNREADABLE}: {why}", 1)
-            else:
-                yield row, [None if place is None else cells[place] for place in places]
-
-
-# The hub
+def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
+    """The rows first..stop of a hub data set (stop = -1: to the last)."""
+    stop = len(data) if stop < 0 else min(stop, len(data))
+    part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
+    pieces = part.iter(_piece_rows(data.data.num_rows, data.data.nbytes))
+    yield from _read(origin, pieces, first, stop, columns)
 
 
 @functools.lru_cache(maxsize=2)
@@ -340,11 +243,116 @@ def hub_data(rest: str) -> Any:
         return datasets.load_dataset(name, config or None, split=part or "train")
 
 
-def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
-    """The rows first..stop of a hub data set (stop = -1: to the last)."""
-    stop = len(data) if stop < 0 else min(stop, len(data))
-    each = _rows_a_part(data.data.num_rows, data.data.nbytes)
-    data = data.select_columns(_wanted(columns, data.column_names)).with_format("arrow")
-    for start in range(first, stop, each):
-        table = data[start : min(start + each, stop)]
-        yield clean(table, np.arange(start, start + table.num_rows) + 1, origin, columns)
+# Lines
+
+
+def read_lines(name: str, columns: Columns) -> Iterator[Part]:
+    """The documents of a file of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
+    found = _documents(name, columns)
+    for some in constrained_batches(found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False):
+        yield parted(pa.Table.from_pylist(some, FOUND), name)
+
+
+def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    """The records of a file as they stand in FOUND."""
+    row = 0
+    try:
+        for row, record in enumerate(records(name, columns.text), 1):
+            try:
+                if record is not None:
+                    yield {"row": row, **_strings(record, columns)}
+            except ValueError as error:
+                lost = getattr(error, "records", 1)
+                yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": lost}
+    except Damaged as damage:
+        yield torn(row, damage, max(documents_in(name, damage.lost, row, damage.good), 1))
+        return
+    if not row:
+        yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty", "records": 1}
+
+
+def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
+    """The columns of a record as strings; ValueError says why it is no document."""
+    if isinstance(record, FieldError):
+        raise record
+    if not isinstance(record, dict) or not isinstance(record.get(columns.text), str):
+        found = listed(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"it has no string '{columns.text}', but {found}")
+    values = {name: record.get(getattr(columns, name)) for name in COLUMNS}
+    values["text"].encode()  # broken bytes, and half a surrogate pair, are no characters
+    texts = {name: value if isinstance(value, str) or value is None else json.dumps(value) for name, value in values.items()}
+    return {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in texts.items()}
+
+
+def records(name: str, text: str = "") -> Iterator[Any]:
+    """What the lines of JSON or rows of a table hold: dicts, or FieldError what is none; None of a blank line.
+
+    Without the column `text` of documents it is a task's file, small and exact: read at once, in any encoding; a row may
+    lack cells, but a fault in how a table is divided is Damaged.
+    """
+    if format_of(name)[0] == ".parquet":
+        with arrow_damage(name), _parquet(name) as file:
+            yield from file.read().to_pylist()
+        return
+    found = lines(name, _LINE_BYTES, whole=not text)
+    yield from _of_table(name, found, text) if format_of(name)[0] in (".csv", ".tsv") else _of_json(found)
+
+
+def _of_json(found: Iterable[bytes]) -> Iterator[Any]:
+    for line in found:
+        try:
+            if len(line) > _LINE_BYTES:
+                raise FieldError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
+            text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+            yield json.loads(text) if text.strip() else None
+        except (ValueError, RecursionError) as error:
+            yield error if isinstance(error, FieldError) else FieldError(f"not valid JSON: {error}")
+
+
+def _of_table(name: str, found: Iterator[bytes], text: str) -> Iterator[Any]:
+    """The rows of a table, divided by the commonest sign of its first line.
+
+    A line that is not in the encoding of the first ones is taken as Windows' Western one.
+    """
+    first = list(itertools.islice(found, 50))
+    encoding = encoding_of(b"".join(first))
+    if encoding != "utf-8":
+        say(name, encoding)
+
+    def decoded(line: bytes) -> str:
+        with contextlib.suppress(UnicodeDecodeError):
+            return line.decode(encoding)
+        say(name, f"{encoding}, with lines of cp1252")
+        return line.decode("cp1252", "replace")
+
+    texts = map(decoded, itertools.chain(first, found))
+    head = next(texts, "").removeprefix("\ufeff")
+    signs = re.sub(r'"[^"]*"', "", head)
+    rows = csv.DictReader(itertools.chain([head], texts), delimiter=max(",;\t|", key=signs.count), strict=True)
+    try:
+        names = [name.strip() for name in rows.fieldnames or []]
+    except csv.Error as error:
+        raise Damaged(f"its first line cannot be read: {error}") from None
+    if not text and len(set(names)) < len(names):
+        raise Damaged(f"two columns have one name: {listed(names)}")
+    problem = text and _text_problem(pa.schema([(name, pa.string()) for name in names]), text)
+    rows.fieldnames = [name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)]
+    for row in itertools.count(1):
+        last = rows.reader.line_num
+        try:
+            record = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not text:
+                raise Damaged(str(error)) from None
+            record = FieldError(str(error))
+            record.records = max((rows.reader.line_num - last) * row // last, 1)
+        else:
+            more = record.pop(None, [])
+            cells = len(more) + sum(cell is not None for cell in record.values())
+            if why := problem or (text and (any(more) or cells < len(names)) and f"{cells} cells in {len(names)} columns"):
+                record = FieldError(why)
+            elif more:
+                record = FieldError(f"more cells than columns: {more}; a text that holds the delimiter needs quotes")
+        yield record

@@ -98,10 +98,10 @@ def is_document(name: str) -> bool:
     return FORMATS.get(format_of(name)[0]) == math.inf
 
 
-def documents_in(name: str, size: int) -> int:
-    """About how many documents so many bytes of a file hold."""
+def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
+    """About how many documents so many bytes of a file hold: by the `found` ones in `good` bytes, or else by its kind."""
     kind, packing = format_of(name)
-    return int(size * (2.5 if packing else 1) / FORMATS[kind])
+    return size * found // good if found else int(size * (2.5 if packing else 1) / FORMATS[kind])
 
 
 def find(spec: str) -> list[Source]:
@@ -224,23 +224,30 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
         yield plain
 
 
-def lines(name: str, most: int) -> Iterator[bytes]:
+def lines(name: str, most: int, whole: bool = False) -> Iterator[bytes]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
-    UTF-16 comes as UTF-8. Only it and an array are held in memory as a whole.
+    UTF-16 comes as UTF-8; only it and an array are held in memory. So is a file read as a `whole`: then any encoding comes
+    as UTF-8, and a .json file may be one value of any kind.
     """
     with reading(name) as stream:
-        head = stream.peek(_STEP)[:_STEP]
-        if (encoding := encoding_of(head)).startswith("utf-16"):
-            say(name, encoding)
-            head = stream.read().decode(encoding, "replace").encode()
-            stream = io.BytesIO(head)
-        if format_of(name)[0] == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        encoding = encoding_of(stream.peek(_STEP)[:_STEP])
+        if whole or encoding.startswith("utf-16"):
+            data = stream.read()
+            encoding = encoding_of(data) if whole else encoding
+            stream = io.BufferedReader(io.BytesIO(data.decode(encoding, "replace").encode()))
+            if encoding != "utf-8":
+                say(name, encoding)
+        array = stream.peek(_STEP)[:_STEP].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if format_of(name)[0] == ".json" and (whole or array):
             data = stream.read()
             try:
-                yield from (json.dumps(value).encode() for value in json.loads(data.decode("utf-8-sig", "surrogateescape")))
-            except ValueError as error:
-                raise Damaged(f"no JSON array: {error}", len(data)) from error
+                values = json.loads(data.decode("utf-8-sig", "surrogateescape"))
+                yield from (json.dumps(value).encode() for value in (values if isinstance(values, list) else [values]))
+            except (ValueError, RecursionError) as error:
+                if array:
+                    raise Damaged(f"no JSON array: {error}", len(data)) from error
+                stream = io.BytesIO(data)
         while line := stream.readline(most + 1):
             yield line
             while len(line) > most and not line.endswith(b"\n"):

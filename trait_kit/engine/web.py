@@ -23,25 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from loguru import logger
 
 from trait_kit.engine import pages
 from trait_kit.engine.files import digest, made_once
-from trait_kit.engine.readers import DAMAGED, NO_TEXT, SKIPPED, UNREADABLE, Part, Reject, clean, torn
-from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, is_document, reading, say
+from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, parted, torn
+from trait_kit.engine.streams import Damaged, Source, Steps, documents_in, format_of, is_document, reading, say
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
 _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
-_RULES = 7  # raised whenever the same file would give other documents
+_RULES = 8  # raised whenever the same file would give others
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
-_KEPT = pa.schema(
-    dict.fromkeys(("file", "id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
-)
 
 
 def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
@@ -51,13 +47,11 @@ def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Ite
     key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
-        table = pa.table(batch).set_column(0, "file", pc.fill_null(batch["file"], source.name))
-        lost = table.filter(table["reason"].is_valid()).select(["file", "row", "reason", "records"]).to_pylist()
-        for row in lost:
-            if row["reason"].startswith(f"{SKIPPED}: read as "):
-                say(row["file"], row["reason"].rpartition(" ")[2])
-        kept = table.filter(table["reason"].is_null())
-        yield clean(kept, kept["row"].to_numpy(), kept["file"], rejected=[Reject(*row.values()) for row in lost])
+        part = parted(pa.table(batch), source.name)
+        for reject in part.rejected:
+            if reject.reason.startswith(f"{SKIPPED}: read as "):
+                say(reject.source, reject.reason.rpartition(" ")[2])
+        yield part
 
 
 def _write(name: str, seconds_per_page: float, path: Path) -> None:
@@ -66,11 +60,11 @@ def _write(name: str, seconds_per_page: float, path: Path) -> None:
     logger.disable("datatrove.pipeline.extractors")
     with (
         ExtractorSandbox(seconds_per_page, b"") as sandbox,
-        pq.ParquetWriter(path, _KEPT, compression="zstd") as writer,
+        pq.ParquetWriter(path, FOUND, compression="zstd") as writer,
     ):
         rows = _files(name.splitlines(), sandbox) if is_document(name) else _rows(name, sandbox)
         while found := list(itertools.islice(rows, _PART_ROWS)):
-            writer.write_table(pa.Table.from_pylist(found, _KEPT))
+            writer.write_table(pa.Table.from_pylist(found, FOUND))
 
 
 def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
@@ -89,11 +83,7 @@ def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
 def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
     """The documents of a WARC or WET file, and with a `reason` what is none."""
     found = size = end = 0
-    steps = None
-
-    def held(passed: int) -> int:
-        return passed * found // size if found else passed // FORMATS[format_of(name)[0]]
-
+    steps, kind = None, format_of(name)[0]
     try:
         with reading(name) as stream:
             steps = Steps(stream)
@@ -101,14 +91,14 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {"reason": reason, "records": max(held(passed), 1), "row": row}
+                    yield {"row": row, "reason": reason, "records": max(documents_in(kind, passed, found, size), 1)}
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
-        reject = torn(name, found, damage)
-        lost = reject.records + (held(steps.tell() - end) if steps else 0)
-        yield {"reason": reject.reason, "records": lost, "row": reject.row}
+        lost = max(documents_in(name, damage.lost, found, damage.good), 1)
+        unread = documents_in(kind, steps.tell() - end, found, size) if steps else 0
+        yield torn(found, damage, lost + unread)
 
 
 # Records

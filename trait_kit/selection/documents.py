@@ -191,8 +191,8 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     kind, name, _ = _named(shard.source)
     if kind == "demo":
-        rows = np.arange(shard.first, shard.stop)
-        yield readers.clean(demo.part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
+        rows = demo.part(name, seed).slice(shard.first, shard.stop - shard.first)
+        yield readers.of_table(rows, shard.first + 1, shard.source, Columns())
     elif kind == "hf":
         yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
