@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +24,7 @@ from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.assets import from_hub
 from trait_kit.engine.files import TraitError, listed
-from trait_kit.engine.pages import encoding_of
-from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file, say
+from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -35,9 +34,9 @@ SKIPPED = "skipped"  # an ordinary page of the web without text to read, which i
 
 COLUMNS = ("id", "text", "source", "url")
 SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
-# a record as a reader finds it; or with a `reason` what cannot be used, and how many records that is
+# a record as a reader finds it; or with a `reason` what cannot be used, and how many records that is, if not one
 FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
-PART_BYTES = 4_000_000  # of text, about
+PART_BYTES, _PIECE_ROWS = 4_000_000, 200  # of text, about; rows that are decoded at once
 _LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
 csv.field_size_limit(_LINE_BYTES)
 
@@ -102,7 +101,7 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
     """The records of a table whose first one is row `first` of its origin; by columns, so that millions stay fast."""
     if problem := _text_problem(table.schema, columns.text):
         return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
-    found = {name: _as_strings(table, getattr(columns, name), _BROKEN.get(name, _replaced)) for name in COLUMNS}
+    found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
     found["row"] = np.arange(first, first + len(table))
     broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
     found["reason"] = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
@@ -110,47 +109,36 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
     return parted(pa.table(found, FOUND), origin)
 
 
-def _as_strings(table: pa.Table, name: str, broken: Callable[[bytes], str | None]) -> pa.Array:
-    """A column as strings: Arrow does not check the bytes of one, so they are checked here; `broken`: of what is no UTF-8.
+def _as_strings(table: pa.Table, name: str, as_hex: bool) -> pa.Array:
+    """A column, of one name the first, as strings; Arrow does not check the bytes of those, so they are checked here.
 
-    Numbers and dates are taken as they print; structures, of which no id or address is made, as missing; of columns of one
-    name the first.
+    Numbers and dates are taken as they print, structures as JSON. Bytes that are no text are missing, or with `as_hex`
+    hexadecimal digits, 16 of them a UUID.
     """
     if name not in table.column_names:
         return pa.nulls(len(table), pa.string())
     array = table.column(table.column_names.index(name)).combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
     fixed = pa.types.is_fixed_size_binary(array.type)
     if any(kind in str(array.type) for kind in ("string", "binary")):
         array = array.cast(pa.large_binary())
-    try:
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if not fixed:
             return array.cast(pa.string())
-    except pa.ArrowNotImplementedError:
-        return pa.nulls(len(array), pa.string())
-    except pa.ArrowInvalid:
-        pass
 
-    def text(value: bytes) -> str | None:
-        with contextlib.suppress(UnicodeDecodeError):
-            return broken(value) if fixed else value.decode()
-        return broken(value)
+    def digits(value: bytes) -> str | None:
+        if not fixed:
+            with contextlib.suppress(UnicodeDecodeError):
+                return value.decode()
+        return (str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()) if as_hex else None
 
-    return pa.array([text(value) if value else None for value in array.to_pylist()], pa.string())
+    values = array.to_pylist()
+    return pa.array([digits(value) if isinstance(value, bytes) else _printed(value) for value in values], pa.string())
 
 
-def _replaced(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
-
-
-def _as_digits(value: bytes) -> str:
-    """Hexadecimal, 16 bytes as a UUID."""
-    return str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
-
-
-_BROKEN = {"id": _as_digits, "text": lambda value: None}
+def _printed(value: Any) -> str | None:
+    return value if isinstance(value, str) or value is None else json.dumps(value, default=str)
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:
@@ -178,10 +166,6 @@ def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns:
         yield parted(pa.Table.from_pylist([torn(row, damage, stop - row)], FOUND), origin)
 
 
-def _piece_rows(rows: int, size: int) -> int:
-    return int(np.clip(PART_BYTES / 4 * rows / max(size, 1), 20, 2_000))
-
-
 def _wanted(columns: Columns, names: list[str]) -> list[str]:
     """The columns to read; all where the text is not among them, so that they can be named."""
     return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
@@ -195,13 +179,15 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
         yield parted(pa.Table.from_pylist([torn(0, damage, documents_in(name, size))], FOUND), name)
         return
     with file:
-        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
+        starts = np.cumsum([0, *_group_rows(file)]).tolist()
         wanted = _wanted(columns, file.schema_arrow.names)
-        for index in range(first, len(groups) if stop < 0 else stop):
-            rows = _piece_rows(groups[index].num_rows, groups[index].total_byte_size)
-            pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
+        for index in range(first, file.num_row_groups if stop < 0 else stop):
+            pieces = map(pa.table, file.iter_batches(_PIECE_ROWS, row_groups=[index], columns=wanted))
             yield from _read(name, pieces, starts[index], starts[index + 1], columns)
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
 
 def _parquet(name: str) -> pq.ParquetFile:
@@ -217,7 +203,7 @@ def row_groups(name: str, _content: str) -> list[int]:
         return []
     try:
         with _parquet(name) as file:
-            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            return _group_rows(file)
     except Damaged:
         return []
 
@@ -226,8 +212,7 @@ def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) ->
     """The rows first..stop of a hub data set (stop = -1: to the last)."""
     stop = len(data) if stop < 0 else min(stop, len(data))
     part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
-    pieces = part.iter(_piece_rows(data.data.num_rows, data.data.nbytes))
-    yield from _read(origin, pieces, first, stop, columns)
+    yield from _read(origin, part.iter(_PIECE_ROWS), first, stop, columns)
 
 
 @functools.lru_cache(maxsize=2)
@@ -268,7 +253,7 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
         yield torn(row, damage, max(documents_in(name, damage.lost, row, damage.good), 1))
         return
     if not row:
-        yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty", "records": 1}
+        yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty"}
 
 
 def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
@@ -280,55 +265,41 @@ def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
         raise ValueError(f"it has no string '{columns.text}', but {found}")
     values = {name: record.get(getattr(columns, name)) for name in COLUMNS}
     values["text"].encode()  # broken bytes, and half a surrogate pair, are no characters
-    texts = {name: value if isinstance(value, str) or value is None else json.dumps(value) for name, value in values.items()}
-    return {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in texts.items()}
+    texts = ((name, _printed(value)) for name, value in values.items())
+    return {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in texts}
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:
     """What the lines of JSON or rows of a table hold: dicts, or FieldError what is none; None of a blank line.
 
-    Without the column `text` of documents it is a task's file, small and exact: read at once, in any encoding; a row may
-    lack cells, but a fault in how a table is divided is Damaged.
+    Without the column `text` of documents it is a task's file: in any encoding; rows may lack cells, but a fault in how a
+    table is divided is Damaged.
     """
-    if format_of(name)[0] == ".parquet":
+    kind = format_of(name)[0]
+    if kind == ".parquet":
         with arrow_damage(name), _parquet(name) as file:
             yield from file.read().to_pylist()
-        return
-    found = lines(name, _LINE_BYTES, whole=not text)
-    yield from _of_table(name, found, text) if format_of(name)[0] in (".csv", ".tsv") else _of_json(found)
+    elif kind in (".csv", ".tsv"):
+        yield from _of_table(lines(name, _LINE_BYTES), text)
+    else:
+        yield from _of_json(lines(name, _LINE_BYTES, strict=bool(text)))
 
 
-def _of_json(found: Iterable[bytes]) -> Iterator[Any]:
+def _of_json(found: Iterable[str]) -> Iterator[Any]:
     for line in found:
         try:
-            if len(line) > _LINE_BYTES:
-                raise FieldError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
-            text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-            yield json.loads(text) if text.strip() else None
+            yield json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            yield error if isinstance(error, FieldError) else FieldError(f"not valid JSON: {error}")
+            long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
+            why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document" if long else f"not valid JSON: {error}"
+            yield FieldError(why)
 
 
-def _of_table(name: str, found: Iterator[bytes], text: str) -> Iterator[Any]:
-    """The rows of a table, divided by the commonest sign of its first line.
-
-    A line that is not in the encoding of the first ones is taken as Windows' Western one.
-    """
-    first = list(itertools.islice(found, 50))
-    encoding = encoding_of(b"".join(first))
-    if encoding != "utf-8":
-        say(name, encoding)
-
-    def decoded(line: bytes) -> str:
-        with contextlib.suppress(UnicodeDecodeError):
-            return line.decode(encoding)
-        say(name, f"{encoding}, with lines of cp1252")
-        return line.decode("cp1252", "replace")
-
-    texts = map(decoded, itertools.chain(first, found))
-    head = next(texts, "").removeprefix("\ufeff")
+def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
+    """The rows of a table, divided by the commonest sign of its first line."""
+    head = next(found, "")
     signs = re.sub(r'"[^"]*"', "", head)
-    rows = csv.DictReader(itertools.chain([head], texts), delimiter=max(",;\t|", key=signs.count), strict=True)
+    rows = csv.DictReader(itertools.chain([head], found), delimiter=max(",;\t|", key=signs.count), strict=True)
     try:
         names = [name.strip() for name in rows.fieldnames or []]
     except csv.Error as error:

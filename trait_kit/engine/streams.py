@@ -224,31 +224,39 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
         yield plain
 
 
-def lines(name: str, most: int, whole: bool = False) -> Iterator[bytes]:
+def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
-    UTF-16 comes as UTF-8; only it and an array are held in memory. So is a file read as a `whole`: then any encoding comes
-    as UTF-8, and a .json file may be one value of any kind.
+    A line that is not UTF-8 is in what the beginning of its file looks like (else Windows' Western encoding), or if that is
+    not to be (`strict`) keeps its bytes as surrogates. Only UTF-16 and an array are held in memory as a whole; and what is
+    not strict may be one JSON value of any kind.
     """
     with reading(name) as stream:
-        encoding = encoding_of(stream.peek(_STEP)[:_STEP])
-        if whole or encoding.startswith("utf-16"):
-            data = stream.read()
-            encoding = encoding_of(data) if whole else encoding
-            stream = io.BufferedReader(io.BytesIO(data.decode(encoding, "replace").encode()))
-            if encoding != "utf-8":
-                say(name, encoding)
-        array = stream.peek(_STEP)[:_STEP].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        if format_of(name)[0] == ".json" and (whole or array):
+        head = stream.peek(_STEP)[:_STEP]
+        encoding = encoding_of(head)
+        other = "cp1252" if encoding == "utf-8" else encoding
+
+        def decoded(line: bytes) -> str:
+            with contextlib.suppress(UnicodeDecodeError):
+                return line.decode("utf-8", "surrogateescape" if strict else "strict").removeprefix("\ufeff")
+            say(name, f"utf-8, with lines of {other}")
+            return line.decode(other, "replace")
+
+        if encoding.startswith("utf-16"):
+            say(name, encoding)
+            head = stream.read().decode(encoding, "replace").encode()
+            stream = io.BytesIO(head)
+        array = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if format_of(name)[0] == ".json" and (array or not strict):
             data = stream.read()
             try:
-                values = json.loads(data.decode("utf-8-sig", "surrogateescape"))
-                yield from (json.dumps(value).encode() for value in (values if isinstance(values, list) else [values]))
+                values = json.loads(decoded(data))
+                yield from map(json.dumps, values if isinstance(values, list) else [values])
             except (ValueError, RecursionError) as error:
                 if array:
                     raise Damaged(f"no JSON array: {error}", len(data)) from error
                 stream = io.BytesIO(data)
         while line := stream.readline(most + 1):
-            yield line
+            yield decoded(line)
             while len(line) > most and not line.endswith(b"\n"):
                 line = stream.readline(most + 1)

@@ -76,7 +76,7 @@ def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
             with reading(name) as stream:
                 said = _said((name, stream.read(_FILE_BYTES + 1)), sandbox)
         except Damaged as damage:
-            said = [{"reason": f"{DAMAGED}: {damage}", "records": 1}]
+            said = [{"reason": f"{DAMAGED}: {damage}"}]
         yield from ({"file": name, "row": 1, **each} for each in said)
 
 
@@ -130,7 +130,7 @@ def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
         reason = f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"
     except EOFError:
         reason = f"{UNREADABLE}: its page crashed the parser"
-    return [{"reason": reason, "records": 1}]
+    return [{"reason": reason}]
 
 
 # In the child
@@ -146,7 +146,7 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
         reason = str(error)
     except BaseException as error:  # Rust's panics are no Exceptions
         reason = f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"
-    return [{"reason": reason, "records": 1}]
+    return [{"reason": reason}]
 
 
 def _document(packed: bytes) -> list[dict[str, Any]]:
