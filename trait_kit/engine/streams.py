@@ -4,6 +4,7 @@ Damage is an exception of its own, `Damaged`, which readers turn into a counted 
 (missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
 """
 
+import codecs
 import contextlib
 import glob
 import hashlib
@@ -25,7 +26,6 @@ import fsspec
 import pyarrow as pa
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.pages import encoding_of
 
 # what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
@@ -34,6 +34,9 @@ _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
 _STEP = 1 << 12  # bytes read or decompressed at once, which is what damage costs before it
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
+# Python's codecs for these are smaller than what their labels mean on the web (WHATWG Encoding Standard).
+_LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 log = logging.getLogger(__name__)
@@ -222,6 +225,46 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
                 raise Damaged("zstd cannot decompress it") from None
     else:
         yield plain
+
+
+# Text
+
+
+def decode(page: bytes, charset: str = "") -> str:
+    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes.
+
+    A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
+    """
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    said = "" if page.startswith(_MARKS) else charset
+    guesses = (
+        lambda: said,
+        lambda: detect_encoding(page, from_html_meta=True),
+        lambda: "utf-8",
+        lambda: detect_encoding(page),
+    )
+    for guess in guesses:  # the later ones take time
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            name = map_encoding_to_html5(guess(), False)
+            return page.decode(_LARGER.get(name, name)).removeprefix("\ufeff")
+    return page.decode("utf-8", "replace")
+
+
+def encoding_of(data: bytes) -> str:
+    """How the text, no page, that begins so is encoded: utf-8, utf-16, or what its bytes look like."""
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    even, odd = (data[start::2].count(0) > len(data) / 5 for start in (0, 1))
+    if data.startswith(_MARKS[1:]):
+        return "utf-16"
+    if even != odd:
+        return "utf-16-be" if even else "utf-16-le"
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+        return "utf-8"
+    found = map_encoding_to_html5(detect_encoding(data), False)
+    return "cp1252" if found in ("utf-8", "windows-1252", "iso8859-15") else _LARGER.get(found, found)
 
 
 def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:

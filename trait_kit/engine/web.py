@@ -1,10 +1,13 @@
 """Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
 FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
-are counted as the documents that they probably held. `pages` extracts; its result is kept in a folder that the caller
-gives: a file is extracted once, whoever asks. It runs in a child process (datatrove's sandbox), because it reads
-whatever the web wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets
-another child.
+are counted as the documents that they probably held. What is extracted is kept in a folder that the caller gives: a
+file is extracted once, whoever asks. That runs in a child process (datatrove's sandbox), because it reads whatever the web
+wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
+
+A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
+No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So
+they are put into the page's tree as TeX before its text is taken; `formulas.yaml` says how pages write them.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ import pickle
 import re
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +28,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from loguru import logger
 
-from trait_kit.engine import pages
 from trait_kit.engine.files import digest, made_once
 from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, parted, torn
-from trait_kit.engine.streams import Damaged, Source, Steps, documents_in, format_of, is_document, reading, say
+from trait_kit.engine.streams import (
+    Damaged,
+    Source,
+    Steps,
+    decode,
+    documents_in,
+    encoding_of,
+    format_of,
+    is_document,
+    reading,
+    say,
+)
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
@@ -37,6 +52,9 @@ _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
 _RULES = 8  # raised whenever the same file would give others
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
+_FORMULAS = yaml.safe_load(Path(__file__).with_name("formulas.yaml").read_text(encoding="utf-8"))
+_TEXT = {"preserve_formatting": True, "alt_texts": False, "comments": False, "post_meta": False}
+_LITTLE = 300  # characters of main text, below which it was missed in 17 of 18 real pages
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
 
 
@@ -175,8 +193,8 @@ def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
         logging.getLogger("pypdf").setLevel(logging.CRITICAL)
         return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0, "utf-8"
     if kind.startswith(".htm"):
-        return *pages.extract(pages.decode(body)), "utf-8"
-    encoding = pages.encoding_of(body)
+        return *extract(decode(body)), "utf-8"
+    encoding = encoding_of(body)
     return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0, encoding
 
 
@@ -201,8 +219,8 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
         raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
         raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
-    text = _checked(pages.decode(body, charset[1] if charset else ""))
-    return (text, 0) if plain else pages.extract(text)
+    text = _checked(decode(body, charset[1] if charset else ""))
+    return (text, 0) if plain else extract(text)
 
 
 def _decoded(packed: bytes) -> tuple[Any, bytes]:
@@ -220,3 +238,68 @@ def _decoded(packed: bytes) -> tuple[Any, bytes]:
         with contextlib.suppress(zlib.error):
             body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, PAGE_BYTES + 1)
     return record, body
+
+
+# A page
+
+
+def extract(html: str) -> tuple[str, int]:
+    """(main text, or all where hardly any is found; how many formulas are not in it)."""
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+
+    tree = HTMLTree.parse(html)
+    formulas = _put_formulas(tree)
+    _raise_and_lower(tree)
+    text = extract_plain_text(tree, main_content=True, **_TEXT)
+    if len(text) < _LITTLE:
+        text = extract_plain_text(tree, **_TEXT)
+    flat = " ".join(text.split()) if formulas else ""
+    return text, sum(max(n - flat.count(tex), 0) if tex else n for tex, n in Counter(formulas).items())
+
+
+def _put_formulas(tree: Any) -> list[str]:
+    """Write each formula of a page as $TeX$; empty where its TeX is not known."""
+    formulas = []
+    for node in tree.document.query_selector_all(_FORMULAS["formula"]):
+        tex = " ".join(_tex(node).split())
+        formulas.append(tex if not tex or tex.startswith(("$", r"\(", r"\[")) else f"${tex}$")
+        if tex:
+            node.replace_with(tree.create_text_node(formulas[-1]))
+    for node in tree.document.query_selector_all(_FORMULAS["drawn"]) if formulas else ():
+        node.remove()
+    return formulas
+
+
+def _tex(node: Any) -> str:
+    if node.tag == "script":
+        return node.text
+    if annotation := node.query_selector(_FORMULAS["annotation"]):
+        return annotation.text
+    for holder in (node, *node.query_selector_all(_FORMULAS["named"])):
+        for attribute in _FORMULAS["attributes"]:
+            if value := holder.get_attribute(attribute):
+                return value
+    math = node if node.tag == "math" else node.query_selector("math")
+    return _of_mathml(math) if math else ""
+
+
+def _of_mathml(node: Any) -> str:
+    """TeX of a MathML element; its letters and symbols stay Unicode."""
+    parts = [tex for child in node.children if (tex := _of_mathml(child))]
+    before, after = _FORMULAS["around"].get(node.tag, ("", ""))
+    with contextlib.suppress(IndexError):
+        if node.tag in _FORMULAS["shapes"]:
+            return _FORMULAS["shapes"][node.tag].format(*parts)
+    text = _FORMULAS["joined"].get(node.tag, " ").join(parts) if parts else node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
+    return f"{before}{text}{after}" if text else ""
+
+
+def _raise_and_lower(tree: Any) -> None:
+    """10<sup>-3</sup> becomes 10^-3, the inner ones first; ordinals, marks and notes stay."""
+    for node in reversed(list(tree.document.query_selector_all("sup, sub"))):
+        raised = node.text.strip()
+        if re.search(r"\w", raised) and not re.fullmatch(r"\[.*\]|st|nd|rd|th", raised):
+            simple = re.fullmatch(r"[-−+]?[^\W_]+", raised)
+            text = ("^" if node.tag == "sup" else "_") + (raised if simple else f"{{{raised}}}")
+            node.replace_with(tree.create_text_node(text))
