@@ -115,34 +115,35 @@ def find(spec: str) -> list[Source]:
     path = os.path.expanduser(spec)
     try:
         store, inner = fsspec.core.url_to_fs(path)
-        infos = [store.info(inner)] if store.exists(inner) else []
-        if not infos and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
-            found = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
-            infos = [info for info in found if "/." in inner or "/." not in info["name"]]  # no hidden ones unasked
-        if infos and infos[0]["type"] == "directory":
-            infos = _readable(spec, store.find(inner, detail=True), len(infos[0]["name"]))
-    except TraitError:
-        raise
+        inside = {inner: store.info(inner)} if store.exists(inner) else {}
+        folder = bool(inside) and inside[inner]["type"] == "directory"
+        if folder:
+            inside = store.find(inner, detail=True)
+        elif not inside and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
+            inside = store.glob(inner, detail=True)
     except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
-    if not infos:
+    names = [name for name in sorted(inside) if inside[name]["type"] == "file"]
+    if folder or "/." not in inner:  # no hidden ones unasked
+        names = [name for name in names if "/." not in name.removeprefix(inner)]
+    if not names:
         where = _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
         raise TraitError(f"No file matches {spec}. {where}")
+    names = _readable(spec, names) if folder else names
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda info: _source(named(info["name"]), info), infos))
+        return list(pool.map(lambda name: _source(named(name), inside[name]), names))
 
 
-def _readable(spec: str, inside: dict[str, dict], root: int) -> list[dict]:
+def _readable(spec: str, names: list[str]) -> list[str]:
     """The files of a folder that can be read."""
-    seen = [path for path in sorted(inside) if "/." not in path[root:]]
-    passed = Counter(os.path.splitext(path)[1] or "no ending" for path in seen if not format_of(path)[0])
+    passed = Counter(os.path.splitext(name)[1] or "no ending" for name in names if not format_of(name)[0])
     if passed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
-        log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(seen), kinds)
-    if not (found := [inside[path] for path in seen if format_of(path)[0]]):
+        log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(names), kinds)
+    if passed.total() == len(names):
         raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}.")
-    return found
+    return [name for name in names if format_of(name)[0]]
 
 
 def _source(name: str, info: dict) -> Source:
@@ -275,7 +276,7 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     not strict may be one JSON value of any kind.
     """
     with reading(name) as stream:
-        head = stream.peek(_STEP)[:_STEP]
+        head = stream.peek(_STEP)
         encoding = encoding_of(head)
         other = "cp1252" if encoding == "utf-8" else encoding
 
