@@ -22,7 +22,8 @@ from pydantic import AfterValidator
 from trait_kit.answers import braced
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
-from trait_kit.engine.readers import FieldError, records
+from trait_kit.engine.readers import Refused as FieldError
+from trait_kit.engine.readers import records
 from trait_kit.engine.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -68,7 +68,7 @@ class Part(NamedTuple):
     held_out: pa.Table = SCHEMA.empty_table()  # usable, and for evaluation only
 
 
-class FieldError(ValueError):
+class Refused(ValueError):
     """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
 
     records = 1  # that are lost with it, about
@@ -257,12 +257,12 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
-    """The columns of a record as strings; ValueError says why it is no document."""
-    if isinstance(record, FieldError):
+    """The columns of a record as strings; Refused says why it is no document."""
+    if isinstance(record, Refused):
         raise record
     if not isinstance(record, dict) or not isinstance(record.get(columns.text), str):
         found = listed(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"it has no string '{columns.text}', but {found}")
+        raise Refused(f"it has no string '{columns.text}', but {found}")
     values = {name: record.get(getattr(columns, name)) for name in COLUMNS}
     values["text"].encode()  # broken bytes, and half a surrogate pair, are no characters
     texts = ((name, _printed(value)) for name, value in values.items())
@@ -270,7 +270,7 @@ def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:
-    """What the lines of JSON or rows of a table hold: dicts, or FieldError what is none; None of a blank line.
+    """What the lines of JSON or rows of a table hold: dicts, `Refused` where one is none, None of a blank line.
 
     Without the column `text` of documents it is a task's file: in any encoding; rows may lack cells, but a fault in how a
     table is divided is Damaged.
@@ -292,7 +292,7 @@ def _of_json(found: Iterable[str]) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
             why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document" if long else f"not valid JSON: {error}"
-            yield FieldError(why)
+            yield Refused(why)
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
@@ -317,13 +317,13 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
         except csv.Error as error:
             if not text:
                 raise Damaged(str(error)) from None
-            record = FieldError(str(error))
+            record = Refused(str(error))
             record.records = max((rows.reader.line_num - last) * row // last, 1)
         else:
             more = record.pop(None, [])
             cells = len(more) + sum(cell is not None for cell in record.values())
             if why := problem or (text and (any(more) or cells < len(names)) and f"{cells} cells in {len(names)} columns"):
-                record = FieldError(why)
+                record = Refused(why)
             elif more:
-                record = FieldError(f"more cells than columns: {more}; a text that holds the delimiter needs quotes")
+                record = Refused(f"more cells than columns: {more}; a text that holds the delimiter needs quotes")
         yield record

@@ -36,7 +36,6 @@ _STEP = 1 << 12  # bytes read or decompressed at once, which is what damage cost
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
 # Python's codecs for these are smaller than what their labels mean on the web (WHATWG Encoding Standard).
 _LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 log = logging.getLogger(__name__)
@@ -232,39 +231,32 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
 
 
 def decode(page: bytes, charset: str = "") -> str:
-    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes.
+    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes."""
+    from resiliparse.parse.encoding import detect_encoding
+
+    encoding = encoding_of(page, charset, detect_encoding(page, from_html_meta=True))
+    return page.decode(encoding, "replace").removeprefix("\ufeff")
+
+
+def encoding_of(data: bytes, *said: str) -> str:
+    """How a text that begins so is encoded: by its byte order mark, the first name that is `said` and fits, its bytes.
 
     A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    said = "" if page.startswith(_MARKS) else charset
-    guesses = (
-        lambda: said,
-        lambda: detect_encoding(page, from_html_meta=True),
-        lambda: "utf-8",
-        lambda: detect_encoding(page),
-    )
-    for guess in guesses:  # the later ones take time
-        with contextlib.suppress(LookupError, TypeError, ValueError):
-            name = map_encoding_to_html5(guess(), False)
-            return page.decode(_LARGER.get(name, name)).removeprefix("\ufeff")
-    return page.decode("utf-8", "replace")
-
-
-def encoding_of(data: bytes) -> str:
-    """How the text, no page, that begins so is encoded: utf-8, utf-16, or what its bytes look like."""
-    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-
-    even, odd = (data[start::2].count(0) > len(data) / 5 for start in (0, 1))
-    if data.startswith(_MARKS[1:]):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if even != odd:
-        return "utf-16-be" if even else "utf-16-le"
-    with contextlib.suppress(UnicodeDecodeError):
-        codecs.getincrementaldecoder("utf-8")().decode(data)
-        return "utf-8"
-    found = map_encoding_to_html5(detect_encoding(data), False)
+    even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))
+    guesses = [] if data.startswith(codecs.BOM_UTF8) else [*said, *["utf-16-be" if even else "utf-16-le"] * (even != odd)]
+    for guess in (*guesses, "utf-8"):
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            name = map_encoding_to_html5(guess, False)
+            codecs.getincrementaldecoder(_LARGER.get(name, name))().decode(data)
+            return _LARGER.get(name, name)
+    found, text = map_encoding_to_html5(detect_encoding(data), False), data.decode("utf-8", "replace")
+    if found == "utf-8" and 2 * text.count("\ufffd") < sum(mark > "\x7f" for mark in text):
+        return "utf-8"  # with broken letters
     return "cp1252" if found in ("utf-8", "windows-1252", "iso8859-15") else _LARGER.get(found, found)
 
 
@@ -276,7 +268,7 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     not strict may be one JSON value of any kind.
     """
     with reading(name) as stream:
-        head = stream.peek(_STEP)
+        head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
         encoding = encoding_of(head)
         other = "cp1252" if encoding == "utf-8" else encoding
 

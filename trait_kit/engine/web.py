@@ -32,7 +32,7 @@ import yaml
 from loguru import logger
 
 from trait_kit.engine.files import digest, made_once
-from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, parted, torn
+from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
 from trait_kit.engine.streams import (
     Damaged,
     Source,
@@ -160,7 +160,7 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: or it would hold the lock that it has inherited
     try:
         return _document(packed) if packed else []
-    except ValueError as error:
+    except Refused as error:
         reason = str(error)
     except BaseException as error:  # Rust's panics are no Exceptions
         reason = f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"
@@ -177,7 +177,7 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
         url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
         found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
-        raise ValueError(empty)
+        raise Refused(empty)
     said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (encoding != "utf-8")
     return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
 
@@ -185,7 +185,7 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
 def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
     """(text, formulas that it lacks, encoding of a plain text) of a file; a PDF of pictures has none before OCR."""
     if len(body) > _FILE_BYTES:
-        raise ValueError(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
+        raise Refused(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
     kind = format_of(name)[0]
     if kind == ".pdf":
         from pypdf import PdfReader
@@ -200,25 +200,25 @@ def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
 
 def _checked(text: str) -> str:
     if len(_CONTROL.findall(text, 0, 2_000)) > 40:
-        raise ValueError(f"{UNREADABLE}: its body is no text")
+        raise Refused(f"{UNREADABLE}: its body is no text")
     return text
 
 
 def _text(record: Any, body: bytes) -> tuple[str, int]:
-    """(text, formulas that it lacks) of a record; ValueError says why it has none."""
+    """(text, formulas that it lacks) of a record; Refused says why it has none."""
     http = record.http_headers if record.is_http else record.headers
     said = ("" if http is None else http.get("Content-Type") or "").lower()
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
     plain = str(record.record_type) == "conversion" and "html" not in said
     if record.is_http and (http is None or not http.status_code):
-        raise ValueError(f"{UNREADABLE}: no HTTP response")
+        raise Refused(f"{UNREADABLE}: no HTTP response")
     if record.is_http and http.status_code != 200:
-        raise ValueError(f"{SKIPPED}: HTTP status {http.status_code}")
+        raise Refused(f"{SKIPPED}: HTTP status {http.status_code}")
     if not plain and "html" not in said and (said or begins not in (b"<", b"")):
-        raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
+        raise Refused(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
-        raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
+        raise Refused(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
     text = _checked(decode(body, charset[1] if charset else ""))
     return (text, 0) if plain else extract(text)
 
