@@ -36,21 +36,13 @@ Read = TypeVar("Read")
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number.
-
-    JSON is a list of rows, lines, rows by id, or one list beside other things ({'version': 1, 'data': [...]}).
-    """
+    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
     if form_of(path) not in FORMS:
         raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
     try:
-        rows = list(records(str(path)))
+        return list(records(str(path)))
     except Damaged as damage:
         raise TraitError(f"{path} cannot be read: {damage}. Repair the file, or name another one.") from None
-    if form_of(path) == ".json" and len(rows) == 1 and isinstance(rows[0], dict):
-        lists = [value for value in rows[0].values() if isinstance(value, list)]
-        by_id = all(isinstance(row, dict) for row in rows[0].values())
-        rows = [{"id": key, **row} for key, row in rows[0].items()] if by_id else lists[0] if len(lists) == 1 else rows
-    return rows
 
 
 def form_of(path: Path) -> str:

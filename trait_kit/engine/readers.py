@@ -126,19 +126,18 @@ def _as_strings(table: pa.Table, name: str, as_hex: bool) -> pa.Array:
     with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if not fixed:
             return array.cast(pa.string())
-
-    def digits(value: bytes) -> str | None:
-        if not fixed:
-            with contextlib.suppress(UnicodeDecodeError):
-                return value.decode()
-        return (str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()) if as_hex else None
-
-    values = array.to_pylist()
-    return pa.array([digits(value) if isinstance(value, bytes) else _printed(value) for value in values], pa.string())
+    return pa.array([_printed(value, fixed, as_hex) for value in array.to_pylist()], pa.string())
 
 
-def _printed(value: Any) -> str | None:
-    return value if isinstance(value, str) or value is None else json.dumps(value, default=str)
+def _printed(value: Any, fixed: bool = False, as_hex: bool = False) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        return json.dumps(value, default=str)
+    if not fixed:
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return (str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()) if as_hex else None
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:

@@ -264,8 +264,8 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
     A line that is not UTF-8 is in what the beginning of its file looks like (else Windows' Western encoding), or if that is
-    not to be (`strict`) keeps its bytes as surrogates. Only UTF-16 and an array are held in memory as a whole; and what is
-    not strict may be one JSON value of any kind.
+    not to be (`strict`) keeps its bytes as surrogates. What is not strict may also be JSON of rows by id, or one list beside
+    other things ({'version': 1, 'data': [...]}). Only UTF-16 and such a .json file are held in memory as a whole.
     """
     with reading(name) as stream:
         head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
@@ -287,8 +287,11 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
             data = stream.read()
             try:
                 values = json.loads(decoded(data))
-                yield from map(json.dumps, values if isinstance(values, list) else [values])
-            except (ValueError, RecursionError) as error:
+                if isinstance(values, dict):
+                    lists = [value for value in values.values() if isinstance(value, list)]
+                    values = lists[0] if len(lists) == 1 else [{"id": key, **row} for key, row in values.items()]
+                yield from map(json.dumps, values)
+            except (ValueError, TypeError, RecursionError) as error:
                 if array:
                     raise Damaged(f"no JSON array: {error}", len(data)) from error
                 stream = io.BytesIO(data)
