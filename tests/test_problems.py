@@ -441,7 +441,7 @@ def test_tables_are_read_however_they_are_written(tmp_path: Path, encoding: str,
     assert set(frame["question"]) == {f"{text}{divider} zu\n  zweit", "Und 3 + 5?"}
     with path.open("ab") as stream:
         stream.write(divider.join(["Wie viele", " und warum?", "9"]).encode(encoding.replace("16", "16-le")))
-    with pytest.raises(TraitError, match=r"rows\.csv, row 3: more cells than columns: \['9'\]"):
+    with pytest.raises(TraitError, match=r"rows\.csv, row 3: 3 cells in 2 columns"):
         load_problems([write_task(tmp_path, "rows.csv", splits={"test": "all"})], "test", 5)
 
 

@@ -321,8 +321,6 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
         else:
             more = record.pop(None, [])
             cells = len(more) + sum(cell is not None for cell in record.values())
-            if why := problem or (text and (any(more) or cells < len(names)) and f"{cells} cells in {len(names)} columns"):
-                record = Refused(why)
-            elif more:
-                record = Refused(f"more cells than columns: {more}; a text that holds the delimiter needs quotes")
+            if problem or any(more) or (text and cells < len(names)):
+                record = Refused(problem or f"{cells} cells in {len(names)} columns")
         yield record

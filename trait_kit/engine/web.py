@@ -31,20 +31,10 @@ import pyarrow.parquet as pq
 import yaml
 from loguru import logger
 
+from trait_kit.engine import streams
 from trait_kit.engine.files import digest, made_once
 from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
-from trait_kit.engine.streams import (
-    Damaged,
-    Source,
-    Steps,
-    decode,
-    documents_in,
-    encoding_of,
-    format_of,
-    is_document,
-    reading,
-    say,
-)
+from trait_kit.engine.streams import Damaged, Steps, decode, documents_in, encoding_of, format_of, is_document, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
@@ -58,7 +48,7 @@ _LITTLE = 300  # characters of main text, below which it was missed in 17 of 18 
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
 
 
-def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
+def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
     """The documents of a WARC or WET file, or of files that are one each (names by line), from `cache` where they are."""
     libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
@@ -68,7 +58,7 @@ def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Ite
         part = parted(pa.table(batch), source.name)
         for reject in part.rejected:
             if reject.reason.startswith(f"{SKIPPED}: read as "):
-                say(reject.source, reject.reason.rpartition(" ")[2])
+                streams.say(reject.source, reject.reason.rpartition(" ")[2])
         yield part
 
 
