@@ -122,7 +122,7 @@ def find(spec: str) -> list[Source]:
             inside = store.glob(inner, detail=True)
     except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
-    names = [name for name in sorted(inside) if inside[name]["type"] == "file"]
+    names = [name for name in sorted(inside) if inside[name]["type"] != "directory"]
     if folder or "/." not in inner:  # no hidden ones unasked
         names = [name for name in names if "/." not in name.removeprefix(inner)]
     if not names:
