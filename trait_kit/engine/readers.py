@@ -36,7 +36,7 @@ COLUMNS = ("id", "text", "source", "url")
 SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
 # a record as a reader finds it; or with a `reason` what cannot be used, and how many records that is, if not one
 FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
-PART_BYTES, _PIECE_ROWS = 4_000_000, 200  # of text, about; rows that are decoded at once
+PART_BYTES = 4_000_000  # of text, about
 _LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
 csv.field_size_limit(_LINE_BYTES)
 
@@ -181,7 +181,9 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
         starts = np.cumsum([0, *_group_rows(file)]).tolist()
         wanted = _wanted(columns, file.schema_arrow.names)
         for index in range(first, file.num_row_groups if stop < 0 else stop):
-            pieces = map(pa.table, file.iter_batches(_PIECE_ROWS, row_groups=[index], columns=wanted))
+            group = file.metadata.row_group(index)
+            rows = int(np.clip(PART_BYTES / 4 * group.num_rows / max(group.total_byte_size, 1), 20, 2_000))
+            pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
             yield from _read(name, pieces, starts[index], starts[index + 1], columns)
 
 
@@ -211,7 +213,7 @@ def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) ->
     """The rows first..stop of a hub data set (stop = -1: to the last)."""
     stop = len(data) if stop < 0 else min(stop, len(data))
     part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
-    yield from _read(origin, part.iter(_PIECE_ROWS), first, stop, columns)
+    yield from _read(origin, part.iter(200), first, stop, columns)
 
 
 @functools.lru_cache(maxsize=2)
@@ -255,17 +257,20 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
         yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty"}
 
 
-def _strings(record: Any, columns: Columns) -> dict[str, str | None]:
-    """The columns of a record as strings; Refused says why it is no document."""
+def _strings(record: Any, columns: Columns) -> dict[str, str]:
+    """The columns that a record has, as strings; Refused says why it is no document."""
     if isinstance(record, Refused):
         raise record
-    if not isinstance(record, dict) or not isinstance(record.get(columns.text), str):
+    text = record.get(columns.text) if isinstance(record, dict) else None
+    if not isinstance(text, str):
         found = listed(record) if isinstance(record, dict) else type(record).__name__
         raise Refused(f"it has no string '{columns.text}', but {found}")
-    values = {name: record.get(getattr(columns, name)) for name in COLUMNS}
-    values["text"].encode()  # broken bytes, and half a surrogate pair, are no characters
-    texts = ((name, _printed(value)) for name, value in values.items())
-    return {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in texts}
+    text.encode()  # broken bytes, and half a surrogate pair, are no characters
+    found = {"text": text}
+    for name in ("id", "source", "url"):
+        if (value := record.get(getattr(columns, name))) is not None:
+            found[name] = _printed(value).encode("utf-8", "backslashreplace").decode()
+    return found
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:

@@ -273,10 +273,11 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
         other = "cp1252" if encoding == "utf-8" else encoding
 
         def decoded(line: bytes) -> str:
-            with contextlib.suppress(UnicodeDecodeError):
+            try:
                 return line.decode("utf-8", "surrogateescape" if strict else "strict").removeprefix("\ufeff")
-            say(name, f"utf-8, with lines of {other}")
-            return line.decode(other, "replace")
+            except UnicodeDecodeError:
+                say(name, f"utf-8, with lines of {other}")
+                return line.decode(other, "replace")
 
         if encoding.startswith("utf-16"):
             say(name, encoding)
