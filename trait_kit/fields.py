@@ -36,9 +36,9 @@ Read = TypeVar("Read")
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
+    """The rows of a file in one of FORMS (also .gz, .zst), for `usable`; cells of a table stay text: '007' is no number."""
     if form_of(path) not in FORMS:
-        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
+        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst.")
     try:
         return list(records(str(path)))
     except Damaged as damage:

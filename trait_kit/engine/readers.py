@@ -1,9 +1,8 @@
 """Records of Parquet, JSON, CSV and hub data sets as clean Arrow tables, and what could not be used: where, why, how many.
 
 Columns are checked at once (hundreds of megabytes a second); lines are parsed one by one. Rows count from 1: lines of a
-JSONL file, rows of a table or data set. One bad record never stops a job, nor does damage to a whole stretch of
-a file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it
-cost.
+JSONL file, rows of a table. No bad record stops a job, nor does damage to a whole stretch of a file: it stands in
+`rejected` under one of five reasons, with what exactly behind a colon, and how many records it cost.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ SKIPPED = "skipped"  # an ordinary page of the web without text to read, which i
 
 COLUMNS = ("id", "text", "source", "url")
 SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
-# a record as a reader finds it; or with a `reason` what cannot be used, and how many records that is, if not one
+# a record as it is found; or with a `reason` what cannot be used, and how many records that is, if not one
 FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
 PART_BYTES = 4_000_000  # of text, about
 _LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
@@ -75,10 +74,7 @@ class Refused(ValueError):
 
 
 def parted(found: pa.Table, origin: str) -> Part:
-    """The usable ones of these records (FOUND), and the others, neighbours with one reason as one, so that they stay few.
-
-    `origin`: the file of those that name none.
-    """
+    """These records (FOUND) of a file: the usable ones; and the others, neighbours of one reason as one."""
     files = pc.fill_null(found["file"], origin)
     strings = {name: pc.if_else(pc.equal(found[name], ""), None, found[name]) for name in COLUMNS}
     strings["source"] = pc.coalesce(strings["source"], files)
@@ -98,7 +94,7 @@ def torn(row: int, what: object, records: int) -> dict[str, Any]:
 
 
 def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part:
-    """The records of a table whose first one is row `first` of its origin; by columns, so that millions stay fast."""
+    """The records of a table, whose first one is row `first` of its origin; by columns, which is fast."""
     if problem := _text_problem(table.schema, columns.text):
         return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
     found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
@@ -110,10 +106,10 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
 
 
 def _as_strings(table: pa.Table, name: str, as_hex: bool) -> pa.Array:
-    """A column, of one name the first, as strings; Arrow does not check the bytes of those, so they are checked here.
+    """A column, of one name the first, as strings; their bytes are checked here, for Arrow does not.
 
-    Numbers and dates are taken as they print, structures as JSON. Bytes that are no text are missing, or with `as_hex`
-    hexadecimal digits, 16 of them a UUID.
+    Numbers and dates are as they print, structures JSON. Bytes that are no text are missing, or with `as_hex` hexadecimal
+    digits, 16 of them a UUID.
     """
     if name not in table.column_names:
         return pa.nulls(len(table), pa.string())
@@ -154,7 +150,7 @@ def _text_problem(schema: pa.Schema, text: str) -> str:
 
 
 def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns: Columns) -> Iterator[Part]:
-    """The rows row..stop (from 0) of a table that comes in pieces, some together; damage costs the rest of them."""
+    """The rows row..stop (from 0) of a table that comes in pieces; damage costs the rest of them."""
     try:
         with arrow_damage(origin):
             for some in constrained_batches(pieces, PART_BYTES, get_len=lambda piece: piece.nbytes, strict=False):
@@ -166,12 +162,12 @@ def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns:
 
 
 def _wanted(columns: Columns, names: list[str]) -> list[str]:
-    """The columns to read; all where the text is not among them, so that they can be named."""
+    """The columns to read; all where the text is none of them, to name them."""
     return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
 
 
 def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
-    """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
+    """The row groups first..stop of a Parquet file (stop = -1: to the last); damage costs the rest of one."""
     try:
         file = _parquet(name)
     except Damaged as damage:
@@ -199,7 +195,7 @@ def _parquet(name: str) -> pq.ParquetFile:
 
 @functools.lru_cache(maxsize=100_000)
 def row_groups(name: str, _content: str) -> list[int]:
-    """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
+    """The rows of each row group; none where the footer is damaged, which reading will report."""
     if format_of(name)[0] != ".parquet":
         return []
     try:
@@ -276,8 +272,7 @@ def _strings(record: Any, columns: Columns) -> dict[str, str]:
 def records(name: str, text: str = "") -> Iterator[Any]:
     """What the lines of JSON or rows of a table hold: dicts, `Refused` where one is none, None of a blank line.
 
-    Without the column `text` of documents it is a task's file: in any encoding; rows may lack cells, but a fault in how a
-    table is divided is Damaged.
+    Without the column `text` of documents, of a task's file: rows may lack cells, but a table wrongly divided is Damaged.
     """
     kind = format_of(name)[0]
     if kind == ".parquet":
@@ -295,8 +290,7 @@ def _of_json(found: Iterable[str]) -> Iterator[Any]:
             yield json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
             long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
-            why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document" if long else f"not valid JSON: {error}"
-            yield Refused(why)
+            yield Refused("longer than 32 MB, which is no document" if long else f"not valid JSON: {error}")
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:

@@ -61,7 +61,7 @@ class Damaged(Exception):
 
 
 class Steps:
-    """A stream that is read by small steps, and tells how far, which decompressing ones don't know and FastWARC asks."""
+    """A stream that is read by small steps, and tells how far, which a decompressing one does not know."""
 
     closed = False
 
@@ -89,7 +89,7 @@ def is_url(name: str) -> bool:
 
 
 def format_of(name: str) -> tuple[str, str]:
-    """(key of FORMATS, packing) that say how a file is read, empty where nothing does; `A.JSON.GZ`: (".json", ".gz")."""
+    """(key of FORMATS, packing) of a file, empty where it has none; of `A.JSON.GZ`: (".json", ".gz")."""
     path = (re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name).lower()
     packing = next((ending for ending in _PACKINGS if path.endswith(ending)), "")
     return next((ending for ending in FORMATS if path.removesuffix(packing).endswith(ending)), ""), packing
@@ -101,7 +101,7 @@ def is_document(name: str) -> bool:
 
 
 def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
-    """About how many documents so many bytes of a file hold: by the `found` ones in `good` bytes, or else by its kind."""
+    """About how many documents so many bytes of a file hold: as the `found` ones in `good` bytes, else its kind."""
     kind, packing = format_of(name)
     return size * found // good if found else int(size * (2.5 if packing else 1) / FORMATS[kind])
 
@@ -109,7 +109,7 @@ def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
 def find(spec: str) -> list[Source]:
     """The files of a path, URL, glob or folder in the order of their names; TraitError if none can be read.
 
-    Of a folder those that can be read are taken, however deep, but for hidden ones; it is said which are passed over.
+    Of a folder those that can be read, however deep, but for hidden ones; it is said which are passed over.
     """
     path = os.path.expanduser(spec)
     try:
@@ -120,7 +120,7 @@ def find(spec: str) -> list[Source]:
             inside = store.find(inner, detail=True)
         elif not inside and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
             inside = store.glob(inner, detail=True)
-    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
+    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
     names = [name for name in sorted(inside) if inside[name]["type"] != "directory"]
     if folder or "/." not in inner:  # no hidden ones unasked
@@ -241,7 +241,7 @@ def decode(page: bytes, charset: str = "") -> str:
 def encoding_of(data: bytes, *said: str) -> str:
     """How a text that begins so is encoded: by its byte order mark, the first name that is `said` and fits, its bytes.
 
-    A name that is wrong (unknown, or the bytes do not fit) is passed over, because headers and pages often are.
+    Names that are unknown or do not fit are passed over, because headers and pages are often wrong.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
@@ -263,9 +263,9 @@ def encoding_of(data: bytes, *said: str) -> str:
 def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
-    A line that is not UTF-8 is in what the beginning of its file looks like (else Windows' Western encoding), or if that is
-    not to be (`strict`) keeps its bytes as surrogates. What is not strict may also be JSON of rows by id, or one list beside
-    other things ({'version': 1, 'data': [...]}). Only UTF-16 and such a .json file are held in memory as a whole.
+    A line that is not UTF-8 is in what the file's beginning looks like (else cp1252), or if `strict` keeps its bytes as
+    surrogates. If not, JSON may also be rows by id, or one list beside other things ({'version': 1, 'data': [...]}). Only
+    UTF-16 and such JSON are held in memory as a whole.
     """
     with reading(name) as stream:
         head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])

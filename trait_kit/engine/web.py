@@ -1,9 +1,9 @@
 """Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
 FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
-are counted as the documents that they probably held. What is extracted is kept in a folder that the caller gives: a
-file is extracted once, whoever asks. That runs in a child process (datatrove's sandbox), because it reads whatever the web
-wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
+are counted as the documents that they probably held. A file is extracted once, whoever asks, in a child process
+(datatrove's sandbox), because it reads whatever the web wrote: a page that hangs, crashes or fills the memory ends the
+child and is lost; the next page gets another child.
 
 A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
 No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So
@@ -49,7 +49,7 @@ _PASSED = 100  # bytes between records that hold none: line ends, and how header
 
 
 def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
-    """The documents of a WARC or WET file, or of files that are one each (names by line), from `cache` where they are."""
+    """The documents of a WARC or WET file, or of files of one each (names by line), kept in the folder `cache`."""
     libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
     key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])

@@ -157,9 +157,8 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
 
-    Each has an id that was not seen before; one that is missing is made from the text, so that it stays when a file moves,
-    and is the same wherever a text repeats. Damage never raises: it is in `rejected`. A file that cannot be had is a
-    TraitError: the next attempt may succeed.
+    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves, and is
+    the same wherever a text repeats. Damage never raises, but a file that cannot be had: the next attempt may succeed.
     """
     seen: set[int] = set()
     example = ""
@@ -260,7 +259,7 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
 def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
     """The `documents` or `held_out` ones (COLUMNS) at the beginnings of these shards, until there are `most`.
 
-    They come from at least `spread` shards, where there are so many, the first ones first, and stand in the corpus' order.
+    They come from at least `spread` shards, if there are so many, the first ones first, and stand in the corpus' order.
     """
     quota, found = -(-most // min(spread, len(shards) or 1)), {}
     for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
