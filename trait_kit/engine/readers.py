@@ -290,7 +290,8 @@ def _of_json(found: Iterable[str]) -> Iterator[Any]:
             yield json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
             long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
-            yield Refused("longer than 32 MB, which is no document" if long else f"not valid JSON: {error}")
+            why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document"
+            yield Refused(why if long else f"not valid JSON: {error}")
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
