@@ -263,26 +263,28 @@ def encoding_of(data: bytes, *said: str) -> str:
 def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
-    A line that is not UTF-8 is in what the file's beginning looks like (else cp1252), or if `strict` keeps its bytes as
-    surrogates. If not, JSON may also be rows by id, or one list beside other things ({'version': 1, 'data': [...]}). Only
-    UTF-16 and such JSON are held in memory as a whole.
+    They are in what the first ones look like, or else in cp1252; if `strict`, in UTF-8, and other bytes are surrogates. If
+    not, JSON may also be rows by id, or one list beside other things ({'version': 1, 'data': [...]}). Only UTF-16 and such
+    JSON are held in memory as a whole.
     """
     with reading(name) as stream:
         head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
         encoding = encoding_of(head)
-        other = "cp1252" if encoding == "utf-8" else encoding
+        if encoding.startswith("utf-16"):
+            say(name, encoding)
+            head, encoding = stream.read().decode(encoding, "replace").encode(), "utf-8"
+            stream = io.BytesIO(head)
+        encoding = "utf-8" if strict else encoding
+        if encoding != "utf-8":
+            say(name, encoding)
 
         def decoded(line: bytes) -> str:
             try:
-                return line.decode("utf-8", "surrogateescape" if strict else "strict").removeprefix("\ufeff")
+                return line.decode(encoding, "surrogateescape" if strict else "strict").removeprefix("\ufeff")
             except UnicodeDecodeError:
-                say(name, f"utf-8, with lines of {other}")
-                return line.decode(other, "replace")
+                say(name, f"{encoding}, with lines of cp1252")
+                return line.decode("cp1252", "replace")
 
-        if encoding.startswith("utf-16"):
-            say(name, encoding)
-            head = stream.read().decode(encoding, "replace").encode()
-            stream = io.BytesIO(head)
         array = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         if format_of(name)[0] == ".json" and (array or not strict):
             data = stream.read()
