@@ -90,7 +90,7 @@ def parted(found: pa.Table, origin: str) -> Part:
 
 def torn(row: int, what: object, records: int) -> dict[str, Any]:
     """What follows the record `row` of a file, and is lost."""
-    return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": records}
+    return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": max(records, 1)}
 
 
 def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part:
@@ -247,7 +247,7 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
                 lost = getattr(error, "records", 1)
                 yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": lost}
     except Damaged as damage:
-        yield torn(row, damage, max(documents_in(name, damage.lost, row, damage.good), 1))
+        yield torn(row, damage, documents_in(name, damage.lost, row, damage.good))
         return
     if not row:
         yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty"}

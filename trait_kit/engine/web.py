@@ -104,7 +104,7 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
-        lost = max(documents_in(name, damage.lost, found, damage.good), 1)
+        lost = documents_in(name, damage.lost, found, damage.good)
         unread = documents_in(kind, steps.tell() - end, found, size) if steps else 0
         yield torn(found, damage, lost + unread)
 
