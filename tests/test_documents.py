@@ -23,7 +23,7 @@ from trait_kit.engine import streams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.readers import Reject
 from trait_kit.selection import documents
-from trait_kit.selection.documents import fingerprint, identified, list_shards, load_documents, on_topic, read_shard
+from trait_kit.selection.documents import fingerprint, list_shards, load_documents, on_topic, read_shard
 from trait_kit.tables import SCHEMAS
 
 GOOD = [{"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"}, {"id": "b", "text": "Gamma delta — ünï."}]
@@ -43,8 +43,7 @@ def reasons(spec: str | Path) -> list[tuple[int, str]]:
 
 
 def rejects(spec: str | Path) -> list[Reject]:
-    parts = (part for shard in list_shards(str(spec)) for part in read_shard(shard))
-    return [reject for part, _ in identified(parts) for reject in part.rejected]
+    return [reject for shard in list_shards(str(spec)) for part in read_shard(shard) for reject in part.rejected]
 
 
 # The demo corpora

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from trait_kit.engine import pages
 from trait_kit.engine import web as web_pages
 from trait_kit.engine.readers import Part
 from trait_kit.engine.streams import find
@@ -316,7 +315,7 @@ KINDS = {
 def test_formulas_survive_as_tex(kind: str) -> None:
     formulas = [rf"x_{{{n}}}=\frac{{-b\pm\sqrt{{b^2-{n}ac}}}}{{2a}}" for n in range(34)]
     written = [f"<p>Case {n} has {KINDS[kind].replace('{tex}', tex)} as roots.</p>" for n, tex in enumerate(formulas)]
-    text, lost = pages.extract(page(ENGLISH + "".join(written)))
+    text, lost = web_pages.extract(page(ENGLISH + "".join(written)))
     assert lost == 0
     assert all(text.count(tex) == 3 * 4 for tex in formulas)  # as often as `page` repeats it
     assert "?" not in text
@@ -338,7 +337,7 @@ def test_formulas_survive_as_tex(kind: str) -> None:
 )
 def test_mathml_without_its_tex_is_written_in_tex(mathml: str, tex: str) -> None:
     for wrapped in (f"<math>{mathml}</math>", f"<mjx-container><mjx-assistive-mml><math>{mathml}</math></mjx-container>"):
-        text, lost = pages.extract(page(f"{ENGLISH} Then {wrapped} holds."))
+        text, lost = web_pages.extract(page(f"{ENGLISH} Then {wrapped} holds."))
         assert (lost, f"Then ${tex}$ holds." in text) == (0, True)
 
 
@@ -348,7 +347,7 @@ def test_powers_tables_and_code_keep_their_meaning() -> None:
         "the 1<sup>st</sup><sup>[3]</sup></p><table><tr><th>n</th><th>square</th></tr><tr><td>7</td><td>49</td></tr></table>"
         "<pre><code>def f(x):\n    if x:\n        return 1</code></pre><p>"
     )
-    text, _ = pages.extract(page(ENGLISH + html))
+    text, _ = web_pages.extract(page(ENGLISH + html))
     assert "2^10 = 1024, 10^-3 m, x_1, b^{n+1}, y^{n_1}, the 1st[3]" in text
     assert re.search(r"n\s+square\n7\s+49\n", text)
     assert "def f(x):\n    if x:\n        return 1" in text
@@ -356,8 +355,8 @@ def test_powers_tables_and_code_keep_their_meaning() -> None:
 
 def test_a_page_of_hardly_any_main_text_is_taken_whole() -> None:
     hidden = f"<html><body><div class='sidebar'><p>{ENGLISH * 20}</p></div><main><p>Short.</p></main></body></html>"
-    assert ENGLISH.strip() in pages.extract(hidden)[0]
-    assert "Imprint" not in pages.extract(page(ENGLISH))[0]
+    assert ENGLISH.strip() in web_pages.extract(hidden)[0]
+    assert "Imprint" not in web_pages.extract(page(ENGLISH))[0]
 
 
 def test_formulas_that_are_left_out_are_counted_and_cost_no_document(tmp_path: Path) -> None:
@@ -370,7 +369,7 @@ def test_formulas_that_are_left_out_are_counted_and_cost_no_document(tmp_path: P
 
 
 def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    def hostile(html: str, extract=pages.extract) -> tuple[str, int]:
+    def hostile(html: str, extract=web_pages.extract) -> tuple[str, int]:
         if "HANG" in html:
             time.sleep(60)
         if "LOOP" in html:
@@ -382,7 +381,7 @@ def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else
             raise KeyError("private words")
         return extract(html)
 
-    monkeypatch.setattr(pages, "extract", hostile)  # the child is a fork of this process
+    monkeypatch.setattr(web_pages, "extract", hostile)  # the child is a fork of this process
     bad = [record(number, page(word).encode()) for number, word in enumerate(("HANG", "CRASH", "LOOP", "RAISE"), start=2)]
     started = time.monotonic()
     documents, rejected = read(write(tmp_path / "d.warc", [good(1), *bad, good(6)]), seconds_per_page=2)

@@ -5,12 +5,7 @@ is a column (one that is no word: {row['its name']}), a filter is one of FILTERS
 reference and nothing else keeps the value's type, so that "{choices}" stays a list.
 """
 
-import csv
-import gzip
-import io
-import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -20,7 +15,6 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Annotated, Any, TypeVar
 
-import pyarrow.parquet as pq
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
@@ -28,7 +22,9 @@ from pydantic import AfterValidator
 from trait_kit.answers import braced
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.numbers import quantity
-from trait_kit.engine.pages import encoding_of
+from trait_kit.engine.readers import Refused as FieldError
+from trait_kit.engine.readers import records
+from trait_kit.engine.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LAID_OUT = ("question", "answer", "solution", "choices")  # keep their line breaks and indentation: code is nothing without
@@ -36,62 +32,22 @@ Row = dict[str, Any]
 Read = TypeVar("Read")
 
 
-class FieldError(ValueError):
-    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
-
-
 # Rows
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a file in one of FORMS (also .gz), for `usable`; cells of a table stay text: '007' is no number."""
-    form = form_of(path)
-    if form not in FORMS:
-        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz.")
+    """The rows of a file in one of FORMS (also .gz, .zst), for `usable`; cells of a table stay text: '007' is no number."""
+    if form_of(path) not in FORMS:
+        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst.")
     try:
-        if form == ".parquet":
-            return pq.read_table(path).to_pylist()
-        text = _decoded(path, gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes())
-        if form in (".csv", ".tsv"):
-            return list(_cells(text))
-        return _listed(text) if form == ".json" else text.split("\n")
-    except (OSError, EOFError, ValueError, TypeError, RecursionError, csv.Error, zlib.error) as error:
-        raise TraitError(f"{path} cannot be read: {error}. Repair the file, or name another one.") from None
+        return list(records(str(path)))
+    except Damaged as damage:
+        raise TraitError(f"{path} cannot be read: {damage}. Repair the file, or name another one.") from None
 
 
 def form_of(path: Path) -> str:
     """What a file's name says it holds, one of FORMS for rows: '.csv' of 'Quiz.CSV.gz'."""
-    return next((suffix for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "").lower()
-
-
-def _decoded(path: Path, data: bytes) -> str:
-    """Text in UTF-8, or else in what its bytes look like, which is said."""
-    encoding = encoding_of(data)
-    if encoding != "utf-8":
-        say(f"{path} is not UTF-8, and read as {encoding}.")
-    return data.decode(encoding).removeprefix("\ufeff")
-
-
-def _cells(text: str) -> Iterator[Row]:
-    """The rows of a table of text; its delimiter is the commonest in its first line."""
-    head = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=head.count), strict=True)
-    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns have one name: {', '.join(names)[:200]}")
-    return reader
-
-
-def _listed(text: str) -> list[Any]:
-    """The rows of JSON: a list, rows by id, one list beside other things ({'version': 1, 'data': [...]}), or lines."""
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return text.split("\n")
-    if isinstance(data, dict):
-        lists = [value for value in data.values() if isinstance(value, list)]
-        data = lists[0] if len(lists) == 1 else [{"id": key, **row} for key, row in data.items()]
-    return list(data)
+    return format_of(str(path))[0]
 
 
 @cache
@@ -103,33 +59,23 @@ def say(line: str) -> None:
 def usable(
     rows: Iterable[Any], read: Callable[[Row], Read], where: object, skipped: Counter[str] | None = None
 ) -> Iterator[Read]:
-    """What `read` makes of each row or line of JSON; blank lines are none.
+    """What `read` makes of each row; blank lines are none.
 
     One that it refuses is counted in `skipped` by reason; without that it stops with its place `where`, from 1.
     """
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, str) and not row.strip():
+        if row is None:
             continue
         try:
-            found = read(_parsed(row))
+            if not isinstance(row, dict):
+                raise row if isinstance(row, FieldError) else FieldError(f"no named fields: {str(row)[:60]!r}")
+            found = read(row)
         except FieldError as error:
             if skipped is None:
                 raise TraitError(f"{where}, row {number}: {error}. Repair the row, or the template that reads it.") from None
             skipped[str(error).partition(": ")[0]] += 1
         else:
             yield found
-
-
-def _parsed(row: Any) -> Row:
-    try:
-        row = json.loads(row) if isinstance(row, str) else row
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise FieldError(f"no named fields: {str(row)[:60]!r}")
-    if None in row:
-        raise FieldError(f"more cells than columns: {str(row[None])[:60]}; a text that holds the delimiter needs quotes")
-    return row
 
 
 # Templates

@@ -1,9 +1,8 @@
 """Records of Parquet, JSON, CSV and hub data sets as clean Arrow tables, and what could not be used: where, why, how many.
 
 Columns are checked at once (hundreds of megabytes a second); lines are parsed one by one. Rows count from 1: lines of a
-JSONL file, rows of a table or data set. One bad record never stops a job, nor does damage to a whole stretch of
-a file: it stands in `rejected` under one of five reasons, with what exactly behind a colon and how many records it
-cost.
+JSONL file, rows of a table. No bad record stops a job, nor does damage to a whole stretch of a file: it stands in
+`rejected` under one of five reasons, with what exactly behind a colon, and how many records it cost.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import csv
 import functools
 import itertools
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -19,19 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.files import TraitError, from_hub, listed
-from trait_kit.engine.pages import encoding_of
-from trait_kit.engine.streams import (
-    Damaged,
-    arrow_damage,
-    documents_in,
-    format_of,
-    is_url,
-    lines,
-    open_file,
-    say,
-)
+from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -40,12 +31,12 @@ REPEATED = "its id was seen before"
 SKIPPED = "skipped"  # an ordinary page of the web without text to read, which is no loss
 
 COLUMNS = ("id", "text", "source", "url")
+SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
+# a record as it is found; or with a `reason` what cannot be used, and how many records that is, if not one
+FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
 PART_BYTES = 4_000_000  # of text, about
-_PART_ROWS = 20_000
 _LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
 csv.field_size_limit(_LINE_BYTES)
-_STRINGS = [(name, pa.string()) for name in COLUMNS]
-SCHEMA = pa.schema([*_STRINGS, ("row", pa.int64()), ("file", pa.string())])
 
 
 class Columns(NamedTuple):
@@ -75,82 +66,73 @@ class Part(NamedTuple):
     held_out: pa.Table = SCHEMA.empty_table()  # usable, and for evaluation only
 
 
-def damaged(name: str, row: int, what: object, records: int) -> Part:
-    """A part that is lost."""
-    return Part(SCHEMA.empty_table(), [Reject(name, row, f"{DAMAGED}: {what}", records)])
+class Refused(ValueError):
+    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
+
+    records = 1  # that are lost with it, about
 
 
-def torn(name: str, row: int, damage: Damaged) -> Reject:
-    """What follows the record `row` of a file of lines or web records."""
-    lost = damage.lost * row // damage.good if row else documents_in(name, damage.lost)
-    return Reject(name, row, f"{DAMAGED}: its data after record {row} ({damage})", max(lost, 1))
+def parted(found: pa.Table, origin: str) -> Part:
+    """These records (FOUND) of a file: the usable ones; and the others, neighbours of one reason as one."""
+    files = pc.fill_null(found["file"], origin)
+    strings = {name: pc.if_else(pc.equal(found[name], ""), None, found[name]) for name in COLUMNS}
+    strings["source"] = pc.coalesce(strings["source"], files)
+    blank = pc.fill_null(pc.utf8_is_space(strings["text"]), True)
+    reasons = pc.coalesce(found["reason"], pc.if_else(blank, NO_TEXT, None))
+    documents = pa.table({**strings, "row": found["row"], "file": files}, SCHEMA)
+    others = pa.table([files, found["row"], reasons, pc.fill_null(found["records"], 1)], list(Reject._fields))
+    rejects = [Reject(**row) for row in others.filter(reasons.is_valid()).to_pylist()]
+    runs = split_when(rejects, lambda one, other: one.reason != other.reason or other.row != one.row + 1)
+    rejected = [run[0]._replace(records=sum(reject.records for reject in run)) for run in runs]
+    return Part(documents.filter(reasons.is_null()), rejected)
 
 
-def clean(
-    table: pa.Table,
-    rows: np.ndarray,
-    origin: str | pa.ChunkedArray,  # their file, or the file of each
-    columns: Columns = Columns(),
-    rejected: Iterable = (),
-) -> Part:
-    """Usable rows and rejected ones of a table; column by column, so that millions of rows stay fast."""
-    if len(rows) and (problem := _text_problem(table.schema, columns.text)):
-        return damaged(origin, int(rows[0]), problem, len(rows))
-    files = pa.repeat(pa.scalar(origin, pa.string()), len(rows)) if isinstance(origin, str) else origin.combine_chunks()
-    found: dict[str, pa.Array] = {"row": pa.array(rows), "file": files}
-    reasons: dict[int, str] = {}
-    for name in COLUMNS:
-        values, broken = _as_strings(table, getattr(columns, name), name == "id")
-        if name == "text":
-            reasons = dict.fromkeys(broken, f"{UNREADABLE}: text is not UTF-8")
-        found[name] = pc.if_else(pc.equal(values, ""), None, values)
-    found["source"] = pc.coalesce(found["source"], files)
-    blank = pc.fill_null(pc.utf8_is_space(found["text"]), True).to_numpy(zero_copy_only=False)
-    reasons = {index: NO_TEXT for index in np.flatnonzero(blank).tolist()} | reasons
-    keep = np.ones(len(rows), bool)
-    keep[list(reasons)] = False
-    documents = pa.table(found).select(SCHEMA.names).filter(pa.array(keep))
-    bad = [Reject(files[index].as_py(), int(rows[index]), reason, 1) for index, reason in reasons.items()]
-    return Part(documents, list(_runs([*rejected, *bad])))
+def torn(row: int, what: object, records: int) -> dict[str, Any]:
+    """What follows the record `row` of a file, and is lost."""
+    return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": max(records, 1)}
 
 
-def _runs(rejected: list[Reject]) -> Iterator[Reject]:
-    """Neighbours with one reason as one, so that the losses of a file of nothing else fit in memory."""
-    ordered = enumerate(sorted(rejected, key=lambda reject: reject.row))
-    for _, run in itertools.groupby(ordered, lambda pair: (pair[1].reason, pair[1].row - pair[0])):
-        rejects = [reject for _, reject in run]
-        yield rejects[0]._replace(records=sum(reject.records for reject in rejects))
+def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part:
+    """The records of a table, whose first one is row `first` of its origin; by columns, which is fast."""
+    if problem := _text_problem(table.schema, columns.text):
+        return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
+    found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
+    found["row"] = np.arange(first, first + len(table))
+    broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
+    found["reason"] = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
+    found |= {name: pa.nulls(len(table), FOUND.field(name).type) for name in ("file", "records")}
+    return parted(pa.table(found, FOUND), origin)
 
 
-def _as_strings(table: pa.Table, name: str, as_hex: bool) -> tuple[pa.Array, list[int]]:
-    """(strings, indices that are not UTF-8): Arrow does not check the bytes of a string column, so they are checked here.
+def _as_strings(table: pa.Table, name: str, as_hex: bool) -> pa.Array:
+    """A column, of one name the first, as strings; their bytes are checked here, for Arrow does not.
 
-    Numbers and dates are taken as they print; structures, of which no id or address is made, as missing; of columns of one
-    name the first. `as_hex`: bytes that are no text are written as hexadecimal digits, 16 of them as a UUID.
+    Numbers and dates are as they print, structures JSON. Bytes that are no text are missing, or with `as_hex` hexadecimal
+    digits, 16 of them a UUID.
     """
     if name not in table.column_names:
-        return pa.nulls(table.num_rows, pa.string()), []
+        return pa.nulls(len(table), pa.string())
     array = table.column(table.column_names.index(name)).combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
     fixed = pa.types.is_fixed_size_binary(array.type)
     if any(kind in str(array.type) for kind in ("string", "binary")):
         array = array.cast(pa.large_binary())
-    try:
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if not fixed:
-            return array.cast(pa.string()), []
-    except pa.ArrowNotImplementedError:
-        return pa.nulls(len(array), pa.string()), []
-    except pa.ArrowInvalid:
-        pass
-    values = array.to_pylist()
-    texts = [value and value.decode("utf-8", "replace") for value in values]
-    broken = [index for index, text in enumerate(texts) if text and (fixed or text.encode() != values[index])]
-    for index in broken if as_hex else ():
-        value = values[index]
-        texts[index] = str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
-    return pa.array(texts, pa.string()), broken
+            return array.cast(pa.string())
+    return pa.array([_printed(value, fixed, as_hex) for value in array.to_pylist()], pa.string())
+
+
+def _printed(value: Any, fixed: bool = False, as_hex: bool = False) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        return json.dumps(value, default=str)
+    if not fixed:
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return (str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()) if as_hex else None
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:
@@ -163,28 +145,45 @@ def _text_problem(schema: pa.Schema, text: str) -> str:
     return "" if strings else f"its column '{text}' holds {kind}, not strings"
 
 
-def _rows_a_part(rows: int, size: int) -> int:
-    return int(np.clip(PART_BYTES * rows // max(size, 1), 1, _PART_ROWS))
+# Tables
+
+
+def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns: Columns) -> Iterator[Part]:
+    """The rows row..stop (from 0) of a table that comes in pieces; damage costs the rest of them."""
+    try:
+        with arrow_damage(origin):
+            for some in constrained_batches(pieces, PART_BYTES, get_len=lambda piece: piece.nbytes, strict=False):
+                table = pa.concat_tables(some)
+                yield of_table(table, row + 1, origin, columns)
+                row += len(table)
+    except Damaged as damage:
+        yield parted(pa.Table.from_pylist([torn(row, damage, stop - row)], FOUND), origin)
 
 
 def _wanted(columns: Columns, names: list[str]) -> list[str]:
-    """The columns to read; all where the text is not among them, so that they can be named."""
+    """The columns to read; all where the text is none of them, to name them."""
     return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
 
 
-# Parquet
-
-
-@functools.lru_cache(maxsize=100_000)
-def row_groups(name: str, _content: str) -> list[int]:
-    """The rows of each row group of a Parquet file; empty where its footer is damaged, which reading it will report."""
-    if format_of(name)[0] != ".parquet":
-        return []
+def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
+    """The row groups first..stop of a Parquet file (stop = -1: to the last); damage costs the rest of one."""
     try:
-        with _parquet(name) as file:
-            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-    except Damaged:
-        return []
+        file = _parquet(name)
+    except Damaged as damage:
+        yield parted(pa.Table.from_pylist([torn(0, damage, documents_in(name, size))], FOUND), name)
+        return
+    with file:
+        starts = np.cumsum([0, *_group_rows(file)]).tolist()
+        wanted = _wanted(columns, file.schema_arrow.names)
+        for index in range(first, file.num_row_groups if stop < 0 else stop):
+            group = file.metadata.row_group(index)
+            rows = int(np.clip(PART_BYTES / 4 * group.num_rows / max(group.total_byte_size, 1), 20, 2_000))
+            pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
+            yield from _read(name, pieces, starts[index], starts[index + 1], columns)
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
 
 def _parquet(name: str) -> pq.ParquetFile:
@@ -193,137 +192,23 @@ def _parquet(name: str) -> pq.ParquetFile:
         return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
 
 
-def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
-    """The row groups first..stop of a Parquet file (stop = -1: to the last); one that is damaged costs the rest of it."""
+@functools.lru_cache(maxsize=100_000)
+def row_groups(name: str, _content: str) -> list[int]:
+    """The rows of each row group; none where the footer is damaged, which reading will report."""
+    if format_of(name)[0] != ".parquet":
+        return []
     try:
-        file = _parquet(name)
-    except Damaged as damage:
-        yield damaged(name, 0, damage, documents_in(name, size))
-        return
-    with file:
-        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
-        wanted = _wanted(columns, file.schema_arrow.names)
-        wide = 0  # bytes of a row, which encodings hide from the metadata
-        for index in range(first, len(groups) if stop < 0 else stop):
-            row, rows = starts[index], groups[index].num_rows
-            try:
-                with arrow_damage(name):
-                    for batch in file.iter_batches(100, row_groups=[index], columns=wanted) if not wide else ():
-                        wide = clean(pa.table(batch), np.arange(len(batch)), name, columns).documents.nbytes // len(batch)
-                        break
-                    size = _rows_a_part(rows, max(groups[index].total_byte_size, rows * wide))
-                    for batch in file.iter_batches(size, row_groups=[index], columns=wanted):
-                        part = clean(pa.table(batch), np.arange(row, row + batch.num_rows) + 1, name, columns)
-                        yield part
-                        row, wide = row + batch.num_rows, part.documents.nbytes // batch.num_rows
-            except Damaged as damage:
-                what = f"its row group {index} after row {row} ({damage})"
-                yield damaged(name, row, what, starts[index + 1] - row)
+        with _parquet(name) as file:
+            return _group_rows(file)
+    except Damaged:
+        return []
 
 
-# Lines
-
-
-def read_lines(name: str, columns: Columns) -> Iterator[Part]:
-    """The records of a file of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
-    fields = [getattr(columns, column) for column in COLUMNS]
-    found = _rows_of_csv if format_of(name)[0] in (".csv", ".tsv") else _rows_of_json
-    records: dict[int, list[str | None]] = {}  # row -> fields
-    rejected: list[Reject] = []
-
-    def part() -> Part:
-        table = pa.table(list(zip(*records.values(), strict=True)) or [[]] * len(COLUMNS), pa.schema(_STRINGS))
-        return clean(table, np.array(list(records), np.int64), name, rejected=rejected)
-
-    row = held = 0
-    try:
-        for row, values in found(name, fields):
-            if isinstance(values, Reject):
-                rejected.append(values)
-            elif values:
-                records[row], held = values, held + len(values[1])
-            if held > PART_BYTES or len(records) + len(rejected) >= _PART_ROWS:
-                yield part()
-                records, rejected, held = {}, [], 0
-    except Damaged as damage:
-        rejected.append(torn(name, row, damage))
-    if not row and not rejected:
-        rejected.append(Reject(name, 0, f"{UNREADABLE}: the file is empty", 1))
-    yield part()
-
-
-Found = tuple[int, list[str | None] | Reject]  # row, its fields; none of a blank line
-
-
-def _rows_of_json(name: str, fields: list[str]) -> Iterator[Found]:
-    for row, line in enumerate(lines(name, _LINE_BYTES), 1):
-        try:
-            yield row, [] if line.isspace() else _strings(line, fields)
-        except (ValueError, RecursionError) as error:
-            yield row, Reject(name, row, f"{UNREADABLE}: {error}", 1)
-
-
-def _strings(line: bytes, fields: list[str]) -> list[str | None]:
-    """The fields of a JSON record as strings, the text second; ValueError says why it cannot be used."""
-    if len(line) > _LINE_BYTES:
-        raise ValueError(f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document")
-    record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
-    if not isinstance(record, dict) or not isinstance(record.get(fields[1]), str):
-        found = listed(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"it has no string '{fields[1]}', but {found}")
-    values = [record.get(field) for field in fields]
-    values = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-    values[1].encode()  # broken bytes, and half a surrogate pair, are no characters
-    return [value and value.encode("utf-8", "backslashreplace").decode() for value in values]
-
-
-def _rows_of_csv(name: str, fields: list[str]) -> Iterator[Found]:
-    """The rows of a table, divided by the sign that finds the text's column in its head, or else the most columns.
-
-    A line that is not in the encoding of the first ones is taken as Windows' Western one.
-    """
-    found = lines(name, _LINE_BYTES)
-    first = list(itertools.islice(found, 50))
-    encoding = encoding_of(b"".join(first))
-
-    def decoded(line: bytes) -> str:
-        with contextlib.suppress(UnicodeDecodeError):
-            return line.decode(encoding)
-        say(name, f"{encoding}, with lines of cp1252")
-        return line.decode("cp1252", "replace")
-
-    texts = map(decoded, itertools.chain(first, found))
-    head = next(texts, "").removeprefix("\ufeff")
-    heads = {sign: next(csv.reader([head], delimiter=sign), []) for sign in ",;\t|"}
-    sign = max(heads, key=lambda sign: (fields[1] in heads[sign], len(heads[sign])))
-    if encoding != "utf-8":
-        say(name, encoding)
-    rows, last = csv.reader(itertools.chain([head], texts), delimiter=sign, strict=True), 0
-    names, places, problem = [], [], "its first line cannot be read"
-    for row in itertools.count():  # 0: the head
-        try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            lost = (rows.line_num - last) * row // max(last, 1)
-            yield row, Reject(name, row, f"{UNREADABLE}: {error}", max(lost, 1))
-            continue
-        last = rows.line_num
-        if not row:
-            names = [cell.strip() for cell in cells]
-            places = [names.index(field) if field in names else None for field in fields]
-            problem = _text_problem(pa.schema([(each, pa.string()) for each in names]), fields[1])
-        elif cells:
-            odd = len(cells) < len(names) or any(cells[len(names) :])
-            if why := problem or f"{len(cells)} cells in {len(names)} columns" * odd:
-                yield row, Reject(name, row, f"{UNREADABLE}: {why}", 1)
-            else:
-                yield row, [None if place is None else cells[place] for place in places]
-
-
-# The hub
+def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
+    """The rows first..stop of a hub data set (stop = -1: to the last)."""
+    stop = len(data) if stop < 0 else min(stop, len(data))
+    part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
+    yield from _read(origin, part.iter(200), first, stop, columns)
 
 
 @functools.lru_cache(maxsize=2)
@@ -339,11 +224,102 @@ def hub_data(rest: str) -> Any:
         return datasets.load_dataset(name, config or None, split=part or "train")
 
 
-def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
-    """The rows first..stop of a hub data set (stop = -1: to the last)."""
-    stop = len(data) if stop < 0 else min(stop, len(data))
-    each = _rows_a_part(data.data.num_rows, data.data.nbytes)
-    data = data.select_columns(_wanted(columns, data.column_names)).with_format("arrow")
-    for start in range(first, stop, each):
-        table = data[start : min(start + each, stop)]
-        yield clean(table, np.arange(start, start + table.num_rows) + 1, origin, columns)
+# Lines
+
+
+def read_lines(name: str, columns: Columns) -> Iterator[Part]:
+    """The documents of a file of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
+    found = _documents(name, columns)
+    for some in constrained_batches(found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False):
+        yield parted(pa.Table.from_pylist(some, FOUND), name)
+
+
+def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    """The records of a file as they stand in FOUND."""
+    row = 0
+    try:
+        for row, record in enumerate(records(name, columns.text), 1):
+            try:
+                if record is not None:
+                    yield {"row": row, **_strings(record, columns)}
+            except ValueError as error:
+                lost = getattr(error, "records", 1)
+                yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": lost}
+    except Damaged as damage:
+        yield torn(row, damage, documents_in(name, damage.lost, row, damage.good))
+        return
+    if not row:
+        yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty"}
+
+
+def _strings(record: Any, columns: Columns) -> dict[str, str]:
+    """The columns that a record has, as strings; Refused says why it is no document."""
+    if isinstance(record, Refused):
+        raise record
+    text = record.get(columns.text) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        found = listed(record) if isinstance(record, dict) else type(record).__name__
+        raise Refused(f"it has no string '{columns.text}', but {found}")
+    text.encode()  # broken bytes, and half a surrogate pair, are no characters
+    found = {"text": text}
+    for name in ("id", "source", "url"):
+        if (value := record.get(getattr(columns, name))) is not None:
+            found[name] = _printed(value).encode("utf-8", "backslashreplace").decode()
+    return found
+
+
+def records(name: str, text: str = "") -> Iterator[Any]:
+    """What the lines of JSON or rows of a table hold: dicts, `Refused` where one is none, None of a blank line.
+
+    Without the column `text` of documents, of a task's file: rows may lack cells, but a table wrongly divided is Damaged.
+    """
+    kind = format_of(name)[0]
+    if kind == ".parquet":
+        with arrow_damage(name), _parquet(name) as file:
+            yield from file.read().to_pylist()
+    elif kind in (".csv", ".tsv"):
+        yield from _of_table(lines(name, _LINE_BYTES), text)
+    else:
+        yield from _of_json(lines(name, _LINE_BYTES, strict=bool(text)))
+
+
+def _of_json(found: Iterable[str]) -> Iterator[Any]:
+    for line in found:
+        try:
+            yield json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
+            why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document"
+            yield Refused(why if long else f"not valid JSON: {error}")
+
+
+def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
+    """The rows of a table, divided by the commonest sign of its first line."""
+    head = next(found, "")
+    signs = re.sub(r'"[^"]*"', "", head)
+    rows = csv.DictReader(itertools.chain([head], found), delimiter=max(",;\t|", key=signs.count), strict=True)
+    try:
+        names = [name.strip() for name in rows.fieldnames or []]
+    except csv.Error as error:
+        raise Damaged(f"its first line cannot be read: {error}") from None
+    if not text and len(set(names)) < len(names):
+        raise Damaged(f"two columns have one name: {listed(names)}")
+    problem = text and _text_problem(pa.schema([(name, pa.string()) for name in names]), text)
+    rows.fieldnames = [name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)]
+    for row in itertools.count(1):
+        last = rows.reader.line_num
+        try:
+            record = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not text:
+                raise Damaged(str(error)) from None
+            record = Refused(str(error))
+            record.records = max((rows.reader.line_num - last) * row // last, 1)
+        else:
+            more = record.pop(None, [])
+            cells = len(more) + sum(cell is not None for cell in record.values())
+            if problem or any(more) or (text and cells < len(names)):
+                record = Refused(problem or f"{cells} cells in {len(names)} columns")
+        yield record

@@ -4,6 +4,7 @@ Damage is an exception of its own, `Damaged`, which readers turn into a counted 
 (missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
 """
 
+import codecs
 import contextlib
 import glob
 import hashlib
@@ -25,7 +26,6 @@ import fsspec
 import pyarrow as pa
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.pages import encoding_of
 
 # what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
@@ -34,6 +34,8 @@ _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
 _STEP = 1 << 12  # bytes read or decompressed at once, which is what damage costs before it
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
+# Python's codecs for these are smaller than what their labels mean on the web (WHATWG Encoding Standard).
+_LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Damaged(Exception):
 
 
 class Steps:
-    """A stream that is read by small steps, and tells how far, which decompressing ones don't know and FastWARC asks."""
+    """A stream that is read by small steps, and tells how far, which a decompressing one does not know."""
 
     closed = False
 
@@ -87,7 +89,7 @@ def is_url(name: str) -> bool:
 
 
 def format_of(name: str) -> tuple[str, str]:
-    """(key of FORMATS, packing) that say how a file is read, empty where nothing does; `A.JSON.GZ`: (".json", ".gz")."""
+    """(key of FORMATS, packing) of a file, empty where it has none; of `A.JSON.GZ`: (".json", ".gz")."""
     path = (re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name).lower()
     packing = next((ending for ending in _PACKINGS if path.endswith(ending)), "")
     return next((ending for ending in FORMATS if path.removesuffix(packing).endswith(ending)), ""), packing
@@ -98,48 +100,49 @@ def is_document(name: str) -> bool:
     return FORMATS.get(format_of(name)[0]) == math.inf
 
 
-def documents_in(name: str, size: int) -> int:
-    """About how many documents so many bytes of a file hold."""
+def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
+    """About how many documents so many bytes of a file hold: as the `found` ones in `good` bytes, else its kind."""
     kind, packing = format_of(name)
-    return int(size * (2.5 if packing else 1) / FORMATS[kind])
+    return size * found // good if found else int(size * (2.5 if packing else 1) / FORMATS[kind])
 
 
 def find(spec: str) -> list[Source]:
     """The files of a path, URL, glob or folder in the order of their names; TraitError if none can be read.
 
-    Of a folder those that can be read are taken, however deep, but for hidden ones; it is said which are passed over.
+    Of a folder those that can be read, however deep, but for hidden ones; it is said which are passed over.
     """
     path = os.path.expanduser(spec)
     try:
         store, inner = fsspec.core.url_to_fs(path)
-        infos = [store.info(inner)] if store.exists(inner) else []
-        if not infos and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
-            found = [info for _, info in sorted(store.glob(inner, detail=True).items()) if info["type"] == "file"]
-            infos = [info for info in found if "/." in inner or "/." not in info["name"]]  # no hidden ones unasked
-        if infos and infos[0]["type"] == "directory":
-            infos = _readable(spec, store.find(inner, detail=True), len(infos[0]["name"]))
-    except TraitError:
-        raise
-    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, a protocol misspelt
+        inside = {inner: store.info(inner)} if store.exists(inner) else {}
+        folder = bool(inside) and inside[inner]["type"] == "directory"
+        if folder:
+            inside = store.find(inner, detail=True)
+        elif not inside and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
+            inside = store.glob(inner, detail=True)
+    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, misspelt
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
-    if not infos:
+    names = [name for name in sorted(inside) if inside[name]["type"] != "directory"]
+    if folder or "/." not in inner:  # no hidden ones unasked
+        names = [name for name in names if "/." not in name.removeprefix(inner)]
+    if not names:
         where = _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
         raise TraitError(f"No file matches {spec}. {where}")
+    names = _readable(spec, names) if folder else names
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda info: _source(named(info["name"]), info), infos))
+        return list(pool.map(lambda name: _source(named(name), inside[name]), names))
 
 
-def _readable(spec: str, inside: dict[str, dict], root: int) -> list[dict]:
+def _readable(spec: str, names: list[str]) -> list[str]:
     """The files of a folder that can be read."""
-    seen = [path for path in sorted(inside) if "/." not in path[root:]]
-    passed = Counter(os.path.splitext(path)[1] or "no ending" for path in seen if not format_of(path)[0])
+    passed = Counter(os.path.splitext(name)[1] or "no ending" for name in names if not format_of(name)[0])
     if passed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
-        log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(seen), kinds)
-    if not (found := [inside[path] for path in seen if format_of(path)[0]]):
+        log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(names), kinds)
+    if passed.total() == len(names):
         raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}.")
-    return found
+    return [name for name in names if format_of(name)[0]]
 
 
 def _source(name: str, info: dict) -> Source:
@@ -224,24 +227,78 @@ def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
         yield plain
 
 
-def lines(name: str, most: int) -> Iterator[bytes]:
+# Text
+
+
+def decode(page: bytes, charset: str = "") -> str:
+    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes."""
+    from resiliparse.parse.encoding import detect_encoding
+
+    encoding = encoding_of(page, charset, detect_encoding(page, from_html_meta=True))
+    return page.decode(encoding, "replace").removeprefix("\ufeff")
+
+
+def encoding_of(data: bytes, *said: str) -> str:
+    """How a text that begins so is encoded: by its byte order mark, the first name that is `said` and fits, its bytes.
+
+    Names that are unknown or do not fit are passed over, because headers and pages are often wrong.
+    """
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))
+    guesses = [] if data.startswith(codecs.BOM_UTF8) else [*said, *["utf-16-be" if even else "utf-16-le"] * (even != odd)]
+    for guess in (*guesses, "utf-8"):
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            name = map_encoding_to_html5(guess, False)
+            codecs.getincrementaldecoder(_LARGER.get(name, name))().decode(data)
+            return _LARGER.get(name, name)
+    found, text = map_encoding_to_html5(detect_encoding(data), False), data.decode("utf-8", "replace")
+    if found == "utf-8" and 2 * text.count("\ufffd") < sum(mark > "\x7f" for mark in text):
+        return "utf-8"  # with broken letters
+    return "cp1252" if found in ("utf-8", "windows-1252", "iso8859-15") else _LARGER.get(found, found)
+
+
+def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
     """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
 
-    UTF-16 comes as UTF-8. Only it and an array are held in memory as a whole.
+    They are in what the first ones look like, or else in cp1252; if `strict`, in UTF-8, and other bytes are surrogates. If
+    not, JSON may also be rows by id, or one list beside other things ({'version': 1, 'data': [...]}). Only UTF-16 and such
+    JSON are held in memory as a whole.
     """
     with reading(name) as stream:
-        head = stream.peek(_STEP)[:_STEP]
-        if (encoding := encoding_of(head)).startswith("utf-16"):
+        head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
+        encoding = encoding_of(head)
+        if encoding.startswith("utf-16"):
             say(name, encoding)
-            head = stream.read().decode(encoding, "replace").encode()
+            head, encoding = stream.read().decode(encoding, "replace").encode(), "utf-8"
             stream = io.BytesIO(head)
-        if format_of(name)[0] == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        encoding = "utf-8" if strict else encoding
+        if encoding != "utf-8":
+            say(name, encoding)
+
+        def decoded(line: bytes) -> str:
+            try:
+                return line.decode(encoding, "surrogateescape" if strict else "strict").removeprefix("\ufeff")
+            except UnicodeDecodeError:
+                say(name, f"{encoding}, with lines of cp1252")
+                return line.decode("cp1252", "replace")
+
+        array = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if format_of(name)[0] == ".json" and (array or not strict):
             data = stream.read()
             try:
-                yield from (json.dumps(value).encode() for value in json.loads(data.decode("utf-8-sig", "surrogateescape")))
-            except ValueError as error:
-                raise Damaged(f"no JSON array: {error}", len(data)) from error
+                values = json.loads(decoded(data))
+                if isinstance(values, dict):
+                    lists = [value for value in values.values() if isinstance(value, list)]
+                    values = lists[0] if len(lists) == 1 else [{"id": key, **row} for key, row in values.items()]
+                yield from map(json.dumps, values)
+            except (ValueError, TypeError, RecursionError) as error:
+                if array:
+                    raise Damaged(f"no JSON array: {error}", len(data)) from error
+                stream = io.BytesIO(data)
         while line := stream.readline(most + 1):
-            yield line
+            yield decoded(line)
             while len(line) > most and not line.endswith(b"\n"):
                 line = stream.readline(most + 1)

@@ -1,10 +1,13 @@
 """Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
 FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
-are counted as the documents that they probably held. `pages` extracts; its result is kept in a folder that the caller
-gives: a file is extracted once, whoever asks. It runs in a child process (datatrove's sandbox), because it reads
-whatever the web wrote: a page that hangs, crashes or fills the memory ends the child and is lost; the next page gets
-another child.
+are counted as the documents that they probably held. A file is extracted once, whoever asks, in a child process
+(datatrove's sandbox), because it reads whatever the web wrote: a page that hangs, crashes or fills the memory ends the
+child and is lost; the next page gets another child.
+
+A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
+No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So
+they are put into the page's tree as TeX before its text is taken; `formulas.yaml` says how pages write them.
 """
 
 import contextlib
@@ -17,47 +20,46 @@ import pickle
 import re
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from loguru import logger
 
-from trait_kit.engine import pages
+from trait_kit.engine import streams
 from trait_kit.engine.files import digest, made_once
-from trait_kit.engine.readers import DAMAGED, NO_TEXT, SKIPPED, UNREADABLE, Part, Reject, clean, torn
-from trait_kit.engine.streams import FORMATS, Damaged, Source, Steps, format_of, is_document, reading, say
+from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
+from trait_kit.engine.streams import Damaged, Steps, decode, documents_in, encoding_of, format_of, is_document, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
 _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
-_RULES = 7  # raised whenever the same file would give other documents
+_RULES = 8  # raised whenever the same file would give others
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
+_FORMULAS = yaml.safe_load(Path(__file__).with_name("formulas.yaml").read_text(encoding="utf-8"))
+_TEXT = {"preserve_formatting": True, "alt_texts": False, "comments": False, "post_meta": False}
+_LITTLE = 300  # characters of main text, below which it was missed in 17 of 18 real pages
 _PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
-_KEPT = pa.schema(
-    dict.fromkeys(("file", "id", "text", "url", "reason"), pa.string()) | dict.fromkeys(("row", "records"), pa.int64())
-)
 
 
-def read_web(source: Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
-    """The documents of a WARC or WET file, or of files that are one each (names by line), from `cache` where they are."""
+def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
+    """The documents of a WARC or WET file, or of files of one each (names by line), kept in the folder `cache`."""
     libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
     key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
-        table = pa.table(batch).set_column(0, "file", pc.fill_null(batch["file"], source.name))
-        lost = table.filter(table["reason"].is_valid()).select(["file", "row", "reason", "records"]).to_pylist()
-        for row in lost:
-            if row["reason"].startswith(f"{SKIPPED}: read as "):
-                say(row["file"], row["reason"].rpartition(" ")[2])
-        kept = table.filter(table["reason"].is_null())
-        yield clean(kept, kept["row"].to_numpy(), kept["file"], rejected=[Reject(*row.values()) for row in lost])
+        part = parted(pa.table(batch), source.name)
+        for reject in part.rejected:
+            if reject.reason.startswith(f"{SKIPPED}: read as "):
+                streams.say(reject.source, reject.reason.rpartition(" ")[2])
+        yield part
 
 
 def _write(name: str, seconds_per_page: float, path: Path) -> None:
@@ -66,11 +68,11 @@ def _write(name: str, seconds_per_page: float, path: Path) -> None:
     logger.disable("datatrove.pipeline.extractors")
     with (
         ExtractorSandbox(seconds_per_page, b"") as sandbox,
-        pq.ParquetWriter(path, _KEPT, compression="zstd") as writer,
+        pq.ParquetWriter(path, FOUND, compression="zstd") as writer,
     ):
         rows = _files(name.splitlines(), sandbox) if is_document(name) else _rows(name, sandbox)
         while found := list(itertools.islice(rows, _PART_ROWS)):
-            writer.write_table(pa.Table.from_pylist(found, _KEPT))
+            writer.write_table(pa.Table.from_pylist(found, FOUND))
 
 
 def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
@@ -82,18 +84,14 @@ def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
             with reading(name) as stream:
                 said = _said((name, stream.read(_FILE_BYTES + 1)), sandbox)
         except Damaged as damage:
-            said = [{"reason": f"{DAMAGED}: {damage}", "records": 1}]
+            said = [{"reason": f"{DAMAGED}: {damage}"}]
         yield from ({"file": name, "row": 1, **each} for each in said)
 
 
 def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
     """The documents of a WARC or WET file, and with a `reason` what is none."""
     found = size = end = 0
-    steps = None
-
-    def held(passed: int) -> int:
-        return passed * found // size if found else passed // FORMATS[format_of(name)[0]]
-
+    steps, kind = None, format_of(name)[0]
     try:
         with reading(name) as stream:
             steps = Steps(stream)
@@ -101,14 +99,14 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {"reason": reason, "records": max(held(passed), 1), "row": row}
+                    yield {"row": row, "reason": reason, "records": max(documents_in(kind, passed, found, size), 1)}
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
-        reject = torn(name, found, damage)
-        lost = reject.records + (held(steps.tell() - end) if steps else 0)
-        yield {"reason": reject.reason, "records": lost, "row": reject.row}
+        lost = documents_in(name, damage.lost, found, damage.good)
+        unread = documents_in(kind, steps.tell() - end, found, size) if steps else 0
+        yield torn(found, damage, lost + unread)
 
 
 # Records
@@ -140,7 +138,7 @@ def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
         reason = f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"
     except EOFError:
         reason = f"{UNREADABLE}: its page crashed the parser"
-    return [{"reason": reason, "records": 1}]
+    return [{"reason": reason}]
 
 
 # In the child
@@ -152,11 +150,11 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: or it would hold the lock that it has inherited
     try:
         return _document(packed) if packed else []
-    except ValueError as error:
+    except Refused as error:
         reason = str(error)
     except BaseException as error:  # Rust's panics are no Exceptions
         reason = f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"
-    return [{"reason": reason, "records": 1}]
+    return [{"reason": reason}]
 
 
 def _document(packed: bytes) -> list[dict[str, Any]]:
@@ -169,7 +167,7 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
         url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
         found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
-        raise ValueError(empty)
+        raise Refused(empty)
     said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (encoding != "utf-8")
     return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
 
@@ -177,7 +175,7 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
 def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
     """(text, formulas that it lacks, encoding of a plain text) of a file; a PDF of pictures has none before OCR."""
     if len(body) > _FILE_BYTES:
-        raise ValueError(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
+        raise Refused(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
     kind = format_of(name)[0]
     if kind == ".pdf":
         from pypdf import PdfReader
@@ -185,34 +183,34 @@ def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
         logging.getLogger("pypdf").setLevel(logging.CRITICAL)
         return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0, "utf-8"
     if kind.startswith(".htm"):
-        return *pages.extract(pages.decode(body)), "utf-8"
-    encoding = pages.encoding_of(body)
+        return *extract(decode(body)), "utf-8"
+    encoding = encoding_of(body)
     return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0, encoding
 
 
 def _checked(text: str) -> str:
     if len(_CONTROL.findall(text, 0, 2_000)) > 40:
-        raise ValueError(f"{UNREADABLE}: its body is no text")
+        raise Refused(f"{UNREADABLE}: its body is no text")
     return text
 
 
 def _text(record: Any, body: bytes) -> tuple[str, int]:
-    """(text, formulas that it lacks) of a record; ValueError says why it has none."""
+    """(text, formulas that it lacks) of a record; Refused says why it has none."""
     http = record.http_headers if record.is_http else record.headers
     said = ("" if http is None else http.get("Content-Type") or "").lower()
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
     plain = str(record.record_type) == "conversion" and "html" not in said
     if record.is_http and (http is None or not http.status_code):
-        raise ValueError(f"{UNREADABLE}: no HTTP response")
+        raise Refused(f"{UNREADABLE}: no HTTP response")
     if record.is_http and http.status_code != 200:
-        raise ValueError(f"{SKIPPED}: HTTP status {http.status_code}")
+        raise Refused(f"{SKIPPED}: HTTP status {http.status_code}")
     if not plain and "html" not in said and (said or begins not in (b"<", b"")):
-        raise ValueError(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
+        raise Refused(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
     if len(body) > PAGE_BYTES:
-        raise ValueError(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
-    text = _checked(pages.decode(body, charset[1] if charset else ""))
-    return (text, 0) if plain else pages.extract(text)
+        raise Refused(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
+    text = _checked(decode(body, charset[1] if charset else ""))
+    return (text, 0) if plain else extract(text)
 
 
 def _decoded(packed: bytes) -> tuple[Any, bytes]:
@@ -230,3 +228,68 @@ def _decoded(packed: bytes) -> tuple[Any, bytes]:
         with contextlib.suppress(zlib.error):
             body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, PAGE_BYTES + 1)
     return record, body
+
+
+# A page
+
+
+def extract(html: str) -> tuple[str, int]:
+    """(main text, or all where hardly any is found; how many formulas are not in it)."""
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+
+    tree = HTMLTree.parse(html)
+    formulas = _put_formulas(tree)
+    _raise_and_lower(tree)
+    text = extract_plain_text(tree, main_content=True, **_TEXT)
+    if len(text) < _LITTLE:
+        text = extract_plain_text(tree, **_TEXT)
+    flat = " ".join(text.split()) if formulas else ""
+    return text, sum(max(n - flat.count(tex), 0) if tex else n for tex, n in Counter(formulas).items())
+
+
+def _put_formulas(tree: Any) -> list[str]:
+    """Write each formula of a page as $TeX$; empty where its TeX is not known."""
+    formulas = []
+    for node in tree.document.query_selector_all(_FORMULAS["formula"]):
+        tex = " ".join(_tex(node).split())
+        formulas.append(tex if not tex or tex.startswith(("$", r"\(", r"\[")) else f"${tex}$")
+        if tex:
+            node.replace_with(tree.create_text_node(formulas[-1]))
+    for node in tree.document.query_selector_all(_FORMULAS["drawn"]) if formulas else ():
+        node.remove()
+    return formulas
+
+
+def _tex(node: Any) -> str:
+    if node.tag == "script":
+        return node.text
+    if annotation := node.query_selector(_FORMULAS["annotation"]):
+        return annotation.text
+    for holder in (node, *node.query_selector_all(_FORMULAS["named"])):
+        for attribute in _FORMULAS["attributes"]:
+            if value := holder.get_attribute(attribute):
+                return value
+    math = node if node.tag == "math" else node.query_selector("math")
+    return _of_mathml(math) if math else ""
+
+
+def _of_mathml(node: Any) -> str:
+    """TeX of a MathML element; its letters and symbols stay Unicode."""
+    parts = [tex for child in node.children if (tex := _of_mathml(child))]
+    before, after = _FORMULAS["around"].get(node.tag, ("", ""))
+    with contextlib.suppress(IndexError):
+        if node.tag in _FORMULAS["shapes"]:
+            return _FORMULAS["shapes"][node.tag].format(*parts)
+    text = _FORMULAS["joined"].get(node.tag, " ").join(parts) if parts else node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
+    return f"{before}{text}{after}" if text else ""
+
+
+def _raise_and_lower(tree: Any) -> None:
+    """10<sup>-3</sup> becomes 10^-3, the inner ones first; ordinals, marks and notes stay."""
+    for node in reversed(list(tree.document.query_selector_all("sup, sub"))):
+        raised = node.text.strip()
+        if re.search(r"\w", raised) and not re.fullmatch(r"\[.*\]|st|nd|rd|th", raised):
+            simple = re.fullmatch(r"[-−+]?[^\W_]+", raised)
+            text = ("^" if node.tag == "sup" else "_") + (raised if simple else f"{{{raised}}}")
+            node.replace_with(tree.create_text_node(text))

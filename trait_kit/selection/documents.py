@@ -19,13 +19,14 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine import readers
@@ -39,7 +40,6 @@ _SMALL_BYTES = 4_000_000
 _RULES = 3  # raised whenever the same bytes would give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
 _FILES = 1_000  # of one document each, a shard
-_NOTHING = Part(SCHEMA.empty_table(), [])
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
 log = logging.getLogger(__name__)
@@ -93,16 +93,15 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
     kind, rest, columns = _named(spec)
     if kind == "files":
         sources = find(rest)
-        pieces = _cut_files(sources, shard_rows)
-        small = len({piece.source for piece in pieces}) == 1 and 0 < sum(source.bytes for source in sources) <= _SMALL_BYTES
+        pieces, size = _cut_files(sources, shard_rows), sum(source.bytes for source in sources)
     else:
         data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
-        small = kind == "hf" and data.data.nbytes <= _SMALL_BYTES
+        size = 0 if kind == "demo" else data.data.nbytes
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
         starts = range(0, max(len(data), 1), shard_rows)
         pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
     share = 0.0 if kind == "demo" else float(columns.held_out)
-    if small:
+    if 0 < size <= _SMALL_BYTES and len({piece.source for piece in pieces}) == 1:
         share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
@@ -131,8 +130,8 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
     """The share that holds out exactly the share that is asked for (rounded down) of a small corpus."""
-    hashes = [hashes for _, hashes in identified(_parts(Shard(0, source, columns=columns), 0))]
-    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+    ids = [part.documents["id"] for part in read_shard(Shard(0, source, columns=columns))]
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *map(id_hashes, ids)]))
     count = int(len(ordered) * float(columns.held_out))
     return float(ordered[count - 1] / 2 + ordered[count] / 2) / 2**64 if count else 0.0
 
@@ -142,31 +141,9 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
-def identified(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
-    """(the part, each document with an id that was not seen before, the others rejected; hashes of the ids).
-
-    A missing id is made from the text, so that it stays when a file moves, and is the same wherever a text repeats.
-    """
-    seen: set[int] = set()
-    example = ""
-    for documents, rejected, _ in parts:
-        ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
-        texts = documents["text"].filter(pa.array(missing)).to_pylist()
-        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
-        hashes = id_hashes(pa.array(ids, pa.string()))
-        new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
-        example = example or next(iter(ids[~new & ~missing]), "")
-        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, so that they count as of one reason
-        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", named)[~new].tolist()
-        documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
-        repeated = documents.filter(pa.array(~new)).to_pylist()
-        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
-        yield Part(documents.filter(pa.array(new)), [*rejected, *again]), hashes[new]
-
-
 def _together(tables: Iterable[pa.Table]) -> pa.Table:
     """The documents (COLUMNS) of several files: one of each id and text; an id that several texts have is told apart."""
-    documents = pa.concat_tables([_NOTHING.documents, *tables]).select(COLUMNS).combine_chunks()
+    documents = pa.concat_tables([SCHEMA.empty_table(), *tables]).select(COLUMNS).combine_chunks()
     frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
     several = frame["id"].duplicated(keep=False)
     frame.loc[several, "id"] = [f"{name}#{digest(text)[:12]}" for name, text in frame[several].itertuples(index=False)]
@@ -179,19 +156,33 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
 
-    Damage never raises: it is in `rejected`. A file that cannot be had is a TraitError: the next attempt may succeed.
+    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves, and is
+    the same wherever a text repeats. Damage never raises, but a file that cannot be had: the next attempt may succeed.
     """
-    for part, hashes in identified(_parts(shard, seed)):
+    seen: set[int] = set()
+    example = ""
+    for documents, rejected, _ in _parts(shard, seed):
+        ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
+        texts = documents["text"].filter(pa.array(missing)).to_pylist()
+        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
+        documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
+        hashes = id_hashes(documents["id"])
+        new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
+        example = example or next(iter(ids[~new & ~missing]), "")
+        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, so that they count as of one reason
+        why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", named)[~new].tolist()
+        repeated = documents.filter(pa.array(~new)).to_pylist()
+        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
         kept = hashes >= np.uint64(shard.held_out * 2**64)
-        trained, held_out = (part.documents.filter(pa.array(rows)) for rows in (kept, ~kept))
-        yield Part(trained, part.rejected, held_out)
+        trained, held_out = (documents.filter(pa.array(rows)) for rows in (new & kept, new & ~kept))
+        yield Part(trained, [*rejected, *again], held_out)
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
     kind, name, _ = _named(shard.source)
     if kind == "demo":
-        rows = np.arange(shard.first, shard.stop)
-        yield readers.clean(demo.part(name, seed).take(pa.array(rows)), rows + 1, shard.source)
+        rows = demo.part(name, seed).slice(shard.first, shard.stop - shard.first)
+        yield readers.of_table(rows, shard.first + 1, shard.source, Columns())
     elif kind == "hf":
         yield from readers.read_hub(shard.source, readers.hub_data(name), shard.first, shard.stop, shard.columns)
     elif format_of(name)[0] == ".parquet":
@@ -206,7 +197,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
-    wanted, taken, start = np.asarray(positions, np.int64), [_NOTHING.documents], 0
+    wanted, taken, start = np.asarray(positions, np.int64), [SCHEMA.empty_table()], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + len(part.documents)
         inside = wanted[(wanted >= start) & (wanted < end)]
@@ -256,24 +247,24 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    shards = sorted(list_shards(spec), key=lambda piece: digest([piece.source, piece.first]))
-    read = (lambda shard: (part.held_out for part in read_shard(shard))) if shards[0].held_out else lambda shard: ()
-    held = _beginnings(shards, read, HELD_OUT_MOST, _HELD_OUT_SHARDS)
+    shards = [shard for shard in list_shards(spec) if shard.held_out]
+    shards.sort(key=lambda piece: digest([piece.source, piece.first]))
+    held = _beginnings(shards, "held_out", HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
     return held.slice(0, HELD_OUT_MOST)
 
 
-def _beginnings(shards: list[Shard], read: Callable[[Shard], Iterable[pa.Table]], most: int, spread: int) -> pa.Table:
-    """The documents (COLUMNS) at the beginnings of these shards, the first ones first, until there are `most`.
+def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
+    """The `documents` or `held_out` ones (COLUMNS) at the beginnings of these shards, until there are `most`.
 
-    They come from at least `spread` shards, where there are so many, and stand in the corpus' order.
+    They come from at least `spread` shards, if there are so many, the first ones first, and stand in the corpus' order.
     """
-    quota, found = -(-most // min(spread, len(shards))), {-1: _NOTHING.documents}
+    quota, found = -(-most // min(spread, len(shards) or 1)), {}
     for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
-        found[shard.number] = _NOTHING.documents
-        for table in read(shard):
-            found[shard.number] = pa.concat_tables([found[shard.number], table]).slice(0, quota)
+        found[shard.number] = SCHEMA.empty_table()
+        for part in read_shard(shard, seed):
+            found[shard.number] = pa.concat_tables([found[shard.number], getattr(part, kind)]).slice(0, quota)
             if len(found[shard.number]) == quota:
                 break
     return _together(found[number] for number in sorted(found))
@@ -285,7 +276,7 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
     if kind != "demo":
         return None
     table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]
-    return {name: label == truth for name, label in zip(*table.select(["id", "label"]).to_pydict().values(), strict=True)}
+    return dict(zip(table["id"].to_pylist(), pc.equal(table["label"], truth).to_pylist(), strict=True))
 
 
 def sample(spec: str, n: int, seed: int) -> pa.Table:
@@ -296,7 +287,7 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
     order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
-    documents = _beginnings(order, lambda shard: (part.documents for part in read_shard(shard, seed)), most, _SAMPLED_SHARDS)
+    documents = _beginnings(order, "documents", most, _SAMPLED_SHARDS, seed)
     if n > 0 and not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
     drawn = np.random.default_rng(seed).permutation(documents.num_rows)[:n]
