@@ -14,7 +14,7 @@ import pytest
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.params import ClassifierParams, load
-from trait_kit.selection import NgramScorer, educational
+from trait_kit.selection import NgramScorer, classifier, educational
 from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (
     LABELS,
@@ -48,7 +48,7 @@ def documents(count: int, mode: str = "") -> list[str]:
 
 def educational_model(p: ClassifierParams, texts: list[str], folder: Path):
     rows = pa.table({"id": [f"d{k}" for k in range(len(texts))], "text": texts})
-    return educational.educational_model(p, rows, folder)
+    return classifier.educational_model(p, rows, folder)
 
 
 def good_answer(asked: str) -> str:
@@ -194,8 +194,8 @@ def test_the_demos_labels_train_the_model(tmp_path):
     p = params(epochs=5)
     drawn = sample(p.web, 400, 1)
     texts, labels = drawn["text"].to_pylist(), list(map(demo_labels().get, drawn["id"].to_pylist()))
-    made = educational.educational_model(p, drawn, tmp_path)
-    report = educational.train_educational_model(texts, labels, tmp_path / "x.bin", p)
+    made = classifier.educational_model(p, drawn, tmp_path)
+    report = classifier.train_educational_model(texts, labels, tmp_path / "x.bin", p)
     assert (tmp_path / "x.bin").read_bytes() == (tmp_path / "educational.bin").read_bytes()
     assert made.numbers["educational_agreement"] == report.numbers["educational_agreement"]
     assert made.numbers["educational_labels"] == {label: labels.count(label) for label in LABELS}
