@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from trait_kit.engine.minhash import banding, signatures
+from trait_kit.engine.minhash import EMPTY, HASHES, signatures
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.passages.material import content_words
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
-_OF_ENLIGHTENMENT = ("boilerplate", "recurring clause")
 REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")
 _CLAUSE_WORDS, _CLAUSE_USES = 4, 2  # a clause of so many content words may stand in so many enlightenments
-_WINDOW = 64  # accepted texts of one bucket that are looked at: what was made to collide costs linear time
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
 
@@ -23,19 +21,23 @@ _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that
 class Beside:
     """The checks that compare a passage with test questions, and with the passages accepted before it.
 
-    All passages of an attempt come at once (`begin`) and are then named by their place.
+    All passages of an attempt come at once (`begin`) and are then named by their place. What nobody wrote is not compared.
     """
 
     def __init__(self, test_questions: Sequence[str]) -> None:
         self.tested = QuestionIndex(test_questions)
-        self.accepted = {"boilerplate": Accepted(SAME_ENLIGHTENMENT), "recurring clause": Clauses()}
-        self.accepted["near-duplicate"] = Accepted(SAME_TEXT)
+        self.checks: list[tuple[str, str, Accepted | Clauses]] = [
+            ("boilerplate", "enlightenment", Accepted(SAME_ENLIGHTENMENT)),
+            ("recurring clause", "enlightenment", Clauses()),
+            ("near-duplicate", "passage", Accepted(SAME_TEXT)),
+        ]
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
         found = self.tested.find(texts).drop_duplicates("text_index")
         self.leaks = {row.text_index: row for row in found.itertuples(index=False)}
-        for name, accepted in self.accepted.items():
-            accepted.begin(enlightenments if name in _OF_ENLIGHTENMENT else texts)
+        self.texts = {"passage": texts, "enlightenment": enlightenments}
+        for _, part, accepted in self.checks:
+            accepted.begin(self.texts[part])
 
     def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
         """Each check's name and what it finds wrong, or None."""
@@ -44,60 +46,43 @@ class Beside:
             leak and f"{leak.kind} overlap ({leak.overlap:.0%}) with test question {leak.test_index}: {leak.excerpt[:100]!r}"
         )
         yield "contamination", told
-        for name, accepted in self.accepted.items():
-            near = accepted.nearest(place)
-            part = "enlightenment" if name in _OF_ENLIGHTENMENT else "passage"
-            yield name, near and f"the {part} is {near[1]:.0%} the same as that of {near[0]}"
+        for name, part, accepted in self.checks:
+            if self.texts[part][place]:
+                near = accepted.nearest(place)
+                yield name, near and f"the {part} is {near[1]:.0%} the same as that of {near[0]}"
 
     def accept(self, place: int, name: str) -> None:
-        for accepted in self.accepted.values():
+        for _, _, accepted in self.checks:
             accepted.accept(place, name)
 
 
 class Accepted:
     """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128);
-    pairs are looked for by bands of the signature, which miss less than 1% of those at the
-    threshold.
+    The similarity is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128); a new text is compared with
+    all before it, tens of thousands in some milliseconds.
     """
 
     def __init__(self, threshold: float) -> None:
-        self.threshold, self._banding = threshold, banding(threshold, 128)
-        self.rows, self.first = np.empty(0), 0  # a row a text, those of the last `begin` from `first` on
-        self.names: dict[int, str] = {}  # of accepted rows
-        self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self.threshold = threshold
+        self.names: list[str] = []
+        self.rows = np.empty((0, HASHES), np.uint32)  # of accepted texts; then room for those of this attempt
 
     def begin(self, texts: list[str]) -> None:
-        self.first, new = len(self.rows), signatures(texts, shingle_words=3)
-        self.rows = np.concatenate([self.rows, new]) if self.first else new
+        self.new = signatures(texts, shingle_words=3)
+        self.rows = np.concatenate([self.rows[: len(self.names)], np.empty_like(self.new)])
 
     def nearest(self, place: int) -> tuple[str, float] | None:
         """The accepted text most similar to this one, as (name, similarity), if it is at or over the threshold."""
-        near, similarity = self.similar(self.first + place)
-        if not len(near) or similarity.max() < self.threshold:
-            return None
+        row, similarity = self.new[place], np.zeros(1)
+        if self.names and row.min() < EMPTY:  # a text without words is like no other
+            similarity = (self.rows[: len(self.names)] == row).mean(axis=1)
         best = int(similarity.argmax())
-        return self.names[int(near[best])], float(similarity[best])
+        return (self.names[best], float(similarity[best])) if similarity[best] >= self.threshold else None
 
     def accept(self, place: int, name: str) -> None:
-        row = self.first + place
-        self.names[row] = name
-        for key in self._keys(row):
-            self._buckets[key].append(row)
-
-    def similar(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """(accepted rows that may be near, their similarity)"""
-        found = {other for key in self._keys(row) for other in self._buckets.get(key, ())[-_WINDOW:]}
-        near = np.array(sorted(found), int)
-        return near, (self.rows[near] == self.rows[row]).mean(axis=1)
-
-    def _keys(self, row: int) -> list[tuple[int, bytes]]:
-        signature = self.rows[row]
-        if (signature == signature[0]).all():  # a text without words is like no other
-            return []
-        bands, width = self._banding
-        return [(band, signature[band * width : (band + 1) * width].tobytes()) for band in range(bands)]
+        self.rows[len(self.names)] = self.new[place]
+        self.names.append(name)
 
 
 class Clauses:

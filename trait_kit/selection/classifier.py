@@ -176,7 +176,7 @@ def _top_ngrams(scorer: NgramScorer, pairs: Labelled) -> pd.DataFrame:
 def _fit(
     pairs: Labelled, labels: Sequence[str], path: Path | str, p: ClassifierParams, advice: str
 ) -> tuple[np.ndarray, np.ndarray, NgramScorer]:
-    """(given label [n], probabilities [n, labels] of a stratified part held out; the scorer of all lines, written to `path`).
+    """(given label [n], probabilities [n, labels] of a stratified part held out; the scorer of all lines, kept at `path`).
 
     The part judges a model trained without it; the model that is saved is trained on all documents, because a scarce seed
     should not lose a fifth of itself to the report. The line of texts without words goes. TraitError where a label has too
