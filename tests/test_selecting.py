@@ -64,7 +64,7 @@ def files(tmp_path_factory) -> ModelFiles:
     train_domain_classifier(inside, outside, folder / "domain.bin", small)
     mixed = [text_of(generator, share, words) for share in (0.0, 1.0) for words in (5, 20, 40) for _ in range(20)]
     labels = [label for _ in range(2) for label in ("Low", "Mid", "High") for _ in range(20)]
-    train_educational_model(mixed, labels, folder / "educational.bin", small)
+    train_educational_model(pd.DataFrame({"text": mixed, "label": labels}), folder / "educational.bin", small)
     DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.safetensors")
     return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")))
 

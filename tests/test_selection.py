@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,9 +80,8 @@ def models(web, tmp_path_factory):
     rated = rng.choice(len(texts), 2_000, replace=False)
     labels = list(map(demo_labels().get, web["id"].take(pa.array(rated)).to_pylist()))
     domain_report = train_domain_classifier(seed, general, folder / "domain.bin", options(dimension=16))
-    educational_report = train_educational_model(
-        [texts[k] for k in rated], labels, folder / "educational.bin", options(dimension=16)
-    )
+    frame = pd.DataFrame({"text": [texts[k] for k in rated], "label": labels})
+    educational_report = train_educational_model(frame, folder / "educational.bin", options(dimension=16))
     DsirModel.fit(seed, general).save(folder / "dsir.safetensors")
     return {
         "files": ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir"))),
@@ -211,7 +211,7 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
 def test_the_educational_model_refuses_labels_it_cannot_learn(tmp_path):
     texts = [f"text number {k}" for k in range(60)]
     with pytest.raises(TraitError, match=r"Mid has 0 .*educational_sample"):
-        train_educational_model(texts, ["Low", "High"] * 30, tmp_path / "e.bin", options())
+        train_educational_model(pd.DataFrame({"text": texts, "label": ["Low", "High"] * 30}), tmp_path / "e.bin", options())
 
 
 # --- DSIR ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ read by the same checks one part at a time (`read_paragraph`, ...), so that a pa
 asked for again alone. What compares a passage with others is in novelty.py.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -30,19 +31,16 @@ _TIMES, _DIVISION, _SECOND_THOUGHTS = (re.compile(_SAID[name]) for name in ("tim
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
 
 
-def own_fault(group: Group, draft: Draft, names: Iterable[str] = ()) -> tuple[list[str], str]:
-    """The names of OWN_CHECKS passed, and '' or the reason ('check: details') of the first that failed.
+def own_fault(
+    group: Group, draft: Draft, names: Sequence[str] = (), beside: Iterable[tuple[str, str | None]] = ()
+) -> tuple[list[str], str]:
+    """The names of the checks passed, and '' or the reason ('check: details') of the first that failed; no other is made.
 
-    `names`: these checks alone; else all, but for that of an enlightenment where nobody wrote one.
+    `names`: of OWN_CHECKS these alone; else all, but for that of an enlightenment where nobody wrote one. After them comes
+    what was found `beside`: a check's name, and what is wrong or None.
     """
-    names = names or [name for name in OWN_CHECKS if draft.enlightenment or name != "enlightenment"]
-    return first_fault((name, OWN_CHECKS[name](group, draft)) for name in names)
-
-
-def first_fault(found: Iterable[tuple[str, str | None]]) -> tuple[list[str], str]:
-    """The names of checks passed, and the reason of the first that found a fault; the others are not looked at."""
-    passed: list[str] = []
-    for name, fault in found:
+    names, passed = names or [name for name in OWN_CHECKS if draft.enlightenment or name != "enlightenment"], []
+    for name, fault in itertools.chain(((name, OWN_CHECKS[name](group, draft)) for name in names), beside):
         if fault:
             return passed, f"{name}: {fault}"
         passed.append(name)

@@ -7,6 +7,7 @@ asked for again (`max_attempts`), and each draft keeps its row.
 """
 
 import contextlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from trait_kit.engine.files import TraitError, atomic_path, read_json, write_jso
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
 from trait_kit.models import TokenCounter, token_counter
-from trait_kit.passages.checks import first_fault, own_fault
+from trait_kit.passages.checks import own_fault
 from trait_kit.passages.grouping import coverage, plan_groups
 from trait_kit.passages.material import Draft, Group, compose_text, content, problem_rows
 from trait_kit.passages.novelty import Beside, screen_problems
@@ -165,12 +166,10 @@ def judged(
     beside.begin(texts, [draft.enlightenment for draft in drafts])
     for place, n_tokens in enumerate(count_tokens(texts).tolist()):
         group, draft = groups[place], drafts[place]
-        passed, reason = ([], draft.fault) if draft.fault else own_fault(group, draft)
-        if not reason:
-            fits = MIN_TOKENS <= n_tokens <= max_tokens
-            length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
-            more, reason = first_fault([("length", length), *beside.faults(place)])
-            passed += more
+        fits = MIN_TOKENS <= n_tokens <= max_tokens
+        length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
+        faults = itertools.chain([("length", length)], beside.faults(place))
+        passed, reason = ([], draft.fault) if draft.fault else own_fault(group, draft, beside=faults)
         if not reason:
             beside.accept(place, group.id)
         yield {

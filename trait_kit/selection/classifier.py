@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ngrams import Texts, normalise
@@ -74,8 +73,9 @@ def train_classifiers(step: "Step") -> Report:
     }
     report.tables["left_out"] = screened.left_out
     if "fasttext_educational" in step.experiment.selection.methods:
-        educational = educational_model(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
-        report = Report(report.numbers | educational.numbers, report.tables | educational.tables)
+        rated, numbers = labelled(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
+        educational = train_educational_model(rated, step.path("educational.bin"), p)
+        report = Report(report.numbers | numbers | educational.numbers, report.tables | educational.tables)
     report.save(path)
     return report
 
@@ -108,33 +108,24 @@ def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path
     return Report(numbers, {"curve": curve, "top_ngrams": _top_ngrams(scorer, pairs)})
 
 
-def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:
-    """Make `educational.safetensors` in `folder` from labels of these documents of the web, and judge it on them.
+def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: ClassifierParams) -> Report:
+    """Train on Low, Mid, High (label, text), write model and scorer; agreement and quadratic kappa on held-out documents.
 
-    Tables: examples (label, rating, text: data, to be escaped) and confusion.
-    """
-    frame, bill = labelled(p, documents, folder)
-    examples = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
-    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
-    trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
-    numbers = {"educational_labels": frame["label"].value_counts().to_dict(), **bill, **trained.numbers}
-    return Report(numbers, {"examples": examples, **trained.tables})
-
-
-def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
-    """Train on Low, Mid, High, write model and scorer; agreement and quadratic kappa on held-out documents.
-
-    majority: what always answering the commonest label scores. Table: confusion (given label in rows).
+    majority: what always answering the commonest label scores. Tables: examples (label, rating where there is one, text:
+    data, to be escaped) and confusion (given label in rows).
     """
     from sklearn.metrics import cohen_kappa_score
 
     advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
-    pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
+    examples = rated.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
+    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
+    pairs = dict(zip(normalise(rated["text"].tolist()).to_pylist(), rated["label"], strict=True))
     given, probabilities, _ = _fit(pairs, LABELS, model_path, p, advice)
     predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
     agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
     kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
     numbers = {
+        "educational_labels": rated["label"].value_counts().to_dict(),
         "educational_headline": f"Agreement with held-out labels: {agreement:.2f} (the commonest label alone: "
         f"{majority:.2f}), kappa {kappa:.2f}.",
         "educational_agreement": agreement,
@@ -142,7 +133,8 @@ def train_educational_model(texts: list[str], labels: list[str], model_path: Pat
         "educational_kappa": kappa,
     }
     confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
-    return Report(numbers, {"confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)})
+    confusion = confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)
+    return Report(numbers, {"examples": examples, "confusion": confusion})
 
 
 def normalise_line(text: str) -> str:

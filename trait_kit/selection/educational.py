@@ -67,11 +67,17 @@ def conversation(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 
 
-def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label, rating 0..5, text; the bill and how many could not be rated). Paid answers stay in `folder`."""
+def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(label and text of these documents of the web, and rating 0..5 where somebody is asked; numbers for the record).
+
+    Paid answers stay in `folder`.
+    """
     from trait_kit.engine import ledger, llama, llm
 
-    texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
+    if p.teacher == "none":
+        frame = documents.select(["id", "text"]).to_pandas()
+        return frame.assign(label=frame.pop("id").map(demo_labels())), {}
+    texts, here = list(dict.fromkeys(documents["text"].to_pylist())), p.teacher == "local"
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         endpoint = endpoint.measured() if here else endpoint
@@ -88,11 +94,3 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
         )
     rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
     return rated, {"bill": bill, "educational_unrated": failed}
-
-
-def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label and text of these documents of the web, with the rating where one was asked for; numbers for the record)."""
-    if p.teacher == "none":
-        frame = documents.select(["id", "text"]).to_pandas()
-        return frame.assign(label=frame.pop("id").map(demo_labels())), {}
-    return rate(p, documents["text"].to_pylist(), folder)
