@@ -14,11 +14,10 @@ from test_selecting import BASE, Step, text_of
 
 from trait_kit import params
 from trait_kit.cli import main
-from trait_kit.selection.choosing import filter_web
+from trait_kit.selection.choosing import filter_web, funnel
 from trait_kit.selection.classifier import train_classifiers
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.selection.views import funnel
 from trait_kit.tasks import load_problems, texts_of_tests
 from trait_kit.training.sources import training_sources
 

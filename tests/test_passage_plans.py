@@ -13,7 +13,7 @@ from passage_problems import QuotingTeacher, count_tokens, make_groups, math_pro
 from trait_kit import tables
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import plan_groups, tag_concepts, tag_neighborhoods
-from trait_kit.passages.novelty import REASONS, screen_problems
+from trait_kit.passages.quality import REASONS, screen_problems
 from trait_kit.passages.writing import write_groups
 
 

@@ -17,7 +17,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.passages.checks import OWN_CHECKS, own_fault
 from trait_kit.passages.grouping import COLUMN, coverage
 from trait_kit.passages.material import Draft, Group, problem_rows
-from trait_kit.passages.novelty import Accepted, blames
+from trait_kit.passages.quality import Accepted, blames
 from trait_kit.passages.teachers import JoiningTeacher
 from trait_kit.passages.writing import write_groups
 

@@ -26,12 +26,11 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, best_first, rank_values
-from trait_kit.selection.choosing import Filtered, filter_web, select
+from trait_kit.selection.choosing import Filtered, filter_web, funnel, sample_scores, select, summary
 from trait_kit.selection.classifier import train_classifiers, train_domain_classifier, train_educational_model
 from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
-from trait_kit.selection.views import funnel, sample_scores, summary
 
 BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]

@@ -27,13 +27,12 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, scoring
 from trait_kit.selection.budget import EVERYTHING, METHODS, Limits, best_first, cut_value, rank, rank_values, take
-from trait_kit.selection.choosing import Filtered, select
+from trait_kit.selection.choosing import Filtered, quality, select
 from trait_kit.selection.classifier import normalise_line, train_domain_classifier, train_educational_model
 from trait_kit.selection.documents import load_documents, on_topic
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, demo_labels
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import quality
 
 BUDGET = 24_000
 SMALL = {"dimension": 8, "epochs": 10, "buckets": 5_000}

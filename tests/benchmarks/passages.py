@@ -26,7 +26,7 @@ from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
 from trait_kit.passages.grouping import plan_groups
-from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.quality import screen_problems
 from trait_kit.passages.teachers import make_teacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import every_test_question, load_problems

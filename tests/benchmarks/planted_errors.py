@@ -36,7 +36,7 @@ from trait_kit.engine.files import digest
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import COLUMN, tag_concepts
 from trait_kit.passages.material import Draft, Group, Problem, problem_rows
-from trait_kit.passages.novelty import screen_problems
+from trait_kit.passages.quality import screen_problems
 from trait_kit.passages.teachers import JoiningTeacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems

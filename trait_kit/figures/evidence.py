@@ -13,7 +13,7 @@ from trait_kit.evaluation.comparison import HELD_OUT, MACRO, arm_table, compare,
 from trait_kit.figures.cells import Table, metric_name, notes
 from trait_kit.figures.style import label
 from trait_kit.figures.tables import BITS, GENERAL, ablation_table, chain_of, main_table, write_items
-from trait_kit.passages.novelty import REASONS
+from trait_kit.passages.quality import REASONS
 
 
 @dataclass(frozen=True)

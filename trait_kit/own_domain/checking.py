@@ -26,7 +26,7 @@ from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
 from trait_kit.passages import writing
 from trait_kit.passages.grouping import plan_groups
 from trait_kit.passages.material import Group
-from trait_kit.passages.novelty import Beside
+from trait_kit.passages.quality import Beside
 from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher, recorded
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard

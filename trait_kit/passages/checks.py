@@ -4,7 +4,7 @@ The checks are for the text of a teacher that nobody has read: is each paragraph
 problem and does it reach the gold answer, is the printed arithmetic right, does the enlightenment
 speak of every problem, and is the passage readable and of the right length. A model's answer is
 read by the same checks one part at a time (`read_paragraph`, ...), so that a part that fails is
-asked for again alone. What compares a passage with others is in novelty.py.
+asked for again alone. What compares a passage with others is in quality.py.
 """
 
 import itertools

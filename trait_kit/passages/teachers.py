@@ -20,7 +20,7 @@ from trait_kit.engine.ledger import Estimate
 from trait_kit.engine.llm import Endpoint, Reply, Request, again, ask, clean
 from trait_kit.passages import checks, prompts
 from trait_kit.passages.material import Draft, Group, Problem
-from trait_kit.passages.novelty import blames
+from trait_kit.passages.quality import blames
 
 RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
@@ -122,21 +122,19 @@ class EndpointTeacher:
 
     def _around(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
         """The requests for an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
+        told = functools.partial(prompts.conversation, self._wording(group))
         if self.params.teacher_steps == "paragraph":
-            read = functools.partial(checks.read_enlightenment, group, paragraphs)
-            turns = prompts.conversation(self._wording(group), "enlightenment", group, paragraphs)
+            turns = told("enlightenment", group, paragraphs)
             for parts, reason in group.refused:
                 turns = again(turns, parts[0], reason)
-            return [Request(turns, read)]
-        asked = [("opening", None), *(("sentence", place) for place in range(len(group.rows)))]
-        return [self._sentence(group, paragraphs, number, *one) for number, one in enumerate(asked)]
-
-    def _sentence(self, group: Group, paragraphs: Sequence[str], number: int, part: str, place: int | None) -> Request:
-        """The request for one sentence of an enlightenment."""
-        turns = functools.partial(prompts.conversation, self._wording(group), part, group, paragraphs, place or 0)
-        blamed = [reason for parts, reason in group.refused if blames(reason, parts[number])]
-        read = functools.partial(checks.read_sentence, group, paragraphs, place)
-        return Request(turns(*blamed[-1:]), read, lambda _messages, _content, fault: turns(fault))
+            return [Request(turns, functools.partial(checks.read_enlightenment, group, paragraphs))]
+        requests = []
+        for number, place in enumerate((None, *range(len(group.rows)))):
+            turns = functools.partial(told, "sentence" if number else "opening", group, paragraphs, place or 0)
+            blamed = [reason for parts, reason in group.refused if blames(reason, parts[number])]
+            read = functools.partial(checks.read_sentence, group, paragraphs, place)
+            requests.append(Request(turns(*blamed[-1:]), read, lambda *last, turns=turns: turns(last[-1])))
+        return requests
 
 
 Teacher = JoiningTeacher | EndpointTeacher

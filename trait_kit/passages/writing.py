@@ -24,7 +24,7 @@ from trait_kit.models import TokenCounter, token_counter
 from trait_kit.passages.checks import own_fault
 from trait_kit.passages.grouping import coverage, plan_groups
 from trait_kit.passages.material import Draft, Group, compose_text, content, problem_rows
-from trait_kit.passages.novelty import Beside, screen_problems
+from trait_kit.passages.quality import Beside, screen_problems
 from trait_kit.passages.teachers import EndpointTeacher, Teacher, local_teacher, make_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 

@@ -57,13 +57,12 @@ class ModelFiles:
 def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
-    files = ModelFiles(str(step.path(trained, "domain.safetensors")))
+    files = {"domain": step.path(trained, "domain.safetensors")}
     if "fasttext_educational" in p.methods:
-        files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
+        files["educational"] = step.path(trained, "educational.safetensors")
     if "dsir" in p.methods:
-        fitted = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"])
-        files = replace(files, dsir=str(fitted.save(step.path("dsir.safetensors"))))
-    return files
+        files["dsir"] = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"]).save(step.path("dsir.safetensors"))
+    return ModelFiles(**{name: str(path) for name, path in files.items()})
 
 
 @functools.lru_cache(maxsize=1)
@@ -91,10 +90,8 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
     return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
 
 
-# What a job leaves of each shard: <kind>-NNNNN.parquet in its folder, with the digest of all that it depends on
-
-
 def shard_path(folder: Path, kind: str, number: int) -> Path:
+    """What a job leaves of a shard, with the digest of all that it depends on."""
     return folder / f"{kind}-{number:05d}.parquet"
 
 
