@@ -14,7 +14,7 @@ from trait_kit import tables
 from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import COLUMN, plan_groups
 from trait_kit.passages.material import Draft, Group
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.teachers import Teacher
 
 
 def params(**changes) -> PassageParams:
@@ -32,11 +32,12 @@ def count_tokens(texts: list[str]) -> np.ndarray:
     return np.array([len(text) // 4 for text in texts], dtype=np.int64)
 
 
-class QuotingTeacher(JoiningTeacher):
+class QuotingTeacher(Teacher):
     """Worked solutions, and an enlightenment that passes: the end of every question beside words that no other has."""
 
-    name = "quoting"
-    can_mend = frozenset({"enlightenment"})
+    def __init__(self) -> None:
+        super().__init__(params(teacher="none"))
+        self.name, self.can_mend = "quoting", frozenset({"enlightenment"})
 
     def write(self, groups: Sequence[Group]) -> list[Draft]:
         return [self._around(group, draft) for group, draft in zip(groups, super().write(groups), strict=True)]

@@ -27,7 +27,7 @@ from trait_kit.engine.llm import Endpoint
 from trait_kit.passages import checks, prompts, writing
 from trait_kit.passages.grouping import plan_groups
 from trait_kit.passages.material import Group, Problem, problem_rows
-from trait_kit.passages.teachers import EndpointTeacher, make_teacher
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 
 PARTS = ("paragraph", "enlightenment", "opening", "sentence")
@@ -124,7 +124,7 @@ def write(problems: pd.DataFrame, groups: list[Group], p, folder: Path):
     """(passages, rejected, bill), as the stage makes them."""
     endpoint = replace(Endpoint.of(p, folder), timeout=PATIENCE)
     groups = of_these(problems, groups)
-    bill = write_groups(groups, make_teacher(p, endpoint), p, folder, [], count_tokens) | endpoint.ledger.bill()
+    bill = write_groups(groups, Teacher(p, endpoint), p, folder, [], count_tokens) | endpoint.ledger.bill()
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
@@ -231,12 +231,11 @@ def test_the_bill_is_the_servers_own_and_the_cap_is_not_passed(server, tmp_path)
     server.usage_of = lambda number: (rng.randrange(300, 700), rng.randrange(100, 400))
     problems, groups = groups_for([f"good-{number}" for number in range(60)])
     full = asking(server, max_cost_usd=100.0)
-    teacher = make_teacher(full)
-    assert isinstance(teacher, EndpointTeacher)
+    teacher = Teacher(full)
     estimate = teacher.estimate(groups)
     assert estimate.requests == 60
     assert estimate.cost_usd > 0
-    everything = make_teacher(asking(server, paragraphs="teacher", teacher_steps="sentences"))
+    everything = Teacher(asking(server, paragraphs="teacher", teacher_steps="sentences"))
     assert everything.estimate(groups).requests == 180 + 60 * 4
     _, _, bill = write(problems, groups, full, tmp_path)
     tokens_in, tokens_out = (sum(column) for column in zip(*server.billed, strict=True))

@@ -18,7 +18,7 @@ from trait_kit.passages.checks import OWN_CHECKS, own_fault
 from trait_kit.passages.grouping import COLUMN, coverage
 from trait_kit.passages.material import Draft, Group, problem_rows
 from trait_kit.passages.quality import Accepted, blames
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 
 # --- groups
@@ -118,7 +118,7 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
 
 def test_worked_solutions_are_joined_without_an_enlightenment(tmp_path):
     problems = math_problems()
-    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, teacher=JoiningTeacher())
+    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, teacher=Teacher(params(teacher="none")))
     assert (len(passages), len(rejected)) == (len(groups), 0)
     assert set(passages["enlightenment"]) == {""}
     assert "enlightenment" not in passages["checks"][0]

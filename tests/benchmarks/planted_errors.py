@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, holds, paragraph, sums, value
 from local_tasks import LOCAL, local_task
-from passage_problems import make_groups
+from passage_problems import make_groups, params
 
 from trait_kit import tables
 from trait_kit.engine.files import digest
@@ -37,9 +37,11 @@ from trait_kit.params import PassageParams
 from trait_kit.passages.grouping import COLUMN, tag_concepts
 from trait_kit.passages.material import Draft, Group, Problem, problem_rows
 from trait_kit.passages.quality import screen_problems
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
+
+JOINING = Teacher(params(teacher="none"))
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,7 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
 
 
 def _clean(group: Group, kind: str) -> Passage:
-    (draft,) = JoiningTeacher().write([group])
+    (draft,) = JOINING.write([group])
     assert not draft.fault
     draft = replace(draft, enlightenment=enlightenment(group.rows, group.shared, group.id))
     if Random(group.id).random() < 0.75:

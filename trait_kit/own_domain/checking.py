@@ -27,7 +27,7 @@ from trait_kit.passages import writing
 from trait_kit.passages.grouping import plan_groups
 from trait_kit.passages.material import Group
 from trait_kit.passages.quality import Beside
-from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher, recorded
+from trait_kit.passages.teachers import Teacher, local_teacher, recorded
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
@@ -153,7 +153,7 @@ def _passages(p: PassageParams, told: Checked) -> None:
     if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
     if p.teacher != "none":
-        teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
+        teacher = Teacher(local_teacher(p) if p.teacher == "local" else p)
         teacher.endpoint.ledger.keep(recorded()[1] if p.teacher == "local" else [])
         bill = teacher.estimate(groups)
         here = f"{bill.requests:,} requests to a model on this machine, which step 03 times before it asks"
@@ -165,7 +165,7 @@ def _passages(p: PassageParams, told: Checked) -> None:
 
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
-    around, drafts = _AROUND * (p.teacher != "none"), JoiningTeacher().write(groups)
+    around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
     count = _about if _at_hub(p.base_model) else token_counter(p.base_model)  # which would fetch all of the model
     rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]

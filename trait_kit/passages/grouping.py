@@ -132,16 +132,13 @@ def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0
 
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
-    """One row a task: its problems, how many are used in a passage, places they take, and the tasks they meet there."""
-    placed = pd.DataFrame([(group.id, name) for group in groups for name in group.problem_ids], columns=["group", "id"])
-    placed = placed.merge(problems[["id", "task"]])
-    by_task = placed.groupby("task")
-    pairs = placed.merge(placed, on="group", suffixes=("", "_met")).query("task != task_met")
-    met = pairs.groupby("task")["task_met"].unique().map(lambda tasks: ", ".join(sorted(tasks)))
-    counts = {"problems": problems.groupby("task").size(), "used": by_task["id"].nunique(), "places": by_task.size()}
-    table = pd.DataFrame(counts).fillna(0).astype(int)
+    """One row a task: its problems, how many of them are used in a passage and how many not, and the places they take."""
+    placed = pd.DataFrame([(row.task, row.id) for group in groups for row in group.rows], columns=["task", "id"])
+    uses = placed.groupby("task")["id"]
+    table = pd.DataFrame({"problems": problems.groupby("task").size(), "used": uses.nunique(), "places": uses.size()})
+    table = table.fillna(0).astype(int)
     table.insert(2, "unused", table["problems"] - table["used"])
-    return table.assign(joined_with=met).fillna({"joined_with": ""}).reset_index()
+    return table.reset_index()
 
 
 def _refuse_bad(problems: pd.DataFrame) -> None:

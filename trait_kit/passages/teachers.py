@@ -1,8 +1,6 @@
-"""Teachers write drafts of passages: one joins worked solutions, one asks a language model, anybody's or the local one.
+"""A teacher writes drafts of passages: it joins worked solutions, and asks a language model, anybody's or the local one.
 
-A teacher has a `name`, the reasons that another attempt `can_mend`, and `write(groups) -> drafts`,
-in their order. A draft that could not be had says why; only what would fail for all of them (a key
-that is not accepted) raises TraitError.
+A draft that could not be had says why; only what would fail for all of them (a key that is not accepted) raises TraitError.
 """
 
 import functools
@@ -26,45 +24,28 @@ RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
 _SAY_EVERY = 60.0  # seconds
+_MENDED = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))  # by another attempt
 _NOTHING = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
 
 
-class JoiningTeacher:
-    """Writes nothing: joins worked solutions (`teacher: none`), for tests and for what passages have to beat."""
-
-    name = "none: worked solutions"
-    can_mend: frozenset[str] = frozenset()
-
-    def write(self, groups: Sequence[Group]) -> list[Draft]:
-        return [self._joined(group.rows) for group in groups]
-
-    def _joined(self, rows: Sequence[Problem]) -> Draft:
-        unsolved = next((row.id for row in rows if not _solution(row)), None)
-        if unsolved:
-            return Draft((), "", self.name, fault=f"no worked solution: problem {unsolved} has none, and nobody writes one")
-        return Draft(tuple(map(_solution, rows)), "", self.name)
-
-
-class EndpointTeacher:
+class Teacher:
     """Asks a language model, one thing a request: a paragraph for each problem that has no worked solution, once for all
-    passages that hold it, then the enlightenment of each passage, whole or sentence by sentence
-    (`teacher_steps`).
+    passages that hold it, then the enlightenment of each passage, whole or sentence by sentence (`teacher_steps`).
 
-    What fails a check is asked for again alone and told why, up to `max_attempts` times; refused
-    answers are in `refusals`.
+    With `teacher: none` nobody is asked: worked solutions are joined, for tests and for what passages have to beat.
     """
 
-    can_mend = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))
-
-    def __init__(self, endpoint: Endpoint, params) -> None:
-        self.name, self.endpoint, self.params = endpoint.model, endpoint, params
+    def __init__(self, params, endpoint: Endpoint | None = None) -> None:
+        self.params, self.endpoint = params, None if params.teacher == "none" else endpoint or Endpoint.of(params)
+        self.name = self.endpoint.model if self.endpoint else "none: worked solutions"
+        self.can_mend = _MENDED if self.endpoint else frozenset()
         self.paragraphs: dict[str, Reply] = {}  # of problems that were asked for; its first passage pays for each
-        self.refusals: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()  # of answers, by reason
 
     def write(self, groups: Sequence[Group]) -> list[Draft]:
         self.tell(self._to_ask(groups))
         drafts = [self._begun(group) for group in groups]
-        around = [[] if draft.fault else self._around(group, draft.paragraphs)
+        around = [[] if draft.fault else self._requests(group, draft.paragraphs)
                   for group, draft in zip(groups, drafts, strict=True)]  # fmt: skip
         attempts = 1 if any(group.refused for group in groups) else self.params.max_attempts
         answers = iter(self._ask([request for requests in around for request in requests], attempts))
@@ -77,7 +58,10 @@ class EndpointTeacher:
     def tell(self, problems: Sequence[Problem]) -> list[Reply]:
         """The paragraph of each problem, asked for where it has not been."""
         missing = {row.id: row for row in problems if row.id not in self.paragraphs}
-        replies = self._ask([self._paragraph(row) for row in missing.values()], self.params.max_attempts)
+        if self.endpoint:
+            replies = self._ask([self._paragraph(row) for row in missing.values()], self.params.max_attempts)
+        else:
+            replies = [Reply(None, f"no worked solution: problem {one} has none, and nobody writes one") for one in missing]
         self.paragraphs |= zip(missing, replies, strict=True)
         return [self.paragraphs[row.id] for row in problems]
 
@@ -88,15 +72,18 @@ class EndpointTeacher:
         replies = ask(requests, self.endpoint, self.params.max_attempts, kept=True)
         kept = {row.id: reply.value for row, reply in zip(rows, replies, strict=True) if not reply.fault}
         for group in groups:
-            requests += self._around(group, [kept.get(row.id) or _solution(row) for row in group.rows])
+            requests += self._requests(group, [kept.get(row.id) or _solution(row) for row in group.rows])
         return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
     def _to_ask(self, groups: Sequence[Group]) -> list[Problem]:
         rows = {row.id: row for group in groups for row in group.rows}
-        return [row for row in rows.values() if self.params.paragraphs == "teacher" or not _solution(row)]
+        anew = self.params.paragraphs == "teacher" and self.endpoint
+        return [row for row in rows.values() if anew or not _solution(row)]
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
+        if not requests:
+            return []
         order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
         asked = ask([requests[at] for at in order], self.endpoint, attempts, Progress())
         found = dict(zip(order, asked, strict=True))
@@ -117,11 +104,13 @@ class EndpointTeacher:
         asked = {row.id: self.paragraphs[row.id] for row in self._to_ask([group])}
         self.paragraphs |= {name: replace(reply, **_NOTHING) for name, reply in asked.items()}
         told = [asked[row.id].value if row.id in asked else _solution(row) for row in group.rows]
-        draft = Draft((), "", self.name, prompts.version(self._wording(group)))
+        draft = Draft((), "", self.name, prompts.version(self._wording(group)) if self.endpoint else "")
         return _charged(draft, asked.values(), paragraphs=tuple(told))
 
-    def _around(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
+    def _requests(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
         """The requests for an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
+        if not self.endpoint:
+            return []
         told = functools.partial(prompts.conversation, self._wording(group))
         if self.params.teacher_steps == "paragraph":
             turns = told("enlightenment", group, paragraphs)
@@ -135,16 +124,6 @@ class EndpointTeacher:
             read = functools.partial(checks.read_sentence, group, paragraphs, place)
             requests.append(Request(turns(*blamed[-1:]), read, lambda *last, turns=turns: turns(last[-1])))
         return requests
-
-
-Teacher = JoiningTeacher | EndpointTeacher
-
-
-def make_teacher(params, endpoint: Endpoint | None = None) -> Teacher:
-    """The teacher that the parameters name; one that asks has `endpoint`, or that of the parameters."""
-    if params.teacher == "none":
-        return JoiningTeacher()
-    return EndpointTeacher(endpoint or Endpoint.of(params), params)
 
 
 def local_teacher(params: Any) -> Any:

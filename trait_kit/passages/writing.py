@@ -1,9 +1,8 @@
 """Write passages: have every group written, check what comes back, and account for all of it.
 
-Asking is concurrent, checking is in the order of the groups, so the result does not depend on which
-answer came first. Every group ends as a row of passages.parquet or as one of rejected.parquet with
-its reason, and the bill counts both. An enlightenment that is refused beside other passages is
-asked for again (`max_attempts`), and each draft keeps its row.
+Asking is concurrent, checking is in the order of the groups, so the result does not depend on which answer came first.
+Every draft keeps its row, in passages.parquet or with its reason in rejected.parquet, and the bill counts both. An
+enlightenment that is refused beside other passages is asked for again (`max_attempts`).
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from trait_kit.passages.checks import own_fault
 from trait_kit.passages.grouping import coverage, plan_groups
 from trait_kit.passages.material import Draft, Group, compose_text, content, problem_rows
 from trait_kit.passages.quality import Beside, screen_problems
-from trait_kit.passages.teachers import EndpointTeacher, Teacher, local_teacher, make_teacher, recorded
+from trait_kit.passages.teachers import Teacher, local_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
 MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
@@ -40,7 +39,7 @@ class Written:
     passages: pd.DataFrame
     rejected: pd.DataFrame
     screened: pd.DataFrame  # problems by task and reason why they may not be used
-    coverage: pd.DataFrame  # problems by task: used, unused, joined with
+    coverage: pd.DataFrame  # problems by task: used, unused
     bill: dict[str, Any]
 
     @classmethod
@@ -64,8 +63,8 @@ def write_passages(step) -> Written:
         day, answers = recorded() if here else ("", [])
         ledger.keep(answers)
         problems, groups = plan_groups(problems, p, endpoint)
-        teacher = make_teacher(p, endpoint)
-        if isinstance(teacher, EndpointTeacher):
+        teacher = Teacher(p, endpoint)
+        if endpoint:
             if here and teacher.estimate(groups).requests:
                 teacher.endpoint = endpoint.measured()
             print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
@@ -96,7 +95,7 @@ def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) ->
     return "\n".join([*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))])
 
 
-def _keep_paragraphs(teacher: EndpointTeacher, groups: Sequence[Group], folder: Path) -> None:
+def _keep_paragraphs(teacher: Teacher, groups: Sequence[Group], folder: Path) -> None:
     """The teacher's own paragraph of every problem in a passage, for the control `rephrased`."""
     rows = {row.id: row for group in groups for row in group.rows}
     told = zip(rows.values(), teacher.tell(list(rows.values())), strict=True)
@@ -136,10 +135,7 @@ def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
 def write_groups(
     groups: Sequence[Group], teacher: Teacher, params, folder: Path, tested: Sequence[str], count_tokens: TokenCounter
 ) -> dict[str, Any]:
-    """What came of it; passages.parquet and rejected.parquet in `folder`: attempt by attempt in the order of the groups.
-
-    A passage that holds one of the `tested` questions is rejected.
-    """
+    """What came of it; both tables in `folder`, attempt by attempt in the groups' order. No `tested` question passes."""
     beside, asked, rows = Beside(tested), groups, []
     for attempt in range(1, params.max_attempts + 1):
         if not asked:

@@ -1,8 +1,7 @@
 """Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
 
 The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
-web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5). The demo's articles bring labels of their own, for want
-of a model to ask. A ready model is for `trait-kit score --educational`. Without ratings there is no such filter.
+web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5); without ratings there is no such filter.
 """
 
 import json

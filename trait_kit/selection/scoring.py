@@ -91,7 +91,6 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
 
 
 def shard_path(folder: Path, kind: str, number: int) -> Path:
-    """What a job leaves of a shard, with the digest of all that it depends on."""
     return folder / f"{kind}-{number:05d}.parquet"
 
 
