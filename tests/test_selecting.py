@@ -26,7 +26,7 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, best_first, rank_values
-from trait_kit.selection.choosing import Filtered, filter_web, funnel, sample_scores, select, summary
+from trait_kit.selection.choosing import Selected, filter_web, funnel, sample_scores, select, summary
 from trait_kit.selection.classifier import train_classifiers, train_domain_classifier, train_educational_model
 from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
@@ -417,7 +417,7 @@ def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_pa
     assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
-        table = filtered.selected.chosen(method)
+        table = filtered.chosen(method)
         assert 2_800 < sum(table["n_tokens"].to_pylist()) <= 3_000
         assert table["educational"].null_count == table["dsir"].null_count == len(table)
     said = summary(filtered)
@@ -439,7 +439,7 @@ def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch)
     assert everything() == before
     assert again.numbers == trained.numbers
     assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
-    pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
+    pd.testing.assert_frame_equal(funnel(loaded), funnel(filtered))
 
 
 # --- what lies in the output folder already
@@ -547,10 +547,10 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
 
 def test_a_sample_of_the_scores_knows_the_truth(files, tmp_path):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
-    everything = sample_scores(Filtered(scoring, None, None))
+    everything = sample_scores(Selected(tmp_path, scoring, {}))
     assert len(everything) == scoring.documents
     truth = {record["id"]: k % 3 == 0 for k, record in enumerate(documents())}
-    some = sample_scores(Filtered(scoring, None, truth), 100)
+    some = sample_scores(Selected(tmp_path, scoring, {}, truth), 100)
     assert 60 < len(some) < 140
     assert some["on_topic"].tolist() == [truth[name] for name in some["id"]]
 
