@@ -145,11 +145,12 @@ def screen_problems(problems: pd.DataFrame, test_questions: Sequence[str]) -> tu
 
 def yield_by_reason(passages: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
     """One row for what was kept and one a reason, by drafts: how many, their share of all drafts, and an example."""
-    told = rejected["reason"].str.partition(":").groupby(0, sort=False)[2].agg(["size", "first"])
-    told = told.sort_values("size", ascending=False, kind="stable")
+    kinds = rejected["reason"].str.replace("(?s):.*", "", regex=True)
+    details = rejected["reason"].str.replace("^[^:]*:?", "", regex=True).str.strip().str[:_EXAMPLE]
+    told = details.groupby(kinds, sort=False).agg(["size", "first"]).sort_values("size", ascending=False, kind="stable")
     table = pd.DataFrame({"outcome": ["kept", *told.index], "drafts": [len(passages), *told["size"]]})
     table["share"] = table["drafts"] / max(1, table["drafts"].sum())
-    return table.assign(example=["", *told["first"].str.strip().str[:_EXAMPLE]])
+    return table.assign(example=["", *told["first"]])
 
 
 def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
