@@ -179,9 +179,5 @@ def diversity(passages: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
 def nearest_similarity(texts: Sequence[str]) -> np.ndarray:
     """For each text the estimated Jaccard similarity of its word trigrams to the most similar other one, [n]."""
     marks = signatures(list(texts), shingle_words=3)
-    nearest = np.zeros(len(marks))
-    for place in range(len(marks)):
-        same = (marks == marks[place]).mean(axis=1)
-        same[place] = 0.0
-        nearest[place] = same.max(initial=0.0)
-    return nearest
+    alike = ((marks == row).mean(axis=1) for row in marks)
+    return np.array([np.delete(same, place).max(initial=0.0) for place, same in enumerate(alike)])
