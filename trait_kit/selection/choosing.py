@@ -216,7 +216,7 @@ def gather_shard(job_path: Path, number: int) -> None:
     job, folder = read_job(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
-    scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
+    scores = tables.read(shard_path(scoring.folder, "scores", number), "scores").replace_schema_metadata(None)
     better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
     rows = np.flatnonzero(better & drop(limits.refused(scores, method, _SLACK))[0])
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
