@@ -12,8 +12,9 @@ import pandas as pd
 
 from trait_kit import tables
 from trait_kit.params import PassageParams
-from trait_kit.passages.material import Draft, Order
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.grouping import COLUMN, plan_groups
+from trait_kit.passages.material import Draft, Group
+from trait_kit.passages.teachers import Teacher
 
 
 def params(**changes) -> PassageParams:
@@ -22,25 +23,31 @@ def params(**changes) -> PassageParams:
     return PassageParams(**{**required, **sizes, **changes})
 
 
+def make_groups(problems: pd.DataFrame, grouping: str, **changes) -> list[Group]:
+    """The groups of problems that share what their table says."""
+    return plan_groups(problems, params(grouping=COLUMN[grouping], **changes))[1]
+
+
 def count_tokens(texts: list[str]) -> np.ndarray:
     return np.array([len(text) // 4 for text in texts], dtype=np.int64)
 
 
-class QuotingTeacher(JoiningTeacher):
+class QuotingTeacher(Teacher):
     """Worked solutions, and an enlightenment that passes: the end of every question beside words that no other has."""
 
-    name = "quoting"
-    can_mend = frozenset({"enlightenment"})
+    def __init__(self) -> None:
+        super().__init__(params(teacher="none"))
+        self.name, self.can_mend = "quoting", frozenset({"enlightenment"})
 
-    def write(self, orders: Sequence[Order]) -> list[Draft]:
-        return [self._around(order, draft) for order, draft in zip(orders, super().write(orders), strict=True)]
+    def write(self, groups: Sequence[Group]) -> list[Draft]:
+        return [self._around(group, draft) for group, draft in zip(groups, super().write(groups), strict=True)]
 
-    def _around(self, order: Order, draft: Draft) -> Draft:
+    def _around(self, group: Group, draft: Draft) -> Draft:
         if draft.fault:
             return draft
-        rng = random.Random(f"{order.group.id}/{len(order.refused)}")
-        told = [f"{_nonsense(rng)} turns on {re.sub('[.:?] ', ' ', row.question)[-60:]!r}" for row in order.rows]
-        text = f"They share {order.group.shared}, {_nonsense(rng)}: {'; '.join(told)}."
+        rng = random.Random(f"{group.id}/{len(group.refused)}")
+        told = [f"{_nonsense(rng)} turns on {re.sub('[.:?] ', ' ', row.question)[-60:]!r}" for row in group.rows]
+        text = f"They share {group.shared}, {_nonsense(rng)}: {'; '.join(told)}."
         return replace(draft, enlightenment=text, parts=(text,))
 
 

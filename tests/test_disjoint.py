@@ -14,11 +14,10 @@ from test_selecting import BASE, Step, text_of
 
 from trait_kit import params
 from trait_kit.cli import main
-from trait_kit.selection.choosing import filter_web
+from trait_kit.selection.choosing import filter_web, funnel
 from trait_kit.selection.classifier import train_classifiers
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_documents, load_held_out
-from trait_kit.selection.views import funnel
 from trait_kit.tasks import load_problems, texts_of_tests
 from trait_kit.training.stages import training_sources
 
@@ -121,13 +120,13 @@ def test_the_steps_01_and_02_count_and_keep_out_both_leaks(mine):
     assert trained.numbers["in_domain_documents"] == len(load_documents(experiment.selection.in_domain)) - len(expected)
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
-        assert not set(filtered.selected.chosen(method)["id"].to_pylist()) & {*copies, *tested}
-    evidence = pq.read_table(filtered.selected.folder / "near_duplicates.parquet").to_pylist()
+        assert not set(filtered.chosen(method)["id"].to_pylist()) & {*copies, *tested}
+    evidence = pq.read_table(filtered.folder / "near_duplicates.parquet").to_pylist()
     found = {row["id"] for row in evidence if (row["of"], row["method"]) == ("a held-out document", "fasttext")}
     assert found == set(copies)
-    held = filtered.selected.contaminated.query("method == 'fasttext'")
+    held = filtered.contaminated.query("method == 'fasttext'")
     assert dict(zip(held["id"], held["part"], strict=True)) == tested
-    row = funnel(filtered.selected).set_index("method").loc["fasttext"]
+    row = funnel(filtered).set_index("method").loc["fasttext"]
     assert (row["repeats a held-out document"], row["holds a test item"]) == (len(copies), 2)
 
 

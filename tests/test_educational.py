@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fasttext
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -15,13 +16,14 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
 from trait_kit.params import ClassifierParams, load
 from trait_kit.selection import NgramScorer, educational
+from trait_kit.selection.classifier import Report, train_educational_model
 from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (
     LABELS,
     conversation,
     demo_labels,
     label_points,
-    rate,
+    labelled,
     read_rating,
 )
 from trait_kit.selection.scoring import ModelFiles, score_corpus
@@ -46,9 +48,11 @@ def documents(count: int, mode: str = "") -> list[str]:
     return [f"Document {k}. {' '.join([GRADES[k % 6]] * 5)} {mode}" for k in range(count)]
 
 
-def educational_model(p: ClassifierParams, texts: list[str], folder: Path):
-    rows = pa.table({"id": [f"d{k}" for k in range(len(texts))], "text": texts})
-    return educational.educational_model(p, rows, folder)
+def educational_model(p: ClassifierParams, texts: list[str], folder: Path, **columns: list[str]) -> Report:
+    """As 01 makes it, of documents of the web."""
+    rated, numbers = labelled(p, pa.table({"text": texts, **columns}), folder)
+    made = train_educational_model(rated, folder / "educational.bin", p)
+    return Report(numbers | made.numbers, made.tables)
 
 
 def good_answer(asked: str) -> str:
@@ -181,7 +185,8 @@ def test_the_local_teacher_rates_what_the_prompt_asks(tmp_path, capsys):
     lesson = (
         "A lever is a rigid bar that turns about a fulcrum. Because work is conserved, a small force lifts a large load."
     )
-    rated, bill = rate(params(teacher="local"), [lesson, "Click here! Buy now! Read more. All rights reserved."], tmp_path)
+    texts = pa.table({"text": [lesson, "Click here! Buy now! Read more. All rights reserved."]})
+    rated, bill = labelled(params(teacher="local"), texts, tmp_path)
     assert bill["educational_unrated"] == 0 and bill["bill"]["cost_usd"] == 0
     assert rated["rating"].tolist()[0] > rated["rating"].tolist()[1]
     assert "Starting qwen2.5-coder" in capsys.readouterr().out
@@ -194,8 +199,8 @@ def test_the_demos_labels_train_the_model(tmp_path):
     p = params(epochs=5)
     drawn = sample(p.web, 400, 1)
     texts, labels = drawn["text"].to_pylist(), list(map(demo_labels().get, drawn["id"].to_pylist()))
-    made = educational.educational_model(p, drawn, tmp_path)
-    report = educational.train_educational_model(texts, labels, tmp_path / "x.bin", p)
+    made = educational_model(p, texts, tmp_path, id=drawn["id"].to_pylist())
+    report = train_educational_model(pd.DataFrame({"text": texts, "label": labels}), tmp_path / "x.bin", p)
     assert (tmp_path / "x.bin").read_bytes() == (tmp_path / "educational.bin").read_bytes()
     assert made.numbers["educational_agreement"] == report.numbers["educational_agreement"]
     assert made.numbers["educational_labels"] == {label: labels.count(label) for label in LABELS}

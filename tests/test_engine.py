@@ -32,7 +32,7 @@ from trait_kit.selection.budget import Limits
 from trait_kit.selection.choosing import select
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard
+from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard, shard_path
 
 SHARDS, ROWS = 24, 20
 METHODS = ("dsir", "fasttext")
@@ -398,7 +398,7 @@ def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch)
     again = score(origin, tmp_path / "ray", RAY, **size)
     assert before.items() <= done(tmp_path / "ray").items()
     for number in range(n_shards):
-        path = again.path("scores", number)
+        path = shard_path(again.folder, "scores", number)
         assert path.read_bytes() == (tmp_path / "here" / "scores" / path.name).read_bytes()
 
 

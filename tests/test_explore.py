@@ -136,13 +136,13 @@ def test_a_draft_stands_beside_what_was_asked(written):
     p = params.load("params/demo.yaml").passages.model_copy(update={"teacher_steps": "sentences"})
     page = drafts.explore(written, p).view(outcome="length")
     assert "Nobody was asked" not in page
-    (order,) = drafts.orders_of([drafts.group_of(written.passages.iloc[0])], written.problems)
-    asked = drafts.asked(order, ["one", "two"], p)
+    group = drafts.group_of(written.passages.iloc[0], written.problems)
+    asked = drafts.asked(group, ["one", "two"], p)
     assert len(asked) == 3  # an opening and a sentence for each of two problems
     assert len(set(asked)) == 3
-    unsolved = order.rows[0]._replace(solution=None)
-    order.rows[0] = unsolved
-    assert len(drafts.asked(order, ["one", "two"], p)) == 4
+    unsolved = group.rows[0]._replace(solution=None)
+    group.rows[0] = unsolved
+    assert len(drafts.asked(group, ["one", "two"], p)) == 4
 
 
 def test_items_are_found_by_who_was_better_and_losses_are_shown_too(found):

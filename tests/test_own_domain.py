@@ -14,8 +14,8 @@ from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
 from trait_kit.own_domain import checking, guessing, scaffold
 from trait_kit.passages.checks import own_fault, read_sentence
-from trait_kit.passages.material import Draft, Group, Order, Problem
-from trait_kit.passages.writing import first_order, write_passages
+from trait_kit.passages.material import Draft, Group, Problem
+from trait_kit.passages.writing import first_group, write_passages
 from trait_kit.runs import Step
 from trait_kit.tasks import load_problems, load_task
 
@@ -186,14 +186,14 @@ def test_a_chinese_enlightenment_is_judged_by_what_it_says():
         )
         for n, what, why in ((3, "租赁", "利息等于本金乘以年利率"), (8, "抵押", "先求本金的百分之五"))
     ]
-    order = Order(Group("g", ("q/3", "q/8"), "knowledge", "利息"), rows)
+    group = Group("g", rows, "knowledge", "利息")
     paragraphs = tuple(f"{row.solution},所以是{row.answer}元。答案是{row.answer}。" for row in rows)
     good = "这些问题都与利息有关,租赁合同的利息等于三百元乘以百分之五,抵押合同先求八百元的百分之五,再得出利息。"
     empty = "这些问题都与利息有关,只要理解利息的含义并且认真计算,就可以很容易地得出每个问题的正确结果。"
-    assert own_fault(order, Draft(paragraphs, good))[1] == ""
-    assert "nothing that is particular" in own_fault(order, Draft(paragraphs, empty))[1]
-    assert own_fault(order, Draft(("答案是15。", paragraphs[1]), good))[1].startswith("reasoning")
-    assert read_sentence(order, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。").endswith(
+    assert own_fault(group, Draft(paragraphs, good))[1] == ""
+    assert "nothing that is particular" in own_fault(group, Draft(paragraphs, empty))[1]
+    assert own_fault(group, Draft(("答案是15。", paragraphs[1]), good))[1].startswith("reasoning")
+    assert read_sentence(group, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。").endswith(
         "15元。"
     )
 
@@ -212,7 +212,7 @@ def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, ca
 
 def test_problems_without_a_topic_are_related_by_what_they_say(mine, tmp_path):
     step = Step("03_write_passages", params.load(changed(mine, "passages", grouping="embedding")), tmp_path / "run")
-    assert len(first_order(step).rows) == 3
+    assert len(first_group(step).rows) == 3
     assert not checking.check(mine).errors
 
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from passage_problems import QuotingTeacher, count_tokens, math_problems, params
+from passage_problems import QuotingTeacher, count_tokens, make_groups, math_problems, params
 
 from trait_kit import tables
 from trait_kit.passages import quality
-from trait_kit.passages.grouping import make_groups
-from trait_kit.passages.novelty import REASONS, screen_problems
-from trait_kit.passages.relating import plan_groups, tag_concepts, tag_neighborhoods
+from trait_kit.passages.grouping import plan_groups, tag_concepts, tag_neighborhoods
+from trait_kit.passages.quality import REASONS, screen_problems
 from trait_kit.passages.writing import write_groups
 
 
@@ -132,8 +131,7 @@ def test_many_groups_of_many_problems_take_seconds():
 def written(folder, problems: pd.DataFrame, **changes):
     p = params(**{"n_groups": 8, "max_attempts": 1, **changes})
     problems, groups = plan_groups(problems, p)
-    asked = {"folder": folder, "test_questions": [], "count_tokens": count_tokens, "params": p}
-    bill = write_groups(groups, problems, QuotingTeacher(), **asked)
+    bill = write_groups(groups, QuotingTeacher(), p, folder, [], count_tokens)
     return *(tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")), bill
 
 
@@ -141,8 +139,8 @@ def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path,
     dull = "Read it, think, and answer; that is how each of these tasks is done, whatever it may be about today."
     around = QuotingTeacher._around
 
-    def tired(self, order, draft):
-        return around(self, order, draft) if len(order.refused) == 2 else replace(draft, enlightenment=dull, parts=(dull,))
+    def tired(self, group, draft):
+        return around(self, group, draft) if len(group.refused) == 2 else replace(draft, enlightenment=dull, parts=(dull,))
 
     monkeypatch.setattr(QuotingTeacher, "_around", tired)
     kept, rejected, bill = written(tmp_path, math_problems(), max_attempts=3)

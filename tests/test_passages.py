@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from passage_problems import QuotingTeacher, ads_problems, count_tokens, math_problems, params
+from passage_problems import QuotingTeacher, ads_problems, count_tokens, make_groups, math_problems, params
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
 from trait_kit.passages.checks import OWN_CHECKS, own_fault
-from trait_kit.passages.grouping import COLUMN, coverage, make_groups
-from trait_kit.passages.material import Draft, Group, Order, problem_rows
-from trait_kit.passages.novelty import Accepted, blames
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.grouping import COLUMN, coverage
+from trait_kit.passages.material import Draft, Group, problem_rows
+from trait_kit.passages.quality import Accepted, blames
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 
 # --- groups
@@ -79,8 +79,7 @@ def quoting_passages(folder: Path, problems: pd.DataFrame, grouping: str = "know
     questions, teacher = changes.pop("test_questions", []), changes.pop("teacher", QuotingTeacher())
     p = params(**{"grouping": COLUMN[grouping], "max_attempts": 1, **changes})
     groups = make_groups(problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=p.seed)
-    asked = {"folder": folder, "test_questions": questions, "count_tokens": count_tokens, "params": p}
-    bill = write_groups(groups, problems, teacher, **asked)
+    bill = write_groups(groups, teacher, p, folder, questions, count_tokens)
     found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("passages", "rejected")]
     return groups, *found, bill
 
@@ -104,9 +103,9 @@ def test_passages_pass_every_check_and_hold_what_evaluation_asks(problems, group
 
 def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tmp_path):
     class Phrase(QuotingTeacher):
-        def _around(self, order: Order, draft: Draft) -> Draft:
-            found = super()._around(order, draft)
-            phrase = f"and the {len(order.rows[0].question)} coins are hardly enough while buyers wait outside"
+        def _around(self, group: Group, draft: Draft) -> Draft:
+            found = super()._around(group, draft)
+            phrase = f"and the {len(group.rows[0].question)} coins are hardly enough while buyers wait outside"
             return replace(found, enlightenment=f"{found.enlightenment[:-1]}; {phrase}.")
 
     groups, passages, rejected, _ = quoting_passages(tmp_path, math_problems(), teacher=Phrase())
@@ -119,7 +118,7 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
 
 def test_worked_solutions_are_joined_without_an_enlightenment(tmp_path):
     problems = math_problems()
-    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, teacher=JoiningTeacher())
+    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, teacher=Teacher(params(teacher="none")))
     assert (len(passages), len(rejected)) == (len(groups), 0)
     assert set(passages["enlightenment"]) == {""}
     assert "enlightenment" not in passages["checks"][0]
@@ -135,12 +134,12 @@ def test_a_problem_without_solution_is_a_counted_rejection(tmp_path):
     assert len(rejected) > 0
 
 
-def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, Order]:
+def clean_draft(problems: pd.DataFrame, ids: list[str], grouping: str, shared: str) -> tuple[Draft, Group]:
     by_id = problem_rows(problems)
-    order = Order(Group("p-test", tuple(ids), grouping, shared), [by_id[problem_id] for problem_id in ids])
-    (draft,) = QuotingTeacher().write([order])
+    group = Group("p-test", [by_id[problem_id] for problem_id in ids], grouping, shared)
+    (draft,) = QuotingTeacher().write([group])
     assert not draft.fault
-    return draft, order
+    return draft, group
 
 
 def with_parts(draft: Draft, paragraphs=None, enlightenment: str | None = None) -> Draft:
@@ -177,8 +176,8 @@ BOILERPLATE = (
 )
 def test_planted_errors_in_math(plant, reason):
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    draft, order = clean_draft(math_problems(), ids, "knowledge", "equal groups")
-    passed, found = own_fault(order, plant(draft))
+    draft, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    passed, found = own_fault(group, plant(draft))
     if reason is None:
         assert found == ""
         assert passed == list(OWN_CHECKS)
@@ -188,54 +187,54 @@ def test_planted_errors_in_math(plant, reason):
 
 def test_swapped_paragraphs_with_equal_answers_are_found():
     ids = ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"]
-    draft, order = clean_draft(ads_problems(), ids, "entity", "Kyoto")
-    assert own_fault(order, draft)[1] == ""
+    draft, group = clean_draft(ads_problems(), ids, "entity", "Kyoto")
+    assert own_fault(group, draft)[1] == ""
     swapped = with_parts(draft, [draft.paragraphs[1], draft.paragraphs[0], draft.paragraphs[2]])
-    assert own_fault(order, swapped)[1].startswith("own problem")
+    assert own_fault(group, swapped)[1].startswith("own problem")
     nameless = with_parts(draft, enlightenment=re.sub("(?i)kyoto", "It", draft.enlightenment))
-    assert own_fault(order, nameless)[1].startswith("enlightenment: does not name Kyoto")
+    assert own_fault(group, nameless)[1].startswith("enlightenment: does not name Kyoto")
 
 
 def test_an_enlightenment_may_speak_of_shared_facts_by_place_but_not_of_tasks_alone():
     ids = ["word_problems-0", "linear_equations-0", "fraction_simplification-0"]
-    draft, order = clean_draft(math_problems(), ids, "knowledge", "equal groups")
+    draft, group = clean_draft(math_problems(), ids, "knowledge", "equal groups")
     tasks = "Equal groups are what the word problem, the linear equation and the fraction simplification have in common."
-    assert own_fault(order, with_parts(draft, enlightenment=tasks))[1].startswith("enlightenment")
-    draft, order = clean_draft(ads_problems(), ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"], "entity", "Kyoto")
+    assert own_fault(group, with_parts(draft, enlightenment=tasks))[1].startswith("enlightenment")
+    draft, group = clean_draft(ads_problems(), ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"], "entity", "Kyoto")
     shared = (
         "All three turn on Kyoto and its luxury. For the first, a cheap hostel dormitory is not what five-star hotels sell. "
         "The second sets backpacker bunk beds against {}, and the rewrite turns the same words into private tours."
     )
-    assert own_fault(order, with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")))[1] == ""
+    assert own_fault(group, with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")))[1] == ""
     silent = shared.format("it").partition(", and the rewrite")[0] + "."
-    assert "rewrite-Kyoto" in own_fault(order, with_parts(draft, enlightenment=silent))[1]
+    assert "rewrite-Kyoto" in own_fault(group, with_parts(draft, enlightenment=silent))[1]
 
 
 def test_only_paragraphs_with_equal_answers_are_believed_to_have_changed_places():
     ids = ["page-Kyoto", "ad-Kyoto", "rewrite-Kyoto"]
-    draft, order = clean_draft(ads_problems(), ids, "entity", "Kyoto")
+    draft, group = clean_draft(ads_problems(), ids, "entity", "Kyoto")
     vague = "Someone who wants this does not look for that. The answer is irrelevant."
     foreign = "Lowest rates and bunk beds are not meant by 'luxury'. The answer is private luxury tours to Kyoto."
-    assert own_fault(order, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1] == ""
-    order.rows[2] = order.rows[2]._replace(answer="irrelevant")
+    assert own_fault(group, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1] == ""
+    group.rows[2] = group.rows[2]._replace(answer="irrelevant")
     foreign = foreign.replace("private luxury tours to Kyoto", "irrelevant")
-    found = own_fault(order, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1]
+    found = own_fault(group, with_parts(draft, [draft.paragraphs[0], vague, foreign]))[1]
     assert (found).startswith("own problem: the paragraph of problem")
 
 
 def test_length_boilerplate_and_near_duplicates(tmp_path):
     class Same(QuotingTeacher):
-        def _around(self, order: Order, draft: Draft) -> Draft:
-            return super()._around(replace(order, group=replace(order.group, id="p")), draft)
+        def _around(self, group: Group, draft: Draft) -> Draft:
+            return super()._around(replace(group, id="p"), draft)
 
     ids = ("word_problems-0", "linear_equations-0", "fraction_simplification-0")
-    groups = [Group(name, ids, "knowledge", "equal groups") for name in ("p-first", "p-again")]
-    asked = {"test_questions": [], "count_tokens": count_tokens, "folder": tmp_path}
+    rows = [problem_rows(math_problems())[name] for name in ids]
+    groups = [Group(name, rows, "knowledge", "equal groups") for name in ("p-first", "p-again")]
     for changes, reasons in (
         ({}, ["boilerplate: the enlightenment is 100%"]),
         ({"max_passage_tokens": 70}, ["length: "] * 2),
     ):
-        write_groups(groups, math_problems(), Same(), params=params(max_attempts=1, **changes), **asked)
+        write_groups(groups, Same(), params(max_attempts=1, **changes), tmp_path, [], count_tokens)
         rejected = tables.read(tmp_path / "rejected.parquet", "rejected").to_pylist()
         assert [row["id"] for row in rejected] == ["p-first", "p-again"][-len(reasons) :]
         assert all(row["reason"].startswith(reason) for row, reason in zip(rejected, reasons, strict=True))

@@ -26,13 +26,11 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
 from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, best_first, rank_values
-from trait_kit.selection.choosing import Filtered, filter_web, select
-from trait_kit.selection.classifier import train_classifiers, train_domain_classifier
+from trait_kit.selection.choosing import Selected, filter_web, funnel, sample_scores, select, summary
+from trait_kit.selection.classifier import train_classifiers, train_domain_classifier, train_educational_model
 from trait_kit.selection.documents import read_shard
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import train_educational_model
 from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_corpus
-from trait_kit.selection.views import funnel, sample_scores, summary
 
 BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
@@ -65,7 +63,7 @@ def files(tmp_path_factory) -> ModelFiles:
     train_domain_classifier(inside, outside, folder / "domain.bin", small)
     mixed = [text_of(generator, share, words) for share in (0.0, 1.0) for words in (5, 20, 40) for _ in range(20)]
     labels = [label for _ in range(2) for label in ("Low", "Mid", "High") for _ in range(20)]
-    train_educational_model(mixed, labels, folder / "educational.bin", small)
+    train_educational_model(pd.DataFrame({"text": mixed, "label": labels}), folder / "educational.bin", small)
     DsirModel.fit(inside, outside, buckets=1_000).save(folder / "dsir.safetensors")
     return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")))
 
@@ -419,7 +417,7 @@ def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_pa
     assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
-        table = filtered.selected.chosen(method)
+        table = filtered.chosen(method)
         assert 2_800 < sum(table["n_tokens"].to_pylist()) <= 3_000
         assert table["educational"].null_count == table["dsir"].null_count == len(table)
     said = summary(filtered)
@@ -441,7 +439,7 @@ def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch)
     assert everything() == before
     assert again.numbers == trained.numbers
     assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
-    pd.testing.assert_frame_equal(funnel(loaded.selected), funnel(filtered.selected))
+    pd.testing.assert_frame_equal(funnel(loaded), funnel(filtered))
 
 
 # --- what lies in the output folder already
@@ -549,10 +547,10 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
 
 def test_a_sample_of_the_scores_knows_the_truth(files, tmp_path):
     scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
-    everything = sample_scores(Filtered(scoring, None, None))
+    everything = sample_scores(Selected(tmp_path, scoring, {}))
     assert len(everything) == scoring.documents
     truth = {record["id"]: k % 3 == 0 for k, record in enumerate(documents())}
-    some = sample_scores(Filtered(scoring, None, truth), 100)
+    some = sample_scores(Selected(tmp_path, scoring, {}, truth), 100)
     assert 60 < len(some) < 140
     assert some["on_topic"].tolist() == [truth[name] for name in some["id"]]
 

@@ -7,11 +7,12 @@ import random
 import re
 import tracemalloc
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,14 +27,12 @@ from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
 from trait_kit.selection import NgramScorer, scoring
 from trait_kit.selection.budget import EVERYTHING, METHODS, Limits, best_first, cut_value, rank, rank_values, take
-from trait_kit.selection.choosing import Filtered, select
-from trait_kit.selection.classifier import train_domain_classifier
+from trait_kit.selection.choosing import quality, select
+from trait_kit.selection.classifier import normalise_line, train_domain_classifier, train_educational_model
 from trait_kit.selection.documents import load_documents, on_topic
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.educational import LABELS, demo_labels, train_educational_model
-from trait_kit.selection.fitting import normalise_line
+from trait_kit.selection.educational import LABELS, demo_labels
 from trait_kit.selection.scoring import ModelFiles, score_corpus
-from trait_kit.selection.views import quality
 
 BUDGET = 24_000
 SMALL = {"dimension": 8, "epochs": 10, "buckets": 5_000}
@@ -80,9 +79,8 @@ def models(web, tmp_path_factory):
     rated = rng.choice(len(texts), 2_000, replace=False)
     labels = list(map(demo_labels().get, web["id"].take(pa.array(rated)).to_pylist()))
     domain_report = train_domain_classifier(seed, general, folder / "domain.bin", options(dimension=16))
-    educational_report = train_educational_model(
-        [texts[k] for k in rated], labels, folder / "educational.bin", options(dimension=16)
-    )
+    frame = pd.DataFrame({"text": [texts[k] for k in rated], "label": labels})
+    educational_report = train_educational_model(frame, folder / "educational.bin", options(dimension=16))
     DsirModel.fit(seed, general).save(folder / "dsir.safetensors")
     return {
         "files": ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir"))),
@@ -212,7 +210,7 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
 def test_the_educational_model_refuses_labels_it_cannot_learn(tmp_path):
     texts = [f"text number {k}" for k in range(60)]
     with pytest.raises(TraitError, match=r"Mid has 0 .*educational_sample"):
-        train_educational_model(texts, ["Low", "High"] * 30, tmp_path / "e.bin", options())
+        train_educational_model(pd.DataFrame({"text": texts, "label": ["Low", "High"] * 30}), tmp_path / "e.bin", options())
 
 
 # --- DSIR ------------------------------------------------------------------------------------------------------------
@@ -429,7 +427,7 @@ def test_finding_the_cut_takes_little_memory():
 def test_fasttext_finds_the_hidden_articles_twenty_times_better_than_chance(scored_web, tmp_path):
     limits = Limits(BUDGET, min_tokens=20, max_tokens=4_096)
     selected = select(scored_web, tmp_path, METHODS, limits, base_model="demo:smollm2-135m")
-    found = quality(Filtered(scored_web, selected, on_topic("demo:math/web", 0))).set_index("method")
+    found = quality(replace(selected, truth=on_topic("demo:math/web", 0))).set_index("method")
     assert found["base_rate"].tolist() == pytest.approx([0.0177] * 4, abs=0.0005)
     assert found["lift"]["fasttext"] >= 20
     assert found["lift"][["fasttext_educational", "dsir"]].min() > 10
@@ -542,15 +540,15 @@ def test_a_corpus_without_documents_is_refused(models, tmp_path):
 def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, scored_web, tmp_path):
     held = web["text"].take(pa.array(range(0, len(web), 7)))  # so that some candidates are not clean
     own = select(scored_web, tmp_path / "own", [method], Limits(tokens=6_000), held_out=held)
-    whole, texts = Filtered(scored_web, own, None), dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
-    ranked = cuts.ranking(whole, method)
+    texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
+    ranked = cuts.ranking(own, method)
     for budget in (2_000, 6_000):
         selected = select(scored_web, tmp_path / str(budget), [method], Limits(tokens=budget), held_out=held)
         report, found = selected.methods[method], cuts.cut(ranked, budget)
         assert set(ranked["id"].head(report["n_out"])) == set(selected.chosen(method)["id"].to_pylist())
         assert (found["documents"], found["tokens"]) == (report["n_out"], report["tokens"])
         assert found["threshold"] == report["threshold"]
-        beside = cuts.around(whole, method, ranked, budget)
+        beside = cuts.around(own, method, ranked, budget)
         assert beside["text"].tolist() == [texts[name] for name in beside["id"]]
         assert beside["taken"].tolist() == [True] * 3 + [False] * 3
         assert beside["rank"].tolist() == list(range(report["n_out"] - 2, report["n_out"] + 4))
@@ -561,10 +559,10 @@ def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, sco
 @pytest.mark.parametrize(("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])])
 def test_quality_counts_against_the_whole_corpus(topic, expected):
     truth = {name: label == topic for name, label in zip("abcdefgh", "xxyyyyyy", strict=True)}
-    selected = SimpleNamespace(methods=["dsir"], chosen=lambda _: pa.table({"id": ["a", "c"]}))
-    found = quality(Filtered(None, selected, truth)).drop(columns="method").astype(object)
+    selected = SimpleNamespace(methods=["dsir"], chosen=lambda _: pa.table({"id": ["a", "c"]}), truth=truth)
+    found = quality(selected).drop(columns="method").astype(object)
     assert found.where(found.notna(), None).iloc[0].tolist() == expected
-    assert len(quality(Filtered(None, selected, None))) == 0
+    assert len(quality(SimpleNamespace(truth=None))) == 0
 
 
 def test_tokens_are_counted_as_the_base_model_sees_them(web):

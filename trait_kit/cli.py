@@ -215,7 +215,7 @@ def select(
     unquoted: Unquoted = None,
 ) -> None:
     """Choose from scored documents, without scoring again."""
-    from trait_kit.selection import budget, choosing, disjoint, scoring, views
+    from trait_kit.selection import budget, choosing, disjoint, scoring
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
@@ -235,7 +235,7 @@ def select(
         near_duplicate=near_duplicate,
         place=Place(executor, workers, slurm),
     )
-    print(views.funnel(selected).set_index("method").astype(object).T.to_string())
+    print(choosing.funnel(selected).set_index("method").astype(object).T.to_string())
 
 
 @app.command()

@@ -216,7 +216,7 @@ def _plain(value: Fraction) -> str:
 
 # --- enlightenments
 
-# A clause of six words or more would recur (novelty.Clauses), so what is the same in all of them is short.
+# A clause of six words or more would recur (quality.Clauses), so what is the same in all of them is short.
 _SHARING = """
 Look for {shared}.
 Think of {shared}.

@@ -25,9 +25,9 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.models import token_counter
 from trait_kit.params import PassageParams
 from trait_kit.passages import quality
-from trait_kit.passages.novelty import screen_problems
-from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import make_teacher
+from trait_kit.passages.grouping import plan_groups
+from trait_kit.passages.quality import screen_problems
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import every_test_question, load_problems
 
@@ -78,8 +78,7 @@ def measure(pool, folder: Path, groups: int) -> dict:
     lap("screening")
     kept, made = plan_groups(kept, p)
     lap("grouping")
-    made_of = {"folder": folder, "test_questions": questions, "count_tokens": token_counter(p.base_model), "params": p}
-    bill = write_groups(made, kept, make_teacher(p), **made_of)
+    bill = write_groups(made, Teacher(p), p, folder, questions, token_counter(p.base_model))
     lap("writing and checking")
     passages = tables.read(folder / "passages.parquet", "passages").to_pandas()
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pandas()

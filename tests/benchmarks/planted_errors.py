@@ -29,17 +29,19 @@ import numpy as np
 import pandas as pd
 from benchmarks.clean_passages import ADS, KINDS, MATH, SUM, enlightenment, holds, paragraph, sums, value
 from local_tasks import LOCAL, local_task
+from passage_problems import make_groups, params
 
 from trait_kit import tables
 from trait_kit.engine.files import digest
 from trait_kit.params import PassageParams
-from trait_kit.passages.grouping import COLUMN, make_groups
-from trait_kit.passages.material import Draft, Group, Order, Problem, problem_rows
-from trait_kit.passages.novelty import screen_problems
-from trait_kit.passages.relating import tag_concepts
-from trait_kit.passages.teachers import JoiningTeacher
+from trait_kit.passages.grouping import COLUMN, tag_concepts
+from trait_kit.passages.material import Draft, Group, Problem, problem_rows
+from trait_kit.passages.quality import screen_problems
+from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 from trait_kit.tasks import load_problems
+
+JOINING = Teacher(params(teacher="none"))
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Passage:
     """Problems and what was written about them; `fault` is '' where nothing was planted."""
 
     group: Group
-    rows: tuple[Problem, ...]
     draft: Draft
     kind: str
     fault: str = ""
     change: str = ""  # what was planted, for a reader
+
+    @property
+    def rows(self) -> Sequence[Problem]:
+        return self.group.rows
 
     def changed(self, place: int, fault: str, change: str, paragraph: str = "", enlightenment: str = "") -> Passage:
         paragraphs = list(self.draft.paragraphs)
@@ -233,10 +238,10 @@ def _test_item(form: str, alter: Callable[[str, Random], str]) -> Plant:
             return None
         leaked = row._replace(id=f"{row.id}#{passage.group.id}", question=question, split="train")
         rows = (*passage.rows[:place], leaked, *passage.rows[place + 1 :])
-        group = replace(passage.group, problem_ids=tuple(row.id for row in rows))
+        group = replace(passage.group, rows=rows)
         told = enlightenment(rows, group.shared, passage.group.id)
         written = paragraph(row, f"{passage.group.id}/{place}")
-        return replace(passage, rows=rows, group=group).changed(place, f"test item: {form}", question, written, told)
+        return replace(passage, group=group).changed(place, f"test item: {form}", question, written, told)
 
     return plant
 
@@ -295,9 +300,8 @@ FAULTS: dict[str, tuple[tuple[str, ...], Plant]] = {  # error -> (checks meant f
 
 def passages(problems: pd.DataFrame, grouping: str, n: int, seed: int) -> Iterator[Passage]:
     """Clean passages of groups that the kit makes, a quarter of them just as they are joined."""
-    by_id = problem_rows(problems)
     for group in make_groups(problems, grouping, n_groups=n, problems_per_group=3, max_uses=2, seed=seed):
-        yield _clean(group, tuple(by_id[problem] for problem in group.problem_ids), "")
+        yield _clean(group, "")
 
 
 def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int) -> Iterator[Passage]:
@@ -316,20 +320,20 @@ def with_equal_answers(problems: pd.DataFrame, grouping: str, n: int, seed: int)
                 chosen = [row, same[0], rng.choice(third)]
                 rng.shuffle(chosen)
                 names = [one.id for one in chosen]
-                group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(names), grouping, shared)
-                made.append(_clean(group, tuple(chosen), "equal"))
+                group = Group(f"p-{digest([grouping, shared, names])[:16]}", tuple(chosen), grouping, shared)
+                made.append(_clean(group, "equal"))
     rng.shuffle(made)
     yield from made[:n]
 
 
-def _clean(group: Group, rows: tuple[Problem, ...], kind: str) -> Passage:
-    (draft,) = JoiningTeacher().write([Order(group, rows)])
+def _clean(group: Group, kind: str) -> Passage:
+    (draft,) = JOINING.write([group])
     assert not draft.fault
-    draft = replace(draft, enlightenment=enlightenment(rows, group.shared, group.id))
+    draft = replace(draft, enlightenment=enlightenment(group.rows, group.shared, group.id))
     if Random(group.id).random() < 0.75:
-        written = tuple(paragraph(row, f"{group.id}/{place}") for place, row in enumerate(rows))
+        written = tuple(paragraph(row, f"{group.id}/{place}") for place, row in enumerate(group.rows))
         draft = replace(draft, paragraphs=written)
-    return Passage(group, rows, draft, kind)
+    return Passage(group, draft, kind)
 
 
 def plant_all(sources: Sequence[Passage], around: Around, per_cell: int, seed: int) -> list[Passage]:
@@ -358,25 +362,23 @@ class Written:
     def __init__(self, drafts: dict[str, Draft]) -> None:
         self.drafts = drafts
 
-    def write(self, orders: Sequence[Order]) -> list[Draft]:
-        return [self.drafts[order.group.id] for order in orders]
+    def write(self, groups: Sequence[Group]) -> list[Draft]:
+        return [self.drafts[group.id] for group in groups]
 
 
 def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequence[Passage] = ()) -> list[str]:
     """For each passage '' or the reason of its rejection, when it comes after those in `before` and all earlier ones."""
     stream = [replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])]
-    rows = {row.id: row for passage in stream for row in passage.rows}
     required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "topic"}
     sizes = {"problems_per_task": 1, "test_items_per_task": 1, "n_groups": 1, "max_passage_tokens": 8_000}
     with tempfile.TemporaryDirectory() as folder:
         write_groups(
             [passage.group for passage in stream],
-            pd.DataFrame(list(rows.values()), columns=Problem._fields),
             Written({passage.group.id: passage.draft for passage in stream}),  # type: ignore[arg-type]
-            folder=Path(folder),
-            test_questions=test_questions,
-            count_tokens=lambda texts: np.array([len(text) // 4 for text in texts]),
-            params=PassageParams(**required, **sizes),
+            PassageParams(**required, **sizes),
+            Path(folder),
+            test_questions,
+            lambda texts: np.array([len(text) // 4 for text in texts]),
         )
         rejected = tables.read(Path(folder) / "rejected.parquet", "rejected").to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}

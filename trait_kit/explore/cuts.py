@@ -14,42 +14,42 @@ import pyarrow.parquet as pq
 from trait_kit.engine.files import read_json
 from trait_kit.explore.show import Explorer, page
 from trait_kit.selection.budget import Limits, rank, rank_values
-from trait_kit.selection.choosing import Filtered
+from trait_kit.selection.choosing import Selected
 from trait_kit.selection.scoring import read_shards, shard_path
 
 _SIDE, _STEPS = 3, 40  # texts shown on each side of the cut; places of the slider
 _COLUMNS = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
 
 
-def explore(filtered: Filtered) -> Explorer:
+def explore(selected: Selected) -> Explorer:
     """A slider over token budgets, for each method."""
-    ranked = {method: ranking(filtered, method) for method in reversed(filtered.selected.methods)}
-    positives = sum(filtered.truth.values()) if filtered.truth else 0
-    own = read_json(filtered.selected.folder / "candidates" / next(iter(ranked)) / "job.json")["limits"]["tokens"]
+    ranked = {method: ranking(selected, method) for method in reversed(selected.methods)}
+    positives = sum(selected.truth.values()) if selected.truth else 0
+    own = _job(selected, next(iter(ranked)))["limits"]["tokens"]
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
     def view(method: str, token_budget: int) -> str:
         taken = cut(ranked[method], token_budget, positives)
-        rows = around(filtered, method, ranked[method], token_budget).to_dict("records")
+        rows = around(selected, method, ranked[method], token_budget).to_dict("records")
         return page("cut", method=method, budget=token_budget, own=own, taken=taken, rows=rows)
 
     twin = "".join(view(next(iter(ranked)), budget) for budget in (own // 4, own))
     return Explorer(view, {"method": list(ranked), "token_budget": budgets}, twin, {"token_budget": own})
 
 
-def ranking(filtered: Filtered, method: str) -> pd.DataFrame:
+def ranking(selected: Selected, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: the tokens of all down to this one."""
-    folder = filtered.selected.folder / "candidates" / method
-    job, found = read_json(folder / "job.json"), read_shards(folder, "candidates", len(filtered.scored.shards), _COLUMNS)
-    repeats = pd.read_parquet(filtered.selected.folder / "near_duplicates.parquet").query("method == @method")
+    job, selections = _job(selected, method), selected.folder
+    found = read_shards(selections / "candidates" / method, "candidates", len(selected.scored.shards), _COLUMNS)
+    repeats = pd.read_parquet(selections / "near_duplicates.parquet").query("method == @method")
     ids = found["id"].to_pandas()
     unusable = {"not clean": found["contaminated"].to_numpy() | (ids.isin(repeats["id"]) | ids.duplicated()).to_numpy()}
     found = found.take(pa.array(rank(found, method, Limits(**job["limits"]), job["seed"], unusable)[0]))
     return found.to_pandas().assign(
         up_to=np.cumsum(found["n_tokens"].to_numpy().astype(np.int64)),
         score=None if method == "random" else rank_values(found, method, job["seed"]),
-        on_topic=found["id"].to_pandas().map(filtered.truth or {}),
+        on_topic=found["id"].to_pandas().map(selected.truth or {}),
     )
 
 
@@ -63,11 +63,15 @@ def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str
     return found | ({"threshold": taken["score"].iloc[-1]} if len(taken) else {})
 
 
-def around(filtered: Filtered, method: str, ranked: pd.DataFrame, token_budget: int) -> pd.DataFrame:
+def around(selected: Selected, method: str, ranked: pd.DataFrame, token_budget: int) -> pd.DataFrame:
     """The last documents that the budget takes and the first that it leaves, with their texts."""
     numbered = ranked.assign(rank=np.arange(1, len(ranked) + 1), taken=ranked["up_to"] <= token_budget)
     at = int(numbered["taken"].sum())
-    near, folder = numbered.iloc[max(0, at - _SIDE) : at + _SIDE], filtered.selected.folder / "candidates" / method
+    near, folder = numbered.iloc[max(0, at - _SIDE) : at + _SIDE], selected.folder / "candidates" / method
     paths = [shard_path(folder, "candidates", number) for number in near["shard"].unique()]
     texts = pq.read_table(paths, columns=["id", "text"], filters=[("id", "in", near["id"].tolist())]).to_pydict()
     return near.assign(text=near["id"].map(dict(zip(texts["id"], texts["text"], strict=True))))
+
+
+def _job(selected: Selected, method: str) -> dict[str, Any]:
+    return read_json(selected.folder / "candidates" / method / "job.json")

@@ -1,5 +1,6 @@
 """03: every group of problems, what was asked, what came back and what became of it, try by try."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -7,8 +8,8 @@ import pandas as pd
 from trait_kit.explore.show import ALL, MOST, Explorer, menu, page
 from trait_kit.params import PassageParams
 from trait_kit.passages import prompts
-from trait_kit.passages.material import Order
-from trait_kit.passages.writing import Written, group_of, orders_of
+from trait_kit.passages.material import Group
+from trait_kit.passages.writing import Written, group_of
 
 Row = dict[str, Any]
 PASSED = "passed"
@@ -27,8 +28,8 @@ def explore(written: Written, p: PassageParams) -> Explorer:
     def view(**chosen: str) -> str:
         found, entries = choose(rows, **chosen), []
         for row in found[:MOST]:
-            (order,) = orders_of([group_of(row["drafts"][0])], written.problems)
-            entries.append({**row, "order": order, "asked": asked(order, list(row["drafts"][0]["paragraphs"]), p)})
+            group = group_of(row["drafts"][0], written.problems)
+            entries.append({**row, "group": group, "asked": asked(group, list(row["drafts"][0]["paragraphs"]), p)})
         return page("drafts", entries=entries, found=len(found), all=len(rows))
 
     return Explorer(view, controls, "".join(view(outcome=outcome) for outcome in controls["outcome"][1:]))
@@ -53,13 +54,13 @@ def choose(rows: list[Row], outcome: str = ALL, task: str = ALL, tries: str = AL
     return [row for row in kept if tries in (ALL, str(len(row["drafts"]))) and search.strip().lower() in row["words"]]
 
 
-def asked(order: Order, paragraphs: list[str], p: PassageParams) -> list[str]:
+def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:
     """What a language model is asked for this passage, without the system line and examples that come before."""
     if p.teacher == "none":
         return []
-    name, unsolved = p.prompts or prompts.choose(order), [row for row in order.rows if not row.solution]
-    turns = [prompts.conversation(name, "paragraph", Order(order.group, [row])) for row in unsolved]
-    sentences = [("opening", 0), *(("sentence", place) for place in range(len(order.rows)))]
+    name, unsolved = p.prompts or prompts.choose(group), [row for row in group.rows if not row.solution]
+    turns = [prompts.conversation(name, "paragraph", replace(group, rows=[row])) for row in unsolved]
+    sentences = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
     parts = sentences if p.teacher_steps == "sentences" else [("enlightenment", 0)]
-    turns += [prompts.conversation(name, part, order, paragraphs, place) for part, place in parts]
+    turns += [prompts.conversation(name, part, group, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]

@@ -22,7 +22,7 @@ from trait_kit.figures import cells
 from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, interval_text, metric_name, number_text
 from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
-from trait_kit.passages.novelty import REASONS
+from trait_kit.passages.quality import REASONS
 
 _WORDING = jinja2.Template(Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True)
 SAY = _WORDING.make_module(vars(comparison))  # its thresholds are in the words

@@ -24,9 +24,10 @@ from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.own_domain.scaffold import about_tokens
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
 from trait_kit.passages import writing
-from trait_kit.passages.novelty import Beside
-from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import JoiningTeacher, local_teacher, make_teacher, recorded
+from trait_kit.passages.grouping import plan_groups
+from trait_kit.passages.material import Group
+from trait_kit.passages.quality import Beside
+from trait_kit.passages.teachers import Teacher, local_teacher, recorded
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import list_shards, read_shard
 from trait_kit.tasks import load_problems, load_tasks
@@ -151,28 +152,27 @@ def _passages(p: PassageParams, told: Checked) -> None:
     told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
     if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
-    orders = writing.orders_of(groups, problems)
     if p.teacher != "none":
-        teacher = make_teacher(local_teacher(p) if p.teacher == "local" else p)
+        teacher = Teacher(local_teacher(p) if p.teacher == "local" else p)
         teacher.endpoint.ledger.keep(recorded()[1] if p.teacher == "local" else [])
-        bill = teacher.estimate(orders)
+        bill = teacher.estimate(groups)
         here = f"{bill.requests:,} requests to a model on this machine, which step 03 times before it asks"
         told.found.append(f"Teacher: {here if p.teacher == 'local' else agree(bill, p.max_cost_usd)}")
-    joined = [order for order in orders if p.teacher == "none" or all(row.solution for row in order.rows)]
+    joined = [group for group in groups if p.teacher == "none" or all(row.solution for row in group.rows)]
     if joined and p.paragraphs != "teacher":
         told.found.append(_rehearsed(joined, tests, p))
 
 
-def _rehearsed(orders: list[writing.Order], tests: list[str], p: PassageParams) -> str:
+def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
-    around, drafts, skipped = _AROUND * (p.teacher != "none"), JoiningTeacher().write(orders), writing.WITHOUT_ENLIGHTENMENT
+    around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
     count = _about if _at_hub(p.base_model) else token_counter(p.base_model)  # which would fetch all of the model
-    rows = writing.judged(orders, drafts, Beside(tests), count, p.max_passage_tokens - around, skipped)
+    rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
-    passed = len(orders) - len(rejected)
-    if told := writing.shortfall(len(orders), passed, rejected):
+    passed = len(groups) - len(rejected)
+    if told := writing.shortfall(len(groups), passed, rejected):
         raise TraitError(told)
-    return f"Of {len(orders):,} groups of worked solutions {passed:,} pass the checks so far."
+    return f"Of {len(groups):,} groups of worked solutions {passed:,} pass the checks so far."
 
 
 def _about(texts: list[str]) -> np.ndarray:

@@ -4,11 +4,12 @@ The checks are for the text of a teacher that nobody has read: is each paragraph
 problem and does it reach the gold answer, is the printed arithmetic right, does the enlightenment
 speak of every problem, and is the passage readable and of the right length. A model's answer is
 read by the same checks one part at a time (`read_paragraph`, ...), so that a part that fails is
-asked for again alone. What compares a passage with others is in novelty.py.
+asked for again alone. What compares a passage with others is in quality.py.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,87 +19,77 @@ from trait_kit.answers import conclusion, is_mathematical, plain_words, reaches
 from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.llm import clean
 from trait_kit.engine.numbers import numbers
-from trait_kit.passages.material import Draft, Order, Problem, content_words, marks_of, own_of, unspaced_words
+from trait_kit.passages.material import Draft, Group, Problem, content, content_words, marks_of, own_of, unspaced_words
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)
 _ENDING = 8  # words, up to the last number of a sentence
-_TIMES = re.compile(r"\b(?:once|twice|\w+ times)\b")
-_DIVISION = re.compile(  # '4992 divided by 192 is 26', 'dividing 105 by 435 leaves 5', 'by 176 gives q = 15'
-    r"(?:\b(\d+) divided|\bdivid(?:e|es|ing)(?: (\d+)| both \w+)?) by (\d+) (?:leaves|gives|is|equals)"
-    r"(?: a remainder of| [a-z] =)? (\d+)\b(?![.,/*]\d)"
-)
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-_SECOND_THOUGHTS = re.compile(  # of a writer who was told the answer and bends a wrong calculation to it
-    r"\b(?:however|wait|actually|mistake|incorrect|correct answer|(?:given|provided) (?:solution|answer))\b", re.IGNORECASE
-)
+_SAID = content("words.yaml")
+_ORDINALS = _SAID["ordinals"]
+_TIMES, _DIVISION, _SECOND_THOUGHTS = (re.compile(_SAID[name]) for name in ("times", "division", "second_thoughts"))
 # By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
 # to be believed. Paragraphs that reach different gold answers can hardly have been swapped, and tasks may share facts.
 _SWAP_MARGIN = {"same answers": 0.1, "different answers": 0.4}
 
 
-def own_fault(order: Order, draft: Draft, without: Container[str] = ()) -> tuple[list[str], str]:
-    """The names of OWN_CHECKS passed, and '' or the reason ('check: details') of the first that failed.
+def own_fault(
+    group: Group, draft: Draft, names: Sequence[str] = (), beside: Iterable[tuple[str, str | None]] = ()
+) -> tuple[list[str], str]:
+    """The names of the checks passed, and '' or the reason ('check: details') of the first that failed; no other is made.
 
-    Checks in `without` are neither made nor passed.
+    `names`: of OWN_CHECKS these alone; else all, but for that of an enlightenment where nobody wrote one. After them comes
+    what was found `beside`: a check's name, and what is wrong or None.
     """
-    return first_fault((name, check(order, draft)) for name, check in OWN_CHECKS.items() if name not in without)
-
-
-def first_fault(found: Iterable[tuple[str, str | None]]) -> tuple[list[str], str]:
-    """The names of checks passed, and the reason of the first that found a fault; the others are not looked at."""
-    passed: list[str] = []
-    for name, fault in found:
+    names, passed = names or [name for name in OWN_CHECKS if draft.enlightenment or name != "enlightenment"], []
+    for name, fault in itertools.chain(((name, OWN_CHECKS[name](group, draft)) for name in names), beside):
         if fault:
             return passed, f"{name}: {fault}"
         passed.append(name)
     return passed, ""
 
 
-def read_paragraph(order: Order, content: str) -> str:
-    """The paragraph of an order of one problem in a model's answer; ValueError says what is wrong with it."""
-    text = first_paragraph(content)
-    _require(order, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
-    _refuse_contradiction(text)
+def read_paragraph(group: Group, answer: str) -> str:
+    """The paragraph of a group of one problem in a model's answer; ValueError says what is wrong with it."""
+    text = first_paragraph(answer)
+    _require(group, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
     return text
 
 
-def read_enlightenment(order: Order, paragraphs: Sequence[str], content: str) -> str:
+def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> str:
     """The enlightenment in a model's answer; ValueError says what is wrong with it."""
-    text = first_paragraph(content)
-    _require(order, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
-    _refuse_contradiction(text)
+    text = first_paragraph(answer)
+    _require(group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
     return text
 
 
-def read_sentence(order: Order, paragraphs: Sequence[str], place: int | None, content: str) -> str:
+def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:
     """What an answer says for an enlightenment: on what is shared (`place` None), or in a first sentence on one problem."""
-    said = " ".join(first_paragraph(content).split())
+    said = " ".join(first_paragraph(answer).split())
     _refuse_contradiction(said)
     text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])", said)[0]
-    _require(replace(order, rows=order.rows[:1]), Draft((text,), ""), "form", "arithmetic")
+    _require(replace(group, rows=group.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if not _SENTENCE_WORDS[0] <= (count := _words(text)) <= _SENTENCE_WORDS[1]:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
-    about = range(len(order.rows)) if place is None else [place]
-    source = " ".join(f"{order.rows[at].question} {paragraphs[at]} {order.rows[at].answer}" for at in about)
+    about = range(len(group.rows)) if place is None else [place]
+    source = " ".join(f"{group.rows[at].question} {paragraphs[at]} {group.rows[at].answer}" for at in about)
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source)) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
     _refuse_division(text, numbers(source))
     said = content_words(text) | numbers(text)
     if place is None:
-        _refuse_vague(order, said)
+        _refuse_vague(group, said)
     else:
-        row, ending = order.rows[place], numbers(" ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:]))
-        _refuse_general(row, _marks(order.rows, paragraphs)[place], said)
+        row, ending = group.rows[place], numbers(" ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:]))
+        _refuse_general(row, _marks(group.rows, paragraphs)[place], said)
         if is_mathematical(row.answer) and numbers(row.answer) - ending:
             raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
     return text
 
 
-def _refuse_vague(order: Order, said: set[str]) -> None:
+def _refuse_vague(group: Group, said: set[str]) -> None:
     """An opening says something of each problem beside what they share, and little that none of them has."""
-    shared = content_words(order.group.shared)
-    questions = [content_words(row.question) | numbers(row.question) for row in order.rows]
+    shared = content_words(group.shared)
+    questions = [content_words(row.question) | numbers(row.question) for row in group.rows]
     for place, words in enumerate(questions, start=1):
         if not (words - shared) & said:
             raise ValueError(f"enlightenment: it leaves out problem {place}")
@@ -132,15 +123,16 @@ def _refuse_contradiction(text: str) -> None:
         raise ValueError(f"contradiction: it has {len(answers)} final answers")
 
 
-def first_paragraph(content: str) -> str:
+def first_paragraph(answer: str) -> str:
     """Up to the first blank line: what a small model writes after it was not asked for."""
-    return clean(re.split(r"\n[ \t]*\n", content.strip().replace("\r\n", "\n"), maxsplit=1)[0])
+    return clean(re.split(r"\n[ \t]*\n", answer.strip().replace("\r\n", "\n"), maxsplit=1)[0])
 
 
-def _require(order: Order, draft: Draft, *names: str) -> None:
-    _, fault = own_fault(order, draft, without=OWN_CHECKS.keys() - set(names))
+def _require(group: Group, draft: Draft, *names: str) -> None:
+    _, fault = own_fault(group, draft, names)
     if fault:
         raise ValueError(fault)
+    _refuse_contradiction(draft.enlightenment or draft.paragraphs[-1])
 
 
 def _marks(rows: Sequence[Problem], paragraphs: Sequence[str]) -> list[set[str]]:
@@ -148,8 +140,8 @@ def _marks(rows: Sequence[Problem], paragraphs: Sequence[str]) -> list[set[str]]
     return marks_of([f"{row.question} {paragraph}" for row, paragraph in pairs])
 
 
-def _form(order: Order, draft: Draft) -> str | None:
-    count = len(order.rows)
+def _form(group: Group, draft: Draft) -> str | None:
+    count = len(group.rows)
     if len(draft.paragraphs) != count:
         return f"{len(draft.paragraphs)} paragraphs for {count} problems"
     parts = [*draft.paragraphs, draft.enlightenment] if draft.enlightenment else draft.paragraphs
@@ -164,10 +156,10 @@ def _form(order: Order, draft: Draft) -> str | None:
     return None
 
 
-def _language(order: Order, draft: Draft) -> str | None:
+def _language(group: Group, draft: Draft) -> str | None:
     """Written in the script of the problems: the share of Latin letters may not be far from theirs."""
     share = _latin_share("".join((*draft.paragraphs, draft.enlightenment)))
-    expected = _latin_share("".join(row.question for row in order.rows))
+    expected = _latin_share("".join(row.question for row in group.rows))
     if abs(share - expected) > 0.25:
         return f"{share:.0%} of its letters are Latin, {expected:.0%} in the problems"
     return None
@@ -178,8 +170,8 @@ def _latin_share(text: str) -> float:
     return sum(mark < "\u0250" for mark in letters) / len(letters) if letters else 1.0
 
 
-def _reasoning(order: Order, draft: Draft) -> str | None:
-    for row, paragraph in zip(order.rows, draft.paragraphs, strict=True):
+def _reasoning(group: Group, draft: Draft) -> str | None:
+    for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
         said, stated = (len(re.findall(r"\w+", text)) + unspaced_words(text) for text in (paragraph, ending))
         if said < stated + 3 * marked + 3:  # 'the answer is'
@@ -187,15 +179,15 @@ def _reasoning(order: Order, draft: Draft) -> str | None:
     return None
 
 
-def _gold(order: Order, draft: Draft) -> str | None:
-    for row, paragraph in zip(order.rows, draft.paragraphs, strict=True):
+def _gold(group: Group, draft: Draft) -> str | None:
+    for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         right, found = reaches(row.answer, paragraph, row.choices or (), row.question)
         if not right:
             return f"problem {row.id}: the answer is {row.answer[:80]!r}, the paragraph concludes {found[:80]!r}"
     return None
 
 
-def _arithmetic(order: Order, draft: Draft) -> str | None:
+def _arithmetic(group: Group, draft: Draft) -> str | None:
     for part in (*draft.paragraphs, draft.enlightenment):
         slips = arithmetic_slips(part)
         if slips:
@@ -203,9 +195,9 @@ def _arithmetic(order: Order, draft: Draft) -> str | None:
     return None
 
 
-def _own_problem(order: Order, draft: Draft) -> str | None:
+def _own_problem(group: Group, draft: Draft) -> str | None:
     """Whether each paragraph takes up what only its own question says, or the paragraphs fit better in another order."""
-    rows = order.rows
+    rows = group.rows
     marks = marks_of([f"{row.question} {row.answer}" for row in rows])
     used = marks_of(list(draft.paragraphs))
     fit = np.array([[len(words & own) / np.sqrt((len(words) + 2) * (len(own) + 2)) for own in marks] for words in used])
@@ -219,17 +211,17 @@ def _own_problem(order: Order, draft: Draft) -> str | None:
     return None
 
 
-def _enlightenment(order: Order, draft: Draft) -> str | None:
+def _enlightenment(group: Group, draft: Draft) -> str | None:
     """Specific means: for every problem, what no other of the group has (a number, two words, four words in a row); or,
     where problems share their facts, four words in a row that others have too, and the problem by
     its task or its place ('the landing page', 'the second'). A task's name alone says nothing of
     the problem.
     """
-    text, rows, shared = draft.enlightenment, order.rows, order.group.shared
+    text, rows, shared = draft.enlightenment, group.rows, group.shared
     if (count := _words(text)) < _MIN_ENLIGHTENMENT_WORDS:
         return f"only {count} words"
     said = content_words(text) | numbers(text)
-    if order.group.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
+    if group.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
         return f"does not name {shared}"
     tasks = [row.task.replace("_", " ") for row in rows]
     names, marks = marks_of(tasks), _marks(rows, draft.paragraphs)
@@ -262,7 +254,7 @@ def _plain(text: str) -> str:
     return plain_words(text.replace("$", " "))
 
 
-OWN_CHECKS: dict[str, Callable[[Order, Draft], str | None]] = {
+OWN_CHECKS: dict[str, Callable[[Group, Draft], str | None]] = {
     "form": _form,
     "language": _language,
     "reasoning": _reasoning,

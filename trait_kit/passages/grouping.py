@@ -1,48 +1,53 @@
-"""Groups of problems that a passage joins: of different tasks, and related by something that they share.
+"""What relates problems, and the groups of them that passages join: of different tasks, and related by what they share.
 
-The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group
-shares is a column of the problems table (`make_groups`): `topic` for knowledge-centred domains such
-as mathematics, `entity` for entity-centred ones such as ads; relating.py has what fills these
-columns, or does without. The least used problems come first, so that groups spread over all
-problems before any is used again.
+The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
+problems table: `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones such as ads.
+Where the task files name no topic it is found: mathematical concepts recognised in the questions (concepts.yaml), topics
+that a language model is asked for, or neighbours in an embedding, for any domain.
 """
 
 import heapq
 import random
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 
+import numpy as np
 import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.passages.material import Group
+from trait_kit.engine.ledger import agree
+from trait_kit.engine.llm import Endpoint, Request, ask
+from trait_kit.models import embed
+from trait_kit.passages import prompts
+from trait_kit.passages.material import Group, content, content_words, problem_rows
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
 Kind = tuple[str, str]  # task, subject
 _ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
+_NEIGHBORHOOD = 12  # problems that are near each other, about
+_MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
+_MAX_TOPIC_WORDS, _TYPICAL_TOPIC = 6, 10  # words; tokens
 
 
-def make_groups(
-    problems: pd.DataFrame,
-    grouping: str,
-    *,
-    n_groups: int,
-    problems_per_group: int,
-    max_uses: int,
-    seed: int,
-) -> list[Group]:
-    """Up to `n_groups` groups of `problems_per_group` problems that share a topic (knowledge) or an entity.
+def plan_groups(problems: pd.DataFrame, params, endpoint: Endpoint | None = None) -> tuple[pd.DataFrame, list[Group]]:
+    """(problems with what relates them; up to `n_groups` groups of problems that share it).
 
-    Every group joins at least two tasks, and no task twice while enough tasks that share the value
-    have problems left (where the table has a column `subject`, two subjects of one task may do; a
-    task that is alone is grouped with itself). A problem appears in at most `max_uses` groups, and
-    no two groups hold the same problems. Fewer groups than asked for come back where the problems
-    run out (`coverage` shows where). The result depends on the problems and the seed, not on the
-    order of the rows.
+    Only `grouping: teacher` asks anybody. Every group joins at least two tasks, and no task twice while enough tasks that
+    share the value have problems left (where the table has a column `subject`, two subjects of one task may do; a task that
+    is alone is grouped with itself). The least used problems come first; a problem appears in at most `max_uses` groups, and
+    no two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
+    where). The result depends on the problems and the seed, not on the order of the rows.
     """
-    column = COLUMN[grouping]
     _refuse_bad(problems)
-    shuffle = random.Random(f"groups/{seed}")
-    pools = _pools(problems, column, shuffle, max_uses)
+    if params.grouping == "concepts":
+        problems = tag_concepts(problems)
+    elif params.grouping == "teacher":
+        problems = ask_topics(problems, endpoint or Endpoint.of(params), params.max_attempts)
+    elif params.grouping == "embedding":
+        vectors = embed(problems["question"].tolist(), params.embedding_model)
+        problems = tag_neighborhoods(problems, vectors, params.seed)
+    column, shuffle = COLUMN[params.kind], random.Random(f"groups/{params.seed}")
+    pools, rows = _pools(problems, column, shuffle, params.max_uses), problem_rows(problems)
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
@@ -53,32 +58,87 @@ def make_groups(
     turns = [(0.0, place) for place in range(len(pools))]  # pools take turns in proportion to their size
     made: set[frozenset[str]] = set()
     groups: list[Group] = []
-    while turns and len(groups) < n_groups:
+    while turns and len(groups) < params.n_groups:
         placed, place = heapq.heappop(turns)
         pool = pools[place]
-        chosen = pool.draw(problems_per_group, made, shuffle)
+        chosen = pool.draw(params.problems_per_group, made, shuffle)
         if chosen is None:
             continue
         made.add(frozenset(chosen))
         heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
-        name = f"p-{digest([grouping, pool.shared, chosen])[:16]}"
-        groups.append(Group(name, tuple(chosen), grouping, pool.shared))
-    return groups
+        name = f"p-{digest([params.kind, pool.shared, chosen])[:16]}"
+        groups.append(Group(name, [rows[problem_id] for problem_id in chosen], params.kind, pool.shared))
+    return problems, groups
+
+
+def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
+    """The problems with the mathematical concept of their question as `topic`: of several, the rarest among all problems.
+
+    A problem in which none is recognised keeps no topic, so that no passage is made of it; the
+    topic that it had becomes its `subject`.
+    """
+    concepts = {name: re.compile(pattern) for name, pattern in content("concepts.yaml").items()}
+    questions = problems["question"].str.lower()
+    found = [[name for name, pattern in concepts.items() if pattern.search(text)] for text in questions]
+    counts = Counter(name for names in found for name in names)
+    topics = [min(names, key=counts.__getitem__, default=None) for names in found]
+    return problems.assign(subject=problems["topic"], topic=topics)
+
+
+def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, attempts: int = 2) -> pd.DataFrame:
+    """The problems with the teacher's `topic`, in one spelling; the topic that they had becomes their `subject`.
+
+    A problem whose topic could not be had keeps none, so that no passage is made of it.
+    """
+    requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
+    print(f"Topics: {agree(endpoint.estimate(requests, _TYPICAL_TOPIC), endpoint.ledger.cap_usd)}")
+    replies = ask(requests, endpoint, attempts=max(2, attempts))
+    return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])
+
+
+def read_topic(answer: str) -> str:
+    """The topic of a model's reply in lower case and one spelling; ValueError says what is wrong with it."""
+    words = re.findall(r"[\w'-]+", answer.strip().partition("\n")[0].casefold().removeprefix("topic:"))
+    if not 1 <= len(words) <= _MAX_TOPIC_WORDS:
+        raise ValueError(f"a topic is a name of two to four words, and this has {len(words)}")
+    return " ".join(words)
+
+
+def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """The problems with the neighbourhood of their embedding as `topic`, named by its rare words.
+
+    `vectors` are unit vectors, float32 [n_problems, d], in the order of the rows. Neighbourhoods
+    are clusters of about a dozen problems (k-means); of two that are more alike than a copy would
+    be, the later one gets no topic.
+    """
+    from sklearn.cluster import KMeans
+
+    order = np.argsort(problems["id"].to_numpy(), kind="stable")  # the result does not depend on the order of the rows
+    n_clusters = max(1, round(len(order) / _NEIGHBORHOOD))
+    clusters = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(vectors[order])
+    bags = [content_words(question) for question in problems["question"]]
+    documents = Counter(word for bag in bags for word in bag)
+    topics: list[str | None] = [None] * len(order)
+    for cluster in range(n_clusters):
+        kept: list[int] = []
+        for place in order[clusters == cluster].tolist():
+            if not kept or float((vectors[kept] @ vectors[place]).max()) <= _MOST_ALIKE:
+                kept.append(place)
+        counts = Counter(word for place in kept for word in bags[place])
+        rare = sorted(counts, key=lambda word: (-counts[word] * np.log(len(bags) / documents[word]), word))
+        for place in kept:
+            topics[place] = ", ".join(rare[:3]) or f"neighbourhood {cluster}"
+    return problems.assign(subject=problems["topic"], topic=topics)
 
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
-    """One row a task: its problems, how many are used in a passage, places they take, and the tasks they meet there."""
-    placed = pd.DataFrame([(group.id, name) for group in groups for name in group.problem_ids], columns=["group", "id"])
-    placed = placed.merge(problems[["id", "task"]])
-    by_task, pairs = (
-        placed.groupby("task"),
-        placed.merge(placed, on="group", suffixes=("", "_met")).query("task != task_met"),
-    )
-    met = pairs.groupby("task")["task_met"].unique().map(lambda tasks: ", ".join(sorted(tasks)))
-    table = pd.DataFrame({"problems": problems.groupby("task").size(), "used": by_task["id"].nunique()})
-    table = table.assign(unused=0, places=by_task.size()).fillna(0).astype(int)
-    table["unused"] = table["problems"] - table["used"]
-    return table.assign(joined_with=met).fillna({"joined_with": ""}).reset_index()
+    """One row a task: its problems, how many of them are used in a passage and how many not, and the places they take."""
+    placed = pd.DataFrame([(row.task, row.id) for group in groups for row in group.rows], columns=["task", "id"])
+    uses = placed.groupby("task")["id"]
+    table = pd.DataFrame({"problems": problems.groupby("task").size(), "used": uses.nunique(), "places": uses.size()})
+    table = table.fillna(0).astype(int)
+    table.insert(2, "unused", table["problems"] - table["used"])
+    return table.reset_index()
 
 
 def _refuse_bad(problems: pd.DataFrame) -> None:

@@ -42,21 +42,20 @@ def problem_rows(problems: pd.DataFrame) -> dict[str, Problem]:
 
 @dataclass(frozen=True)
 class Group:
-    """Problems of one passage, in the order in which it will treat them."""
+    """Problems of one passage, in the order in which it will treat them.
+
+    `refused` holds the parts of each enlightenment written so far, and why that was not taken.
+    """
 
     id: str
-    problem_ids: tuple[str, ...]
+    rows: Sequence[Problem]
     grouping: str  # knowledge | entity
     shared: str  # the topic or entity
-
-
-@dataclass(frozen=True)
-class Order:
-    """A passage to write; `refused` holds the parts of each enlightenment written so far, and why that was not taken."""
-
-    group: Group
-    rows: Sequence[Problem]  # of the group, in its order
     refused: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+    @property
+    def problem_ids(self) -> list[str]:
+        return [row.id for row in self.rows]
 
 
 @dataclass(frozen=True)

@@ -21,30 +21,30 @@ from trait_kit.answers import is_mathematical, language_of, statement
 from trait_kit.engine.files import digest
 from trait_kit.engine.llm import Message, again, clean
 from trait_kit.engine.numbers import numbers
-from trait_kit.passages.material import Order, Problem, content, content_words, marks_of
+from trait_kit.passages.material import Group, Problem, content, content_words, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
 
 
-def choose(order: Order) -> str:
+def choose(group: Group) -> str:
     """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
-    if {row.task for row in order.rows} <= set(_wording("ads")["tasks"]):
+    if {row.task for row in group.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    knowledge = order.group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in order.rows)
+    knowledge = group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows)
     return "math" if knowledge else "generic"
 
 
 def conversation(
-    name: str, part: str, order: Order, paragraphs: Sequence[str] = (), place: int = 0, fault: str = ""
+    name: str, part: str, group: Group, paragraphs: Sequence[str] = (), place: int = 0, fault: str = ""
 ) -> list[Message]:
     """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all.
 
     `fault`: why it was refused before. A small model that is shown its own answer only repeats it,
     so it is asked anew.
     """
-    group, task = order.group, order.rows[place].task.replace("_", " ")
+    task = group.rows[place].task.replace("_", " ")
 
     def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
         problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
@@ -61,10 +61,10 @@ def conversation(
         shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way, where there is one
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
-    counted = all(is_mathematical(row.answer) for row in order.rows)  # an ad's limit of 30 characters says nothing of it
-    begin = own_words([row.question for row in order.rows], 2, counted)
-    steps = own_words([*map(_steps, order.rows, paragraphs)], -3, counted)
-    told = itertools.zip_longest(order.rows, paragraphs, begin, steps, fillvalue="")
+    counted = all(is_mathematical(row.answer) for row in group.rows)  # an ad's limit of 30 characters says nothing of it
+    begin = own_words([row.question for row in group.rows], 2, counted)
+    steps = own_words([*map(_steps, group.rows, paragraphs)], -3, counted)
+    told = itertools.zip_longest(group.rows, paragraphs, begin, steps, fillvalue="")
     return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], fault)]
 
 

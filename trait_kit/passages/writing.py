@@ -1,38 +1,34 @@
 """Write passages: have every group written, check what comes back, and account for all of it.
 
-Asking is concurrent, checking is in the order of the groups, so the result does not depend on which
-answer came first. Every group ends as a row of passages.parquet or as one of rejected.parquet with
-its reason, and the bill counts both. An enlightenment that is refused beside other passages is
-asked for again (`max_attempts`), and each draft keeps its row.
+Asking is concurrent, checking is in the order of the groups, so the result does not depend on which answer came first.
+Every draft keeps its row, in passages.parquet or with its reason in rejected.parquet, and the bill counts both. An
+enlightenment that is refused beside other passages is asked for again (`max_attempts`).
 """
 
 import contextlib
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from trait_kit import tables
 from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ledger import Ledger, agree
 from trait_kit.engine.llm import served
-from trait_kit.models import token_counter
-from trait_kit.passages.checks import first_fault, own_fault
-from trait_kit.passages.grouping import coverage
-from trait_kit.passages.material import Draft, Group, Order, compose_text, content, problem_rows
-from trait_kit.passages.novelty import Beside, screen_problems
-from trait_kit.passages.relating import plan_groups
-from trait_kit.passages.teachers import EndpointTeacher, JoiningTeacher, Teacher, local_teacher, make_teacher, recorded
+from trait_kit.models import TokenCounter, token_counter
+from trait_kit.passages.checks import own_fault
+from trait_kit.passages.grouping import coverage, plan_groups
+from trait_kit.passages.material import Draft, Group, compose_text, content, problem_rows
+from trait_kit.passages.quality import Beside, screen_problems
+from trait_kit.passages.teachers import Teacher, local_teacher, recorded
 from trait_kit.tasks import every_test_question, load_problems, prompt
 
 MIN_TOKENS = 60  # of a passage: fewer are hardly a sentence for each problem
-WITHOUT_ENLIGHTENMENT = ("enlightenment", "boilerplate", "recurring clause")  # checks that joined solutions cannot fail
 _FEW = 60  # problems of a task
-TokenCounts = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Written:
     passages: pd.DataFrame
     rejected: pd.DataFrame
     screened: pd.DataFrame  # problems by task and reason why they may not be used
-    coverage: pd.DataFrame  # problems by task: used, unused, joined with
+    coverage: pd.DataFrame  # problems by task: used, unused
     bill: dict[str, Any]
 
     @classmethod
@@ -67,13 +63,12 @@ def write_passages(step) -> Written:
         day, answers = recorded() if here else ("", [])
         ledger.keep(answers)
         problems, groups = plan_groups(problems, p, endpoint)
-        teacher, orders = make_teacher(p, endpoint), orders_of(groups, problems)
-        if isinstance(teacher, EndpointTeacher):
-            print(agree(teacher.estimate(orders), p.max_cost_usd), flush=True)
+        teacher = Teacher(p, endpoint)
+        if endpoint:
+            print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
             if p.paragraphs == "both":
-                _keep_paragraphs(teacher, orders, folder)
-        made = {"folder": folder, "test_questions": test_questions, "count_tokens": token_counter(p.base_model), "params": p}
-        bill = write_groups(groups, problems, teacher, **made) | ledger.bill()
+                _keep_paragraphs(teacher, groups, folder)
+        bill = write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model)) | ledger.bill()
         replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
@@ -98,9 +93,9 @@ def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) ->
     return "\n".join([*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))])
 
 
-def _keep_paragraphs(teacher: EndpointTeacher, orders: Sequence[Order], folder: Path) -> None:
+def _keep_paragraphs(teacher: Teacher, groups: Sequence[Group], folder: Path) -> None:
     """The teacher's own paragraph of every problem in a passage, for the control `rephrased`."""
-    rows = {row.id: row for order in orders for row in order.rows}
+    rows = {row.id: row for group in groups for row in group.rows}
     told = zip(rows.values(), teacher.tell(list(rows.values())), strict=True)
     kept = [(row.id, f"{prompt(row.question)} {reply.value}") for row, reply in told if not reply.fault]
     with atomic_path(folder / "rephrased.parquet") as temporary:
@@ -114,14 +109,13 @@ def load_material(params) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     return *screen_problems(loaded, test_questions), test_questions
 
 
-def first_order(step) -> Order:
+def first_group(step) -> Group:
     """One passage to write, for a reader who wants to see how it is done; asks nobody and writes nothing."""
     p = step.params
     if step.done:
         written = Written.load(step.folder)
-        return orders_of([group_of(pd.concat([written.passages, written.rejected]).iloc[0])], written.problems)[0]
-    problems, groups = plan_groups(load_material(quick(p))[0], quick(p))
-    return orders_of(groups[:1], problems)[0]
+        return group_of(pd.concat([written.passages, written.rejected]).iloc[0], written.problems)
+    return plan_groups(load_material(quick(p))[0], quick(p))[1][0]
 
 
 def quick(params):
@@ -130,43 +124,26 @@ def quick(params):
     return params.model_copy(update=few) if params.grouping in ("teacher", "embedding") else params
 
 
-def group_of(row: pd.Series) -> Group:
+def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
     """The group that a row of passages.parquet or rejected.parquet was written for."""
-    return Group(row["id"], tuple(row["problem_ids"]), row["grouping"], row["shared"])
-
-
-def orders_of(groups: Sequence[Group], problems: pd.DataFrame) -> list[Order]:
-    """What a teacher is given for each group."""
-    by_id = problem_rows(problems)
-    return [Order(group, [by_id[problem_id] for problem_id in group.problem_ids]) for group in groups]
+    rows = problem_rows(problems)
+    return Group(row["id"], [rows[problem_id] for problem_id in row["problem_ids"]], row["grouping"], row["shared"])
 
 
 def write_groups(
-    groups: Sequence[Group],
-    problems: pd.DataFrame,
-    teacher: Teacher,
-    *,
-    folder: Path,
-    test_questions: Sequence[str],
-    count_tokens: TokenCounts,
-    params,
+    groups: Sequence[Group], teacher: Teacher, params, folder: Path, tested: Sequence[str], count_tokens: TokenCounter
 ) -> dict[str, Any]:
-    """What came of it; passages.parquet and rejected.parquet in `folder`: attempt by attempt in the order of the groups.
-
-    A passage that holds one of the `test_questions` is rejected.
-    """
-    beside = Beside(test_questions)
-    skipped = WITHOUT_ENLIGHTENMENT if type(teacher) is JoiningTeacher else ()
-    orders, rows = orders_of(groups, problems), []
+    """What came of it; both tables in `folder`, attempt by attempt in the groups' order. No `tested` question passes."""
+    beside, asked, rows = Beside(tested), groups, []
     for attempt in range(1, params.max_attempts + 1):
-        if not orders:
+        if not asked:
             break
-        drafts = teacher.write(orders)
-        found = list(judged(orders, drafts, beside, count_tokens, params.max_passage_tokens, skipped))
+        drafts = teacher.write(asked)
+        found = list(judged(asked, drafts, beside, count_tokens, params.max_passage_tokens))
         rows += [{**row, "attempt": attempt} for row in found]
-        orders = [
-            replace(order, refused=(*order.refused, (draft.parts, row["reason"])))
-            for order, draft, row in zip(orders, drafts, found, strict=True)
+        asked = [
+            replace(group, refused=(*group.refused, (draft.parts, row["reason"])))
+            for group, draft, row in zip(asked, drafts, found, strict=True)
             if not draft.fault and row["reason"].partition(":")[0] in teacher.can_mend
         ]
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
@@ -176,31 +153,24 @@ def write_groups(
 
 
 def judged(
-    orders: Sequence[Order],
-    drafts: Sequence[Draft],
-    beside: Beside,
-    count_tokens: TokenCounts,
-    max_tokens: int,
-    skipped: Container[str],
+    groups: Sequence[Group], drafts: Sequence[Draft], beside: Beside, count_tokens: TokenCounter, max_tokens: int
 ) -> Iterator[dict[str, Any]]:
     """The row of each draft, judged in their order; its `reason` is empty where it passed every check."""
-    texts = [compose_text(order.rows, draft) for order, draft in zip(orders, drafts, strict=True)]
+    texts = [compose_text(group.rows, draft) for group, draft in zip(groups, drafts, strict=True)]
     beside.begin(texts, [draft.enlightenment for draft in drafts])
     for place, n_tokens in enumerate(count_tokens(texts).tolist()):
-        order, draft = orders[place], drafts[place]
-        passed, reason = ([], draft.fault) if draft.fault else own_fault(order, draft, skipped)
+        group, draft = groups[place], drafts[place]
+        fits = MIN_TOKENS <= n_tokens <= max_tokens
+        length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
+        faults = itertools.chain([("length", length)], beside.faults(place))
+        passed, reason = ([], draft.fault) if draft.fault else own_fault(group, draft, beside=faults)
         if not reason:
-            fits = MIN_TOKENS <= n_tokens <= max_tokens
-            length = None if fits else f"{n_tokens} tokens, not within {MIN_TOKENS} to {max_tokens}"
-            found = [("length", length), *beside.faults(place)]
-            more, reason = first_fault((name, fault) for name, fault in found if name not in skipped)
-            passed += more
-        if not reason:
-            beside.accept(place, order.group.id)
+            beside.accept(place, group.id)
         yield {
-            **vars(order.group),
+            **vars(group),
             **vars(draft),
-            "tasks": [row.task for row in order.rows],
+            "problem_ids": group.problem_ids,
+            "tasks": [row.task for row in group.rows],
             "text": draft.answer if draft.fault else texts[place],
             "n_tokens": n_tokens,
             "checks": passed,

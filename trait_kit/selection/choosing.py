@@ -30,15 +30,7 @@ from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, check_method, cut_value, drop, rank, rank_values, take
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
 from trait_kit.selection.documents import id_hashes, on_topic, read_rows
-from trait_kit.selection.scoring import (
-    Scoring,
-    do_shards,
-    model_files,
-    read_shards,
-    score_corpus,
-    shard_path,
-    write_table,
-)
+from trait_kit.selection.scoring import Scoring, do_shards, model_files, read_shards, score_corpus, shard_path, write_table
 from trait_kit.tasks import texts_of_tests
 
 if TYPE_CHECKING:
@@ -62,14 +54,9 @@ class Selected:
     """What `select` left in its folder: <method>.parquet, contaminated.parquet, near_duplicates.parquet, report.json."""
 
     folder: Path
-    documents: int  # in the corpus that could be read
-    unreadable: int
-    methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
-    held_out: int = 0  # documents left out for evaluation
-
-    @classmethod
-    def load(cls, folder: Path) -> "Selected":
-        return cls(folder, **read_json(folder / "report.json"))
+    scored: Scoring
+    methods: dict[str, dict[str, Any]]  # report.json: n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
+    truth: dict[str, bool] | None = None  # of a demo: id -> on topic; hidden, it selects nothing
 
     def chosen(self, method: str) -> pa.Table:
         """The method's documents (selection schema), in the corpus' order."""
@@ -116,16 +103,15 @@ def select(
     known = {"a held-out document": (minhash.signatures(held_out), ALIKE)}
     if near_duplicate:
         known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)
-    methods_said, proofs, repeats = {}, [], []
+    report, proofs, repeats = {}, [], []
     for method in methods:
-        methods_said[method], repeated = _choose(scoring, folder, {**job, "method": method}, known, place)
+        report[method], repeated = _choose(scoring, folder, {**job, "method": method}, known, place)
         proofs.append(read_shards(folder / "candidates" / method, "contaminated", len(scoring.shards)))
         repeats.append(repeated)
     write_table(folder / "contaminated.parquet", pa.concat_tables(proofs))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats))
-    said = {"documents": scoring.documents, "unreadable": int(scoring.losses().sum()), "held_out": scoring.held_out}
-    write_json(folder / "report.json", {**said, "methods": methods_said})
-    return Selected.load(folder)
+    write_json(folder / "report.json", report)
+    return Selected(folder, scoring, report)
 
 
 def _choose(
@@ -230,7 +216,7 @@ def gather_shard(job_path: Path, number: int) -> None:
     job, folder = read_json(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
-    scores = tables.read(scoring.path("scores", number), "scores").replace_schema_metadata(None)
+    scores = tables.read(shard_path(scoring.folder, "scores", number), "scores").replace_schema_metadata(None)
     better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
     rows = np.flatnonzero(better & drop(limits.refused(scores, method, _SLACK))[0])
     documents, scores = read_rows(scoring.shards[number], rows, scoring.job["seed"]), scores.take(pa.array(rows))
@@ -253,16 +239,7 @@ def _test_index(job_path: Path, _key: str) -> QuestionIndex:
     return QuestionIndex([tested["text"] for tested in read_json(job_path)["tests"]])
 
 
-@dataclass(frozen=True)
-class Filtered:
-    """What 02 leaves: scores, selections, and of a demo the hidden truth (id -> on topic), which selects nothing."""
-
-    scored: Scoring
-    selected: Selected
-    truth: dict[str, bool] | None
-
-
-def filter_web(step: "Step") -> Filtered:
+def filter_web(step: "Step") -> Selected:
     """02: score every document of the web, then choose by each method; killed anywhere, it goes on."""
     p = step.params
     if not step.done:
@@ -281,6 +258,55 @@ def filter_web(step: "Step") -> Filtered:
             near_duplicate=p.near_duplicate,
             place=place,
         )
-    scored, selected = Scoring.open(step.path("scores")), Selected.load(step.path("selections"))
+    folder, scored = step.path("selections"), Scoring.open(step.path("scores"))
     known = p.in_domain.partition("/")[0] == p.web.partition("/")[0]  # else the web's labels are of another domain
-    return Filtered(scored, selected, on_topic(p.web, p.seed) if known else None)
+    return Selected(folder, scored, read_json(folder / "report.json"), on_topic(p.web, p.seed) if known else None)
+
+
+def funnel(selected: Selected) -> pd.DataFrame:
+    """One row a method: n_in -> n_out by reason, tokens, and the score of the last document taken."""
+    lost, held, rows = int(selected.scored.losses().sum()), selected.scored.held_out, []
+    for method, report in selected.methods.items():
+        last = {name: report[name] for name in ("n_out", "tokens", "threshold")}
+        read = {"n_in": report["n_in"] + lost + held, "held out": held, "unreadable": lost}
+        rows.append({"method": method, **read, **report["dropped"], **last})
+    return pd.DataFrame(rows).astype({"threshold": float})
+
+
+def quality(selected: Selected) -> pd.DataFrame:
+    """Precision, recall, base rate and lift (precision / base rate) of each method against the hidden truth.
+
+    Empty where a corpus has none; recall and lift are null where none of its documents is on topic.
+    """
+    rows = []
+    for method in selected.methods if selected.truth else ():
+        ids, positives = selected.chosen(method)["id"].to_pylist(), sum(selected.truth.values())
+        found = sum(selected.truth[name] for name in ids)
+        precision, base_rate = found / len(ids), positives / len(selected.truth)
+        recall, lift = (found / positives, precision / base_rate) if positives else (None, None)
+        rows.append((method, len(ids), precision, recall, base_rate, lift))
+    return pd.DataFrame(rows, columns=["method", "n_selected", "precision", "recall", "base_rate", "lift"])
+
+
+def sample_scores(selected: Selected, n: int = 200_000, seed: int = 0) -> pd.DataFrame:
+    """The scores of about `n` documents (of all, if there are fewer), for figures; with a truth also `on_topic`."""
+    share, generator = n / max(selected.scored.documents, 1), np.random.default_rng(seed)
+    parts = (batch.to_pandas() for batch in selected.scored.batches())
+    frame = pd.concat([part[generator.random(len(part)) < share] for part in parts], ignore_index=True)
+    return frame.assign(on_topic=frame["id"].map(selected.truth)) if selected.truth else frame
+
+
+def summary(selected: Selected) -> dict[str, Any]:
+    """For the step's record."""
+    found = quality(selected)
+    lifts = ", ".join(f"{row.method} {row.lift:.1f}" for row in found.itertuples())
+    table = funnel(selected).astype(object)
+    return {
+        "headline": f"Times better than chance at finding what was hidden: {lifts or 'not known, there are no labels'}.",
+        "good": all(report["enough"] for report in selected.methods.values()),
+        "documents": selected.scored.documents,
+        "quarantined": int(selected.scored.losses().sum()),
+        "contaminated": int(selected.contaminated["id"].nunique()),
+        "quality": found.to_dict("records"),
+        "funnel": table.where(table.notna(), None).to_dict("records"),
+    }

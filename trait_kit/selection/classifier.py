@@ -1,29 +1,55 @@
 """01: the models of the selection: in-domain against general text, and where a method uses it, educational value.
 
 The positives are the in-domain documents, the negatives a plain sample of the web: unlabelled, so a few of them are
-in-domain too, which a linear classifier tolerates (paper, section 3.1). How models are trained is in `fitting`.
+in-domain too, which a linear classifier tolerates (paper, section 3.1). fastText reads normalised lines, in one thread and
+with a fixed seed, so that equal input gives a byte-identical model; beside each .bin stands its folded scorer.
 """
 
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from trait_kit.engine.files import TraitError, atomic_path, read_json, write_json
 from trait_kit.engine.ngrams import Texts, normalise
-from trait_kit.engine.scorer import NgramScorer
+from trait_kit.engine.scorer import LABEL_PREFIX, NgramScorer
 from trait_kit.params import ClassifierParams
 from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import sample
-from trait_kit.selection.educational import educational_model
-from trait_kit.selection.fitting import Labelled, Report, ngrams_of, require, train, trial
+from trait_kit.selection.dsir import NORMALISATION, WORD_NGRAMS
+from trait_kit.selection.educational import LABELS, labelled
 
 if TYPE_CHECKING:
     from trait_kit.runs import Step
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
-_FEWEST = 20  # documents a side
+_HELD_OUT = 0.2
+_FEWEST = {IN_DOMAIN: 20, GENERAL: 20} | dict.fromkeys(LABELS, 10)  # documents of a label
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # n-grams shown a side; documents of it that they are looked for in
+_EXAMPLES, _SHOWN = 3, 240  # examples a label of educational value; characters of each text
+
+Labelled = dict[str, str]  # normalised line -> label; a line has one label
+
+
+@dataclass
+class Report:
+    """What a training has to say of documents that it has not seen: numbers for the record, tables to look at."""
+
+    numbers: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+    def save(self, path: Path) -> None:
+        write_json(path, [self.numbers, {name: table.to_dict("tight") for name, table in self.tables.items()}])
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        numbers, tables = read_json(path)
+        return cls(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
 
 
 def train_classifiers(step: "Step") -> Report:
@@ -47,8 +73,9 @@ def train_classifiers(step: "Step") -> Report:
     }
     report.tables["left_out"] = screened.left_out
     if "fasttext_educational" in step.experiment.selection.methods:
-        educational = educational_model(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
-        report = Report(report.numbers | educational.numbers, report.tables | educational.tables)
+        rated, numbers = labelled(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
+        educational = train_educational_model(rated, step.path("educational.bin"), p)
+        report = Report(report.numbers | numbers | educational.numbers, report.tables | educational.tables)
     report.save(path)
     return report
 
@@ -61,12 +88,10 @@ def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    pairs = dict.fromkeys(normalise(positives).to_pylist(), IN_DOMAIN)
-    for line in normalise(negatives).to_pylist():
-        pairs.setdefault(line, GENERAL)
-    pairs.pop("", None)
-    require(pairs, (IN_DOMAIN, GENERAL), _FEWEST, "Add documents.")
-    given, probabilities = trial(pairs, (IN_DOMAIN,), p)
+    inside, outside = (normalise(texts).to_pylist() for texts in (positives, negatives))
+    pairs = dict.fromkeys(inside, IN_DOMAIN)
+    pairs = pairs | dict.fromkeys(outside, GENERAL) | pairs
+    given, probabilities, scorer = _fit(pairs, (IN_DOMAIN, GENERAL), model_path, p, "Add documents.")
     truth, scores = given == IN_DOMAIN, probabilities[:, 0]
     precision, recall, threshold = precision_recall_curve(truth, scores)
     auc = float(roc_auc_score(truth, scores))
@@ -80,7 +105,47 @@ def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path
         "dropped": len(positives) + len(negatives) - len(pairs),  # empty, repeated, and negatives equal to a positive
     }
     curve = pd.DataFrame({"threshold": threshold.astype(float), "precision": precision[:-1], "recall": recall[:-1]})
-    return Report(numbers, {"curve": curve, "top_ngrams": _top_ngrams(train(pairs, model_path, p), pairs)})
+    return Report(numbers, {"curve": curve, "top_ngrams": _top_ngrams(scorer, pairs)})
+
+
+def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: ClassifierParams) -> Report:
+    """Train on Low, Mid, High (label, text), write model and scorer; agreement and quadratic kappa on held-out documents.
+
+    majority: what always answering the commonest label scores. Tables: examples (label, rating where there is one, text:
+    data, to be escaped) and confusion (given label in rows).
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
+    examples = rated.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
+    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
+    pairs = dict(zip(normalise(rated["text"].tolist()).to_pylist(), rated["label"], strict=True))
+    given, probabilities, _ = _fit(pairs, LABELS, model_path, p, advice)
+    predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
+    agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
+    kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
+    numbers = {
+        "educational_labels": rated["label"].value_counts().to_dict(),
+        "educational_headline": f"Agreement with held-out labels: {agreement:.2f} (the commonest label alone: "
+        f"{majority:.2f}), kappa {kappa:.2f}.",
+        "educational_agreement": agreement,
+        "educational_majority": majority,
+        "educational_kappa": kappa,
+    }
+    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
+    confusion = confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)
+    return Report(numbers, {"examples": examples, "confusion": confusion})
+
+
+def normalise_line(text: str) -> str:
+    """What fastText models of the kit see of a text, in training and in scoring."""
+    return normalise([text])[0].as_py()
+
+
+def ngrams_of(line: str, longest: int = WORD_NGRAMS) -> list[str]:
+    """The words and word n-grams of a normalised line, in order, each as one string."""
+    words = line.split(" ")
+    return [" ".join(span) for n in range(1, longest + 1) for span in zip(*(words[k:] for k in range(n)), strict=False)]
 
 
 def _top_ngrams(scorer: NgramScorer, pairs: Labelled) -> pd.DataFrame:
@@ -98,3 +163,59 @@ def _top_ngrams(scorer: NgramScorer, pairs: Labelled) -> pd.DataFrame:
         mine = frame.assign(side=side, weight=weights[:, scorer.column(side)].astype(float))
         found.append(mine[mine["weight"] > 0].nlargest(_TOP_NGRAMS, "weight"))
     return pd.concat(found, ignore_index=True)[["side", "ngram", "weight", "documents"]]
+
+
+def _fit(
+    pairs: Labelled, labels: Sequence[str], path: Path | str, p: ClassifierParams, advice: str
+) -> tuple[np.ndarray, np.ndarray, NgramScorer]:
+    """(given label [n], probabilities [n, labels] of a stratified part held out; the scorer of all lines, kept at `path`).
+
+    The part judges a model trained without it; the model that is saved is trained on all documents, because a scarce seed
+    should not lose a fifth of itself to the report. The line of texts without words goes. TraitError where a label has too
+    few lines: nothing can be learned, or judged, of it.
+    """
+    from sklearn.model_selection import train_test_split
+
+    pairs.pop("", None)
+    counts, given = Counter(pairs.values()), list(pairs.values())
+    if few := [f"{label} has {counts[label]}" for label in labels if counts[label] < _FEWEST[label]]:
+        raise TraitError(
+            f"Too few documents to train on: of each label {_FEWEST[labels[0]]} are needed, but {', '.join(few)} that are "
+            f"neither empty nor repeated. {advice}"
+        )
+    split = train_test_split(list(pairs), given, test_size=_HELD_OUT, stratify=given, random_state=p.seed)
+    seen, unseen, labels_of_seen, labels_of_unseen = split
+    with tempfile.TemporaryDirectory() as folder:
+        judge = _train(dict(zip(seen, labels_of_seen, strict=True)), Path(folder) / "trial.bin", p)
+    probabilities = judge.probabilities(unseen)[:, [judge.column(label) for label in labels]]
+    return np.array(labels_of_unseen), probabilities, _train(pairs, path, p)
+
+
+def _train(pairs: Labelled, path: Path | str, p: ClassifierParams) -> NgramScorer:
+    """Train on labelled lines, write the .bin and its scorer whole or not at all, and return the scorer."""
+    import fasttext
+
+    lines = [f"{LABEL_PREFIX}{label} {line}\n" for line, label in pairs.items()]
+    order = np.random.default_rng(p.seed).permutation(len(lines))
+    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
+        source = Path(folder) / "train.txt"
+        source.write_text("".join(lines[k] for k in order), encoding="utf-8")
+        try:
+            model = fasttext.train_supervised(
+                str(source),
+                loss="softmax",
+                lr=p.learning_rate,
+                dim=p.dimension,
+                epoch=p.epochs,
+                wordNgrams=WORD_NGRAMS,
+                bucket=p.buckets,
+                seed=p.seed,
+                thread=1,  # only then is the result the same each time
+                verbose=0,
+            )
+        except RuntimeError as error:
+            raise TraitError(f"fastText cannot train on these documents ({error}). Try a lower learning_rate.") from None
+        model.save_model(str(temporary))
+        scorer = NgramScorer.from_fasttext(temporary, normalisation=NORMALISATION)
+        scorer.save(Path(path).with_suffix(".safetensors"))
+        return scorer

@@ -16,8 +16,9 @@ import numpy as np
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import LinearTable, Texts
-from trait_kit.selection.fitting import NORMALISATION, WORD_NGRAMS
 
+NORMALISATION = "words-2"  # of `ngrams.normalise`, by its name in model files: of all that the kit trains
+WORD_NGRAMS = 2
 _KIND = "dsir 5"  # in the file's header
 
 

@@ -1,8 +1,7 @@
 """Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
 
 The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
-web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5). The demo's articles bring labels of their own, for want
-of a model to ask. A ready model is for `trait-kit score --educational`. Without ratings there is no such filter.
+web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5); without ratings there is no such filter.
 """
 
 import json
@@ -18,18 +17,14 @@ import pyarrow as pa
 
 from trait_kit import demo
 from trait_kit.engine.files import TraitError, listed
-from trait_kit.engine.ngrams import normalise
 from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
-from trait_kit.selection.fitting import Report, require, train, trial
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
 _TYPICAL_ANSWER = 100  # tokens
 _MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
-_FEWEST = 10  # documents of a label
-_EXAMPLES, _SHOWN = 3, 240  # examples a label; characters of each text
 
 
 def label_points(labels: Sequence[str]) -> np.ndarray:
@@ -71,11 +66,17 @@ def conversation(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 
 
-def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label, rating 0..5, text; the bill and how many could not be rated). Paid answers stay in `folder`."""
+def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(label and text of these documents of the web, and rating 0..5 where somebody is asked; numbers for the record).
+
+    Paid answers stay in `folder`.
+    """
     from trait_kit.engine import ledger, llama, llm
 
-    texts, here = list(dict.fromkeys(texts)), p.teacher == "local"
+    if p.teacher == "none":
+        frame = documents.select(["id", "text"]).to_pandas()
+        return frame.assign(label=frame.pop("id").map(demo_labels())), {}
+    texts, here = list(dict.fromkeys(documents["text"].to_pylist())), p.teacher == "local"
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
@@ -91,47 +92,3 @@ def rate(p: ClassifierParams, texts: Sequence[str], folder: Path) -> tuple[pd.Da
         )
     rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
     return rated, {"bill": bill, "educational_unrated": failed}
-
-
-def educational_model(p: ClassifierParams, documents: pa.Table, folder: Path) -> Report:
-    """Make `educational.safetensors` in `folder` from labels of these documents of the web, and judge it on them.
-
-    Tables: examples (label, rating, text: data, to be escaped) and confusion.
-    """
-    frame, bill = documents.select(["id", "text"]).to_pandas(), {}
-    if p.teacher == "none":
-        frame = frame.assign(label=frame.pop("id").map(demo_labels()))
-    else:
-        frame, bill = rate(p, frame["text"].tolist(), folder)
-    examples = frame.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
-    examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
-    trained = train_educational_model(frame["text"].tolist(), frame["label"].tolist(), folder / "educational.bin", p)
-    numbers = {"educational_labels": frame["label"].value_counts().to_dict(), **bill, **trained.numbers}
-    return Report(numbers, {"examples": examples, **trained.tables})
-
-
-def train_educational_model(texts: list[str], labels: list[str], model_path: Path, p: ClassifierParams) -> Report:
-    """Train on Low, Mid, High, write model and scorer; agreement and quadratic kappa on held-out documents.
-
-    majority: what always answering the commonest label scores. Table: confusion (given label in rows).
-    """
-    from sklearn.metrics import cohen_kappa_score
-
-    pairs = dict(zip(normalise(texts).to_pylist(), labels, strict=True))
-    pairs.pop("", None)
-    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
-    require(pairs, LABELS, _FEWEST, advice)
-    given, probabilities = trial(pairs, LABELS, p)
-    train(pairs, model_path, p)
-    predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
-    agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
-    kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
-    numbers = {
-        "educational_headline": f"Agreement with held-out labels: {agreement:.2f} (the commonest label alone: "
-        f"{majority:.2f}), kappa {kappa:.2f}.",
-        "educational_agreement": agreement,
-        "educational_majority": majority,
-        "educational_kappa": kappa,
-    }
-    confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
-    return Report(numbers, {"confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)})

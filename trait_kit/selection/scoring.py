@@ -57,13 +57,12 @@ class ModelFiles:
 def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
     """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
     p, trained = step.params, "01_domain_classifier"
-    files = ModelFiles(str(step.path(trained, "domain.safetensors")))
+    files = {"domain": step.path(trained, "domain.safetensors")}
     if "fasttext_educational" in p.methods:
-        files = replace(files, educational=str(step.path(trained, "educational.safetensors")))
+        files["educational"] = step.path(trained, "educational.safetensors")
     if "dsir" in p.methods:
-        fitted = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"])
-        files = replace(files, dsir=str(fitted.save(step.path("dsir.safetensors"))))
-    return files
+        files["dsir"] = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"]).save(step.path("dsir.safetensors"))
+    return ModelFiles(**{name: str(path) for name, path in files.items()})
 
 
 @functools.lru_cache(maxsize=1)
@@ -89,9 +88,6 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
         found["educational"] = np.minimum(values, np.float32(2))
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
-
-
-# What a job leaves of each shard: <kind>-NNNNN.parquet in its folder, with the digest of all that it depends on
 
 
 def shard_path(folder: Path, kind: str, number: int) -> Path:
@@ -148,9 +144,6 @@ class Scoring:
             )
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
-    def path(self, kind: str, number: int) -> Path:
-        return shard_path(self.folder, kind, number)
-
     def refuse_changed(self) -> None:
         """TraitError if a file of the corpus is no longer what was scored."""
         now = list_shards(self.job["corpus"], self.job["seed"], shard_rows=self.job["documents_per_shard"])
@@ -168,7 +161,7 @@ class Scoring:
         return sum(int(footer.metadata.get(_HELD_OUT, 0)) for footer in self._footers())
 
     def _footers(self) -> Iterator[pq.FileMetaData]:
-        return (pq.read_metadata(self.path("scores", shard.number)) for shard in self.shards)
+        return (pq.read_metadata(shard_path(self.folder, "scores", shard.number)) for shard in self.shards)
 
     def losses(self) -> pd.Series:
         """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
@@ -179,7 +172,7 @@ class Scoring:
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order, a bounded number of rows at a time."""
         for shard in self.shards:
-            for batch in pq.ParquetFile(self.path("scores", shard.number)).iter_batches(_BATCH_ROWS):
+            for batch in pq.ParquetFile(shard_path(self.folder, "scores", shard.number)).iter_batches(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
@@ -237,12 +230,12 @@ def score_corpus(
 def score_shard(job_path: Path, number: int) -> None:
     """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
     scoring = Scoring.open(job_path.parent, finished=False)
-    files, shard = ModelFiles(**scoring.job["files"]), scoring.shards[number]
+    scores, unusable = (shard_path(scoring.folder, kind, number) for kind in ("scores", "rejected"))
+    files, shard, key = ModelFiles(**scoring.job["files"]), scoring.shards[number], scoring.job["writes"][scores.name]
     models, rejected, held_out = open_models(files, scoring.job["fingerprint"]), [], 0
-    key = scoring.job["writes"][scoring.path("scores", number).name]
     schema = tables.SCHEMAS["scores"].with_metadata({_KEY: key})
     with (
-        atomic_path(scoring.path("scores", number)) as temporary,
+        atomic_path(scores) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=["shard"]) as writer,
     ):
         for part in read_shard(shard, scoring.job["seed"]):
@@ -254,4 +247,4 @@ def score_shard(job_path: Path, number: int) -> None:
             writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
         writer.add_key_value_metadata({_HELD_OUT: str(held_out)})
         rows = [dict(zip(tables.SCHEMAS["quarantine"].names, reject, strict=True)) for reject in rejected]
-        write_table(scoring.path("rejected", number), pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)
+        write_table(unusable, pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)
