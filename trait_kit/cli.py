@@ -29,6 +29,13 @@ app = typer.Typer(
 )
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
+
+def _refuse_unquoted(names: list[str] | None) -> None:
+    """What a shell makes of a glob."""
+    if names:
+        raise TraitError(f"{len(names)} more names than options, the first: {names[0]}. A glob must be quoted: 'docs/*.md'.")
+
+
 ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
 RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
 Overrides = Annotated[
@@ -36,10 +43,10 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
 Executor = Literal["local", "ray", "slurm"]
-Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True)]  # what a shell makes of a glob
 Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
 _INPUT = """path, URL, folder or quoted glob of Parquet, JSON(L), CSV, text, Markdown, HTML, PDF, WARC or WET files; after
 it ' {text=body, id=key, held_out=0}' names columns and holds nothing out"""
+Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
 Slurm = Annotated[
     dict,
     typer.Option(
@@ -123,7 +130,6 @@ def new(
     """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
     from trait_kit.own_domain import checking, scaffold
 
-    _refuse_unquoted(unquoted)
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
     print(checking.check(folder / f"{name}.yaml"))
     print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
@@ -156,13 +162,6 @@ def sweep(
     pipeline.sweep(plan, parallel=parallel)
 
 
-def _refuse_unquoted(names: list[str] | None) -> None:
-    if names:
-        raise TraitError(
-            f"{len(names)} more names than options, the first is {names[0]}. A glob must be quoted: 'docs/*.md'."
-        )
-
-
 @app.command()
 def score(
     model: Annotated[str, typer.Option(help="the domain classifier: the kit's own file, or a fastText .bin")],
@@ -180,7 +179,6 @@ def score(
     """Score a corpus, but for 5% that are held out for evaluation; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
-    _refuse_unquoted(unquoted)
     scored = scoring.score_corpus(
         corpus,
         scoring.ModelFiles(model, educational, dsir, label),
@@ -219,7 +217,6 @@ def select(
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
-    _refuse_unquoted(unquoted)
     names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
     selected = choosing.select(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from trait_kit.engine.numbers import SIGNS
+from trait_kit.engine.numbers import SIGNS, rewritten
 
 MAX_TEXT = 20_000  # characters that are read
 _WORDS = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
@@ -81,9 +81,7 @@ def _value(node: ast.expr) -> Fraction:
 
 def _plain(text: str) -> str:
     """Printed sums in one notation: plain operators, no LaTeX, no blank in a number."""
-    text = text.translate(SIGNS)
-    for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
+    text = rewritten(text.translate(SIGNS), _PLAIN)
     text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
     return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
 

@@ -7,6 +7,7 @@ in the continental way ('1.234,50', '3,5') are read where a caller asks for it: 
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 
 _WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(encoding="utf-8"))
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
+_RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _CHINESE = r"\u3000-\u9fff"  # runs on without blanks, so that a number stands beside its characters
 _LETTER = rf"[^\W{_CHINESE}]"
@@ -37,19 +39,10 @@ _SPELT = re.compile(  # 'ein' by itself is an article
 _CONTINENTAL = re.compile(
     r"(?<![A-Za-z\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|0,\d+|\d+,(?!\d{3}(?!\d))\d+|\d{1,3}(?:\.\d{3}){2,})(?![.,]?\d)"
 )
-_MONEY = re.compile(rf"([$€£¥]\s?[\d.,]*\d)\s?({'|'.join(_WRITTEN['money'])})\b", re.IGNORECASE)
-_MINUS = re.compile(  # not in '10 minus 3'
-    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|beträgt|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
-    re.IGNORECASE,
-)
 _UNIT = re.compile(
     r"\s*\(?(?:(?![xyzntkab]\b)[^\W\d_](?:[^\W\d_]|\.)*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
-_DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
-_CURRENCY = re.compile(r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE)
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|(?<!\\)\\[!,;:> ]|~")
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
 
 
 class Number(NamedTuple):
@@ -138,27 +131,23 @@ def plain(text: str) -> str:
     """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
     if text.isascii() and text.replace("\n", " ").isprintable():
         return text
-    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
-    text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{run.group()}}}", re.sub(r"–(?=[\d.$£€])", "-", text))
-    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(SIGNS)
+    text = unicodedata.normalize("NFKC", rewritten(text, _RULES["plain"])).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 
 
 def tidy(text: str) -> str:
     r"""Without layout: no \left, thin spaces, \text, currency or degree signs."""
-    text = re.sub(r"(?<=\d)(?:,\\!\s?|\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
-    text = _DEGREES.sub("", TEXT.sub(r" \1 ", _LAYOUT.sub(" ", text)))
-    text = _MONEY.sub(lambda sum: f"{sum[1]} {_WRITTEN['money'][sum[2].lower()]}", text)
-    text = re.sub(r"\\[\[\]()]|(?<![\w)])\*\*|\*\*(?![\w(])", "", _CURRENCY.sub("", text)).replace("\\%", "%")
-    text = re.sub(r"\\[dtc]?frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"负(?=\d)|\bnegative\s+(?=\d)", "-", _MINUS.sub(r"\1-", text))
-    return " ".join(text.split())
+    return " ".join(rewritten(text, _RULES["tidy"]).split())
 
 
 def fractions(text: str) -> str:
     r"""\frac{1}{2} and (1/2) of numbers as 1/2, 1\frac{1}{2} as 1 1/2."""
-    text = re.sub(r"(?<=\d)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2", text)
-    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
-    return re.sub(r"(?<![\w)])\((\d+/\d+)\)$", r"\1", text)
+    return rewritten(text, _RULES["fractions"])
+
+
+def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    """A text with what each pattern finds replaced, in their order."""
+    for pattern, to in rules:
+        text = pattern.sub(to, text)
+    return text
