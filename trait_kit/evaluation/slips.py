@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 
-from trait_kit.engine.arithmetic import evaluate
+from trait_kit.engine.numbers import evaluate
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _STEP = re.compile(
