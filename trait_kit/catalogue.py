@@ -10,7 +10,7 @@ a test product is seen in training.
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from trait_kit.answers import readable
-from trait_kit.engine.files import TraitError
-from trait_kit.fields import FieldError, Row, Template, fill, read_rows, usable
+from trait_kit.engine.files import TraitError, content
+from trait_kit.fields import FieldError, Row, Template, fill, one_line, read_rows, usable
 
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
@@ -43,17 +43,12 @@ class CatalogueFiles(BaseModel):
 
 
 @lru_cache(maxsize=2)
-def _products(files: CatalogueFiles, _content: str) -> tuple[dict[str, list[Row]], Counter[str]]:
-    """(split -> its products; how many rows were skipped by reason)."""
-    path, read = Path(files.products), partial(_product, files)
+def _products(files: CatalogueFiles, path: Path, _content: str) -> tuple[dict[str, list[Row]], Counter[str]]:
+    """(split -> its products; how many rows were skipped by reason). Read once for all tasks and splits."""
+    read = partial(_product, files)
     skipped: Counter[str] = Counter()
     found: dict[str, list[Row]] = defaultdict(list)
-    seen: set[str] = set()
-    for product in usable(read_rows(path), read, path, skipped):
-        if product["title"].lower() in seen:
-            skipped["title occurs before"] += 1
-            continue
-        seen.add(product["title"].lower())
+    for product in once(usable(read_rows(path), read, path, skipped), "title", skipped):
         split = split_of(f"product {product['family']}", SHARES)
         if product["query"] and split_of(f"query {product['query'].lower()}", SHARES) != split:
             skipped["query belongs to another split than its product"] += 1  # the product stays, without it
@@ -80,13 +75,10 @@ def _product(files: CatalogueFiles, row: Row) -> Row:
 
 
 def catalogue_rows(
-    files: CatalogueFiles, digest: str, task: str, split: str, seed: int, skipped: Counter[str]
+    files: CatalogueFiles, path: Path, task: str, split: str, seed: int, skipped: Counter[str]
 ) -> Iterator[Row]:
-    """The products of a split as rows for one task's templates, in an order that all seven tasks share.
-
-    `digest`: of the products' file, which is read once for all tasks and splits.
-    """
-    products, lost = _products(files, digest)
+    """The products of a split of the file `path`, as rows for one task's templates, in an order that all seven share."""
+    products, lost = _products(files, path, content(path))
     skipped.update(lost)
     chosen = sorted(products.get(split, []), key=lambda product: sha(f"{seed} {split} {product['id']}"))
     by_category: dict[str, list[Row]] = defaultdict(list)
@@ -109,6 +101,22 @@ def catalogue_rows(
             "other": near[0],
             "offers": rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS),
         }
+
+
+def once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:
+    """Each question, or title, once: two golds for one question could not both be right."""
+    seen: set[str] = set()
+    for row in rows:
+        if (key := plain(row[name])) in seen:
+            skipped[f"{name} occurs before"] += 1
+        else:
+            seen.add(key)
+            yield row
+
+
+def plain(question: str) -> str:
+    """A question as it is compared: lower case, single blanks (signs are kept: they matter in mathematics)."""
+    return one_line(question.lower())
 
 
 def sha(key: str) -> bytes:

@@ -140,10 +140,7 @@ def check(files: list[Path], as_json: AsJson = False) -> None:
 
 
 @app.command()
-def sweep(
-    plan: Path,
-    parallel: int = 1,
-) -> None:
+def sweep(plan: Path, parallel: int = 1) -> None:
     """Run an experiment at each point of a grid or list; what points share is made once, and their arms are compared."""
     from trait_kit import pipeline
 

@@ -8,7 +8,7 @@ file, with examples: docs/task_files.md.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
 from trait_kit.answers import LANGUAGES, judge, language_of, readable, with_answer
-from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
+from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, once, plain, sha, split_of
 from trait_kit.engine.files import TraitError, content
 from trait_kit.engine.numbers import arithmetic_slips
 from trait_kit.engine.questions import words_of
-from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
+from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, read_rows, say, usable
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
@@ -97,13 +97,11 @@ def load_tasks(names: list[str]) -> dict[str, Task]:
     A shipped task goes by its name, a task file of your own by its path (.yaml or .yml). One that describes a catalogue
     stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
-    tasks: dict[str, Task] = {}
-    for name in names:
-        for task in _tasks_of(name):
-            if task.name in tasks:
-                raise TraitError(f"Two tasks have the name '{task.name}'; every task needs its own.")
-            tasks[task.name] = task
-    return tasks
+    tasks = [task for name in names for task in _tasks_of(name)]
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise TraitError(f"Two tasks have the name '{name}'; every task needs its own.")
+    return {task.name: task for task in tasks}
 
 
 def load_task(name_or_path: str) -> Task:
@@ -204,11 +202,6 @@ def prompt(question: str, choices: list[str] | None = None) -> str:
     return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
-def plain(question: str) -> str:
-    """A question as it is compared: lower case, single blanks (signs are kept: they matter in mathematics)."""
-    return one_line(question.lower())
-
-
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
     """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
     kind, _, rest = task.source.partition(":")
@@ -218,23 +211,11 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
             rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
     elif task.catalogue is not None:
         path = _file(task, task.catalogue.products)
-        files = task.catalogue.model_copy(update={"products": str(path)})
-        rows = _once(map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped)), skipped)
+        made = catalogue_rows(task.catalogue, path, rest, split, seed, skipped)
+        rows = once(map(partial(_problem, task), made), "question", skipped)
     else:
         rows = _of_data_set(task, split, seed, skipped) if task.splits.get(split) else []
     return iter(rows)
-
-
-def _once(rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
-    """Each question once: two golds for one question could not both be right."""
-    seen: set[str] = set()
-    for row in rows:
-        key = plain(row["question"])
-        if key in seen:
-            skipped["question occurs before"] += 1
-        else:
-            seen.add(key)
-            yield row
 
 
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
@@ -245,7 +226,7 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
     held_out = {plain(row["question"]) for other in others for row in _read(task, other, Counter())}
     shared = {ours: share for ours, share in _SHARES.items() if task.splits.get(ours) == name}
     kept, divided = [], Counter(dict.fromkeys(shared, 0))
-    for row in _once(_read(task, name, skipped), skipped):
+    for row in once(_read(task, name, skipped), "question", skipped):
         key = plain(row["question"])
         own = split_of(f"{task.name} {key}", shared)
         divided[own] += 1

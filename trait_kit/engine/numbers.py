@@ -74,10 +74,9 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 class Number(NamedTuple):
     """A value as it was printed."""
 
-    value: Fraction
+    value: Fraction  # of '2 million': 2,000,000
     decimals: int
     percent: bool
-    scale: int  # of '2 million'
     lowest: bool | None  # whether a fraction is in its lowest terms; None: it is no fraction
 
     def equals(self, gold: "Number") -> bool:
@@ -93,8 +92,7 @@ class Number(NamedTuple):
         return any(abs(own - other) <= slack for own in self._values(gold) for other in gold._values(self))
 
     def _values(self, other: "Number") -> set[Fraction]:
-        values = {self.value * self.scale}
-        return values | ({self.value / 100} if self.percent and not other.percent else set())
+        return {self.value} | ({self.value / 100} if self.percent and not other.percent else set())
 
 
 def read_number(match: re.Match[str]) -> Number | None:
@@ -106,11 +104,10 @@ def read_number(match: re.Match[str]) -> Number | None:
     if bottom == 0:
         return None
     top = Fraction(parts.get("over") or parts.get("decimal") or parts["top"])
-    value = int(parts.get("whole", 0)) + top / bottom
+    value = (int(parts.get("whole", 0)) + top / bottom) * _SCALES.get(parts.get("scale", "").lower(), 1)
     lowest = math.gcd(int(top), bottom) == 1 if "decimal" not in parts else None
     decimals = len(parts.get("decimal", "").partition(".")[2])
-    scale = _SCALES.get(parts.get("scale", "").lower(), 1)
-    return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, scale, lowest)
+    return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, lowest)
 
 
 def quantity(text: str, unit: bool = True) -> Number | None:
@@ -172,10 +169,10 @@ def fractions(text: str) -> str:
     return rewritten(text, _RULES["fractions"])
 
 
-def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
+def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str] | str, str]]) -> str:
     """A text with what each pattern finds replaced, in their order."""
     for pattern, to in rules:
-        text = pattern.sub(to, text)
+        text = re.sub(pattern, to, text)
     return text
 
 

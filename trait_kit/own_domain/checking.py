@@ -117,8 +117,7 @@ def _web(p: Common, told: Checked) -> None:
     if p.web.startswith("hf:"):
         return
     shards = list_shards(p.web, p.seed)
-    part = next(read_shard(shards[0], p.seed))
-    documents, rejected = part.documents, part.rejected
+    documents, rejected, _ = next(read_shard(shards[0], p.seed))
     told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
     for reject in rejected[:1]:
         said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
@@ -166,14 +165,11 @@ def _passages(p: PassageParams, told: Checked) -> None:
 def _rehearsed(orders: list[writing.Order], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
     around, drafts, skipped = _AROUND * (p.teacher != "none"), JoiningTeacher().write(orders), writing.WITHOUT_ENLIGHTENMENT
-    count = _about if _at_hub(p.base_model) else token_counter(p.base_model)  # which would fetch all of the model
+    at_hub = _at_hub(p.base_model)  # whose counter would fetch all of the model
+    count = np.vectorize(about_tokens, [int]) if at_hub else token_counter(p.base_model)
     rows = writing.judged(orders, drafts, Beside(tests), count, p.max_passage_tokens - around, skipped)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
     passed = len(orders) - len(rejected)
     if told := writing.shortfall(len(orders), passed, rejected):
         raise TraitError(told)
     return f"Of {len(orders):,} groups of worked solutions {passed:,} pass the checks so far."
-
-
-def _about(texts: list[str]) -> np.ndarray:
-    return np.array([about_tokens([text]) for text in texts])

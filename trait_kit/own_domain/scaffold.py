@@ -45,7 +45,7 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
     spec, texts = look_at(documents)
     general, around = look_at(web or GENERAL, whole=False)
     found = [
-        f"{text}: {len(some):,} documents, about {about_tokens(some):,} tokens, language {language(some)}"
+        f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language {language(some)}"
         for text, some in ((documents, texts), (web, around))
         if text
     ]
@@ -102,10 +102,10 @@ def language(texts: list[str]) -> str:
     return detect_fast(" ".join(texts[:200])[:100_000])[0]
 
 
-def about_tokens(texts: list[str]) -> int:
+def about_tokens(text: str) -> int:
     """Four Latin letters a token, and more than one token a sign of a script that few tokenizers know."""
-    latin = sum(len(text) if text.isascii() else sum(mark < "\u0250" for mark in text) for text in texts)
-    return round(0.25 * latin + 1.4 * (sum(map(len, texts)) - latin))
+    latin = len(text) if text.isascii() else sum(mark < "\u0250" for mark in text)
+    return round(0.25 * latin + 1.4 * (len(text) - latin))
 
 
 # Which column is what: by its name in some languages (scaffold.yaml), and by trying it with what reads tasks
@@ -122,9 +122,8 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     ours, product = roles_of(columns, ("question", "solution", "answer", "choices", *_RELATES)), roles_of(columns, _PRODUCT)
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
-        said = f"a catalogue: {_named(product)}"
-        values = {"name": stem, "source": place, "said": said, "fields": {"id": fields["title"], **fields}}
-        return "catalogue.yaml.jinja", values
+        values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
+        return "catalogue.yaml.jinja", values | {"fields": {"id": fields["title"], **fields}}
     if "answer" not in ours and "solution" in ours:
         ours["answer"] = ours.pop("solution")
     if not {"question", "answer"} <= ours.keys():
@@ -252,7 +251,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     """The values of an experiment of this size, for its template."""
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     solution = train["solution"].fillna("x" * 4 * _PARAGRAPH)
-    long = pd.Series([about_tokens(list(pair)) for pair in zip(train["question"], solution, strict=True)]).quantile(0.9)
+    long = (train["question"] + solution).map(about_tokens).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
     shares = {column: _related(train, column) for column in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
@@ -260,7 +259,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     return {
         "test_items": min(most, max(12, -(-_TESTS // tests["task"].nunique()))),
         "least": MIN_ITEMS,
-        "budget": max(1, min(_BUDGET, about_tokens(texts), about_tokens(around) // 5) // 1_000) * 1_000,
+        "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000) * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
         "related": f"{shares[grouping]:.0%}",
         "problems": _PROBLEMS,
