@@ -44,10 +44,10 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if kind == "number" and language_of(f"{question} {text}") == "de":
         gold, text = without_dots(gold), without_dots(text)
-    reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
-    if kind == "choice":
-        reader = _Options(gold, choices)
-    if isinstance(reader, _Words) and reader.alone(text):
+    reader = (
+        _Words(gold) if kind == "text" else _Options(gold, choices) if kind == "choice" else _Value(gold, kind, question)
+    )
+    if kind == "text" and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)

@@ -1,4 +1,4 @@
-"""The command line: `trait-kit run params/demo.yaml` and its few companions."""
+"""The command line: `trait-kit run params/demo.yaml` and its few companions. What each does and takes: cli.yaml."""
 
 import importlib.metadata
 import json
@@ -20,14 +20,14 @@ from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
 WIDTH = 100
+TEXTS = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))  # of every command's help
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=__doc__,
+    help=TEXTS["all"]["about"],
     context_settings={"max_content_width": WIDTH},
 )
-TEXTS = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))  # of every command's help
 
 
 def _refuse_unquoted(names: list[str] | None) -> None:
@@ -83,7 +83,6 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
 ) -> None:
-    """Execute the six notebooks of an experiment; what is done is not repeated."""
     from trait_kit import pipeline
 
     if dry_run:
@@ -93,7 +92,6 @@ def run(
 
 @app.command()
 def status(experiment: Path, run_dir: Path | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what `run` would do, and why."""
     from trait_kit import runs
 
     found, folder = _asked(experiment, run_dir, overrides)
@@ -115,7 +113,6 @@ def new(
     folder: Path = Path("params"),
     unquoted: Unquoted = None,
 ) -> None:
-    """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
     from trait_kit.own_domain import checking, scaffold
 
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
@@ -125,7 +122,6 @@ def new(
 
 @app.command()
 def check(files: list[Path], as_json: AsJson = False) -> None:
-    """Open what experiments and sweeps name (documents, tasks, models, groups), and say what would stop a run."""
     from trait_kit.own_domain import checking
 
     found = []
@@ -141,7 +137,6 @@ def check(files: list[Path], as_json: AsJson = False) -> None:
 
 @app.command()
 def sweep(plan: Path, parallel: int = 1) -> None:
-    """Run an experiment at each point of a grid or list; what points share is made once, and their arms are compared."""
     from trait_kit import pipeline
 
     pipeline.sweep(plan, parallel=parallel)
@@ -161,7 +156,6 @@ def score(
     slurm: Slurm = "",
     unquoted: Unquoted = None,
 ) -> None:
-    """Score a corpus, but for 5% that are held out for evaluation; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
     scored = scoring.score_corpus(
@@ -197,7 +191,6 @@ def select(
     slurm: Slurm = "",
     unquoted: Unquoted = None,
 ) -> None:
-    """Choose from scored documents, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring, views
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
@@ -222,7 +215,6 @@ def select(
 
 @app.command()
 def train(experiment: Path, run_dir: Path | None = None, overrides: Overrides = None) -> None:
-    """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
     from trait_kit.training import stages
 
     found, folder = _asked(experiment, run_dir, overrides)
@@ -231,7 +223,6 @@ def train(experiment: Path, run_dir: Path | None = None, overrides: Overrides = 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context, what: str) -> None:
-    """Measure this machine with one of tests/benchmarks; what follows is for that benchmark."""
     from trait_kit import runs
 
     script = runs.project_root() / "tests" / "benchmarks" / f"{what}.py"
@@ -249,7 +240,6 @@ def compare(
     output: Path | None = None,
     form: Annotated[Literal["txt", "md", "csv", "json"], typer.Option("--format")] = "txt",
 ) -> None:
-    """Test arms against each other across finished runs, over the items that they share."""
     from trait_kit import pipeline
     from trait_kit.figures.cells import csv_text
 
@@ -264,7 +254,6 @@ def compare(
 
 @app.command()
 def report(run_dirs: list[Path]) -> None:
-    """Write a run's report.html afresh, or one page of several runs side by side."""
     from trait_kit.figures import report as reports
 
     print(reports.write_report(*run_dirs))
@@ -272,7 +261,6 @@ def report(run_dirs: list[Path]) -> None:
 
 @app.command("open")
 def open_report(run_dir: Path) -> None:
-    """Show a run's report in the browser; where there is none, its path is printed."""
     page = run_dir.absolute() / "report.html"
     if not page.exists():
         raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
@@ -282,7 +270,7 @@ def open_report(run_dir: Path) -> None:
 
 COMMANDS = typer.main.get_command(app)
 for name, command in COMMANDS.commands.items():
-    command.epilog = f"Example: trait-kit {TEXTS[name]['example']}"
+    command.help, command.epilog = TEXTS[name]["about"], f"Example: trait-kit {TEXTS[name]['example']}"
     for parameter in command.params:
         parameter.help = (TEXTS["all"] | TEXTS[name]).get(parameter.name, parameter.help)
 
