@@ -39,9 +39,8 @@ def _with_knobs(section: str, base: type[BaseModel]) -> Any:
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
         kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
-        about = said.pop("about")
         extra = {key: said.pop(key, default) for key, default in _KIT.items()}
-        fields[name] = (kind, Field(description=about, json_schema_extra=extra, **said))
+        fields[name] = (kind, Field(description=said.pop("about"), json_schema_extra=extra, **said))
     return create_model(section, __base__=base, __module__=__name__, **fields)  # types are written as in this module
 
 

@@ -68,11 +68,9 @@ class Task(BaseModel):
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
     metrics: list[Metric] = Field(min_length=1)
     limits: list[PositiveInt] = []  # most characters of the answer's parts 'a | b' (ads); empty: none
-    # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
-    source: str = Field(min_length=1)
+    source: str = Field(min_length=1)  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
-    # Where two of ours name the same one, as all do by default of a single file, its rows are divided 80/10/10 by a digest
-    # of the question.
+    # Where two of ours name the same one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
     # in which solutions state their answer, one of answers.yaml; null: the question's
     language: Literal[tuple(LANGUAGES)] | None = None

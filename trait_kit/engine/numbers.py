@@ -28,7 +28,7 @@ FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 
 _WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(encoding="utf-8"))
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
-_RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
+RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _CHINESE = r"\u3000-\u9fff"  # runs on without blanks, so that a number stands beside its characters
 _LETTER = rf"[^\W{_CHINESE}]"
@@ -112,7 +112,7 @@ def read_number(match: re.Match[str]) -> Number | None:
 
 def quantity(text: str, unit: bool = True) -> Number | None:
     """The number of '42', '$42', '1 200'; with its unit, if one may be there: '42 apples', '12 cm^2'. None for '7:8'."""
-    text = fractions(tidy(plain(text)))
+    text = tidy(plain(text), in_line=True)
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
     match = NUMBER.match(text)
@@ -125,11 +125,6 @@ def in_figures(text: str) -> str:
     if re.search(r"\d", text):
         return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
     return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
-
-
-def without_dots(text: str) -> str:
-    """'1.234' as 1234, which it is in German."""
-    return re.sub(r"(?<![\d.,])(\d{1,3})\.(?=\d{3}(?!\d|[.,]\d))", r"\1", text)
 
 
 def _spelt(words: str) -> int:
@@ -154,19 +149,15 @@ def plain(text: str) -> str:
     """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
     if text.isascii() and text.replace("\n", " ").isprintable():
         return text
-    text = unicodedata.normalize("NFKC", rewritten(text, _RULES["plain"])).translate(SIGNS)
+    text = unicodedata.normalize("NFKC", rewritten(text, RULES["plain"])).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 
 
-def tidy(text: str) -> str:
-    r"""Without layout: no \left, thin spaces, \text, currency or degree signs."""
-    return " ".join(rewritten(text, _RULES["tidy"]).split())
-
-
-def fractions(text: str) -> str:
-    r"""\frac{1}{2} and (1/2) of numbers as 1/2, 1\frac{1}{2} as 1 1/2."""
-    return rewritten(text, _RULES["fractions"])
+def tidy(text: str, in_line: bool = False) -> str:
+    r"""Without layout: no \left, thin spaces, \text, currency or degree signs; `in_line`: \frac{1}{2}, (1/2) as 1/2."""
+    text = " ".join(rewritten(text, RULES["tidy"]).split())
+    return rewritten(text, RULES["in_line"]) if in_line else text
 
 
 def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str] | str, str]]) -> str:

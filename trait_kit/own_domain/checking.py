@@ -129,18 +129,17 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
     p, training = experiment.selection, experiment.training
     few = -(-training.held_out_items // len(p.tasks))
     wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
-    items: dict[str, int] = {}
     for split, count in wanted.items():
         with told.part():
-            items[split] = len(problems := load_problems(p.tasks, split, count, p.seed))
+            problems = load_problems(p.tasks, split, count, p.seed)
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
-            told.found.append(f"{split}: {items[split]:,} problems ({taken})")
+            told.found.append(f"{split}: {len(problems):,} problems ({taken})")
+            if split == "test" and len(problems) < MIN_ITEMS:
+                told.warnings.append(f"{len(problems)} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
     with told.part():
         examples = suites.worked_examples(experiment.evaluation)
         for task in load_tasks(p.tasks):
             suites.shown(task, examples, suites.n_examples(experiment.evaluation, task))
-    if items.get("test", MIN_ITEMS) < MIN_ITEMS:
-        told.warnings.append(f"{items['test']} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
 
 
 def _passages(p: PassageParams, told: Checked) -> None:

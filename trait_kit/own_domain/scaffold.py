@@ -55,8 +55,6 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
-            if source in files:
-                raise TraitError(f"Two of the tasks would be written to {source}. Rename one of their files.")
             files[source] = _rendered(template, values)
         named.append(_placed(source) if "." in source else source)
     target = str(folder / f"{name}.yaml")
