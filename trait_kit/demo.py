@@ -117,9 +117,8 @@ def problems() -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for domain in DEMO_TRUTH:
-        with gzip.open(DATA / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
-                found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
+        for row in map(json.loads, gzip.decompress((DATA / f"{domain}.jsonl.gz").read_bytes()).splitlines()):
+            found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
     return found
 
 

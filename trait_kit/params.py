@@ -27,11 +27,10 @@ Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task w
 _KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
 
 
-def _read(name: str) -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-
-
-_KNOBS, REMOVED = _read("knobs.yaml"), _read("removed_knobs.yaml")  # REMOVED: of an earlier version -> what to do instead
+_KNOBS, REMOVED = (  # REMOVED: of an earlier version -> what to do instead
+    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("knobs.yaml", "removed_knobs.yaml")
+)
 
 
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:

@@ -133,8 +133,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
         where = f"{path.absolute()} does not exist" if own else f"shipped are {', '.join(task_names())}"
         raise TraitError(f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        raw = {"name": path.stem, **raw, "origin": str(path)}
+        raw = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")), "origin": str(path)}
         if raw.get("catalogue") is None:
             return [Task(**raw)]
         ads = {ads: settings for ads, settings in ADS_TASKS.items() if part in ("", ads)}
