@@ -25,8 +25,6 @@ SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families o
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task where it is a mapping
 _KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
-
-
 _KNOBS, REMOVED = (  # REMOVED: of an earlier version -> what to do instead
     yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
     for name in ("knobs.yaml", "removed_knobs.yaml")

@@ -17,8 +17,9 @@ from trait_kit.engine.files import TraitError, atomic_path
 
 Row = dict[str, Any]
 _COLUMNS = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+_TYPES = {"strings": pa.list_(pa.string())}  # all others by Arrow's own names
 SCHEMAS: dict[str, pa.Schema] = {
-    kind: pa.schema([(n, pa.list_(pa.string()) if t == "strings" else pa.type_for_alias(t)) for n, t in columns.items()])
+    kind: pa.schema([(name, _TYPES.get(type_) or pa.type_for_alias(type_)) for name, type_ in columns.items()])
     for kind, columns in _COLUMNS.items()
 }
 
