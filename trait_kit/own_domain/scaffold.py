@@ -253,9 +253,8 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
     shares = {column: _related(train, column) for column in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
-    most = tests["task"].value_counts().max()
     return {
-        "test_items": min(most, max(12, -(-_TESTS // tests["task"].nunique()))),
+        "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
         "least": MIN_ITEMS,
         "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000) * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
