@@ -94,7 +94,7 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     folder = model_folder(model)
     tokenizer = load_tokenizer(folder, "embedding_model")
     with from_hub("embedding_model", model, _INSTEAD):
-        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision(device))).eval().to(device)
+        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision())).eval().to(device)
     vectors = np.zeros((len(texts), loaded.config.hidden_size), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows at once
     with torch.inference_mode():
@@ -109,18 +109,15 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     return vectors
 
 
-@functools.lru_cache(maxsize=4)
-def fast_precision(device: str | None = None) -> str:
+@functools.cache
+def fast_precision() -> str:
     """'bfloat16' or 'float32': measured on a CPU, because names mislead (AMX and avx512_bf16 are fast, emulation is slow).
 
-    On CUDA bfloat16 where the hardware has it; elsewhere float32. `device` None: the best there is.
+    On CUDA bfloat16 where the hardware has it.
     """
     import torch
 
-    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
-    if kind == "cuda":
+    if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if kind != "cpu":
-        return "float32"
     rates = {precision: machine.matrix_rate(precision) for precision in ("float32", "bfloat16")}
     return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"
