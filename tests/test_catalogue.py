@@ -17,8 +17,8 @@ import yaml
 from local_tasks import LOCAL
 
 from trait_kit import tables
-from trait_kit.catalogue import ADS_TASKS as TASKS
 from trait_kit.engine.files import TraitError
+from trait_kit.tasks import ADS_TASKS as TASKS
 from trait_kit.tasks import fingerprint, load_problems, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]

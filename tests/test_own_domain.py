@@ -12,7 +12,7 @@ from own_domains import DOMAINS, _lines, code
 from trait_kit import params
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError
-from trait_kit.own_domain import checking, guessing, scaffold
+from trait_kit.own_domain import checking, scaffold
 from trait_kit.passages.checks import own_fault, read_sentence
 from trait_kit.passages.material import Draft, Group, Problem
 from trait_kit.passages.writing import first_group, write_passages
@@ -115,7 +115,7 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
 
 def test_a_few_answers_that_repeat_are_labels(tmp_path):
     rows = [{"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"} for n in range(40)]
-    _, values = guessing.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
+    _, values = scaffold.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
     assert values["kind"] == "choice"
     assert values["fields"]["choices"] == """{["it's not", 'yes']}"""
 

@@ -21,8 +21,8 @@ from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
 from trait_kit.answers import judge, parted
-from trait_kit.engine.arithmetic import arithmetic_slips, evaluate
 from trait_kit.engine.files import TraitError
+from trait_kit.engine.numbers import arithmetic_slips, evaluate
 from trait_kit.fields import FieldError, render
 from trait_kit.tasks import fingerprint, load_problems, load_task, plain, task_names
 

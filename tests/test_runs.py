@@ -71,7 +71,7 @@ def test_the_code_of_a_step_is_its_import_closure():
     assert {"trait_kit/training/trainer.py", "trait_kit/engine/packing.py", "trait_kit/tasks.py"} <= code
     assert not {name for name in code if name.startswith(("trait_kit/evaluation/", "trait_kit/figures/"))}
     passages = {path.name for path in machine.closure("trait_kit.passages.writing.write_passages")}
-    assert {"concepts.yaml", "arithmetic.py", "answers.py"} <= passages
+    assert {"concepts.yaml", "numbers.py", "answers.py"} <= passages
 
 
 def test_seconds_add_up_over_executions_and_looking_changes_nothing(tmp_path, by_hand):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trait_kit.engine.arithmetic import arithmetic_slips
+from trait_kit.engine.numbers import arithmetic_slips
 from trait_kit.evaluation.slips import pair
 from trait_kit.tasks import load_problems
 

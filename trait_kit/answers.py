@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, Number, fractions, in_figures, plain, quantity, read_number, tidy, without_dots
+from trait_kit.engine.numbers import NUMBER, RULES, Number, in_figures, plain, quantity, read_number, rewritten, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
@@ -43,11 +43,11 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
         kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if kind == "number" and language_of(f"{question} {text}") == "de":
-        gold, text = without_dots(gold), without_dots(text)
-    reader: _Value | _Options | _Words = _Words(gold) if kind == "text" else _Value(gold, kind, question)
-    if kind == "choice":
-        reader = _Options(gold, choices)
-    if isinstance(reader, _Words) and reader.alone(text):
+        gold, text = (rewritten(part, RULES["german"]) for part in (gold, text))
+    reader = (
+        _Words(gold) if kind == "text" else _Options(gold, choices) if kind == "choice" else _Value(gold, kind, question)
+    )
+    if kind == "text" and reader.alone(text):
         return True, True
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
@@ -207,7 +207,7 @@ class _Value:
 
     def announced(self, answer: str) -> bool | None:
         answer = in_figures(answer) if self.wanted else answer
-        stated = fractions(tidy(_SAID.reason.split(answer, maxsplit=1)[0]))
+        stated = tidy(_SAID.reason.split(answer, maxsplit=1)[0], in_line=True)
         if self._repeats(_SAID.sentence_end.split(answer, maxsplit=1)[0]):
             return False
         if self.wanted and (number := quantity(stated, unit=False)):
@@ -232,7 +232,7 @@ class _Value:
         if number := quantity(unwrap(_lines(text)[0]), unit=False):
             return self._is_wanted(number)
         for line in reversed(_lines(text)):
-            sides = fractions(tidy(line)).split("=")
+            sides = tidy(line, in_line=True).split("=")
             if found := list(NUMBER.finditer(sides[-1])):
                 return self._is_wanted(read_number(found[0 if len(sides) > 1 else -1]))
         return False
@@ -273,7 +273,7 @@ def alike(candidate: str, gold: str) -> bool:
 
 def compact(text: str) -> str:
     """A formula without layout and blanks: what two spellings of it share."""
-    text = _SAID.joined.sub(",", re.sub(r"\\[cd]?times|\\cdot", "*", fractions(tidy(unwrap(text)))))
+    text = _SAID.joined.sub(",", re.sub(r"\\[cd]?times|\\cdot", "*", tidy(unwrap(text), in_line=True)))
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
 

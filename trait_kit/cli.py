@@ -1,4 +1,4 @@
-"""The command line: `trait-kit run params/demo.yaml` and its few companions."""
+"""The command line: `trait-kit run params/demo.yaml` and its few companions. What each does and takes: cli.yaml."""
 
 import importlib.metadata
 import json
@@ -20,39 +20,34 @@ from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
 WIDTH = 100
+TEXTS = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))  # of every command's help
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=__doc__,
+    help=TEXTS["all"]["about"],
     context_settings={"max_content_width": WIDTH},
 )
-EXAMPLES = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))
 
-ExperimentFile = Annotated[Path, typer.Argument(help="an experiment file, for instance params/demo.yaml")]
-RunDir = Annotated[Path | None, typer.Option(help="the run's folder; else runs/<name of the file>")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="another value than the file's")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="for a script")]
+
+def _refuse_unquoted(names: list[str] | None) -> None:
+    """What a shell makes of a glob."""
+    if names:
+        raise TraitError(f"{len(names)} more names than options, the first: {names[0]}. A glob must be quoted: 'docs/*.md'.")
+
+
+Asked, Folder = Annotated[str, typer.Option()], Annotated[Path, typer.Option()]  # without a default
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE")]
+AsJson = Annotated[bool, typer.Option("--json")]
 Executor = Literal["local", "ray", "slurm"]
-Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True)]  # what a shell makes of a glob
-Workers = Annotated[int, typer.Option(help="processes, or tasks of the cluster")]
-_INPUT = """path, URL, folder or quoted glob of Parquet, JSON(L), CSV, text, Markdown, HTML, PDF, WARC or WET files; after
-it ' {text=body, id=key, held_out=0}' names columns and holds nothing out"""
-Slurm = Annotated[
-    dict,
-    typer.Option(
-        parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair),
-        help="where to run: 'partition=cpu,time=20:00:00'",
-    ),
-]
+Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
+Slurm = Annotated[dict, typer.Option(parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair))]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake and Ctrl-C end in one message and exit code 1 or 130, a bug in a traceback."""
     try:
-        app(args=arguments)
+        COMMANDS(arguments)
     except TraitError as error:
         print(f"\ntrait-kit: {error}", file=sys.stderr)
         return 1
@@ -82,13 +77,12 @@ def _kit(version: Annotated[bool, typer.Option("--version", help="print it", cal
 
 @app.command()
 def run(
-    experiment: ExperimentFile,
-    run_dir: RunDir = None,
-    start_from: Annotated[str | None, typer.Option("--from", help="do this step (01..06) and later ones anew")] = None,
+    experiment: Path,
+    run_dir: Path | None = None,
+    start_from: Annotated[str | None, typer.Option("--from")] = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done, and why: status")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
 ) -> None:
-    """Execute the six notebooks of an experiment; what is done is not repeated."""
     from trait_kit import pipeline
 
     if dry_run:
@@ -97,8 +91,7 @@ def run(
 
 
 @app.command()
-def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what `run` would do, and why."""
+def status(experiment: Path, run_dir: Path | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     from trait_kit import runs
 
     found, folder = _asked(experiment, run_dir, overrides)
@@ -111,19 +104,17 @@ def status(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overri
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="of the experiment: params/NAME.yaml")],
-    documents: Annotated[str, typer.Option(help="your documents: a path or glob (quoted), or hf:owner/name")],
-    tasks: Annotated[list[str], typer.Option(help="your questions: data files, hf:owner/name, task files; more than once")],
-    web: Annotated[str, typer.Option(help="general text to search, as documents; else an English encyclopedia")] = "",
-    base_model: Annotated[str, typer.Option(help="a folder or hub id; else the demo's small one")] = "demo:smollm2-135m",
-    teacher: Annotated[Literal["local", "openai", "none"], typer.Option(help="who writes the passages")] = "local",
-    folder: Annotated[Path, typer.Option(help="where the files are written")] = Path("params"),
+    name: str,
+    documents: Asked,
+    tasks: Annotated[list[str], typer.Option()],
+    web: str = "",
+    base_model: str = "demo:smollm2-135m",
+    teacher: Literal["local", "openai", "none"] = "local",
+    folder: Path = Path("params"),
     unquoted: Unquoted = None,
 ) -> None:
-    """Write the files of an experiment on your own documents and questions, and say what was guessed of them."""
     from trait_kit.own_domain import checking, scaffold
 
-    _refuse_unquoted(unquoted)
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
     print(checking.check(folder / f"{name}.yaml"))
     print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
@@ -131,7 +122,6 @@ def new(
 
 @app.command()
 def check(files: list[Path], as_json: AsJson = False) -> None:
-    """Open what experiments and sweeps name (documents, tasks, models, groups), and say what would stop a run."""
     from trait_kit.own_domain import checking
 
     found = []
@@ -146,41 +136,28 @@ def check(files: list[Path], as_json: AsJson = False) -> None:
 
 
 @app.command()
-def sweep(
-    plan: Annotated[Path, typer.Argument(help="a sweep file, for instance params/sweeps/ablation.yaml")],
-    parallel: Annotated[int, typer.Option(help="points run at once, as far as memory allows")] = 1,
-) -> None:
-    """Run an experiment at each point of a grid or list; what points share is made once, and their arms are compared."""
+def sweep(plan: Path, parallel: int = 1) -> None:
     from trait_kit import pipeline
 
     pipeline.sweep(plan, parallel=parallel)
 
 
-def _refuse_unquoted(names: list[str] | None) -> None:
-    if names:
-        raise TraitError(
-            f"{len(names)} more names than options, the first is {names[0]}. A glob must be quoted: 'docs/*.md'."
-        )
-
-
 @app.command()
 def score(
-    model: Annotated[str, typer.Option(help="the domain classifier: the kit's own file, or a fastText .bin")],
-    corpus: Annotated[str, typer.Option("--input", help=_INPUT)],
-    output: Annotated[Path, typer.Option(help="folder for the scores")],
-    label: Annotated[str, typer.Option(help="the model's label whose probability is the score")] = "in_domain",
-    educational: Annotated[str, typer.Option(help="a model with labels such as High, Mid and Low")] = "",
-    dsir: Annotated[str, typer.Option(help="a DSIR model")] = "",
-    max_quarantined: Annotated[float, typer.Option(help="share of documents that may be unreadable")] = 0.01,
+    model: Asked,
+    corpus: Annotated[str, typer.Option("--input")],
+    output: Folder,
+    label: str = "in_domain",
+    educational: str = "",
+    dsir: str = "",
+    max_quarantined: float = 0.01,
     executor: Executor = "local",
-    workers: Workers = 1,
+    workers: int = 1,
     slurm: Slurm = "",
     unquoted: Unquoted = None,
 ) -> None:
-    """Score a corpus, but for 5% that are held out for evaluation; finished shards are not repeated."""
     from trait_kit.selection import scoring
 
-    _refuse_unquoted(unquoted)
     scored = scoring.score_corpus(
         corpus,
         scoring.ModelFiles(model, educational, dsir, label),
@@ -194,32 +171,30 @@ def score(
 
 @app.command()
 def select(
-    scores: Annotated[Path, typer.Option(help="folder that `trait-kit score` wrote")],
-    output: Annotated[Path, typer.Option(help="folder for one Parquet file a method")],
-    methods: Annotated[str, typer.Option(help="of random, dsir, fasttext, fasttext_educational; with commas")] = "fasttext",
-    tokens: Annotated[int, typer.Option(help="token budget of each method")] = 0,
-    share: Annotated[float, typer.Option(help="instead: share of the documents")] = 0.0,
-    threshold: Annotated[float | None, typer.Option(help="instead: smallest score")] = None,
-    base_model: Annotated[str, typer.Option(help="its tokenizer counts; else 4 bytes are a token")] = "",
+    scores: Folder,
+    output: Folder,
+    methods: str = "fasttext",
+    tokens: int = 0,
+    share: float = 0.0,
+    threshold: float | None = None,
+    base_model: str = "",
     min_tokens: int = 1,
     max_tokens: int = 2**31 - 1,
     min_educational: float = 1.0,
-    in_domain: Annotated[str, typer.Option(help="in-domain documents, which the selection may not repeat")] = "",
-    tasks: Annotated[str, typer.Option(help="tasks whose test items it may not hold; with commas")] = "",
-    test_items: Annotated[int, typer.Option(help="test problems of each task, as test_items_per_task")] = 5_000,
-    near_duplicate: Annotated[float, typer.Option(help="similarity from which texts are kept once; 0: all")] = 0.8,
+    in_domain: str = "",
+    tasks: str = "",
+    test_items: int = 5_000,
+    near_duplicate: float = 0.8,
     seed: int = 0,
     executor: Executor = "local",
-    workers: Workers = 1,
+    workers: int = 1,
     slurm: Slurm = "",
     unquoted: Unquoted = None,
 ) -> None:
-    """Choose from scored documents, without scoring again."""
     from trait_kit.selection import budget, choosing, disjoint, scoring
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
-    _refuse_unquoted(unquoted)
     names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
     selected = choosing.select(
@@ -239,8 +214,7 @@ def select(
 
 
 @app.command()
-def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrides = None) -> None:
-    """Train the arms of an experiment whose selections and passages are there; also under accelerate launch."""
+def train(experiment: Path, run_dir: Path | None = None, overrides: Overrides = None) -> None:
     from trait_kit.training import stages
 
     found, folder = _asked(experiment, run_dir, overrides)
@@ -248,8 +222,7 @@ def train(experiment: ExperimentFile, run_dir: RunDir = None, overrides: Overrid
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="selection, training, evaluation, ...")]) -> None:
-    """Measure this machine with one of tests/benchmarks; what follows is for that benchmark."""
+def bench(context: typer.Context, what: str) -> None:
     from trait_kit import runs
 
     script = runs.project_root() / "tests" / "benchmarks" / f"{what}.py"
@@ -261,15 +234,12 @@ def bench(context: typer.Context, what: Annotated[str, typer.Argument(help="sele
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN[:ARM]...", help="runs that differ in seed only are joined")],
-    reference: Annotated[
-        str | None, typer.Option(metavar="ARM", help="compared with all others; else the first run's")
-    ] = None,
-    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="every arm with every other")] = False,
-    output: Annotated[Path | None, typer.Option(help="folder for the table and the items behind its numbers")] = None,
-    form: Annotated[Literal["txt", "md", "csv", "json"], typer.Option("--format", help="csv, json: all digits")] = "txt",
+    runs: Annotated[list[str], typer.Argument(metavar="RUN[:ARM]...")],
+    reference: Annotated[str | None, typer.Option(metavar="ARM")] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs")] = False,
+    output: Path | None = None,
+    form: Annotated[Literal["txt", "md", "csv", "json"], typer.Option("--format")] = "txt",
 ) -> None:
-    """Test arms against each other across finished runs, over the items that they share."""
     from trait_kit import pipeline
     from trait_kit.figures.cells import csv_text
 
@@ -284,7 +254,6 @@ def compare(
 
 @app.command()
 def report(run_dirs: list[Path]) -> None:
-    """Write a run's report.html afresh, or one page of several runs side by side."""
     from trait_kit.figures import report as reports
 
     print(reports.write_report(*run_dirs))
@@ -292,7 +261,6 @@ def report(run_dirs: list[Path]) -> None:
 
 @app.command("open")
 def open_report(run_dir: Path) -> None:
-    """Show a run's report in the browser; where there is none, its path is printed."""
     page = run_dir.absolute() / "report.html"
     if not page.exists():
         raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
@@ -300,9 +268,11 @@ def open_report(run_dir: Path) -> None:
     webbrowser.open(page.as_uri())
 
 
-for command in app.registered_commands:
-    name = command.name or command.callback.__name__
-    command.epilog = f"Example: trait-kit {EXAMPLES[name]}"
+COMMANDS = typer.main.get_command(app)
+for name, command in COMMANDS.commands.items():
+    command.help, command.epilog = TEXTS[name]["about"], f"Example: trait-kit {TEXTS[name]['example']}"
+    for parameter in command.params:
+        parameter.help = (TEXTS["all"] | TEXTS[name]).get(parameter.name, parameter.help)
 
 if __name__ == "__main__":
     sys.exit(main())

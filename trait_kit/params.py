@@ -23,36 +23,22 @@ from trait_kit.engine.files import TraitError
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
-_TYPES = {
-    "int": int,
-    "str": str,
-    "list[int]": list[int],
-    "list[str]": list[str],
-    "list[Method]": list[Method],
-    "dict[str, Any]": dict[str, Any],
-    "dict[str, str]": dict[str, str],
-    "dict[str, list[str]]": dict[str, list[str]],
-    "NonNegativeInt | dict[str, NonNegativeInt]": NonNegativeInt | dict[str, NonNegativeInt],
-}
+Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task where it is a mapping
 _KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
-
-
-def _read(name: str) -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-
-
-_KNOBS, REMOVED = _read("knobs.yaml"), _read("removed_knobs.yaml")  # REMOVED: of an earlier version -> what to do instead
+_KNOBS, REMOVED = (  # REMOVED: of an earlier version -> what to do instead
+    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("knobs.yaml", "removed_knobs.yaml")
+)
 
 
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:
     """`base` with the knobs that knobs.yaml has for a section."""
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
-        kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else type(said.get("default"))
-        kind, about = _TYPES.get(said.pop("type", ""), kind), said.pop("about")
+        kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
         extra = {key: said.pop(key, default) for key, default in _KIT.items()}
-        fields[name] = (kind, Field(description=about, json_schema_extra=extra, **said))
-    return create_model(section, __base__=base, **fields)
+        fields[name] = (kind, Field(description=said.pop("about"), json_schema_extra=extra, **said))
+    return create_model(section, __base__=base, __module__=__name__, **fields)  # types are written as in this module
 
 
 def shape(part: Common, section: str = "") -> dict[str, Any]:

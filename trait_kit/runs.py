@@ -28,7 +28,7 @@ from trait_kit.engine.files import TraitError, atomic_path, content, digest, mak
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
-_STARTED = "started.json"  # since when a result is made, and the seconds before; gone once it is finished
+_STARTED = "started.json"  # since when a result is made; gone once it is finished
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
 STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
@@ -49,8 +49,7 @@ class Step:
     name: str
     experiment: parameters.Experiment
     run_dir: Path
-    seconds: float = 0.0  # of executions that were killed before
-    began: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.time)  # less the seconds of executions that were killed before
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.run_dir).absolute()
@@ -89,7 +88,7 @@ class Step:
         record = {
             "step": self.name,
             "key": self.key,
-            "seconds": round(self.seconds + time.time() - self.began, 1),  # of all executions that did work
+            "seconds": round(time.time() - self.began, 1),  # of all executions that did work
             "peak_memory_gb": round(machine.peak_memory_gb(), 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
@@ -117,8 +116,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
         return step
-    step.seconds, step.began = _seconds_before(step), time.time()
-    write_json(step.folder / _STARTED, {"key": step.key, "seconds": step.seconds, "began": step.began})
+    step.began = time.time() - _seconds_before(step)
+    write_json(step.folder / _STARTED, {"key": step.key, "began": step.began})
     write_text(step.run_dir / "params.yaml", parameters.dump(experiment))
     write_json(step.run_dir / "provenance.json", machine.provenance())
     return step
@@ -266,8 +265,8 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
 
 def _code(name: str) -> str:
     """Digest of the code that shapes a step: what its notebook hands the step to, and the cells that do so."""
-    notebook = read_json(project_root() / "notebooks" / f"{name}.ipynb")
-    trees = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
+    trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
     used, shows = set().union(*map(_names, working)), ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
     called = {
@@ -291,5 +290,4 @@ def _seconds_before(step: Step) -> float:
     noted = read_json(started) if started.exists() else {}
     if noted.get("key") != step.key:
         return 0.0
-    last = max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file())
-    return noted["seconds"] + max(last - noted["began"], 0.0)
+    return max(path.stat().st_mtime for path in step.folder.rglob("*") if path.is_file()) - noted["began"]

@@ -7,11 +7,14 @@ problems of a split do not depend on how many are asked for, so a larger run con
 file, with examples: docs/task_files.md.
 """
 
-from collections import Counter
+import hashlib
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import accumulate, islice
 from pathlib import Path
+from random import Random
 from string import ascii_uppercase
 from typing import Literal, get_args
 
@@ -21,9 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
 from trait_kit.answers import LANGUAGES, judge, language_of, readable, with_answer
-from trait_kit.catalogue import ADS_TASKS, CatalogueFiles, catalogue_rows, sha, split_of
-from trait_kit.engine.arithmetic import arithmetic_slips
 from trait_kit.engine.files import TraitError, content
+from trait_kit.engine.numbers import arithmetic_slips
 from trait_kit.engine.questions import words_of
 from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
 from trait_kit.tables import SCHEMAS
@@ -37,6 +39,23 @@ Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1",
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
+ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
+_PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
+_MOST_CHARACTERS = defaultdict(lambda: 300, description=2_000)  # of a field; longer ones are no ad
+_RIVALS = 3  # other products of the category whose texts are the wrong choices
+
+
+class CatalogueFiles(BaseModel):
+    """The `catalogue` mapping of a task file: the products (beside the task file, or from here) and templates of columns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    products: str = Field(min_length=1)  # .jsonl, .json, .csv, .tsv (each also .gz) or .parquet
+    id: Template
+    title: Template
+    description: Template
+    category: Template | None = None
+    query: Template | None = None  # a real query that the product answers
 
 
 class Task(BaseModel):
@@ -49,15 +68,12 @@ class Task(BaseModel):
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
     metrics: list[Metric] = Field(min_length=1)
     limits: list[PositiveInt] = []  # most characters of the answer's parts 'a | b' (ads); empty: none
-    # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
-    source: str = Field(min_length=1)
+    source: str = Field(min_length=1)  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
     # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
-    # Where two of ours name the same one, as all do by default of a single file, its rows are divided 80/10/10 by a digest
-    # of the question.
+    # Where two of ours name the same one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
-    language: Literal[tuple(LANGUAGES)] | None = (
-        None  # in which solutions state their answer, one of answers.yaml; null: the question's
-    )
+    # in which solutions state their answer, one of answers.yaml; null: the question's
+    language: Literal[tuple(LANGUAGES)] | None = None
     fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
@@ -97,13 +113,11 @@ def load_tasks(names: list[str]) -> dict[str, Task]:
     A shipped task goes by its name, a task file of your own by its path (.yaml or .yml). One that describes a catalogue
     stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
-    tasks: dict[str, Task] = {}
-    for name in names:
-        for task in _tasks_of(name):
-            if task.name in tasks:
-                raise TraitError(f"Two tasks have the name '{task.name}'; every task needs its own.")
-            tasks[task.name] = task
-    return tasks
+    tasks = [task for name in names for task in _tasks_of(name)]
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise TraitError(f"Two tasks have the name '{name}'; every task needs its own.")
+    return {task.name: task for task in tasks}
 
 
 def load_task(name_or_path: str) -> Task:
@@ -119,8 +133,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
         where = f"{path.absolute()} does not exist" if own else f"shipped are {', '.join(task_names())}"
         raise TraitError(f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        raw = {"name": path.stem, **raw, "origin": str(path)}
+        raw = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")), "origin": str(path)}
         if raw.get("catalogue") is None:
             return [Task(**raw)]
         ads = {ads: settings for ads, settings in ADS_TASKS.items() if part in ("", ads)}
@@ -162,11 +175,11 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
 
 def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0) -> list[str]:
     """The questions of the tasks' whole test splits, and the first `per_generated_task` of a task that the kit makes."""
-    questions = []
-    for task in load_tasks(tasks).values():
-        rows = islice(_problems(task, "test", seed, Counter()), per_generated_task if task.generated else None)
-        questions += [row["question"] for row in rows]
-    return questions
+    return [
+        row["question"]
+        for task in load_tasks(tasks).values()
+        for row in islice(_problems(task, "test", seed, Counter()), per_generated_task if task.generated else None)
+    ]
 
 
 def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFrame:
@@ -195,6 +208,33 @@ def fingerprint(name_or_path: str) -> list[str]:
     return [content(path) for path in paths]
 
 
+def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:
+    """Each question, or title, once: two golds for one question could not both be right."""
+    seen: set[str] = set()
+    for row in rows:
+        if (key := plain(row[name])) in seen:
+            skipped[f"{name} occurs before"] += 1
+        else:
+            seen.add(key)
+            yield row
+
+
+def plain(question: str) -> str:
+    """A question as it is compared: lower case, single blanks (signs are kept: they matter in mathematics)."""
+    return one_line(question.lower())
+
+
+def sha(key: str) -> bytes:
+    """32 bytes that decide an order or a split, the same in every process (unlike `hash`)."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def split_of(key: str, shares: dict[str, int]) -> str:
+    """The split a key belongs to, the same for every seed; `shares` in any unit."""
+    point = int.from_bytes(sha(key)[:8], "big") % sum(shares.values())
+    return next(name for name, end in zip(shares, accumulate(shares.values()), strict=True) if point < end)
+
+
 def prompt(question: str, choices: list[str] | None = None) -> str:
     """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
 
@@ -202,11 +242,6 @@ def prompt(question: str, choices: list[str] | None = None) -> str:
     """
     shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
     return f"Question: {question}{''.join(shown)}\nAnswer:"
-
-
-def plain(question: str) -> str:
-    """A question as it is compared: lower case, single blanks (signs are kept: they matter in mathematics)."""
-    return one_line(question.lower())
 
 
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
@@ -218,23 +253,11 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
             rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
     elif task.catalogue is not None:
         path = _file(task, task.catalogue.products)
-        files = task.catalogue.model_copy(update={"products": str(path)})
-        rows = _once(map(partial(_problem, task), catalogue_rows(files, content(path), rest, split, seed, skipped)), skipped)
+        made = _offers(task.catalogue, path, rest, split, seed, skipped)
+        rows = _once(map(partial(_problem, task), made), "question", skipped)
     else:
         rows = _of_data_set(task, split, seed, skipped) if task.splits.get(split) else []
     return iter(rows)
-
-
-def _once(rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Row]:
-    """Each question once: two golds for one question could not both be right."""
-    seen: set[str] = set()
-    for row in rows:
-        key = plain(row["question"])
-        if key in seen:
-            skipped["question occurs before"] += 1
-        else:
-            seen.add(key)
-            yield row
 
 
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
@@ -245,7 +268,7 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
     held_out = {plain(row["question"]) for other in others for row in _read(task, other, Counter())}
     shared = {ours: share for ours, share in _SHARES.items() if task.splits.get(ours) == name}
     kept, divided = [], Counter(dict.fromkeys(shared, 0))
-    for row in _once(_read(task, name, skipped), skipped):
+    for row in _once(_read(task, name, skipped), "question", skipped):
         key = plain(row["question"])
         own = split_of(f"{task.name} {key}", shared)
         divided[own] += 1
@@ -298,3 +321,67 @@ def _file(task: Task, name: str, inside: str = "") -> Path:
     if not path.is_file():
         raise TraitError(f"{task.origin}: {path} does not exist (looked beside the task file and from {Path.cwd()}).")
     return path
+
+
+# A catalogue. What is asked and answered is written down in catalogue.yaml. Products whose titles begin alike (four words,
+# numbers aside) are one family and share a split, and an offer that is judged or rewritten comes from the product's own
+# split, so nothing of a test product is seen in training.
+
+
+@lru_cache(maxsize=2)
+def _products(files: CatalogueFiles, path: Path, _content: str) -> tuple[dict[str, list[Row]], Counter[str]]:
+    """(split -> its products; how many rows were skipped by reason). Read once for all tasks and splits."""
+    read = partial(_product, files)
+    skipped: Counter[str] = Counter()
+    found: dict[str, list[Row]] = defaultdict(list)
+    for product in _once(usable(read_rows(path), read, path, skipped), "title", skipped):
+        split = split_of(f"product {product['family']}", _PRODUCT_SHARES)
+        if product["query"] and split_of(f"query {product['query'].lower()}", _PRODUCT_SHARES) != split:
+            skipped["query belongs to another split than its product"] += 1  # the product stays, without it
+            product["query"] = ""
+        found[split].append(product)
+    if not found:
+        list(usable(read_rows(path), read, path))  # stops at the first row and says what is wrong with it
+        raise TraitError(f"{path} has no rows. Name the file of the products.")
+    return found, skipped
+
+
+def _product(files: CatalogueFiles, row: Row) -> Row:
+    """A product's fields in one line each, '' where the catalogue has none, its ad and its family."""
+    product = fill(files.model_dump(exclude={"products"}), row)
+    for name, text in product.items():
+        if name in ("id", "title", "description") and not readable(text or "", "text"):
+            raise FieldError(f"{name} is missing: {text!r}")
+        if text and len(text) > _MOST_CHARACTERS[name]:
+            raise FieldError(f"{name} is longer than {_MOST_CHARACTERS[name]:,} characters")
+        product[name] = text or ""
+    product["ad"] = f"{product['title']} | {product['description']}"
+    product["family"] = " ".join(re.findall(r"[^\W\d]+", product["title"].lower())[:4])
+    return product
+
+
+def _offers(files: CatalogueFiles, path: Path, task: str, split: str, seed: int, skipped: Counter[str]) -> Iterator[Row]:
+    """The products of a split of the file `path`, as rows for one task's templates, in an order that all seven share."""
+    products, lost = _products(files, path, content(path))
+    skipped.update(lost)
+    chosen = sorted(products.get(split, []), key=lambda product: sha(f"{seed} {split} {product['id']}"))
+    by_category: dict[str, list[Row]] = defaultdict(list)
+    for product in sorted(chosen, key=lambda product: product["id"]):
+        by_category[product["category"]].append(product)
+    for product in chosen:
+        rng = Random(f"{product['id']} {task}")
+        pool = by_category[product["category"]]
+        pool = pool if len(pool) > _RIVALS else chosen
+        drawn = rng.sample(pool, min(len(pool), 5 * _RIVALS))
+        near = [other for other in drawn if all(other[name] != product[name] for name in ("family", "description"))]
+        if len(near) < _RIVALS:
+            skipped["too few products to make wrong choices of"] += 1
+            continue
+        fits = rng.random() < 0.5
+        yield {
+            **product,
+            "fits": fits,
+            "shown": product if fits else near[0],
+            "other": near[0],
+            "offers": rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS),
+        }

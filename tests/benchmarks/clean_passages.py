@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from random import Random
 
-from trait_kit.catalogue import ADS_TASKS as ADS
 from trait_kit.passages.material import Problem
+from trait_kit.tasks import ADS_TASKS as ADS
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
 KINDS = {**dict.fromkeys(MATH, "math demo"), **dict.fromkeys(ADS, "travel ads"), "gsm8k": "GSM8K", "math": "MATH"}

@@ -1,12 +1,21 @@
-r"""The one reader of printed numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'.
+r"""The one reader of printed numbers, and of the sums that texts print with them, which may be wrong.
 
-Values are exact fractions and every text is bounded, since texts come from language models. Numbers in words ('twelve') and
-in the continental way ('1.234,50', '3,5') are read where a caller asks for it: '3,5' may as well be two numbers.
+Numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'. Values are exact fractions and
+every text is bounded, since texts come from language models. Numbers in words ('twelve') and in the continental way
+('1.234,50', '3,5') are read where a caller asks for it: '3,5' may as well be two numbers.
+
+Sums: a model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions,
+as far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding. What
+cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
 """
 
+import ast
+import itertools
 import math
+import operator
 import re
 import unicodedata
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +28,7 @@ FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 
 _WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(encoding="utf-8"))
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
+RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _CHINESE = r"\u3000-\u9fff"  # runs on without blanks, so that a number stands beside its characters
 _LETTER = rf"[^\W{_CHINESE}]"
@@ -37,28 +47,36 @@ _SPELT = re.compile(  # 'ein' by itself is an article
 _CONTINENTAL = re.compile(
     r"(?<![A-Za-z\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|0,\d+|\d+,(?!\d{3}(?!\d))\d+|\d{1,3}(?:\.\d{3}){2,})(?![.,]?\d)"
 )
-_MONEY = re.compile(rf"([$€£¥]\s?[\d.,]*\d)\s?({'|'.join(_WRITTEN['money'])})\b", re.IGNORECASE)
-_MINUS = re.compile(  # not in '10 minus 3'
-    r"(^\s*|\b(?:is|are|be|by|to|at|of|ist|sind|beträgt|um|auf|bei)\s+|[=:]\s*)(?:(?:negative|minus)\s+|-\s+)(?=[\d.])",
-    re.IGNORECASE,
-)
 _UNIT = re.compile(
     r"\s*\(?(?:(?![xyzntkab]\b)[^\W\d_](?:[^\W\d_]|\.)*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
-_DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree\b|°)(?:\s?[CF]\b)?")
-_CURRENCY = re.compile(r"(?:\bUS)?\\?[$€£¥]|\b(?:rs|usd|eur)\b\s?\.?\s?(?=\.?\d)|\s(?:usd|dollars?)$", re.IGNORECASE)
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|(?<!\\)\\[!,;:> ]|~")
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
+
+# Sums. All is bounded, as a long row of numbers or brackets would take minutes.
+MAX_TEXT = 20_000  # characters that are read
+_BESIDE = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
+_NO_UNITS = frozenset(f"{_BESIDE['operators']} {_BESIDE['no_units']}".split())
+_CONVERTED = [frozenset(units.split()) for units in _BESIDE["converted"]]
+_NOTATIONS = [(re.compile(pattern), plain) for pattern, plain in _BESIDE["plain"]]
+_FACTOR = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
+_UNITS = r"(?: ?/ ?[a-z]+| +[a-z]{2,}(?:/[a-z]+)?){1,3}"
+_PRINTED = r"-?[$£€]?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?\$?"
+_TERM = rf"(?:\( ?){{0,5}}{_PRINTED}(?: ?\)){{0,5}}(?:{_UNITS}(?=[ \t]*(?:=|[-+*/][ \t]*[\d$£€(.])))?"
+_SIDE = rf"{_TERM}(?:[ \t]*[-+*/][ \t]*{_TERM}){{0,20}}"
+_EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=[ \t]*{_SIDE})+")
+_LONGER = re.compile("|".join(_BESIDE["before"]).replace("OPERATORS", _BESIDE["operators"].replace(" ", "|")))
+_SINGULAR = re.compile(r"[$£€]|[a-z]+?(?=s?\b)")
+_AFTER = re.compile(r"[$ ]{0,2}(?:square |cubic )?[a-z]*")  # a unit
+_GOES_ON = re.compile("|".join(_BESIDE["after"]))
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 class Number(NamedTuple):
     """A value as it was printed."""
 
-    value: Fraction
+    value: Fraction  # of '2 million': 2,000,000
     decimals: int
     percent: bool
-    scale: int  # of '2 million'
     lowest: bool | None  # whether a fraction is in its lowest terms; None: it is no fraction
 
     def equals(self, gold: "Number") -> bool:
@@ -74,8 +92,7 @@ class Number(NamedTuple):
         return any(abs(own - other) <= slack for own in self._values(gold) for other in gold._values(self))
 
     def _values(self, other: "Number") -> set[Fraction]:
-        values = {self.value * self.scale}
-        return values | ({self.value / 100} if self.percent and not other.percent else set())
+        return {self.value} | ({self.value / 100} if self.percent and not other.percent else set())
 
 
 def read_number(match: re.Match[str]) -> Number | None:
@@ -87,16 +104,15 @@ def read_number(match: re.Match[str]) -> Number | None:
     if bottom == 0:
         return None
     top = Fraction(parts.get("over") or parts.get("decimal") or parts["top"])
-    value = int(parts.get("whole", 0)) + top / bottom
+    value = (int(parts.get("whole", 0)) + top / bottom) * _SCALES.get(parts.get("scale", "").lower(), 1)
     lowest = math.gcd(int(top), bottom) == 1 if "decimal" not in parts else None
     decimals = len(parts.get("decimal", "").partition(".")[2])
-    scale = _SCALES.get(parts.get("scale", "").lower(), 1)
-    return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, scale, lowest)
+    return Number(-value if parts.get("sign") == "-" else value, decimals, "percent" in parts, lowest)
 
 
 def quantity(text: str, unit: bool = True) -> Number | None:
     """The number of '42', '$42', '1 200'; with its unit, if one may be there: '42 apples', '12 cm^2'. None for '7:8'."""
-    text = fractions(tidy(plain(text)))
+    text = tidy(plain(text), in_line=True)
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
     match = NUMBER.match(text)
@@ -109,11 +125,6 @@ def in_figures(text: str) -> str:
     if re.search(r"\d", text):
         return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
     return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
-
-
-def without_dots(text: str) -> str:
-    """'1.234' as 1234, which it is in German."""
-    return re.sub(r"(?<![\d.,])(\d{1,3})\.(?=\d{3}(?!\d|[.,]\d))", r"\1", text)
 
 
 def _spelt(words: str) -> int:
@@ -138,27 +149,83 @@ def plain(text: str) -> str:
     """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
     if text.isascii() and text.replace("\n", " ").isprintable():
         return text
-    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3})", ",", text)
-    text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda run: f"^{{{run.group()}}}", re.sub(r"–(?=[\d.$£€])", "-", text))
-    text = unicodedata.normalize("NFKC", re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)).translate(SIGNS)
+    text = unicodedata.normalize("NFKC", rewritten(text, RULES["plain"])).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 
 
-def tidy(text: str) -> str:
-    r"""Without layout: no \left, thin spaces, \text, currency or degree signs."""
-    text = re.sub(r"(?<=\d)(?:,\\!\s?|\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
-    text = _DEGREES.sub("", TEXT.sub(r" \1 ", _LAYOUT.sub(" ", text)))
-    text = _MONEY.sub(lambda sum: f"{sum[1]} {_WRITTEN['money'][sum[2].lower()]}", text)
-    text = re.sub(r"\\[\[\]()]|(?<![\w)])\*\*|\*\*(?![\w(])", "", _CURRENCY.sub("", text)).replace("\\%", "%")
-    text = re.sub(r"\\[dtc]?frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"负(?=\d)|\bnegative\s+(?=\d)", "-", _MINUS.sub(r"\1-", text))
-    return " ".join(text.split())
+def tidy(text: str, in_line: bool = False) -> str:
+    r"""Without layout: no \left, thin spaces, \text, currency or degree signs; `in_line`: \frac{1}{2}, (1/2) as 1/2."""
+    text = " ".join(rewritten(text, RULES["tidy"]).split())
+    return rewritten(text, RULES["in_line"]) if in_line else text
 
 
-def fractions(text: str) -> str:
-    r"""\frac{1}{2} and (1/2) of numbers as 1/2, 1\frac{1}{2} as 1 1/2."""
-    text = re.sub(r"(?<=\d)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2", text)
-    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
-    return re.sub(r"(?<![\w)])\((\d+/\d+)\)$", r"\1", text)
+def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str] | str, str]]) -> str:
+    """A text with what each pattern finds replaced, in their order."""
+    for pattern, to in rules:
+        text = re.sub(pattern, to, text)
+    return text
+
+
+# Sums
+
+
+def arithmetic_slips(text: str) -> list[str]:
+    """Equations of numbers, as printed, whose two sides differ. A decimal on the right may be rounded at its last digit."""
+    text = _in_one_notation(text[:MAX_TEXT])
+    slips = []
+    for match in _EQUATIONS.finditer(text):
+        within, after = (set(_SINGULAR.findall(part)) for part in (match[0], _AFTER.match(text, match.end())[0]))
+        if within & _NO_UNITS or any(len((within | after) & kind) > 1 for kind in _CONVERTED):
+            continue
+        sides = [re.sub(rf"{_UNITS}|[$£€]", "", side).strip() for side in match[0].split("=")]
+        if sides[0].count("(") > sides[0].count(")"):  # '(5 + 5 = 10)': the bracket is not part of the sum
+            sides[0] = sides[0].lstrip("( ")
+        if sides[-1].count(")") > sides[-1].count("("):
+            sides[-1] = sides[-1].rstrip(") ")
+        if _LONGER.search(text[max(0, match.start() - 40) : match.start()]):
+            del sides[0]
+        if _GOES_ON.match(text[match.end() : match.end() + 40]):
+            del sides[-1]
+        for left, right in itertools.pairwise(sides):
+            if not _agree(left, right) and (len(sides) > 2 or re.search(r"[\d)%]\s*[-+*/]", left + right)):
+                slips.append(f"{left} = {right}")
+    return slips
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The exact value of printed numbers, mixed numbers, + - * / and brackets; None where it is anything else."""
+    text = re.sub(r"(?<![\d.,/])(\d+) (\d+)/(\d+)", r"(\1+\2/\3)", expression)
+    text = _FACTOR.sub(lambda match: f"({Fraction(match[1].replace(',', '')) / (100 if match[2] else 1)})", text)
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body) if re.fullmatch(r"[\d+*/()\s-]*", text) else None
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int(value)):
+            return Fraction(value)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(op=sign, left=left, right=right) if type(sign) in _OPERATIONS:
+            return _OPERATIONS[type(sign)](_value(left), _value(right))
+    raise ValueError
+
+
+def _in_one_notation(text: str) -> str:
+    """Printed sums in one notation: plain operators, no LaTeX, no blank in a number."""
+    text = rewritten(text.translate(SIGNS), _NOTATIONS)
+    text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
+    return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
+
+
+def _agree(left: str, right: str) -> bool:
+    """Whether two sides are equal, or cannot be read: '6 / 1/2' may mean two things."""
+    value, result = evaluate(left), evaluate(right)
+    if value is None or result is None or re.search(r"/\s+\d+/\d", left):
+        return True
+    decimals = re.fullmatch(r"-?\d*\.(\d+)%?", right)
+    slack = Fraction(1, 2 * 10 ** len(decimals[1])) if decimals else 0
+    return any(abs(value - result * scale) <= slack for scale in ((1, 100) if right.endswith("%") else (1,)))

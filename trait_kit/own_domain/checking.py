@@ -118,8 +118,7 @@ def _web(p: Common, told: Checked) -> None:
     if p.web.startswith("hf:"):
         return
     shards = list_shards(p.web, p.seed)
-    part = next(read_shard(shards[0], p.seed))
-    documents, rejected = part.documents, part.rejected
+    documents, rejected, _ = next(read_shard(shards[0], p.seed))
     told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
     for reject in rejected[:1]:
         said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
@@ -131,18 +130,17 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
     p, training = experiment.selection, experiment.training
     few = -(-training.held_out_items // len(p.tasks))
     wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
-    items: dict[str, int] = {}
     for split, count in wanted.items():
         with told.part():
-            items[split] = len(problems := load_problems(p.tasks, split, count, p.seed))
+            problems = load_problems(p.tasks, split, count, p.seed)
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
-            told.found.append(f"{split}: {items[split]:,} problems ({taken})")
+            told.found.append(f"{split}: {len(problems):,} problems ({taken})")
+            if split == "test" and len(problems) < MIN_ITEMS:
+                told.warnings.append(f"{len(problems)} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
     with told.part():
         examples = suites.worked_examples(experiment.evaluation)
         for task in load_tasks(p.tasks):
             suites.shown(task, examples, suites.n_examples(experiment.evaluation, task))
-    if items.get("test", MIN_ITEMS) < MIN_ITEMS:
-        told.warnings.append(f"{items['test']} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
 
 
 def _passages(p: PassageParams, told: Checked) -> None:
@@ -166,14 +164,11 @@ def _passages(p: PassageParams, told: Checked) -> None:
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
     around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
-    count = _about if _at_hub(p.base_model) else token_counter(p.base_model)  # which would fetch all of the model
+    at_hub = _at_hub(p.base_model)  # whose counter would fetch all of the model
+    count = np.vectorize(about_tokens, [int]) if at_hub else token_counter(p.base_model)
     rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
     passed = len(groups) - len(rejected)
     if told := writing.shortfall(len(groups), passed, rejected):
         raise TraitError(told)
     return f"Of {len(groups):,} groups of worked solutions {passed:,} pass the checks so far."
-
-
-def _about(texts: list[str]) -> np.ndarray:
-    return np.array([about_tokens([text]) for text in texts])

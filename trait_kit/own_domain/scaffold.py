@@ -6,6 +6,9 @@ tens of minutes on two cores.
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ import pandas as pd
 import yaml
 
 from trait_kit import runs
+from trait_kit.answers import is_mathematical
 from trait_kit.engine.files import TraitError, write_text
 from trait_kit.engine.numbers import quantity
+from trait_kit.engine.readers import hub_data
 from trait_kit.engine.streams import find, is_url
 from trait_kit.evaluation.comparison import MIN_ITEMS
-from trait_kit.fields import one_line
-from trait_kit.own_domain.guessing import columns_of, guess_task, roles_of
+from trait_kit.fields import FORMS, FieldError, Row, fill, form_of, one_line, read_rows, usable
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
@@ -27,6 +31,11 @@ GENERAL = "demo:math/web"  # where no web is named: an encyclopedia
 _BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
+_KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
+_HEAD, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; different answers that are labels; a share that is nearly all
+_RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "description", "category", "query")
+
+Columns = dict[str, list[Any]]
 
 
 def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, base_model: str, teacher: str) -> list[str]:
@@ -36,7 +45,7 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
     spec, texts = look_at(documents)
     general, around = look_at(web or GENERAL, whole=False)
     found = [
-        f"{text}: {len(some):,} documents, about {about_tokens(some):,} tokens, language {language(some)}"
+        f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language {language(some)}"
         for text, some in ((documents, texts), (web, around))
         if text
     ]
@@ -46,8 +55,6 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
-            if source in files:
-                raise TraitError(f"Two of the tasks would be written to {source}. Rename one of their files.")
             files[source] = _rendered(template, values)
         named.append(_placed(source) if "." in source else source)
     target = str(folder / f"{name}.yaml")
@@ -93,10 +100,146 @@ def language(texts: list[str]) -> str:
     return detect_fast(" ".join(texts[:200])[:100_000])[0]
 
 
-def about_tokens(texts: list[str]) -> int:
+def about_tokens(text: str) -> int:
     """Four Latin letters a token, and more than one token a sign of a script that few tokenizers know."""
-    latin = sum(len(text) if text.isascii() else sum(mark < "\u0250" for mark in text) for text in texts)
-    return round(0.25 * latin + 1.4 * (sum(map(len, texts)) - latin))
+    latin = len(text) if text.isascii() else sum(mark < "\u0250" for mark in text)
+    return round(0.25 * latin + 1.4 * (len(text) - latin))
+
+
+# Which column is what: by its name in some languages (scaffold.yaml), and by trying it with what reads tasks
+
+
+def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
+    """(template, its values) of the task file for a data file or a hub data set; `place`: what the file is to call it.
+
+    TraitError where nothing is called like a question.
+    """
+    rows = _head(source)
+    columns = _columns(rows)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
+    ours, product = roles_of(columns, ("question", "solution", "answer", "choices", *_RELATES)), roles_of(columns, _PRODUCT)
+    if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
+        fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
+        values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
+        return "catalogue.yaml.jinja", values | {"fields": {"id": fields["title"], **fields}}
+    if "answer" not in ours and "solution" in ours:
+        ours["answer"] = ours.pop("solution")
+    if not {"question", "answer"} <= ours.keys():
+        raise TraitError(
+            f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}). Rename "
+            "them to 'question' and 'answer', or name a task file of your own with --tasks."
+        )
+    fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
+    left = [name for name in columns if name not in ours.values() and _reference(name) not in fields.get("choices", "")]
+    left = [name for name in left if name.casefold() not in _KNOWN["relates_nothing"]]
+    if repeating := [name for name in left if _repeats(columns[name])]:
+        ours.setdefault("topic", repeating[0])
+    fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
+    answers = [row["answer"] for row in _filled(fields, rows) if row["answer"]]
+    kind, labels = _kind(answers, "choices" in fields)
+    if labels:
+        fields["choices"] = f"{{{labels!r}}}"
+    said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
+    values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
+    return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
+
+
+def columns_of(path: str) -> Columns:
+    """column -> values of the first rows of a file; none of a file without rows."""
+    return _columns(_head(path)) if form_of(Path(path)) in FORMS else {}
+
+
+def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
+    """role -> the column that is called so, or has a word of it in its name; each column for one role."""
+    words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
+    ours: dict[str, str] = {}
+    for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
+        for role in (role for role in wanted if role not in ours):
+            left = [name for name in columns if name not in ours.values()]
+            if found := [name for known in _KNOWN["columns"][role] for name in left if fits(known, name)]:
+                ours[role] = found[0]
+    return ours
+
+
+def _repeats(values: list[Any]) -> bool:
+    """Whether a column's values are few, so that they may say what rows have in common."""
+    return 2 < len({str(value) for value in values}) <= len(values) // 3
+
+
+def _head(source: str) -> list[Row]:
+    """The first rows that can be read."""
+    rows = hub_data(source.removeprefix("hf:")) if source.startswith("hf:") else read_rows(Path(source).expanduser())
+    return list(islice(usable(rows, dict, source, Counter()), _HEAD))
+
+
+def _columns(rows: list[Row]) -> Columns:
+    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
+    found = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
+    return {name: values for name, values in found.items() if values}
+
+
+def _splits(source: str) -> dict[str, str]:
+    """ours -> those of a hub data set, where what it lacks is made of its train split; none of a file."""
+    if not source.startswith("hf:"):
+        return {}
+    from datasets import get_dataset_split_names
+
+    name, _, config = source.removeprefix("hf:").partition("@")
+    there = get_dataset_split_names(name, config or None)
+    return {split: split if split in there else "train" for split in ("train", "validation", "test")}
+
+
+def _named(ours: dict[str, str]) -> str:
+    return ", ".join(f"{role} from {column!r}" for role, column in ours.items())
+
+
+def _reference(column: str) -> str:
+    """A column in a template: a word as it stands, anything else quoted, whatever signs it has."""
+    plain = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) and column.lower() not in _KNOWN["words_of_jinja"]
+    return column if plain else f"row[{column!r}]"
+
+
+def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
+    """The templates of answer and choices: of those in use, the first that reads most rows."""
+    marks = {name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns}
+    own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
+    choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
+    if name := ours.get("choices"):
+        choices += [form.replace("OPTIONS", _reference(name)) for form in _KNOWN["choices"]]
+    tried = [{"answer": form} for form in _KNOWN["answers"]]
+    tried += [
+        {"choices": some, "answer": form.replace("OPTIONS", f"({some})")} for some in choices for form in _KNOWN["picked"]
+    ]
+    forms = [
+        {role: f"{{{form.replace('ANSWER', _reference(ours['answer']))}}}" for role, form in one.items()} for one in tried
+    ]
+    return max(forms, key=lambda form: sum(map(_is_read, _filled(form, rows))))
+
+
+def _is_read(row: Row) -> float:
+    """Better than an answer alone is one among choices."""
+    chosen = "choices" not in row or (len(row["choices"] or []) > 1 and row["answer"] in row["choices"])
+    return bool(row["answer"]) * chosen * (1.1 if "choices" in row else 1.0)
+
+
+def _filled(fields: dict[str, str], rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        try:
+            yield fill(fields, row)
+        except FieldError:
+            yield dict.fromkeys(fields)
+
+
+def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
+    """How answers are compared, and the labels that they are, if there are but a few."""
+    if chosen:
+        return "choice", []
+    if sum(quantity(answer) is not None for answer in answers) >= _MOST * len(answers):
+        return "number", []
+    if sum(map(is_mathematical, answers)) >= _MOST * len(answers):
+        return "expression", []
+    labels = sorted(set(answers))
+    return ("choice", labels) if 2 <= len(labels) <= min(_LABELS, len(answers) // 10) else ("text", [])
 
 
 # Sizes
@@ -106,15 +249,14 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     """The values of an experiment of this size, for its template."""
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     solution = train["solution"].fillna("x" * 4 * _PARAGRAPH)
-    long = pd.Series([about_tokens(list(pair)) for pair in zip(train["question"], solution, strict=True)]).quantile(0.9)
+    long = (train["question"] + solution).map(about_tokens).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
     shares = {column: _related(train, column) for column in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
-    most = tests["task"].value_counts().max()
     return {
-        "test_items": min(most, max(12, -(-_TESTS // tests["task"].nunique()))),
+        "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
         "least": MIN_ITEMS,
-        "budget": max(1, min(_BUDGET, about_tokens(texts), about_tokens(around) // 5) // 1_000) * 1_000,
+        "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000) * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
         "related": f"{shares[grouping]:.0%}",
         "problems": _PROBLEMS,
