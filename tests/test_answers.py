@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from trait_kit.answers import conclusion, judge, reaches, readable
-from trait_kit.engine.numbers import in_figures, numbers, quantity
+from trait_kit.judging.answers import conclusion, judge, reaches, readable
+from trait_kit.judging.numbers import in_figures, numbers, quantity
 
 # Answers as language models write them, by hand, with the verdict that a careful teacher would give: `flexible` + is right,
 # `strict` + is right in the sentence 'The answer is X.' that prompts ask for. A line break is written as a sign, control

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from trait_kit.engine.numbers import arithmetic_slips, evaluate
+from trait_kit.judging.numbers import arithmetic_slips, evaluate
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ import yaml
 from local_tasks import BENCHMARKS, LOCAL, local_task
 
 from trait_kit import tables
-from trait_kit.answers import judge, parted
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.numbers import arithmetic_slips, evaluate
 from trait_kit.fields import FieldError, render
+from trait_kit.judging.answers import judge, parted
+from trait_kit.judging.numbers import arithmetic_slips, evaluate
 from trait_kit.tasks import fingerprint, load_problems, load_task, plain, task_names
 
 MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]

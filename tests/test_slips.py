@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from trait_kit.engine.numbers import arithmetic_slips
 from trait_kit.evaluation.slips import pair
+from trait_kit.judging.numbers import arithmetic_slips
 from trait_kit.tasks import load_problems
 
 QUESTION = "Tom has 13 apples and buys 24 more. He gives 12 of them to each of his 2 friends. How many are left?"

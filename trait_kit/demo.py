@@ -23,7 +23,7 @@ import pyarrow as pa
 import yaml
 
 from trait_kit.engine.files import TraitError, Wheel, cache_dir, content, digest, fetch, made_once
-from trait_kit.engine.numbers import rewritten
+from trait_kit.judging.numbers import rewritten
 
 DATA = Path(__file__).with_name("demo_data")
 DEMO_TRUTH = {"math": "Mathematics", "ads": "Geography"}  # domain -> the topic label of its articles

@@ -23,11 +23,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
-from trait_kit.answers import LANGUAGES, judge, language_of, readable, with_answer
 from trait_kit.engine.files import TraitError, content
-from trait_kit.engine.numbers import arithmetic_slips
 from trait_kit.engine.questions import words_of
 from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
+from trait_kit.judging.answers import LANGUAGES, judge, language_of, readable, with_answer
+from trait_kit.judging.numbers import arithmetic_slips
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")

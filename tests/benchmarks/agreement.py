@@ -32,10 +32,10 @@ from lm_eval.tasks import TaskManager
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from local_tasks import LOCAL
 
-from trait_kit.answers import judge
 from trait_kit.evaluation import suites
 from trait_kit.evaluation.scoring_model import load_model, quiet
 from trait_kit.fields import FieldError, render
+from trait_kit.judging.answers import judge
 from trait_kit.models import fast_precision, model_folder
 from trait_kit.tasks import prompt
 

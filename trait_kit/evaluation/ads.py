@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from trait_kit.answers import ANNOUNCEMENTS, first_turn
+from trait_kit.judging.answers import ANNOUNCEMENTS, first_turn
 
 METRICS = ("rouge_l", "chrf", "within_limit")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at

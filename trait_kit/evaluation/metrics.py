@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trait_kit.answers import judge
 from trait_kit.evaluation import ads
+from trait_kit.judging.answers import judge
 
 SCORE = "relevance_score"  # how much more 'relevant' is preferred: what AUC and F1 are computed from
 RELEVANT, IRRELEVANT = "relevant", "irrelevant"

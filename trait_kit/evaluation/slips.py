@@ -8,7 +8,7 @@ computed anew. Both texts end there, since all that follows would give the slip 
 import random
 import re
 
-from trait_kit.engine.numbers import evaluate
+from trait_kit.judging.numbers import evaluate
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _STEP = re.compile(

@@ -19,12 +19,12 @@ import pandas as pd
 import yaml
 from lm_eval.tasks import TaskManager
 
-from trait_kit.answers import ANNOUNCEMENTS, parted
 from trait_kit.engine.files import TraitError, digest, write_text
 from trait_kit.engine.questions import QuestionIndex
 from trait_kit.evaluation import ads, slips
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
+from trait_kit.judging.answers import ANNOUNCEMENTS, parted
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 

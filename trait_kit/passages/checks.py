@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from trait_kit.answers import conclusion, is_mathematical, plain_words, reaches
 from trait_kit.engine.llm import clean
-from trait_kit.engine.numbers import arithmetic_slips, numbers
+from trait_kit.judging.answers import conclusion, is_mathematical, plain_words, reaches
+from trait_kit.judging.numbers import arithmetic_slips, numbers
 from trait_kit.passages.material import Draft, Group, Problem, content, content_words, marks_of, own_of, unspaced_words
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, (5, 60)

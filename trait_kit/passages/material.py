@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from trait_kit.engine.ngrams import UNSPACED
-from trait_kit.engine.numbers import numbers
+from trait_kit.judging.numbers import numbers
 
 _UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 

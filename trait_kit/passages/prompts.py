@@ -17,10 +17,10 @@ from typing import Any
 
 import jinja2
 
-from trait_kit.answers import is_mathematical, language_of, statement
 from trait_kit.engine.files import digest
 from trait_kit.engine.llm import Message, again, clean
-from trait_kit.engine.numbers import numbers
+from trait_kit.judging.answers import is_mathematical, language_of, statement
+from trait_kit.judging.numbers import numbers
 from trait_kit.passages.material import Group, Problem, content, content_words, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 
 import yaml
 
-from trait_kit.engine.equivalence import equivalent
-from trait_kit.engine.numbers import NUMBER, RULES, Number, in_figures, plain, quantity, read_number, rewritten, tidy
+from trait_kit.judging.equivalence import equivalent
+from trait_kit.judging.numbers import NUMBER, RULES, Number, in_figures, plain, quantity, read_number, rewritten, tidy
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
