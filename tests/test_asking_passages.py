@@ -22,10 +22,8 @@ from llm_server import KEY, PATIENCE, LlmServer, kept, serving
 from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError
 from trait_kit.engine.llm import Endpoint
 from trait_kit.passages import checks, prompts, writing
-from trait_kit.passages.grouping import plan_groups
 from trait_kit.passages.material import Group, Problem, problem_rows
 from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
@@ -252,19 +250,6 @@ def test_the_bill_is_the_servers_own_and_the_cap_is_not_passed(server, tmp_path)
     assert bill["cost_usd"] == pytest.approx(spent, rel=1e-12)
     assert set(rejected["reason"].str.partition(":")[0]) == {"cost cap"}
     assert len(passages) + len(rejected) == 60
-
-
-def test_topics_are_asked_for_and_relate_problems(server, tmp_path):
-    problems = math_problems(6).assign(topic="each its own")
-    p = asking(server, grouping="teacher", n_groups=4, max_cost_usd=1.0)
-    endpoint = Endpoint.of(p)
-    tagged, groups = plan_groups(problems, p, endpoint)
-    assert set(tagged["topic"]) == {"equal groups", "inverse operations"}
-    assert set(tagged["subject"]) == {"each its own"}
-    assert {group.shared for group in groups} == {"inverse operations"}  # only one task packs
-    assert len(endpoint.ledger.new) == len(problems)
-    with pytest.raises(TraitError, match="max_cost_usd"):
-        plan_groups(problems, asking(server, grouping="teacher"))
 
 
 def test_prompts_keep_problems_data_and_versions_follow_the_text():

@@ -99,15 +99,6 @@ def test_a_wrong_value_is_named(section, field, value, expected):
     assert "mine.yaml" in str(error.value)
 
 
-def test_topics_are_asked_of_somebody():
-    values = raw()
-    values["passages"] |= {"grouping": "teacher", "teacher": "none"}
-    with pytest.raises(TraitError, match=r"set passages\.teacher to local or openai"):
-        params.parse(values, "mine.yaml")
-    values["passages"]["teacher"] = "local"
-    assert params.parse(values, "mine.yaml").passages.kind == "knowledge"
-
-
 def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
     values = raw()
     values["selection"]["methods"] = ["random", "fasttext_educational"]

@@ -159,8 +159,6 @@ class Experiment(Agreeing):
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
                 "to local or openai, or take the method out (and write fasttext where training.arms names it)"
             )
-        if passages.grouping == "teacher" and passages.teacher == "none":
-            yield "passages.grouping is teacher, so one is asked: set passages.teacher to local or openai"
         arms = {"base", *training.arms}
         arms |= {f"{arm}_fine_tuned" for arm in arms if training.fine_tune_epochs}
         for name in ("reference_arm", "control_arm"):

@@ -2,8 +2,8 @@
 
 The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
 problems table: `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones such as ads.
-Where the task files name no topic it is found: mathematical concepts recognised in the questions (concepts.yaml), topics
-that a language model is asked for, or neighbours in an embedding, for any domain.
+Where the task files name no topic it is found: mathematical concepts recognised in the questions (concepts.yaml), or
+neighbours in an embedding, for any domain.
 """
 
 import heapq
@@ -15,10 +15,7 @@ import numpy as np
 import pandas as pd
 
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.ledger import agree
-from trait_kit.engine.llm import Endpoint, Request, ask
 from trait_kit.models import embed
-from trait_kit.passages import prompts
 from trait_kit.passages.material import Group, content, content_words, problem_rows
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
@@ -26,13 +23,12 @@ Kind = tuple[str, str]  # task, subject
 _ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
 _NEIGHBORHOOD = 12  # problems that are near each other, about
 _MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
-_MAX_TOPIC_WORDS, _TYPICAL_TOPIC = 6, 10  # words; tokens
 
 
-def plan_groups(problems: pd.DataFrame, params, endpoint: Endpoint | None = None) -> tuple[pd.DataFrame, list[Group]]:
+def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Group]]:
     """(problems with what relates them; up to `n_groups` groups of problems that share it).
 
-    Only `grouping: teacher` asks anybody. Every group joins at least two tasks, and no task twice while enough tasks that
+    Every group joins at least two tasks, and no task twice while enough tasks that
     share the value have problems left (where the table has a column `subject`, two subjects of one task may do; a task that
     is alone is grouped with itself). The least used problems come first; a problem appears in at most `max_uses` groups, and
     no two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
@@ -41,8 +37,6 @@ def plan_groups(problems: pd.DataFrame, params, endpoint: Endpoint | None = None
     _refuse_bad(problems)
     if params.grouping == "concepts":
         problems = tag_concepts(problems)
-    elif params.grouping == "teacher":
-        problems = ask_topics(problems, endpoint or Endpoint.of(params), params.max_attempts)
     elif params.grouping == "embedding":
         vectors = embed(problems["question"].tolist(), params.embedding_model)
         problems = tag_neighborhoods(problems, vectors, params.seed)
@@ -83,25 +77,6 @@ def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     counts = Counter(name for names in found for name in names)
     topics = [min(names, key=counts.__getitem__, default=None) for names in found]
     return problems.assign(subject=problems["topic"], topic=topics)
-
-
-def ask_topics(problems: pd.DataFrame, endpoint: Endpoint, attempts: int = 2) -> pd.DataFrame:
-    """The problems with the teacher's `topic`, in one spelling; the topic that they had becomes their `subject`.
-
-    A problem whose topic could not be had keeps none, so that no passage is made of it.
-    """
-    requests = [Request(prompts.topic(question), read_topic) for question in problems["question"]]
-    print(f"Topics: {agree(endpoint.estimate(requests, _TYPICAL_TOPIC), endpoint.ledger.cap_usd)}")
-    replies = ask(requests, endpoint, attempts=max(2, attempts))
-    return problems.assign(subject=problems["topic"], topic=[reply.value for reply in replies])
-
-
-def read_topic(answer: str) -> str:
-    """The topic of a model's reply in lower case and one spelling; ValueError says what is wrong with it."""
-    words = re.findall(r"[\w'-]+", answer.strip().partition("\n")[0].casefold().removeprefix("topic:"))
-    if not 1 <= len(words) <= _MAX_TOPIC_WORDS:
-        raise ValueError(f"a topic is a name of two to four words, and this has {len(words)}")
-    return " ".join(words)
 
 
 def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:

@@ -82,16 +82,6 @@ def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]
     return [[as_data(word) for word in words] for words in told]
 
 
-def topic(question: str) -> list[Message]:
-    """The turns that ask what knowledge a problem needs."""
-    wording = _wording("topic")
-    turns = [{"role": "system", "content": wording["system"]}]
-    for example in wording["examples"]:
-        turns.append({"role": "user", "content": example["question"]})
-        turns.append({"role": "assistant", "content": example["topic"]})
-    return [*turns, {"role": "user", "content": as_data(question)}]
-
-
 def version(name: str) -> str:
     return f"{Path(name).stem}@{digest([_wording(name), again([], '', '')])[:12]}"
 

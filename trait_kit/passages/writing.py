@@ -62,7 +62,7 @@ def write_passages(step) -> Written:
         ledger = endpoint.ledger if endpoint else Ledger()
         day, answers = recorded() if here else ("", [])
         ledger.keep(answers)
-        problems, groups = plan_groups(problems, p, endpoint)
+        problems, groups = plan_groups(problems, p)
         teacher = Teacher(p, endpoint)
         if endpoint:
             print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
@@ -119,9 +119,9 @@ def first_group(step) -> Group:
 
 
 def quick(params):
-    """The parameters for groups to look at: of a few problems by embedding, where all are embedded or a teacher is asked."""
-    few = {"problems_per_task": min(params.problems_per_task, _FEW), "grouping": "embedding"}
-    return params.model_copy(update=few) if params.grouping in ("teacher", "embedding") else params
+    """The parameters for groups to look at: of a few problems, where all would be embedded."""
+    few = {"problems_per_task": min(params.problems_per_task, _FEW)}
+    return params.model_copy(update=few) if params.grouping == "embedding" else params
 
 
 def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
