@@ -427,7 +427,7 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     assert worked_examples(params(tasks=[alone], few_shot=1)) is None  # then its prompts cannot be written: few_shot is 1
 
 
-def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path):
+def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path, capsys):
     def asked(*amounts: int) -> list[dict[str, str]]:
         pattern = (
             "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
@@ -440,6 +440,9 @@ def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others
     found = worked_examples(params(tasks=[loans], few_shot=40))
     assert found["question"].iloc[0] == other["question"] and len(found) == 30
     assert asked(77)[0]["question"] not in set(found["question"])
+    assert "loans: worked examples follow one pattern with test questions" in capsys.readouterr().out
+    worked_examples(params(tasks=[loans], few_shot=1))
+    assert "one pattern" not in capsys.readouterr().out
 
 
 def test_tasks_without_solutions_show_questions_and_answers(tmp_path):

@@ -24,6 +24,7 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.evaluation import ads, slips
 from trait_kit.evaluation.comparison import HELD_OUT
 from trait_kit.evaluation.scoring_model import quiet
+from trait_kit.fields import say
 from trait_kit.judging.answers import ANNOUNCEMENTS, parted
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
@@ -120,6 +121,8 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
         pool = pool[short & ~text.str.contains(r"\[asy\]|\\begin\{")].reset_index(drop=True)
         near = tested.find(pool["question"].tolist())
         alike = pool.index.isin(near["text_index"])  # of one pattern: where a task has no other questions
+        if alike.any() and number > (~alike).sum():
+            say(f"{name}: worked examples follow one pattern with test questions, for lack of others; every arm sees them.")
         pool = pd.concat([pool[~alike], pool[alike].drop(index=near[near["kind"] == "exact"]["text_index"].unique())])
         found.append(pool.head(number).assign(task=name))
     return pd.concat(found, ignore_index=True) if found else None
