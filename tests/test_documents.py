@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trait_kit.demo import DEMO_PARTS
-from trait_kit.engine import streams
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.readers import Reject
+from trait_kit.reading import streams
+from trait_kit.reading.readers import Reject
 from trait_kit.selection import documents
 from trait_kit.selection.documents import fingerprint, list_shards, load_documents, on_topic, read_shard
 from trait_kit.tables import SCHEMAS

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from trait_kit.engine import web as web_pages
-from trait_kit.engine.readers import Part
-from trait_kit.engine.streams import find
-from trait_kit.engine.web import read_web
+from trait_kit.reading import web as web_pages
+from trait_kit.reading.readers import Part
+from trait_kit.reading.streams import find
+from trait_kit.reading.web import read_web
 from trait_kit.selection.documents import list_shards, read_shard
 
 LOCAL = Path(os.environ.get("TRAIT_KIT_TEST_DATA", "no such folder")) / "web"
@@ -432,8 +432,8 @@ def test_a_file_is_extracted_once_until_its_content_changes(tmp_path: Path, cach
 READ = """
 import sys, os
 from pathlib import Path
-from trait_kit.engine import web
-from trait_kit.engine.streams import find
+from trait_kit.reading import web
+from trait_kit.reading.streams import find
 page = web._said
 web._said = lambda *piece: print("read", flush=True) or page(*piece)
 for part in web.read_web(find(sys.argv[1])[0], Path(sys.argv[2])):

@@ -20,11 +20,11 @@ from jinja2.nativetypes import NativeEnvironment
 from pydantic import AfterValidator
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.readers import Refused as FieldError
-from trait_kit.engine.readers import records
-from trait_kit.engine.streams import Damaged, format_of
 from trait_kit.judging.answers import braced
 from trait_kit.judging.numbers import quantity
+from trait_kit.reading.readers import Refused as FieldError
+from trait_kit.reading.readers import records
+from trait_kit.reading.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LAID_OUT = ("question", "answer", "solution", "choices")  # keep their line breaks and indentation: code is nothing without

@@ -289,7 +289,7 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
 def _read(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
     """The problems in one split `name` of the source."""
     if task.source.startswith("hf:"):
-        from trait_kit.engine.readers import hub_data
+        from trait_kit.reading.readers import hub_data
 
         where = f"{task.source.removeprefix('hf:')}#{name}"
         rows = hub_data(where)

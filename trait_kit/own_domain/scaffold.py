@@ -18,12 +18,12 @@ import yaml
 
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, write_text
-from trait_kit.engine.readers import hub_data
-from trait_kit.engine.streams import find, is_url
 from trait_kit.evaluation.comparison import MIN_ITEMS
 from trait_kit.fields import FORMS, FieldError, Row, fill, form_of, one_line, read_rows, usable
 from trait_kit.judging.answers import is_mathematical
 from trait_kit.judging.numbers import quantity
+from trait_kit.reading.readers import hub_data
+from trait_kit.reading.streams import find, is_url
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 

@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trait_kit import demo
-from trait_kit.engine import readers
 from trait_kit.engine.files import TraitError, cache_dir, digest
-from trait_kit.engine.readers import COLUMNS, SCHEMA, Columns, Part, Reject
-from trait_kit.engine.streams import Source, find, format_of, is_document, is_url
-from trait_kit.engine.web import read_web
+from trait_kit.reading import readers
+from trait_kit.reading.readers import COLUMNS, SCHEMA, Columns, Part, Reject
+from trait_kit.reading.streams import Source, find, format_of, is_document, is_url
+from trait_kit.reading.web import read_web
 
 HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _SMALL_BYTES = 4_000_000

@@ -22,9 +22,9 @@ from trait_kit import tables
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder, read_json
 from trait_kit.engine.ngrams import Texts, text_array
-from trait_kit.engine.readers import REPEATED, SKIPPED, Columns
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Work, claim, run
+from trait_kit.reading.readers import REPEATED, SKIPPED, Columns
 from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points

@@ -31,10 +31,10 @@ import pyarrow.parquet as pq
 import yaml
 from loguru import logger
 
-from trait_kit.engine import streams
 from trait_kit.engine.files import digest, made_once
-from trait_kit.engine.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
-from trait_kit.engine.streams import Damaged, Steps, decode, documents_in, encoding_of, format_of, is_document, reading
+from trait_kit.reading import streams
+from trait_kit.reading.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
+from trait_kit.reading.streams import Damaged, Steps, decode, documents_in, encoding_of, format_of, is_document, reading
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each

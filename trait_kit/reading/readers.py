@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.files import TraitError, from_hub, listed
-from trait_kit.engine.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
+from trait_kit.reading.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
