@@ -133,13 +133,14 @@ def test_drafts_are_shown_by_group_and_found_by_what_became_of_them(written):
 
 
 def test_a_draft_stands_beside_what_was_asked(written):
-    p = params.load("params/demo.yaml").passages.model_copy(update={"teacher_steps": "sentences"})
+    p = params.load("params/demo.yaml").passages  # of the local teacher, who is asked for one sentence at a time
     page = drafts.explore(written, p).view(outcome="length")
     assert "Nobody was asked" not in page
     group = drafts.group_of(written.passages.iloc[0], written.problems)
     asked = drafts.asked(group, ["one", "two"], p)
     assert len(asked) == 3  # an opening and a sentence for each of two problems
     assert len(set(asked)) == 3
+    assert len(drafts.asked(group, ["one", "two"], p.model_copy(update={"paragraphs": "teacher"}))) == 5
     unsolved = group.rows[0]._replace(solution=None)
     group.rows[0] = unsolved
     assert len(drafts.asked(group, ["one", "two"], p)) == 4

@@ -58,9 +58,10 @@ def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:
     """What a language model is asked for this passage, without the system line and examples that come before."""
     if p.teacher == "none":
         return []
-    name, unsolved = p.prompts or prompts.choose(group), [row for row in group.rows if not row.solution]
+    name = p.prompts or prompts.choose(group)
+    unsolved = [row for row in group.rows if p.paragraphs == "teacher" or not row.solution]
     turns = [prompts.conversation(name, "paragraph", replace(group, rows=[row])) for row in unsolved]
     sentences = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
-    parts = sentences if p.teacher_steps == "sentences" else [("enlightenment", 0)]
+    parts = sentences if p.teacher == "local" or p.teacher_steps == "sentences" else [("enlightenment", 0)]
     turns += [prompts.conversation(name, part, group, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]
