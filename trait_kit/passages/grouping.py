@@ -34,7 +34,11 @@ def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Grou
     no two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
     where). The result depends on the problems and the seed, not on the order of the rows.
     """
-    _refuse_bad(problems)
+    for row in problems[problems["split"] != "train"].itertuples():
+        raise TraitError(
+            f"Problem {row.id} of task {row.task} is from the split '{row.split}'. Passages are trained on, "
+            "so they may only hold problems of the train split."
+        )
     if params.grouping == "concepts":
         problems = tag_concepts(problems)
     elif params.grouping == "embedding":
@@ -114,17 +118,6 @@ def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
     table = table.fillna(0).astype(int)
     table.insert(2, "unused", table["problems"] - table["used"])
     return table.reset_index()
-
-
-def _refuse_bad(problems: pd.DataFrame) -> None:
-    duplicated = problems.loc[problems["id"].duplicated(), "id"]
-    if len(duplicated):
-        raise TraitError(f"Two problems have the id {duplicated.iloc[0]!r}; ids must be unique over all tasks.")
-    for row in problems[problems["split"] != "train"].itertuples():
-        raise TraitError(
-            f"Problem {row.id} of task {row.task} is from the split '{row.split}'. Passages are trained on, "
-            "so they may only hold problems of the train split."
-        )
 
 
 class _Pool:
