@@ -28,7 +28,7 @@ CEILINGS = {  # lines of Python: what the house is to be
 WHOLE, LONGEST_FILE = 13_000, 400
 BYTES_A_LINE, STATEMENTS_A_LINE = 48.03, 0.647  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
 REACHED = {  # what it is: only ever lowered, until the numbers above hold. Files that became one took their short lines
-    # (heads, imports, blanks) with them, which leaves the average line longer: 7% of the lines went, and 6% of the statements
+    # (heads, imports, blanks) along, so the average line is longer: 7% of the lines went, and 6% of the statements
     "whole": 13_304,
     "bytes": 50.9,
     "statements": 0.6725,

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from trait_kit import params, pipeline
-from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.suites import n_examples
 
@@ -39,7 +38,7 @@ def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_ther
     for name in ("math_smollm2", "math_mistral7b", "ads_mistral7b"):
         experiment = params.load(ROOT / "params" / f"{name}.yaml")
         assert experiment.passages.teacher_extra["chat_template_kwargs"] == {"enable_thinking": False}
-        mixture = mixtures.weights(experiment.training.arms["trait"][0])
+        mixture = params.weights(experiment.training.arms["trait"][0])
         assert min(mixture.values()) == mixture["in_domain"] < max(mixture.values())
         assert ("fasttext_educational" in mixture) == (experiment.classifier.teacher == "openai")
     shown = params.load(ROOT / "params" / "math_mistral7b.yaml").evaluation

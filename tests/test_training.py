@@ -31,11 +31,11 @@ from tiny_llama import (
 from trait_kit import params
 from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError, read_json, write_json
-from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
 from trait_kit.training import prepare, stages, trainer
 from trait_kit.training.held_out import token_losses
 from trait_kit.training.plan import Job, Stage
+from trait_kit.training.prepare import shares
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,6 +9,7 @@ domain.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, create_model, model_validator
 
-from trait_kit.engine import mixtures
 from trait_kit.engine.files import TraitError
 
 # Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
@@ -109,7 +109,7 @@ class TrainingParams(_with_knobs("training", Common)):
     @property
     def sources(self) -> set[str]:
         """Every source that an arm reads."""
-        return {source for stages in self.arms.values() for stage in stages for source in mixtures.weights(stage)}
+        return {source for stages in self.arms.values() for stage in stages for source in weights(stage)}
 
     def wrong(self) -> Iterator[str]:
         for arm, stages in self.arms.items():
@@ -172,6 +172,17 @@ class Experiment(Agreeing):
 
 
 SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in Experiment.model_fields.items()}
+
+
+def weights(mixture: str) -> dict[str, int]:
+    """Of 'in_domain+15*random', source -> weight, in alphabetical order; one named twice weighs both. ValueError."""
+    found: Counter[str] = Counter()
+    for part in mixture.split("+"):
+        weight, star, source = part.strip().rpartition("*")
+        if star and not (weight.isdigit() and int(weight)):
+            raise ValueError(f"'{part}' is no weight and source; write it as in_domain+15*random")
+        found[source] += int(weight or 1)
+    return dict(sorted(found.items()))
 
 
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:

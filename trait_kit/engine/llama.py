@@ -64,7 +64,8 @@ def _serve(port: int) -> None:
     settings.model.path, settings.model_alias = str(_path()), {NAME}
     settings.hostnames, settings.port = ["127.0.0.1"], port
     settings.n_parallel, settings.n_ctx = REQUESTS_AT_ONCE, REQUESTS_AT_ONCE * _CONTEXT
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # as on macOS
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = cores
     server = xllamacpp.Server(settings)
     print(server.listening_address, flush=True)
     threading.Event().wait()

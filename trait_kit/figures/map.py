@@ -20,11 +20,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from sklearn.neighbors import KNeighborsRegressor
 
 from trait_kit import tables
-from trait_kit.engine import mixtures
 from trait_kit.engine.files import write_text
 from trait_kit.figures.cells import write_csv
 from trait_kit.figures.style import KINDS, KitFigure, colour, label, legend, marker, new_figure, styled
 from trait_kit.models import embed
+from trait_kit.params import weights
 from trait_kit.runs import recorded
 from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
@@ -76,7 +76,7 @@ def selections_of(step: Any) -> list[Path]:
     """The selections that the reference arm was trained on."""
     training, evaluation = (recorded(step.run_dir, name) for name in ("04_train_two_stages", "05_evaluate"))
     stages = training["params"]["arms"].get(evaluation["params"]["reference_arm"], [])
-    sources = mixtures.weights("+".join(stages))
+    sources = weights("+".join(stages))
     paths = [step.path("02_filter_web", "selections", f"{source}.parquet") for source in sources]
     return [path for path in paths if path.exists()]
 
@@ -150,13 +150,13 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
         ring = {"edgecolors": colour(kind), "facecolors": "none"}
         look |= ring if kind in ("in_domain", "downstream") else {"color": colour(kind)}
         axes.scatter(parts[kind]["x"], parts[kind]["y"], label=names[kind], **look)
-    _name_tasks(axes, parts["downstream"])
+    _name_tasks(axes, pd.concat([parts["questions"], parts["downstream"]]))
     legend(figure, "lower left", ncols=2, markerscale=1.5)
     return figure
 
 
 def _name_tasks(axes: Axes, problems: pd.DataFrame) -> None:
-    """The tasks' names at their problems, moved apart in height where two would touch."""
+    """The tasks' names above their problems, moved apart in height where two would touch."""
     middle = problems.groupby("task").agg(x=("x", "median"), y=("y", "max")).sort_values("y")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     gap, last = min(0.07, 0.9 / max(1, len(middle))) * (high - low), -np.inf

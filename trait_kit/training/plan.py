@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from trait_kit import params as parameters
-from trait_kit.engine import mixtures
 from trait_kit.engine.files import content, digest, read_json, write_json
 from trait_kit.engine.machine import code_digest
 from trait_kit.models import fast_precision
@@ -100,7 +99,7 @@ def plan_stages(
     for arm, stages in params.arms.items():
         chain = chains[arm] = []
         for mixture, budget in zip(stages, params.stage_tokens, strict=True):
-            weights = mixtures.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
+            weights = parameters.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
             texts = {source: digests[source] for source in weights}
             steps = budget // params.tokens_per_batch
             named = "+".join(f"{weight}*{source}" if weight > 1 else source for source, weight in weights.items())

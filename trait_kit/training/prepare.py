@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest, read_json, write_json
-from trait_kit.engine.mixtures import shares
 from trait_kit.engine.packing import plan_rows
-from trait_kit.params import WRITTEN, TrainingParams
+from trait_kit.params import WRITTEN, TrainingParams, weights
 from trait_kit.training.plan import PROBLEMS, Job, Stage
 from trait_kit.training.tokens import TokenStore, piece_records, prefix_tokens, save_rows, tokenise
 
@@ -112,6 +111,13 @@ def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None
     read = pd.concat([pd.DataFrame({"document": document, "placed": plan.length, "pieces": 1})] * epochs)
     stage.accounting.append(_account(stage, PROBLEMS, store, read, job.params))
     _note(stage, folder)
+
+
+def shares(mixture: str, tokens: int) -> dict[str, int]:
+    """Whole tokens of each source in proportion to the weights; the first sources take what is left over."""
+    found = weights(mixture)
+    edges = np.ceil(np.round(np.cumsum([0, *found.values()]) / sum(found.values()) * tokens, 6)).astype(int)
+    return dict(zip(found, np.diff(edges).tolist(), strict=True))
 
 
 def _note(stage: Stage, folder: Path) -> None:
