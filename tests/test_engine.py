@@ -237,7 +237,7 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
     mixed = pa.table({"text": pa.array([row["text"] for row in rows[320:]], pa.large_binary()), "id": list(range(80))})
     pq.write_table(mixed, folder / "mixed.parquet")  # another order and other types, but usable
     return {
-        "page": (folder / "page.parquet", 10, "row group 2 after row"),
+        "page": (folder / "page.parquet", 10, "damaged: its data after record 20"),
         "nulls": (folder / "nulls.parquet", 10, "no text"),
         "other": (folder / "other.parquet", 30, "has no column 'text'"),
         "numbers": (folder / "numbers.parquet", 20, "holds int64, not strings"),
