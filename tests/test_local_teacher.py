@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 import tiny_random
 
@@ -25,6 +26,14 @@ def test_the_demos_replay_what_the_local_teacher_answered(tmp_path, monkeypatch,
     for row in written.passages.itertuples():
         assert len(row.paragraphs) == 3 and row.text.endswith(row.enlightenment)
         assert row.enlightenment.count("With " if demo == "demo" else "For ") >= 3  # a sentence a problem
+
+
+def test_the_teachers_own_paragraphs_of_the_packaging_sweep_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama, "model_file", lambda: pytest.fail("the model was needed"))
+    both = {"passages.paragraphs": "both", "passages.base_model": str(tiny_random.make())}
+    written = write_passages(Step("03_write_passages", params.load("params/demo.yaml", both), tmp_path))
+    told = pd.read_parquet(tmp_path / "03_write_passages" / "rephrased.parquet")
+    assert written.bill["requests_this_run"] == 0 and len(told) >= 40
 
 
 @pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters
