@@ -27,8 +27,8 @@ CEILINGS = {  # lines of Python: what the house is to be
 }
 WHOLE, LONGEST_FILE = 13_000, 400
 BYTES_A_LINE, STATEMENTS_A_LINE = 48.03, 0.647  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
-REACHED = {  # what it is: only ever lowered, until the numbers above hold. Files that became one took their short lines
-    # (heads, imports, blanks) along, so the average line is longer: 7% of the lines went, and 6% of the statements
+REACHED = {  # what it is: to be lowered until the numbers above hold. The averages were RAISED once, from 49.97 and 0.6659,
+    # when files were joined and took their short lines (heads, imports, blanks) along: 7% of lines, 6% of statements
     "whole": 13_298,
     "bytes": 50.91,
     "statements": 0.6725,

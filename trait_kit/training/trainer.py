@@ -253,7 +253,7 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         bf16=precision == "bfloat16",
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide exactly what must stop the run
-        save_strategy="no",  # Milestones asks
+        save_strategy="no",  # on_step_end asks
         save_total_limit=CHECKPOINTS_KEPT,
         report_to="none",
         disable_tqdm=True,
