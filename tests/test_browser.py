@@ -1,5 +1,6 @@
 """The notebooks as a person meets them: a real JupyterLab on loopback, a real browser, light and dark."""
 
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from conftest import ROOT, TINY
 from test_explore import HOSTILE
 
 from trait_kit import runs
+from trait_kit.figures import report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SHOTS = os.environ.get("TRAIT_KIT_SCREENSHOTS")  # a folder for pictures of what the tests saw
@@ -31,6 +33,7 @@ INK_AND_GROUND = """() => [...document.querySelectorAll('.trait-kit :is(bdi, th,
   })"""
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on PATH or in $CHROMIUM")
 
 
@@ -207,6 +210,26 @@ def state(project: Path) -> tuple[dict[str, int], str]:
     """The demo run's files by content and time, and what git says."""
     files = {str(path): hash(path.read_bytes()) for path in sorted((project / "runs" / "demo").rglob("*")) if path.is_file()}
     return files, subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("page", ["report.html", "06_figures/map.html", "reports.html"])
+def test_pages_pass_axe_core_at_three_widths_light_and_dark(page, tiny_run, tmp_path, chromium):
+    """axe cannot see through the shadow at the sides of a wide table, so contrast is measured without it."""
+    address = tiny_run / page
+    if page == "reports.html":  # two runs side by side; the page is written beside the first
+        for name in "ab":
+            shutil.copytree(tiny_run, tmp_path / name)
+        address = report.write_report(tmp_path / "a", tmp_path / "b")
+    for width, scheme in itertools.product((1280, 768, 390), ("light", "dark")):
+        shown = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        shown.goto(address.as_uri())
+        shown.add_style_tag(content=".scroll { background: none !important; overflow: visible !important }")
+        shown.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+        found = axe.Axe().run(shown, options={"resultTypes": ["violations", "passes"]})
+        assert found.violations_count == 0, found.generate_report()
+        decided = {rule["id"]: len(rule["nodes"]) for rule in found.response["passes"]}
+        assert decided["color-contrast"] >= (3 if page.endswith("map.html") else 20)
+        shown.close()
 
 
 def test_moving_the_cut_changes_the_numbers_and_nothing_else(project, lab, chromium):
