@@ -95,7 +95,6 @@ def _started(
 
 
 def tell(text: str) -> None:
-    """In a child: a line for the person who waits."""
     print(f"{_SHOWN}{text}", flush=True)
 
 

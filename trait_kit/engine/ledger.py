@@ -18,8 +18,6 @@ from trait_kit.engine.files import TraitError
 
 
 class Price(NamedTuple):
-    """What a model costs."""
-
     usd_per_million_in: float = 0.0
     usd_per_million_out: float = 0.0
 
@@ -88,7 +86,6 @@ class Ledger:
         self._sql.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, key: str, completion: Completion) -> None:
-        """Commit a new answer, then count it."""
         try:
             self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, *completion))
         except sqlite3.Error as error:

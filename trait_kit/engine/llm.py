@@ -104,7 +104,6 @@ class Endpoint:
         return key
 
     def name_of(self, messages: list[Message]) -> str:
-        """The name of an answer in the ledger, made of whatever shapes it."""
         return digest([{"model": self.model, "messages": messages, "max_tokens": self.max_tokens}, self.extra])
 
     def estimate(self, requests: Sequence[Request], answer_tokens: int) -> Estimate:
@@ -170,8 +169,6 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
 
 
 class _Session:
-    """All requests of one `ask`, in one event loop."""
-
     def __init__(self, endpoint: Endpoint, attempts: int, kept: bool) -> None:
         self.endpoint, self.ledger, self.attempts, self.stopped = endpoint, endpoint.ledger, attempts, kept
         self.key, self.limit_field = endpoint.key(), "max_tokens"
@@ -214,7 +211,6 @@ class _Session:
         return Reply(value, fault, content, *tokens, self.ledger.price.of(*tokens), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
-        """An answer that was paid for, or a new one within the cap."""
         key = self.endpoint.name_of(messages)
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):

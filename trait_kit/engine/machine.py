@@ -73,7 +73,6 @@ def quiet_libraries() -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with -dirty where files differ from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
@@ -82,7 +81,6 @@ def _git_commit() -> str | None:
 
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
-    """Hex SHA-256 of the files of the `closure`."""
     return digest([[str(path.relative_to(ROOT)), content(path)] for path in closure(*entries, without=without)])
 
 
@@ -119,7 +117,6 @@ def _named(path: Path) -> set[str]:
 
 
 def _module(name: str) -> Path | None:
-    """The file of a module of this package."""
     first, *rest = name.split(".")
     if first != PACKAGE.name or not all(part.isidentifier() for part in rest):
         return None

@@ -114,7 +114,6 @@ def _root(leader, row):
 
 @kernel
 def _join(keys, rows, signatures, needed, leader):
-    """Give the rows of a bucket (equal keys) that are alike their smallest leader."""
     begin = 0
     for i in range(1, len(rows)):
         begin = begin if keys[i] == keys[begin] else i

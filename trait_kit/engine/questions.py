@@ -35,10 +35,9 @@ _WORD = re.compile(f"[{_UNSPACED}]|" + _SAME["word"].replace("L", rf"[^\W\d_{_UN
 
 
 class QuestionIndex:
-    """Test questions; `find` compares texts with them (some megabytes a second).
+    """Every n-gram of test questions (a shorter question is one by itself) -> the questions it is in.
 
-    It holds every n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and the lengths of
-    the n-grams that begin with a pair of words: only there is a text looked at.
+    Texts are looked at only where they have a pair of words that an n-gram begins with: some megabytes a second.
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
@@ -108,7 +107,6 @@ class QuestionIndex:
 
 
 def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
-    """Whether the question stands there but for one piece put in."""
     if not set(window).issuperset(question):
         return False
     blocks = difflib.SequenceMatcher(None, question, window, autojunk=False).get_matching_blocks()[:-1]

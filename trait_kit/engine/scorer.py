@@ -85,7 +85,6 @@ class NgramScorer:
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Probabilities from what `ngrams.total` found."""
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         return softmax(logits, axis=1).astype(np.float32)
@@ -135,8 +134,4 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
         raise TraitError(f"{path} {incomplete}")
     labels = [label.decode(errors="replace") for label in labels]
-    if not all(label.startswith(LABEL_PREFIX) for label in labels):
-        raise TraitError(
-            f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
-        )
     return words, labels, longest, model.get_input_matrix(), model.get_output_matrix()

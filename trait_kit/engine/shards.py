@@ -31,8 +31,6 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where shards are worked on."""
-
     executor: Literal["local", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
     slurm: dict[str, str] = field(default_factory=dict)  # partition, time, ...: arguments of datatrove's executor
@@ -119,8 +117,7 @@ def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, l
 
 
 def _enter_worker() -> None:
-    """Leave Ctrl-C to the driver, and end when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     _be_lean()
     driver = multiprocessing.parent_process()
     threading.Thread(target=lambda: (driver.join(), os._exit(1)), daemon=True).start()
@@ -167,7 +164,6 @@ def _slurm_holds(job: str) -> bool:
 
 
 def _do_share(work: Work, job: Path, numbers: Sequence[int], error: Path, _: Any, rank: int, ranks: int) -> None:
-    """One rank's share of the shards: the one step of datatrove's pipeline."""
     _be_lean()
     for number in numbers[rank::ranks]:
         try:
