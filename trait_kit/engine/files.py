@@ -197,5 +197,6 @@ def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        told = f"{where}: {name} could not be loaded ({reason}). Check the name and the network, or {instead}."
-        raise TraitError(told) from error
+        raise TraitError(
+            f"{where}: {name} could not be loaded ({reason}). Check the name and the network, or {instead}."
+        ) from error

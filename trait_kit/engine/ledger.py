@@ -59,8 +59,8 @@ class Ledger:
             self._sql.execute("PRAGMA journal_mode=WAL")
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
             self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
-            sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
-            self._paid_usd = price.of(*sums.fetchone())  # by all runs
+            sums = "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers"
+            self._paid_usd = price.of(*self._sql.execute(sums).fetchone())  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
                 f"{path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away "

@@ -1,10 +1,9 @@
 """A language model on this machine's processor: llama.cpp behind the OpenAI protocol.
 
-The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes in parts
-from the Python package index.
+Qwen2.5-Coder-1.5B-Instruct needs no key: its official 4-bit file comes once, in parts, from the Python package index.
 
-`python -m trait_kit.engine.llama --port PORT` answers on loopback until it is ended: a process of its own, because
-llama.cpp ends its process on some errors, and because its threads must wait without spinning beside torch's.
+`python -m trait_kit.engine.llama --port PORT` is a process of its own, because llama.cpp ends its process on some errors,
+and because its threads must wait without spinning beside torch's.
 """
 
 import importlib.util

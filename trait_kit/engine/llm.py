@@ -8,14 +8,13 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,10 @@ class Endpoint:
         """The endpoint that `teacher_*` parameters name, its paid answers in `folder`; with teacher_serve, to estimate."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         if address and not params.teacher_price and not is_private(address):
-            told = f"teacher_price does not say what '{params.teacher_model}' at {address} costs."
-            raise TraitError(f"{told} Set it to [1.5, 6.0], in USD for a million tokens in and out, or to [0, 0].")
+            raise TraitError(
+                f"teacher_price does not say what '{params.teacher_model}' at {address} costs. Set it to [1.5, 6.0], in USD "
+                "for a million tokens in and out, or to [0, 0]."
+            )
         asked = {name: getattr(params, f"teacher_{name}") for name in ("model", "concurrency", "max_tokens", "extra")}
         price = Price(*params.teacher_price or ())
         return cls(address, **asked, ledger=Ledger(folder and folder / "teacher_answers.sqlite", price, params.max_cost_usd))
@@ -117,12 +118,12 @@ class Endpoint:
 
     @functools.cached_property
     def tokens_per_second(self) -> float:
-        """Of all requests together; measured, by reading much and writing little, where the kit starts the server."""
+        """Of all requests; measured, by reading much and writing little, where the kit starts the server."""
         typical = TOKENS_PER_SECOND * self.concurrency
         if not self.start:
             return typical
         self.start()
-        endpoint = dataclasses.replace(self, max_tokens=48, ledger=Ledger())
+        endpoint = replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
         replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
@@ -165,7 +166,7 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
             command, log = shlex.split(params.teacher_serve), folder / "teacher_server.log"
             return stack.enter_context(child.serving(command, "The language model's server", log)) + "/v1"
 
-        yield dataclasses.replace(endpoint, start=start if params.teacher_serve else None)
+        yield replace(endpoint, start=start if params.teacher_serve else None)
 
 
 class _Session:

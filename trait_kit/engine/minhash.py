@@ -37,8 +37,8 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
 def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """For each row the smallest row of its cluster, int64 [n].
 
-    Clusters are the connected components of pairs that share a band of the signature and whose estimated similarity is at
-    least `threshold`. Equal signatures go on as one row. In a bucket each is compared with the first WINDOW.
+    Clusters are the connected components of pairs that share a band and whose estimated similarity is at least
+    `threshold`. Equal signatures are one row. In a bucket each is compared with the first WINDOW.
     """
     leader, rows = np.arange(len(signatures)), np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
     _, first, same = np.unique(_keys(signatures[rows]), return_index=True, return_inverse=True)

@@ -1,14 +1,12 @@
 """Tokens, their hashes, and tables of numbers over them: the one pass over text that every linear selection model shares.
 
 The fastText models and DSIR (arXiv 2302.03169) are sums of table values over hashed word n-grams. `token_blocks` reads
-Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized block at
-a time, normalised if the model was trained so (`normalise` gives the same tokens as text). The pass has no branch that a
-processor could guess wrong at a word's end: that, not arithmetic, limits a loop over words.
-
-A state's low half is fastText's hash of the token; all of it tells tokens apart, which the half does not among millions.
+Arrow buffers and yields the 64-bit hash states of the tokens, a cache-sized block at a time, normalised if the model was
+trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong: that, not
+arithmetic, limits a loop over words. A state's low half is fastText's hash; all of it tells millions of tokens apart.
 
 A `LinearTable` holds what a model adds to its scores for a word (slots: open addressing by the word's state, its numbers
-beside it, so that a word costs one cache line) and for an n-gram (buckets). Tables are mapped from files, and so shared.
+beside it, so that a word costs one cache line) and for an n-gram (buckets). It is mapped from a file, and so shared.
 """
 
 import functools
@@ -45,12 +43,12 @@ _KINDS = {  # ranges of characters; all others are of words; those alone are wor
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), *UNSPACED],
     _MARK: _MARKS,  # a vowel sign or tone above a letter, else alone
 }
-_BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
+_BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # fastText's
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
 BLOCK_TOKENS = 262_144  # bytes of text in a block: its tokens stay in a core's own cache
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
-# A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces.
+# pasted in: a call would count references to its arrays, at more cost than most pieces
 inlined = numba.njit(inline="always", error_model="numpy")
 
 
@@ -111,7 +109,7 @@ def token_blocks(array: TextArray, normalisation: Normalisation = "none") -> Ite
     offsets = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
     values.flags.writeable = offsets.flags.writeable = False  # one type, so that kernels compile once
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
-    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
+    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # untouched memory costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
     kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     first = 0

@@ -1,11 +1,9 @@
 """Documents packed into full rows, each document blind to its neighbours.
 
-Best-fit placement keeps documents whole: a cut one loses the context of its second part. `position_ids` that start again
-at 0 in each document, *no* attention mask and no cache (`use_cache=False`) keep documents apart: an all-ones mask, or the
-cache that models make by default, would silently let them see each other.
-
-Documents are placed as they come, never sorted by length: rows and batches stay as random as the order. What is packed
-is a plan, some 20 bytes a piece; tokens stay on disk until a row is read.
+Best fit keeps documents whole: a cut one loses the context of its second part. `position_ids` that start again at 0 in
+each, *no* attention mask and no cache (`use_cache=False`) keep them apart: an all-ones mask, or the cache that models make
+by default, would silently let them see each other. Documents are placed as they come, never sorted by length: rows and
+batches stay as random as the order. A plan takes some 20 bytes a piece; tokens stay on disk until a row is read.
 """
 
 from typing import NamedTuple

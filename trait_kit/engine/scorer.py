@@ -1,17 +1,13 @@
 """NgramScorer: a fastText classifier folded into one table of numbers, with the same probabilities many times as fast.
 
 A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words
-and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between logits matter, hence a row
+and hashed word n-grams. B . A[row] is computed once a row, and only differences between logits matter, hence a row
 becomes labels - 1 numbers: the 2 GB of a 2M-bucket, 256-dimension model of two labels become 8 MB, which a processor's
 cache holds. Scoring is then: hash the tokens, look up, add (`ngrams`).
 
-fastText's own rules (dictionary and line reading) hold:
-- words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` ends each text; a newline
-  inside a text, which fastText's Python API refuses, is a space;
-- an unknown word has no row of its own, but it takes part in word n-grams;
-- a text without any row (possible when `</s>` is not in the vocabulary) is uniform here; fastText gives no answer.
-Two do not, for no page of the web should command them: a `</s>` inside a text does not end it, and a token that starts
-with `__label__` is a word. fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above these.
+fastText's own rules hold: words end at ASCII white space and NUL; `</s>` ends each text; an unknown word has no row, but
+takes part in n-grams. But a `</s>` or `__label__` inside a text is a word, which no page of the web should command; a
+newline is a space; a text without any row, where fastText has no answer, is uniform. fastText reports log(p + 1e-5).
 """
 
 import struct

@@ -46,8 +46,9 @@ def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], 
     own = isinstance(earlier, dict) and "writes" in earlier and earlier.get("kind", kind) == kind
     listed = {"job.json", *earlier["writes"]} if own else set()
     if foreign := sorted(found.intersection(["job.json", *writes]) - listed):
-        told = f"{folder / foreign[0]} is there, but no job of this kind wrote it."
-        raise TraitError(f"{told} Move it, or name another folder.")
+        raise TraitError(
+            f"{folder / foreign[0]} is there, but no job of this kind wrote it. Move it, or name another folder."
+        )
     for stale in listed.difference(["job.json", *valid]):  # out of date or damaged: it would pass for progress
         (folder / stale).unlink(missing_ok=True)
     write_json(manifest, {**job, "kind": kind, "writes": writes})

@@ -93,10 +93,9 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
     if problem := _text_problem(table.schema, columns.text):
         return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
     found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
-    found["row"] = np.arange(first, first + len(table))
     broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
-    found["reason"] = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
-    found |= {name: pa.nulls(len(table), FOUND.field(name).type) for name in ("file", "records")}
+    found |= {"row": np.arange(first, first + len(table)), "file": pa.repeat(origin, len(table))}
+    found |= {"reason": pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None), "records": np.ones(len(table), int)}
     return parted(pa.table(found, FOUND), origin)
 
 

@@ -22,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 from trait_kit.engine.files import TraitError
 
@@ -146,8 +147,9 @@ def _readable(spec: str, names: list[str]) -> list[str]:
 def _source(name: str, info: dict) -> Source:
     """A file known by its store's digest, else by 16 MB of its bytes, here and there."""
     if not format_of(name)[0]:
-        known = ", ".join(FORMATS)
-        raise TraitError(f"{name}: documents are read from {known}, also .gz and .zst. Convert it, or narrow the glob.")
+        raise TraitError(
+            f"{name}: documents are read from {', '.join(FORMATS)}, also .gz and .zst. Convert it, or narrow the glob."
+        )
     if format_of(name)[0] == ".pdf" and not importlib.util.find_spec("pypdf"):
         raise TraitError(f"{name}: to read PDF files, pip install 'trait-kit[pdf]'.")
     size = info.get("size") or 0
@@ -207,16 +209,12 @@ def reading(name: str) -> Iterator[io.BufferedReader]:
 
 def decode(page: bytes, charset: str = "") -> str:
     """A page by its byte order mark, the header's `charset`, its HTML meta, its bytes."""
-    from resiliparse.parse.encoding import detect_encoding
-
     encoding = encoding_of(page, charset, detect_encoding(page, from_html_meta=True))
     return page.decode(encoding, "replace").removeprefix("\ufeff")
 
 
 def encoding_of(data: bytes, *said: str) -> str:
     """How a text that begins so is encoded: by its byte order mark, the first name `said` that fits, its bytes."""
-    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))

@@ -1,12 +1,12 @@
 """Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
 FastWARC finds the records, also where one lies about its length: bytes that no whole record claims count as the documents
-that they probably held. A file is extracted once, whoever asks, in a child process (datatrove's sandbox): a page that
-hangs, crashes or fills the memory ends the child and is lost; the next page gets another child.
+that they probably held. A file is extracted once, in a child process (datatrove's sandbox): a page that hangs, crashes or
+fills the memory ends the child and is lost, alone.
 
 A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
-Pages hide formulas in scripts, images and hidden elements, where no extractor finds them (MegaMath, arXiv 2504.02807). So
-they are put into the page's tree as TeX before its text is taken.
+Formulas hide in scripts, images and hidden elements, where no extractor finds them (MegaMath, arXiv 2504.02807), so they
+are put into the page's tree as TeX before its text is taken.
 """
 
 import contextlib
