@@ -194,7 +194,7 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
     plain = str(record.record_type) == "conversion" and "html" not in said
     html = plain or "html" in said or (not said and begins in (b"<", b""))
-    status = (http.status_code if http else 0) if record.is_http else 200
+    status = getattr(http, "status_code", None) if record.is_http else 200
     refused = {
         f"{UNREADABLE}: no HTTP response": not status,
         f"{SKIPPED}: HTTP status {status}": status != 200,
