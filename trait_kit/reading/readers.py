@@ -84,7 +84,6 @@ def parted(found: pa.Table, origin: str) -> Part:
 
 
 def torn(row: int, what: object, records: int) -> dict[str, Any]:
-    """What follows the record `row` of a file, and is lost."""
     return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": max(records, 1)}
 
 
@@ -243,7 +242,6 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _strings(record: Any, columns: Columns) -> dict[str, str]:
-    """The columns of a record, as strings; Refused says why it is no document."""
     if isinstance(record, Refused):
         raise record
     text = record.get(columns.text) if isinstance(record, dict) else None

@@ -115,8 +115,7 @@ def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
     for record in ArchiveIterator(steps, parse_http=False, quirks_mode=True):
         start, length = record.stream_pos, record.content_length
         body = record.reader.read(PAGE_BYTES + (1 << 16))
-        whole = len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body)
-        if whole:
+        if len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body):
             record.set_bytes_content(body)
             head = sum(len(name) + len(value) + 4 for name, value in record.headers)
             yield start, start + head + length, record
@@ -124,7 +123,6 @@ def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
 
 
 def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
-    """The document of a record or file, or the reason why it is none, and what was left out."""
     try:
         return sandbox.process_document(pickle.dumps(source), _guarded)
     except TimeoutError:
@@ -263,7 +261,6 @@ def _tex(node: Any) -> str:
 
 
 def _of_mathml(node: Any) -> str:
-    """TeX of a MathML element; its letters and symbols stay Unicode."""
     parts = [tex for child in node.children if (tex := _of_mathml(child))]
     before, after = _FORMULAS["around"].get(node.tag, ("", ""))
     with contextlib.suppress(IndexError):
