@@ -83,10 +83,7 @@ SPECIAL = {
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    prices = tmp_path / "prices.yaml"  # a USD a million tokens in, two out
-    prices.write_text('"test-model": {usd_per_million_in: 1.0, usd_per_million_out: 2.0}\n', encoding="utf-8")
-    monkeypatch.setattr("trait_kit.engine.llm.PRICES", prices)
+def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(LlmServer(good_answer, SPECIAL)) as server:
         yield server
@@ -111,7 +108,8 @@ def of_these(problems: pd.DataFrame, groups: list[Group]) -> list[Group]:
 
 def asking(server: LlmServer, **changes):
     """The parameters of a run that asks `server`."""
-    return params(**{"teacher": "openai", "teacher_model": "test-model", "teacher_base_url": server.url, **changes})
+    asked = {"teacher": "openai", "teacher_model": "test-model", "teacher_base_url": server.url, "teacher_price": (1.0, 2.0)}
+    return params(**{**asked, **changes})
 
 
 def group_of(problems: pd.DataFrame, grouping: str, shared: str) -> Group:

@@ -356,15 +356,11 @@ def test_json_lines_in_utf_16_are_read_and_it_is_said(tmp_path: Path, caplog, mo
 
 
 @pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd command is not here")
-def test_a_long_zstd_window_is_read_or_said(tmp_path: Path, monkeypatch) -> None:
+def test_a_long_zstd_window_is_said(tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "d.jsonl", [{"id": str(k), "text": f"text {k}"} for k in range(10)]).read_bytes()
     packed = subprocess.run(["zstd", "--ultra", "--long=31", "-c"], input=plain, capture_output=True, check=True).stdout
     (tmp_path / "d.jsonl.zst").write_bytes(packed)
-    assert len(load_documents(str(tmp_path / "d.jsonl.zst"))) == 10
-    (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
-    assert any(reject.reason.startswith("damaged: ") for reject in rejects(tmp_path / "cut.jsonl.zst"))
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(TraitError, match=r"window of more than 128 MB"):
+    with pytest.raises(TraitError, match=r"d\.jsonl\.zst: damaged: .*zstd -d --long=31"):
         load_documents(str(tmp_path / "d.jsonl.zst"))
 
 

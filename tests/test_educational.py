@@ -156,11 +156,8 @@ def test_ratings_of_an_llm_train_a_model_that_repeats_them(server, tmp_path):
     assert (tmp_path / "educational.bin").read_bytes() == model
 
 
-def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server, tmp_path, monkeypatch):
-    prices = tmp_path / "prices.yaml"  # an answer costs 0.10
-    prices.write_text("judge: {usd_per_million_in: 100.0, usd_per_million_out: 200.0}")
-    monkeypatch.setattr("trait_kit.engine.llm.PRICES", prices)
-    priced = {"teacher_max_tokens": 512}
+def test_a_cap_in_the_middle_trains_on_what_there_is_or_says_how_to_go_on(server, tmp_path):
+    priced = {"teacher_max_tokens": 512, "teacher_price": (100.0, 200.0)}  # an answer costs 0.10
     made = educational_model(asking(server.url, max_cost_usd=8.0, **priced), documents(120), tmp_path)
     assert 60 <= len(server.asked) <= 80
     assert made.numbers["bill"]["stopped_by_cap"]

@@ -10,7 +10,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.suites import n_examples
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = sorted({*(ROOT / "params").glob("*.yaml")} - {ROOT / "params" / "prices.yaml"})
+EXPERIMENTS = sorted((ROOT / "params").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "params" / "sweeps").glob("*.yaml"))
 
 

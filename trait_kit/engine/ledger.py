@@ -1,8 +1,7 @@
 """What was paid for: answers and money in one sqlite file, a cap that is never passed, the bill before anything is asked.
 
-An answer is committed before it is used, so a killed process pays for nothing twice, and what it left half-written
-sqlite undoes by itself. The key of an answer is the digest of its request; no API key or header is ever written. Prices
-live in a small YAML that the user owns, since they change and no program should guess them.
+An answer is committed before it is used, so a killed process pays for nothing twice. The key of an answer is the digest
+of its request; no API key or header is ever written.
 """
 
 import asyncio
@@ -12,32 +11,22 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-
-import yaml
-from pydantic import BaseModel, Field, TypeAdapter
 
 from trait_kit.engine.files import TraitError
 
-Usd = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
-
-class Price(BaseModel, extra="forbid", frozen=True):
-    """What a model costs: a line of the file of prices."""
-
-    usd_per_million_in: Usd
-    usd_per_million_out: Usd
+class Price(NamedTuple):
+    usd_per_million_in: float = 0.0
+    usd_per_million_out: float = 0.0
 
     def of(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
 
 
-FREE = Price(usd_per_million_in=0.0, usd_per_million_out=0.0)
-
-
 class Completion(NamedTuple):
-    """One answer of a language model, with the tokens that were paid for (reckoned where the endpoint does not say)."""
+    """An answer of a language model, and its tokens (reckoned where the endpoint does not say)."""
 
     content: str
     finish_reason: str
@@ -52,32 +41,30 @@ class NoAnswer(Exception):
 class Ledger:
     """`cap_usd` 0 means no cap; without a path nothing outlives the ledger.
 
-    What is spent counts once an answer, new or found, and is reckoned from whole tokens, so that it equals the
-    endpoint's own account to the last digit. The cap is for all that the file holds: a run that is started again gets
-    no second one.
+    An answer counts once, new or found. The cap is for all that the file holds: a second run gets no second one.
     """
 
-    def __init__(self, path: Path | str | None = None, price: Price = FREE, cap_usd: float = 0.0):
-        self.path = Path(path) if path else None
+    def __init__(self, path: Path | None = None, price: Price = Price(), cap_usd: float = 0.0):
+        self.path = path
         self.price, self.cap_usd = price, cap_usd
         self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found
         self.new: list[str] = []  # the keys of those that it paid for
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
         columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
         try:
-            self._sql = sqlite3.connect(self.path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
+            self._sql = sqlite3.connect(path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
             self._sql.execute("PRAGMA journal_mode=WAL")
             self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
             self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
-            sums = self._sql.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers")
-            self._paid_usd = price.of(*sums.fetchone())  # by all runs
+            sums = "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers"
+            self._paid_usd = price.of(*self._sql.execute(sums).fetchone())  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
-                f"{self.path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away: "
-                "then everything is asked, and paid, again."
+                f"{path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away "
+                "to ask, and pay, for everything again."
             ) from None
 
     def close(self) -> None:
@@ -95,16 +82,15 @@ class Ledger:
         return Completion(*row[1:])
 
     def keep(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Answers that somebody else had, each its key and its completion; those that are here stay."""
+        """Answers that somebody else had (key, *completion); those that are here stay."""
         self._sql.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, key: str, completion: Completion) -> None:
-        """Commit a new answer, then count it."""
         try:
             self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, *completion))
         except sqlite3.Error as error:
             raise TraitError(
-                f"Could not write a paid answer to {self.path}: {error}. Make room on the disk (or the folder writable) "
+                f"Could not write a paid answer to {self.path}: {error}. Make room on the disk, or the folder writable, "
                 "and run again; the answers before it are kept."
             ) from error
         self.used[key] = completion[2:]
@@ -113,7 +99,7 @@ class Ledger:
 
     @contextlib.asynccontextmanager
     async def reserved(self, most_usd: float) -> AsyncIterator[None]:
-        """Within: room under the cap for the most that a request can cost. Those in flight may leave some, so it waits."""
+        """Room under the cap for the most that a request can cost; it waits for what those in flight may leave."""
         while self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
@@ -126,7 +112,7 @@ class Ledger:
             self._reserved.remove(most_usd)
 
     def bill(self) -> dict[str, Any]:
-        """What was paid, for the run's record. An endpoint may charge for requests without answer too: nobody can know."""
+        """What was paid, but for requests without an answer that an endpoint may charge for."""
         tokens_in, tokens_out = (sum(tokens[side] for tokens in self.used.values()) for side in (0, 1))
         return {
             "tokens_in": tokens_in,
@@ -157,7 +143,7 @@ class Estimate(NamedTuple):
 
 
 def agree(estimate: Estimate, max_cost_usd: float) -> str:
-    """The estimate in words, with what the cap does to it; TraitError where it costs money and no cap was set."""
+    """The estimate in words, and what the cap does to it; TraitError where it costs money and no cap was set."""
     if estimate.cost_usd and not max_cost_usd:
         raise TraitError(
             f"This would cost about {_usd(estimate.cost_usd)} ({estimate}). Set max_cost_usd to what you agree to spend."
@@ -172,25 +158,8 @@ def _usd(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}"
 
 
-def price_of(model: str, url: str, file: Path) -> Price:
-    """What `file` says of a model. One that is not listed is free, on this network only."""
-    try:
-        text = file.read_text("utf-8") if file.exists() else ""
-        listed = TypeAdapter(dict[str, Price]).validate_python(yaml.safe_load(text) or {})
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        form = "a line a model, name: {usd_per_million_in: 1.5, usd_per_million_out: 6.0}"
-        raise TraitError(f"{file} is not {form}, amounts that are not negative: {error}") from None
-    if model in listed or not url or is_private(url):
-        return listed.get(model, FREE)
-    raise TraitError(
-        f"{file} does not say what '{model}' at {url} costs. Add the line\n"
-        f'"{model}": {{usd_per_million_in: 0.0, usd_per_million_out: 0.0}}\n'
-        "with its prices in USD for a million tokens."
-    )
-
-
 def is_private(url: str) -> bool:
-    """Whether every address that the URL's host stands for is of this machine or of a private network."""
+    """Whether all addresses of the URL's host are of this machine or of a private network."""
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(urlsplit(url).hostname or "", None)}
         return all(ipaddress.ip_address(address.partition("%")[0]).is_private for address in found)

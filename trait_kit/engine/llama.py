@@ -1,10 +1,9 @@
-"""A language model on this machine's processor: llama.cpp behind the OpenAI protocol, as a program of its own.
+"""A language model on this machine's processor: llama.cpp behind the OpenAI protocol.
 
-The model, Qwen2.5-Coder-1.5B-Instruct, needs no key and the network but once: its official 4-bit file comes in parts
-from the Python package index, and is known by its digest.
+Qwen2.5-Coder-1.5B-Instruct needs no key: its official 4-bit file comes once, in parts, from the Python package index.
 
-`python -m trait_kit.engine.llama --port PORT` answers on loopback until it is ended. A process of its own because
-llama.cpp ends its process on some errors, and because its threads must wait without spinning beside torch's.
+`python -m trait_kit.engine.llama --port PORT` is a process of its own, because llama.cpp ends its process on some errors,
+and because its threads must wait without spinning beside torch's.
 """
 
 import importlib.util
@@ -28,7 +27,7 @@ _CONTEXT = 4_096  # tokens of one request and its answer
 
 
 def as_endpoint(params: Any, **settings: Any) -> Any:
-    """The parameters of a teacher (`params.TeacherParams`) that is this model; `settings`: more of them."""
+    """The parameters of a teacher that is this model, with more `settings`."""
     if not importlib.util.find_spec("xllamacpp"):
         raise TraitError("A local teacher needs llama.cpp: pip install 'trait-kit[local]'.")
     command = shlex.join([sys.executable, "-P", "-m", "trait_kit.engine.llama"])

@@ -1,45 +1,42 @@
 """The one client for language models: any endpoint of the OpenAI protocol, asked many things at once, each paid for once.
 
-What comes back is bounded in bytes, in time and in money, and never holds the API key. One request that fails is a
-fault with its reason; only what would fail for every request (a refused key, an unknown model) raises. No JSON is asked
-for: a reader takes plain text, and what a model thinks aloud before is not part of it.
+What comes back is bounded in bytes, time and money, and never holds the API key. One request that fails is a fault with
+its reason; only what would fail for every request (a refused key, an unknown model) raises.
 """
 
 import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trait_kit.engine import child, llama
 from trait_kit.engine.files import TraitError, digest
-from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, is_private, price_of
+from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, Price, is_private
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-PRICES = Path("params/prices.yaml")  # what models cost at addresses outside your network
 MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 BYTES_A_TOKEN = 4  # for estimates, in any script
-TOKENS_PER_SECOND = 50  # of one request among many: what a busy server typically gives
+TOKENS_PER_SECOND = 50  # of one request, at a busy server
 SAY_EVERY = 60.0  # seconds: how far the asking is
-READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores; a busy server of many requests is alike)
+READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores, and at a busy server)
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask: a prompt or a conversation so far, and what makes a value of the answer (ValueError: not usable).
+    """A prompt or a conversation so far, and what makes a value of the answer (ValueError: not usable).
 
-    `retry` makes the next conversation from the last one, its answer and what was wrong with it.
+    `retry` makes the next conversation of the last one, its answer and its fault.
     """
 
     asked: str | Sequence[Message]
@@ -52,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """The end of one conversation: what was read from the answer, or the fault ('kind: details'), and what it cost."""
+    """The end of a conversation: what was read from the answer, or the fault ('kind: details'), and the cost."""
 
     value: Any  # None where there is a fault
     fault: str
@@ -65,10 +62,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model at one address, which gets `concurrency` requests at once, and what it was paid for, in a ledger.
+    """One model at one address, which gets `concurrency` requests at once, and its ledger.
 
-    The API key is read from the environment when it is needed and is kept nowhere; on this machine and its private
-    network none is needed. `extra` goes into each request's body (temperature, seed, thinking off).
+    The API key is read from the environment when it is needed and kept nowhere; a private network needs none.
     """
 
     base_url: str
@@ -76,7 +72,7 @@ class Endpoint:
     concurrency: int = 8
     timeout: float = 120.0  # seconds a request
     max_tokens: int = 1_024
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # more of each request's body: temperature, seed
     ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
     start: Callable[[], str] | None = None  # starts the server of this endpoint and says its address, when first asked
@@ -88,14 +84,16 @@ class Endpoint:
 
     @classmethod
     def of(cls, params: Any, folder: Path | None = None) -> "Endpoint":
-        """The endpoint that a notebook's `teacher_*` parameters name; with `teacher_serve`, one to estimate with.
-
-        Its paid answers stay in `folder`.
-        """
+        """The endpoint that `teacher_*` parameters name, its paid answers in `folder`; with teacher_serve, to estimate."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
+        if address and not params.teacher_price and not is_private(address):
+            raise TraitError(
+                f"teacher_price does not say what '{params.teacher_model}' at {address} costs. Set it to [1.5, 6.0], in USD "
+                "for a million tokens in and out, or to [0, 0]."
+            )
         asked = {name: getattr(params, f"teacher_{name}") for name in ("model", "concurrency", "max_tokens", "extra")}
-        price, file = price_of(params.teacher_model, address, PRICES), folder and folder / "teacher_answers.sqlite"
-        return cls(address, **asked, ledger=Ledger(file, price, params.max_cost_usd))
+        price = Price(*params.teacher_price or ())
+        return cls(address, **asked, ledger=Ledger(folder and folder / "teacher_answers.sqlite", price, params.max_cost_usd))
 
     def key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
@@ -107,11 +105,10 @@ class Endpoint:
         return key
 
     def name_of(self, messages: list[Message]) -> str:
-        """The name of an answer in the ledger: whatever shapes it is in it."""
         return digest([{"model": self.model, "messages": messages, "max_tokens": self.max_tokens}, self.extra])
 
     def estimate(self, requests: Sequence[Request], answer_tokens: int) -> Estimate:
-        """The bill of asking each thing once that has no kept answer, at this endpoint's prices and speed."""
+        """The bill of asking each thing once that has no kept answer."""
         asked = [request.messages() for request in requests]
         new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
         tokens_in = sum(len(message["content"].encode()) for messages in new for message in messages) // BYTES_A_TOKEN
@@ -121,12 +118,12 @@ class Endpoint:
 
     @functools.cached_property
     def tokens_per_second(self) -> float:
-        """Of all requests together; measured where the server is the kit's own, by reading much and writing little."""
+        """Of all requests; measured, by reading much and writing little, where the kit starts the server."""
         typical = TOKENS_PER_SECOND * self.concurrency
         if not self.start:
             return typical
         self.start()
-        endpoint = dataclasses.replace(self, max_tokens=48, ledger=Ledger())
+        endpoint = replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         started = time.monotonic()
         replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
@@ -137,8 +134,8 @@ class Endpoint:
 def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, kept: bool = False) -> list[Reply]:
     """A reply to each request, in their order; what a reader refuses is asked again, told why, up to `attempts` times.
 
-    All run in one thread of their own, so it works under a running event loop (Jupyter) too. On an error or Ctrl-C
-    nothing new is asked, and what is in flight (and paid) reaches the ledger. `kept`: only what was answered before is.
+    In a thread of its own, so that it works under a running event loop (Jupyter). After an error or Ctrl-C nothing new is
+    asked, and what is in flight (and paid) reaches the ledger. `kept`: nobody is asked.
     """
     session, count = _Session(endpoint, attempts, kept), len(requests)
     began = said = time.monotonic()
@@ -156,7 +153,7 @@ def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, k
 
 @contextlib.contextmanager
 def served(params: Any, folder: Path) -> Iterator[Endpoint]:
-    """The endpoint of `params`; with `teacher_serve`, of a server that starts when it is needed and ends with the block."""
+    """The endpoint of `params`; a server of `teacher_serve` starts when it is needed, and ends with the block."""
     endpoint = Endpoint.of(params, folder)
     with contextlib.ExitStack() as stack:
         stack.callback(endpoint.ledger.close)
@@ -169,12 +166,10 @@ def served(params: Any, folder: Path) -> Iterator[Endpoint]:
             command, log = shlex.split(params.teacher_serve), folder / "teacher_server.log"
             return stack.enter_context(child.serving(command, "The language model's server", log)) + "/v1"
 
-        yield dataclasses.replace(endpoint, start=start if params.teacher_serve else None)
+        yield replace(endpoint, start=start if params.teacher_serve else None)
 
 
 class _Session:
-    """All requests of one `ask`, in one event loop."""
-
     def __init__(self, endpoint: Endpoint, attempts: int, kept: bool) -> None:
         self.endpoint, self.ledger, self.attempts, self.stopped = endpoint, endpoint.ledger, attempts, kept
         self.key, self.limit_field = endpoint.key(), "max_tokens"
@@ -217,7 +212,6 @@ class _Session:
         return Reply(value, fault, content, *tokens, self.ledger.price.of(*tokens), tuple(refused))
 
     async def _complete(self, messages: list[Message]) -> Completion:
-        """The answer: one that was paid for, or a new one within the cap."""
         key = self.endpoint.name_of(messages)
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):
@@ -232,7 +226,7 @@ class _Session:
                     return completion
 
     async def _post(self, messages: list[Message]) -> Any:
-        """What the endpoint answers; None where that is no JSON."""
+        """What the endpoint answers; None if no JSON."""
         import openai
 
         endpoint = self.endpoint
@@ -299,17 +293,17 @@ class _Session:
 
 
 def again(messages: Sequence[Message], content: str, fault: str) -> list[Message]:
-    """The conversation gone on with: what was answered, and why that is not taken."""
+    """The conversation, with what was answered and why that is not taken."""
     told = f"That cannot be used: {fault[:500]}. Write it again without this fault, in the same form, and nothing else."
     return [*messages, {"role": "assistant", "content": content or "(empty)"}, {"role": "user", "content": told}]
 
 
 def without_thoughts(content: str) -> str:
-    """An answer without what was thought aloud before it; nothing where the thinking never ended."""
+    """An answer without what was thought aloud before it; empty where the thinking never ended."""
     return content.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def clean(text: str) -> str:
-    """Valid UTF-8 without lone surrogates, blank lines or trailing space, so that a text keeps its own layout."""
+    """A text without lone surrogates, blank lines or trailing space, in its own layout."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"\s*\n", "\n", text.strip())

@@ -1,7 +1,4 @@
-"""What a result was made with and on: code, packages, cores, memory, speed; and quiet libraries in between.
-
-Which code shapes a result is computed from the source: a hand-kept list of folders is wrong the day after it is written.
-"""
+"""What a result was made with and on: code (computed from the source), packages, cores, memory, speed; quiet libraries."""
 
 import ast
 import importlib.metadata
@@ -27,7 +24,6 @@ _PACKAGES = ("accelerate", "datasets", "fasttext-community", "lm_eval", "numpy",
 
 
 def provenance() -> dict[str, Any]:
-    """What a reader needs to judge or repeat a run."""
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
         "git_commit": _git_commit(),
@@ -46,7 +42,7 @@ def hardware_line() -> str:
 
 
 def matrix_rate(precision: str) -> float:
-    """FLOP/s of one large square matrix product on the processor; under a second on two cores."""
+    """FLOP/s of a large square matrix product on the processor; under a second on two cores."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -63,23 +59,20 @@ def peak_memory_gb() -> float:
 
 
 def quiet_libraries() -> None:
-    """Progress bars and advice that libraries print line by line would bury what the notebook says.
+    """No progress bars and advice of libraries, which would bury what the notebook says; before torch is imported.
 
-    Also asks OpenMP's threads to sleep while they wait: spinning makes everything several times slower as soon as
-    another process wants a core. Works only before torch is imported, so a runner sets it for the kernels it starts.
+    OpenMP's threads are to sleep while they wait: spinning makes everything several times slower as soon as another
+    process wants a core.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    bars = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    for name, value in {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **bars}.items():
+        os.environ.setdefault(name, value)
     for name in ("transformers", "datasets", "lm_eval", "numba", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with -dirty where files differ from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
@@ -88,16 +81,14 @@ def _git_commit() -> str | None:
 
 
 def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
-    """Hex SHA-256 of the files of the `closure`: another value where any code changed that shapes the result."""
     return digest([[str(path.relative_to(ROOT)), content(path)] for path in closure(*entries, without=without)])
 
 
 def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
-    """The files that the modules `entries` (or the modules of the functions so named) are made of, imports included.
+    """The files that the modules `entries` (or the modules of functions so named) are made of, imports included.
 
-    Imports are followed wherever they stand, also inside functions, and a module brings the data files beside it that
-    it names in a string ('prompts', 'concepts'). `without` names modules that are left out, with what only they import:
-    those that watch a result and do not shape it.
+    Imports count wherever they stand, and so do data files beside a module that it names in a string. Modules `without`
+    are left out, with what only they import: they watch a result and do not shape it.
     """
     files: set[Path] = set()
     seen = set(without)
@@ -113,7 +104,7 @@ def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
 
 
 def _named(path: Path) -> set[str]:
-    """What a source file imports, modules and their members, and its strings: what starts a child process names one."""
+    """What a source file imports, and its strings: what starts a child process names a module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -126,7 +117,6 @@ def _named(path: Path) -> set[str]:
 
 
 def _module(name: str) -> Path | None:
-    """The file of a module of this package."""
     first, *rest = name.split(".")
     if first != PACKAGE.name or not all(part.isidentifier() for part in rest):
         return None
@@ -135,7 +125,7 @@ def _module(name: str) -> Path | None:
 
 
 def _data_beside(path: Path, named: set[str]) -> Iterable[Path]:
-    """The data files beside a module that are named, with or without their suffix, or lie in a folder that is."""
+    """The data files beside a module that are named, with or without suffix, or lie in a folder that is."""
     for file in path.parent.rglob("*"):
         if file.suffix in _DATA:
             within = file.relative_to(path.parent)

@@ -1,10 +1,9 @@
 """Near-duplicates among millions of documents, and against the in-domain seed: MinHash signatures, banded look-up.
 
-A signature is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's
-5-grams; two documents agree in a share of them that estimates the Jaccard similarity of their 5-grams, J, with standard
-deviation sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Only signatures
-are kept, 512 bytes a document. Words are the tokens of `ngrams` without punctuation; a document of fewer than five is
-one shingle of all of them, one without words is nobody's duplicate.
+A signature (512 bytes) is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's
+5-grams; the share in which two agree estimates the Jaccard similarity J of the 5-grams, with standard deviation
+sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Words are the tokens of
+`ngrams` without punctuation; fewer than five are one shingle, a document without words is nobody's duplicate.
 """
 
 import string
@@ -17,15 +16,15 @@ from trait_kit.engine.ngrams import Texts, inlined, kernel
 
 SHINGLE_WORDS = 5
 HASHES = 128  # a signature
-MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's own spread comes on top
-WINDOW = 64  # look-ups in one bucket a document: text made to collide, or a site's boilerplate, costs linear time
+MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's spread comes on top
+WINDOW = 64  # look-ups in one bucket a document: boilerplate of a site costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
 _MARKS = [*ngrams.word_states(ngrams.text_array(string.punctuation)), ngrams.EOS_STATE]  # no words
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
 def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGLE_WORDS) -> np.ndarray:
-    """uint32 [n_texts, n_hashes], comparable whatever process or batch made them; all-ones for a text without words."""
+    """uint32 [n_texts, n_hashes]; all-ones for a text without words."""
     array = ngrams.text_array(texts)
     out = np.full((len(array), n_hashes), EMPTY)
     for part, states, starts in ngrams.token_blocks(array, "words-2"):
@@ -36,11 +35,10 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
 
 
 def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """For each row the smallest row of its cluster, int64 [n]; a row that repeats nothing is its own cluster.
+    """For each row the smallest row of its cluster, int64 [n].
 
-    Clusters are the connected components of pairs that share a band of the signature (see `banding`) and whose
-    estimated similarity is at least `threshold`. Equal signatures are joined first and go on as one row. Of a bucket
-    with more than WINDOW different rows, each is compared with the first WINDOW.
+    Clusters are the connected components of pairs that share a band and whose estimated similarity is at least
+    `threshold`. Equal signatures are one row. In a bucket each is compared with the first WINDOW.
     """
     leader, rows = np.arange(len(signatures)), np.flatnonzero(signatures.min(axis=1, initial=EMPTY) < EMPTY)
     _, first, same = np.unique(_keys(signatures[rows]), return_index=True, return_inverse=True)
@@ -56,7 +54,7 @@ def clusters(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
 
 
 def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """bool [n]: whether a row is in the cluster of a seed row, like it or like another that is."""
+    """bool [n]: whether a row is in the cluster of a seed row."""
     seeds = np.unique(seed_signatures, axis=0)  # in a bucket they come first
     return clusters(np.concatenate([seeds, signatures]), threshold)[len(seeds) :] < len(seeds)
 
@@ -64,9 +62,9 @@ def repeats(signatures: np.ndarray, seed_signatures: np.ndarray, threshold: floa
 def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
     """(bands, hashes a band): the widest bands that miss a pair at the threshold at most MAX_MISSED of the time.
 
-    Two documents of similarity s share one of b bands of r hashes with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman,
-    Ullman, "Mining of Massive Datasets", section 3.4). With 128 hashes and 0.8 there are 21 bands of 6: of pairs at 0.9,
-    0.85, 0.8, 0.75 and 0.7, 99.9%, 93%, 49%, 10% and 1% are found.
+    Documents of similarity s share one of b bands of r hashes with probability 1 - (1 - s^r)^b (Leskovec, Rajaraman,
+    Ullman, "Mining of Massive Datasets", section 3.4). With 128 hashes and 0.8, 21 bands of 6 find 99.9%, 93%, 49%, 10% and
+    1% of pairs at 0.9, 0.85, 0.8, 0.75 and 0.7.
     """
     fits = [r for r in range(1, n_hashes + 1) if (1 - threshold**r) ** (n_hashes // r) <= MAX_MISSED]
     if not (fits and 0 < threshold <= 1):
@@ -75,7 +73,6 @@ def banding(threshold: float, n_hashes: int) -> tuple[int, int]:
 
 
 def _keys(hashes: np.ndarray) -> np.ndarray:
-    """uint64 a row: one number by which rows meet."""
     keys = np.zeros(len(hashes), np.uint64)
     for column in hashes.T:
         keys = keys * _FACTOR + column
@@ -117,7 +114,6 @@ def _root(leader, row):
 
 @kernel
 def _join(keys, rows, signatures, needed, leader):
-    """Give the rows of one bucket (equal keys) that are alike one leader, the smallest of theirs."""
     begin = 0
     for i in range(1, len(rows)):
         begin = begin if keys[i] == keys[begin] else i

@@ -1,17 +1,12 @@
 """Tokens, their hashes, and tables of numbers over them: the one pass over text that every linear selection model shares.
 
-The fastText models and DSIR (arXiv 2302.03169) all are sums of table values over hashed word n-grams. `token_blocks`
-reads Arrow buffers, without a Python object a document, and yields the 64-bit hash states of the tokens, a cache-sized
-block at a time. The pass has no branch that a processor could guess wrong at a word's end: that, not arithmetic, is what
-limits a loop over words. Normalisation, if a model was trained with one, happens in the same pass (`normalise` gives the
-same tokens as text, for training).
+The fastText models and DSIR (arXiv 2302.03169) are sums of table values over hashed word n-grams. `token_blocks` reads
+Arrow buffers and yields the 64-bit hash states of the tokens, a cache-sized block at a time, normalised if the model was
+trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong: that, not
+arithmetic, limits a loop over words. A state's low half is fastText's hash; all of it tells millions of tokens apart.
 
-A state's low half is fastText's hash of the token; all of it tells tokens apart (two words of a vocabulary of millions
-share the low half by chance, and no two tokens of a web corpus are likely to share the whole).
-
-A `LinearTable` holds what a linear model adds to its scores for a word (slots: open addressing by the word's hash
-state, the word's numbers beside it, so that a word costs one cache line) and for an n-gram (buckets). Of the sums that
-`total` looks up a model makes probabilities or log weights. Tables are mapped from their file, and so shared.
+A `LinearTable` holds what a model adds to its scores for a word (slots: open addressing by the word's state, its numbers
+beside it, so that a word costs one cache line) and for an n-gram (buckets). It is mapped from a file, and so shared.
 """
 
 import functools
@@ -32,7 +27,7 @@ from trait_kit.engine.files import TraitError, atomic_path
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
 TextArray = pa.LargeStringArray | pa.LargeBinaryArray
 Block = tuple[slice, np.ndarray, np.ndarray]
-# What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name: other rules, another name.
+# What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name of the rules.
 Normalisation = Literal["none", "words-2"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
@@ -43,23 +38,22 @@ _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is
 UNSPACED = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x9FFF)]
 _MARKS = [(c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"]
 _SPACE, _ALONE, _WORD, _MARK = map(np.uint8, range(4))
-_KINDS = {  # ranges of characters; all others are of words. Spaces end words, those alone are words with their marks
+_KINDS = {  # ranges of characters; all others are of words; those alone are words with their marks
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), *UNSPACED],
-    _MARK: _MARKS,  # a vowel sign or tone above a letter; one without a letter is alone
+    _MARK: _MARKS,  # a vowel sign or tone above a letter, else alone
 }
-_BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # as fastText splits words
+_BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # fastText's
 _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
-BLOCK_TOKENS = 262_144  # bytes of text in a block; their tokens, a fifth, stay in a core's own cache
-
+BLOCK_TOKENS = 262_144  # bytes of text in a block: its tokens stay in a core's own cache
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
-# A piece of a kernel, pasted in: a call would count references to its arrays, at more cost than most pieces.
+# pasted in: a call would count references to its arrays, at more cost than most pieces
 inlined = numba.njit(inline="always", error_model="numpy")
 
 
 def text_array(texts: Texts) -> pa.LargeStringArray:
-    """The texts as one Arrow array (no copy of Arrow input in one chunk); TraitError for nulls and what is not a string."""
+    """The texts as one Arrow array (one chunk is not copied); TraitError for nulls and what is no string."""
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
         try:
             texts = pa.array(list(texts), pa.large_string())
@@ -79,10 +73,8 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
 def normalise(texts: Texts) -> pa.LargeStringArray:
     """Lower case, one space between tokens; punctuation, and letters of scripts without blanks, as tokens of their own.
 
-    Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages written
-    without spaces would be one token a sentence. It also takes the meaning from words that fastText obeys inside a
-    text: `</s>`, which ends it, and `__label__x`, which would be a label in a training file. Applying it twice changes
-    nothing.
+    Why: a hundred in-domain documents are too few to learn `Theorem,` apart from `theorem`, and languages without spaces
+    would be one token a sentence. It also disarms `</s>` and `__label__x`, which fastText obeys. Twice is as once.
     """
     array = pc.utf8_lower(text_array(texts))
     classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
@@ -110,15 +102,14 @@ def sign_extend(state):
 def token_blocks(array: TextArray, normalisation: Normalisation = "none") -> Iterator[Block]:
     """The hashed tokens of some texts after others: (which texts, states, where each text's begin).
 
-    States: uint64 [n], EOS_STATE after the last token of each text; where they begin: int64 [texts + 1]. The next
-    block's overwrite them.
+    States: uint64 [n], EOS_STATE after each text; beginnings: int64 [texts + 1]. The next block overwrites both.
     """
     _, offsets, values = array.buffers()
     values = np.frombuffer(values or bytes(1), np.uint8)
     offsets = np.frombuffer(offsets or bytes(8), np.int64)[array.offset : array.offset + len(array) + 1]
-    values.flags.writeable = offsets.flags.writeable = False  # one type whatever the source, so that kernels compile once
+    values.flags.writeable = offsets.flags.writeable = False  # one type, so that kernels compile once
     needs = offsets + np.arange(len(offsets))  # a byte is at most a token, and a text has one more: </s>
-    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # memory that no token touches costs nothing
+    room = max(BLOCK_TOKENS, int(np.diff(needs).max(initial=0))) + 1  # untouched memory costs nothing
     states, starts = np.empty(room, np.uint64), np.zeros(BLOCK_TOKENS + 1, np.int64)
     kinds, lower = (_BYTE_KINDS, _SIGNED) if normalisation == "none" else _characters()
     first = 0
@@ -137,7 +128,7 @@ def word_states(array: TextArray) -> np.ndarray:
 
 @functools.cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
-    """The kind (uint8) of each character, and the UTF-8 of its lower case by Arrow's rules (uint32, first byte lowest)."""
+    """The kind (uint8) of each character, and Arrow's UTF-8 of its lower case (uint32, first byte lowest)."""
     kinds, lower = np.full(_CODE_POINTS, _WORD), np.zeros(_CODE_POINTS, np.uint32)
     for kind, ranges in _KINDS.items():
         for first, last in ranges:
@@ -150,9 +141,9 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
 
 @kernel
 def _scan(values, offsets, states, starts, kinds, lower):
-    """Fill a block with tokens; return how many. Where `kinds` are those of bytes, no character is decoded.
+    """Fill a block with tokens; return how many. With the `kinds` of bytes no character is decoded.
 
-    Positions are unsigned: a signed index is checked for being negative at each use, a fifth of the time.
+    Positions are unsigned: signed ones are checked for being negative at each use, a fifth of the time.
     """
     n, raw = np.uint64(0), len(kinds) == 256
     for d in range(len(offsets) - 1):
@@ -201,16 +192,16 @@ def _decode(values, position, end):
 
 
 class LinearTable(NamedTuple):
-    """What the kernels read, for C numbers a row. Without cells the buckets hold single words too, but no </s>."""
+    """What the kernels read, C numbers a row. Without cells the buckets hold single words too, but no </s>."""
 
     cells: np.ndarray  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
     buckets: np.ndarray  # float32 [buckets, C]
     longest: int  # n-gram of the buckets
 
     def add(self, states: np.ndarray, starts: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> None:
-        """Write the sums and the number of rows of a block's texts. Two columns are looked up as one complex number."""
+        """Write the sums and numbers of rows of a block's texts. Two columns are looked up as one complex number."""
         cells, buckets = self.cells.view(), self.buckets.view()
-        cells.flags.writeable = buckets.flags.writeable = False  # whatever they came from: kernels compile once a type
+        cells.flags.writeable = buckets.flags.writeable = False  # kernels compile once a type
         words = cells[:, 2 : 2 + sums.shape[1]]
         if sums.shape[1] == 2:
             words, buckets = cells.view(np.complex64)[:, 1:2], buckets.view(np.complex64)
@@ -221,7 +212,7 @@ class LinearTable(NamedTuple):
 
 
 def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
-    """Cells of words and their numbers (float32 [n, C]), at most half of them used, each within a cache line."""
+    """Cells of words and their numbers (float32 [n, C]), at most half used, each within a cache line."""
     slots = 1 << max(2 * len(words) - 1, 1).bit_length()
     cells = np.zeros((slots, 1 << (values.shape[1] + 1).bit_length()), np.float32)
     states = word_states(pa.array(words, pa.large_binary()))
@@ -232,7 +223,7 @@ def word_cells(words: Sequence[bytes], values: np.ndarray) -> np.ndarray:
 def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
     """A model file (safetensors): a header, whose `kind` names the format, and arrays of float32.
 
-    Equal models give equal bytes, and a first array of cells lies within whole cache lines.
+    Equal models give equal bytes; the first array begins a cache line.
     """
     text = json.dumps(dict(header))  # one entry, because the library gives several in any order
     start = 8 + int.from_bytes(save(dict(arrays), {"model": text})[:8], "little")
@@ -242,7 +233,7 @@ def write(path: Path | str, header: Mapping[str, Any], arrays: Mapping[str, np.n
 
 
 def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(header, arrays) of a file of this kind, mapped and not read; `how` says in errors what makes one."""
+    """(header, arrays) of a file of this kind, mapped; `how` says in errors what makes one."""
     try:
         data = np.asarray(np.memmap(path, np.uint8, "r"))
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
@@ -264,7 +255,7 @@ def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[st
 def total(
     texts: Texts, tables: Sequence[LinearTable], normalisation: Normalisation = "none"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each table the sums over each text's rows (float64 [n, C]) and how many rows they are (int64 [n])."""
+    """For each table the sums of each text's rows (float64 [n, C]) and how many they are (int64 [n])."""
     array = text_array(texts)
     results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
     for part, states, starts in token_blocks(array, normalisation):
@@ -300,8 +291,8 @@ def find_slot(state, slot_states):
 def _look_up_kernel(with_words: bool, longest: int):
     """What adds up the rows of texts: words' slots, if there are any, and the n-grams that end at each token.
 
-    Both are constants for the compiler, so that the loops over them cost nothing and sums stay in registers. Sums are
-    of single precision within 1,024 tokens: double would be slower, and more tokens would drift, as fastText's own do.
+    Both are constants for the compiler: loops over them cost nothing, sums stay in registers. Sums are of single precision
+    within 1,024 tokens: double would be slower, and more tokens would drift, as fastText's own do.
     """
     shortest, one, summed = 1 + with_words, np.uint64(1), np.uint64(1_024)  # unsigned: see `_scan`
 
@@ -340,7 +331,6 @@ def _look_up_kernel(with_words: bool, longest: int):
 
 @kernel
 def _take_slots(states, slot_states):
-    """Give every word its slot; int64 [n]."""
     slots = np.empty(len(states), np.int64)
     for entry in range(len(states)):
         slots[entry] = find_slot(states[entry], slot_states)

@@ -1,13 +1,9 @@
 """Documents packed into full rows, each document blind to its neighbours.
 
-Rows of one fixed length keep the hardware busy; best-fit placement keeps documents whole (a cut document loses the
-context of its second part). Attention across documents is prevented by `position_ids` that start again at 0 in each
-document and by giving the model *no* attention mask and no cache (`use_cache=False`): an all-ones mask, or the cache
-that models make by default, would silently let documents see each other.
-
-Documents are placed in the order in which they come, never sorted by length: rows, and so batches, hold what the
-reader's random order gives them, and a document that is read again comes again long after. What is packed is a plan,
-some 20 bytes a piece; tokens stay where they are on disk until a row is read.
+Best fit keeps documents whole: a cut one loses the context of its second part. `position_ids` that start again at 0 in
+each, *no* attention mask and no cache (`use_cache=False`) keep them apart: an all-ones mask, or the cache that models make
+by default, would silently let them see each other. Documents are placed as they come, never sorted by length: rows and
+batches stay as random as the order. A plan takes some 20 bytes a piece; tokens stay on disk until a row is read.
 """
 
 from typing import NamedTuple
@@ -20,7 +16,7 @@ IGNORED = -100  # a label that has no loss
 
 
 class Plan(NamedTuple):
-    """Which piece of which document lies where: int64 arrays [n_pieces], sorted by row and by place in the row."""
+    """Which piece of which document lies where: int64 [n_pieces], by row and place in the row."""
 
     document: np.ndarray
     start: np.ndarray  # first token of the piece within its document
@@ -31,11 +27,10 @@ class Plan(NamedTuple):
 def plan_rows(
     lengths: np.ndarray, context_length: int, *, n_rows: int | None = None, whole: bool | np.ndarray = False
 ) -> Plan:
-    """Place documents of the given lengths, in their order, each into the row that it fills best.
+    """Place documents of these lengths, in their order, each into the row that it fills best.
 
-    `whole`: which documents may not be cut (bool, or one a document). What fits in no row waits until every document
-    had its turn. Then those that may be cut fill the emptiest rows; those that may not are in no row. `n_rows`: None
-    for as many as it takes, which is the fewest possible where documents may be cut.
+    `whole`: which may not be cut (bool, or one a document). What fits in no row waits for the others; then what may be cut
+    fills the emptiest rows, the rest is in none. `n_rows`: None for as many as it takes, the fewest possible with cuts.
     """
     lengths = np.asarray(lengths, np.int64)
     whole = np.ascontiguousarray(np.broadcast_to(np.asarray(whole, bool), lengths.shape))
@@ -50,8 +45,8 @@ def plan_rows(
 def _place(lengths, whole, n_rows, context_length):
     """(document, start, length, row) of every piece, in the order of placement.
 
-    Rows with the same number of free slots form a linked stack, so the best row is on top of the first stack, from the
-    piece's length on, that is not empty. A cut fills its row, so there are at most n_rows of them.
+    Rows with equally many free slots are a linked stack: the best row is on top of the first that is not empty, from the
+    piece's length on. A cut fills its row, so there are at most n_rows of them.
     """
     pieces = np.empty((4, len(lengths) + n_rows), np.int64)
     head = np.full(context_length + 1, -1, np.int64)

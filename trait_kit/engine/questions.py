@@ -1,11 +1,9 @@
-"""Test questions inside training texts: one pass over the selected corpus and the passages against exactly the test sets.
+"""Test questions inside training texts.
 
-Two findings. *exact*: the whole question stands in the text. *ngram*: a large share of the question's word n-grams does
-(13 words is the usual length, GPT-3, arXiv 2005.14165, appendix C), so that one with an altered opening or end is found
-as well, or a short one whole but for a piece put in. Both compare normalised words, so case, punctuation, line breaks,
-markup, invisible characters and words broken at a line's end hide no match, while signs of arithmetic count as words:
-"3x + 2" is not "3x - 2". In scripts without blanks every character is a word. Only questions are compared: a text that
-holds the prompt without its choices or its answer has a finding too.
+*exact*: the whole question stands in the text. *ngram*: half of its word n-grams do (13 words is the usual length, GPT-3,
+arXiv 2005.14165, appendix C), so that one with an altered opening or end is found, or a short one with a piece put in.
+Words are normalised: case, punctuation, line breaks, markup, invisible characters and words broken at a line's end hide no
+match, but signs of arithmetic are words: "3x + 2" is not "3x - 2". In scripts without blanks every character is a word.
 """
 
 import difflib
@@ -37,10 +35,9 @@ _WORD = re.compile(f"[{_UNSPACED}]|" + _SAME["word"].replace("L", rf"[^\W\d_{_UN
 
 
 class QuestionIndex:
-    """An index of test questions; `find` compares batch after batch of texts with it (some megabytes a second).
+    """Every n-gram of test questions (a shorter question is one by itself) -> the questions it is in.
 
-    It holds every distinct n-gram of the questions (a shorter question is one by itself) -> the questions it is in, and
-    the lengths of the n-grams that begin with a pair of words, for only there is a text looked at.
+    Texts are looked at only where they have a pair of words that an n-gram begins with: some megabytes a second.
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
@@ -65,9 +62,8 @@ class QuestionIndex:
     def find(self, texts: Texts) -> pd.DataFrame:
         """Pairs of a text and a test question it holds: text_index, test_index, kind (exact|ngram), overlap (0..1), excerpt.
 
-        ngram: at least half of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words
-        whole but for one piece put in; one of fewer is only sought whole. A pair is reported once, as exact if it is. The
-        excerpt is the first match, normalised. Rows are sorted by text and question.
+        ngram: half of the question's distinct n-grams of `n` words stand in the text, or one of 10 to 2n words but for one
+        piece put in. A pair is there once, as exact if it is; the excerpt is the first match; sorted by text and question.
         """
         rows = [
             (text_index, *finding)
@@ -104,7 +100,6 @@ class QuestionIndex:
                 yield number, "exact" if number in exact else "ngram", overlap, excerpt
 
     def _places(self, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-        """Where an n-gram may stand, and its length."""
         for begins in (itertools.pairwise(words), zip(words, itertools.repeat(""))):
             for at, begin in enumerate(begins):
                 for length in self.lengths.get(begin, ()):
@@ -112,7 +107,6 @@ class QuestionIndex:
 
 
 def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
-    """Whether the question stands there whole, but for one piece put in."""
     if not set(window).issuperset(question):
         return False
     blocks = difflib.SequenceMatcher(None, question, window, autojunk=False).get_matching_blocks()[:-1]
@@ -121,7 +115,7 @@ def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Lower-case words, numbers without thousands commas, and arithmetic signs; nothing of markup."""
+    """Lower-case words, numbers without thousands commas, and arithmetic signs, without markup."""
     text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)

@@ -1,18 +1,13 @@
 """NgramScorer: a fastText classifier folded into one table of numbers, with the same probabilities many times as fast.
 
 A supervised fastText model is linear before its softmax: logits = B . mean(A[rows]), where the rows are a text's words
-and hashed word n-grams. So B . A[row] can be computed once a row. Only differences between the logits of a softmax
-matter, hence a row becomes labels - 1 numbers: one number for two labels, and the 2 GB of a 2M-bucket, 256-dimension
-model become 8 MB, which a processor's cache holds. Scoring is then: hash the tokens, look up, add (`ngrams`).
+and hashed word n-grams. B . A[row] is computed once a row, and only differences between logits matter, hence a row
+becomes labels - 1 numbers: the 2 GB of a 2M-bucket, 256-dimension model of two labels become 8 MB, which a processor's
+cache holds. Scoring is then: hash the tokens, look up, add (`ngrams`).
 
-Exactness rests on fastText's own rules (dictionary and line reading), which the kernels follow and the tests compare:
-- words end at space, tab, newline, vertical tab, form feed, carriage return and NUL; `</s>` stands at the end of each text;
-  a newline inside a text, which fastText's Python API refuses, counts as a space;
-- an unknown word has no row of its own, but it takes part in word n-grams;
-- a text without any row (possible when `</s>` is not in the vocabulary) is uniform here; fastText gives no answer.
-Two rules of fastText are not followed, as a page of the web should not obey them: a `</s>` inside a text does not end it,
-and a token that starts with `__label__` is a word. Models with character n-grams and of other losses are refused.
-fastText reports log(p + 1e-5), so its printed probabilities are 1e-5 above these.
+fastText's own rules hold: words end at ASCII white space and NUL; `</s>` ends each text; an unknown word has no row, but
+takes part in n-grams. But a `</s>` or `__label__` inside a text is a word, which no page of the web should command; a
+newline is a space; a text without any row, where fastText has no answer, is uniform. fastText reports log(p + 1e-5).
 """
 
 import struct
@@ -38,7 +33,7 @@ _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and bef
 
 @dataclass(eq=False)
 class NgramScorer:
-    """Probabilities of a linear n-gram classifier; make one with `from_fasttext` or `load`."""
+    """A linear n-gram classifier, made by `from_fasttext` or `load`."""
 
     labels: list[str]  # in the order of the columns, with fastText's prefix
     table: LinearTable
@@ -46,7 +41,7 @@ class NgramScorer:
 
     @classmethod
     def from_fasttext(cls, path: Path | str, normalisation: Normalisation = "none") -> "NgramScorer":
-        """Fold a fastText .bin model; TraitError for one that cannot be, with the reason."""
+        """Fold a fastText .bin model; TraitError for one that cannot be."""
         words, labels, longest, inputs, outputs = _read_fasttext(Path(path))
         outputs, n_words = outputs.astype(np.float64), len(words)
         columns = (outputs[:-1] - outputs[-1]).T  # the last label's logit is zero
@@ -60,7 +55,7 @@ class NgramScorer:
 
     @classmethod
     def load(cls, path: Path | str) -> "NgramScorer":
-        """A scorer written by `save`, mapped from its file, so processes share one copy; or any fastText .bin, folded."""
+        """A scorer that `save` wrote, mapped, so processes share one copy; or any fastText .bin, folded."""
         if str(path).endswith(".bin"):
             return cls.from_fasttext(path)
         header, arrays = ngrams.read(path, _KIND, "NgramScorer.from_fasttext(...).save(...)")
@@ -68,10 +63,10 @@ class NgramScorer:
         return cls(header["labels"], table, header["normalisation"])
 
     def save(self, path: Path | str) -> Path:
-        """Write the tables as safetensors (no pickles); equal scorers give equal bytes."""
-        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels}
-        header["longest"] = self.table.longest
-        return ngrams.write(path, header, {"cells": self.table.cells, "ngrams": self.table.buckets})  # cells first: aligned
+        """Write the tables as safetensors; equal scorers give equal bytes."""
+        cells, buckets, longest = self.table
+        header = {"kind": _KIND, "normalisation": self.normalisation, "labels": self.labels, "longest": longest}
+        return ngrams.write(path, header, {"cells": cells, "ngrams": buckets})  # cells first: aligned
 
     def column(self, label: str) -> int:
         """The column of `label` in the probabilities, with or without fastText's prefix."""
@@ -81,18 +76,17 @@ class NgramScorer:
         raise TraitError(f"The model has no label '{label}'; its labels are {listed(self.labels)}. Name one with --label.")
 
     def probabilities(self, texts: Texts) -> np.ndarray:
-        """float32 [n_texts, n_labels]; rows of a softmax sum to one. Texts: strings or Arrow strings (not copied)."""
+        """float32 [n_texts, n_labels]. Texts: strings or Arrow strings (not copied)."""
         ((sums, rows),) = ngrams.total(texts, [self.table], self.normalisation)
         return self.finish(sums, rows)
 
     def finish(self, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Probabilities from what `ngrams.total` found."""
         logits = np.zeros((len(rows), len(self.labels)))
         np.divide(sums, rows[:, None], out=logits[:, : sums.shape[1]], where=rows[:, None] > 0)
         return softmax(logits, axis=1).astype(np.float32)
 
     def ngram_weights(self, grams: list[str]) -> np.ndarray:
-        """float32 [n, n_labels]: what each word or word n-gram alone adds to the logits, relative to the labels' mean."""
+        """float32 [n, n_labels]: what each word n-gram alone adds to the logits, relative to the labels' mean."""
         cells, buckets, longest = self.table
         weights = np.zeros((len(grams), len(self.labels)))
         words = [gram.split() for gram in grams]
@@ -109,8 +103,7 @@ class NgramScorer:
 def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray, np.ndarray]:
     """(words, not always UTF-8; labels; longest word n-gram; both matrices) of a file; TraitError if it cannot be folded.
 
-    Its header (arguments, sizes of the dictionary) is read first: the library never returns from a dictionary that is
-    cut off, and fills up a matrix that is.
+    The header is read first: the library never returns from a dictionary that is cut off, and fills up a matrix that is.
     """
     import fasttext
 
@@ -137,8 +130,4 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
         raise TraitError(f"{path} {incomplete}")
     labels = [label.decode(errors="replace") for label in labels]
-    if not all(label.startswith(LABEL_PREFIX) for label in labels):
-        raise TraitError(
-            f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
-        )
     return words, labels, longest, model.get_input_matrix(), model.get_output_matrix()

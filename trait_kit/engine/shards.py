@@ -1,11 +1,10 @@
-"""Runs a function once for each shard: in this process, in a pool of local ones, on a Ray cluster, or under Slurm.
+"""Runs a function once for each shard: in this process, in a pool of local ones, or under Slurm.
 
 A shard is the unit of work and of resume: its own file says whether it is done, so any place can finish what another
-began. A worker that is killed breaks the pool, and where the driver is killed its workers end: nothing waits for ever.
+began. A killed worker breaks the pool, and workers end with their driver: nothing waits for ever.
 """
 
 import functools
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -32,17 +31,15 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where shards are worked on."""
-
-    executor: Literal["local", "ray", "slurm"] = "local"
+    executor: Literal["local", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
-    slurm: dict[str, str] = field(default_factory=dict)  # partition, time of a task, ...: arguments of datatrove's executor
+    slurm: dict[str, str] = field(default_factory=dict)  # partition, time, ...: arguments of datatrove's executor
 
 
 def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], valid: Collection[str]) -> None:
-    """Make a folder a job's: its manifest (job.json) lists what it `writes`, by which a later one knows what it may remove.
+    """Make a folder a job's: its manifest (job.json) lists what it `writes`, and so what a later one may remove.
 
-    What is `valid` stays. TraitError where a name is taken by a file that no earlier job of this kind listed.
+    What is `valid` stays. TraitError where a file has such a name that no earlier job of this kind listed.
     """
     found, manifest = set(os.listdir(made_folder(folder))), folder / "job.json"
     earlier = read_json(manifest) if manifest.exists() else {}
@@ -57,14 +54,13 @@ def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], 
     write_json(manifest, {**job, "kind": kind, "writes": writes})
 
 
-def _watcher(job: Path) -> Callable[[], bool]:
-    """Whether all is done, read off the job's own files, so it is the same whatever works on them; said now and then."""
-    files = set(read_json(job)["writes"])
+def _watcher(job: Path, files: Collection[str]) -> Callable[[], bool]:
+    """Whether all files of the job are there, whoever writes them; how far it is, is said now and then."""
     began = said = time.monotonic()
 
     def look() -> bool:
         nonlocal said
-        done = len(files.intersection(os.listdir(job.parent)))  # one look, however many shards there are
+        done = len(set(files).intersection(os.listdir(job.parent)))
         if (now := time.monotonic()) - said >= 10:
             said = now
             print(f"{job.parent.name}: {done / len(files):.0%} done after {(now - began) / 60:.1f} minutes", flush=True)
@@ -76,19 +72,17 @@ def _watcher(job: Path) -> Callable[[], bool]:
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies.
 
-    The job file `writes` names of files beside it: by them it is known what is done.
+    The files that the job file `writes` beside it say what is done.
     """
-    look = _watcher(job)
-    if place.executor == "ray" and not importlib.util.find_spec("ray"):
-        raise TraitError("Ray is not installed here: pip install 'trait-kit[ray]'.")
+    writes = read_json(job)["writes"]
+    look = _watcher(job, writes)
     if place.executor == "slurm" and not shutil.which("sbatch"):
         raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
-        own = left.name[1:].rpartition(".tmp-")[0] in read_json(job)["writes"]
-        if own and time.time() - left.stat().st_mtime > 6 * 3600:
+        if left.name[1:].rpartition(".tmp-")[0] in writes and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
-    if place.executor != "local" and numbers:
-        _on_cluster(work, job, numbers, place, look)
+    if place.executor == "slurm" and numbers:
+        _on_slurm(work, job, numbers, place, look)
     elif min(place.workers, len(numbers)) > 1:
         _in_processes(work, job, numbers, place.workers, look)
     else:
@@ -124,64 +118,53 @@ def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, l
 
 
 def _enter_worker() -> None:
-    """A worker leaves Ctrl-C to the driver, and ends when the driver does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     _be_lean()
     driver = multiprocessing.parent_process()
     threading.Thread(target=lambda: (driver.join(), os._exit(1)), daemon=True).start()
 
 
 def _be_lean() -> None:
-    """One core and little memory."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
     pa.set_cpu_count(1)
-    pa.set_memory_pool(pa.system_memory_pool())  # gives memory back: a worker takes 60 MB less
+    pa.set_memory_pool(pa.system_memory_pool())  # a worker takes 60 MB less
 
 
-def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, look: Callable[[], bool]) -> None:
-    """By datatrove, which prints its own progress; what a shard's failure has to say comes in a file."""
-    from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
+def _on_slurm(work: Work, job: Path, numbers: Sequence[int], place: Place, look: Callable[[], bool]) -> None:
+    """By datatrove, which prints its own progress; why a shard failed comes in a file."""
+    from datatrove.executor import SlurmPipelineExecutor
 
-    folder = Path(tempfile.mkdtemp(prefix="cluster-", dir=job.parent))
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=job.parent))
     error, workers = folder / "error.txt", min(place.workers, len(numbers))
-    if place.executor == "ray":
-        import ray
-
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
-        kind, options = RayPipelineExecutor, {}
-    else:
-        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-        kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
-    executor = kind(
+    path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+    options = {"time": "20:00:00", "env_command": path, "job_name": "trait-kit", "mem_per_cpu_gb": 4, **place.slurm}
+    executor = SlurmPipelineExecutor(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
         tasks=min(len(numbers), 8 * workers),  # shares: small enough to even out, large enough to pay for starting
         workers=workers,
         logging_dir=str(folder),
-        **{"mem_per_cpu_gb": 4, **options, **place.slurm},
+        **options,
     )
     try:
         executor.run()
         reason = "not all shards were finished. Run it again."
     except Exception as failure:
         reason = f"{failure}."
-    job_id = getattr(executor, "job_id", None)
-    while job_id and not (look() or error.exists()):  # submitted: the cluster's nodes write the shards
+    while executor.job_id and not (look() or error.exists()) and _slurm_holds(executor.job_id):
         time.sleep(_POLL_SECONDS)
-        job_id = job_id if _slurm_holds(job_id) else None
     if not look():
         reason = error.read_text(encoding="utf-8") if error.exists() else reason
         raise TraitError(f"{job.parent.name} stopped: {reason} The logs are in {folder}.")
 
 
 def _slurm_holds(job: str) -> bool:
-    """Whether any task of the job still runs or waits; a task that was killed leaves no other trace."""
+    """Whether any task of the job still runs or waits: one that was killed leaves no other trace."""
     found = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
     unreachable = found.returncode and "Invalid job id" not in found.stderr
     return bool(unreachable or found.stdout.strip())
 
 
 def _do_share(work: Work, job: Path, numbers: Sequence[int], error: Path, _: Any, rank: int, ranks: int) -> None:
-    """One rank's share of the shards: the one step of datatrove's pipeline."""
     _be_lean()
     for number in numbers[rank::ranks]:
         try:

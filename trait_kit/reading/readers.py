@@ -1,8 +1,7 @@
 """Records of Parquet, JSON, CSV and hub data sets as clean Arrow tables, and what could not be used: where, why, how many.
 
-Columns are checked at once (hundreds of megabytes a second); lines are parsed one by one. Rows count from 1: lines of a
-JSONL file, rows of a table. No bad record stops a job, nor does damage to a whole stretch of a file: it stands in
-`rejected` under one of five reasons, with what exactly behind a colon, and how many records it cost.
+Rows count from 1: lines of a JSONL file, rows of a table. No bad record stops a job, nor does damage to a stretch of a
+file: it stands in `rejected` under one of five reasons, with details behind a colon, and how many records it cost.
 """
 
 import contextlib
@@ -22,25 +21,24 @@ import pyarrow.parquet as pq
 from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.files import TraitError, from_hub, listed
-from trait_kit.reading.streams import Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
+from trait_kit.reading.streams import LINE_BYTES, Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
 DAMAGED = "damaged"  # a stretch of a file, or all of it
 REPEATED = "its id was seen before"
-SKIPPED = "skipped"  # an ordinary page of the web without text to read, which is no loss
+SKIPPED = "skipped"  # a page of the web without text to read, which is no loss
 
 COLUMNS = ("id", "text", "source", "url")
 SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
-# a record as it is found; or with a `reason` what cannot be used, and how many records that is, if not one
+# a record; or with a `reason` what cannot be used, and how many records that is, if not one
 FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
 PART_BYTES = 4_000_000  # of text, about
-_LINE_BYTES = 32_000_000  # no document of the web is that long, and a file without line ends is no JSONL
-csv.field_size_limit(_LINE_BYTES)
+csv.field_size_limit(LINE_BYTES)
 
 
 class Columns(NamedTuple):
-    """What a corpus calls the columns or fields of the kit; and the share of its documents that is held out."""
+    """What a corpus calls the kit's columns; and the share of it that is held out."""
 
     text: str = "text"
     id: str = "id"
@@ -50,7 +48,7 @@ class Columns(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """About so many records of a file, from this row on, that could not be used."""
+    """About so many records of a file, from this row on, that cannot be used."""
 
     source: str
     row: int
@@ -59,21 +57,19 @@ class Reject(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Usable records (SCHEMA), and the others."""
-
     documents: pa.Table
     rejected: list[Reject]
     held_out: pa.Table = SCHEMA.empty_table()  # usable, and for evaluation only
 
 
 class Refused(ValueError):
-    """Why a row cannot be used: the reason, and after ': ' what is the matter with this one."""
+    """Why a row cannot be used: a reason, ': ', details."""
 
     records = 1  # that are lost with it, about
 
 
 def parted(found: pa.Table, origin: str) -> Part:
-    """These records (FOUND) of a file: the usable ones; and the others, neighbours of one reason as one."""
+    """The usable records (FOUND) of a file, and the others, neighbours of one reason as one."""
     files = pc.fill_null(found["file"], origin)
     strings = {name: pc.if_else(pc.equal(found[name], ""), None, found[name]) for name in COLUMNS}
     strings["source"] = pc.coalesce(strings["source"], files)
@@ -88,27 +84,24 @@ def parted(found: pa.Table, origin: str) -> Part:
 
 
 def torn(row: int, what: object, records: int) -> dict[str, Any]:
-    """What follows the record `row` of a file, and is lost."""
     return {"row": row, "reason": f"{DAMAGED}: its data after record {row} ({what})", "records": max(records, 1)}
 
 
 def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part:
-    """The records of a table, whose first one is row `first` of its origin; by columns, which is fast."""
+    """The records of a table, whose first is row `first` of its origin."""
     if problem := _text_problem(table.schema, columns.text):
         return Part(SCHEMA.empty_table(), [Reject(origin, first, f"{DAMAGED}: {problem}", len(table))])
     found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
-    found["row"] = np.arange(first, first + len(table))
     broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
-    found["reason"] = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
-    found |= {name: pa.nulls(len(table), FOUND.field(name).type) for name in ("file", "records")}
+    found |= {"row": np.arange(first, first + len(table)), "file": pa.repeat(origin, len(table))}
+    found |= {"reason": pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None), "records": np.ones(len(table), int)}
     return parted(pa.table(found, FOUND), origin)
 
 
 def _as_strings(table: pa.Table, name: str, as_hex: bool) -> pa.Array:
-    """A column, of one name the first, as strings; their bytes are checked here, for Arrow does not.
+    """A column, of one name the first, as strings, whose bytes Arrow does not check.
 
-    Numbers and dates are as they print, structures JSON. Bytes that are no text are missing, or with `as_hex` hexadecimal
-    digits, 16 of them a UUID.
+    Numbers and dates as they print, structures as JSON. Bytes that are no text are missing, or `as_hex`, 16 of them a UUID.
     """
     if name not in table.column_names:
         return pa.nulls(len(table), pa.string())
@@ -136,7 +129,7 @@ def _printed(value: Any, fixed: bool = False, as_hex: bool = False) -> str | Non
 
 
 def _text_problem(schema: pa.Schema, text: str) -> str:
-    """Why a table has not exactly one column of strings by this name; empty where it has."""
+    """Why a table has not one column of strings by this name, or ''."""
     if (count := schema.names.count(text)) != 1:
         return f"it has {f'{count} columns' if count else 'no column'} '{text}': {listed(schema.names)}"
     kind = schema.field(text).type
@@ -149,7 +142,7 @@ def _text_problem(schema: pa.Schema, text: str) -> str:
 
 
 def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns: Columns) -> Iterator[Part]:
-    """The rows row..stop (from 0) of a table that comes in pieces; damage costs the rest of them."""
+    """The rows row..stop (from 0) of a table in pieces; damage costs the rest."""
     try:
         with arrow_damage(origin):
             for some in constrained_batches(pieces, PART_BYTES, get_len=lambda piece: piece.nbytes, strict=False):
@@ -161,25 +154,22 @@ def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns:
 
 
 def _wanted(columns: Columns, names: list[str]) -> list[str]:
-    """The columns to read; all where the text is none of them, to name them."""
     return [column for column in dict.fromkeys(columns) if column in names] if columns.text in names else names
 
 
 def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) -> Iterator[Part]:
-    """The row groups first..stop of a Parquet file (stop = -1: to the last); damage costs the rest of one."""
+    """The row groups first..stop (-1: to the last) of a Parquet file; damage costs the rest of one."""
     try:
-        file = _parquet(name)
-    except Damaged as damage:
+        with _parquet(name) as file:
+            starts = np.cumsum([0, *_group_rows(file)]).tolist()
+            wanted = _wanted(columns, file.schema_arrow.names)
+            for index in range(first, file.num_row_groups if stop < 0 else stop):
+                group = file.metadata.row_group(index)
+                rows = int(np.clip(PART_BYTES / 4 * group.num_rows / max(group.total_byte_size, 1), 20, 2_000))
+                pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
+                yield from _read(name, pieces, starts[index], starts[index + 1], columns)
+    except Damaged as damage:  # its footer
         yield parted(pa.Table.from_pylist([torn(0, damage, documents_in(name, size))], FOUND), name)
-        return
-    with file:
-        starts = np.cumsum([0, *_group_rows(file)]).tolist()
-        wanted = _wanted(columns, file.schema_arrow.names)
-        for index in range(first, file.num_row_groups if stop < 0 else stop):
-            group = file.metadata.row_group(index)
-            rows = int(np.clip(PART_BYTES / 4 * group.num_rows / max(group.total_byte_size, 1), 20, 2_000))
-            pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
-            yield from _read(name, pieces, starts[index], starts[index + 1], columns)
 
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:
@@ -194,7 +184,7 @@ def _parquet(name: str) -> pq.ParquetFile:
 
 @functools.lru_cache(maxsize=100_000)
 def row_groups(name: str, _content: str) -> list[int]:
-    """The rows of each row group; none where the footer is damaged, which reading will report."""
+    """The rows of each row group; none where the footer is damaged, which reading reports."""
     if format_of(name)[0] != ".parquet":
         return []
     try:
@@ -205,7 +195,7 @@ def row_groups(name: str, _content: str) -> list[int]:
 
 
 def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
-    """The rows first..stop of a hub data set (stop = -1: to the last)."""
+    """The rows first..stop (-1: to the last) of a hub data set."""
     stop = len(data) if stop < 0 else min(stop, len(data))
     part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
     yield from _read(origin, part.iter(200), first, stop, columns)
@@ -213,7 +203,7 @@ def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) ->
 
 @functools.lru_cache(maxsize=2)
 def hub_data(rest: str) -> Any:
-    """`owner/name[@config][#split]` on the Hugging Face hub, or in its local cache, as a memory-mapped data set."""
+    """`owner/name[@config][#split]` on the Hugging Face hub, or in its cache, memory-mapped."""
     name, _, part = rest.partition("#")
     name, _, config = name.partition("@")
     if not name or name.count("/") > 1:
@@ -228,14 +218,13 @@ def hub_data(rest: str) -> Any:
 
 
 def read_lines(name: str, columns: Columns) -> Iterator[Part]:
-    """The documents of a file of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
+    """The documents of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
     found = _documents(name, columns)
     for some in constrained_batches(found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False):
         yield parted(pa.Table.from_pylist(some, FOUND), name)
 
 
 def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
-    """The records of a file as they stand in FOUND."""
     row = 0
     try:
         for row, record in enumerate(records(name, columns.text), 1):
@@ -253,7 +242,6 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _strings(record: Any, columns: Columns) -> dict[str, str]:
-    """The columns that a record has, as strings; Refused says why it is no document."""
     if isinstance(record, Refused):
         raise record
     text = record.get(columns.text) if isinstance(record, dict) else None
@@ -261,40 +249,33 @@ def _strings(record: Any, columns: Columns) -> dict[str, str]:
         found = listed(record) if isinstance(record, dict) else type(record).__name__
         raise Refused(f"it has no string '{columns.text}', but {found}")
     text.encode()  # broken bytes, and half a surrogate pair, are no characters
-    found = {"text": text}
-    for name in ("id", "source", "url"):
-        if (value := record.get(getattr(columns, name))) is not None:
-            found[name] = _printed(value).encode("utf-8", "backslashreplace").decode()
-    return found
+    others = {name: _printed(record.get(getattr(columns, name))) for name in ("id", "source", "url")}
+    return {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it} | {"text": text}
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:
-    """What the lines of JSON or rows of a table hold: dicts, `Refused` where one is none, None of a blank line.
+    """What lines of JSON or rows of a table hold: dicts, `Refused` where one is none, None of a blank line.
 
-    Without the column `text` of documents, of a task's file: rows may lack cells, but a table wrongly divided is Damaged.
+    Without a column `text`, of a task's file: rows may lack cells, but a table wrongly divided is Damaged.
     """
     kind = format_of(name)[0]
     if kind == ".parquet":
         with arrow_damage(name), _parquet(name) as file:
             yield from file.read().to_pylist()
     elif kind in (".csv", ".tsv"):
-        yield from _of_table(lines(name, _LINE_BYTES), text)
+        yield from _of_table(lines(name), text)
     else:
-        yield from _of_json(lines(name, _LINE_BYTES, strict=bool(text)))
+        yield from map(_of_json, lines(name, strict=bool(text)))
 
 
-def _of_json(found: Iterable[str]) -> Iterator[Any]:
-    for line in found:
-        try:
-            yield json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            long = len(line.encode("utf-8", "surrogateescape")) > _LINE_BYTES
-            why = f"longer than {_LINE_BYTES // 1_000_000} MB, which is no document"
-            yield Refused(why if long else f"not valid JSON: {error}")
+def _of_json(line: str) -> Any:
+    try:
+        return json.loads(line) if line.strip() else None
+    except (ValueError, RecursionError) as error:
+        return Refused(f"not valid JSON: {error}")
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
-    """The rows of a table, divided by the commonest sign of its first line."""
     head = next(found, "")
     signs = re.sub(r'"[^"]*"', "", head)
     rows = csv.DictReader(itertools.chain([head], found), delimiter=max(",;\t|", key=signs.count), strict=True)
@@ -310,6 +291,10 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
         last = rows.reader.line_num
         try:
             record = next(rows)
+            more = record.pop(None, [])
+            cells = len(more) + sum(cell is not None for cell in record.values())
+            if problem or any(more) or (text and cells < len(names)):
+                record = Refused(problem or f"{cells} cells in {len(names)} columns")
         except StopIteration:
             return
         except csv.Error as error:
@@ -317,9 +302,4 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
                 raise Damaged(str(error)) from None
             record = Refused(str(error))
             record.records = max((rows.reader.line_num - last) * row // last, 1)
-        else:
-            more = record.pop(None, [])
-            cells = len(more) + sum(cell is not None for cell in record.values())
-            if problem or any(more) or (text and cells < len(names)):
-                record = Refused(problem or f"{cells} cells in {len(names)} columns")
         yield record

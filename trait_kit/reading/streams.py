@@ -1,7 +1,7 @@
 """Bytes of files wherever they lie: found by path, URL, glob or folder, known by content, decompressed, cut into lines.
 
-Damage is an exception of its own, `Damaged`, which readers turn into a counted loss. A file that cannot be had at all
-(missing, no permission, the network is down) is a TraitError, because the next attempt may succeed.
+Readers turn `Damaged` into a counted loss. A file that cannot be had at all (missing, no permission, the network is down)
+is a TraitError, because the next attempt may succeed.
 """
 
 import codecs
@@ -15,8 +15,6 @@ import logging
 import math
 import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +22,19 @@ from typing import BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 from trait_kit.engine.files import TraitError
 
-# what is read, and about how many bytes on disk a document of it takes; compressed, 2.5 times fewer
+# about how many bytes on disk a document takes; compressed, 2.5 times fewer
 FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
 FORMATS |= {".csv": 1_500, ".tsv": 1_500} | dict.fromkeys((".txt", ".md", ".html", ".htm", ".pdf"), math.inf)
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
-_STEP = 1 << 12  # bytes read or decompressed at once, which is what damage costs before it
-_PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known, the whole of one up to 16 MB
-# Python's codecs for these are smaller than what their labels mean on the web (WHATWG Encoding Standard).
+_STEP = 1 << 12  # bytes read or decompressed at once, which damage costs before it
+LINE_BYTES = 32_000_000  # of a longer line little more is read
+_PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known: all of up to 16 MB
+# what these labels mean on the web (WHATWG Encoding Standard) is more than Python's codecs of the name
 _LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
@@ -43,7 +43,7 @@ _said: set[str] = set()
 
 
 class Source(NamedTuple):
-    """A file of a corpus: path or URL, size in bytes (0 unknown), and a digest that changes when its content does."""
+    """A file of a corpus: path or URL, size in bytes (0 unknown), a digest that changes with its content."""
 
     name: str
     bytes: int
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Damaged(Exception):
-    """The rest of a file cannot be decompressed or understood: `lost` bytes of it, behind `good` ones."""
+    """The rest of a file cannot be decompressed or understood: `lost` bytes, behind `good` ones."""
 
     good = 1
 
@@ -61,7 +61,7 @@ class Damaged(Exception):
 
 
 class Steps:
-    """A stream that is read by small steps, and tells how far, which a decompressing one does not know."""
+    """A stream read by small steps, which tells how far: a decompressing one does not know."""
 
     closed = False
 
@@ -78,7 +78,7 @@ class Steps:
 
 
 def say(name: str, encoding: str) -> None:
-    """Tell how a file is read that is no plain UTF-8, of many the first one."""
+    """Tell how a file is read that is no UTF-8, of many the first."""
     if encoding not in _said:
         _said.add(encoding)
         log.warning("%s is read as %s, and so are files like it.", name, encoding)
@@ -89,19 +89,19 @@ def is_url(name: str) -> bool:
 
 
 def format_of(name: str) -> tuple[str, str]:
-    """(key of FORMATS, packing) of a file, empty where it has none; of `A.JSON.GZ`: (".json", ".gz")."""
+    """(key of FORMATS, packing) of a file or empty: (".json", ".gz") of `A.JSON.GZ`."""
     path = (re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name).lower()
     packing = next((ending for ending in _PACKINGS if path.endswith(ending)), "")
     return next((ending for ending in FORMATS if path.removesuffix(packing).endswith(ending)), ""), packing
 
 
 def is_document(name: str) -> bool:
-    """Whether a file is one document, as texts, pages and PDFs are."""
+    """Whether a file is one document: a text, a page, a PDF."""
     return FORMATS.get(format_of(name)[0]) == math.inf
 
 
 def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
-    """About how many documents so many bytes of a file hold: as the `found` ones in `good` bytes, else its kind."""
+    """About how many documents so many bytes of a file hold: as the `found` in `good` bytes, else as its kind."""
     kind, packing = format_of(name)
     return size * found // good if found else int(size * (2.5 if packing else 1) / FORMATS[kind])
 
@@ -109,7 +109,7 @@ def documents_in(name: str, size: int, found: int = 0, good: int = 1) -> int:
 def find(spec: str) -> list[Source]:
     """The files of a path, URL, glob or folder in the order of their names; TraitError if none can be read.
 
-    Of a folder those that can be read, however deep, but for hidden ones; it is said which are passed over.
+    Of a folder those that can be read, at any depth, not hidden; which are passed over is said.
     """
     path = os.path.expanduser(spec)
     try:
@@ -120,7 +120,7 @@ def find(spec: str) -> list[Source]:
             inside = store.find(inner, detail=True)
         elif not inside and glob.has_magic(inner) and not path.startswith(("http://", "https://")):
             inside = store.glob(inner, detail=True)
-    except Exception as error:  # every store has its own: no package, credentials or host, forbidden, misspelt
+    except Exception as error:  # every store has its own
         raise TraitError(f"{spec} cannot be listed ({type(error).__name__}: {error}). {_CHECK}") from error
     names = [name for name in sorted(inside) if inside[name]["type"] != "directory"]
     if folder or "/." not in inner:  # no hidden ones unasked
@@ -135,7 +135,6 @@ def find(spec: str) -> list[Source]:
 
 
 def _readable(spec: str, names: list[str]) -> list[str]:
-    """The files of a folder that can be read."""
     passed = Counter(os.path.splitext(name)[1] or "no ending" for name in names if not format_of(name)[0])
     if passed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
@@ -146,14 +145,13 @@ def _readable(spec: str, names: list[str]) -> list[str]:
 
 
 def _source(name: str, info: dict) -> Source:
-    """A file known by the digest that its store keeps; else by 16 MB of its bytes, here and there."""
+    """A file known by its store's digest, else by 16 MB of its bytes, here and there."""
     if not format_of(name)[0]:
-        known = ", ".join(FORMATS)
         raise TraitError(
-            f"{name}: documents are read from {known} files, also .gz and .zst. Convert it, or narrow the glob."
+            f"{name}: documents are read from {', '.join(FORMATS)}, also .gz and .zst. Convert it, or narrow the glob."
         )
     if format_of(name)[0] == ".pdf" and not importlib.util.find_spec("pypdf"):
-        raise TraitError(f"{name}: to read PDF files, pypdf must be installed: pip install 'trait-kit[pdf]'.")
+        raise TraitError(f"{name}: to read PDF files, pip install 'trait-kit[pdf]'.")
     size = info.get("size") or 0
     if tag := next((str(info[key]) for key in _TAGS if info.get(key)), ""):
         return Source(name, size, tag)
@@ -180,71 +178,43 @@ def unreadable(name: str, error: Exception) -> TraitError:
 
 @contextlib.contextmanager
 def arrow_damage(name: str) -> Iterator[None]:
-    """Damaged for what Arrow says of a file's bytes; TraitError for what the system or the network refuses."""
+    """Damaged for what Arrow says of bytes; TraitError for what the system or the network refuses."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise unreadable(name, error) from error
-        raise Damaged((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        long = ": decompress it with `zstd -d --long=31`" if "too much memory" in told else ""  # a window over 128 MB
+        raise Damaged(told + long) from error
 
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[io.BufferedReader]:
-    """The decompressed bytes of a file; Damaged where the rest of them cannot be had."""
+    """The decompressed bytes of a file; Damaged where the rest cannot be had."""
+    packing = _PACKINGS.get(format_of(name)[1])
     with open_file(name) as stream:
         try:
-            with arrow_damage(name), _unpacked(name, stream) as plain:
-                yield plain
+            with arrow_damage(name):
+                plain = pa.CompressedInputStream(pa.PythonFile(Steps(stream), "r"), packing) if packing else stream
+                yield io.BufferedReader(plain, _STEP if packing else _PIECE)
         except Damaged as damage:
             damage.good = max(stream.tell(), 1)
             damage.lost += sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
             raise
 
 
-@contextlib.contextmanager
-def _unpacked(name: str, stream: BinaryIO) -> Iterator[io.BufferedReader]:
-    """Decompressed by Arrow, or by zstd's command where the window is larger than Arrow's 128 MB."""
-    if packing := _PACKINGS.get(format_of(name)[1]):
-        stream = pa.CompressedInputStream(pa.PythonFile(Steps(stream), "r"), packing)
-    plain = io.BufferedReader(stream, _STEP if packing else _PIECE)
-    try:
-        plain.peek(1)
-    except OSError as error:
-        if "too much memory" not in str(error):
-            raise
-        if is_url(name) or not shutil.which("zstd"):
-            raise TraitError(
-                f"{name} was compressed with a window of more than 128 MB. Install the zstd command, or decompress it "
-                "elsewhere with `zstd -d --long=31`."
-            ) from None
-        with subprocess.Popen(["zstd", "-dcq", "--long=31", name], stdout=subprocess.PIPE) as process:
-            yield process.stdout
-            process.stdout.close()
-            if process.wait():
-                raise Damaged("zstd cannot decompress it") from None
-    else:
-        yield plain
-
-
 # Text
 
 
 def decode(page: bytes, charset: str = "") -> str:
-    """A page as it is most likely meant: by its byte order mark, the header's `charset`, its HTML meta, its bytes."""
-    from resiliparse.parse.encoding import detect_encoding
-
+    """A page by its byte order mark, the header's `charset`, its HTML meta, its bytes."""
     encoding = encoding_of(page, charset, detect_encoding(page, from_html_meta=True))
     return page.decode(encoding, "replace").removeprefix("\ufeff")
 
 
 def encoding_of(data: bytes, *said: str) -> str:
-    """How a text that begins so is encoded: by its byte order mark, the first name that is `said` and fits, its bytes.
-
-    Names that are unknown or do not fit are passed over, because headers and pages are often wrong.
-    """
-    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-
+    """How a text that begins so is encoded: by its byte order mark, the first name `said` that fits, its bytes."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))
@@ -260,12 +230,11 @@ def encoding_of(data: bytes, *said: str) -> str:
     return "cp1252" if found in ("utf-8", "windows-1252", "iso8859-15") else _LARGER.get(found, found)
 
 
-def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
-    """The lines of a file, or the values of its JSON array; of a longer line a little more than `most` bytes.
+def lines(name: str, strict: bool = False) -> Iterator[str]:
+    """The lines of a file, or the values of its JSON array.
 
-    They are in what the first ones look like, or else in cp1252; if `strict`, in UTF-8, and other bytes are surrogates. If
-    not, JSON may also be rows by id, or one list beside other things ({'version': 1, 'data': [...]}). Only UTF-16 and such
-    JSON are held in memory as a whole.
+    Decoded as the first ones look, or else as cp1252; if `strict`, as UTF-8 with surrogates. If not, JSON may also be rows
+    by id, or one list beside other things ({'version': 1, 'data': [...]}).
     """
     with reading(name) as stream:
         head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
@@ -298,7 +267,7 @@ def lines(name: str, most: int, strict: bool = False) -> Iterator[str]:
                 if array:
                     raise Damaged(f"no JSON array: {error}", len(data)) from error
                 stream = io.BytesIO(data)
-        while line := stream.readline(most + 1):
+        while line := stream.readline(LINE_BYTES):
             yield decoded(line)
-            while len(line) > most and not line.endswith(b"\n"):
-                line = stream.readline(most + 1)
+            while len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(LINE_BYTES)

@@ -1,13 +1,12 @@
 """Pages of the web, the records of WARC and WET files, and files that are a document each, to documents.
 
-FastWARC finds the records, also where lines end oddly or one lies about its length: bytes that no whole record claims
-are counted as the documents that they probably held. A file is extracted once, whoever asks, in a child process
-(datatrove's sandbox), because it reads whatever the web wrote: a page that hangs, crashes or fills the memory ends the
-child and is lost; the next page gets another child.
+FastWARC finds the records, also where one lies about its length: bytes that no whole record claims count as the documents
+that they probably held. A file is extracted once, in a child process (datatrove's sandbox): a page that hangs, crashes or
+fills the memory ends the child and is lost, alone.
 
 A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
-No extractor keeps formulas, for pages hide them in scripts, images and hidden elements (MegaMath, arXiv 2504.02807). So
-they are put into the page's tree as TeX before its text is taken; `formulas.yaml` says how pages write them.
+Formulas hide in scripts, images and hidden elements, where no extractor finds them (MegaMath, arXiv 2504.02807), so they
+are put into the page's tree as TeX before its text is taken.
 """
 
 import contextlib
@@ -19,7 +18,6 @@ import logging
 import pickle
 import re
 import signal
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -39,17 +37,17 @@ from trait_kit.reading.streams import Damaged, Steps, decode, documents_in, enco
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
 _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
-_RULES = 8  # raised whenever the same file would give others
+_RULES = 9  # raised whenever the same file would give others
 _PART_ROWS = 500
-_CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # what no text is full of, but what is compressed or encrypted
+_CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # many in what is compressed or encrypted
 _FORMULAS = yaml.safe_load(Path(__file__).with_name("formulas.yaml").read_text(encoding="utf-8"))
 _TEXT = {"preserve_formatting": True, "alt_texts": False, "comments": False, "post_meta": False}
 _LITTLE = 300  # characters of main text, below which it was missed in 17 of 18 real pages
-_PASSED = 100  # bytes between records that hold none: line ends, and how headers were written
+_PASSED = 100  # bytes between records that hold none
 
 
 def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
-    """The documents of a WARC or WET file, or of files of one each (names by line), kept in the folder `cache`."""
+    """The documents of a WARC or WET file, or of files of one each (names by line), kept in `cache`."""
     libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
     key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
@@ -76,7 +74,6 @@ def _write(name: str, seconds_per_page: float, path: Path) -> None:
 
 
 def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
-    """The documents of files that are one each, and with a `reason` what is none."""
     seconds = sandbox.timeout
     for name in names:
         sandbox.timeout = seconds * (_PDF_PAGES if format_of(name)[0] == ".pdf" else 1)
@@ -113,17 +110,12 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
 
 
 def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
-    """(where it begins, where it ends, a record that holds its own body), and where the file ends, with None.
-
-    One that is cut off, or runs into the next, is passed over.
-    """
     from fastwarc.warc import ArchiveIterator
 
     for record in ArchiveIterator(steps, parse_http=False, quirks_mode=True):
         start, length = record.stream_pos, record.content_length
         body = record.reader.read(PAGE_BYTES + (1 << 16))
-        whole = len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body)
-        if whole:
+        if len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body):
             record.set_bytes_content(body)
             head = sum(len(name) + len(value) + 4 for name, value in record.headers)
             yield start, start + head + length, record
@@ -131,7 +123,6 @@ def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
 
 
 def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
-    """The document of a record or file that holds a page, or the reason why it is none, and what of it was left out."""
     try:
         return sandbox.process_document(pickle.dumps(source), _guarded)
     except TimeoutError:
@@ -145,7 +136,6 @@ def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
 
 
 def _guarded(packed: bytes) -> list[dict[str, Any]]:
-    """What `_said` says, by a process that ends with its parent."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: or it would hold the lock that it has inherited
     try:
@@ -173,7 +163,7 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
 
 
 def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
-    """(text, formulas that it lacks, encoding of a plain text) of a file; a PDF of pictures has none before OCR."""
+    """(text, formulas that it lacks, encoding of a plain text) of a file."""
     if len(body) > _FILE_BYTES:
         raise Refused(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
     kind = format_of(name)[0]
@@ -201,32 +191,28 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
     charset = re.search(r"charset=[\"']?([\w.:-]+)", said)
     begins = body.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
     plain = str(record.record_type) == "conversion" and "html" not in said
-    if record.is_http and (http is None or not http.status_code):
-        raise Refused(f"{UNREADABLE}: no HTTP response")
-    if record.is_http and http.status_code != 200:
-        raise Refused(f"{SKIPPED}: HTTP status {http.status_code}")
-    if not plain and "html" not in said and (said or begins not in (b"<", b"")):
-        raise Refused(f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}")
-    if len(body) > PAGE_BYTES:
-        raise Refused(f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB")
+    html = plain or "html" in said or (not said and begins in (b"<", b""))
+    status = getattr(http, "status_code", None) if record.is_http else 200
+    refused = {
+        f"{UNREADABLE}: no HTTP response": not status,
+        f"{SKIPPED}: HTTP status {status}": status != 200,
+        f"{SKIPPED}: not HTML: {said[:40] or 'no content type'}": not html,
+        f"{SKIPPED}: larger than {PAGE_BYTES // 1_000_000} MB": len(body) > PAGE_BYTES,
+    }
+    if why := next((why for why, wrong in refused.items() if wrong), ""):
+        raise Refused(why)
     text = _checked(decode(body, charset[1] if charset else ""))
     return (text, 0) if plain else extract(text)
 
 
 def _decoded(packed: bytes) -> tuple[Any, bytes]:
-    """A record and its payload with as much of the encodings undone as its header claims and the bytes bear.
-
-    Crawlers that store decoded bodies keep the header; browsers take raw deflate, so it is taken here.
-    """
+    """A record and its payload, decoded as far as the bytes bear: crawlers keep headers of what they decoded."""
     for encodings in ("all", "content", "transfer", "none"):
         record = pickle.loads(packed)
         with contextlib.suppress(OSError):
             record.parse_http(quirks_mode=True, auto_decode=encodings)
             body = record.reader.read(PAGE_BYTES + 1)
             break
-    if encodings in ("transfer", "none") and "deflate" in (record.http_headers.get("Content-Encoding") or ""):
-        with contextlib.suppress(zlib.error):
-            body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, PAGE_BYTES + 1)
     return record, body
 
 
@@ -234,7 +220,7 @@ def _decoded(packed: bytes) -> tuple[Any, bytes]:
 
 
 def extract(html: str) -> tuple[str, int]:
-    """(main text, or all where hardly any is found; how many formulas are not in it)."""
+    """(main text, or all where hardly any is found; how many formulas it lacks)."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
@@ -266,16 +252,15 @@ def _tex(node: Any) -> str:
         return node.text
     if annotation := node.query_selector(_FORMULAS["annotation"]):
         return annotation.text
-    for holder in (node, *node.query_selector_all(_FORMULAS["named"])):
-        for attribute in _FORMULAS["attributes"]:
-            if value := holder.get_attribute(attribute):
-                return value
+    holders = (node, *node.query_selector_all(_FORMULAS["named"]))
+    named = (holder.get_attribute(attribute) for holder in holders for attribute in _FORMULAS["attributes"])
+    if tex := next(filter(None, named), ""):
+        return tex
     math = node if node.tag == "math" else node.query_selector("math")
     return _of_mathml(math) if math else ""
 
 
 def _of_mathml(node: Any) -> str:
-    """TeX of a MathML element; its letters and symbols stay Unicode."""
     parts = [tex for child in node.children if (tex := _of_mathml(child))]
     before, after = _FORMULAS["around"].get(node.tag, ("", ""))
     with contextlib.suppress(IndexError):
@@ -286,7 +271,7 @@ def _of_mathml(node: Any) -> str:
 
 
 def _raise_and_lower(tree: Any) -> None:
-    """10<sup>-3</sup> becomes 10^-3, the inner ones first; ordinals, marks and notes stay."""
+    """10<sup>-3</sup> becomes 10^-3, inner ones first; ordinals and notes stay."""
     for node in reversed(list(tree.document.query_selector_all("sup, sub"))):
         raised = node.text.strip()
         if re.search(r"\w", raised) and not re.fullmatch(r"\[.*\]|st|nd|rd|th", raised):
