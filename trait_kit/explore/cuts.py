@@ -1,7 +1,6 @@
 """02: where a token budget cuts a method's ranking: what it takes, how good that is, and the texts on both sides.
 
-Up to the end of its candidates a smaller or larger budget takes the beginning of the same ranking: nothing is scored or
-cleaned anew, and at the run's own budget the page shows the run's own selection.
+Another budget takes more or less of the same ranking of candidates: nothing is scored or cleaned anew.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from trait_kit.selection.budget import Limits, rank, rank_values
 from trait_kit.selection.choosing import Selected
 from trait_kit.selection.scoring import read_shards, shard_path
 
-_SIDE, _STEPS = 3, 40  # texts shown on each side of the cut; places of the slider
+_SIDE, _STEPS = 3, 40  # texts on each side of the cut; places of the slider
 _COLUMNS = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
 
 
@@ -39,7 +38,7 @@ def explore(selected: Selected) -> Explorer:
 
 
 def ranking(selected: Selected, method: str) -> pd.DataFrame:
-    """The clean candidates of a method, best first; `up_to`: the tokens of all down to this one."""
+    """The clean candidates of a method, best first; `up_to`: their tokens so far."""
     job, selections = _job(selected, method), selected.folder
     found = read_shards(selections / "candidates" / method, "candidates", len(selected.scored.shards), _COLUMNS)
     repeats = pd.read_parquet(selections / "near_duplicates.parquet").query("method == @method")
@@ -54,7 +53,7 @@ def ranking(selected: Selected, method: str) -> pd.DataFrame:
 
 
 def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str, Any]:
-    """What the budget takes: documents, tokens, the score of the last, and against labels precision and recall."""
+    """What the budget takes: documents, tokens, the last one's score, and against labels precision and recall."""
     taken = ranked[ranked["up_to"] <= token_budget]
     found = {"documents": len(taken), "tokens": int(taken["n_tokens"].sum()), "left": len(ranked) - len(taken)}
     if len(taken) and positives:
@@ -64,7 +63,7 @@ def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str
 
 
 def around(selected: Selected, method: str, ranked: pd.DataFrame, token_budget: int) -> pd.DataFrame:
-    """The last documents that the budget takes and the first that it leaves, with their texts."""
+    """The last documents that the budget takes and the first that it leaves, with texts."""
     numbered = ranked.assign(rank=np.arange(1, len(ranked) + 1), taken=ranked["up_to"] <= token_budget)
     at = int(numbered["taken"].sum())
     near, folder = numbered.iloc[max(0, at - _SIDE) : at + _SIDE], selected.folder / "candidates" / method

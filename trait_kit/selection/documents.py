@@ -1,7 +1,6 @@
 """Documents of a corpus of any size: named, listed as shards, read part by part, divided and sampled.
 
-A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns,
-and `{held_out=0}` holds nothing out:
+A corpus is named by a *spec*; `{text=content, id=key}` at its end names its columns, and `{held_out=0}` holds nothing out:
 
     demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
     hf:owner/name[@config][#split]                                         split is `train` when left out
@@ -9,9 +8,9 @@ and `{held_out=0}` holds nothing out:
       .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .warc, .wet            of many documents each
       .txt, .md, .html, .pdf                                               of one, whose id is its path
 
-A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. Held out are the
-documents whose id hashes below a share: a document's fate depends on its own id and never on the others'. An id is unique
-within its file; of documents of different files that share one, the texts decide whether they are the same.
+A shard is the unit of work and of resume: what it yields depends on its own bytes only. Held out are the documents whose id
+hashes below a share, so that a document's fate depends on its own id. An id is unique within its file; of documents of
+different files that share one, the texts decide whether they are the same.
 """
 
 import functools
@@ -37,23 +36,23 @@ from trait_kit.reading.web import read_web
 
 HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _SMALL_BYTES = 4_000_000
-_RULES = 3  # raised whenever the same bytes would give other documents
-_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
-_FILES = 1_000  # of one document each, a shard
+_RULES = 3  # raised when the same bytes would give other documents
+_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
+_FILES = 1_000  # of one document each, in a shard
 _COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
 log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """A piece of a corpus that is read at once: a file, row groups of one, rows of a data set, or small files."""
+    """A file, row groups of one, rows of a data set, or small files."""
 
     number: int  # 0-based place in the corpus
-    source: str  # path, URL or spec it is read from; of files with a document each, a line for each
+    source: str  # path, URL or spec; of small files a line each
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
-    key: str = ""  # digest that changes when what it reads does
-    held_out: float = 0.0  # share of the hashes of ids whose documents are never trained on
+    key: str = ""  # digest of what it reads
+    held_out: float = 0.0  # share of the hashes of ids that is never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
 
 
@@ -76,7 +75,7 @@ def _named(spec: str) -> tuple[str, str, Columns]:
 
 
 def fingerprint(spec: str) -> str:
-    """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
+    """A digest of the corpus: of its files' content, the demo's rules, or a hub id."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         return demo.demo_digest(f"demo:{rest}")
@@ -86,9 +85,9 @@ def fingerprint(spec: str) -> str:
 def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
-    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
-    other file is one shard, or where files are of one document each a thousand of them. About 5% are held out; of one
-    shard of up to 4 MB exactly 5%.
+    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; other
+    files are a shard each, those of one document a thousand a shard. About 5% are held out; of one source of up to 4 MB
+    exactly 5%.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
@@ -108,7 +107,6 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
-    """The pieces of all files, their content as key."""
     several = [source for source in sources if not is_document(source.name)]
     ones = [source for source in sources if is_document(source.name)]
     for start in range(0, len(ones), _FILES):
@@ -129,7 +127,7 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share that holds out exactly the share that is asked for (rounded down) of a small corpus."""
+    """The share of hashes that holds out exactly the share of documents asked for, rounded down."""
     ids = [part.documents["id"] for part in read_shard(Shard(0, source, columns=columns))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *map(id_hashes, ids)]))
     count = int(len(ordered) * float(columns.held_out))
@@ -137,12 +135,12 @@ def _exact_share(source: str, columns: Columns, _content: str) -> float:
 
 
 def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """uint64 [n]: SipHash with a fixed key, the same in every process and on every machine."""
+    """uint64 [n]: SipHash with a fixed key, so the same everywhere."""
     return pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def _together(tables: Iterable[pa.Table]) -> pa.Table:
-    """The documents (COLUMNS) of several files: one of each id and text; an id that several texts have is told apart."""
+    """Documents (COLUMNS) of several files: one of each id and text; an id of several texts is told apart."""
     documents = pa.concat_tables([SCHEMA.empty_table(), *tables]).select(COLUMNS).combine_chunks()
     frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
     several = frame["id"].duplicated(keep=False)
@@ -154,10 +152,10 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
-    """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
+    """The documents of a shard, the held-out and the unusable ones, about 4 MB of text at a time.
 
-    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves, and is
-    the same wherever a text repeats. Damage never raises, but a file that cannot be had: the next attempt may succeed.
+    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves. Damage
+    never raises, but a file that cannot be had does: the next attempt may succeed.
     """
     seen: set[int] = set()
     example = ""
@@ -196,7 +194,7 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
+    """The documents (COLUMNS) at these sorted positions of `read_shard`."""
     wanted, taken, start = np.asarray(positions, np.int64), [SCHEMA.empty_table()], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         end = start + len(part.documents)
@@ -209,24 +207,20 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
+    """The documents (COLUMNS) of a corpus that fits into memory; TraitError for a damaged file, or no document.
 
-    So is a corpus without documents; how many are held out or cannot be used is logged as a warning.
+    How many are held out or cannot be used is logged as a warning.
     """
     parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
     documents = _together(part.documents for part in parts)
     rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
     losses = [reject for reject in rejected if not reject.reason.startswith(readers.SKIPPED)]
-    for reject in losses:
-        if reject.reason.startswith(readers.DAMAGED):
-            raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
+    if damaged := [reject for reject in losses if reject.reason.startswith(readers.DAMAGED)]:
+        raise TraitError(f"{damaged[0].source}: {damaged[0].reason}. Write, copy or download it again.")
     first = (losses or rejected or [Reject(spec, 0, "it holds no records", 0)])[0]
     where = f"{first.source}, row {first.row}: {first.reason}"
     if not documents.num_rows:
-        raise TraitError(
-            f"{spec} has no usable document. {where}. Each record needs a text, in a field `text` or one that the "
-            "spec names: {text=body}."
-        )
+        raise TraitError(f"{spec} has no usable document. {where}. Name the field of the text, as {{text=body}}.")
     if held_out:
         log.warning("%s: %d documents, and %d held out for evaluation", spec, documents.num_rows, held_out)
     if lost := sum(reject.records for reject in losses):
@@ -238,10 +232,7 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
 
 
 def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
-    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting.
-
-    TraitError where there are fewer than `least`.
-    """
+    """Up to 2,000 held-out documents (COLUMNS), to score learning and forgetting; TraitError for fewer than `least`."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
@@ -258,7 +249,7 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
 def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
     """The `documents` or `held_out` ones (COLUMNS) at the beginnings of these shards, until there are `most`.
 
-    They come from at least `spread` shards, if there are so many, the first ones first, and stand in the corpus' order.
+    They come from at least `spread` shards, where there are so many, and stand in the corpus' order.
     """
     quota, found = -(-most // min(spread, len(shards) or 1)), {}
     for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
@@ -271,7 +262,7 @@ def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: in
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
-    """id -> whether a demo document is about the domain: hidden from selection; None for other corpora."""
+    """id -> whether a demo document is about the domain; None for other corpora."""
     kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
@@ -282,8 +273,7 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """Up to `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Uniform over the beginnings of 64 or more shards, which of a small corpus are all of it: a sample must not cost a pass
-    over the web.
+    Uniform over the beginnings of 64 or more shards: a sample must not cost a pass over the web.
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
     order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]

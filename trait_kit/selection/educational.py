@@ -1,7 +1,7 @@
-"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings.
 
-The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
-web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5); without ratings there is no such filter.
+The paper does not describe its model of educational value. Here a language model rates a sample of the web 0-5, and
+fastText learns Low (0, 1), Mid (2, 3) and High (4, 5).
 """
 
 import json
@@ -21,14 +21,14 @@ from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
 
 LABELS = ("Low", "Mid", "High")
-MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
+MAX_CHARACTERS = 3_000  # of a document that are sent: they fit in any script
 _PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
 _TYPICAL_ANSWER = 100  # tokens
-_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
+_MAX_FAILED = 0.2  # of the ratings asked for
 
 
 def label_points(labels: Sequence[str]) -> np.ndarray:
-    """float32 [n_labels]: each label's points, 0..2: probabilities @ points is a text's educational value.
+    """float32 [n_labels], 0..2: probabilities @ points is a text's educational value.
 
     Case and fastText's prefix do not matter. TraitError for other labels: their meaning would be a guess.
     """
@@ -39,10 +39,9 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
 
 
 def demo_labels() -> dict[str, str]:
-    """id -> label of each article of the demo.
+    """id -> label of each article of the demo, frozen.
 
-    Frozen: a rule about function words and shape gave them (does a text explain, or only state?). English only, and of
-    textbook algebra it called 78% Low, so it is offered for nothing else.
+    A rule about English function words gave them. Of textbook algebra it called 78% Low, so nothing else is labelled by it.
     """
     letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
     names = {label[0]: label for label in LABELS}
@@ -50,7 +49,7 @@ def demo_labels() -> dict[str, str]:
 
 
 def read_rating(answer: str) -> int:
-    """The last 'Rating: N' of an answer; ValueError says what is wrong, in words for the model."""
+    """The last 'Rating: N' of an answer; ValueError says to the model what is wrong."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
     if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
         raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
@@ -58,7 +57,7 @@ def read_rating(answer: str) -> int:
 
 
 def conversation(text: str) -> list[dict[str, str]]:
-    """The criteria, and a document's beginning as one line of JSON: data, in which no marker can occur."""
+    """The criteria, and a document's beginning as a line of JSON, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
     prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
     system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
@@ -67,7 +66,7 @@ def conversation(text: str) -> list[dict[str, str]]:
 
 
 def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label and text of these documents of the web, and rating 0..5 where somebody is asked; numbers for the record).
+    """(label and text of these documents, and rating 0..5 where somebody is asked; numbers for the record).
 
     Paid answers stay in `folder`.
     """
@@ -87,8 +86,8 @@ def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd
     failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(
-            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or take "
-            "another teacher_model, and run again: what is answered is not asked again."
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint, or take "
+            "another teacher_model, and run again."
         )
     rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
     return rated, {"bill": bill, "educational_unrated": failed}
