@@ -61,8 +61,8 @@ def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:
     name = p.prompts or prompts.choose(group)
     unsolved = [row for row in group.rows if p.paragraphs == "teacher" or not row.solution]
     turns = [prompts.conversation(name, "paragraph", replace(group, rows=[row])) for row in unsolved]
-    parts = [("enlightenment", 0)]
-    if (LOCAL_STEPS if p.teacher == "local" else p.teacher_steps) == "sentences":
-        parts = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
+    sentences = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
+    steps = LOCAL_STEPS if p.teacher == "local" else p.teacher_steps
+    parts = sentences if steps == "sentences" else [("enlightenment", 0)]
     turns += [prompts.conversation(name, part, group, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]

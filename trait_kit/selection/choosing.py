@@ -22,13 +22,12 @@ from trait_kit import tables
 from trait_kit.engine import minhash
 from trait_kit.engine.files import TraitError, atomic_path, digest, made_folder, read_json, write_json
 from trait_kit.engine.ngrams import Texts
-from trait_kit.engine.questions import QuestionIndex
 from trait_kit.engine.shards import Place, claim
 from trait_kit.models import token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, cut_value, drop, rank, rank_values, take
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
-from trait_kit.selection.documents import id_hashes, on_topic, read_rows, sample
+from trait_kit.selection.documents import id_hashes, list_shards, on_topic, read_rows, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, Scoring, do_shards, read_shards, score_corpus, shard_path, write_table
 from trait_kit.tasks import texts_of_tests
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _FIRST_MARGIN = 1.5  # candidates gathered at first, in units of the limit
 _SLACK = 4.0  # by which estimated tokens may be wrong
 _SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
-_ADDED = [pa.field("signature", pa.binary()), pa.field("text_hash", pa.uint64()), pa.field("contaminated", pa.bool_())]
+_ADDED = [("signature", pa.binary()), ("text_hash", pa.uint64()), ("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
 _REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
@@ -89,10 +88,13 @@ def select(
     """
     folder = made_folder(folder)
     writes = [f"{name}.parquet" for name in (*methods, "contaminated", "near_duplicates")] + ["report.json"]
-    scoring.refuse_changed()
+    scored = scoring.job
+    now = list_shards(scored["corpus"], scored["seed"], shard_rows=scored["documents_per_shard"])
+    if changed := {*scoring.shards} - {*now}:
+        raise TraitError(f"{changed.pop().source} has changed since it was scored. Score it again.")
     job = {
         "scoring": str(scoring.folder),
-        "scored": digest(scoring.job),
+        "scored": digest(scored),
         "seed": seed,
         "limits": asdict(limits),
         "base_model": base_model,
@@ -116,8 +118,7 @@ def _choose(
 ) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """Write a method's selection: (what became of the corpus; test items found; repeating documents: id, of, method)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
-    folder, threshold = selections / "candidates" / method, job["near_duplicate"]
-    margin, enough = _FIRST_MARGIN, False
+    folder, threshold, margin, enough = selections / "candidates" / method, job["near_duplicate"], _FIRST_MARGIN, False
     while not enough:
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         keys = [digest({**job, "cut": cut})] * len(scoring.shards)
@@ -135,12 +136,13 @@ def _choose(
         better = _first_alike(signatures, ranking, threshold) if threshold else ranking
         unique = ranking[better == ranking]
         taken = take(table, unique, method, limits, seed)
-        enough = taken["enough"] or cut == EVERYTHING
-        margin *= 2
+        enough, margin = taken["enough"] or cut == EVERYTHING, 2 * margin
     dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     dropped |= {reason: dropped[reason] + count for reason, count in refused.items()}
     dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
-    _write_selection(scoring, folder, method, unique, taken["n_out"])
+    chosen = np.isin(np.arange(len(table)), unique[: taken["n_out"]])
+    shards = np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(keys)))
+    _write_selection(folder, method, np.split(chosen, shards))
     ids, worse = table["id"].to_numpy(), better != ranking
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
     of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
@@ -183,20 +185,17 @@ def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: floa
     return best_first[first[place]]
 
 
-def _write_selection(scoring: Scoring, folder: Path, method: Method, ranking: np.ndarray, n_out: int) -> None:
-    """The n_out best in the corpus' order."""
-    start = 0
+def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> None:
+    """`chosen`: of each shard which candidates, bool [n]."""
     with (
         atomic_path(folder.parents[1] / f"{method}.parquet") as temporary,
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
-        for shard in scoring.shards:
-            documents = pq.read_table(shard_path(folder, "candidates", shard.number)).replace_schema_metadata(None)
+        for number, rows in enumerate(chosen):
+            candidates = pq.read_table(shard_path(folder, "candidates", number)).replace_schema_metadata(None)
+            documents = candidates.filter(pa.array(rows))
             documents = documents.append_column("method", pa.array([method] * len(documents), pa.string()))
-            rows = np.arange(start, start + len(documents))
-            start += len(documents)
-            chosen = documents.filter(pa.array(np.isin(rows, ranking[:n_out])))
-            writer.write_table(tables.conform(chosen, "selection"))
+            writer.write_table(tables.conform(documents, "selection"))
 
 
 def gather_shard(job_path: Path, number: int) -> None:
@@ -212,19 +211,14 @@ def gather_shard(job_path: Path, number: int) -> None:
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
         columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
-    columns["text_hash"] = id_hashes(texts)
-    columns["signature"] = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
+    signatures = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
     tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
-    proof = find_items(_test_index(job_path, key), tested, texts, scores["id"].to_pylist()).assign(method=method)
-    columns["contaminated"] = np.isin(np.arange(len(rows)), proof["text_index"])
+    proof = find_items(tested, texts, scores["id"].to_pylist()).assign(method=method)
+    contaminated = np.isin(np.arange(len(rows)), proof["text_index"])
+    columns |= {"signature": signatures, "text_hash": id_hashes(texts), "contaminated": contaminated}
     write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
     write_table(shard_path(folder, "candidates", number), candidates, key)
-
-
-@functools.lru_cache(maxsize=1)
-def _test_index(job_path: Path, _key: str) -> QuestionIndex:
-    return QuestionIndex([tested["text"] for tested in read_json(job_path)["tests"]])
 
 
 def filter_web(step: "Step") -> Selected:
@@ -232,26 +226,19 @@ def filter_web(step: "Step") -> Selected:
     p = step.params
     if not step.done:
         in_domain, place = in_domain_documents(p).documents["text"], Place(p.executor, p.workers, p.slurm)
-        scored = score_corpus(
-            *(p.web, _model_files(step, in_domain), step.path("scores")),
-            seed=p.seed,
-            documents_per_shard=p.documents_per_shard,
-            max_quarantined=p.max_quarantined,
-            place=place,
-        )
+        options = p.model_dump(include={"seed", "documents_per_shard", "max_quarantined"})
+        scored = score_corpus(p.web, _model_files(step, in_domain), step.path("scores"), **options, place=place)
+        limits = Limits(p.token_budget, **p.model_dump(include={"min_tokens", "max_tokens", "min_educational"}))
         select(
-            *(scored, step.path("selections"), p.methods),
-            Limits(p.token_budget, min_tokens=p.min_tokens, max_tokens=p.max_tokens, min_educational=p.min_educational),
-            base_model=p.base_model,
-            seed=p.seed,
+            *(scored, step.path("selections"), p.methods, limits),
+            **p.model_dump(include={"base_model", "seed", "near_duplicate"}),
             tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
             in_domain=in_domain,
             held_out=held_out_texts([p.in_domain, p.web], p.seed),
-            near_duplicate=p.near_duplicate,
             place=place,
         )
     folder, scored = step.path("selections"), Scoring.open(step.path("scores"))
-    known = p.in_domain.partition("/")[0] == p.web.partition("/")[0]  # else the web's labels are of another domain
+    known = p.in_domain.partition("/")[0] == p.web.partition("/")[0]  # else the labels are of another domain
     return Selected(folder, scored, read_json(folder / "report.json"), on_topic(p.web, p.seed) if known else None)
 
 
@@ -267,11 +254,13 @@ def _model_files(step: "Step", in_domain: Texts) -> ModelFiles:
 
 def funnel(selected: Selected) -> pd.DataFrame:
     """One row a method: n_in -> n_out by reason, tokens, and the last document's score."""
-    lost, held, rows = int(selected.scored.losses().sum()), selected.scored.held_out, []
-    for method, report in selected.methods.items():
-        last = {name: report[name] for name in ("n_out", "tokens", "threshold")}
-        read = {"n_in": report["n_in"] + lost + held, "held out": held, "unreadable": lost}
-        rows.append({"method": method, **read, **report["dropped"], **last})
+    lost, held = int(selected.scored.losses().sum()), selected.scored.held_out
+    rows = [
+        {"method": method, "n_in": report["n_in"] + lost + held, "held out": held, "unreadable": lost}
+        | report["dropped"]
+        | {name: report[name] for name in ("n_out", "tokens", "threshold")}
+        for method, report in selected.methods.items()
+    ]
     return pd.DataFrame(rows).astype({"threshold": float})
 
 

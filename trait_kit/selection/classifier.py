@@ -28,12 +28,9 @@ if TYPE_CHECKING:
     from trait_kit.runs import Step
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
-_HELD_OUT = 0.2
 _FEWEST = {IN_DOMAIN: 20, GENERAL: 20} | dict.fromkeys(LABELS, 10)  # documents of a label
 _TOP_NGRAMS, _NGRAM_DOCUMENTS = 15, 2_000  # shown a side; documents of it searched for them
 _EXAMPLES, _SHOWN = 3, 240  # of a label of educational value; characters of each
-
-Labelled = dict[str, str]  # normalised line -> label; a line has one label
 
 
 @dataclass
@@ -43,14 +40,6 @@ class Report:
     numbers: dict[str, Any]
     tables: dict[str, pd.DataFrame]
 
-    def save(self, path: Path) -> None:
-        write_json(path, [self.numbers, {name: table.to_dict("tight") for name, table in self.tables.items()}])
-
-    @classmethod
-    def load(cls, path: Path) -> "Report":
-        numbers, tables = read_json(path)
-        return cls(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
-
 
 def train_classifiers(step: "Step") -> Report:
     """01: domain.safetensors and, where a method needs it, educational.safetensors.
@@ -59,23 +48,20 @@ def train_classifiers(step: "Step") -> Report:
     """
     p, path = step.params, step.path("classifiers.json")
     if step.done:
-        return Report.load(path)
+        numbers, tables = read_json(path)
+        return Report(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
     screened = in_domain_documents(p)
     print(screened.said)
     positives = screened.documents["text"]
     negatives = sample(p.web, p.negatives_per_positive * len(positives), p.seed)["text"]
-    report = train_domain_classifier(positives, negatives, step.path("domain.bin"), p)
-    report.numbers |= {
-        "in_domain_documents": len(positives),
-        "negatives": len(negatives),
-        "left_out": screened.left_out["reason"].value_counts().to_dict(),
-    }
-    report.tables["left_out"] = screened.left_out
+    report, left_out = train_domain_classifier(positives, negatives, step.path("domain.bin"), p), screened.left_out
+    report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives)}
+    report.numbers["left_out"], report.tables["left_out"] = left_out["reason"].value_counts().to_dict(), left_out
     if "fasttext_educational" in step.experiment.selection.methods:
         rated, numbers = labelled(p, sample(p.web, p.educational_sample, p.seed + 1), step.folder)
         educational = train_educational_model(rated, step.path("educational.bin"), p)
         report = Report(report.numbers | numbers | educational.numbers, report.tables | educational.tables)
-    report.save(path)
+    write_json(path, [report.numbers, {name: table.to_dict("tight") for name, table in report.tables.items()}])
     return report
 
 
@@ -112,11 +98,10 @@ def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: Clas
     """
     from sklearn.metrics import cohen_kappa_score
 
-    advice = "Raise educational_sample (or max_cost_usd, where it ended the ratings), or ask another teacher."
     examples = rated.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
     examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
     pairs = dict(zip(normalise(rated["text"].tolist()).to_pylist(), rated["label"], strict=True))
-    given, probabilities, _ = _fit(pairs, LABELS, model_path, p, advice)
+    given, probabilities, _ = _fit(pairs, LABELS, model_path, p, "Raise educational_sample or max_cost_usd.")
     predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
     agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
     kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
@@ -129,8 +114,9 @@ def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: Clas
         "educational_kappa": kappa,
     }
     confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
-    confusion = confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)
-    return Report(numbers, {"examples": examples, "confusion": confusion})
+    return Report(
+        numbers, {"examples": examples, "confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)}
+    )
 
 
 def normalise_line(text: str) -> str:
@@ -144,8 +130,8 @@ def ngrams_of(line: str) -> list[str]:
     return [" ".join(span) for n in range(WORD_NGRAMS) for span in zip(*(words[k:] for k in range(n + 1)), strict=False)]
 
 
-def _top_ngrams(scorer: NgramScorer, pairs: Labelled) -> pd.DataFrame:
-    """The n-grams of letters that push hardest to each side, among those that several documents hold."""
+def _top_ngrams(scorer: NgramScorer, pairs: dict[str, str]) -> pd.DataFrame:
+    """The n-grams of letters that push hardest to each side, of those in several documents."""
     lines = pd.Series(pairs).groupby(pairs).head(_NGRAM_DOCUMENTS).index
     held = Counter(ngram for line in lines for ngram in dict.fromkeys(ngrams_of(line)) if ngram.replace(" ", "").isalpha())
     floor = min(5, max(held.values(), default=0))
@@ -157,11 +143,11 @@ def _top_ngrams(scorer: NgramScorer, pairs: Labelled) -> pd.DataFrame:
 
 
 def _fit(
-    pairs: Labelled, labels: Sequence[str], path: Path | str, p: ClassifierParams, advice: str
+    pairs: dict[str, str], labels: Sequence[str], path: Path | str, p: ClassifierParams, advice: str
 ) -> tuple[np.ndarray, np.ndarray, NgramScorer]:
-    """(given label [n] and probabilities [n, labels] of a stratified part held out; the scorer of all lines, kept at `path`)
+    """(given label [n] and probabilities [n, labels] of a stratified part held out; the scorer of all, kept at `path`).
 
-    The part judges a model trained without it; the one saved learns from all, because a scarce seed should not lose a fifth
+    `pairs`: normalised line -> label. The part judges a model trained without it; the one saved learns from all, because a scarce seed should not lose a fifth
     of itself to the report. TraitError where a label has too few lines.
     """
     from sklearn.model_selection import train_test_split
@@ -169,19 +155,17 @@ def _fit(
     pairs.pop("", None)
     counts, given = Counter(pairs.values()), list(pairs.values())
     if few := [f"{label} has {counts[label]}" for label in labels if counts[label] < _FEWEST[label]]:
-        raise TraitError(
-            f"Too few documents to train on: of each label {_FEWEST[labels[0]]} are needed, but {', '.join(few)} that are "
-            f"neither empty nor repeated. {advice}"
-        )
-    seen, unseen = train_test_split(list(pairs), test_size=_HELD_OUT, stratify=given, random_state=p.seed)
+        needed = f"of each label {_FEWEST[labels[0]]} are needed, but {', '.join(few)} that are neither empty nor repeated"
+        raise TraitError(f"Too few documents to train on: {needed}. {advice}")
+    seen, unseen = train_test_split(list(pairs), test_size=0.2, stratify=given, random_state=p.seed)
     with tempfile.TemporaryDirectory() as folder:
         judge = _train({line: pairs[line] for line in seen}, Path(folder) / "trial.bin", p)
     probabilities = judge.probabilities(unseen)[:, [judge.column(label) for label in labels]]
     return np.array([pairs[line] for line in unseen]), probabilities, _train(pairs, path, p)
 
 
-def _train(pairs: Labelled, path: Path | str, p: ClassifierParams) -> NgramScorer:
-    """Write the .bin and its scorer, and return the scorer."""
+def _train(pairs: dict[str, str], path: Path | str, p: ClassifierParams) -> NgramScorer:
+    """Write the .bin and its scorer."""
     import fasttext
 
     lines = [f"{LABEL_PREFIX}{label} {line}\n" for line, label in pairs.items()]

@@ -5,6 +5,7 @@ A gain from text that a model has read before is no gain. In-domain documents ar
 like one that holds the question.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,15 +20,16 @@ from trait_kit.params import Common
 from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import texts_of_tests
 
+_index = functools.lru_cache(maxsize=1)(QuestionIndex)  # for all shards of a process
 ALIKE = 0.8  # Jaccard similarity of word 5-grams from which a text copies a held-out document
 
 
-def find_items(index: QuestionIndex, tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
-    """Which document holds which test item: id, question_task, question_id, part, kind, overlap, excerpt, text_index.
+def find_items(tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
+    """Which document holds which item of `tasks.texts_of_tests`.
 
-    `tested`: of `tasks.texts_of_tests`, whose texts are in `index`.
+    Columns: id, question_task, question_id, part, kind, overlap, excerpt, text_index.
     """
-    found = index.find(texts).join(tested.drop(columns="text"), on="test_index")
+    found = _index(tuple(tested["text"])).find(texts).join(tested.drop(columns="text"), on="test_index")
     return found.assign(id=np.array(ids, object)[found["text_index"]])
 
 
@@ -58,14 +60,10 @@ def in_domain_documents(p: Common) -> InDomain:
     documents = load_documents(p.in_domain, p.seed)
     tested = texts_of_tests(p.tasks, p.test_items_per_task, p.seed)
     ids, texts = documents["id"].to_pylist(), documents["text"]
-    found = find_items(QuestionIndex(tested["text"].tolist()), tested, texts, ids)
-    found = found.sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
+    found = find_items(tested, texts, ids).sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
-    held_back = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
-    copies = minhash.repeats(minhash.signatures(texts), held_back, ALIKE)
-    again = pd.DataFrame(
-        {"id": np.array(ids, object)[copies], "item": "", "excerpt": "", "reason": "repeats a held-out document"}
-    )
-    left_out = pd.concat([held[again.columns], again]).drop_duplicates("id").reset_index(drop=True)
-    kept = ~documents["id"].to_pandas().isin(left_out["id"])
-    return InDomain(documents.filter(pa.array(kept)), left_out)
+    held_out = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
+    again = pd.DataFrame({"id": np.array(ids, object)[minhash.repeats(minhash.signatures(texts), held_out, ALIKE)]})
+    again = again.assign(item="", excerpt="", reason="repeats a held-out document")
+    left_out = pd.concat([held[again.columns], again]).drop_duplicates("id", ignore_index=True)
+    return InDomain(documents.filter(pa.array(~documents["id"].to_pandas().isin(left_out["id"]))), left_out)

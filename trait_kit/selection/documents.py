@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine.files import TraitError, cache_dir, digest
@@ -34,7 +33,7 @@ from trait_kit.reading.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.reading.streams import Source, find, format_of, is_document, is_url
 from trait_kit.reading.web import read_web
 
-HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
+_HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _SMALL_BYTES = 4_000_000
 _RULES = 3  # raised when the same bytes would give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
@@ -60,7 +59,7 @@ class Shard(NamedTuple):
 
 
 def _named(spec: str) -> tuple[str, str, Columns]:
-    """(demo, hf or files, what follows, names of the columns) of a spec."""
+    """(demo, hf or files; what follows; names of the columns)."""
     columns = Columns()
     if match := _COLUMN_NAMES.fullmatch(spec):
         pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
@@ -157,8 +156,7 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves. Damage
     never raises, but a file that cannot be had does: the next attempt may succeed.
     """
-    seen: set[int] = set()
-    example = ""
+    seen, example = set(), ""
     for documents, rejected, _ in _parts(shard, seed):
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
         texts = documents["text"].filter(pa.array(missing)).to_pylist()
@@ -195,14 +193,11 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) at these sorted positions of `read_shard`."""
-    wanted, taken, start = np.asarray(positions, np.int64), [SCHEMA.empty_table()], 0
+    wanted, taken, start = np.asarray(positions), [SCHEMA.empty_table()], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
-        end = start + len(part.documents)
-        inside = wanted[(wanted >= start) & (wanted < end)]
+        inside = wanted[(wanted >= start) & (wanted < start + len(part.documents))]
         taken.append(part.documents.take(pa.array(inside - start)))
-        start = end
-        if start > wanted[-1]:
-            break
+        start += len(part.documents)
     return pa.concat_tables(taken).select(COLUMNS)
 
 
@@ -238,12 +233,11 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    shards = [shard for shard in list_shards(spec) if shard.held_out]
-    shards.sort(key=lambda piece: digest([piece.source, piece.first]))
-    held = _beginnings(shards, "held_out", HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
+    shards = sorted(list_shards(spec), key=lambda shard: digest([shard.source, shard.first]))
+    held = _beginnings([shard for shard in shards if shard.held_out], "held_out", _HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
-    return held.slice(0, HELD_OUT_MOST)
+    return held.slice(0, _HELD_OUT_MOST)
 
 
 def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
@@ -267,7 +261,7 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
     if kind != "demo":
         return None
     table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]
-    return dict(zip(table["id"].to_pylist(), pc.equal(table["label"], truth).to_pylist(), strict=True))
+    return {row["id"]: row["label"] == truth for row in table.select(["id", "label"]).to_pylist()}
 
 
 def sample(spec: str, n: int, seed: int) -> pa.Table:
@@ -278,7 +272,6 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
     order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
     documents = _beginnings(order, "documents", most, _SAMPLED_SHARDS, seed)
-    if n > 0 and not documents.num_rows:
+    if not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
-    drawn = np.random.default_rng(seed).permutation(documents.num_rows)[:n]
-    return documents.take(pa.array(np.sort(drawn)))
+    return documents.take(pa.array(np.sort(np.random.default_rng(seed).permutation(documents.num_rows)[:n])))

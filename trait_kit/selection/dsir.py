@@ -32,12 +32,11 @@ class DsirModel:
     @classmethod
     def fit(cls, in_domain: Texts, general: Texts, buckets: int = 10_000, smoothing: float = 1.0) -> "DsirModel":
         """`general`: a plain sample of the corpus to select from."""
-        logs = []
-        for side, texts in (("in-domain", in_domain), ("general", general)):
-            counts = ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION).astype(np.float64)
-            if not counts.any():
-                raise TraitError(f"DSIR has no {side} text to learn from: {len(texts)} documents without a word.")
-            logs.append(np.log(counts + smoothing) - np.log(counts.sum() + smoothing * buckets))
+        sides = {"in-domain": in_domain, "general": general}
+        counts = {side: ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION) for side, texts in sides.items()}
+        if empty := [side for side in sides if not counts[side].any()]:
+            raise TraitError(f"DSIR has no {empty[0]} text to learn from: its documents are without a word.")
+        logs = [np.log(found + smoothing) - np.log(found.sum() + smoothing * buckets) for found in counts.values()]
         return cls((logs[0] - logs[1]).astype(np.float32))
 
     @property

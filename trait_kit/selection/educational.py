@@ -51,7 +51,7 @@ def demo_labels() -> dict[str, str]:
 def read_rating(answer: str) -> int:
     """The last 'Rating: N' of an answer; ValueError says to the model what is wrong."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
-    if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
+    if not found or found[-1] not in [*"012345"]:
         raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
     return int(found[-1])
 

@@ -31,7 +31,7 @@ from trait_kit.selection.educational import LABELS, label_points
 
 _KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in a shard's Parquet metadata
 _BYTES_PER_TOKEN = 4.0  # estimated, so that scores need no base model
-_BATCH_ROWS = 200_000
+_LOADERS = {"domain": NgramScorer.load, "educational": NgramScorer.load, "dsir": DsirModel.load}  # score -> its model's
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        contents = [content(path) if path else "" for path in (self.domain, self.educational, self.dsir)]
-        return digest([*contents, self.label])
+        paths = (getattr(self, name) for name in _LOADERS)
+        return digest([*(path and content(path) for path in paths), self.label])
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,8 +54,7 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
     """The models of a job, by score."""
     if files.fingerprint != fingerprint:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
-    paths = {"domain": files.domain, "educational": files.educational, "dsir": files.dsir}
-    return {name: (DsirModel.load if name == "dsir" else NgramScorer.load)(path) for name, path in paths.items() if path}
+    return {name: load(getattr(files, name)) for name, load in _LOADERS.items() if getattr(files, name)}
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
@@ -68,8 +67,7 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
             found[name] = model.finish(sums, rows)
     found["domain"] = found["domain"][:, models["domain"].column(files.label)]
     if "educational" in found:
-        values = found["educational"] @ label_points(models["educational"].labels)
-        found["educational"] = np.minimum(values, np.float32(2))
+        found["educational"] = np.minimum(found["educational"] @ label_points(models["educational"].labels), np.float32(2))
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
 
@@ -91,11 +89,10 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
 def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
     """Do the shards whose files are not all there with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
+    missing = [n for n, key in enumerate(keys) if not all(_has_key(path, key) for path in files[n])]
     writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
-    done = np.array([all(_has_key(path, writes[path.name]) for path in paths) for paths in files], bool)
-    valid = {path.name for paths in itertools.compress(files, done) for path in paths}
-    claim(folder, kinds[0], job, writes, valid)
-    run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
+    claim(folder, kinds[0], job, writes, writes.keys() - {path.name for n in missing for path in files[n]})
+    run(work, folder / "job.json", missing, place)
 
 
 def _has_key(path: Path, key: str) -> bool:
@@ -123,11 +120,6 @@ class Scoring:
             raise TraitError(f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again.")
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
-    def refuse_changed(self) -> None:
-        now = list_shards(self.job["corpus"], self.job["seed"], shard_rows=self.job["documents_per_shard"])
-        for shard in {*self.shards} - {*now}:
-            raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
-
     @property
     def documents(self) -> int:
         return sum(footer.num_rows for footer in self._footers())
@@ -148,7 +140,7 @@ class Scoring:
     def batches(self) -> Iterator[pa.Table]:
         """The scores in the corpus' order."""
         for shard in self.shards:
-            for batch in pq.ParquetFile(shard_path(self.folder, "scores", shard.number)).iter_batches(_BATCH_ROWS):
+            for batch in pq.ParquetFile(shard_path(self.folder, "scores", shard.number)).iter_batches(200_000):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
@@ -177,22 +169,16 @@ def score_corpus(
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
-    job = {
-        "files": asdict(files),
-        "fingerprint": files.fingerprint,
-        "corpus": spec,
-        "documents_per_shard": documents_per_shard,
-        "seed": seed,
-        "shards": shards,
-    }
+    job = {"files": asdict(files), "fingerprint": files.fingerprint, "corpus": spec, "seed": seed, "shards": shards}
     keys = [digest([files.fingerprint, seed, shard.number, shard.key]) for shard in shards]
+    job["documents_per_shard"] = documents_per_shard
     do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place)
     scoring = Scoring.open(folder)
-    lost = scoring.losses()
-    everything, worst = scoring.documents + lost.sum(), "; ".join(lost.nlargest(1).index)
-    if lost.sum() > max_quarantined * everything:
+    losses = scoring.losses()
+    lost, worst = losses.sum(), "; ".join(losses.nlargest(1).index)
+    if lost > max_quarantined * (scoring.documents + lost):
         raise TraitError(
-            f"{lost.sum():,} of {everything:,} web documents cannot be used, more than max_quarantined "
+            f"{lost:,} of {scoring.documents + lost:,} web documents cannot be used, more than max_quarantined "
             f"({max_quarantined:.2%}) allows; most of them: {worst}. All are in rejected-*.parquet: repair them, or raise "
             "max_quarantined. Where ids repeat, name another column, as {id=key}, or none, as {id=-}."
         )
@@ -215,10 +201,9 @@ def score_shard(job_path: Path, number: int) -> None:
         for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
             held_out += len(part.held_out)
-            columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in ("domain", "educational", "dsir")}
+            columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in _LOADERS}
             columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
             columns |= score_texts(text_array(part.documents["text"]), files, models)
             writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
         writer.add_key_value_metadata({_HELD_OUT: str(held_out)})
-        rows = [dict(zip(tables.SCHEMAS["quarantine"].names, reject, strict=True)) for reject in rejected]
-        write_table(unusable, pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)
+        write_table(unusable, tables.conform([reject._asdict() for reject in rejected], "quarantine"), key)
