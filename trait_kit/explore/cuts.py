@@ -57,10 +57,11 @@ def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str
     """What the budget takes: documents, tokens, the last one's score, and against labels precision and recall."""
     taken = ranked[ranked["up_to"] <= token_budget]
     found = {"documents": len(taken), "tokens": int(taken["n_tokens"].sum()), "left": len(ranked) - len(taken)}
+    if len(taken):
+        found["threshold"] = taken["score"].iloc[-1]
     if len(taken) and positives:
-        on_topic = int(taken["on_topic"].sum())
-        found |= {"precision": on_topic / len(taken), "recall": on_topic / positives}
-    return found | ({"threshold": taken["score"].iloc[-1]} if len(taken) else {})
+        found |= {"precision": taken["on_topic"].sum() / len(taken), "recall": taken["on_topic"].sum() / positives}
+    return found
 
 
 def around(selected: Selected, method: str, ranked: pd.DataFrame, token_budget: int) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """From scores to selections: each method takes exactly so many tokens of clean documents (paper, section 3.1).
 
-A corpus may exceed memory, so its scores are streamed to find the rank above which more than enough tokens lie; only those
-*candidates* are read again and counted. Cleaning comes before the cut, so that every method spends its whole budget on
-clean documents: none that holds a test item, repeats a held-out document (`disjoint`) or the in-domain seed, and of
-near-duplicates the one that it ranks best. Where a budget is then unfilled, twice as many candidates are gathered.
+Scores are streamed to find the rank above which more than enough tokens lie; only those *candidates* are read again and
+counted. Cleaning comes before the cut, so that every method spends its whole budget on clean documents: none that holds a
+test item, repeats a held-out document (`disjoint`) or the in-domain seed, and of near-duplicates the one that it ranks
+best. Where a budget is then unfilled, twice as many are gathered.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,6 @@ from trait_kit.selection.documents import id_hashes, list_shards, on_topic, read
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, Scoring, do_shards, read_shards, score_corpus, shard_path, write_table
 from trait_kit.tasks import texts_of_tests
-
-if TYPE_CHECKING:
-    from trait_kit.runs import Step
 
 _FIRST_MARGIN = 1.5  # candidates gathered at first, in units of the limit
 _SLACK = 4.0  # by which estimated tokens may be wrong
@@ -175,14 +172,10 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
 
 
 def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
-    """For each of these rows the first of them that says the same, maybe itself.
-
-    They are compared in the corpus' order, so that which are alike does not depend on their ranks.
-    """
-    rows = np.sort(best_first)
+    """For each of these rows the first of them that says the same, maybe itself."""
+    rows = np.sort(best_first)  # so that which are alike does not depend on their ranks
     cluster = minhash.clusters(signatures[rows], threshold)[np.searchsorted(rows, best_first)]
-    _, first, place = np.unique(cluster, return_index=True, return_inverse=True)
-    return best_first[first[place]]
+    return pd.Series(best_first).groupby(cluster).transform("first").to_numpy()
 
 
 def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> None:
@@ -199,7 +192,7 @@ def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> 
 
 
 def gather_shard(job_path: Path, number: int) -> None:
-    """Write one shard's contaminated documents and its candidates, with what cleaning needs to know of them."""
+    """Write one shard's candidates, with what cleaning needs to know of them, and the test items that they hold."""
     job, folder = read_json(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]
@@ -211,18 +204,20 @@ def gather_shard(job_path: Path, number: int) -> None:
     columns = {name: table[name] for table in (scores, documents) for name in table.column_names}
     if job["base_model"]:
         columns["n_tokens"] = token_counter(job["base_model"])(texts.to_pylist())
-    signatures = pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary())
     tested = pd.DataFrame(job["tests"], columns=["question_task", "question_id", "part", "text"])
     proof = find_items(tested, texts, scores["id"].to_pylist()).assign(method=method)
-    contaminated = np.isin(np.arange(len(rows)), proof["text_index"])
-    columns |= {"signature": signatures, "text_hash": id_hashes(texts), "contaminated": contaminated}
+    columns |= {
+        "signature": pa.array([row.tobytes() for row in minhash.signatures(texts)], pa.binary()),
+        "text_hash": id_hashes(texts),
+        "contaminated": np.isin(np.arange(len(rows)), proof["text_index"]),
+    }
     write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
     write_table(shard_path(folder, "candidates", number), candidates, key)
 
 
-def filter_web(step: "Step") -> Selected:
-    """02: score every document of the web, then choose by each method; killed anywhere, it goes on."""
+def filter_web(step: Any) -> Selected:
+    """02: score every document of the web, then choose by each method."""
     p = step.params
     if not step.done:
         in_domain, place = in_domain_documents(p).documents["text"], Place(p.executor, p.workers, p.slurm)
@@ -242,8 +237,8 @@ def filter_web(step: "Step") -> Selected:
     return Selected(folder, scored, read_json(folder / "report.json"), on_topic(p.web, p.seed) if known else None)
 
 
-def _model_files(step: "Step", in_domain: Texts) -> ModelFiles:
-    """The models that 01 left, and DSIR's, fitted here to a plain sample of the web."""
+def _model_files(step: Any, in_domain: Texts) -> ModelFiles:
+    """Those of 01, and DSIR's, fitted to a plain sample of the web."""
     p, files = step.params, {"domain": step.path("01_domain_classifier", "domain.safetensors")}
     if "fasttext_educational" in p.methods:
         files["educational"] = step.path("01_domain_classifier", "educational.safetensors")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,6 @@ from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import sample
 from trait_kit.selection.dsir import NORMALISATION, WORD_NGRAMS
 from trait_kit.selection.educational import LABELS, labelled
-
-if TYPE_CHECKING:
-    from trait_kit.runs import Step
 
 IN_DOMAIN, GENERAL = "in_domain", "general"
 _FEWEST = {IN_DOMAIN: 20, GENERAL: 20} | dict.fromkeys(LABELS, 10)  # documents of a label
@@ -41,7 +38,7 @@ class Report:
     tables: dict[str, pd.DataFrame]
 
 
-def train_classifiers(step: "Step") -> Report:
+def train_classifiers(step: Any) -> Report:
     """01: domain.safetensors and, where a method needs it, educational.safetensors.
 
     Tables: curve, top_ngrams, left_out (`disjoint.InDomain`) and, of an educational model, examples and confusion.

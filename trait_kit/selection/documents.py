@@ -9,8 +9,7 @@ A corpus is named by a *spec*; `{text=content, id=key}` at its end names its col
       .txt, .md, .html, .pdf                                               of one, whose id is its path
 
 A shard is the unit of work and of resume: what it yields depends on its own bytes only. Held out are the documents whose id
-hashes below a share, so that a document's fate depends on its own id. An id is unique within its file; of documents of
-different files that share one, the texts decide whether they are the same.
+hashes below a share. An id is unique within its file; of documents of different files that share one, the texts decide.
 """
 
 import functools
@@ -84,9 +83,8 @@ def fingerprint(spec: str) -> str:
 def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
-    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; other
-    files are a shard each, those of one document a thousand a shard. About 5% are held out; of one source of up to 4 MB
-    exactly 5%.
+    Parquet files are cut between row groups, hub data sets and the demo anywhere, into about `shard_rows` rows; other files
+    are a shard each, those of one document a thousand a shard. About 5% is held out, of one source of up to 4 MB exactly.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
@@ -111,7 +109,7 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
     for start in range(0, len(ones), _FILES):
         names, sizes, contents = zip(*ones[start : start + _FILES], strict=True)
         several.append(Source("\n".join(names), sum(sizes), digest(contents)))
-    with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
+    with ThreadPoolExecutor(16) as pool:  # footers may be remote
         groups = list(pool.map(lambda source: readers.row_groups(source.name, source.content), several))
     pieces = []
     for source, rows in zip(several, groups, strict=True):
@@ -153,25 +151,24 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     """The documents of a shard, the held-out and the unusable ones, about 4 MB of text at a time.
 
-    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves. Damage
-    never raises, but a file that cannot be had does: the next attempt may succeed.
+    Each has an id that was not seen before, a missing one made from the text. Damage never raises; a file that cannot be had
+    does, because the next attempt may succeed.
     """
     seen, example = set(), ""
     for documents, rejected, _ in _parts(shard, seed):
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
-        texts = documents["text"].filter(pa.array(missing)).to_pylist()
-        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
+        nameless = documents["text"].filter(pa.array(missing)).to_pylist()
+        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in nameless]
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         hashes = id_hashes(documents["id"])
         new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
         example = example or next(iter(ids[~new & ~missing]), "")
-        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, so that they count as of one reason
+        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, to count as one reason
         why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", named)[~new].tolist()
-        repeated = documents.filter(pa.array(~new)).to_pylist()
-        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
+        repeated = zip(documents.filter(pa.array(~new)).to_pylist(), why, strict=True)
+        rejected = [*rejected, *(Reject(row["file"], row["row"], reason, 1) for row, reason in repeated)]
         kept = hashes >= np.uint64(shard.held_out * 2**64)
-        trained, held_out = (documents.filter(pa.array(rows)) for rows in (new & kept, new & ~kept))
-        yield Part(trained, [*rejected, *again], held_out)
+        yield Part(documents.filter(pa.array(new & kept)), rejected, documents.filter(pa.array(new & ~kept)))
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:

@@ -1,11 +1,10 @@
 """DSIR: importance weights from hashed n-grams, the paper's strongest selection baseline (arXiv 2302.03169).
 
-Each side, in-domain and general, is a distribution of n-grams over hashed buckets; a document's log importance weight is the
-sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), by which documents are resampled without replacement
-(Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of lower-cased text with punctuation apart, 10,000
-buckets, a sum and not a mean: where most text is unlike the domain, short texts win. Our own: fastText's hashes, so that one
-pass serves every table, and `smoothing` pseudo-counts a bucket, because those that a small seed misses would outweigh many
-that it holds.
+A document's log importance weight is the sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), by which
+documents are resampled without replacement (Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of
+lower-cased text with punctuation apart, 10,000 buckets, a sum and not a mean: where most text is unlike the domain, short
+texts win. Our own: fastText's hashes, so that one pass serves every table, and `smoothing` pseudo-counts a bucket, because
+those that a small seed misses would outweigh many that it holds.
 """
 
 from dataclasses import dataclass

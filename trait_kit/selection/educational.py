@@ -59,8 +59,8 @@ def read_rating(answer: str) -> int:
 def conversation(text: str) -> list[dict[str, str]]:
     """The criteria, and a document's beginning as a line of JSON, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
-    system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
+    template = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
+    system = template.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 

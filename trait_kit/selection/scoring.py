@@ -45,8 +45,7 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        paths = (getattr(self, name) for name in _LOADERS)
-        return digest([*(path and content(path) for path in paths), self.label])
+        return digest([*(path and content(path) for path in (self.domain, self.educational, self.dsir)), self.label])
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,7 +103,7 @@ def _has_key(path: Path, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus: job.json, and of each shard its scores and what was rejected."""
+    """A scored corpus: job.json, and each shard's scores and rejected records."""
 
     folder: Path
     job: dict[str, Any]  # see `score_corpus`
@@ -115,8 +114,7 @@ class Scoring:
         job = read_json(folder / "job.json") if (folder / "job.json").is_file() else {}
         if "shards" not in job:
             raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
-        lacks = [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]
-        if lacks:
+        if lacks := [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]:
             raise TraitError(f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again.")
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
@@ -179,7 +177,7 @@ def score_corpus(
     if lost > max_quarantined * (scoring.documents + lost):
         raise TraitError(
             f"{lost:,} of {scoring.documents + lost:,} web documents cannot be used, more than max_quarantined "
-            f"({max_quarantined:.2%}) allows; most of them: {worst}. All are in rejected-*.parquet: repair them, or raise "
+            f"({max_quarantined:.2%}) allows; most of them: {worst}. Repair what rejected-*.parquet names, or raise "
             "max_quarantined. Where ids repeat, name another column, as {id=key}, or none, as {id=-}."
         )
     if not scoring.documents:
@@ -201,9 +199,9 @@ def score_shard(job_path: Path, number: int) -> None:
         for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
             held_out += len(part.held_out)
-            columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in _LOADERS}
-            columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
+            columns = dict.fromkeys(_LOADERS, pa.nulls(len(part.documents), pa.float32()))
             columns |= score_texts(text_array(part.documents["text"]), files, models)
+            columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
             writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
         writer.add_key_value_metadata({_HELD_OUT: str(held_out)})
         write_table(unusable, tables.conform([reject._asdict() for reject in rejected], "quarantine"), key)
