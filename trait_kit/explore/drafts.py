@@ -39,14 +39,13 @@ def explore(written: Written, p: PassageParams) -> Explorer:
 def groups(written: Written) -> list[Row]:
     """For each group its drafts, try by try, and what they came to: PASSED, or the check that refused one."""
     drafts = pd.concat([written.passages.assign(reason=""), written.rejected]).sort_values("attempt", kind="stable")
-    rows: dict[str, Row] = {}
-    for draft in drafts.to_dict("records"):
-        begun = {"shared": draft["shared"], "tasks": list(draft["tasks"]), "outcomes": [], "words": "", "drafts": []}
-        row = rows.setdefault(draft["id"], begun)
-        row["outcomes"].append(draft["reason"].partition(":")[0] or PASSED)
-        row["words"] += f"{draft['shared']} {draft['text']} {draft['reason']}\n".lower()
-        row["drafts"].append(draft)
-    return list(rows.values())
+    rows = []
+    for _, found in drafts.groupby("id", sort=False):
+        row = {name: found[name].iloc[0] for name in ("shared", "tasks")} | {"drafts": found.to_dict("records")}
+        row["outcomes"] = [reason.partition(":")[0] or PASSED for reason in found["reason"]]
+        row["words"] = "\n".join([*found["shared"], *found["text"], *found["reason"]]).lower()
+        rows.append(row)
+    return rows
 
 
 def choose(rows: list[Row], outcome: str = ALL, task: str = ALL, tries: str = ALL, search: str = "") -> list[Row]:

@@ -25,7 +25,7 @@ _opened = functools.lru_cache(maxsize=2)(load_model)
 
 
 def explore(found: Evaluation, control: str = "base") -> Explorer:
-    """All items by metric, by the arm that the reference arm is set against, by task, and by who is better."""
+    """All items by metric, by the arm set against the reference arm, by task, and by who is better."""
     reference = found.params.reference_arm
     outcomes = found.outcomes[~found.outcomes["task"].str.startswith(HELD_OUT)]
     marks = dict(list(outcomes.groupby(["task", "item_id"], sort=False)))

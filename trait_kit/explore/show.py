@@ -1,8 +1,7 @@
 """Pages that move in JupyterLab and stand still in batch and in an exported notebook.
 
-A page follows from what a step wrote and where its controls stand. Texts of the web and of language models are escaped; not
-typeset, because MathJax passes over the page's class; isolated in direction, wrapped anywhere, control characters made
-visible. Inks are the notebook's own, for dark themes. What is long opens whole.
+Texts of the web and of language models are escaped; not typeset, because MathJax passes over the page's class; isolated in
+direction, wrapped anywhere, control characters made visible. Inks are the notebook's own, for dark themes.
 """
 
 import os

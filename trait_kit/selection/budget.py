@@ -5,8 +5,7 @@
 - fasttext: probability of the in-domain label;
 - fasttext_educational: the same among documents of enough educational value (paper, section 3.1).
 
-Documents rank by a value, high first, then by noise. Noise is a hash of seed, purpose and id, so it does not depend on how
-a corpus is cut into shards.
+Documents rank by a value, high first, then by noise: a hash of seed, purpose and id, whatever the shards.
 """
 
 import zlib
@@ -134,8 +133,7 @@ def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, 
     """
     ranked, by_score = scores.take(pa.array(ranking)), limits.threshold is not None
     spent, values = np.cumsum(limits.spent(ranked)), rank_values(ranked, method, seed)
-    within = values >= np.float32(limits.threshold) if by_score else spent <= limits.budget
-    n_out = int(within.sum())
+    n_out = int((values >= np.float32(limits.threshold) if by_score else spent <= limits.budget).sum())
     if n_out == 0:
         raise TraitError(
             f"{method}: nothing fits ({limits}); the first document has {ranked['n_tokens'][0]} tokens and the "

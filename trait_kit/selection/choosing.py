@@ -38,11 +38,9 @@ _SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
 _ADDED = [("signature", pa.binary()), ("text_hash", pa.uint64()), ("contaminated", pa.bool_())]
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
-_REPEATS = pa.schema([(name, pa.string()) for name in ("id", "of", "method")])
-_PROOF = pa.schema(
-    [(name, pa.string()) for name in ("id", "question_task", "question_id", "part", "kind", "excerpt", "method")]
-    + [("overlap", pa.float64())]
-)
+_REPEATS = pa.schema(dict.fromkeys(("id", "of", "method"), pa.string()))
+_NAMED = ("id", "question_task", "question_id", "part", "kind", "excerpt", "method")
+_PROOF = pa.schema(dict.fromkeys(_NAMED, pa.string()) | {"overlap": pa.float64()})
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def select(
     """Choose by each method and write what `Selected` tells of.
 
     `base_model`: its tokenizer counts; empty, tokens are estimated. `tested`: of `tasks.texts_of_tests`. `near_duplicate`:
-    Jaccard similarity of word 5-grams from which texts repeat each other; 0 drops only copies of `held_out`.
+    Jaccard similarity of word 5-grams from which texts repeat; 0 drops only copies of `held_out`.
     """
     folder = made_folder(folder)
     writes = [f"{name}.parquet" for name in (*methods, "contaminated", "near_duplicates")] + ["report.json"]
@@ -113,7 +111,7 @@ def select(
 def _choose(
     scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
 ) -> tuple[dict[str, Any], pa.Table, pa.Table]:
-    """Write a method's selection: (what became of the corpus; test items found; repeating documents: id, of, method)."""
+    """Write a method's selection: (what became of the corpus; test items found; documents that repeat others)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
     folder, threshold, margin, enough = selections / "candidates" / method, job["near_duplicate"], _FIRST_MARGIN, False
     while not enough:
@@ -123,9 +121,9 @@ def _choose(
         table = read_shards(folder, "candidates", len(keys), _IN_MEMORY)
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), minhash.HASHES)
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
-        known_as = pd.Series(id_hashes(table["id"]) ^ table["text_hash"].to_numpy())  # where files share an id, texts decide
+        same = pd.Series(id_hashes(table["id"]) ^ table["text_hash"].to_numpy())  # of two files' id, texts decide
         unusable = {
-            "id seen before": known_as.duplicated().to_numpy(),
+            "id seen before": same.duplicated().to_numpy(),
             "holds a test item": table["contaminated"].to_numpy(),
             **{f"repeats {of}": rows for of, rows in copies.items()},
         }
@@ -149,7 +147,7 @@ def _choose(
 
 
 def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[float, dict[str, int]]:
-    """(the smallest value of the candidates, reason -> documents that the limits refuse); TraitError if nothing is left."""
+    """(the smallest value of the candidates, reason -> documents refused by the limits); TraitError if none is left."""
     refused: Counter[str] = Counter()
     best, longest = -np.inf, 0
 
@@ -185,8 +183,7 @@ def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> 
         pq.ParquetWriter(temporary, tables.SCHEMAS["selection"], compression="zstd") as writer,
     ):
         for number, rows in enumerate(chosen):
-            candidates = pq.read_table(shard_path(folder, "candidates", number)).replace_schema_metadata(None)
-            documents = candidates.filter(pa.array(rows))
+            documents = pq.read_table(shard_path(folder, "candidates", number)).filter(pa.array(rows))
             documents = documents.append_column("method", pa.array([method] * len(documents), pa.string()))
             writer.write_table(tables.conform(documents, "selection"))
 
@@ -260,10 +257,7 @@ def funnel(selected: Selected) -> pd.DataFrame:
 
 
 def quality(selected: Selected) -> pd.DataFrame:
-    """Precision, recall, base rate and lift (precision / base rate) of each method against the hidden truth.
-
-    Empty where there is none; recall and lift are null where no document is on topic.
-    """
+    """Precision, recall, base rate and lift (precision / base rate) of each method; empty without a hidden truth."""
     rows = []
     for method in selected.methods if selected.truth else ():
         ids, positives = selected.chosen(method)["id"].to_pylist(), sum(selected.truth.values())

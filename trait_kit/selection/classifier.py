@@ -1,8 +1,8 @@
 """01: the models of the selection: in-domain against general text, and where a method uses it, educational value.
 
-The positives are the in-domain documents, the negatives a plain sample of the web, a few of which are in-domain too: a
-linear classifier tolerates that (paper, section 3.1). fastText reads normalised lines, in one thread and with a fixed seed,
-so that equal input gives a byte-identical model; beside each .bin stands its folded scorer.
+The negatives are a plain sample of the web, a few of which are in-domain too: a linear classifier tolerates that (paper,
+section 3.1). fastText reads normalised lines, in one thread and with a fixed seed, so that equal input gives a
+byte-identical model; beside each .bin stands its folded scorer.
 """
 
 import tempfile

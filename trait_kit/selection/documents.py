@@ -270,5 +270,5 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
     documents = _beginnings(order, "documents", most, _SAMPLED_SHARDS, seed)
     if not documents.num_rows:
-        raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
+        raise TraitError(f"{spec} has no usable document to sample. Each record needs a text.")
     return documents.take(pa.array(np.sort(np.random.default_rng(seed).permutation(documents.num_rows)[:n])))

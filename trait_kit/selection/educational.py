@@ -22,7 +22,7 @@ from trait_kit.params import ClassifierParams
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 3_000  # of a document that are sent: they fit in any script
-_PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
+_PROMPT = jinja2.Template((Path(__file__).parent / "prompts/educational.jinja").read_text("utf-8"), trim_blocks=True)
 _TYPICAL_ANSWER = 100  # tokens
 _MAX_FAILED = 0.2  # of the ratings asked for
 
@@ -44,8 +44,8 @@ def demo_labels() -> dict[str, str]:
     A rule about English function words gave them. Of textbook algebra it called 78% Low, so nothing else is labelled by it.
     """
     letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
-    names = {label[0]: label for label in LABELS}
-    return {name: names[letter] for name, letter in zip(demo.wikipedia()["id"].to_pylist(), letters, strict=True)}
+    labels = map({label[0]: label for label in LABELS}.get, letters)
+    return dict(zip(demo.wikipedia()["id"].to_pylist(), labels, strict=True))
 
 
 def read_rating(answer: str) -> int:
@@ -59,8 +59,7 @@ def read_rating(answer: str) -> int:
 def conversation(text: str) -> list[dict[str, str]]:
     """The criteria, and a document's beginning as a line of JSON, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    template = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
-    system = template.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
+    system = _PROMPT.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 

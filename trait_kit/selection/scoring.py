@@ -1,8 +1,7 @@
 """Scores every document of a corpus once, shard by shard, and keeps the scores (paper, section 3.1).
 
-A shard is the unit of work and of resume: it leaves a Parquet file of scores and one of what could not be used, both with
-the digest of shard and models, so only what is missing or changed is computed. Scores are kept apart from choices: another
-budget, threshold or method needs no scoring.
+A shard is the unit of work and of resume: it leaves a file of scores and one of what could not be used, both with the digest
+of shard and models, so only what is missing or changed is computed. Another budget, threshold or method needs no scoring.
 """
 
 import functools
@@ -29,7 +28,7 @@ from trait_kit.selection.documents import Shard, list_shards, read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
 
-_KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in a shard's Parquet metadata
+_KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in Parquet metadata
 _BYTES_PER_TOKEN = 4.0  # estimated, so that scores need no base model
 _LOADERS = {"domain": NgramScorer.load, "educational": NgramScorer.load, "dsir": DsirModel.load}  # score -> its model's
 
