@@ -17,7 +17,6 @@ from trait_kit.selection.choosing import Selected
 from trait_kit.selection.scoring import read_shards, shard_path
 
 _SIDE, _STEPS = 3, 40  # texts on each side of the cut; places of the slider
-_COLUMNS = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
 
 
 def explore(selected: Selected) -> Explorer:
@@ -40,7 +39,8 @@ def explore(selected: Selected) -> Explorer:
 def ranking(selected: Selected, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: their tokens so far."""
     job, folder = _job(selected, method), selected.folder
-    found = read_shards(folder / "candidates" / method, "candidates", len(selected.scored.shards), _COLUMNS)
+    columns = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
+    found = read_shards(folder / "candidates" / method, "candidates", len(selected.scored.shards), columns)
     repeats = pd.read_parquet(folder / "near_duplicates.parquet").query("method == @method")["id"]
     ids = found["id"].to_pandas()
     unclean = found["contaminated"].to_numpy() | (ids.isin(repeats) | ids.duplicated()).to_numpy()

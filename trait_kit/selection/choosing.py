@@ -32,7 +32,6 @@ from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import ModelFiles, Scoring, do_shards, read_shards, score_corpus, shard_path, write_table
 from trait_kit.tasks import texts_of_tests
 
-_FIRST_MARGIN = 1.5  # candidates gathered at first, in units of the limit
 _SLACK = 4.0  # by which estimated tokens may be wrong
 _SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
 _ADDED = [("signature", pa.binary()), ("text_hash", pa.uint64()), ("contaminated", pa.bool_())]
@@ -113,7 +112,8 @@ def _choose(
 ) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """Write a method's selection: (what became of the corpus; test items found; documents that repeat others)."""
     method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
-    folder, threshold, margin, enough = selections / "candidates" / method, job["near_duplicate"], _FIRST_MARGIN, False
+    folder, threshold = selections / "candidates" / method, job["near_duplicate"]
+    margin, enough = 1.5, False  # candidates to gather, in units of the limit
     while not enough:
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         keys = [digest({**job, "cut": cut})] * len(scoring.shards)

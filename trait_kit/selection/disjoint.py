@@ -1,7 +1,7 @@
 """What may not be trained on: text that holds a test item, and copies of documents held out for scoring.
 
-In-domain documents are screened as those of the web are (`choosing`). Tasks are often made of the very documents, so one that
-holds a gold answer of a sentence or more is left out like one that holds the question.
+In-domain documents are screened as those of the web are (`choosing`). Tasks are often made of the very documents, so one
+that holds a gold answer of a sentence or more is left out like one that holds the question.
 """
 
 import functools

@@ -33,11 +33,9 @@ from trait_kit.reading.streams import Source, find, format_of, is_document, is_u
 from trait_kit.reading.web import read_web
 
 _HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
-_SMALL_BYTES = 4_000_000
 _RULES = 3  # raised when the same bytes would give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
 _FILES = 1_000  # of one document each, in a shard
-_COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ class Shard(NamedTuple):
 def _named(spec: str) -> tuple[str, str, Columns]:
     """(demo, hf or files; what follows; names of the columns)."""
     columns = Columns()
-    if match := _COLUMN_NAMES.fullmatch(spec):
+    if match := re.fullmatch(r"(.*\S)\s+\{([^{}]*)\}", spec):
         pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
         names = {key.strip(): value.strip() for key, _, value in pairs}
         if set(names) - set(Columns._fields) or not all(names.values()):
@@ -97,7 +95,7 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         starts = range(0, max(len(data), 1), shard_rows)
         pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
     share = 0.0 if kind == "demo" else float(columns.held_out)
-    if 0 < size <= _SMALL_BYTES and len({piece.source for piece in pieces}) == 1:
+    if 0 < size <= 4_000_000 and len({piece.source for piece in pieces}) == 1:
         share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]

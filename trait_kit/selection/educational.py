@@ -23,7 +23,6 @@ from trait_kit.params import ClassifierParams
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 3_000  # of a document that are sent: they fit in any script
 _PROMPT = jinja2.Template((Path(__file__).parent / "prompts/educational.jinja").read_text("utf-8"), trim_blocks=True)
-_TYPICAL_ANSWER = 100  # tokens
 _MAX_FAILED = 0.2  # of the ratings asked for
 
 
@@ -78,7 +77,7 @@ def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, _TYPICAL_ANSWER), p.max_cost_usd)}", flush=True)
+        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, 100), p.max_cost_usd)}", flush=True)
         replies = llm.ask(requests, endpoint, attempts=2)
         bill = endpoint.ledger.bill()
     rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
