@@ -21,7 +21,6 @@ from trait_kit.passages.quality import blames
 
 RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
-LOCAL_STEPS = "sentences"  # the model of this machine is small, so it is asked one sentence at a time
 _TYPICAL_ANSWER = 70  # tokens
 _MENDED = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))  # by another attempt
 _NOTHING = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
@@ -126,9 +125,9 @@ class Teacher:
 
 
 def local_teacher(params: Any) -> Any:
-    """The parameters of a teacher that is the model of this machine."""
+    """The parameters of a teacher that is the model of this machine: small, so it is asked one sentence at a time."""
     asked = {**_LOCAL, **params.teacher_extra}
-    return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps=LOCAL_STEPS)
+    return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps="sentences")
 
 
 def recorded() -> tuple[str, list[list[Any]]]:

@@ -77,7 +77,7 @@ def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, 100), p.max_cost_usd)}", flush=True)
+        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, answer_tokens=100), p.max_cost_usd)}", flush=True)
         replies = llm.ask(requests, endpoint, attempts=2)
         bill = endpoint.ledger.bill()
     rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
