@@ -38,13 +38,15 @@ _ADDED = [("signature", pa.binary()), ("text_hash", pa.uint64()), ("contaminated
 _CANDIDATES = pa.schema([*tables.SCHEMAS["documents"], *list(tables.SCHEMAS["scores"])[1:], *_ADDED])
 _IN_MEMORY = [name for name in _CANDIDATES.names if name not in ("text", "source", "url")]
 _REPEATS = pa.schema(dict.fromkeys(("id", "of", "method"), pa.string()))
-_NAMED = ("id", "question_task", "question_id", "part", "kind", "excerpt", "method")
-_PROOF = pa.schema(dict.fromkeys(_NAMED, pa.string()) | {"overlap": pa.float64()})
+_PROOF = pa.schema(
+    dict.fromkeys(("id", "question_task", "question_id", "part", "kind", "excerpt", "method"), pa.string())
+    | {"overlap": pa.float64()}
+)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What `select` left: <method>.parquet, contaminated.parquet, near_duplicates.parquet, report.json."""
+    """What `select` left: <method>, contaminated and near_duplicates.parquet, report.json."""
 
     folder: Path
     scored: Scoring
@@ -111,7 +113,7 @@ def _choose(
     scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
 ) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """Write a method's selection: (what became of the corpus; test items found; documents that repeat others)."""
-    method, limits, seed, documents = job["method"], Limits(**job["limits"]), job["seed"], scoring.documents
+    method, limits, seed = job["method"], Limits(**job["limits"]), job["seed"]
     folder, threshold = selections / "candidates" / method, job["near_duplicate"]
     margin, enough = 1.5, False  # candidates to gather, in units of the limit
     while not enough:
@@ -132,9 +134,9 @@ def _choose(
         unique = ranking[better == ranking]
         taken = take(table, unique, method, limits, seed)
         enough, margin = taken["enough"] or cut == EVERYTHING, 2 * margin
-    dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     dropped |= {reason: dropped[reason] + count for reason, count in refused.items()}
-    dropped["beyond the budget"] = documents - taken["n_out"] - sum(dropped.values())
+    dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
+    dropped["beyond the budget"] = scoring.documents - taken["n_out"] - sum(dropped.values())
     chosen = np.isin(np.arange(len(table)), unique[: taken["n_out"]])
     shards = np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(keys)))
     _write_selection(folder, method, np.split(chosen, shards))
@@ -142,8 +144,7 @@ def _choose(
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
     of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
     evidence = pa.Table.from_pandas(pd.concat([repeats, *of_known]).assign(method=method), _REPEATS, preserve_index=False)
-    contaminated = read_shards(folder, "contaminated", len(keys))
-    return {"n_in": documents, "dropped": dropped, **taken}, contaminated, evidence
+    return {"n_in": scoring.documents, "dropped": dropped, **taken}, read_shards(folder, "contaminated", len(keys)), evidence
 
 
 def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[float, dict[str, int]]:

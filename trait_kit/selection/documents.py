@@ -122,7 +122,7 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share of hashes that holds out exactly the share of documents asked for, rounded down."""
+    """The share of hashes that holds out exactly the share of documents, rounded down."""
     ids = [part.documents["id"] for part in read_shard(Shard(0, source, columns=columns))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *map(id_hashes, ids)]))
     count = int(len(ordered) * float(columns.held_out))
@@ -197,10 +197,7 @@ def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) of a corpus that fits into memory; TraitError for a damaged file, or no document.
-
-    How many are held out or cannot be used is logged as a warning.
-    """
+    """The documents (COLUMNS) of a corpus that fits into memory; TraitError for a damaged file, or no document."""
     parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
     documents = _together(part.documents for part in parts)
     rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
@@ -236,10 +233,7 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
 
 
 def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
-    """The `documents` or `held_out` ones (COLUMNS) at the beginnings of these shards, until there are `most`.
-
-    They come from at least `spread` shards, where there are so many, and stand in the corpus' order.
-    """
+    """The first `most` of `kind` (COLUMNS) at the beginnings of these shards, of `spread` or more, in the corpus' order."""
     quota, found = -(-most // min(spread, len(shards) or 1)), {}
     for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
         found[shard.number] = SCHEMA.empty_table()
@@ -265,8 +259,8 @@ def sample(spec: str, n: int, seed: int) -> pa.Table:
     Uniform over the beginnings of 64 or more shards: a sample must not cost a pass over the web.
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
-    order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
-    documents = _beginnings(order, "documents", most, _SAMPLED_SHARDS, seed)
+    order = np.random.default_rng([seed, 1]).permutation(len(shards))
+    documents = _beginnings([shards[number] for number in order], "documents", most, _SAMPLED_SHARDS, seed)
     if not documents.num_rows:
         raise TraitError(f"{spec} has no usable document to sample. Each record needs a text.")
     return documents.take(pa.array(np.sort(np.random.default_rng(seed).permutation(documents.num_rows)[:n])))

@@ -64,10 +64,7 @@ def conversation(text: str) -> list[dict[str, str]]:
 
 
 def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label and text of these documents, and rating 0..5 where somebody is asked; numbers for the record).
-
-    Paid answers stay in `folder`.
-    """
+    """(label, text and, where somebody is asked, rating 0..5; numbers for the record). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llama, llm
 
     if p.teacher == "none":

@@ -56,7 +56,7 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
-    """Columns domain, educational, dsir (float32 [n]; absent without their model) and n_tokens (int32 [n])."""
+    """domain, educational, dsir (float32 [n]; absent without a model) and n_tokens (int32 [n])."""
     found: dict[str, np.ndarray] = {}
     for normalisation in {model.normalisation for model in models.values()}:
         group = {name: model for name, model in models.items() if model.normalisation == normalisation}
@@ -85,7 +85,7 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
 
 
 def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
-    """Do the shards whose files are not all there with the right key. `kinds`: the first is written last."""
+    """Do the shards that lack a file with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
     missing = [n for n, key in enumerate(keys) if not all(_has_key(path, key) for path in files[n])]
     writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
