@@ -79,7 +79,6 @@ def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
 
 
 def best_first(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
-    """The rows in the order of their ranks."""
     return np.lexsort((~_noise(scores, method, seed), -rank_values(scores, method, seed)))
 
 

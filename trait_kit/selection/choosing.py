@@ -270,7 +270,7 @@ def quality(selected: Selected) -> pd.DataFrame:
 
 
 def sample_scores(selected: Selected, n: int = 200_000) -> pd.DataFrame:
-    """The scores of about `n` documents (or of all), for figures; with a truth also `on_topic`."""
+    """The scores of about `n` documents, for figures; with a truth also `on_topic`."""
     share, generator = n / max(selected.scored.documents, 1), np.random.default_rng(0)
     parts = (batch.to_pandas() for batch in selected.scored.batches())
     frame = pd.concat([part[generator.random(len(part)) < share] for part in parts], ignore_index=True)
@@ -278,7 +278,6 @@ def sample_scores(selected: Selected, n: int = 200_000) -> pd.DataFrame:
 
 
 def summary(selected: Selected) -> dict[str, Any]:
-    """For the step's record."""
     found = quality(selected)
     lifts = ", ".join(f"{row.method} {row.lift:.1f}" for row in found.itertuples())
     return {

@@ -185,7 +185,6 @@ def score_corpus(
 
 
 def score_shard(job_path: Path, number: int) -> None:
-    """Score one shard and write its files."""
     scoring = Scoring.open(job_path.parent, finished=False)
     scores, unusable = (shard_path(scoring.folder, kind, number) for kind in ("scores", "rejected"))
     files, shard, key = ModelFiles(**scoring.job["files"]), scoring.shards[number], scoring.job["writes"][scores.name]
