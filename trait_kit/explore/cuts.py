@@ -1,7 +1,6 @@
 """02: where a token budget cuts a method's ranking: what it takes, how good that is, and the texts on both sides.
 
-Up to the end of its candidates a smaller or larger budget takes the beginning of the same ranking: nothing is scored or
-cleaned anew, and at the run's own budget the page shows the run's own selection.
+Another budget takes more or less of the same ranking of candidates: nothing is scored or cleaned anew.
 """
 
 from typing import Any
@@ -17,15 +16,14 @@ from trait_kit.selection.budget import Limits, rank, rank_values
 from trait_kit.selection.choosing import Selected
 from trait_kit.selection.scoring import read_shards, shard_path
 
-_SIDE, _STEPS = 3, 40  # texts shown on each side of the cut; places of the slider
-_COLUMNS = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
+_SIDE, _STEPS = 3, 40  # texts on each side of the cut; places of the slider
 
 
 def explore(selected: Selected) -> Explorer:
     """A slider over token budgets, for each method."""
     ranked = {method: ranking(selected, method) for method in reversed(selected.methods)}
-    positives = sum(selected.truth.values()) if selected.truth else 0
-    own = _job(selected, next(iter(ranked)))["limits"]["tokens"]
+    first, positives = next(iter(ranked)), sum((selected.truth or {}).values())
+    own = _job(selected, first)["limits"]["tokens"]
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
@@ -34,40 +32,43 @@ def explore(selected: Selected) -> Explorer:
         rows = around(selected, method, ranked[method], token_budget).to_dict("records")
         return page("cut", method=method, budget=token_budget, own=own, taken=taken, rows=rows)
 
-    twin = "".join(view(next(iter(ranked)), budget) for budget in (own // 4, own))
+    twin = view(first, own // 4) + view(first, own)
     return Explorer(view, {"method": list(ranked), "token_budget": budgets}, twin, {"token_budget": own})
 
 
 def ranking(selected: Selected, method: str) -> pd.DataFrame:
-    """The clean candidates of a method, best first; `up_to`: the tokens of all down to this one."""
-    job, selections = _job(selected, method), selected.folder
-    found = read_shards(selections / "candidates" / method, "candidates", len(selected.scored.shards), _COLUMNS)
-    repeats = pd.read_parquet(selections / "near_duplicates.parquet").query("method == @method")
+    """The clean candidates of a method, best first; `up_to`: their tokens so far."""
+    job, folder = _job(selected, method), selected.folder
+    columns = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
+    found = read_shards(folder / "candidates" / method, "candidates", len(selected.scored.shards), columns)
+    repeats = pd.read_parquet(folder / "near_duplicates.parquet").query("method == @method")["id"]
     ids = found["id"].to_pandas()
-    unusable = {"not clean": found["contaminated"].to_numpy() | (ids.isin(repeats["id"]) | ids.duplicated()).to_numpy()}
-    found = found.take(pa.array(rank(found, method, Limits(**job["limits"]), job["seed"], unusable)[0]))
+    unclean = found["contaminated"].to_numpy() | (ids.isin(repeats) | ids.duplicated()).to_numpy()
+    ranked, _ = rank(found, method, Limits(**job["limits"]), job["seed"], {"not clean": unclean})
+    found = found.take(pa.array(ranked))
     return found.to_pandas().assign(
         up_to=np.cumsum(found["n_tokens"].to_numpy().astype(np.int64)),
         score=None if method == "random" else rank_values(found, method, job["seed"]),
-        on_topic=found["id"].to_pandas().map(selected.truth or {}),
+        on_topic=ids.iloc[ranked].map(selected.truth or {}).to_numpy(),
     )
 
 
 def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str, Any]:
-    """What the budget takes: documents, tokens, the score of the last, and against labels precision and recall."""
+    """What the budget takes: documents, tokens, the last one's score, and against labels precision and recall."""
     taken = ranked[ranked["up_to"] <= token_budget]
     found = {"documents": len(taken), "tokens": int(taken["n_tokens"].sum()), "left": len(ranked) - len(taken)}
+    if len(taken):
+        found["threshold"] = taken["score"].iloc[-1]
     if len(taken) and positives:
-        on_topic = int(taken["on_topic"].sum())
-        found |= {"precision": on_topic / len(taken), "recall": on_topic / positives}
-    return found | ({"threshold": taken["score"].iloc[-1]} if len(taken) else {})
+        found |= {"precision": taken["on_topic"].sum() / len(taken), "recall": taken["on_topic"].sum() / positives}
+    return found
 
 
 def around(selected: Selected, method: str, ranked: pd.DataFrame, token_budget: int) -> pd.DataFrame:
-    """The last documents that the budget takes and the first that it leaves, with their texts."""
-    numbered = ranked.assign(rank=np.arange(1, len(ranked) + 1), taken=ranked["up_to"] <= token_budget)
-    at = int(numbered["taken"].sum())
-    near, folder = numbered.iloc[max(0, at - _SIDE) : at + _SIDE], selected.folder / "candidates" / method
+    """The last documents that the budget takes and the first that it leaves, with texts."""
+    taken, folder = ranked["up_to"] <= token_budget, selected.folder / "candidates" / method
+    numbered = ranked.assign(rank=np.arange(1, len(ranked) + 1), taken=taken)
+    near = numbered.iloc[max(0, taken.sum() - _SIDE) : taken.sum() + _SIDE]
     paths = [shard_path(folder, "candidates", number) for number in near["shard"].unique()]
     texts = pq.read_table(paths, columns=["id", "text"], filters=[("id", "in", near["id"].tolist())]).to_pydict()
     return near.assign(text=near["id"].map(dict(zip(texts["id"], texts["text"], strict=True))))

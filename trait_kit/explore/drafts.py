@@ -1,4 +1,4 @@
-"""03: every group of problems, what was asked, what came back and what became of it, try by try."""
+"""03: every group of problems, what was asked, what came back and what became of it."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from trait_kit.explore.show import ALL, MOST, Explorer, menu, page
 from trait_kit.params import PassageParams
 from trait_kit.passages import prompts
 from trait_kit.passages.material import Group
+from trait_kit.passages.teachers import local_teacher
 from trait_kit.passages.writing import Written, group_of
 
 Row = dict[str, Any]
@@ -36,32 +37,30 @@ def explore(written: Written, p: PassageParams) -> Explorer:
 
 
 def groups(written: Written) -> list[Row]:
-    """For each group what its drafts came to (they passed, or which check refused them) and the drafts, try by try."""
+    """For each group its drafts, try by try, and what they came to: PASSED, or the check that refused one."""
     drafts = pd.concat([written.passages.assign(reason=""), written.rejected]).sort_values("attempt", kind="stable")
-    rows: dict[str, Row] = {}
-    for draft in drafts.to_dict("records"):
-        begun = {"shared": draft["shared"], "tasks": list(draft["tasks"]), "outcomes": [], "words": "", "drafts": []}
-        row = rows.setdefault(draft["id"], begun)
-        row["outcomes"].append(draft["reason"].partition(":")[0] or PASSED)
-        row["words"] += f"{draft['shared']} {draft['text']} {draft['reason']}\n".lower()
-        row["drafts"].append(draft)
-    return list(rows.values())
+    rows = []
+    for _, found in drafts.groupby("id", sort=False):
+        row = {name: found[name].iloc[0] for name in ("shared", "tasks")} | {"drafts": found.to_dict("records")}
+        row["outcomes"] = [reason.partition(":")[0] or PASSED for reason in found["reason"]]
+        row["words"] = "\n".join([*found["shared"], *found["text"], *found["reason"]]).lower()
+        rows.append(row)
+    return rows
 
 
 def choose(rows: list[Row], outcome: str = ALL, task: str = ALL, tries: str = ALL, search: str = "") -> list[Row]:
-    """The groups that the controls let through."""
     kept = [row for row in rows if outcome in (ALL, *row["outcomes"]) and task in (ALL, *row["tasks"])]
     return [row for row in kept if tries in (ALL, str(len(row["drafts"]))) and search.strip().lower() in row["words"]]
 
 
 def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:
-    """What a language model is asked for this passage, without the system line and examples that come before."""
+    """What a language model is asked for this passage, without system line and examples."""
     if p.teacher == "none":
         return []
-    name = p.prompts or prompts.choose(group)
+    name, steps = p.prompts or prompts.choose(group), (local_teacher(p) if p.teacher == "local" else p).teacher_steps
     unsolved = [row for row in group.rows if p.paragraphs == "teacher" or not row.solution]
     turns = [prompts.conversation(name, "paragraph", replace(group, rows=[row])) for row in unsolved]
     sentences = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
-    parts = sentences if p.teacher == "local" or p.teacher_steps == "sentences" else [("enlightenment", 0)]
+    parts = sentences if steps == "sentences" else [("enlightenment", 0)]
     turns += [prompts.conversation(name, part, group, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]

@@ -1,7 +1,7 @@
-"""05: what every arm said, to each test item (losses as readily as wins) and to one prompt of your own.
+"""05: what every arm said, to each test item (losses as readily as wins) and to a prompt of your own.
 
-To answer, models are loaded when the button is pressed, and two at most are kept. Answers are greedy, so they can be had
-again, and are written nowhere: what is tried by hand is no evidence.
+Models are loaded when the button is pressed, and two are kept. Answers are greedy and written nowhere: what is tried by
+hand is no evidence.
 """
 
 import functools
@@ -25,7 +25,7 @@ _opened = functools.lru_cache(maxsize=2)(load_model)
 
 
 def explore(found: Evaluation, control: str = "base") -> Explorer:
-    """All items by metric, by the arm that the reference arm is set against, by task, and by which of the two is better."""
+    """All items by metric, by the arm set against the reference arm, by task, and by who is better."""
     reference = found.params.reference_arm
     outcomes = found.outcomes[~found.outcomes["task"].str.startswith(HELD_OUT)]
     marks = dict(list(outcomes.groupby(["task", "item_id"], sort=False)))
@@ -53,7 +53,7 @@ def explore(found: Evaluation, control: str = "base") -> Explorer:
 
 
 def choose(gains: pd.DataFrame, problems: pd.DataFrame, task: str, where: str, search: str = "") -> pd.DataFrame:
-    """The rows of `item_gains` that the controls let through, what is furthest from zero first."""
+    """The rows of `item_gains` that the controls let through, the furthest from zero first."""
     rows = gains.merge(problems.rename(columns={"id": "item_id"}), on=["task", "item_id"])
     gain = rows["gain"]
     kept = {BETTER: gain > 0, WORSE: gain < 0, SAME: gain == 0, ALL: gain.notna()}[where]
@@ -62,7 +62,7 @@ def choose(gains: pd.DataFrame, problems: pd.DataFrame, task: str, where: str, s
 
 
 def ask_both(found: Evaluation) -> Explorer:
-    """A field to type into; the twin shows what both said to a test item."""
+    """A prompt to type; the twin shows what both said to a test item."""
     p, problems = found.params, found.problems
     arms = sorted((arm for arm in found.models if arm != "base"), key=lambda arm: arm != p.reference_arm)
     tasks = [task for task in problems["task"].unique() if suites.n_examples(p, task)]
@@ -81,15 +81,15 @@ def ask_both(found: Evaluation) -> Explorer:
 
 
 def answer(found: Evaluation, arm: str, text: str, asked_as: str, tokens: int) -> str:
-    """What the arm's model writes: to a bare question, behind a task's worked examples, or going on with the text."""
+    """What the arm writes: to a bare question, behind a task's worked examples, or going on with a text."""
     p, context = found.params, text if asked_as == TYPED else prompt(text)
     if asked_as not in (QUESTION, TYPED):
         context = suites.shown(asked_as, suites.worked_examples(p), suites.n_examples(p, asked_as)) + context
+    folder = model_folder(found.models[arm])
     if p.endpoint_model:
-        model = Completions(model_folder(found.models[arm]), p, p.endpoint_model.replace("{arm}", arm))
+        model = Completions(folder, p, p.endpoint_model.replace("{arm}", arm))
     else:
-        precision = fast_precision() if p.precision == "auto" else p.precision
-        model = _opened(model_folder(found.models[arm]), batch_size=1, precision=precision)
+        model = _opened(folder, batch_size=1, precision=fast_precision() if p.precision == "auto" else p.precision)
     how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": tokens}
     with quiet():
         return model.generate_until([Instance("generate_until", {}, (context, how), 0)], disable_tqdm=True)[0].strip()

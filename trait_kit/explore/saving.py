@@ -1,4 +1,4 @@
-"""What `make lab` does when a notebook was saved: one that only has outputs more than its committed form is unchanged."""
+"""What `make lab` does when a notebook was saved: one that has only more outputs is unchanged."""
 
 import contextlib
 import subprocess
@@ -9,8 +9,7 @@ from typing import Any
 def same_to_git(os_path: str, model: dict[str, Any], **_given: Any) -> None:
     """Jupyter's post-save hook: note the new size of a notebook whose filtered content is the committed one.
 
-    Git compares sizes before contents: without this, looking at a notebook makes `git status` list it as modified though
-    `git diff` is empty, and runs would be recorded as made by changed code.
+    Git compares sizes first: without this, a notebook that was looked at is modified, and runs are made by changed code.
     """
     git = ["git", "-C", str(Path(os_path).parent)]
     with contextlib.suppress(OSError):  # no git on this machine

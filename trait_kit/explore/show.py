@@ -1,9 +1,7 @@
-"""Pages that move in JupyterLab and stand still in batch and in an exported notebook, and texts of elsewhere on them.
+"""Pages that move in JupyterLab and stand still in batch and in an exported notebook.
 
-A page is a function of what a step wrote and of where its controls stand; it computes nothing that a step should. Texts
-of the web and of language models are escaped; not typeset, because MathJax passes over the page's class; isolated in
-direction, wrapped anywhere, control characters made visible. Inks are the notebook's own, so that a dark theme stays
-legible. What is long opens whole.
+Texts of the web and of language models are escaped; not typeset, because MathJax passes over the page's class; isolated in
+direction, wrapped anywhere, control characters made visible. Inks are the notebook's own, for dark themes.
 """
 
 import os
@@ -31,16 +29,13 @@ _WATCHED = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # one is set
 
 @dataclass(frozen=True)
 class Explorer:
-    """A page with controls; a notebook shows it by itself.
+    """A page with controls, which a notebook shows by itself; its static twin where nobody watches or no widget runs."""
 
-    Where nobody watches it is its static twin, which goes with it for what cannot run a widget: an exported notebook.
-    """
-
-    view: Callable[..., str]  # the page (HTML), given the value of every control
-    controls: Mapping[str, Any]  # name -> its options: numbers for a slider, texts for a menu; or one text to type over
+    view: Callable[..., str]  # the page (HTML) for the values of all controls
+    controls: Mapping[str, Any]  # name -> options: numbers (a slider) or texts (a menu); or a text to type over
     twin: str
-    first: Mapping[str, Any] = field(default_factory=dict)  # where a control stands at first, if not on its first option
-    button: str = ""  # what to press for the page, where it takes long
+    first: Mapping[str, Any] = field(default_factory=dict)  # where controls stand, if not on the first option
+    button: str = ""  # to press for a page that takes long
 
     def _repr_mimebundle_(self, **_asked: Any) -> dict[str, Any]:
         still = {"text/plain": "Explorer", "text/html": self.twin}
@@ -48,7 +43,6 @@ class Explorer:
         return {**self.widget()._repr_mimebundle_(), **still} if moves else still
 
     def widget(self) -> Any:
-        """Controls in a row that wraps, the page below."""
         shown = ipywidgets.HTML(value=self.twin, layout={"width": "100%"})
         controls = {name: self._control(name, given) for name, given in self.controls.items()}
 
@@ -83,12 +77,11 @@ class Explorer:
 
 
 def page(name: str, **values: Any) -> str:
-    """The template of that name, filled."""
     return _PAGES.get_template(f"{name}.html.jinja").render(values)
 
 
 def table(frame: pd.DataFrame) -> HTML:
-    """Some rows that hold texts from elsewhere."""
+    """Rows that hold texts from elsewhere."""
     return HTML(page("table", columns=list(frame), rows=frame.to_dict("records")))
 
 
@@ -104,7 +97,7 @@ def plain(value: Any) -> str:
 
 
 def menu(values: Iterable[str]) -> list[str]:
-    """Each of them once, after the choice that filters nothing."""
+    """Each once, after the choice that filters nothing."""
     return [ALL, *dict.fromkeys(values)]
 
 

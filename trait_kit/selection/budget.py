@@ -1,12 +1,11 @@
 """Ranks, and where a token budget becomes a threshold: the same for every method, so that they can be compared.
 
 - random: a seeded shuffle, the paper's weakest baseline;
-- dsir: log importance weight plus Gumbel noise, which is sampling without replacement by importance (arXiv 2302.03169);
+- dsir: log importance weight plus Gumbel noise: sampling without replacement by importance (arXiv 2302.03169);
 - fasttext: probability of the in-domain label;
-- fasttext_educational: the same among documents whose educational value reaches a minimum (paper, section 3.1).
+- fasttext_educational: the same among documents of enough educational value (paper, section 3.1).
 
-Documents rank by a value, high first, and by noise where values are equal. Randomness (the shuffle, both noises) is a hash
-of seed, purpose and id: it neither depends on how a corpus is cut into shards nor needs it at once.
+Documents rank by a value, high first, then by noise: a hash of seed, purpose and id, whatever the shards.
 """
 
 import zlib
@@ -31,14 +30,14 @@ _STEPS = 10_000  # values that a cut tells apart between 0 and 1
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a method takes, said in one way, and what a document must be like to be ranked at all."""
+    """How much a method takes, and what a document must be like to be ranked."""
 
     tokens: int = 0
     documents: int = 0
-    threshold: float | None = None  # all that score at least so much
+    threshold: float | None = None  # lowest score taken
     min_tokens: int = 1
     max_tokens: int = 2**31 - 1
-    min_educational: float = 1.0  # of fasttext_educational
+    min_educational: float = 1.0  # for fasttext_educational
 
     def __post_init__(self) -> None:
         if sum([self.tokens != 0, self.documents != 0, self.threshold is not None]) != 1 or self.budget < 0:
@@ -53,11 +52,11 @@ class Limits:
         return self.tokens or self.documents
 
     def spent(self, scores: pa.Table) -> np.ndarray:
-        """What each document takes of the budget, int64 [n]."""
+        """int64 [n]: what each document takes of the budget."""
         return scores["n_tokens"].to_numpy().astype(np.int64) if self.tokens else np.ones(len(scores), np.int64)
 
     def refused(self, scores: pa.Table, method: Method, slack: float = 1.0) -> dict[str, np.ndarray]:
-        """reason -> bool [n]; token limits are `slack` times wider, for counts that are estimates."""
+        """reason -> bool [n]; `slack` widens the token limits, for estimated counts."""
         lengths = scores["n_tokens"].to_numpy()
         return {
             "fewer than min_tokens": lengths * slack < self.min_tokens,
@@ -66,16 +65,12 @@ class Limits:
         }
 
 
-def check_method(method: str, scores: pa.Table) -> None:
+def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
+    """float32 [n]: what the method ranks by, high first; TraitError for an unknown one, or without its scores."""
     if method not in METHODS:
         raise TraitError(f"Unknown method '{method}'; known: {', '.join(METHODS)}.")
-    for name in _NEEDS.get(method, ()):
-        if scores[name].null_count:
-            raise TraitError(f"'{method}' needs the score '{name}', but it is null: scored without that model.")
-
-
-def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
-    """What the method ranks by, high first (float32 [n])."""
+    if missing := [name for name in _NEEDS.get(method, ()) if scores[name].null_count]:
+        raise TraitError(f"'{method}' needs the score '{missing[0]}', which is null. Score with that model.")
     if method in ("fasttext", _FILTERED):
         return scores["domain"].to_numpy()
     noise = _noise(scores, "dsir noise" if method == "dsir" else method, seed)
@@ -84,12 +79,11 @@ def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
 
 
 def best_first(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
-    """The rows in the order of their ranks."""
     return np.lexsort((~_noise(scores, method, seed), -rank_values(scores, method, seed)))
 
 
 def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
-    """uint64 [n], uniform: a hash of the id, the seed and the purpose."""
+    """uint64 [n], uniform."""
     salt = np.uint64((zlib.crc32(purpose.encode()) << 32 | seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15 % 2**64)
     value = id_hashes(scores["id"]) ^ salt
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finish
@@ -98,10 +92,9 @@ def _noise(scores: pa.Table, purpose: str, seed: int) -> np.ndarray:
 
 
 def cut_value(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: float) -> float:
-    """A value such that the documents from it on take at least `budget`; EVERYTHING if all of them take less.
+    """A value such that the documents from it on take at least `budget`; EVERYTHING if all take less.
 
-    `batches`: (values, what each takes) of all documents. They are added up by value, rounded down, so memory does not grow
-    with the corpus.
+    `batches`: (values, what each takes). They are added up by rounded value, so that memory stays bounded.
     """
     found = pd.Series(dtype=float)
     for values, taken in batches:
@@ -112,7 +105,7 @@ def cut_value(batches: Iterable[tuple[np.ndarray, np.ndarray]], budget: float) -
 
 
 def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
-    """(bool [n]: what no reason drops; how many each reason drops, a document counted under its first)."""
+    """(bool [n]: kept; how many each reason drops, a document under its first)."""
     kept, dropped = np.ones(len(next(iter(reasons.values()))), bool), {}
     for reason, fails in reasons.items():
         dropped[reason] = int((kept & fails).sum())
@@ -123,8 +116,7 @@ def drop(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
 def rank(
     scores: pa.Table, method: Method, limits: Limits, seed: int = 0, unusable: dict[str, np.ndarray] | None = None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """(rows that may be chosen, best first; reason -> how many were dropped). `unusable`: reason -> bool [n]."""
-    check_method(method, scores)
+    """(rows that may be chosen, best first; reason -> how many are dropped). `unusable`: reason -> bool [n]."""
     kept, dropped = drop({**(unusable or {}), **limits.refused(scores, method)})
     rows = np.flatnonzero(kept)
     if not len(rows):
@@ -134,22 +126,21 @@ def rank(
 
 
 def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0) -> dict[str, Any]:
-    """n_out: how many of the best are within the limits; less than the next document is left unspent.
+    """n_out, how many of the best are within the limits; their tokens; threshold, the last one's score (null for random).
 
-    Their tokens; threshold, the score of the last (null for random); enough: false where all of them do not fill the budget.
+    enough is false where all of them do not fill the budget.
     """
-    ranked = scores.take(pa.array(ranking))
+    ranked, by_score = scores.take(pa.array(ranking)), limits.threshold is not None
     spent, values = np.cumsum(limits.spent(ranked)), rank_values(ranked, method, seed)
-    if limits.threshold is None:
-        n_out = int(np.searchsorted(spent, limits.budget, side="right"))
-    else:
-        n_out = int((values >= np.float32(limits.threshold)).sum())
+    n_out = int((values >= np.float32(limits.threshold) if by_score else spent <= limits.budget).sum())
     if n_out == 0:
         raise TraitError(
             f"{method}: nothing fits ({limits}); the first document has {ranked['n_tokens'][0]} tokens and the "
             f"score {values[0]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
         )
-    enough = n_out < len(ranking) or limits.threshold is not None or int(spent[-1]) == limits.budget
-    threshold = None if method == "random" else float(values[n_out - 1])
-    tokens = ranked["n_tokens"].to_numpy()[:n_out].sum()
-    return {"n_out": n_out, "tokens": int(tokens), "threshold": threshold, "enough": enough}
+    return {
+        "n_out": n_out,
+        "tokens": int(ranked["n_tokens"].to_numpy()[:n_out].sum()),
+        "threshold": None if method == "random" else float(values[n_out - 1]),
+        "enough": n_out < len(ranking) or by_score or int(spent[-1]) == limits.budget,
+    }

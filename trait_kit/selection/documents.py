@@ -1,7 +1,6 @@
 """Documents of a corpus of any size: named, listed as shards, read part by part, divided and sampled.
 
-A corpus is named by a *spec*, the same string in every notebook; `{text=content, id=key}` at its end names its columns,
-and `{held_out=0}` holds nothing out:
+A corpus is named by a *spec*; `{text=content, id=key}` at its end names its columns, and `{held_out=0}` holds nothing out:
 
     demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
     hf:owner/name[@config][#split]                                         split is `train` when left out
@@ -9,9 +8,8 @@ and `{held_out=0}` holds nothing out:
       .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .warc, .wet            of many documents each
       .txt, .md, .html, .pdf                                               of one, whose id is its path
 
-A shard is the unit of work and of resume, and is read alone: what it yields depends on its own bytes only. Held out are the
-documents whose id hashes below a share: a document's fate depends on its own id and never on the others'. An id is unique
-within its file; of documents of different files that share one, the texts decide whether they are the same.
+A shard is the unit of work and of resume: what it yields depends on its own bytes only. Held out are the documents whose id
+hashes below a share. An id is unique within its file; of documents of different files that share one, the texts decide.
 """
 
 import functools
@@ -26,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trait_kit import demo
 from trait_kit.engine.files import TraitError, cache_dir, digest
@@ -35,25 +32,23 @@ from trait_kit.reading.readers import COLUMNS, SCHEMA, Columns, Part, Reject
 from trait_kit.reading.streams import Source, find, format_of, is_document, is_url
 from trait_kit.reading.web import read_web
 
-HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
-_SMALL_BYTES = 4_000_000
-_RULES = 3  # raised whenever the same bytes would give other documents
-_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents looked at for one drawn, and at least
-_FILES = 1_000  # of one document each, a shard
-_COLUMN_NAMES = re.compile(r"(.*\S)\s+\{([^{}]*)\}")
+_HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
+_RULES = 3  # raised when the same bytes would give other documents
+_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
+_FILES = 1_000  # of one document each, in a shard
 
 log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """A piece of a corpus that is read at once: a file, row groups of one, rows of a data set, or small files."""
+    """A file, row groups of one, rows of a data set, or small files."""
 
     number: int  # 0-based place in the corpus
-    source: str  # path, URL or spec it is read from; of files with a document each, a line for each
+    source: str  # path, URL or spec; of small files a line each
     first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
     stop: int = -1  # past the last; -1: the whole file
-    key: str = ""  # digest that changes when what it reads does
-    held_out: float = 0.0  # share of the hashes of ids whose documents are never trained on
+    key: str = ""  # digest of what it reads
+    held_out: float = 0.0  # share of the hashes of ids that is never trained on
     columns: Columns = Columns()  # what the kit's columns are called there
 
 
@@ -61,9 +56,9 @@ class Shard(NamedTuple):
 
 
 def _named(spec: str) -> tuple[str, str, Columns]:
-    """(demo, hf or files, what follows, names of the columns) of a spec."""
+    """(demo, hf or files; what follows; names of the columns)."""
     columns = Columns()
-    if match := _COLUMN_NAMES.fullmatch(spec):
+    if match := re.fullmatch(r"(.*\S)\s+\{([^{}]*)\}", spec):
         pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
         names = {key.strip(): value.strip() for key, _, value in pairs}
         if set(names) - set(Columns._fields) or not all(names.values()):
@@ -76,7 +71,7 @@ def _named(spec: str) -> tuple[str, str, Columns]:
 
 
 def fingerprint(spec: str) -> str:
-    """A digest that changes when the corpus does: with the content of its files, the demo's rules, or a hub id."""
+    """A digest of the corpus: of its files' content, the demo's rules, or a hub id."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         return demo.demo_digest(f"demo:{rest}")
@@ -86,9 +81,8 @@ def fingerprint(spec: str) -> str:
 def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[Shard]:
     """The shards of a corpus, in the order of its files' names; TraitError if nothing matches.
 
-    Parquet files are cut between row groups, hub data sets and demo corpora anywhere, into about `shard_rows` rows; any
-    other file is one shard, or where files are of one document each a thousand of them. About 5% are held out; of one
-    shard of up to 4 MB exactly 5%.
+    Parquet files are cut between row groups, hub data sets and the demo anywhere, into about `shard_rows` rows; other files
+    are a shard each, those of one document a thousand a shard. About 5% is held out, of one source of up to 4 MB exactly.
     """
     kind, rest, columns = _named(spec)
     if kind == "files":
@@ -101,20 +95,19 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         starts = range(0, max(len(data), 1), shard_rows)
         pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
     share = 0.0 if kind == "demo" else float(columns.held_out)
-    if 0 < size <= _SMALL_BYTES and len({piece.source for piece in pieces}) == 1:
+    if 0 < size <= 4_000_000 and len({piece.source for piece in pieces}) == 1:
         share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
-    """The pieces of all files, their content as key."""
     several = [source for source in sources if not is_document(source.name)]
     ones = [source for source in sources if is_document(source.name)]
     for start in range(0, len(ones), _FILES):
         names, sizes, contents = zip(*ones[start : start + _FILES], strict=True)
         several.append(Source("\n".join(names), sum(sizes), digest(contents)))
-    with ThreadPoolExecutor(16) as pool:  # footers of remote files: the wait is the network's
+    with ThreadPoolExecutor(16) as pool:  # footers may be remote
         groups = list(pool.map(lambda source: readers.row_groups(source.name, source.content), several))
     pieces = []
     for source, rows in zip(several, groups, strict=True):
@@ -129,7 +122,7 @@ def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:
 
 @functools.lru_cache(maxsize=100)
 def _exact_share(source: str, columns: Columns, _content: str) -> float:
-    """The share that holds out exactly the share that is asked for (rounded down) of a small corpus."""
+    """The share of hashes that holds out exactly the share of documents, rounded down."""
     ids = [part.documents["id"] for part in read_shard(Shard(0, source, columns=columns))]
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *map(id_hashes, ids)]))
     count = int(len(ordered) * float(columns.held_out))
@@ -137,12 +130,12 @@ def _exact_share(source: str, columns: Columns, _content: str) -> float:
 
 
 def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """uint64 [n]: SipHash with a fixed key, the same in every process and on every machine."""
+    """uint64 [n]: SipHash with a fixed key, so the same everywhere."""
     return pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def _together(tables: Iterable[pa.Table]) -> pa.Table:
-    """The documents (COLUMNS) of several files: one of each id and text; an id that several texts have is told apart."""
+    """Documents (COLUMNS) of several files: one of each id and text; an id of several texts is told apart."""
     documents = pa.concat_tables([SCHEMA.empty_table(), *tables]).select(COLUMNS).combine_chunks()
     frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
     several = frame["id"].duplicated(keep=False)
@@ -154,28 +147,26 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
-    """The usable documents of a shard but for the held-out ones, about 4 MB of text at a time, and the others.
+    """The documents of a shard, the held-out and the unusable ones, about 4 MB of text at a time.
 
-    Each has an id that was not seen before; a missing one is made from the text, so that it stays when a file moves, and is
-    the same wherever a text repeats. Damage never raises, but a file that cannot be had: the next attempt may succeed.
+    Each has an id that was not seen before, a missing one made from the text. Damage never raises; a file that cannot be had
+    does, because the next attempt may succeed.
     """
-    seen: set[int] = set()
-    example = ""
+    seen, example = set(), ""
     for documents, rejected, _ in _parts(shard, seed):
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
-        texts = documents["text"].filter(pa.array(missing)).to_pylist()
-        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in texts]
+        nameless = documents["text"].filter(pa.array(missing)).to_pylist()
+        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in nameless]
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         hashes = id_hashes(documents["id"])
         new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
         example = example or next(iter(ids[~new & ~missing]), "")
-        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, so that they count as of one reason
+        named = f"{readers.REPEATED}: {example[:60]!r}"  # one for all, to count as one reason
         why = np.where(missing, f"{readers.SKIPPED}: its text was seen before", named)[~new].tolist()
-        repeated = documents.filter(pa.array(~new)).to_pylist()
-        again = [Reject(row["file"], row["row"], reason, 1) for row, reason in zip(repeated, why, strict=True)]
+        repeated = zip(documents.filter(pa.array(~new)).to_pylist(), why, strict=True)
+        rejected = [*rejected, *(Reject(row["file"], row["row"], reason, 1) for row, reason in repeated)]
         kept = hashes >= np.uint64(shard.held_out * 2**64)
-        trained, held_out = (documents.filter(pa.array(rows)) for rows in (new & kept, new & ~kept))
-        yield Part(trained, [*rejected, *again], held_out)
+        yield Part(documents.filter(pa.array(new & kept)), rejected, documents.filter(pa.array(new & ~kept)))
 
 
 def _parts(shard: Shard, seed: int) -> Iterator[Part]:
@@ -196,37 +187,27 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
-    wanted, taken, start = np.asarray(positions, np.int64), [SCHEMA.empty_table()], 0
+    """The documents (COLUMNS) at these sorted positions of `read_shard`."""
+    wanted, taken, start = np.asarray(positions), [SCHEMA.empty_table()], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
-        end = start + len(part.documents)
-        inside = wanted[(wanted >= start) & (wanted < end)]
+        inside = wanted[(wanted >= start) & (wanted < start + len(part.documents))]
         taken.append(part.documents.take(pa.array(inside - start)))
-        start = end
-        if start > wanted[-1]:
-            break
+        start += len(part.documents)
     return pa.concat_tables(taken).select(COLUMNS)
 
 
 def load_documents(spec: str, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) of a corpus that fits into memory and matters as a whole: a damaged file is a TraitError.
-
-    So is a corpus without documents; how many are held out or cannot be used is logged as a warning.
-    """
+    """The documents (COLUMNS) of a corpus that fits into memory; TraitError for a damaged file, or no document."""
     parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
     documents = _together(part.documents for part in parts)
     rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
     losses = [reject for reject in rejected if not reject.reason.startswith(readers.SKIPPED)]
-    for reject in losses:
-        if reject.reason.startswith(readers.DAMAGED):
-            raise TraitError(f"{reject.source}: {reject.reason}. Write, copy or download it again.")
+    if damaged := [reject for reject in losses if reject.reason.startswith(readers.DAMAGED)]:
+        raise TraitError(f"{damaged[0].source}: {damaged[0].reason}. Write, copy or download it again.")
     first = (losses or rejected or [Reject(spec, 0, "it holds no records", 0)])[0]
     where = f"{first.source}, row {first.row}: {first.reason}"
     if not documents.num_rows:
-        raise TraitError(
-            f"{spec} has no usable document. {where}. Each record needs a text, in a field `text` or one that the "
-            "spec names: {text=body}."
-        )
+        raise TraitError(f"{spec} has no usable document. {where}. Name the field of the text, as {{text=body}}.")
     if held_out:
         log.warning("%s: %d documents, and %d held out for evaluation", spec, documents.num_rows, held_out)
     if lost := sum(reject.records for reject in losses):
@@ -238,28 +219,21 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
 
 
 def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
-    """Up to 2,000 documents (COLUMNS) that `read_shard` leaves out: bits per byte on them show learning and forgetting.
-
-    TraitError where there are fewer than `least`.
-    """
+    """Up to 2,000 held-out documents (COLUMNS), to score learning and forgetting; TraitError for fewer than `least`."""
     kind, rest, _ = _named(spec)
     if kind == "demo":
         domain, name = demo.names_in(rest)
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
-    shards = [shard for shard in list_shards(spec) if shard.held_out]
-    shards.sort(key=lambda piece: digest([piece.source, piece.first]))
-    held = _beginnings(shards, "held_out", HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
+    shards = sorted(list_shards(spec), key=lambda shard: digest([shard.source, shard.first]))
+    held = _beginnings([shard for shard in shards if shard.held_out], "held_out", _HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
-    return held.slice(0, HELD_OUT_MOST)
+    return held.slice(0, _HELD_OUT_MOST)
 
 
 def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: int) -> pa.Table:
-    """The `documents` or `held_out` ones (COLUMNS) at the beginnings of these shards, until there are `most`.
-
-    They come from at least `spread` shards, if there are so many, the first ones first, and stand in the corpus' order.
-    """
+    """The first `most` of `kind` (COLUMNS) at the beginnings of these shards, of `spread` or more, in the corpus' order."""
     quota, found = -(-most // min(spread, len(shards) or 1)), {}
     for shard in itertools.takewhile(lambda _: sum(map(len, found.values())) < most, shards):
         found[shard.number] = SCHEMA.empty_table()
@@ -271,24 +245,22 @@ def _beginnings(shards: list[Shard], kind: str, most: int, spread: int, seed: in
 
 
 def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
-    """id -> whether a demo document is about the domain: hidden from selection; None for other corpora."""
+    """id -> whether a demo document is about the domain; None for other corpora."""
     kind, rest, _ = _named(spec)
     if kind != "demo":
         return None
     table, truth = demo.part(rest, seed), demo.DEMO_TRUTH[demo.names_in(rest)[0]]
-    return dict(zip(table["id"].to_pylist(), pc.equal(table["label"], truth).to_pylist(), strict=True))
+    return {row["id"]: row["label"] == truth for row in table.select(["id", "label"]).to_pylist()}
 
 
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """Up to `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Uniform over the beginnings of 64 or more shards, which of a small corpus are all of it: a sample must not cost a pass
-    over the web.
+    Uniform over the beginnings of 64 or more shards: a sample must not cost a pass over the web.
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
-    order = [shards[number] for number in np.random.default_rng([seed, 1]).permutation(len(shards))]
-    documents = _beginnings(order, "documents", most, _SAMPLED_SHARDS, seed)
-    if n > 0 and not documents.num_rows:
-        raise TraitError(f"{spec} has no usable document to sample: each record needs a non-empty text.")
-    drawn = np.random.default_rng(seed).permutation(documents.num_rows)[:n]
-    return documents.take(pa.array(np.sort(drawn)))
+    order = np.random.default_rng([seed, 1]).permutation(len(shards))
+    documents = _beginnings([shards[number] for number in order], "documents", most, _SAMPLED_SHARDS, seed)
+    if not documents.num_rows:
+        raise TraitError(f"{spec} has no usable document to sample. Each record needs a text.")
+    return documents.take(pa.array(np.sort(np.random.default_rng(seed).permutation(documents.num_rows)[:n])))

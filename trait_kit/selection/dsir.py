@@ -1,11 +1,10 @@
 """DSIR: importance weights from hashed n-grams, the paper's strongest selection baseline (arXiv 2302.03169).
 
-Each side, in-domain and general, is a bag-of-n-grams distribution over hashed buckets; a document's log importance weight is
-the sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), and documents are then resampled without
-replacement by these weights (Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of lower-cased text with
-punctuation apart, 10,000 buckets, a sum and not a mean over n-grams: where most text is unlike the domain, short ones win.
-Our own: fastText's tokens and hashes, so that one pass serves every table, and `smoothing` pseudo-counts a bucket: in a seed
-of a few thousand words each bucket that it happens to miss would outweigh many that it holds.
+A document's log importance weight is the sum over its n-grams of log p_in_domain(bucket) - log p_general(bucket), by which
+documents are resampled without replacement (Gumbel top-k, in `budget`). As in that paper: word uni- and bigrams of
+lower-cased text with punctuation apart, 10,000 buckets, a sum and not a mean: where most text is unlike the domain, short
+texts win. Our own: fastText's hashes, so that one pass serves every table, and `smoothing` pseudo-counts a bucket, because
+those that a small seed misses would outweigh many that it holds.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import LinearTable, Texts
 
-NORMALISATION = "words-2"  # of `ngrams.normalise`, by its name in model files: of all that the kit trains
+NORMALISATION = "words-2"  # of all models that the kit trains
 WORD_NGRAMS = 2
 _KIND = "dsir 5"  # in the file's header
 
@@ -31,13 +30,12 @@ class DsirModel:
 
     @classmethod
     def fit(cls, in_domain: Texts, general: Texts, buckets: int = 10_000, smoothing: float = 1.0) -> "DsirModel":
-        """Count both sides. `general` should be a plain sample of the corpus to be selected from."""
-        logs = []
-        for side, texts in (("in-domain", in_domain), ("general", general)):
-            counts = ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION).astype(np.float64)
-            if not counts.any():
-                raise TraitError(f"DSIR has no {side} text to learn from: {len(texts)} documents without a word.")
-            logs.append(np.log(counts + smoothing) - np.log(counts.sum() + smoothing * buckets))
+        """`general`: a plain sample of the corpus to select from."""
+        sides = {"in-domain": in_domain, "general": general}
+        counts = {side: ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION) for side, texts in sides.items()}
+        if empty := [side for side in sides if not counts[side].any()]:
+            raise TraitError(f"DSIR has no {empty[0]} text to learn from: its documents are without a word.")
+        logs = [np.log(found + smoothing) - np.log(found.sum() + smoothing * buckets) for found in counts.values()]
         return cls((logs[0] - logs[1]).astype(np.float32))
 
     @property
@@ -45,7 +43,7 @@ class DsirModel:
         return LinearTable(np.empty((0, 4), np.float32), self.log_ratios.reshape(-1, 1), WORD_NGRAMS)
 
     def log_weights(self, texts: Texts) -> np.ndarray:
-        """float32 [n]: the log importance weight of each text; 0 for a text without words."""
+        """float32 [n]; 0 for a text without words."""
         ((sums, rows),) = ngrams.total(texts, [self.table], NORMALISATION)
         return self.finish(sums, rows)
 

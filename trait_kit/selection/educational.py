@@ -1,7 +1,7 @@
-"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings of a web sample.
+"""Educational value, 0 to 2 (2 P(High) + P(Mid)): a fastText model that repeats a language model's ratings.
 
-The paper filters by educational value with a model that it does not describe. Here a language model rates a sample of the
-web 0-5, and the model learns Low (0, 1), Mid (2, 3) and High (4, 5); without ratings there is no such filter.
+The paper does not describe its model of educational value. Here a language model rates a sample of the web 0-5, and
+fastText learns Low (0, 1), Mid (2, 3) and High (4, 5).
 """
 
 import json
@@ -21,14 +21,13 @@ from trait_kit.engine.scorer import LABEL_PREFIX
 from trait_kit.params import ClassifierParams
 
 LABELS = ("Low", "Mid", "High")
-MAX_CHARACTERS = 3_000  # of a document that are sent: what it is shows by then, and in any script they fit
-_PROMPT = Path(__file__).parent / "prompts" / "educational.jinja"
-_TYPICAL_ANSWER = 100  # tokens
-_MAX_FAILED = 0.2  # of the ratings asked for; beyond this the model is not fit for the job
+MAX_CHARACTERS = 3_000  # of a document that are sent: they fit in any script
+_PROMPT = jinja2.Template((Path(__file__).parent / "prompts/educational.jinja").read_text("utf-8"), trim_blocks=True)
+_MAX_FAILED = 0.2  # of the ratings asked for
 
 
 def label_points(labels: Sequence[str]) -> np.ndarray:
-    """float32 [n_labels]: each label's points, 0..2: probabilities @ points is a text's educational value.
+    """float32 [n_labels], 0..2: probabilities @ points is a text's educational value.
 
     Case and fastText's prefix do not matter. TraitError for other labels: their meaning would be a guess.
     """
@@ -39,38 +38,33 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
 
 
 def demo_labels() -> dict[str, str]:
-    """id -> label of each article of the demo.
+    """id -> label of each article of the demo, frozen.
 
-    Frozen: a rule about function words and shape gave them (does a text explain, or only state?). English only, and of
-    textbook algebra it called 78% Low, so it is offered for nothing else.
+    A rule about English function words gave them. Of textbook algebra it called 78% Low, so nothing else is labelled by it.
     """
     letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
-    names = {label[0]: label for label in LABELS}
-    return {name: names[letter] for name, letter in zip(demo.wikipedia()["id"].to_pylist(), letters, strict=True)}
+    labels = map({label[0]: label for label in LABELS}.get, letters)
+    return dict(zip(demo.wikipedia()["id"].to_pylist(), labels, strict=True))
 
 
 def read_rating(answer: str) -> int:
-    """The last 'Rating: N' of an answer; ValueError says what is wrong, in words for the model."""
+    """The last 'Rating: N' of an answer; ValueError says to the model what is wrong."""
     found = re.findall(r"\brating\b\W{0,6}(\d+(?:\.\d+)?)", answer, re.IGNORECASE)
-    if not found or found[-1] not in ("0", "1", "2", "3", "4", "5"):
+    if not found or found[-1] not in [*"012345"]:
         raise ValueError("it must end with a line of its own, Rating: and a whole number from 0 to 5")
     return int(found[-1])
 
 
 def conversation(text: str) -> list[dict[str, str]]:
-    """The criteria, and a document's beginning as one line of JSON: data, in which no marker can occur."""
+    """The criteria, and a document's beginning as a line of JSON, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    prompt = jinja2.Template(_PROMPT.read_text(encoding="utf-8"), trim_blocks=True)
-    system = prompt.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
+    system = _PROMPT.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
     return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
 
 
 def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """(label and text of these documents of the web, and rating 0..5 where somebody is asked; numbers for the record).
-
-    Paid answers stay in `folder`.
-    """
+    """(label, text and, where somebody is asked, rating 0..5; numbers for the record). Paid answers stay in `folder`."""
     from trait_kit.engine import ledger, llama, llm
 
     if p.teacher == "none":
@@ -80,15 +74,15 @@ def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd
     p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
     with llm.served(p, folder) as endpoint:
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, _TYPICAL_ANSWER), p.max_cost_usd)}", flush=True)
+        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, answer_tokens=100), p.max_cost_usd)}", flush=True)
         replies = llm.ask(requests, endpoint, attempts=2)
         bill = endpoint.ledger.bill()
     rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
     failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(
-            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint or take "
-            "another teacher_model, and run again: what is answered is not asked again."
+            f"{failed} of {len(texts)} documents got no rating, more than {_MAX_FAILED:.0%}. See to the endpoint, or take "
+            "another teacher_model, and run again."
         )
     rated.insert(0, "label", [LABELS[rating // 2] for rating in rated["rating"]])
     return rated, {"bill": bill, "educational_unrated": failed}

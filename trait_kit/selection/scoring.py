@@ -1,8 +1,7 @@
 """Scores every document of a corpus once, shard by shard, and keeps the scores (paper, section 3.1).
 
-A shard is the unit of work and of resume: it leaves one Parquet file of scores and one of what could not be used, which
-carry the digest of shard and models: a run that was killed computes what is missing, a changed model or file its shards
-again. Scores are kept apart from choices, so a budget, a threshold or a method can change without scoring again.
+A shard is the unit of work and of resume: it leaves a file of scores and one of what could not be used, both with the digest
+of shard and models, so only what is missing or changed is computed. Another budget, threshold or method needs no scoring.
 """
 
 import functools
@@ -10,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,61 +20,43 @@ import pyarrow.parquet as pq
 from trait_kit import tables
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, made_folder, read_json
-from trait_kit.engine.ngrams import Texts, text_array
+from trait_kit.engine.ngrams import text_array
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Work, claim, run
-from trait_kit.reading.readers import REPEATED, SKIPPED, Columns
-from trait_kit.selection.documents import Shard, list_shards, read_shard, sample
+from trait_kit.reading.readers import SKIPPED, Columns
+from trait_kit.selection.documents import Shard, list_shards, read_shard
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
 
-if TYPE_CHECKING:
-    from trait_kit.runs import Step
-
-_KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in a shard's Parquet metadata
-_SAMPLE = 20_000  # web documents that DSIR's general side is fitted to
-_BYTES_PER_TOKEN = 4.0  # an estimate, so that scores do not depend on a base model
-_BATCH_ROWS = 200_000
+_KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in Parquet metadata
+_BYTES_PER_TOKEN = 4.0  # estimated, so that scores need no base model
+_LOADERS = {"domain": NgramScorer.load, "educational": NgramScorer.load, "dsir": DsirModel.load}  # score -> its model's
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What turns a text into its scores: files that each process maps. Empty: that score is null."""
+    """What turns a text into its scores; a score without its file is null."""
 
-    domain: str  # .safetensors of the kit, or any fastText .bin
+    domain: str  # .safetensors, or any fastText .bin
     educational: str = ""  # the same, with labels such as High, Mid and Low
     dsir: str = ""  # .safetensors of DsirModel
-    label: str = "in_domain"  # the domain model's label whose probability is the score
+    label: str = "in_domain"  # of the domain model, whose probability is the score
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that shapes the scores."""
-        contents = [content(path) if path else "" for path in (self.domain, self.educational, self.dsir)]
-        return digest([*contents, self.label])
-
-
-def model_files(step: "Step", in_domain: Texts) -> ModelFiles:
-    """The models of 02: those that 01 left, and DSIR's, which is fitted here to a plain sample of the web."""
-    p, trained = step.params, "01_domain_classifier"
-    files = {"domain": step.path(trained, "domain.safetensors")}
-    if "fasttext_educational" in p.methods:
-        files["educational"] = step.path(trained, "educational.safetensors")
-    if "dsir" in p.methods:
-        files["dsir"] = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"]).save(step.path("dsir.safetensors"))
-    return ModelFiles(**{name: str(path) for name, path in files.items()})
+        return digest([*(path and content(path) for path in (self.domain, self.educational, self.dsir)), self.label])
 
 
 @functools.lru_cache(maxsize=1)
 def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | DsirModel]:
-    """The models of a job by the score that they give, opened once in a process."""
+    """The models of a job, by score."""
     if files.fingerprint != fingerprint:
         raise TraitError("A model file has changed since scoring began. Start scoring again.")
-    paths = {"domain": files.domain, "educational": files.educational, "dsir": files.dsir}
-    return {name: (DsirModel.load if name == "dsir" else NgramScorer.load)(path) for name, path in paths.items() if path}
+    return {name: load(getattr(files, name)) for name, load in _LOADERS.items() if getattr(files, name)}
 
 
 def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
-    """The columns domain, educational, dsir (float32 [n]) and n_tokens (int32 [n]); absent without its model."""
+    """domain, educational, dsir (float32 [n]; absent without a model) and n_tokens (int32 [n])."""
     found: dict[str, np.ndarray] = {}
     for normalisation in {model.normalisation for model in models.values()}:
         group = {name: model for name, model in models.items() if model.normalisation == normalisation}
@@ -84,8 +65,7 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
             found[name] = model.finish(sums, rows)
     found["domain"] = found["domain"][:, models["domain"].column(files.label)]
     if "educational" in found:
-        values = found["educational"] @ label_points(models["educational"].labels)
-        found["educational"] = np.minimum(values, np.float32(2))
+        found["educational"] = np.minimum(found["educational"] @ label_points(models["educational"].labels), np.float32(2))
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
 
@@ -100,19 +80,17 @@ def read_shards(folder: Path, kind: str, count: int, columns: list[str] | None =
 
 
 def write_table(path: Path, table: pa.Table, key: str = "") -> None:
-    """Whole or not at all."""
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata({_KEY: key} if key else None), temporary, compression="zstd")
 
 
 def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
-    """Do the shards that have not all their files with the right key. `kinds`: the first is written last."""
+    """Do the shards that lack a file with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
+    missing = [n for n, key in enumerate(keys) if not all(_has_key(path, key) for path in files[n])]
     writes = {path.name: key for paths, key in zip(files, keys, strict=True) for path in paths}
-    done = np.array([all(_has_key(path, writes[path.name]) for path in paths) for paths in files], bool)
-    valid = {path.name for paths in itertools.compress(files, done) for path in paths}
-    claim(folder, kinds[0], job, writes, valid)
-    run(work, folder / "job.json", np.flatnonzero(~done).tolist(), place)
+    claim(folder, kinds[0], job, writes, writes.keys() - {path.name for n in missing for path in files[n]})
+    run(work, folder / "job.json", missing, place)
 
 
 def _has_key(path: Path, key: str) -> bool:
@@ -124,7 +102,7 @@ def _has_key(path: Path, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A scored corpus: `folder` holds job.json and of each shard scores and rejected (what could not be used)."""
+    """A scored corpus: job.json, and each shard's scores and rejected records."""
 
     folder: Path
     job: dict[str, Any]  # see `score_corpus`
@@ -132,47 +110,34 @@ class Scoring:
 
     @classmethod
     def open(cls, folder: Path, finished: bool = True) -> "Scoring":
-        """TraitError where a folder holds no scores, or not all."""
         job = read_json(folder / "job.json") if (folder / "job.json").is_file() else {}
         if "shards" not in job:
             raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
-        lacks = [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]
-        if lacks:
-            raise TraitError(
-                f"{len(lacks)} files of {folder} are missing or cut off, first {lacks[0]}. Run `trait-kit score` again: "
-                "what is finished is kept."
-            )
+        if lacks := [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]:
+            raise TraitError(f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again.")
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
-
-    def refuse_changed(self) -> None:
-        """TraitError if a file of the corpus is no longer what was scored."""
-        now = list_shards(self.job["corpus"], self.job["seed"], shard_rows=self.job["documents_per_shard"])
-        for shard in {*self.shards} - {*now}:
-            raise TraitError(f"{shard.source} has changed since it was scored. Score it again.")
 
     @property
     def documents(self) -> int:
-        """How many documents were scored."""
         return sum(footer.num_rows for footer in self._footers())
 
     @property
     def held_out(self) -> int:
-        """How many documents were left out for evaluation."""
         return sum(int(footer.metadata.get(_HELD_OUT, 0)) for footer in self._footers())
 
     def _footers(self) -> Iterator[pq.FileMetaData]:
         return (pq.read_metadata(shard_path(self.folder, "scores", shard.number)) for shard in self.shards)
 
     def losses(self) -> pd.Series:
-        """'file: reason' -> how many records could not be read; pages without text to read are not among them."""
+        """'file: reason' -> records that could not be read; pages without text are not among them."""
         rejected = read_shards(self.folder, "rejected", len(self.shards)).to_pandas()
         rejected = rejected[~rejected["reason"].str.startswith(SKIPPED)]
         return rejected.groupby(rejected["source"] + ": " + rejected["reason"])["records"].sum()
 
     def batches(self) -> Iterator[pa.Table]:
-        """The scores in the corpus' order, a bounded number of rows at a time."""
+        """The scores in the corpus' order."""
         for shard in self.shards:
-            for batch in pq.ParquetFile(shard_path(self.folder, "scores", shard.number)).iter_batches(_BATCH_ROWS):
+            for batch in pq.ParquetFile(shard_path(self.folder, "scores", shard.number)).iter_batches(200_000):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
@@ -186,49 +151,40 @@ def score_corpus(
     max_quarantined: float = 0.01,
     place: Place = Place(),
 ) -> Scoring:
-    """Score every document of a corpus into `folder`; shards that it holds are not scored again.
+    """Score a corpus into `folder`; shards that it holds are kept.
 
-    TraitError where more than the share `max_quarantined` of the documents is lost (see `losses`).
+    TraitError where more than the share `max_quarantined` of the documents is lost (`Scoring.losses`).
     """
     shards, folder = list_shards(spec, seed, shard_rows=documents_per_shard), made_folder(folder).resolve()
     names = itertools.chain.from_iterable(shard.source.splitlines() for shard in shards)
     if inside := next((name for name in names if folder in Path(name).resolve().parents), ""):
         raise TraitError(f"{inside} lies in {folder}, where the scores are to go. Name another folder for them.")
-    for name in ("domain", "educational"):  # a .bin is folded once, and its tables are then mapped by all workers
+    for name in ("domain", "educational"):  # a .bin is folded once, for all workers to map
         if (path := getattr(files, name)).endswith(".bin"):
             folded = folder / f"{content(path)[:20]}.safetensors"
             files = replace(files, **{name: str(folded if folded.exists() else NgramScorer.load(path).save(folded))})
     models = open_models(files, files.fingerprint)
-    models["domain"].column(files.label)  # refused, if at all, before any time is spent
+    models["domain"].column(files.label)  # refused before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
-    job = {
-        "files": asdict(files),
-        "fingerprint": files.fingerprint,
-        "corpus": spec,
-        "documents_per_shard": documents_per_shard,
-        "seed": seed,
-        "shards": shards,
-    }
+    job = {"files": asdict(files), "fingerprint": files.fingerprint, "corpus": spec, "seed": seed, "shards": shards}
     keys = [digest([files.fingerprint, seed, shard.number, shard.key]) for shard in shards]
+    job["documents_per_shard"] = documents_per_shard
     do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place)
     scoring = Scoring.open(folder)
-    lost = scoring.losses()
-    everything, worst = scoring.documents + lost.sum(), "; ".join(lost.nlargest(1).index)
-    if lost.sum() > max_quarantined * everything:
-        advice = "The rejected-*.parquet files name all; repair them, or raise max_quarantined: what is scored is kept."
-        if f": {REPEATED}" in worst:
-            advice = "Name another column of ids, as {id=key}, or none, as {id=-}: then texts tell apart."
+    losses = scoring.losses()
+    lost, worst = losses.sum(), "; ".join(losses.nlargest(1).index)
+    if lost > max_quarantined * (scoring.documents + lost):
         raise TraitError(
-            f"{lost.sum():,} of {everything:,} web documents cannot be used, more than max_quarantined "
-            f"({max_quarantined:.2%}) allows; most of them: {worst}. {advice}"
+            f"{lost:,} of {scoring.documents + lost:,} web documents cannot be used, more than max_quarantined "
+            f"({max_quarantined:.2%}) allows; most of them: {worst}. Repair what rejected-*.parquet names, or raise "
+            "max_quarantined. Where ids repeat, name another column, as {id=key}, or none, as {id=-}."
         )
     if not scoring.documents:
-        raise TraitError(f"There are no documents to score: the corpus is empty, or nothing is usable. {worst}")
+        raise TraitError(f"There are no documents to score in {spec}. {worst}")
     return scoring
 
 
 def score_shard(job_path: Path, number: int) -> None:
-    """Score one shard of the job and write its files, the scores last: by them a shard is known as done."""
     scoring = Scoring.open(job_path.parent, finished=False)
     scores, unusable = (shard_path(scoring.folder, kind, number) for kind in ("scores", "rejected"))
     files, shard, key = ModelFiles(**scoring.job["files"]), scoring.shards[number], scoring.job["writes"][scores.name]
@@ -241,10 +197,9 @@ def score_shard(job_path: Path, number: int) -> None:
         for part in read_shard(shard, scoring.job["seed"]):
             rejected.extend(part.rejected)
             held_out += len(part.held_out)
-            columns = {name: pa.nulls(len(part.documents), pa.float32()) for name in ("domain", "educational", "dsir")}
-            columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
+            columns = dict.fromkeys(_LOADERS, pa.nulls(len(part.documents), pa.float32()))
             columns |= score_texts(text_array(part.documents["text"]), files, models)
+            columns |= {"id": part.documents["id"], "shard": np.full(len(part.documents), number, np.int32)}
             writer.write_table(tables.conform(pa.table(columns), "scores").cast(schema))
         writer.add_key_value_metadata({_HELD_OUT: str(held_out)})
-        rows = [dict(zip(tables.SCHEMAS["quarantine"].names, reject, strict=True)) for reject in rejected]
-        write_table(unusable, pa.Table.from_pylist(rows, tables.SCHEMAS["quarantine"]), key)
+        write_table(unusable, tables.conform([reject._asdict() for reject in rejected], "quarantine"), key)
