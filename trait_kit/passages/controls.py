@@ -44,9 +44,8 @@ def permuted(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
     """Each with the enlightenment of one that shares something else; those that find none are left out."""
     rows, step = _apart(passages)
     others = pd.concat([rows[step:], rows[:step]], ignore_index=True)
-    bodies = no_enlightenment(problems, rows)
-    apart = rows["shared"] != others["shared"]
-    return [f"{bodies[place]}\n\n{others['enlightenment'][place]}" for place in rows.index[apart]]
+    told = zip(no_enlightenment(problems, rows), others["enlightenment"], rows["shared"] != others["shared"], strict=True)
+    return [f"{body}\n\n{enlightenment}" for body, enlightenment, apart in told if apart]
 
 
 def unrelated(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:

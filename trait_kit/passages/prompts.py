@@ -29,8 +29,7 @@ def choose(group: Group) -> str:
     """The prompts that fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
     if {row.task for row in group.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    knowledge = group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows)
-    return "math" if knowledge else "generic"
+    return "math" if group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows) else "generic"
 
 
 def conversation(

@@ -57,7 +57,7 @@ class Teacher:
         if self.endpoint:
             replies = self._ask([self._paragraph(row) for row in missing.values()], self.params.max_attempts)
         else:
-            replies = [Reply(None, f"no worked solution: problem {one} has none, and nobody writes one") for one in missing]
+            replies = [Reply(None, f"no worked solution: problem {one} has none") for one in missing]
         self.paragraphs |= zip(missing, replies, strict=True)
         return [self.paragraphs[row.id] for row in problems]
 

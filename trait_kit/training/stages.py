@@ -33,7 +33,7 @@ COLUMNS = [
     "peak_memory_gb", "precision", "attention", "device", "processes", "sharding", "shared", "new",
 ]  # fmt: skip
 Pairs = Sequence[Sequence[str]]
-Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]  # Parquet files with a column `text`, held-out sets
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     if not worker.is_first():
         return worker.take_part(models / "work" / "job.json")
     result = train(params, inputs_of(params, run_dir), models)
-    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
-    print(result.stages[columns].to_string(index=False))
+    print(result.stages.drop(columns="name").to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt.")
 
 
@@ -179,7 +178,6 @@ def _log(job: Job) -> pd.DataFrame:
 
 
 def inputs_of(params: TrainingParams, run_dir: Path) -> Inputs:
-    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set."""
     return training_sources(params, run_dir), held_out_sets(params)
 
 

@@ -45,8 +45,10 @@ def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
             raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
         np.save(new / "lengths.npy", every[every > 0])
         write_json(new / "store.json", {"dtype": documents[0].dtype.str})
-    told = f"{every.sum():,} tokens, {(every > 0).sum():,} documents, {(every == 0).sum():,} empty ones left out"
-    child.tell(f"{folder.name}: {told}.")
+    n_empty = (every == 0).sum()
+    child.tell(
+        f"{folder.name}: {every.sum():,} tokens, {len(every) - n_empty:,} documents, {n_empty:,} empty ones left out."
+    )
 
 
 def open_store(folder: Path) -> TokenStore:

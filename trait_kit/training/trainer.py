@@ -218,7 +218,6 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         logging_nan_inf_filter=False,  # it would hide exactly what must stop the run
         save_strategy="no",  # on_step_end asks
         save_total_limit=CHECKPOINTS_KEPT,
-        report_to="none",
         disable_tqdm=True,
         use_cache=True,  # what the saved model is to do when it generates; training asks for none
         seed=params.seed,
@@ -240,8 +239,7 @@ def _model(job: Job, stage: Stage, precision: str, device: str) -> Any:
 
 
 def _save(model: Any, state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Weights in `dtype`, tied ones once."""
-    cast: dict[int, torch.Tensor] = {}
+    cast: dict[int, torch.Tensor] = {}  # tied weights once
     tensors = {name: cast.setdefault(one.data_ptr(), one.to(dtype)) for name, one in state.items()}
     model.save_pretrained(folder, state_dict=tensors)
     config = read_json(folder / "config.json")
