@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pytest
 from passage_problems import QuotingTeacher, count_tokens, make_groups, math_problems, params
 
 from trait_kit import tables
@@ -165,10 +164,3 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
     assert outcomes["drafts"].tolist() == [8, 1, 1]
     assert quality.yield_by_reason(kept, rejected.head(0))["outcome"].tolist() == ["kept"]
-    varied = quality.diversity(kept, problems)
-    assert 0 < varied["distinct_1"] < varied["distinct_4"] <= 1
-    assert varied["tasks"] == "3 of 3"
-    assert varied["problems_used"] == pytest.approx(20 / 24, abs=1e-3)
-    same = quality.diversity(kept.assign(enlightenment=kept["enlightenment"].iloc[0]), problems)
-    assert same["nearest"] == 1.0
-    assert same["distinct_4"] < varied["distinct_4"] / 4

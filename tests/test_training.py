@@ -32,8 +32,9 @@ from trait_kit import params
 from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.packing import plan_rows
-from trait_kit.training import prepare, stages, trainer
+from trait_kit.training import prepare, stages
 from trait_kit.training.held_out import token_losses
+from trait_kit.training.learning_rate import wsd_factor
 from trait_kit.training.plan import Job, Stage
 from trait_kit.training.prepare import shares
 
@@ -159,13 +160,13 @@ def test_schedule_equals_its_formula_at_every_step(total: int, warmup: float, de
     rising = [(step + 1) / (n_warmup + 1) for step in range(n_warmup)]
     falling = [np.exp(np.log(0.1) * (step + 1) / n_decay) for step in range(n_decay)]
     expected = rising + [1.0] * (total - n_warmup - n_decay) + falling
-    assert [trainer.wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
-    assert trainer.wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
+    assert [wsd_factor(step, total, warmup, decay) for step in range(total)] == pytest.approx(expected, rel=1e-12)
+    assert wsd_factor(total, total, warmup, decay) == pytest.approx(0.1 if n_decay else 1.0)
 
 
 def test_schedule_of_very_short_stages_reaches_its_maximum() -> None:
     for total in range(1, 8):
-        factors = [trainer.wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
+        factors = [wsd_factor(step, total, 0.5, 0.5) for step in range(total)]
         assert max(factors) == 1.0
         assert min(factors) > 0
 
@@ -326,7 +327,7 @@ def test_what_is_longer_than_a_row_is_never_read_and_counted(monkeypatch, tmp_pa
     assert row["too_long"] == (lengths == 2_000).sum() > 5
     assert row["available"] == lengths[lengths == 300].sum()
     assert set(np.load(tmp_path / "work" / stage.name / "pieces.npy")["length"]) == {300}
-    with pytest.raises(TraitError, match=r"no document of 'passages' fits into a row of 1,024 tokens, .* Raise"):
+    with pytest.raises(TraitError, match=r"no document of 'passages' fits whole into a row. Raise"):
         _packed_stages(monkeypatch, tmp_path, {"passages": lambda draw, n: np.full(n, 1_025)}, {"passages": 4}, params)
 
 
@@ -344,19 +345,16 @@ def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:
 
 
 def test_logits_are_made_only_where_there_is_a_label(model: torch.nn.Module) -> None:
-    """For every family: of a model that cannot be asked for some logits, the others are left out afterwards."""
     ids = torch.randint(0, 256, (2, 20))
     labels = torch.where(torch.rand(2, 20) < 0.3, ids, -100)
-
-    class Plain(torch.nn.Module):
-        def forward(self, input_ids, position_ids, use_cache):
-            return model(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
 
     asked: list[torch.Size] = []
     hook = model.lm_head.register_forward_hook(lambda *values: asked.append(values[-1].shape))
     with torch.no_grad():
-        some, plain = token_losses(model, ids, None, labels), token_losses(Plain(), ids, None, labels)
+        some, whole = token_losses(model, ids, None, labels), model(input_ids=ids, use_cache=False).logits[:, :-1]
     hook.remove()
+    learnt = labels[:, 1:] != -100
+    plain = torch.nn.functional.cross_entropy(whole[learnt], labels[:, 1:][learnt], reduction="none")
     assert torch.allclose(some, plain)
     assert asked[0][1] == int((labels[:, 1:] != -100).any(0).sum()) < asked[1][1] == 20
 
@@ -450,7 +448,7 @@ def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[sta
         held_out = log[log["metric"] == "held_out/solutions"]
         assert held_out["tokens"].tolist() == [tokens * part // 2 for part in range(5)], arm
         rates = log[(log["metric"] == "learning_rate") & (log["stage"] == 2)]["value"].tolist()
-        factors = [trainer.wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
+        factors = [wsd_factor(step, STAGE_STEPS, 0.03, 0.1) for step in range(STAGE_STEPS)]
         assert rates == pytest.approx([1e-3 * factor for factor in factors])
     gains = result.gains()
     assert gains["trait"] > gains["selected"] > 0  # passages look like the held-out solutions

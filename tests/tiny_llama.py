@@ -117,7 +117,7 @@ def packed(documents: list[np.ndarray], folder: Path, context_length: int = CONT
     store = open_store(folder / "store")
     plan = plan_rows(store.lengths, context_length)
     pieces = piece_records([store], np.zeros(len(plan.document)), plan.document, plan.start, plan.length)
-    save_rows(folder, pieces, plan.row_ends, ["store"])
+    save_rows(folder, pieces, plan.row_ends, [store])
     rows = Rows(folder, context_length, eos=256)
     return {name: torch.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
 

@@ -99,7 +99,6 @@ def measure(pool, folder: Path, groups: int) -> dict:
         "outcomes": quality.yield_by_reason(passages, rejected).to_dict("records"),
         "groups without a passage": len(made) - bill["passages"],
         "tokens": int(passages["n_tokens"].sum()),
-        "diversity": quality.diversity(passages, kept),
     }
 
 

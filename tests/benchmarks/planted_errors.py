@@ -357,7 +357,7 @@ def plant_all(sources: Sequence[Passage], around: Around, per_cell: int, seed: i
 class Written:
     """A teacher that hands back what was written before."""
 
-    name, can_mend = "written before", frozenset()
+    name, can_mend, refusals = "written before", frozenset(), {}
 
     def __init__(self, drafts: dict[str, Draft]) -> None:
         self.drafts = drafts

@@ -151,8 +151,8 @@ def _passages(p: PassageParams, told: Checked) -> None:
     if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
     if p.teacher != "none":
-        teacher = Teacher(local_teacher(p) if p.teacher == "local" else p)
-        teacher.endpoint.ledger.keep(recorded()[1] if p.teacher == "local" else [])
+        teacher = Teacher(local_teacher(p))
+        teacher.endpoint.ledger.keep(recorded(p)[1])
         bill = teacher.estimate(groups)
         here = f"{bill.requests:,} requests to a model on this machine, which step 03 times before it asks"
         told.found.append(f"Teacher: {here if p.teacher == 'local' else agree(bill, p.max_cost_usd)}")

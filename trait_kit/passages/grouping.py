@@ -1,9 +1,8 @@
-"""What relates problems, and the groups of them that passages join: of different tasks, and related by what they share.
+"""What relates problems, and the groups of them that passages join: of different tasks (paper, section 3.2).
 
-The paper's passages (section 3.2) join problems of *different* downstream tasks. What a group shares is a column of the
-problems table: `topic` for knowledge-centred domains such as mathematics, `entity` for entity-centred ones such as ads.
-Where the task files name no topic it is found: mathematical concepts recognised in the questions (concepts.yaml), or
-neighbours in an embedding, for any domain.
+What a group shares is a column of the problems table: `topic` in knowledge-centred domains such as mathematics, `entity` in
+entity-centred ones such as ads. Where the task files name no topic it is found: mathematical concepts in the questions
+(concepts.yaml), or neighbours in an embedding.
 """
 
 import heapq
@@ -21,37 +20,32 @@ from trait_kit.passages.material import Group, content, content_words, problem_r
 COLUMN = {"knowledge": "topic", "entity": "entity"}
 Kind = tuple[str, str]  # task, subject
 _ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
-_NEIGHBORHOOD = 12  # problems that are near each other, about
+_NEIGHBORHOOD = 12  # problems that are near each other
 _MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
 
 
 def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Group]]:
     """(problems with what relates them; up to `n_groups` groups of problems that share it).
 
-    Every group joins at least two tasks, and no task twice while enough tasks that
-    share the value have problems left (where the table has a column `subject`, two subjects of one task may do; a task that
-    is alone is grouped with itself). The least used problems come first; a problem appears in at most `max_uses` groups, and
-    no two groups hold the same problems. Fewer groups than asked for come back where the problems run out (`coverage` shows
-    where). The result depends on the problems and the seed, not on the order of the rows.
+    A group joins two tasks or more, and no task twice while enough tasks that share the value have problems left; with a
+    column `subject`, two subjects of one task may do, and a task that is alone is grouped with itself. The least used
+    problems come first, each in at most `max_uses` groups; no two groups hold the same. The order of rows is no matter.
     """
     for row in problems[problems["split"] != "train"].itertuples():
         raise TraitError(
-            f"Problem {row.id} of task {row.task} is from the split '{row.split}'. Passages are trained on, "
-            "so they may only hold problems of the train split."
+            f"Problem {row.id} of task {row.task} is from the split '{row.split}'; passages may hold train problems only."
         )
     if params.grouping == "concepts":
         problems = tag_concepts(problems)
     elif params.grouping == "embedding":
-        vectors = embed(problems["question"].tolist(), params.embedding_model)
-        problems = tag_neighborhoods(problems, vectors, params.seed)
+        problems = tag_neighborhoods(problems, embed(problems["question"].tolist(), params.embedding_model), params.seed)
     column, shuffle = COLUMN[params.kind], random.Random(f"groups/{params.seed}")
     pools, rows = _pools(problems, column, shuffle, params.max_uses), problem_rows(problems)
     if not pools:
         tasks = ", ".join(sorted(problems["task"].unique()))
         raise TraitError(
-            f"No groups can be made: no {column} is shared by two problems of different tasks, or of the only one (tasks: "
-            f"{tasks}). Fill the column '{column}' in the task files, take more problems of each task, or set "
-            "passages.grouping to something that relates the problems without it."
+            f"No groups can be made: no {column} is shared by two problems of different tasks, or of the only one "
+            f"({tasks}). Fill the column '{column}' in the task files, or change passages.grouping or problems_per_task."
         )
     turns = [(0.0, place) for place in range(len(pools))]  # pools take turns in proportion to their size
     made: set[frozenset[str]] = set()
@@ -59,21 +53,18 @@ def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Grou
     while turns and len(groups) < params.n_groups:
         placed, place = heapq.heappop(turns)
         pool = pools[place]
-        chosen = pool.draw(params.problems_per_group, made, shuffle)
-        if chosen is None:
-            continue
-        made.add(frozenset(chosen))
-        heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
-        name = f"p-{digest([params.kind, pool.shared, chosen])[:16]}"
-        groups.append(Group(name, [rows[problem_id] for problem_id in chosen], params.kind, pool.shared))
+        if chosen := pool.draw(params.problems_per_group, made, shuffle):
+            made.add(frozenset(chosen))
+            heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
+            name = f"p-{digest([params.kind, pool.shared, chosen])[:16]}"
+            groups.append(Group(name, [rows[problem_id] for problem_id in chosen], params.kind, pool.shared))
     return problems, groups
 
 
 def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
     """The problems with the mathematical concept of their question as `topic`: of several, the rarest among all problems.
 
-    A problem in which none is recognised keeps no topic, so that no passage is made of it; the
-    topic that it had becomes its `subject`.
+    Where none is recognised there is no topic, and so no passage; the topic that was becomes the `subject`.
     """
     concepts = {name: re.compile(pattern) for name, pattern in content("concepts.yaml").items()}
     questions = problems["question"].str.lower()
@@ -86,16 +77,15 @@ def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
 def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """The problems with the neighbourhood of their embedding as `topic`, named by its rare words.
 
-    `vectors` are unit vectors, float32 [n_problems, d], in the order of the rows. Neighbourhoods
-    are clusters of about a dozen problems (k-means); of two that are more alike than a copy would
-    be, the later one gets no topic.
+    `vectors`: of length 1, float32 [n_problems, d]. Neighbourhoods are clusters of about a dozen problems (k-means); of two
+    that are nearly copies the later one gets no topic.
     """
     from sklearn.cluster import KMeans
 
-    order = np.argsort(problems["id"].to_numpy(), kind="stable")  # the result does not depend on the order of the rows
+    order = np.argsort(problems["id"].to_numpy(), kind="stable")
     n_clusters = max(1, round(len(order) / _NEIGHBORHOOD))
     clusters = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(vectors[order])
-    bags = [content_words(question) for question in problems["question"]]
+    bags = list(map(content_words, problems["question"]))
     documents = Counter(word for bag in bags for word in bag)
     topics: list[str | None] = [None] * len(order)
     for cluster in range(n_clusters):
@@ -111,17 +101,14 @@ def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0
 
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
-    """One row a task: its problems, how many of them are used in a passage and how many not, and the places they take."""
-    placed = pd.DataFrame([(row.task, row.id) for group in groups for row in group.rows], columns=["task", "id"])
-    uses = placed.groupby("task")["id"]
-    table = pd.DataFrame({"problems": problems.groupby("task").size(), "used": uses.nunique(), "places": uses.size()})
-    table = table.fillna(0).astype(int)
-    table.insert(2, "unused", table["problems"] - table["used"])
-    return table.reset_index()
+    """One row a task: its problems, how many are used in a passage and how many not, and the places they take."""
+    uses = problems["id"].map(Counter(row.id for group in groups for row in group.rows))
+    kinds = {"problems": "size", "used": lambda some: (some > 0).sum(), "unused": lambda some: (some == 0).sum()}
+    return uses.groupby(problems["task"]).agg(**kinds, places="sum").reset_index()
 
 
 class _Pool:
-    """The problems that share one value: for each kind (task and subject) a heap of (uses, random, id), least used first."""
+    """The problems that share one value: for each kind a heap of (uses, random, id), least used first."""
 
     def __init__(self, shared: str, kinds: dict[Kind, list[str]], max_uses: int, shuffle: random.Random) -> None:
         self.shared, self.max_uses = shared, max_uses
@@ -150,18 +137,17 @@ class _Pool:
         return None
 
     def _next(self, taken: list[Kind], shuffle: random.Random) -> Kind | None:
-        """The kind to take from: of a task not taken yet, else not the only kind taken; then the least used, the fullest."""
+        """Of a task not taken yet, else not the only kind taken; then the least used, the fullest."""
         tasks = {task for task, _ in taken}
 
         def rank(kind: Kind) -> tuple:
-            repeats = kind[0] in tasks, set(taken) == {kind}
-            return *repeats, self.heaps[kind][0][0], taken.count(kind), -len(self.heaps[kind]), shuffle.random()
+            heap, repeats = self.heaps[kind], (kind[0] in tasks, set(taken) == {kind})
+            return *repeats, heap[0][0], taken.count(kind), -len(heap), shuffle.random()
 
         return min((kind for kind, heap in self.heaps.items() if heap), key=rank, default=None)
 
 
 def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int) -> list[_Pool]:
-    """One pool for each value that at least two kinds of problem have."""
     usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
     if problems["task"].nunique() == 1:  # then its subjects count as tasks, and every problem is a kind of its own

@@ -1,10 +1,8 @@
 """What a language model is asked, one thing a request, as turns of a chat: a system line, two examples, the question.
 
-The wording is data: prompts/math.yaml, ads.yaml and generic.yaml hold a system line, a Jinja
-template for each part of a passage (paragraph, enlightenment, opening, sentence) and example
-passages, whose parts become the example turns; which two are shown follows from what a group
-shares, so that answers do not all fall into one phrase. A version is a name and a digest of the
-wording.
+The wording is data: prompts/*.yaml hold a system line, a Jinja template for each part of a passage (paragraph,
+enlightenment, opening, sentence) and example passages, whose parts become the example turns. Which two follows from what a
+group shares, so that answers do not all fall into one phrase.
 """
 
 import functools
@@ -20,8 +18,7 @@ import jinja2
 from trait_kit.engine.files import digest
 from trait_kit.engine.llm import Message, again, clean
 from trait_kit.judging.answers import is_mathematical, language_of, statement
-from trait_kit.judging.numbers import numbers
-from trait_kit.passages.material import Group, Problem, content, content_words, marks_of
+from trait_kit.passages.material import Group, Problem, content, marks, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
@@ -29,11 +26,10 @@ _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, 
 
 
 def choose(group: Group) -> str:
-    """Which prompts fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
+    """The prompts that fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
     if {row.task for row in group.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    knowledge = group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows)
-    return "math" if knowledge else "generic"
+    return "math" if group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows) else "generic"
 
 
 def conversation(
@@ -41,8 +37,7 @@ def conversation(
 ) -> list[Message]:
     """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all.
 
-    `fault`: why it was refused before. A small model that is shown its own answer only repeats it,
-    so it is asked anew.
+    `fault`: why it was refused before; a small model that is shown its own answer only repeats it.
     """
     task = group.rows[place].task.replace("_", " ")
 
@@ -58,7 +53,7 @@ def conversation(
     for example in examples[:2]:
         shown = draw.randrange(len(example["problems"]))
         tasks = [one["task"] for one in example["problems"]]
-        shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way, where there is one
+        shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
     counted = all(is_mathematical(row.answer) for row in group.rows)  # an ad's limit of 30 characters says nothing of it
@@ -69,17 +64,16 @@ def conversation(
 
 
 def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]]:
-    """Numbers or words that each text has and the others do not: what a sentence must say to be about it.
+    """What each text has and the others do not: what a sentence must say to be about it.
 
-    Where numbers count, the first `count` (negative: the last); or the last words, as a task's own wording is before them.
+    Where numbers count, the first `count` (negative: the last); else the last words, as a task's own wording is before them.
     """
     told = []
-    for text, marks in zip(texts, marks_of(list(texts)), strict=True):
-        words = [word for word in re.findall(r"[\w./%]*\w%?", text) if (content_words(word) | numbers(word)) & marks]
-        words = list(dict.fromkeys(words))
+    for text, own in zip(texts, marks_of(list(texts)), strict=True):
+        words = list(dict.fromkeys(as_data(word) for word in re.findall(r"[\w./%]*\w%?", text) if marks(word) & own))
         printed = [word for word in words if counted and word[0].isdigit()]
         told.append((printed[:count] if count > 0 else printed[count:]) or words[-abs(count) :])
-    return [[as_data(word) for word in words] for words in told]
+    return told
 
 
 def version(name: str) -> str:
@@ -87,34 +81,32 @@ def version(name: str) -> str:
 
 
 def as_data(text: str) -> str:
-    """A text without blank lines, in which no model's control tokens can occur, whatever it says."""
+    """A text without blank lines and without any model's control tokens."""
     text = clean(text) if "\n" in text.strip() else " ".join(clean(text).split())  # code keeps its lines
     return re.sub(r"<(?=[|/])|(?<=\|)>", lambda mark: f" {mark[0]} ", text)[:_MAX_FIELD]
 
 
 def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
     fields = {"question": row.question, "answer": row.answer, "solution": row.solution or "", "paragraph": paragraph}
-    fields |= {"begin": " and ".join(begin), "steps": ", ".join(steps)}
-    return {"task": row.task.replace("_", " "), **{name: as_data(text) for name, text in fields.items()}}
+    told = {name: as_data(text) for name, text in fields.items()}
+    return {"task": row.task.replace("_", " "), **told, "begin": " and ".join(begin), "steps": ", ".join(steps)}
 
 
 def _steps(row: Problem, paragraph: str) -> str:
-    """What a paragraph arrives at, the right sides of its equations or else its words, without what its question says."""
-    known = content_words(row.question) | numbers(row.question)
+    """The right sides of a paragraph's equations or else its words, without what its question says."""
+    known = marks(row.question)
     words = re.findall(r"=\s*(\S+)", paragraph) or paragraph.split()
-    return " ".join(word for word in words if not (content_words(word) | numbers(word)) & known)
+    return " ".join(word for word in words if not marks(word) & known)
 
 
 def _part_of(example: dict[str, Any], part: str, place: int) -> str:
-    if part == "opening":
-        return example["opening"]
     if part in ("paragraph", "sentence"):
         return example["problems"][place][part]
-    return " ".join([example["opening"], *(problem["sentence"] for problem in example["problems"])])
+    parts = [example["opening"], *(problem["sentence"] for problem in example["problems"])]
+    return parts[0] if part == "opening" else " ".join(parts)
 
 
 def _wording(name: str) -> dict[str, Any]:
-    """The wording of that name, or the user's own file."""
     return content(str(Path(name).absolute()) if name.endswith(".yaml") else f"prompts/{name}.yaml")
 
 

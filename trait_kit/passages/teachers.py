@@ -27,17 +27,15 @@ _NOTHING = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
 
 
 class Teacher:
-    """Asks a language model, one thing a request: a paragraph for each problem that has no worked solution, once for all
-    passages that hold it, then the enlightenment of each passage, whole or sentence by sentence (`teacher_steps`).
-
-    With `teacher: none` nobody is asked: worked solutions are joined, for tests and for what passages have to beat.
+    """Asks one thing a request: a paragraph for each problem without a worked solution, once for all passages that hold it,
+    then the enlightenment of each passage, whole or sentence by sentence. With `teacher: none` nobody is asked.
     """
 
     def __init__(self, params, endpoint: Endpoint | None = None) -> None:
         self.params, self.endpoint = params, None if params.teacher == "none" else endpoint or Endpoint.of(params)
         self.name = self.endpoint.model if self.endpoint else "none: worked solutions"
         self.can_mend = _MENDED if self.endpoint else frozenset()
-        self.paragraphs: dict[str, Reply] = {}  # of problems that were asked for; its first passage pays for each
+        self.paragraphs: dict[str, Reply] = {}  # that were asked for; its first passage pays for each
         self.refusals: Counter[str] = Counter()  # of answers, by reason
 
     def write(self, groups: Sequence[Group]) -> list[Draft]:
@@ -59,7 +57,7 @@ class Teacher:
         if self.endpoint:
             replies = self._ask([self._paragraph(row) for row in missing.values()], self.params.max_attempts)
         else:
-            replies = [Reply(None, f"no worked solution: problem {one} has none, and nobody writes one") for one in missing]
+            replies = [Reply(None, f"no worked solution: problem {one} has none") for one in missing]
         self.paragraphs |= zip(missing, replies, strict=True)
         return [self.paragraphs[row.id] for row in problems]
 
@@ -80,12 +78,9 @@ class Teacher:
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
-        if not requests:
-            return []
         order = sorted(range(len(requests)), key=lambda at: str(requests[at].messages()))
-        asked = ask([requests[at] for at in order], self.endpoint, attempts)
-        found = dict(zip(order, asked, strict=True))
-        replies = [found[at] for at in range(len(requests))]
+        asked = ask([requests[at] for at in order], self.endpoint, attempts) if requests else []
+        replies = [reply for _, reply in sorted(zip(order, asked, strict=True))]
         self.refusals.update(fault.partition(":")[0] for reply in replies for fault in reply.refused)
         return replies
 
@@ -98,7 +93,6 @@ class Teacher:
         return self.params.prompts or prompts.choose(group)
 
     def _begun(self, group: Group) -> Draft:
-        """The paragraphs of a passage."""
         asked = {row.id: self.paragraphs[row.id] for row in self._to_ask([group])}
         self.paragraphs |= {name: replace(reply, **_NOTHING) for name, reply in asked.items()}
         told = [asked[row.id].value if row.id in asked else _solution(row) for row in group.rows]
@@ -106,7 +100,7 @@ class Teacher:
         return _charged(draft, asked.values(), paragraphs=tuple(told))
 
     def _requests(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
-        """The requests for an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
+        """For an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
         if not self.endpoint:
             return []
         told = functools.partial(prompts.conversation, self._wording(group))
@@ -125,13 +119,17 @@ class Teacher:
 
 
 def local_teacher(params: Any) -> Any:
-    """The parameters of a teacher that is the model of this machine: small, so it is asked one sentence at a time."""
+    """The parameters; this machine's model is small, so it is asked a sentence at a time."""
+    if params.teacher != "local":
+        return params
     asked = {**_LOCAL, **params.teacher_extra}
     return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps="sentences")
 
 
-def recorded() -> tuple[str, list[list[Any]]]:
-    """(the day on which the local teacher was asked for the shipped demos, its answers as `Ledger.keep` takes them)."""
+def recorded(params: Any) -> tuple[str, list[list[Any]]]:
+    """The day on which the local teacher was asked for the shipped demos, and its answers (for `Ledger.keep`)."""
+    if params.teacher != "local":
+        return "", []
     with gzip.open(RECORDED, "rt", encoding="utf-8") as lines:
         return json.loads(next(lines)), [json.loads(line) for line in lines]
 
@@ -141,7 +139,7 @@ def _solution(row: Problem) -> str:
 
 
 def _charged(draft: Draft, replies: Iterable[Reply], **told: Any) -> Draft:
-    """The draft with what the replies cost, and with what they `told` or the first fault among them, which ends it."""
+    """The draft with what the replies cost, and with what they `told` or the first fault among them."""
     costs = {name: getattr(draft, name) + sum(getattr(reply, name) for reply in replies) for name in _NOTHING}
     failed = next((reply for reply in replies if reply.fault), None)
     return replace(draft, **costs, **({"fault": failed.fault, "answer": failed.content} if failed else told))

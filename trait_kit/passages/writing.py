@@ -1,13 +1,12 @@
 """Write passages: have every group written, check what comes back, and account for all of it.
 
 Asking is concurrent, checking is in the order of the groups, so the result does not depend on which answer came first.
-Every draft keeps its row, in passages.parquet or with its reason in rejected.parquet, and the bill counts both. An
-enlightenment that is refused beside other passages is asked for again (`max_attempts`).
+Every draft keeps its row, in passages.parquet or with its reason in rejected.parquet, and the bill counts both.
 """
 
 import contextlib
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,17 +49,15 @@ class Written:
 
 
 def write_passages(step) -> Written:
-    """The whole of notebook 03. Killed at any moment, it goes on from the answers that it has paid for."""
-    folder, p = step.folder, step.params
+    """The whole of notebook 03; killed at any moment, it goes on from the answers that it has paid for."""
     if step.done:
-        return Written.load(folder)
+        return Written.load(step.folder)
+    folder, p = step.folder, local_teacher(step.params)
     problems, screened, test_questions = load_material(p)
     with contextlib.ExitStack() as stack:
-        here = p.teacher == "local"
-        p = local_teacher(p) if here else p
         endpoint = stack.enter_context(served(p, folder)) if p.teacher != "none" else None
         ledger = endpoint.ledger if endpoint else Ledger()
-        day, answers = recorded() if here else ("", [])
+        day, answers = recorded(p)
         ledger.keep(answers)
         problems, groups = plan_groups(problems, p)
         teacher = Teacher(p, endpoint)
@@ -82,7 +79,7 @@ def write_passages(step) -> Written:
 
 
 def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) -> str:
-    """Why fewer than half of the groups became passages, with two examples and what helps; '' where more did."""
+    """Why fewer than half of the groups became passages, and what helps; '' where more did."""
     if 2 * passages >= groups:
         return ""
     counts = Counter(row["reason"].partition(":")[0] for row in rejected).most_common()
@@ -103,29 +100,28 @@ def _keep_paragraphs(teacher: Teacher, groups: Sequence[Group], folder: Path) ->
 
 
 def load_material(params) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """(problems that passages may hold, what was dropped by task and reason, the test questions they were compared with)."""
+    """(problems that passages may hold, what was dropped by task and reason, the test questions)."""
     loaded = load_problems(params.tasks, "train", params.problems_per_task, params.seed)
     test_questions = every_test_question(params.tasks, params.test_items_per_task, params.seed)
     return *screen_problems(loaded, test_questions), test_questions
 
 
 def first_group(step) -> Group:
-    """One passage to write, for a reader who wants to see how it is done; asks nobody and writes nothing."""
-    p = step.params
+    """One passage to write, for a reader; asks nobody and writes nothing."""
     if step.done:
         written = Written.load(step.folder)
         return group_of(pd.concat([written.passages, written.rejected]).iloc[0], written.problems)
-    return plan_groups(load_material(quick(p))[0], quick(p))[1][0]
+    few = quick(step.params)
+    return plan_groups(load_material(few)[0], few)[1][0]
 
 
 def quick(params):
-    """The parameters for groups to look at: of a few problems, where all would be embedded."""
+    """For groups to look at: few problems, where all would be embedded."""
     few = {"problems_per_task": min(params.problems_per_task, _FEW)}
     return params.model_copy(update=few) if params.grouping == "embedding" else params
 
 
 def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
-    """The group that a row of passages.parquet or rejected.parquet was written for."""
     rows = problem_rows(problems)
     return Group(row["id"], [rows[problem_id] for problem_id in row["problem_ids"]], row["grouping"], row["shared"])
 
@@ -133,7 +129,7 @@ def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
 def write_groups(
     groups: Sequence[Group], teacher: Teacher, params, folder: Path, tested: Sequence[str], count_tokens: TokenCounter
 ) -> dict[str, Any]:
-    """What came of it; both tables in `folder`, attempt by attempt in the groups' order. No `tested` question passes."""
+    """Write both tables into `folder`, attempt by attempt in the groups' order; what came of it, and its cost."""
     beside, asked, rows = Beside(tested), groups, []
     for attempt in range(1, params.max_attempts + 1):
         if not asked:
@@ -149,13 +145,20 @@ def write_groups(
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
     tables.write(folder / "passages.parquet", kept, "passages")
     tables.write(folder / "rejected.parquet", rejected, "rejected")
-    return _bill(teacher, len(groups), kept, rejected)
+    return {
+        "teacher": teacher.name,
+        "groups": len(groups),
+        "passages": len(kept),
+        "rejected": dict(Counter(row["reason"].partition(":")[0] for row in rejected).most_common()),
+        "refused_answers": dict(teacher.refusals),
+        "cost_usd_rejected": sum(row["cost_usd"] for row in rejected),
+    }
 
 
 def judged(
     groups: Sequence[Group], drafts: Sequence[Draft], beside: Beside, count_tokens: TokenCounter, max_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """The row of each draft, judged in their order; its `reason` is empty where it passed every check."""
+    """The row of each draft, judged in their order; `reason` is empty where it passed every check."""
     texts = [compose_text(group.rows, draft) for group, draft in zip(groups, drafts, strict=True)]
     beside.begin(texts, [draft.enlightenment for draft in drafts])
     for place, n_tokens in enumerate(count_tokens(texts).tolist()):
@@ -176,22 +179,3 @@ def judged(
             "checks": passed,
             "reason": reason,
         }
-
-
-def _bill(teacher: Teacher, groups: int, kept: list[dict], rejected: list[dict]) -> dict[str, Any]:
-    """What was written and rejected, and its cost; a passage's cost is shared evenly by its problems."""
-    by_task: dict[str, float] = defaultdict(float)
-    for row in kept + rejected:
-        for task in row["tasks"]:
-            by_task[task] += row["cost_usd"] / len(row["tasks"])
-    return {
-        "teacher": teacher.name,
-        "prompt_versions": sorted({row["prompt_version"] for row in kept + rejected} - {""}),
-        "groups": groups,
-        "passages": len(kept),
-        "rejected": dict(Counter(row["reason"].partition(":")[0] for row in rejected).most_common()),
-        "refused_answers": dict(getattr(teacher, "refusals", {})),
-        "cost_usd_rejected": sum(row["cost_usd"] for row in rejected),
-        "cost_usd_per_passage": sum(by_task.values()) / max(1, len(kept)),
-        "cost_usd_by_task": dict(by_task),
-    }

@@ -1,10 +1,9 @@
 """Held-out scores while training: bits per byte of targets given prompts, cheap enough to ask often.
 
-They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items
-are batched by length; right padding needs no mask because no token looks to its right.
+They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items are batched by length;
+right padding needs no mask because no token looks to its right.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,13 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 from trait_kit.engine.packing import IGNORED
 from trait_kit.training.tokens import prefix_tokens
 
-MAX_TARGET_TOKENS = 192  # the rest of a longer target is not scored, nor are its bytes counted
-MAX_PROMPT_TOKENS = 192  # the end of a longer prompt is kept
+MAX_TOKENS = 192  # of a prompt's end and a target's beginning: the rest is neither scored nor counted in bytes
 TOKENS_PER_BATCH = 2_048
 
 
 class Item(NamedTuple):
-    """One scored text: token ids [n], the labels of its target, and the UTF-8 bytes of the scored target."""
+    """Token ids [n] of one text, the labels of its target, and the UTF-8 bytes of the scored target."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -33,8 +31,8 @@ class Item(NamedTuple):
 def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> list[list[Item]]:
     """Of each row (prompt, target, other targets ...) an item a target, at most `max_tokens` long.
 
-    Both are tokenised together and parted where the prompt alone would end, without a space at its
-    end: as lm-eval does. Prompt '' makes the target a document, which is given a begin or end token.
+    Both are tokenised together and parted where the prompt alone would end, without a space at its end: as lm-eval does.
+    Prompt '' makes the target a document, which is given a begin or end token.
     """
     begin = prefix_tokens(tokenizer)
     nothing = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -43,9 +41,9 @@ def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> li
         stripped, text = prompt.rstrip(), prompt + target
         whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         given = tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"] if stripped else []
-        end = len(given) + min(MAX_TARGET_TOKENS, max_tokens // 2)
+        end = len(given) + min(MAX_TOKENS, max_tokens // 2)
         ids, offsets = whole["input_ids"][len(given) : end], whole["offset_mapping"][len(given) : end]
-        given = [*begin, *given[-min(MAX_PROMPT_TOKENS, max_tokens - len(ids) - len(begin)) :]] or [nothing]
+        given = [*begin, *given[-min(MAX_TOKENS, max_tokens - len(ids) - len(begin)) :]] or [nothing]
         labels = torch.tensor([IGNORED] * len(given) + ids)
         return Item(torch.tensor(given + ids), labels, len(text[len(stripped) : offsets[-1][1]].encode()))
 
@@ -53,11 +51,9 @@ def encode(rows: Sequence[Sequence[str]], tokenizer: Any, max_tokens: int) -> li
 
 
 @torch.no_grad()
-def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) -> float:
-    """Mean of -log2 p(target | prompt) / bytes; where rows have several targets, the share whose first has the fewest.
-
-    `forward` is the wrapped model where several processes train.
-    """
+def score(model: Any, rows: Sequence[Sequence[Item]]) -> float:
+    """Mean of -log2 p(target | prompt) / bytes; where rows have several targets, the share whose first has the fewest."""
+    device = next(model.parameters()).device
     items = [item for row in rows for item in row]
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     scores = np.empty(len(items))
@@ -65,11 +61,11 @@ def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) ->
         size = sum(size * len(items[index].ids) <= TOKENS_PER_BATCH for size, index in enumerate(order, 1))
         batch, order = order[: size or 1], order[size or 1 :]
         ids, labels, n_bytes = zip(*(items[index] for index in batch), strict=True)
-        ids = pad_sequence(ids, batch_first=True).to(model.device)
-        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(model.device)
-        losses = token_losses(model, ids, None, labels, forward=forward).double()
+        ids = pad_sequence(ids, batch_first=True).to(device)
+        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(device)
+        losses = token_losses(model, ids, None, labels).double()
         of_row = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
-        nats = torch.zeros(len(batch), dtype=torch.double, device=model.device).index_add_(0, of_row, losses)
+        nats = torch.zeros(len(batch), dtype=torch.double, device=device).index_add_(0, of_row, losses)
         scores[batch] = nats.cpu().numpy() / math.log(2) / n_bytes
     if len(items) == len(rows):
         return float(scores.mean())
@@ -78,19 +74,17 @@ def score(model: Any, rows: Sequence[Sequence[Item]], *, forward: Any = None) ->
 
 
 def token_losses(
-    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None, labels: torch.Tensor, *, forward: Any = None
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None, labels: torch.Tensor
 ) -> torch.Tensor:
     """Natural-log losses of the labelled slots, row by row, as one float32 vector.
 
-    The output layer is the largest matrix of a small model, and logits its largest tensor; so
-    logits are made only at the places where some row has a label, and the loss is taken without the
-    copies that the library's loss makes.
+    Logits, the largest tensor of a small model, are made only at the places where some row has a label, without the copies
+    that the library's loss makes.
     """
     wanted = labels[:, 1:] != IGNORED
     places = wanted.any(0).nonzero()[:, 0]
-    asked = {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output = (forward or model)(input_ids=input_ids, position_ids=position_ids, use_cache=False, **asked)
-    logits = output.logits if asked else output.logits[:, places]
+    asked = {"input_ids": input_ids, "position_ids": position_ids, "logits_to_keep": places, "use_cache": False}
+    logits = model(**asked).logits.float().flatten(0, 1)
     targets = labels[:, 1:][:, places].flatten()
-    losses = functional.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+    losses = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     return losses[targets != IGNORED]

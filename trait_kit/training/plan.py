@@ -1,13 +1,12 @@
 """What is to be trained: the tree of stages that the arms share, each stage known by everything that shapes its result.
 
-Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented
-passages), and chains with the same beginning form a tree. A stage's key covers its parent's key,
-its texts by content, its parameters, the held-out items and the code, so equal keys mean equal
-results. How the work is spread (micro-batch, processes, checkpoints) is in no key. Fine-tuning,
-where asked for, is one more stage after each chain and after the base model, in arms of its own:
-'trait_fine_tuned'.
+Arms are chains (paper, section 3.3: in-domain and selected text first, then the task-oriented passages), and chains with
+the same beginning form a tree. A stage's key covers its parent's key, its texts by content, its parameters, the held-out
+items and the code, but not how the work is spread (micro-batch, processes, checkpoints): equal keys mean equal results.
+Fine-tuning is one more stage after each chain and after the base model, in arms of its own: 'trait_fine_tuned'.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from trait_kit.params import TrainingParams
 FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
 PROBLEMS = "train_problems"  # the source that fine-tuning reads
 
-# A stage's key holds what these lead to (its texts, tokens, rates, held-out items) and not these themselves.
+# A stage's key holds what these lead to (its texts, tokens, rates, held-out items) instead.
 PLANNED = {
     "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "held_out_items",
     "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch",
@@ -35,30 +34,28 @@ Chains = dict[str, list[str]]  # arm -> names of its stages
 
 
 class Stage(BaseModel):
-    """One Trainer run."""
-
     name: str
     key: str
-    parent: str | None  # name of the stage whose weights it starts from; None: the base model
+    parent: str | None  # name of the stage that it starts from; None: the base model
     place: int  # 1 for the first stage of a chain
     tokens_before: int  # that the stages before have read
     mixture: str
     tokens_per_batch: int
     learning_rate: float
     texts: dict[str, str] = {}  # source -> digest of its texts
-    epochs: int = 0  # of fine-tuning; its steps are known when its problems are packed
+    epochs: int = 0  # of fine-tuning, whose steps are known when it is packed
     steps: int = 0
-    tokens: int = 0  # slots in whole batches; some are empty where documents may not be cut
-    ends_arm: bool = False  # its model is an arm's own, and is kept
+    tokens: int = 0  # slots in whole batches, empty ones too
+    ends_arm: bool = False  # its model is kept
     arms: list[str] = []
-    # What packing found out.
+    # found by packing:
     accounting: list[dict[str, Any]] = []  # a row a source: see stages.TrainingResult
-    consumed: dict[str, int] = {}  # tokens of each stream that it and the stages before have gone through
+    consumed: dict[str, int] = {}  # tokens of each stream that it and those before have gone through
     padding: float = 0.0  # share of the slots that hold no token
 
 
 class Job(BaseModel):
-    """The stages that are missing, and what they are made from: what a worker is given."""
+    """What a worker is given: the stages that are missing, and what they are made from."""
 
     params: TrainingParams
     base: str
@@ -74,11 +71,10 @@ class Job(BaseModel):
 
     @property
     def work(self) -> Path:
-        """What is removed at the end."""
         return self.folder / "work"
 
     def settled_precision(self) -> str:
-        """bfloat16 or float32; measured once a run, so that what is resumed elsewhere goes on as it began."""
+        """bfloat16 or float32; measured once a run, so that it goes on as it began on another machine too."""
         path = self.folder / "precision.json"
         if self.params.precision != "auto":
             return self.params.precision
@@ -87,10 +83,15 @@ class Job(BaseModel):
         return read_json(path)
 
 
+def processes() -> int:
+    """How many a launcher (accelerate, torchrun) has started, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def plan_stages(
     params: TrainingParams, sources: Mapping[str, Path], base_digest: str, held_out_digest: str
 ) -> tuple[list[Stage], Chains]:
-    """The tree of stages, a parent before its children, and each arm's chain of stage names."""
+    """The tree of stages, a parent before its children, and each arm's chain of names."""
     digests = {name: content(sources[name]) for name in sorted(params.sources)}
     shared = [base_digest, code_digest("trait_kit.training.worker", without=WATCHING), held_out_digest]
     shape = {name: value for name, value in parameters.shape(params).items() if name not in PLANNED}
@@ -104,8 +105,7 @@ def plan_stages(
             steps = budget // params.tokens_per_batch
             named = "+".join(f"{weight}*{source}" if weight > 1 else source for source, weight in weights.items())
             reads = {"mixture": named, "steps": steps, "texts": texts}
-            tokens = steps * params.tokens_per_batch
-            chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], tokens=tokens, **reads, **own))
+            chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], **reads, **own))
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
         own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
@@ -123,7 +123,6 @@ def plan_stages(
 
 
 def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> Stage:
-    """The stage that begins where the stages `before` it end."""
     parent = before[-1] if before else None
     key = digest([parent.key if parent else "", *facts])
     return Stage(
@@ -132,5 +131,6 @@ def _next(before: list[Stage], reads: str, facts: list[Any], **known: Any) -> St
         parent=parent.name if parent else None,
         place=len(before) + 1,
         tokens_before=sum(stage.tokens for stage in before),
+        tokens=known.get("steps", 0) * known["tokens_per_batch"],
         **known,
     )

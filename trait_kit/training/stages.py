@@ -1,8 +1,7 @@
 """Arms of continual pre-training: what they read, a shared stage trained once, every result kept and reused.
 
-A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter
-trains what depends on it, and a killed run goes on from the last stage, or from the last checkpoint
-inside one.
+A stage's folder appears whole or not at all. So a second call trains nothing, a changed parameter trains what depends on it,
+and a killed run goes on from the last stage or checkpoint.
 """
 
 import shutil
@@ -26,7 +25,7 @@ from trait_kit.selection.disjoint import in_domain_documents
 from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import every_test_question, load_problems, prompt
 from trait_kit.training import worker
-from trait_kit.training.plan import PROBLEMS, Job, Stage, plan_stages
+from trait_kit.training.plan import PROBLEMS, Job, Stage, plan_stages, processes
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
 COLUMNS = [
@@ -34,22 +33,18 @@ COLUMNS = [
     "peak_memory_gb", "precision", "attention", "device", "processes", "sharding", "shared", "new",
 ]  # fmt: skip
 Pairs = Sequence[Sequence[str]]
-Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]
+Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]  # Parquet files with a column `text`, held-out sets
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What training leaves behind.
 
-    log: the 'log' table; an arm's rows run through all its stages, so those of a shared stage
-    appear in each arm. models: arm -> folder of its model (transformers format). The untrained
-    'base' is not among them; with fine-tuning, 'base_fine_tuned' is, and '<arm>_fine_tuned' for
-    every arm. accounting: arm, stage, source, tokens, epochs (passes over the source within the
-    stage), available (tokens that may be read), documents (read, again and again if so), share (of
-    the source's documents that were read at all), cut (of those read; none of what notebook 03
-    wrote), too_long (documents that fit in no row and may not be cut: never read). stages: COLUMNS,
-    of which padding is the share of its tokens' slots that are empty, shared means trained once for
-    several arms, and new, trained by the call that wrote it.
+    log: the 'log' table; a shared stage's rows are in each of its arms. models: arm -> folder of its model (transformers
+    format), of fine-tuned ones too, not of the untrained 'base'. accounting: arm, stage, source, tokens, epochs (over the
+    source, within the stage), available (tokens that may be read), documents (read, with repeats), share (of the source's
+    documents, read at all), cut (of those read), too_long (never read: fits in no row, may not be cut). stages: COLUMNS;
+    padding is the share of empty slots, shared: trained once for several arms, new: by the call that wrote it.
     """
 
     log: pd.DataFrame
@@ -58,7 +53,7 @@ class TrainingResult:
     stages: pd.DataFrame
 
     def summary(self, folder: Path) -> dict[str, Any]:
-        """What the step's record holds: model folders relative to `folder`, the two small tables, the training's seed."""
+        """What the step's record holds; model folders are relative to `folder`."""
         return {
             "models": {arm: str(path.relative_to(folder)) for arm, path in self.models.items()},
             "accounting": self.accounting.to_dict("records"),
@@ -66,14 +61,13 @@ class TrainingResult:
             "seed": int(self.log["seed"].iloc[0]),
         }
 
-    def gains(self, metric: str = "held_out/solutions") -> dict[str, float]:
-        """Arm -> how much lower than the untrained model's its last held-out score is, in bits per byte."""
-        scores = self.log[self.log["metric"] == metric].groupby("arm", sort=False)["value"]
+    def gains(self) -> dict[str, float]:
+        """Arm -> how much lower its last score on held-out solutions is than the untrained model's, in bits per byte."""
+        scores = self.log[self.log["metric"] == "held_out/solutions"].groupby("arm", sort=False)["value"]
         return (scores.first() - scores.last()).to_dict()
 
     @staticmethod
     def load(folder: Path) -> "TrainingResult":
-        """What a finished step left in `folder`; nothing is trained or written."""
         known = read_json(folder / "report.json")["summary"]
         return TrainingResult(
             log=tables.read(folder / "log.parquet", "log").to_pandas(),
@@ -84,11 +78,7 @@ class TrainingResult:
 
 
 def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) -> TrainingResult:
-    """Step 04: train every arm that is not trained yet; of a finished step, what is there.
-
-    `watch` is called with the log so far while it is being written. TraitError where an earlier
-    step is missing.
-    """
+    """Step 04: train every arm that is not trained yet; `watch` is called with the log so far."""
     if step.done:
         return TrainingResult.load(step.folder)
     result = train(step.params, inputs_of(step.params, step.run_dir), step.folder / "models", watch)
@@ -97,24 +87,22 @@ def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) 
 
 
 def train_run(params: TrainingParams, run_dir: Path) -> None:
-    """`trait-kit train`: what notebook 04 trains, without it, and what it took; the notebook then finds everything trained.
+    """`trait-kit train`: what notebook 04 trains, without it; the notebook then finds everything trained.
 
-    Under `accelerate launch` or torchrun, one node or several, every process runs this: the first
-    one prepares, then all train. The run's folder must be one that all nodes see.
+    Under a launcher every process runs this: the first one prepares, then all train. All nodes must see the run's folder.
     """
     models = run_dir / "04_train_two_stages" / "models"
     if not worker.is_first():
         return worker.take_part(models / "work" / "job.json")
     result = train(params, inputs_of(params, run_dir), models)
-    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
-    print(result.stages[columns].to_string(index=False))
-    print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt and trains nothing anew.")
+    print(result.stages.drop(columns="name").to_string(index=False))
+    print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt.")
 
 
 def train(
     params: TrainingParams, inputs: Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
 ) -> TrainingResult:
-    """Train what is missing under `out_dir` and return everything; TraitError before any training for bad input."""
+    """Train what is missing under `out_dir` and return everything; TraitError for bad input, before any training."""
     job = prepare_job(params, inputs, Path(out_dir))
 
     def on_line(line: str) -> None:
@@ -122,13 +110,13 @@ def train(
         if watch:
             watch(_log(job))
 
-    if job.stages or worker.is_launched():  # the other processes of a launch wait
+    if job.stages or processes() > 1:  # the other processes of a launch wait
         worker.run(job, on_line)
     return finish(job)
 
 
 def prepare_job(params: TrainingParams, inputs: Inputs, out_dir: Path) -> Job:
-    """Plan all stages and write the job of the missing ones; nothing is tokenised or trained yet."""
+    """Plan all stages and write the job of the missing ones."""
     texts, held_out = inputs
     for name, rows in held_out.items():
         if not all(target.strip() for _, target, *_ in rows):
@@ -153,29 +141,27 @@ def prepare_job(params: TrainingParams, inputs: Inputs, out_dir: Path) -> Job:
 
 
 def finish(job: Job) -> TrainingResult:
-    """Everything that the stages' folders hold, as tables; the work folder goes."""
+    """What the stages' folders hold, as tables; the work folder goes."""
     shutil.rmtree(job.work, ignore_errors=True)
-    steps = [{"arm": arm, "name": name} for arm, chain in job.chains.items() for name in chain]
-    reports = [step | read_json(job.stages_dir / step["name"] / "stage.json") for step in steps]
-    accounting = [{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]
+    steps = [(arm, job.stages_dir / name / "stage.json") for arm, chain in job.chains.items() for name in chain]
+    reports = [{"arm": arm, **read_json(path)} for arm, path in steps]
     stages = pd.DataFrame(reports).rename(columns={"place": "stage"})
     stages["shared"] = stages["name"].duplicated(keep=False)
     stages["new"] = stages["name"].isin([stage.name for stage in job.stages])
     return TrainingResult(
         log=tables.conform(_log(job), "log").to_pandas(),
         models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
-        accounting=pd.DataFrame(accounting),
+        accounting=pd.DataFrame([{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]),
         stages=stages[COLUMNS],
     )
 
 
 def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
-    """Stages to train: those without a result, and those whose weights are not there but are needed to begin another."""
+    """Stages without a result, and those whose weights are gone but are needed to begin another."""
     missing, needed = [], set()
     for stage in reversed(plan):
-        folder = stages_dir / stage.name
-        parts = ["stage.json", *(["model"] if stage.ends_arm else []), *(["start"] if stage.name in needed else [])]
-        if not all((folder / part).exists() for part in parts):
+        parts = ["stage.json", *["model"] * stage.ends_arm, *["start"] * (stage.name in needed)]
+        if not all((stages_dir / stage.name / part).exists() for part in parts):
             missing.insert(0, stage)
             needed.add(stage.parent)
     return missing
@@ -184,26 +170,22 @@ def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
 def _log(job: Job) -> pd.DataFrame:
     """Rows of every stage that is finished, and of the one being trained as far as it has come."""
     rows = []
-    for arm, chain in job.chains.items():
-        for name in chain:
-            for path in (job.stages_dir / name / "log.json", job.work / name / "live.json"):
-                if path.exists():
-                    rows += [{"arm": arm, "seed": job.params.seed, **row} for row in read_json(path)]
-                    break
+    for arm, name in ((arm, name) for arm, chain in job.chains.items() for name in chain):
+        paths = job.stages_dir / name / "log.json", job.work / name / "live.json"
+        for row in next((read_json(path) for path in paths if path.exists()), []):
+            rows.append({"arm": arm, "seed": job.params.seed, **row})
     return pd.DataFrame(rows, columns=["arm", "seed", "stage", "step", "tokens", "metric", "value"])
 
 
 def inputs_of(params: TrainingParams, run_dir: Path) -> Inputs:
-    """Parquet files with a column `text`, by source; held-out (prompt, target) pairs, by set."""
     return training_sources(params, run_dir), held_out_sets(params)
 
 
 def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
-    """The Parquet file of every source: what 02 and 03 wrote, controls, in-domain documents, problems to fine-tune on."""
+    """The Parquet file of every source; of controls, in-domain documents and problems to fine-tune on it is made."""
     named = sorted(params.sources)
     sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
-    if "passages" in named:
-        sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
+    sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
     made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
     if "in_domain" in named:
         screened = in_domain_documents(params.model_copy(update={"seed": params.items_seed}))
@@ -219,18 +201,17 @@ def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
 
 
 def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
-    """(prompt, target) pairs scored during training, `held_out_items` of each kind.
+    """(prompt, target) pairs scored during training, `held_out_items` a kind.
 
-    `solutions` are the gold solutions of *validation* problems, spread over the tasks; `in_domain`
-    and `general` are documents (their prompt is empty), taken from the end of the held-out sets
-    whose beginning notebook 05 scores. With `task_scores`, also `task/<name>` for each task with
-    choices: (prompt, right target, wrong targets ...).
+    `solutions`: of *validation* problems, spread over the tasks. `in_domain`, `general`: documents (their prompt is empty)
+    from the end of the held-out sets whose beginning notebook 05 scores. With `task_scores`, `task/<name>` for each task
+    with choices: (prompt, right target, wrong targets ...).
     """
     count = params.held_out_items
     problems = load_problems(params.tasks, "validation", -(-count // len(params.tasks)), params.items_seed)
     problems = problems.sort_values("id", kind="stable")
-    problems["order"] = problems.groupby("task").cumcount()
-    pairs = {"held_out/solutions": _pairs(problems.sort_values("order", kind="stable").head(count))}
+    spread = problems.groupby("task").cumcount().argsort(kind="stable")
+    pairs = {"held_out/solutions": controls.pairs(problems.iloc[spread].head(count))}
     for kind, spec in (("in_domain", params.in_domain), ("general", params.web)):
         texts = load_held_out(spec, params.items_seed)["text"].to_pylist()[-count:]
         pairs[f"held_out/{kind}"] = [("", text) for text in texts]
@@ -245,23 +226,13 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 
 
 def fine_tuning_pairs(params: TrainingParams) -> Pairs:
-    """(prompt, target) of the tasks' train problems; none without fine-tuning.
-
-    A problem is left out where it holds a test question of any of the tasks, by the rule that holds
-    for the selections and the passages.
-    """
+    """(prompt, target) of the tasks' train problems that hold no test question of any task; none without fine-tuning."""
     if not params.fine_tune_epochs:
         return []
-    pairs = _pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
+    pairs = controls.pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
     tested = every_test_question(params.tasks, params.test_items_per_task, params.items_seed)
     held = set(QuestionIndex(tested).find([given + target for given, target in pairs])["text_index"])
     print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
     if len(held) == len(pairs):
-        raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the splits of the task files.")
+        raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the tasks' splits.")
     return [pair for place, pair in enumerate(pairs) if place not in held]
-
-
-def _pairs(problems: pd.DataFrame) -> Pairs:
-    """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
-    targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
-    return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]

@@ -1,14 +1,14 @@
 """Texts tokenised once, and rows of them: token ids on disk, memory-mapped, whatever the size of the corpus.
 
-A store is a folder that appears whole or not at all: `tokens` (ids of documents, one after the
-other), `lengths.npy` (tokens of each document) and `store.json`. The rows of a stage are a plan
-over stores: `pieces.npy` (one record a piece) and `row_ends.npy`. A stage of ten million documents
-opens in a moment and takes no memory but the pages that are read.
+A store is a folder that appears whole or not at all: `tokens` (ids, one document after the other), `lengths.npy` (tokens a
+document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (a record a piece), `row_ends.npy`. Ten
+million documents open in a moment and take no memory but the pages that are read.
 
-Every document ends with the tokenizer's end token, and begins with its begin token only where the
-tokenizer puts one there by itself (Mistral and Llama do, SmolLM2 and GPT-2 do not).
+Every document ends with the tokenizer's end token, and has a begin token where the tokenizer puts one by itself (Mistral and
+Llama do, SmolLM2 and GPT-2 do not).
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,13 @@ PIECE = np.dtype([("store", "u1"), ("start", "i8"), ("length", "i4"), ("unlearnt
 
 @dataclass(frozen=True)
 class TokenStore:
-    """A finished store. `lengths`: tokens of each document, int64 [n_documents]."""
-
     folder: Path
     ids: np.ndarray  # memory-mapped, [tokens]
-    lengths: np.ndarray
-    empty: int  # texts without a single token, left out
+    lengths: np.ndarray  # tokens of each document, int64 [n_documents]
 
 
 def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
-    """Write the ids of documents, one array of one type each, a batch at a time; TraitError where there are none."""
+    """Write the ids of documents, an array each, a batch at a time; TraitError where there are none."""
     with atomic_path(folder) as new:
         new.mkdir()
         lengths = [np.zeros(0, np.int64)]
@@ -47,31 +44,28 @@ def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
         if not every.any():
             raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
         np.save(new / "lengths.npy", every[every > 0])
-        write_json(new / "store.json", {"dtype": documents[0].dtype.str, "empty": int((every == 0).sum())})
+        write_json(new / "store.json", {"dtype": documents[0].dtype.str})
+    n_empty = (every == 0).sum()
+    child.tell(
+        f"{folder.name}: {every.sum():,} tokens, {len(every) - n_empty:,} documents, {n_empty:,} empty ones left out."
+    )
 
 
 def open_store(folder: Path) -> TokenStore:
-    """A finished store; memory only for 8 bytes a document."""
-    record = read_json(folder / "store.json")
-    ids = np.memmap(folder / "tokens", record["dtype"], "r")
-    return TokenStore(folder, ids, np.load(folder / "lengths.npy"), record["empty"])
+    ids = np.memmap(folder / "tokens", read_json(folder / "store.json")["dtype"], "r")
+    return TokenStore(folder, ids, np.load(folder / "lengths.npy"))
 
 
 def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
-    """Tokenise the column `text` of a Parquet file into `folder`, where that is not done yet."""
+    """The column `text` of a Parquet file, tokenised into `folder` where that is not done yet."""
     with maker_of(folder):
-        new = not folder.exists()
-        if new:
+        if not folder.exists():
             write_store(_encoded(texts, tokenizer), folder)
-    store = open_store(folder)
-    if new:
-        documents = f"{len(store.lengths):,} documents, {store.empty:,} empty ones left out"
-        child.tell(f"{texts.stem}: {len(store.ids):,} tokens, {documents}.")
-    return store
+    return open_store(folder)
 
 
 def prefix_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text by itself: its begin token for some families, nothing for others."""
+    """What the tokenizer puts before every text by itself: its begin token, or nothing."""
     if tokenizer.eos_token_id is None:
         raise TraitError("The base model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json.")
     bos = tokenizer.bos_token_id
@@ -81,8 +75,8 @@ def prefix_tokens(tokenizer: Any) -> list[int]:
 class Rows:
     """input_ids, position_ids, labels of each row: int64 [context_length]. Position 0 begins a piece of a document.
 
-    The first `unlearnt` tokens of a piece have no loss: 1 where a document is learnt, its prompt
-    where it is a problem. Empty slots hold the end token at position 0, without a loss.
+    The first `unlearnt` tokens of a piece have no loss: 1 of a document, the prompt of a problem. Empty slots hold the end
+    token at position 0, without a loss.
     """
 
     def __init__(self, folder: Path, context_length: int, eos: int) -> None:
@@ -97,9 +91,8 @@ class Rows:
     def __getitem__(self, row: int) -> dict[str, Any]:
         import torch
 
-        input_ids = np.full(self._context_length, self._eos, np.int64)
-        position_ids = np.zeros(self._context_length, np.int64)
-        labels = np.full(self._context_length, IGNORED, np.int64)
+        rows = np.repeat([[self._eos], [0], [IGNORED]], self._context_length, axis=1)
+        input_ids, position_ids, labels = rows
         offset = 0
         for store, start, length, unlearnt in self._pieces[self._row_ends[row - 1] if row else 0 : self._row_ends[row]]:
             slots = slice(offset, offset + length)
@@ -107,36 +100,30 @@ class Rows:
             position_ids[slots] = np.arange(length)
             labels[offset + unlearnt : offset + length] = input_ids[offset + unlearnt : offset + length]
             offset += length
-        values = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
-        return {name: torch.from_numpy(value) for name, value in values.items()}
+        return dict(zip(("input_ids", "position_ids", "labels"), torch.from_numpy(rows), strict=True))
 
 
-def save_rows(folder: Path, pieces: np.ndarray, row_ends: np.ndarray, stores: Sequence[str]) -> None:
-    """Rows as files; `stores` are the stores' folders, relative to `folder`."""
+def save_rows(folder: Path, pieces: np.ndarray, row_ends: np.ndarray, stores: Sequence[TokenStore]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "pieces.npy", pieces)
     np.save(folder / "row_ends.npy", row_ends.astype(np.int64))
-    write_json(folder / "stores.json", list(stores))
+    write_json(folder / "stores.json", [os.path.relpath(store.folder, folder) for store in stores])
 
 
 def piece_records(
     stores: Sequence[TokenStore], store: np.ndarray, document: np.ndarray, start: np.ndarray, length: np.ndarray
 ) -> np.ndarray:
-    """PIECE records, all but the first token learnt: `document` is within its store, `start` within the document."""
+    """PIECE records, all but the first token learnt. `document` is within its store, `start` within the document."""
     records = np.zeros(len(document), PIECE)
     records["store"], records["length"], records["unlearnt"] = store, length, 1
     for index, one in enumerate(stores):
         chosen = store == index
-        begins = np.cumsum(one.lengths) - one.lengths
-        records["start"][chosen] = begins[document[chosen]] + start[chosen]
+        records["start"][chosen] = (np.cumsum(one.lengths) - one.lengths)[document[chosen]] + start[chosen]
     return records
 
 
 def _encoded(texts: Path, tokenizer: Any) -> Iterator[list[np.ndarray]]:
-    """The ids of each text, its end token included, a batch at a time; nothing for a text without tokens.
-
-    A Parquet file is read page by page, never a row group at once.
-    """
+    """The ids of each text and its end, a batch at a time; nothing for a text without tokens. Read page by page."""
     import pyarrow.parquet as pq
 
     fast = tokenizer.backend_tokenizer
@@ -146,6 +133,5 @@ def _encoded(texts: Path, tokenizer: Any) -> Iterator[list[np.ndarray]]:
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     with pq.ParquetFile(texts, pre_buffer=False, buffer_size=2**20) as file:
         for record in file.iter_batches(TEXTS_AT_ONCE, columns=["text"]):
-            encodings = fast.encode_batch_fast(record.column(0).to_pylist(), add_special_tokens=False)
-            found = [encoding.ids for encoding in encodings]
-            yield [np.array([*begin, *ids, *end] if ids else [], dtype) for ids in found]
+            found = fast.encode_batch_fast(record.column(0).to_pylist(), add_special_tokens=False)
+            yield [np.array([*begin, *one.ids, *end] if one.ids else [], dtype) for one in found]

@@ -1,4 +1,4 @@
-"""The Trainer of a stage: packed rows, its schedule, cheap held-out scores, checkpoints that resume bit for bit."""
+"""The Trainer of a stage: packed rows, its learning rate, cheap held-out scores, checkpoints that resume bit for bit."""
 
 import math
 import os
@@ -16,33 +16,31 @@ from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, read_json, write_json
 from trait_kit.engine.machine import peak_memory_gb
 from trait_kit.training.held_out import encode, score, token_losses
-from trait_kit.training.plan import Job, Stage
+from trait_kit.training.learning_rate import wsd_factor
+from trait_kit.training.plan import Job, Stage, processes
 from trait_kit.training.tokens import Rows
 
 WEIGHT_DECAY, ADAM_BETA2 = 0.1, 0.95
 CHECKPOINTS_KEPT = 2  # of the stage that is being trained
 CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
 PROGRESS_SECONDS = 10.0
-FINAL_RATIO = 0.1  # of the maximum learning rate, reached at the last step; the paper does not name its value
 STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint and leave
 
 
 class StageTrainer(Trainer, TrainerCallback):
     """One stage of a job, from its parent's weights alone: its optimizer and schedule are new.
 
-    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and
-    those after it. It watches its own steps: held-out scores at evenly spaced ones, checkpoints by
-    minutes and when told to leave.
+    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and those after it. It
+    watches its own steps: held-out scores at evenly spaced ones, checkpoints by minutes and when told to stop.
     """
 
     def __init__(self, job: Job, stage: Stage, tokenizer: Any, rows: int, tokens_left: int) -> None:
         transformers.set_seed(job.params.seed)
         self.job, self.stage, self.tokens_left = job, stage, tokens_left
         self.precision = job.settled_precision()
-        context_length, work = job.params.context_length, job.work / stage.name
-        arguments = _arguments(job, stage, self.precision, rows)
+        arguments, context_length = _arguments(job, stage, self.precision, rows), job.params.context_length
         model = _model(job, stage, self.precision, arguments.device.type)
-        texts = Rows(work, context_length, tokenizer.eos_token_id)
+        texts = Rows(job.work / stage.name, context_length, tokenizer.eos_token_id)
         super().__init__(model=model, args=arguments, callbacks=[self], train_dataset=texts)
         self.model_accepts_loss_kwargs = True  # our loss is that of the whole batch, for every family of models
         self.remove_callback(PrinterCallback)
@@ -54,9 +52,8 @@ class StageTrainer(Trainer, TrainerCallback):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if not self.stage.epochs and self.lr_scheduler is None:
-            fractions = self.job.params.warmup_fraction, self.job.params.decay_fraction
-            wanted = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(wanted, lambda step: wsd_factor(step, num_training_steps, *fractions))
+            shape = num_training_steps, self.job.params.warmup_fraction, self.job.params.decay_fraction
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: wsd_factor(step, *shape))
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -65,14 +62,12 @@ class StageTrainer(Trainer, TrainerCallback):
         if self.stage.parent is None and state.global_step == 0:
             self.evaluate()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        seconds = 60 * self.job.params.checkpoint_minutes
-        late = 0 < seconds < time.monotonic() - self._saved
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_evaluate = state.global_step in self._evaluate_at
+        late = 0 < 60 * self.job.params.checkpoint_minutes < time.monotonic() - self._saved
         stop, late = self._agreed(STOP.is_set()), self._agreed(late)
         control.should_training_stop |= stop
         control.should_save = (stop or late) and state.global_step < state.max_steps
-        return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.accelerator.wait_for_everyone()
@@ -81,7 +76,7 @@ class StageTrainer(Trainer, TrainerCallback):
         self._saved = time.monotonic()
 
     def _agreed(self, wish: bool) -> bool:
-        """Whether any process wishes so; all of them ask at the same time."""
+        """Whether any process wishes so; all ask at the same time."""
         if wish:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -91,14 +86,13 @@ class StageTrainer(Trainer, TrainerCallback):
     ) -> torch.Tensor:
         if self.model.config._attn_implementation == "flash_attention_2":  # finds documents in a single row only
             inputs = {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
-        losses = token_losses(self.model, **inputs, forward=model)
+        losses = token_losses(model, **inputs)
         return losses.sum() / num_items_in_batch * self.accelerator.num_processes  # whose gradients are averaged
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The score of every held-out set."""
         began = time.monotonic()
         self.model.eval()
-        scores = {name: score(self.model, rows, forward=self.model_wrapped) for name, rows in self.held_out.items()}
+        scores = {name: score(self.model_wrapped, rows) for name, rows in self.held_out.items()}
         self.model.train()
         self._evaluating += time.monotonic() - began
         self.control.should_evaluate = False  # or it would be asked again at the end of the epoch
@@ -110,15 +104,14 @@ class StageTrainer(Trainer, TrainerCallback):
             if (name == "loss" or name.startswith("held_out/")) and not math.isfinite(value):
                 raise TraitError(
                     f"training: {name} became {value} at step {self.state.global_step} of {self.stage.steps} in stage "
-                    f"{self.stage.name}. Nothing of this stage is kept but its checkpoints. Lower its learning rate "
-                    f"({self.args.learning_rate:.1e}), or set precision to float32, and run again."
+                    f"{self.stage.name}. Lower its learning_rate ({self.args.learning_rate:.1e}), or take precision float32."
                 )
         super().log(logs, start_time)
         if "loss" in logs and self.accelerator.is_main_process:
             self._progress(logs["loss"])
 
     def save_whole(self, folder: Path) -> None:
-        """`start`, in float32, for the stages that go on from it; `model`, in bfloat16 as it is served, where an arm ends.
+        """`start`, in float32, for the stages that go on from it; where an arm ends `model`, in bfloat16 as it is served.
 
         With `precision: float32` both are in float32.
         """
@@ -128,11 +121,10 @@ class StageTrainer(Trainer, TrainerCallback):
         if any(other.parent == self.stage.name for other in self.job.stages):
             _save(self.model, state, folder / "start", torch.float32)
         if self.stage.ends_arm:
-            exact = self.job.params.precision == "float32"
-            _save(self.model, state, folder / "model", torch.float32 if exact else torch.bfloat16)
+            served = torch.float32 if self.job.params.precision == "float32" else torch.bfloat16
+            _save(self.model, state, folder / "model", served)
 
     def report(self, seconds: float) -> dict[str, Any]:
-        """What the report wants to know beside the scores; not part of any key."""
         cuda = self.args.device.type == "cuda"
         return {
             "seconds": seconds,
@@ -147,9 +139,8 @@ class StageTrainer(Trainer, TrainerCallback):
         }
 
     def _speed(self) -> float:
-        """Tokens a second of this process's steps, without the evaluations."""
-        steps = self.state.global_step - self._steps_before
-        return steps * self.stage.tokens_per_batch / (time.monotonic() - self._begin - self._evaluating)
+        tokens = (self.state.global_step - self._steps_before) * self.stage.tokens_per_batch
+        return tokens / (time.monotonic() - self._begin - self._evaluating)
 
     def _progress(self, loss: float) -> None:
         stage, done = self.stage, self.state.global_step * self.stage.tokens_per_batch
@@ -163,66 +154,38 @@ class StageTrainer(Trainer, TrainerCallback):
         )
 
 
-def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) -> tuple[int, int, int]:
-    """Steps of (warm-up, stable, decay), at least one at the maximum; where there is no room, the warm-up gives way first.
-
-    Fractions round up, so that a short demo stage still has every phase (but 0.07 * 100 is
-    7.000000000000001).
-    """
-    decay = min(math.ceil(round(decay_fraction * total_steps, 9)), total_steps - 1)
-    warmup = min(math.ceil(round(warmup_fraction * total_steps, 9)), total_steps - 1 - decay)
-    return warmup, total_steps - warmup - decay, decay
-
-
-def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
-    """Multiplier of the maximum learning rate for the update with 0-based index `step`.
-
-    The paper's exponential decay (WSD; appendix) is a tail that the library's own WSD does not offer. With w, s, d
-    steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then FINAL_RATIO ** ((step - w - s + 1) / d), so
-    that no update is wasted at zero and the last one has exactly that ratio. (Fine-tuning has the library's cosine.)
-    """
-    warmup, stable, decay = wsd_phases(total_steps, warmup_fraction, decay_fraction)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if step < warmup + stable or not decay:
-        return 1.0
-    return FINAL_RATIO ** min(1.0, (step - warmup - stable + 1) / decay)
-
-
 def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint of a stage."""
     whole = work.glob(f"checkpoint-*/{CHECKPOINT_MARK}")
     newest = max(whole, key=lambda mark: int(mark.parent.name.rpartition("-")[2]), default=None)
     return str(newest.parent) if newest else None
 
 
-def processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def sharding() -> str:
-    """What the launcher really spreads over the processes, whatever a file of parameters says."""
-    for name, kind in (("ACCELERATE_USE_FSDP", "fsdp"), ("ACCELERATE_USE_DEEPSPEED", "zero")):
-        if os.environ.get(name) == "true":
-            return kind
-    return "ddp" if processes() > 1 else "none"
+    """What the launcher really spreads over the processes, whatever a file says."""
+    kinds = {"ACCELERATE_USE_FSDP": "fsdp", "ACCELERATE_USE_DEEPSPEED": "zero"}
+    asked = [kind for name, kind in kinds.items() if os.environ.get(name) == "true"]
+    return next(iter(asked), "ddp" if processes() > 1 else "none")
 
 
 def use_cpu() -> bool:
-    """Whether to tell accelerate that there are CPUs only: it would then leave sharding out, silently."""
+    """Whether to tell accelerate that there are CPUs only, with which it silently leaves sharding out."""
     return torch.accelerator.current_accelerator() is None and sharding() in ("none", "ddp")
 
 
 def log_rows(history: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
     """The stage's rows of the training log (no arm, no seed), with tokens counted from the base model on."""
-    rows = []
-    for entry in history:
-        tokens = stage.tokens_before + entry["step"] * stage.tokens_per_batch
-        place = {"stage": stage.place, "step": entry["step"], "tokens": tokens}
-        for metric in sorted(entry):  # a history that went through a checkpoint has another order of keys
-            if metric in ("loss", "learning_rate") or metric.startswith(("held_out/", "task/")):
-                rows.append({**place, "metric": metric, "value": entry[metric]})
-    return rows
+    return [
+        {
+            "stage": stage.place,
+            "step": entry["step"],
+            "tokens": stage.tokens_before + entry["step"] * stage.tokens_per_batch,
+            "metric": metric,
+            "value": entry[metric],
+        }
+        for entry in history
+        for metric in sorted(entry)  # a history that went through a checkpoint has another order of keys
+        if metric in ("loss", "learning_rate") or metric.startswith(("held_out/", "task/"))
+    ]
 
 
 def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArguments:
@@ -230,8 +193,8 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
     accumulation, rest = divmod(stage.tokens_per_batch, params.context_length * processes() * rows)
     if rest or not accumulation:
         raise TraitError(
-            f"training: tokens_per_batch ({stage.tokens_per_batch:,}) is not a multiple of context_length x "
-            f"rows_per_device x processes ({params.context_length:,} x {rows} x {processes()}). Change one of them."
+            f"training: make tokens_per_batch ({stage.tokens_per_batch:,}) a multiple of context_length x "
+            f"rows_per_device x processes ({params.context_length:,} x {rows} x {processes()})."
         )
     if cpu:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -255,7 +218,6 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         logging_nan_inf_filter=False,  # it would hide exactly what must stop the run
         save_strategy="no",  # on_step_end asks
         save_total_limit=CHECKPOINTS_KEPT,
-        report_to="none",
         disable_tqdm=True,
         use_cache=True,  # what the saved model is to do when it generates; training asks for none
         seed=params.seed,
@@ -277,8 +239,7 @@ def _model(job: Job, stage: Stage, precision: str, device: str) -> Any:
 
 
 def _save(model: Any, state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Weights in `dtype`, tied ones once, and a configuration that says so."""
-    cast: dict[int, torch.Tensor] = {}
+    cast: dict[int, torch.Tensor] = {}  # tied weights once
     tensors = {name: cast.setdefault(one.data_ptr(), one.to(dtype)) for name, one in state.items()}
     model.save_pretrained(folder, state_dict=tensors)
     config = read_json(folder / "config.json")

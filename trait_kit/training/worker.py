@@ -1,9 +1,8 @@
 """The process that trains: a child of the notebook, `accelerate launch` from it, or the processes of a launch.
 
-One process trains all the stages of its job one after another. Each stage reads its start from disk
-and sets its own seeds, so its result does not depend on the process it happens to run in; and each
-result is renamed into place whole: stage.json, log.json, `model` where an arm ends, and `start`,
-the float32 weights, for as long as another stage of the job begins there.
+It trains the stages of its job one after another. Each reads its start from disk and sets its own seeds, so its result does
+not depend on the process; and it is renamed into place whole: stage.json, log.json, `model` where an arm ends, and `start`,
+the float32 weights, for as long as another stage begins there.
 """
 
 import os
@@ -19,33 +18,28 @@ from typing import Any
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, atomic_path, maker_of, read_json, write_json
 from trait_kit.models import load_tokenizer
-from trait_kit.training.plan import Job, Stage
+from trait_kit.training.plan import Job, Stage, processes
 from trait_kit.training.prepare import PACKED, prepare
 
-# Environment of a worker, where the user has not set it. Measured with a 135M model on two cores: glibc gives large
-# tensors back to the system and page-faults them in again each step, which costs a fifth.
+# Where the user has not set it: glibc gives large tensors back to the system and page-faults them in again each step, which
+# costs a fifth (measured with a 135M model on two cores).
 WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
-HINT = " Finished stages and whole checkpoints are kept: run again to go on, with fewer rows_per_device if memory ran out."
 
 
 def run(job: Job, on_line: Callable[[str], None]) -> None:
-    """Train a job in one child process, or with accelerate in one a GPU; the first one of a launch takes part in that."""
-    if is_launched():
+    """Train a job in a child process, or with accelerate in one a GPU; the first one of a launch takes part in that."""
+    if processes() > 1:
         return take_part(job.work / "job.json")
     command = ["-m", "trait_kit.training.worker", str(job.work / "job.json")]
     if config := job.params.accelerate_config:
         import torch
 
-        counts = ["--num_processes", str(max(1, torch.cuda.device_count()))]
-        command = ["-m", "accelerate.commands.launch", "--config_file", config, *counts, *command]
+        count = str(max(1, torch.cuda.device_count()))
+        command = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", count, *command]
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment["TOKENIZERS_PARALLELISM"] = "true"  # a notebook turns it off for its own good; nothing forks here
-    child.run([sys.executable, *command], "training", job.folder / "worker.log", environment, on_line, HINT)
-
-
-def is_launched() -> bool:
-    """Whether a launcher (accelerate, torchrun) has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    hint = " What is finished is kept: run again to go on, with fewer rows_per_device if memory ran out."
+    child.run([sys.executable, *command], "training", job.folder / "worker.log", environment, on_line, hint)
 
 
 def is_first() -> bool:
@@ -53,15 +47,15 @@ def is_first() -> bool:
 
 
 def take_part(job: Path) -> None:
-    """As one process of a launch: from when the first one has written the job until all are done."""
+    """As one process of a launch, from when the first one has written the job."""
     wait_for_all()
     main(job)
     wait_for_all()
 
 
 def wait_for_all() -> None:
-    """Hold every process of the launch until all are here; tokenising may take longer than the usual time limit."""
-    if not is_launched():
+    """Hold every process of a launch until all are here; tokenising may take longer than the usual limit."""
+    if processes() == 1:
         return
     import torch
     from accelerate import PartialState
@@ -69,12 +63,11 @@ def wait_for_all() -> None:
     from trait_kit.training.trainer import use_cpu
 
     PartialState(cpu=use_cpu())
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
-    torch.distributed.barrier(group)
+    torch.distributed.barrier(torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2)))
 
 
 def main(path: Path | str) -> None:
-    """Tokenise, pack and train the stages of a job; of several processes, the first one prepares and the others wait."""
+    """Tokenise, pack and train the stages of a job; of several processes the first one prepares."""
     from transformers.utils import logging
 
     from trait_kit.training.trainer import STOP
@@ -93,21 +86,20 @@ def main(path: Path | str) -> None:
         train_stage(job, stage, tokenizer, sum(one.tokens for one in stages[number:]))
         if is_first():
             shutil.rmtree(job.work / stage.name, ignore_errors=True)
-            later = {other.parent for other in stages[number + 1 :]}
             for start in job.stages_dir.glob("*/start"):  # half a gigabyte each for the demo's model
-                if start.parent.name not in later:
+                if start.parent.name not in {later.parent for later in stages[number + 1 :]}:
                     shutil.rmtree(start)
 
 
 def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> None:
     """Train one stage from its parent's weights and put model, log and report into place in one rename.
 
-    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches. Among
-    several processes the others wait for the one that failed, so there it ends instead.
+    Where memory runs out, it goes on from the last checkpoint with smaller micro-batches; not among several processes, where
+    the others would wait for the one that failed.
     """
     from accelerate.utils import find_executable_batch_size
 
-    from trait_kit.training.trainer import StageTrainer, last_checkpoint, log_rows, processes
+    from trait_kit.training.trainer import StageTrainer, last_checkpoint, log_rows
 
     began, folder = time.monotonic(), job.work / stage.name
     rows_a_step = stage.tokens_per_batch // job.params.context_length // processes()
@@ -118,7 +110,7 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
         if rows == 1 or processes() > 1:
             raise TraitError(
                 f"training: memory ran out with a micro-batch of {rows} row(s) of {job.params.context_length:,} tokens. "
-                "Lower rows_per_device or context_length, set activation_checkpointing, or shard over more processes."
+                "Lower rows_per_device or context_length, set activation_checkpointing, or shard."
             )
         before, rows = rows, max(count for count in range(1, rows) if rows_a_step % count == 0)
         child.tell(
@@ -136,7 +128,7 @@ def train_stage(job: Job, stage: Stage, tokenizer: Any, tokens_left: int) -> Non
     if (step := trainer.state.global_step) < stage.steps:
         raise TraitError(
             f"training: told to stop (SIGTERM) after step {step} of {stage.steps} of stage {stage.name}. "
-            "A checkpoint is written: run the same command again to go on from that step."
+            "A checkpoint is written: run again to go on from it."
         )
     target = job.stages_dir / stage.name if is_first() else folder / f"gathered-{os.getpid()}"
     with maker_of(target), atomic_path(target) as done:
