@@ -64,7 +64,8 @@ class PackedLM(HFLM):
     def __init__(self, model: Any, *, batch_size: int, **settings: Any) -> None:
         super().__init__(model, batch_size=batch_size, **settings)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
-        self.is_number = functools.cache(lambda token: any(map(str.isdigit, self.tokenizer.decode([token]))))
+        decode = self.tokenizer.decode  # not `self` in the closure: a circle would keep the model in memory
+        self.is_number = functools.cache(lambda token: any(map(str.isdigit, decode([token]))))
         self.product_dtype = self.mixed_precision_dtype or self.model.dtype
         config = self.model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
