@@ -1,7 +1,6 @@
 """The one fake language model: a real server on the loopback that behaves well and badly, shared by all tests that ask one.
 
-`LlmServer` speaks the chat protocol and answers as a function says; `CompletionsServer` speaks the completions protocol and
-answers with a real tiny model's greedy texts and log-probabilities.
+`LlmServer` speaks the chat protocol and answers as a function says.
 """
 
 from __future__ import annotations
@@ -190,56 +189,6 @@ class _Chat(_Handler):
                 self.server.billed.append(tokens)
             body["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
         self.send(200, json.dumps(body).encode())
-
-
-class CompletionsServer(_Server):
-    """`mode`: well, no log-probabilities, garbage, hang, or refuses (HTTP 500)."""
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        super().__init__(_Completions)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.mode, self.asked = "well", 0
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        prompts = request["prompt"] if isinstance(request["prompt"][0], list) else [request["prompt"]]
-        return {"choices": [{"index": n, **self._choice(prompt, request)} for n, prompt in enumerate(prompts)]}
-
-    def _choice(self, prompt: list[int], request: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
-        tokens, text = list(prompt), ""
-        for _ in range(request["max_tokens"]):
-            tokens.append(int(self.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            text = self.tokenizer.decode(tokens[len(prompt) :], skip_special_tokens=True)
-            stop = next((stop for stop in request.get("stop") or [] if stop in text), None)
-            if stop is not None or tokens[-1] == self.tokenizer.eos_token_id:
-                text = text.split(stop)[0] if stop else text
-                break
-        if not (request.get("echo") and request.get("logprobs")) or self.mode == "no log-probabilities":
-            return {"text": text, "logprobs": None}
-        scores = self.model(torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1)
-        names = [str(token) for token in tokens]
-        given = [None, *(float(row[token]) for row, token in zip(scores, tokens[1:], strict=True))]
-        best = [None, *({str(int(row.argmax())): float(row.max())} for row in scores)]
-        return {"text": text, "logprobs": {"tokens": names, "token_logprobs": given, "top_logprobs": best}}
-
-
-class _Completions(_Handler):
-    def do_POST(self):
-        server = self.server
-        request = json.loads(self.body())
-        with server.lock:
-            server.asked += 1
-            body = json.dumps(server.answer(request)).encode() if server.mode != "hang" else b""
-        if server.mode == "hang":
-            time.sleep(600)
-        if server.mode == "garbage":
-            body = b'{"choices": [{"index": 0, "text"' if server.asked % 2 else b"<html>\x00\xff</html>"
-        self.send(500 if server.mode == "refuses" or self.path != "/v1/completions" else 200, body)
 
 
 @contextlib.contextmanager

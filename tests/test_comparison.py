@@ -222,13 +222,6 @@ def test_seeds_with_items_of_their_own_are_independent():
     assert spread.interval(0.95) == pytest.approx((np.mean(means) - half, np.mean(means) + half))
 
 
-def test_effect_sizes():
-    differences = np.array([[0.1, 0.3, 0.2, 0.6]])
-    assert statistics.standardised([differences]) == pytest.approx(0.3 / np.std(differences, ddof=1))
-    assert statistics.standardised([np.full((1, 4), -0.2)]) == -math.inf
-    assert statistics.standardised([np.zeros((1, 4))]) == 0
-
-
 def test_the_smallest_gain_is_statsmodels():
     power = pytest.importorskip("statsmodels.stats.power")
     draw = np.random.default_rng(11)

@@ -559,7 +559,7 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True
-    monkeypatch.setattr("trait_kit.evaluation.backends.load_model", None)  # nothing is asked again
+    monkeypatch.setattr("trait_kit.evaluation.outcomes.load_model", None)  # nothing is asked again
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     read = evaluate_arms(step)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

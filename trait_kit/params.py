@@ -132,10 +132,6 @@ class TrainingParams(_with_knobs("training", Common)):
 class EvaluationParams(_with_knobs("evaluation", Common)):
     """05: every arm on the tasks' held-out problems, and what it forgot."""
 
-    def wrong(self) -> Iterator[str]:
-        if bool(self.endpoint_url) != bool(self.endpoint_model):
-            yield "endpoint_url and endpoint_model go together; without both the models run here"
-
 
 class FigureParams(_with_knobs("figures", Common)):
     """06: the paper's figures and tables, and one report."""

@@ -27,7 +27,7 @@ import torch
 from local_tasks import BENCHMARKS, local_task
 
 from trait_kit.engine.files import read_json, write_json
-from trait_kit.evaluation import backends, outcomes, suites
+from trait_kit.evaluation import outcomes, suites
 from trait_kit.models import fast_precision, model_folder
 from trait_kit.params import EvaluationParams
 from trait_kit.tasks import load_problems, load_tasks
@@ -54,7 +54,7 @@ def asked(chosen: EvaluationParams, folder: Path) -> list[suites.Unit]:
 def overhead(items: int) -> dict[str, Any]:
     """Ratio of wall to forward seconds; loading the model and writing the tasks, the same for any size, stand apart."""
     found: dict[str, Any] = {"items_of_each_task": items}
-    load, seconds = backends.load_model, {}
+    load, seconds = outcomes.load_model, {}
 
     def timed(function: Any, key: str) -> Any:
         def call(*arguments: Any, **more: Any) -> Any:
@@ -72,7 +72,7 @@ def overhead(items: int) -> dict[str, Any]:
         model.model.forward = timed(model.model.forward, "forward")
         return model
 
-    backends.load_model = load_timed
+    outcomes.load_model = load_timed
     for few_shot in (0, 4):
         seconds.clear()
         with tempfile.TemporaryDirectory() as name:

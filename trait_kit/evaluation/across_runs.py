@@ -1,7 +1,7 @@
-"""Outcomes of several finished runs as one table, so that arms of different runs are compared item by item.
+"""Outcomes of several finished runs as one table, so that their arms are compared item by item.
 
-Runs whose parameters differ in the seed alone are seeds of the same arms. Otherwise an arm is named `run:arm`. Only items
-that every arm was asked in a seed pair; others are counted. Runs that ask differently are refused.
+Runs whose parameters differ in the seed alone are seeds of the same arms; otherwise an arm is named `run:arm`. Only items
+that every arm was asked in a seed pair; others are counted.
 """
 
 from collections import Counter
@@ -21,31 +21,27 @@ _ITEM = ["metric", "seed", "task", "item_id"]
 
 @dataclass(frozen=True)
 class Together:
-    """Outcomes of all runs that pair, the arm that the first run compares with, and what to know."""
-
     outcomes: pd.DataFrame
-    reference: str | None
+    reference: str | None  # the arm that the first run compares with
     notes: list[str]
 
 
 def gather(names: Sequence[str]) -> Together:
-    """Read the runs, each `FOLDER` or `FOLDER:arm`, and join what pairs."""
+    """Read the runs, each `FOLDER` or `FOLDER:arm`, and join what pairs; runs that ask differently are refused."""
     wanted: dict[Path, set[str]] = {}
     for name in names:
         folder, arm = (name, "") if Path(name).is_dir() or ":" not in name else name.rsplit(":", 1)
         wanted.setdefault(Path(folder).resolve(), set()).add(arm)
     experiments: dict[tuple[str, int], str] = {}  # what shaped it, how often its seed came before
     times: Counter[tuple[str, int]] = Counter()  # a seed comes again after a change of the code
-    parts: list[tuple[str, pd.DataFrame]] = []
-    notes: list[str] = []
-    first: dict[str, Any] = {}
+    parts, notes, first = [], [], {}
     for path, arms in wanted.items():
         summary, shaped, outcomes = _read(path, arms)
         first = first or summary
-        for what, value in summary.get("how_asked", {}).items():  # (outcomes.Evaluation.summary)
+        for what, value in summary.get("how_asked", {}).items():
             if (before := first.get("how_asked", {}).get(what, value)) != value:
                 raise TraitError(
-                    f"{path} asked its items in another way than the first run: {what} is {before!r} and {value!r}. "
+                    f"{path} was asked in another way than the first run: {what} is {before!r} and {value!r}. "
                     "Evaluate one as the other (--set, --from 05)."
                 )
         seed = outcomes["seed"].iloc[0]
@@ -65,16 +61,15 @@ def gather(names: Sequence[str]) -> Together:
 
 
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
-    """Summary of a run's evaluation, digest of what shapes it but the seed, outcomes of the named arms."""
+    """A run's summary of 05, the digest of what shapes it but the seed, and the outcomes of the named arms."""
     summary = runs.finished(path, _STEP)["summary"]
-    records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
     outcomes = tables.read(path / _STEP / "outcomes.parquet", "outcomes").to_pandas()
     known = list(dict.fromkeys(outcomes["arm"]))
     if missing := arms - {"", *known}:
         raise TraitError(f"{path} has no arm '{min(missing)}'; its arms are: {', '.join(known)}.")
-    shaped = [{**record["shaped_by"]["params"], "seed": None} for record in records]
-    named = outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
-    return summary, digest(shaped), named
+    records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
+    shaped = digest([{**record["shaped_by"]["params"], "seed": None} for record in records])
+    return summary, shaped, outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
 
 
 def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -84,11 +79,10 @@ def _same_items(outcomes: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if not pairs.any():
         asked = outcomes.groupby(["arm", "seed"], sort=False)["task"].unique()
         told = [f"{arm}: {', '.join(tasks)} with seed {seed}" for (arm, seed), tasks in asked.items()]
-        raise TraitError(f"No item was asked of every arm in the same seed, so nothing pairs. {'; '.join(told)}.")
+        raise TraitError(f"No item was asked of every arm in the same seed. {'; '.join(told)}.")
     lost = (~pairs).groupby(["metric", "task"], sort=False).agg(["sum", "size"])
-    why = "do not pair and are left out: not every arm was asked them, or their gold answers differ"
     notes += [
-        f"{task}, {metric}: {count:,} of {size:,} items (of a seed) {why}."
+        f"{task}, {metric}: {count:,} of {size:,} items are left out: not asked of every arm, or of other gold answers."
         for (metric, task), (count, size) in zip(lost.index, lost.to_numpy().tolist(), strict=True)
         if count
     ]

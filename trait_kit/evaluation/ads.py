@@ -1,10 +1,4 @@
-"""Marks for one written ad: is it like the reference, does it keep the format, does it say what it should?
-
-A good ad has many wordings, so exact match says little. An ad is compared with the gold one (ROUGE-L, chrF) and held
-against the platform's limits. Whether it invents anything is a question for a reader.
-
-Language models wrote it: only the first 2,000 characters are looked at, and every pattern is bounded.
-"""
+"""Marks for one written ad: is it like the reference, and does it keep the format? Exact match says little of ads."""
 
 import re
 import unicodedata
@@ -13,7 +7,7 @@ from collections.abc import Sequence
 from trait_kit.judging.answers import ANNOUNCEMENTS, first_turn
 
 METRICS = ("rouge_l", "chrf", "within_limit")
-MAX_CHARACTERS = 2_000  # of a prediction that are looked at
+MAX_CHARACTERS = 2_000  # of a prediction that are looked at: a language model wrote it
 
 _ANNOUNCED = re.compile(rf"(?:{'|'.join(ANNOUNCEMENTS.values())})(?![a-z])\s{{0,3}}:?\s{{0,3}}", re.IGNORECASE)
 _LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
@@ -21,9 +15,7 @@ _WRAPPING = " \t*_`'\"“”"
 
 
 def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]:
-    """Values of METRICS for one item, each 0..1, higher is better; without limits there is no `within_limit`.
-
-    `limits` are the most characters of each part of 'a | b'.
+    """Values of METRICS for one item, each 0..1; `limits` are the most characters of each part of 'a | b', if there are any.
 
     rouge_l       F1 of the longest common subsequence of Porter-stemmed words (Lin, 2004)
     chrf          chrF2: character 6-grams, recall weighing more (Popović, 2015)
@@ -43,10 +35,9 @@ def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]
 
 
 def written(prediction: str) -> str:
-    """What follows a model's last 'The answer is', or else its first line with text; '' where nothing was written.
+    """What follows the last 'The answer is' of a model's first turn, or else its first line with text; '' for nothing.
 
-    It ends where the model makes up a next question. Markup, a label ('Title:') and one full stop at the end are no part
-    of it, since 'The answer is X.' adds a stop whether X has one or not.
+    Markup, a label ('Title:') and one full stop at the end are no part of it: 'The answer is X.' always adds a stop.
     """
     text = first_turn(f"\n{prediction[:MAX_CHARACTERS]}")
     lines = _readable(_ANNOUNCED.split(text)[-1]).split("\n")
@@ -54,9 +45,8 @@ def written(prediction: str) -> str:
 
 
 def _readable(text: str) -> str:
-    """Accents in one way, and a blank for what no reader sees (controls, zero-width characters)."""
-    text = unicodedata.normalize("NFC", text)
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    letters = unicodedata.normalize("NFC", text)  # accents in one way, a blank for what no reader sees
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in letters)
 
 
 def _tidy(text: str) -> str:

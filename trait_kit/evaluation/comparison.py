@@ -1,9 +1,8 @@
 """Are the arms different? Averages with intervals, and tests that pair the same items of two arms.
 
-Items differ in difficulty far more than arms differ on one item, so two intervals that overlap say little about a
-paired difference. The test is a permutation of signs, of which McNemar's exact test is the case of right and wrong.
-Several comparisons are several tests: p values come with Holm's correction over their table, and with the smallest gain
-that these items could have shown; without it, "no difference" says nothing.
+Items differ in difficulty far more than arms do on one item: overlapping intervals say little about a paired difference.
+p values come with Holm's correction over their table, and with the smallest gain that these items could have shown:
+without it, "no difference" says nothing.
 """
 
 import math
@@ -25,9 +24,9 @@ HELD_OUT = "held_out/"  # tasks that are documents; never part of the macro aver
 LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_byte", "bits_per_byte_zero_shot"}
 ALPHA = statistics.ALPHA
 CONFIDENCE = 1 - ALPHA  # of intervals
-MARGIN = 0.01  # bits, or a share: differences within it are taken for none
-MIN_ITEMS, MIN_CLUSTERS = 30, 6  # no verdict from fewer; sign flips of five clusters cannot reach ALPHA
-Pair = tuple[np.ndarray, np.ndarray]  # the reference's values and the arm's on a task, [seeds, items]
+MARGIN = 0.01  # bits, or a share: smaller differences are taken for none
+MIN_ITEMS, MIN_CLUSTERS = 30, 6  # of a verdict; flips of five clusters cannot reach ALPHA
+Pair = tuple[np.ndarray, np.ndarray]  # the reference's and the arm's values on a task, [seeds, items]
 _WIDE = {"index": ["task", "item_id", "cluster"], "columns": ["arm", "seed"], "values": "value"}
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
 
@@ -35,7 +34,7 @@ _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, whic
 def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row an arm, metric and task, and the average: arm, task, metric, mean, low, high, n, seeds, clusters.
 
-    A task of a single cluster has no interval, nor has an average with one. Small tasks keep their width beside large ones.
+    A task of a single cluster has no interval, nor has an average with one.
     """
     rows = []
     for (metric, arm), part in prepared(outcomes).groupby(["metric", "arm"], sort=False):
@@ -50,22 +49,20 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
             if min(map(len, map(set, clusters))) < 2:
                 low, high = -math.inf, math.inf
             row = {"arm": arm, "task": task, "metric": metric, "mean": found.mean, "low": low, "high": high}
-            row |= {"n": sum(group.shape[1] for group in groups), "seeds": len(groups[0])}
-            rows.append(row | {"clusters": len(set(np.concatenate(clusters)))})
+            n, n_clusters = sum(group.shape[1] for group in groups), len(set(np.concatenate(clusters)))
+            rows.append(row | {"n": n, "seeds": len(groups[0]), "clusters": n_clusters})
     return pd.DataFrame(rows)
 
 
 def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None = None) -> pd.DataFrame:
-    """Every other arm against `reference_arm` on one metric, in order of appearance.
+    """Every other arm against `reference_arm` (None: every pair, the later one as the reference) on one metric.
 
-    `reference_arm=None`: every pair of arms, the later one as the reference. `task=None`: macro averages over problem
-    tasks; 'held_out/general' is the forgetting number. Columns:
+    `task=None`: macro averages over problem tasks; 'held_out/general' is the forgetting number. Columns:
 
-    reference, arm, metric, task, n (paired items), seeds (that both arms have), clusters
-    reference_mean, arm_mean, gain (above zero: the reference is better, whatever the metric) with its interval, gain_low
-    to gain_high: the gains that the test would not reject (p_value), of right and wrong at least Agresti and Min's
-    test, p_value, effect_size (d_z), p_holm (Holm over the rows of this table)
-    equivalent (two one-sided tests with MARGIN and Holm are below ALPHA, and no difference is found)
+    reference, arm, metric, task, n (paired items), seeds (that both have), clusters, reference_mean, arm_mean
+    gain (above zero: the reference is better, whatever the metric), gain_low to gain_high: not rejected by the test
+    test, p_value, p_holm (over the rows of this table)
+    equivalent (two one-sided tests with MARGIN and Holm, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power
     """
     return _corrected(_rows(prepared(outcomes), reference_arm, metric, task))
@@ -74,8 +71,7 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
 def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "") -> pd.DataFrame:
     """`compare` for every metric, on the average and on every task, the main metric first.
 
-    Holm's correction is over what is read as one table: averages of the main metric, averages of all others, a metric's
-    single tasks, held-out texts.
+    Corrected together are averages of the main metric, those of all others, a metric's single tasks, held-out texts.
     """
     outcomes = prepared(outcomes)
     main = main_metric(outcomes, main)
@@ -93,7 +89,7 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
 def compare_pair(
     pairs: Sequence[Pair], metric: str, binary: bool, seed: int = 0, clusters: statistics.Clusters = None
 ) -> dict[str, Any]:
-    """A row of `compare`, less what depends on the number of rows: 'estimate'. `clusters`: labels of a task's items."""
+    """A row of `compare`, less what depends on the number of rows: 'estimate'."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     gains = [sign * (reference - arm) for reference, arm in pairs]
     seeds, n = len(gains[0]), sum(part.shape[1] for part in gains)
@@ -121,19 +117,17 @@ def compare_pair(
         "test": test,
         "p_value": p_value,
         "p_beyond": found.p_beyond(MARGIN),
-        "effect_size": statistics.standardised(gains),
         "estimate": found,
     }
 
 
 def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes that are averaged: relevance as AUC and F1; never none, nor an item twice."""
+    """The outcomes that are averaged, relevance as AUC and F1; errors for none, and for an item twice."""
     keys = ["arm", "seed", "metric", "task", "item_id"]
     if outcomes.empty:
         raise TraitError("There are no outcomes to compare. Run the evaluation step first.")
-    if (repeated := outcomes.duplicated(keys)).any():
-        first = outcomes.loc[repeated, keys].iloc[0].to_dict()
-        raise TraitError(f"The outcomes hold {int(repeated.sum())} item(s) twice, for instance {first}.")
+    if len(repeated := outcomes.loc[outcomes.duplicated(keys), keys]):
+        raise TraitError(f"The outcomes hold {len(repeated)} item(s) twice, for instance {repeated.iloc[0].to_dict()}.")
     return with_set_metrics(outcomes)
 
 
@@ -163,10 +157,7 @@ def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: 
 
 
 def _grids(wide: pd.DataFrame, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[np.ndarray], np.ndarray]]:
-    """Of each task the values of one arm or two, and the items' clusters.
-
-    Values are [seeds that both arms have, items], NaN where a seed did not see an item.
-    """
+    """Of each task the values of one arm or two, [seeds that both have, items] or NaN, and the items' clusters."""
     seeds, names = [seed for seed in wide[arms[0]] if seed in wide[arms[-1]]], " and ".join(arms)
     if not seeds:
         raise TraitError(f"The arms {names} have no seed in common, so nothing pairs. Evaluate both anew.")
@@ -174,20 +165,19 @@ def _grids(wide: pd.DataFrame, arms: Sequence[str]) -> Iterator[tuple[str, Seque
         asked, also = (of_task[arm][seeds].notna() for arm in (arms[0], arms[-1]))
         if (lacking := (asked != also).to_numpy()).any() or not asked.any().all():
             raise TraitError(
-                f"{names} were not evaluated on the same items of {task} in every seed ({seeds}); "
-                f"{lacking.sum()} are missing in one of them. Run the evaluation again."
+                f"{names} were not evaluated on the same items of {task} in every seed ({seeds}); {lacking.sum()} are "
+                "missing in one of them. Run the evaluation again."
             )
         items = of_task[asked.any(axis=1)]
         yield task, [items[arm][seeds].to_numpy().T for arm in arms], items.index.get_level_values("cluster").to_numpy(str)
 
 
 def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows that are read as one table, with Holm's correction, and what its first, hardest step could have shown."""
+    """Rows that are read as one table, with Holm's correction and what its hardest step could have shown."""
     if not rows:
         raise TraitError("Only one arm was evaluated, so there is nothing to compare. Train another one.")
     table = pd.DataFrame(rows)
-    table["p_holm"] = statistics.holm(table["p_value"])
-    table["p_beyond"] = statistics.holm(table["p_beyond"])
-    table["equivalent"] = (table["p_holm"] >= ALPHA) & (table["p_beyond"] < ALPHA)
-    table["smallest_gain"] = [found.smallest_gain(ALPHA / len(table)) for found in table.pop("estimate")]
-    return table
+    p_holm, p_beyond = (statistics.holm(table[name]) for name in ("p_value", "p_beyond"))
+    equivalent = (p_holm >= ALPHA) & (p_beyond < ALPHA)
+    smallest = [found.smallest_gain(ALPHA / len(table)) for found in table.pop("estimate")]
+    return table.assign(p_holm=p_holm, p_beyond=p_beyond, equivalent=equivalent, smallest_gain=smallest)

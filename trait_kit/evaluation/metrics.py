@@ -1,13 +1,11 @@
 """Marks (lm-eval's hooks): bits, which of several texts is likelier, is a written answer right; AUC and F1.
 
-Why bits: training moves the probability of gold solutions long before it moves any accuracy. But bits per byte also
-measure wording. So the main metric counts the *number tokens* alone, each after the gold text before it; a solution
-beside itself with a slip of reasoning asks what wording cannot answer (slips.py); choices stand after the gold reasoning.
+Training moves the probability of gold solutions long before any accuracy, but bits per byte also measure wording. So the
+main metric counts the *number tokens* alone, each after the gold text before it.
 
-AUC and F1 of relevance belong to a set of items, while intervals and tests are of means over items. So each item gets a
-pseudo-value (by influence function): their mean is the set's number exactly, and its variance that number's own. For AUC,
-also of the difference of two arms, it is DeLong's (DeLong, DeLong & Clarke-Pearson, Biometrics 1988) to the last digit;
-for F1 the linearised one of a ratio of two means.
+AUC and F1 belong to a set of items, tests to means over items. So each item gets a pseudo-value (by influence function):
+their mean is the set's number exactly, their variance that number's own: for AUC, also of the difference of two arms,
+DeLong's (DeLong, DeLong & Clarke-Pearson, Biometrics 1988), for F1 the linearised one of a ratio of two means.
 """
 
 import math
@@ -34,9 +32,9 @@ def per_byte(choices: list[str], results: list[tuple[float, bool]]) -> dict[str,
 
 
 def bits_results(doc: dict[str, Any], results: list) -> dict[str, Any]:
-    """lm-eval hook of bits.yaml and documents.yaml: (nats, bytes), which lm-eval's aggregation divides.
+    """lm-eval hook of bits.yaml and documents.yaml: (nats, bytes), for a solution also (nats, tokens) of number tokens.
 
-    A solution also gets (nats, tokens) of its number tokens; models of lm-eval's own do not tell them.
+    lm-eval's aggregation divides; its own models tell no number tokens.
     """
     answer = results[0]  # the nats of a document, or an `Answer`
     nats, _greedy, *numbers = (answer, False) if isinstance(answer, float) else answer
@@ -62,23 +60,18 @@ def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
 
 
 def generation_results(doc: dict[str, Any], results: list) -> dict[str, float]:
-    """lm-eval hook of generation.yaml: the final answer wherever it stands, and in the asked-for form only.
-
-    Of an ad also those of `ads.marks` that its task's file names.
-    """
+    """lm-eval hook of generation.yaml: the final answer anywhere, and in the asked-for form only; of an ad its marks."""
     flexible, strict = judge(results[0], doc["answer"], doc["kind"], doc["choices"], doc["question"])
-    marked = {"exact_match": float(flexible), "exact_match_strict": float(strict)}
-    if doc["marks"]:
-        found = ads.marks(results[0], doc["answer"], doc["limits"])
-        marked |= {name: value for name, value in found.items() if name in doc["marks"]}
-    return marked
+    found = ads.marks(results[0], doc["answer"], doc["limits"]) if doc["marks"] else {}
+    named = {name: value for name, value in found.items() if name in doc["marks"]}
+    return {"exact_match": float(flexible), "exact_match_strict": float(strict)} | named
 
 
 def with_set_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The outcomes with the rows of `relevance_score` replaced by rows of `auc` and `f1`.
+    """The outcomes with the rows of `relevance_score` replaced by rows of `auc` and `f1`, a set an (arm, seed, task).
 
-    A set is an (arm, seed, task): the value ranks its items, ties counting half; the prediction is what the model prefers.
-    Without relevant items it has neither metric, without irrelevant ones no AUC.
+    The value ranks a set's items; the prediction is what the model prefers. Sets without relevant items have neither
+    metric, sets without irrelevant ones no AUC.
     """
     found = [outcomes[outcomes["metric"] != SCORE]]
     for _, rows in outcomes[outcomes["metric"] == SCORE].groupby(["arm", "seed", "task"], sort=False):
@@ -94,8 +87,8 @@ def with_set_metrics(outcomes: pd.DataFrame) -> pd.DataFrame:
 def auc_values(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """One value an item, [n]; their mean is the AUC: the chance that a relevant item scores above an irrelevant one.
 
-    An item's part is DeLong's structural component: the share of the other class that it is on the right side of. The
-    root makes the variance of the mean the unbiased one of either class; a lone item has no spread.
+    An item's part is DeLong's structural component: the share of the other class on whose right side it is, ties counting
+    half. The root makes the variance of the mean unbiased; a lone item has no spread.
     """
     n, values = len(scores), np.empty(len(scores))
     above = (np.sign(scores[relevant][:, None] - scores[~relevant]) + 1) / 2  # [relevant, irrelevant]

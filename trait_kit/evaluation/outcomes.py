@@ -1,21 +1,28 @@
 """The stage of notebook 05: every arm is asked the same, every outcome is kept, arms are tested item by item."""
 
 import contextlib
+import json
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from lm_eval.api.model import CachingLM
+from lm_eval.evaluator import evaluate
+from sqlitedict import SqliteDict
 
 from trait_kit import tables
-from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.files import TraitError, digest, write_text
+from trait_kit.engine.machine import code_digest
 from trait_kit.evaluation import comparison, metrics, suites
-from trait_kit.evaluation.backends import KeptLM
+from trait_kit.evaluation.scoring_model import load_model, quiet
 from trait_kit.evaluation.suites import Unit
-from trait_kit.models import model_folder
+from trait_kit.models import fast_precision, model_digest, model_folder
 from trait_kit.params import EvaluationParams
 from trait_kit.selection.documents import load_held_out
 from trait_kit.tasks import load_problems, load_tasks
@@ -28,7 +35,7 @@ _MAIN_METRICS = ("acc_norm", "acc", "exact_match", "bits_per_byte")  # of an lm-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: a row an item and metric, the arms' averages, and the tests against the reference arm."""
+    """What came out: a row an item and metric, the arms' averages, the tests against the reference arm."""
 
     outcomes: pd.DataFrame
     arm_table: pd.DataFrame
@@ -43,7 +50,7 @@ class Evaluation:
         return comparison.main_metric(self.outcomes, self.params.main_metric)
 
     def summary(self) -> dict[str, Any]:
-        """What the step's record says of how it was asked: runs that differ in it do not pair."""
+        """How it was asked, for the record: runs that differ in it do not pair."""
         p = self.params
         how = {"few_shot": p.few_shot, "max_new_tokens": p.max_new_tokens, "precision": p.precision}
         how |= {f"the version of {name}": task.version for name, task in load_tasks(p.tasks).items()}
@@ -53,8 +60,7 @@ class Evaluation:
 def evaluate_arms(step: Any) -> Evaluation:
     """Every arm that 04 trained, and the base model, on the tasks' test problems and on held-out documents.
 
-    Writes outcomes.parquet and a CSV for each of _TABLES. Killed, it goes on with the next question; of a finished step
-    it reads what is there.
+    Writes outcomes.parquet and a CSV for each of _TABLES, and reads those of a finished step.
     """
     p, tasks = step.params, load_tasks(step.params.tasks)
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
@@ -72,8 +78,7 @@ def evaluate_arms(step: Any) -> Evaluation:
             suites.form_overlap(problems, load_problems(p.tasks, "train", TRAIN_PROBLEMS, p.seed)),
         )
         for name, table in zip(_TABLES, made, strict=True):
-            with atomic_path(step.path(f"{name}.csv")) as temporary:
-                table.to_csv(temporary, index=False)
+            write_text(step.path(f"{name}.csv"), table.to_csv(index=False))
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
     return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
@@ -100,18 +105,19 @@ def evaluate_model(
     answers: Path | str,
     report: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Outcomes (tables.SCHEMAS) of one model on `suites.build`'s units; its answers are kept in `answers`.
+    """Outcomes (tables.SCHEMAS) of one model, a folder or an id of the hub, on `suites.build`'s units.
 
-    A model id that is not a folder is taken from the Hugging Face hub. `report` gets one line a finished unit.
+    Its answers are kept in the folder `answers`; `report` gets a line a finished unit.
     """
     found: list[dict[str, Any]] = []
-    kept = KeptLM(params, model_folder(model), arm, Path(answers))
+    folder = model_folder(model)
+    kept = KeptLM(params, folder, Path(answers))
     with contextlib.closing(kept.dbdict):
         for unit in units:
             started, before = time.monotonic(), len(kept.dbdict)
             limit = suites.GENERAL_ITEMS if "general" in unit.lm_eval else None
             samples = kept.samples({task.config.task: task for task in unit.lm_eval.values()}, limit)
-            rows = list(_rows(unit, samples, kept.whose))
+            rows = list(_rows(unit, samples, f"The model of arm '{arm}' ({folder})"))
             found += rows
             asked = len(kept.dbdict) - before
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
@@ -121,7 +127,6 @@ def evaluate_model(
 
 
 def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> Iterator[dict[str, Any]]:
-    """Outcome rows of a unit, read off lm-eval's samples; an answer that is no number stops the evaluation."""
     for template, task in unit.lm_eval.items():
         first_filter = {sample["doc_id"]: sample for sample in reversed(samples[task.config.task])}
         for place, sample in sorted(first_filter.items()):
@@ -132,7 +137,8 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
             if template == "choices":
                 scores = metrics.per_byte(sample["doc"]["choices"], sample["filtered_resps"])
                 said = max(scores, key=scores.get)
-            row |= {"prediction": _stored(said if isinstance(said, str) else ""), "gold": _stored(gold)}
+            kept = {"prediction": said if isinstance(said, str) else "", "gold": gold}
+            row |= {name: text[:MAX_PREDICTION_CHARACTERS] for name, text in kept.items()}
             names = sample["metrics"]
             main = [name for name in (*_MAIN_METRICS, *names) if name in names]
             for name in main[:1] if template == "general" else names:
@@ -141,11 +147,42 @@ def _rows(unit: Unit, samples: dict[str, list[dict[str, Any]]], whose: str) -> I
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise TraitError(
                         f"{whose} gives no finite {name} for {item_id} of {unit.task}: its training diverged, or the "
-                        "task gives no number an item."
+                        "task gives no number."
                     )
                 yield {**row, "metric": name, "value": float(value)}
 
 
-def _stored(text: str) -> str:
-    """Short, and without the half characters that JSON of a server may hold and Parquet may not."""
-    return text[:MAX_PREDICTION_CHARACTERS].encode("utf-8", "replace").decode()
+class KeptLM(CachingLM):
+    """A folder's model behind lm-eval's cache, one file a model: a killed evaluation goes on with the next request.
+
+    A model is known by what its answers depend on, so arms that share one share its answers. They are kept as JSON:
+    pickles of a run from elsewhere could run code.
+    """
+
+    def __init__(self, params: EvaluationParams, folder: Path, cache: Path) -> None:
+        precision = fast_precision() if params.precision == "auto" else params.precision
+        code = code_digest("trait_kit.evaluation.scoring_model", without=["trait_kit.models"])
+        identity = ["transformers", model_digest(folder), precision, version("lm-eval"), code]
+        self.lm = load_model(folder, batch_size=params.batch_size, precision=precision)
+        cache.mkdir(parents=True, exist_ok=True)
+        self.cache_db = str(cache / f"{digest(identity)[:20]}.sqlite")
+        try:
+            with contextlib.closing(sqlite3.connect(self.cache_db)) as opened:
+                said = opened.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            said = str(error)
+        if said != "ok":
+            raise TraitError(f"{self.cache_db} holds no answers that can be read ({said[:200]}). Remove it, to ask again.")
+        self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
+        self.lm.set_cache_hook(self.get_cache_hook())
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        """Of lm-eval's own tasks its pairs, of the kit's whole `Answer`s."""
+        answers = self.__getattr__("loglikelihood")(requests)
+        ours = ["metric" in request.doc for request in requests]
+        return [answer if own else answer[:2] for own, answer in zip(ours, answers, strict=True)]
+
+    def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """lm-eval's samples by task; its `simple_evaluate` would take five seconds to describe the machine."""
+        with quiet(), self.lm.autocast():
+            return evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]

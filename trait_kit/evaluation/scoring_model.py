@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
@@ -22,23 +22,12 @@ Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, a layer eac
 
 
 class Answer(NamedTuple):
-    """What a text costs after its context: lm-eval's pair, and the part of it that is the number tokens'."""
+    """What a text costs after its context: lm-eval's pair, and the number tokens' part of it."""
 
     nats: float  # log probability
     greedy: bool  # whether every token is the likeliest
     number_nats: float
-    numbers: int
-
-
-def answered(nats: Sequence[float], greedy: bool, numbers: Iterable[bool]) -> Answer:
-    """From the log probability of each token, and whether it is a number token."""
-    of_numbers = [value for value, is_number in zip(nats, numbers, strict=True) if is_number]
-    return Answer(sum(nats), greedy, sum(of_numbers), len(of_numbers))
-
-
-def number_tokens(tokenizer: Any) -> Callable[[int], bool]:
-    """Whether a token of this tokenizer is a number token: it holds a digit."""
-    return functools.cache(lambda token: any(map(str.isdigit, tokenizer.decode([token]))))
+    numbers: int  # tokens that hold a digit
 
 
 @dataclass
@@ -54,7 +43,7 @@ class _Row:
     asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # request, its tokens, their scores
 
     def add(self, index: int, context: list[int], wanted: list[int]) -> None:
-        """Requests come in the order of their tokens, so that what begins alike is together."""
+        """Requests come in the order of their tokens: what begins alike is together."""
         path = [-1]
         for token in context + wanted[:-1]:
             path.append(self.places.setdefault((path[-1], token), len(self.places)))
@@ -66,17 +55,17 @@ class _Row:
 class PackedLM(HFLM):
     """HFLM's numbers to rounding, in rows of many requests instead of padded batches.
 
-    Why: the requests of one problem (its solution, a slip of it, four choices) begin alike, and the vocabulary of a small
-    model costs as much as a quarter of its layers. A row is a tree: what begins alike is read once, texts branch where
-    they part (a 4-D attention mask, positions along the branch), and logits are computed at scored positions only. Worked
-    examples, with which all prompts of a task begin, are read once for all rows. A model whose attention does not honour
-    such a mask fails the check in __init__ and gets a row a request, without a mask.
+    The requests of one problem begin alike, and a small model's vocabulary costs as much as a quarter of its layers. So
+    a row is a tree: what begins alike is read once, texts branch where they part (a 4-D attention mask, positions along
+    the branch), and logits are computed at scored positions only. Worked examples are read once for all rows. A model
+    whose attention does not honour such a mask gets a row a request.
     """
 
     def __init__(self, model: Any, *, batch_size: int, **settings: Any) -> None:
         super().__init__(model, batch_size=batch_size, **settings)
         self.row_tokens = batch_size * TOKENS_PER_SEQUENCE
-        self.is_number = number_tokens(self.tokenizer)
+        decode = self.tokenizer.decode  # not `self` in the closure: a circle would keep the model in memory
+        self.is_number = functools.cache(lambda token: any(map(str.isdigit, decode([token]))))
         self.product_dtype = self.mixed_precision_dtype or self.model.dtype
         config = self.model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None) or self.max_length  # the mask knows of no window
@@ -85,12 +74,11 @@ class PackedLM(HFLM):
         self.packs = usual and self._is_exact()
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """One region around many calls lets torch keep its bfloat16 copies of the weights between rows."""
+        """One region around many calls lets torch keep its bfloat16 copies of the weights."""
         dtype = self.mixed_precision_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def score(self, context: str, text: str) -> Answer:
-        """What a text costs after the context."""
         return self._loglikelihood_tokens([((context, text), *self._encode_pair(context, text))])[0]
 
     def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_shown: Any) -> list[Answer]:
@@ -107,21 +95,20 @@ class PackedLM(HFLM):
                 answers[index] = answer
                 if requests[index][0] is not None:  # a window of a document: lm-eval keeps the whole
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-            if self.cache_hook.dbdict is not None:  # row by row: what is resumed packs the same rows, to the last bit
+            if self.cache_hook.dbdict is not None:  # row by row: what is resumed packs the same rows
                 self.cache_hook.dbdict.commit(blocking=True)
         return [answers[index] for index in range(len(requests))]
 
     def _read(self, tokens: list[int]) -> Prefix:
-        """What all prompts begin with, as the worked examples of a task: computed once, seen by all."""
+        """What all prompts begin with, as worked examples: computed once, seen by all."""
         with torch.no_grad(), self.autocast():
             read = self.model(self._tensor(tokens)[None], use_cache=True, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in read.past_key_values.layers]
 
     def _rows(self, pairs: list[tuple[list[int], list[int]]], packs: bool) -> Iterator[_Row]:
-        """Rows of `row_tokens` tokens, to the end of a request, from (context, continuation) tokens.
+        """Rows of `row_tokens` tokens, to the end of a request, from (context, continuation) tokens, in their order.
 
-        Their order is that of the tokens, so what is left of a killed evaluation makes the same rows. What is asked twice
-        (an answer, a choice) is in one row: its numbers are the same to the last bit.
+        What is left of a killed evaluation makes the same rows; what is asked twice is in one row, equal to the last bit.
         """
         row, before = _Row(), []
         for index, (context, wanted) in sorted(enumerate(pairs), key=lambda pair: pair[1][0] + pair[1][1]):
@@ -133,7 +120,6 @@ class PackedLM(HFLM):
         yield row
 
     def _score(self, row: _Row, prefix: Prefix) -> Iterator[tuple[int, Answer]]:
-        """One forward pass over a row, after the prefix; yields (request index, answer)."""
         places, targets = (self._tensor(values) for values in zip(*row.scored, strict=True))
         tokens = self._tensor([token for _, token in row.places])[None]
         with torch.no_grad(), self.autocast():
@@ -154,8 +140,9 @@ class PackedLM(HFLM):
                 logits = self._model_call(tokens)[0, places]
             scores, greedy = _log_probabilities(logits, targets)
         for index, wanted, steps in row.asked:
-            numbers = map(self.is_number, wanted)
-            yield index, answered(scores[steps].tolist(), bool(greedy[steps].all()), numbers)
+            nats = scores[steps].tolist()
+            of_numbers = [value for value, token in zip(nats, wanted, strict=True) if self.is_number(token)]
+            yield index, Answer(sum(nats), bool(greedy[steps].all()), sum(of_numbers), len(of_numbers))
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -178,7 +165,7 @@ class PackedLM(HFLM):
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(log probability [n] float64, is it the largest [n]) of each target token under logits [n, vocabulary].
 
-    A few rows at a time on a CPU: their float32 copy then stays in its cache, which is five times faster.
+    A few rows at a time on a CPU: their float32 copy stays in its cache, which is five times faster.
     """
     rows = 8 if logits.device.type == "cpu" else 4_096
     scores, largest = [], []
@@ -194,10 +181,9 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
 
     bfloat16 is the weights' type on a GPU, and autocast over float32 weights on a CPU (norms and residuals stay exact).
     """
-    settings = {"device": "cuda", "dtype": precision}
-    if not torch.cuda.is_available():
-        mixed = "bfloat16" if precision == "bfloat16" else None
-        settings = {"device": "cpu", "dtype": "float32", "mixed_precision_dtype": mixed}
+    mixed = "bfloat16" if precision == "bfloat16" else None
+    on_cpu = {"device": "cpu", "dtype": "float32", "mixed_precision_dtype": mixed}
+    settings = {"device": "cuda", "dtype": precision} if torch.cuda.is_available() else on_cpu
     with quiet():
         try:
             return PackedLM(str(folder), batch_size=batch_size, **settings)
@@ -208,7 +194,7 @@ def load_model(folder: Path, *, batch_size: int, precision: str) -> PackedLM:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep lm-eval's and transformers' progress bars and notes off the screen; errors are raised as ever."""
-    logging.disable(logging.CRITICAL)  # lm-eval's errors repeat requests, and those hold a key
+    logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -1,8 +1,8 @@
 """Minimal pairs: a step of a worked solution beside itself with a slip of *reasoning*, whose arithmetic is right.
 
-Which of two texts that differ in one step is likelier, form cannot say. A slip of arithmetic (7 * 8 = 54) would be too
-easy: an untrained model tells 95% of them. Here a step takes a wrong operand, operation or order, and its result is
-computed anew. Both texts end there, since all that follows would give the slip away.
+Form cannot say which of the two is likelier. A slip of arithmetic (7 * 8 = 54) is too easy: an untrained model tells 95% of
+them. So a step takes a wrong operand, operation or order, and its result is computed anew. Both texts end there, since
+what follows would give the slip away.
 """
 
 import random
@@ -19,9 +19,9 @@ WORDS_A_NUMBER = 1.5  # a solution of fewer is a row of numbers: an untrained mo
 
 
 def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
-    """The solution to the end of one step, and the same with that step changed; None where none fits.
+    """The solution to the end of the first step that can be changed fairly, and the same with the change; None for none.
 
-    The new result is another whole number of as many digits; the step is the first that can be changed so.
+    The new result is another whole number of as many digits.
     """
     if len(re.findall(r"[A-Za-z]{2,}", solution)) < WORDS_A_NUMBER * len(re.findall(_NUMBER, solution)):
         return None
@@ -37,7 +37,7 @@ def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
 
 
 def _changes(step: re.Match[str], known: list[str]) -> tuple[list[tuple[str, str, str]], ...]:
-    """(left, sign, right) of a wrong operation or order; then of one wrong operand, a number that is known by then.
+    """(left, sign, right) of a wrong operation or order; then of a wrong operand, a number that is known by then.
 
     In this order, as untrained SmolLM2-135M told 66% of the former and 89% of the latter (103 pairs, two examples).
     """
@@ -49,8 +49,7 @@ def _changes(step: re.Match[str], known: list[str]) -> tuple[list[tuple[str, str
 
 def _changed(step: re.Match[str], left: str, sign: str, right: str) -> str | None:
     result = evaluate(f"{left} {sign} {right}")
-    if result is None or result < 0 or result.denominator > 1 or str(result) == step[8]:
+    if result is None or result < 0 or result.denominator > 1:
         return None
-    if len(str(result)) != len(step[8]):
-        return None
-    return f"{left}{step[2]} {sign} {step[4]}{right}{step[6]} = {step[7]}{result}"
+    fair = str(result) != step[8] and len(str(result)) == len(step[8])
+    return f"{left}{step[2]} {sign} {step[4]}{right}{step[6]} = {step[7]}{result}" if fair else None

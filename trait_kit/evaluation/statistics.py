@@ -1,13 +1,9 @@
 """Numbers in, statistics out: standard errors, intervals, tests, and the smallest gain that items could have shown.
 
 A group is the items of one task, [training seeds, items], NaN where a seed did not see an item. Statistics are of the
-mean of the groups' means (every task weighs the same), each over a seed's items, then over seeds.
-
-Items of one cluster (a template, an entity, a document; the same label in two tasks is the same cluster) are no
-independent evidence: what varies, is flipped and is counted are clusters. Without labels every item is its own.
-
-With one seed a statistic speaks of *these trained models* on other items; with several it speaks of the recipe,
-trained anew. Which methods keep their promises was decided by simulation (tests/benchmarks/intervals.py).
+mean of the groups' means: with one seed they speak of *these trained models* on other items, with several of the recipe.
+Items of one cluster (a template, an entity; one label in two tasks is one cluster) are no independent evidence: what
+varies, is flipped and is counted are clusters. The methods were chosen by simulation (tests/benchmarks/intervals.py).
 """
 
 import math
@@ -18,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-ALPHA = 0.05  # THE level of significance, of every test, table, figure and sentence of the kit
-FLIPS = 20_000  # random sign flips where there are too many to try all
-EXACT_ITEMS = 14  # up to this many items or clusters, all 2^n sign flips are tried
+ALPHA = 0.05  # THE level of significance, of every test, table and sentence
+FLIPS = 20_000  # random ones, where there are too many to try all
+EXACT_ITEMS = 14  # up to so many clusters, all 2^n sign flips are tried
 POWER = 0.8  # with which a smallest gain is shown
 TWO_OF_EACH = (1.0, 1.0, 0.0, 0.0)  # imagined outcomes, right and wrong (Agresti and Coull, 1998)
 _AT_ONCE = 1_000  # sign flips
@@ -29,10 +25,9 @@ Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; Non
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of group means and its variance (squared units of the metric) by source; all has Student's tails.
+    """A mean of group means and its variance (squared units of the metric) by source.
 
-    `items`: from drawing other items that all seeds share. `seeds`: the seeds' means about their mean, over how many
-    there are; what strikes an item in one seed only is in it.
+    `items`: from drawing other items, shared by all seeds. `seeds`: the seeds' means about their mean, over their number.
     """
 
     mean: float
@@ -47,9 +42,9 @@ class Estimate:
 
     @property
     def freedom(self) -> float:
-        """As Satterthwaite's (1946) of a sum, but by the seeds' share of the standard error, not of the variance.
+        """As Satterthwaite's (1946), but by the seeds' share of the standard error, not of the variance.
 
-        By the latter a test of three seeds finds what is not there in up to 7.5% of tables, so in 3.3 to 5.3%.
+        By the latter, tests of three seeds find what is not there in up to 7.5% of tables; so, in 3.3 to 5.3%.
         """
         share = math.sqrt(self.seeds / self.variance) if self.seeds else 0.0
         inverse = (1 - share) ** 2 / self.item_freedom + share**2 / max(1, self.n_seeds - 1)
@@ -61,7 +56,7 @@ class Estimate:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, that the mean is 0; what has no spread shows nothing. Of pseudo-values (metrics.py): DeLong's."""
+        """Two-sided, that the mean is 0; what has no spread shows nothing."""
         if self.variance <= 0:
             return 1.0
         return float(2 * stats.t.sf(abs(self.mean) / math.sqrt(self.variance), self.freedom))
@@ -89,9 +84,8 @@ def macro(groups: Sequence[np.ndarray]) -> float:
 def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: Sequence[float] = ()) -> Estimate:
     """The mean of the groups' means with where its variance comes from; of a single cluster, it is without bounds.
 
-    `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes of right or wrong are
-    no certainty. What seeds have in common is the covariance of their means through items, so that they may share all
-    of their items (a benchmark), none (problems generated anew), or some.
+    `imagined` items stand beside each group's own when its spread is taken: twenty equal outcomes are no certainty.
+    Seeds may share all items, none, or some: what they have in common is the covariance of their means through items.
     """
     parts = _influence(groups, clusters, imagined)
     influence = pd.concat(parts).groupby(level=0).sum().to_numpy()  # a cluster in several tasks counts once
@@ -111,8 +105,8 @@ def estimate(groups: Sequence[np.ndarray], clusters: Clusters = None, imagined: 
 def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Sequence[float]) -> list[pd.DataFrame]:
     """By group: how much each cluster moves each seed's mean of group means, [clusters, seeds]; 0 where it is not.
 
-    A group of one cluster has no spread within it. Among other groups it counts as far as its mean is from the mean of
-    all: what survey statistics does with a stratum of which one unit was drawn (Lumley, 2010; Stata's `centered`).
+    A group of one cluster counts as far as its mean is from the mean of all, as in survey statistics a stratum of which
+    one unit was drawn (Lumley, 2010; Stata's `centered`).
     """
     parts, overall = [], macro(groups)
     for place, group in enumerate(groups):
@@ -132,10 +126,10 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
 def sign_flips(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> tuple[float, float, float]:
     """Two-sided p value that paired differences, grouped by task, are symmetric about zero; the shifts not rejected.
 
-    The statistic is the mean of task means; a cluster's differences are flipped together, whatever their tasks. All sign
-    patterns of at most EXACT_ITEMS clusters are tried, else FLIPS random ones and the observed: p is never 0. Differences
-    of one size are a fair coin's: of right and wrong, this is McNemar's exact test. A pattern is as extreme as the observed
-    for shifts between two roots: where its sum, less its share of the shift, is as far from zero as the whole.
+    The statistic is the mean of task means. All sign patterns of at most EXACT_ITEMS clusters are tried, else FLIPS
+    random ones and the observed: p is never 0. Differences of one size are a fair coin's, as in McNemar's exact test. A
+    pattern is as extreme as the observed for shifts between two roots: where its sum, less its share of the shift, is as
+    far from zero as the whole.
     """
     shares = np.concatenate([np.full(np.size(group), 1 / (np.size(group) * len(groups))) for group in groups])
     both = np.stack([np.concatenate(list(map(np.ravel, groups))) * shares, shares], axis=1)
@@ -168,13 +162,3 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     order = np.argsort(p_values, kind="stable")
     adjusted = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
     return np.minimum(adjusted, 1.0)[np.argsort(order)]
-
-
-def standardised(groups: Sequence[np.ndarray]) -> float:
-    """d_z (Cohen, 1988): mean paired difference over the differences' standard deviation within tasks.
-
-    Differences are averaged over seeds first; tasks weigh the same, as in the mean. Infinite where nothing varies.
-    """
-    variances = [np.nanmean(group, axis=0).var(ddof=1) for group in groups if group.shape[1] > 1]
-    deviation, mean = math.sqrt(np.mean(variances)) if variances else 0.0, macro(groups)
-    return mean / deviation if deviation > 1e-12 * abs(mean) else math.copysign(math.inf, mean) if mean else 0.0

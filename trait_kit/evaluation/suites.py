@@ -1,8 +1,7 @@
 """What every arm is asked, in lm-eval's form: held-out problems, held-out documents, lm-eval's own tasks.
 
-Every arm sees the same items in the same words, so arms can be compared item by item. The files in tasks/ are templates;
-a copy of them, the items as JSON lines and a small task file stand in the step's folder, so the same tasks also run
-under lm-eval's own command line: `lm_eval --model hf --model_args pretrained=MODEL --include_path
+The templates of tasks/, the items as JSON lines and a small task file stand in the step's folder, so lm-eval's own
+command line runs the same tasks: `lm_eval --model hf --model_args pretrained=MODEL --include_path
 RUN/05_evaluate/lm_eval --tasks word_problems_choices`.
 """
 
@@ -15,6 +14,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+import datasets
 import pandas as pd
 import yaml
 from lm_eval.tasks import TaskManager
@@ -30,11 +30,11 @@ from trait_kit.params import EvaluationParams
 from trait_kit.tasks import Task, every_test_question, load_problems, load_task, load_tasks, prompt
 
 TEMPLATES = Path(__file__).parent / "tasks"
-MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut: their cost is the same for every corpus
-MAX_EXAMPLE_CHARACTERS = 700  # of a worked example, question and solution: every item pays for them
-FORM_WORDS = 6  # of an n-gram that says whether test texts follow the form of train texts
+MAX_DOCUMENT_CHARACTERS = 4_000  # longer held-out documents are cut
+MAX_EXAMPLE_CHARACTERS = 700  # of question and solution: every item pays for them
+FORM_WORDS = 6  # of an n-gram of form_overlap
 GENERAL_ITEMS = 200  # of each of lm-eval's own tasks
-_OVERLAP_WORDS = 8  # an example that shares half of a test question's runs of so many words is not used
+_OVERLAP_WORDS = 8  # no example shares half of a test question's runs of so many words
 Item = dict[str, Any]
 
 
@@ -60,7 +60,6 @@ def build(
     """Write what is asked into `folder` as lm-eval's task files, and load them.
 
     `documents` maps 'general', 'foreign' and 'in_domain' to texts, which become the tasks held_out/general ...
-    `examples` are `worked_examples`; `tasks` are the task files by name.
     """
     problems = problems.astype(object).where(problems.notna(), None)
     units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
@@ -80,12 +79,7 @@ def build(
 
 
 def load_items(data_file: str, **_metadata: Any) -> Any:
-    """lm-eval's `custom_dataset` of every task: the items of a JSON-lines file, kept in memory.
-
-    Not `dataset_path: json`, whose reader turns date-like answers into timestamps and writes to a cache.
-    """
-    import datasets
-
+    """lm-eval's `custom_dataset`: the items of a JSON-lines file. `dataset_path: json` would turn dates into timestamps."""
     with Path(data_file).open(encoding="utf-8") as stream:
         items = [json.loads(line) for line in stream]
     return datasets.DatasetDict({"test": datasets.Dataset.from_list(items)})
@@ -133,8 +127,8 @@ def shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = "")
     rows = [] if examples is None else examples[examples["task"] == task].head(number).to_dict("records")
     if len(rows) < number:
         raise TraitError(
-            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower for this "
-            "task (few_shot: {task: number}), or name a task with train problems in its file (examples_from)."
+            f"few_shot is {number}, but task {task} has {len(rows)} worked example(s) to show. Set it lower (few_shot: "
+            "{task: number}), or name a task with train problems in its file (examples_from)."
         )
     items = [_item(row, "", "", kind) for row in rows]
     return "".join(f"{item['context']}{item['target']}\n\n" for item in items)
@@ -156,8 +150,10 @@ def _problem_units(
         announced = next((f" {words}" for words in ANNOUNCEMENTS.values() if words in before), "")
         items = [_item(row, before, announced) for row in rows]
         solved = [item for item in items if item["solved"]]
-        of_answer = {"metric": "answer_bits_per_byte"}
-        answers = [item | of_answer | {"context": item["asked"], "target": f" {item['answer']}"} for item in items]
+        answers = [
+            item | {"metric": "answer_bits_per_byte", "context": item["asked"], "target": f" {item['answer']}"}
+            for item in items
+        ]
         pairs = [(item, slips.pair(item["target"].strip(), item["question"])) for item in solved]
         asked = {
             "bits": solved + answers,
@@ -166,8 +162,7 @@ def _problem_units(
         }
         yield Unit(name, task.version, asked)
         if before:  # a unit of its own, as its prompts do not begin with the worked examples
-            bare = {"metric": "bits_per_byte_zero_shot"}
-            items = [item | bare | {"context": prompt(item["question"])} for item in solved]
+            items = [item | {"metric": "bits_per_byte_zero_shot", "context": prompt(item["question"])} for item in solved]
             yield Unit(name, task.version, {"zero_shot_bits": items})
         if params.generate_items:
             more = {"kind": task.kind, "limits": task.limits, "marks": [one for one in ads.METRICS if one in task.metrics]}
@@ -218,8 +213,8 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
 def form_overlap(test: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     """Columns task, items, overlap: the mean share of a test item's n-grams that stand in train problems.
 
-    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: 1 means that all test texts are
-    train texts with other numbers, and a gain there can be form alone.
+    n-grams of FORM_WORDS words and signs of question and solution, numbers masked: at 1 all test texts are train texts
+    with other numbers, and a gain can be form alone.
     """
     known = set().union(*map(_form, train.to_dict("records")))
     shares = [len(form & known) / len(form) if (form := _form(row)) else 0.0 for row in test.to_dict("records")]
@@ -237,7 +232,6 @@ def _form(row: dict[str, Any]) -> set[tuple[str, ...]]:
 
 
 def _write(unit: Unit, template: str, folder: Path) -> str:
-    """Write the items and task file of one lm-eval task into `folder`; returns the task's name in lm-eval."""
     name = f"{unit.task.replace('/', '_')}_{template}"
     data = folder.resolve() / "items" / f"{name}.jsonl"
     write_text(data, "".join(json.dumps(item) + "\n" for item in unit.items[template]))
@@ -253,7 +247,6 @@ def _write(unit: Unit, template: str, folder: Path) -> str:
 
 
 def _general_tasks(names: list[str]) -> dict[str, Any]:
-    """lm-eval's own tasks (of a group: its members) by name; their scores say what a model has forgotten."""
     try:
         with quiet():  # the index of all shipped tasks takes ten seconds
             manager = TaskManager(include_defaults=not all(name.endswith((".yaml", ".yml")) for name in names))
@@ -261,6 +254,6 @@ def _general_tasks(names: list[str]) -> dict[str, Any]:
     except Exception as error:  # of the task's file, of its own code, of the data set's host: many kinds
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise TraitError(
-            f"general_tasks: {', '.join(names)} cannot be loaded ({said}). Name tasks that lm-eval lists, or task files. "
-            "Their data come from the Hugging Face hub once: they must be reachable, or in its cache."
+            f"general_tasks: {', '.join(names)} cannot be loaded ({said}). Name tasks that lm-eval lists, or task files, "
+            "whose data can be reached or are in the Hugging Face cache."
         ) from None

@@ -307,7 +307,6 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
         "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
         "Means": Cell(means, link=link),
         "Gain [interval]": Cell(said["gain"], said["interval"], link=link),
-        "Effect": f"d_z {row['effect_size']:+.2f}",
         "p (Holm)": Cell(said["p"], link=link),
         "Better": better if row["p_holm"] < ALPHA else "–",
         "Smallest that could show": said["smallest"],

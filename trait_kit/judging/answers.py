@@ -1,11 +1,10 @@
 r"""Which answer a text ends in, and whether it is the gold one: the one judge, of a model's answers and of a teacher's.
 
-Flexible: the last answer that the text announces ('The answer is ...', 'Answer: ...', '#### ...', \boxed{...}, <answer>), or
-else the one it stops at. Strict: in a sentence 'The answer is X.' that holds nothing but X, as worked examples show it (so
-does lm-eval's gsm8k_cot); a strict match is a flexible one too. Conventions, the same for both rooms: units are not
-compared; signs, digits and variables are ('42 km' answers 42, '2x' does not answer 2); a fraction is reduced where the
-gold one is, and an expression that stands in the question does not answer it; thinking is not read, nor another turn that a
-text makes up. Nothing here trusts a text: bounded lengths, bounded digits, and equivalence in a process that can be ended.
+Flexible: the last answer that the text announces ('The answer is ...', 'Answer: ...', '#### ...', \boxed{...}), or else
+the one it stops at. Strict: also in a sentence 'The answer is X.' of nothing but X, as worked examples show it. Units
+are not compared ('42 km' answers 42), signs, digits and variables are ('2x' does not answer 2). A fraction is reduced
+where the gold one is, and an expression of the question is no answer. Thinking and made-up turns are not read. Texts may
+be hostile: lengths and digits are bounded, and a process that can be ended computes equivalence.
 """
 
 import re
@@ -32,11 +31,10 @@ _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt",
 
 
 def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (), question: str = "") -> tuple[bool, bool]:
-    """(flexible, strict): whether the answer that `prediction` reaches is `gold`, and whether in the asked-for form.
+    """(flexible, strict): whether `prediction` reaches the answer `gold`, and whether in the asked-for form.
 
-    `kind` is a task's (number, expression, choice, text); without one, and for a choice without choices, it is read off the
-    gold answer. Of `choices`, shown as '(A) ...', a letter, the text or both may be given. Any text gets a verdict in
-    bounded time.
+    `kind` is a task's (number, expression, choice, text); without one, and for a choice without choices, it is read off
+    the gold answer. Of `choices`, shown as '(A) ...', a letter, the text or both may be given.
     """
     gold = plain(str(gold)[:MAX_CHARACTERS]).strip()
     if not kind or (kind == "choice" and not choices):
@@ -56,9 +54,9 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
 
 
 def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: str = "") -> tuple[bool, str]:
-    """Whether what a worked solution concludes is `gold` (flexibly), and what it does conclude, for a message.
+    """Whether what a worked solution concludes is `gold` (flexibly), and what it concludes, for a message.
 
-    A conclusion that nothing announces is the last sentence; of a gold answer in words it must hold the words.
+    A conclusion that nothing announces is the last sentence; it must hold a gold answer in words.
     """
     found, marked = conclusion(paragraph)
     kind = "expression" if is_mathematical(gold) else "text" if marked or not choices else "choice"
@@ -68,7 +66,7 @@ def reaches(gold: str, paragraph: str, choices: Sequence[str] = (), question: st
 
 
 def conclusion(text: str) -> tuple[str, bool]:
-    """The part of a text that states its answer, and whether words such as 'The answer is' announce it."""
+    """The part of a text that states its answer, and whether it is announced ('The answer is')."""
     text = first_turn(text)[-MAX_CHARACTERS:]
     if announced := next(_announced(text), ""):
         return unwrap(announced), True
@@ -76,14 +74,13 @@ def conclusion(text: str) -> tuple[str, bool]:
 
 
 def readable(gold: str, kind: str) -> bool:
-    """Whether a gold answer can be reached at all: one of kind number must be a number, any other must not be empty."""
-    if kind == "number":
-        return quantity(in_figures(gold)) is not None
-    return bool(re.search(r"\w", gold)) and gold.lower() != "nan"
+    """Whether a gold answer can be reached: of kind number it must be a number."""
+    said = bool(re.search(r"\w", gold)) and gold.lower() != "nan"
+    return said if kind != "number" else quantity(in_figures(gold)) is not None
 
 
 def language_of(text: str) -> str:
-    """The first of LANGUAGES that a text shows; the last one, English, where it shows none."""
+    """The first of LANGUAGES that a text shows; else the last one, English."""
     return next(name for name, one in LANGUAGES.items() if re.search(one["shown_by"], text, re.DOTALL))
 
 
@@ -103,7 +100,7 @@ def with_answer(solution: str, answer: str, language: str) -> str:
 
 
 def parted(solution: str, answer: str) -> tuple[str, str]:
-    """A worked solution's reasoning, and the words that announce its answer: 'The answer is'. Of another one, nothing."""
+    """A worked solution's reasoning, and what announces its answer ('The answer is'); of others, nothing."""
     for language, announcement in ANNOUNCEMENTS.items():
         if solution.endswith(end := statement(answer, language)):
             return solution.removesuffix(end), announcement
@@ -111,22 +108,22 @@ def parted(solution: str, answer: str) -> tuple[str, str]:
 
 
 def first_turn(text: str) -> str:
-    """A prediction without its thinking, and up to where it makes up another question or turn."""
+    """A prediction without its thinking, up to where it makes up another question or turn."""
     return _SAID.next_turn.split(_SAID.thought.split(str(text)[:MAX_TEXT])[-1], maxsplit=1)[0]
 
 
 def is_mathematical(answer: str) -> bool:
-    """Whether an answer is a number or a formula, which are compared by value, rather than words."""
+    """Whether an answer is a number or a formula, which are compared by value."""
     return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
 
 
 def is_words(text: str) -> bool:
-    """Whether it says something in words, which are compared as such: not a number, a formula, or its functions."""
+    """Whether it says something in words; the names of functions are none."""
     return not _FUNCTIONS.issuperset(re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{3,}", text))
 
 
 def plain_words(text: str) -> str:
-    """Casefolded words (of Chinese, characters) and numbers with single spaces: what two spellings of one label share.
+    """Casefolded words (of Chinese, characters) and numbers with single spaces: what spellings of one label share.
 
     Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
     """
@@ -136,7 +133,7 @@ def plain_words(text: str) -> str:
 
 
 def unwrap(text: str) -> str:
-    """An answer without what surrounds it: dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
+    """An answer without dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
     for _ in range(4):  # they stand in one another
         text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").removesuffix("。").strip()
         if match := _SAID.wrapped.fullmatch(text):
@@ -158,14 +155,14 @@ def _announced(text: str) -> Iterator[str]:
 
 
 def _asked_for(text: str) -> Iterator[str]:
-    """Each X of 'The answer is X.', as far as any full stop in its line: the caller knows which is the right one."""
+    """Each X of 'The answer is X.', to any full stop in its line."""
     for sentence in islice(reversed(_SAID.asked.findall(text)), 4):
         for end in islice(re.finditer(r"\.(?=[\s*\"$)\\]|$)|。", sentence), 4):
             yield unwrap(sentence[: end.end()])
 
 
 def braced(text: str) -> str:
-    """What a text's first braces hold, whatever braces that contains; '' where it does not begin with whole ones."""
+    """What a text's first braces hold; '' where it does not begin with whole ones."""
     depth = 0
     for place, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
@@ -175,31 +172,30 @@ def braced(text: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Those that say something; at least one."""
-    return [line.strip() for line in text.splitlines() if re.search(r"\w", line)] or [""]
+    return [line.strip() for line in text.splitlines() if re.search(r"\w", line)] or [""]  # that say something
 
 
 def _readings(answer: str) -> list[str]:
-    """An announced answer at its full length, up to each end of a sentence or beginning of a reason, and its formula."""
+    """An announced answer whole, up to each end of a sentence or beginning of a reason, and its formula."""
     readings = [answer, *(answer[: end.start()] for end in islice(_SAID.reason.finditer(answer), 4))]
     formula = re.match(r"(?:\$\$?|\\\(|\\\[)?([^$]+?)(?:\$\$?|\\\)|\\\])(?!\s*(?:,|or\b|and\b|\$|\d))", answer)
     return list(dict.fromkeys(filter(None, map(unwrap, [*readings, formula[1] if formula else ""]))))
 
 
 def _final(text: str) -> list[str]:
-    """What a text without announcement stops at: its last line, the last formula, its right side, what something is."""
+    """What a text without announcement stops at: last line, last formula, its right side, what something is."""
     line = _lines(text)[-1]
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     last = next(filter(None, formulas[-1])) if formulas else line
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2], _SAID.being.split(last)[-1])]
 
 
-# ---- one reader a kind of answer: `announced` says whether an announced answer, with whatever stands behind it, is the gold
-# one (None: it names none), `unannounced` whether a text without announcement ends in it, `whole` whether X is just that
+# ---- one reader a kind of answer: `announced` says whether an announced answer, with what stands behind it, is the gold one
+# (None: it names none), `unannounced` whether a text without announcement ends in it, `whole` whether X is just that
 
 
 class _Value:
-    """A number by value (1,000 = 1000.0, 0.5 = 1/2), a formula as written, and what is left by equivalence."""
+    """A number by value (1,000 = 1000.0, 0.5 = 1/2), a formula as written, else by equivalence."""
 
     def __init__(self, gold: str, kind: str, question: str) -> None:
         self.gold, self.kind, self.question = gold, kind, compact(plain(question))
@@ -252,7 +248,6 @@ class _Value:
         return bool(computed) and written in self.question
 
     def _same(self, formula: str) -> bool:
-        """By math-verify; bases must agree where both are given."""
         formula, gold = tidy(unwrap(formula)), tidy(unwrap(self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
@@ -262,17 +257,16 @@ class _Value:
 
 
 def alike(candidate: str, gold: str) -> bool:
-    """Whether two answers are the same number, or the same as written, or in the same words."""
+    """Whether two answers are the same number, the same as written, or in the same words."""
     own, wanted = quantity(candidate), quantity(gold)
-    if own is not None and wanted is not None:
+    if own and wanted:
         return own.equals(wanted)
-    if compact(candidate) == compact(gold) != "":
-        return True
-    return is_words(gold) and plain_words(candidate) == plain_words(gold)
+    as_written = compact(candidate) == compact(gold) != ""
+    return as_written or (is_words(gold) and plain_words(candidate) == plain_words(gold))
 
 
 def compact(text: str) -> str:
-    """A formula without layout and blanks: what two spellings of it share."""
+    """A formula without layout and blanks."""
     text = _SAID.joined.sub(",", re.sub(r"\\[cd]?times|\\cdot", "*", tidy(unwrap(text), in_line=True)))
     return re.sub(r"[\s{}]", "", re.sub(r"(?<=\d)\s+(?=\d)", "_", text.replace("**", "^"))).casefold()
 
@@ -300,23 +294,20 @@ class _Options:
         return place is not None and 0 <= place < len(self.choices) and self.choices[place] == self.gold
 
     def _place(self, text: str) -> int | None:
-        """Which option a text names, -1 where it contradicts itself: by the surest of its signs."""
+        """Which option a text names, -1 where it contradicts itself, by the surest of its signs."""
         last = _lines(text)[-1]
         stated = map(self._stated, [*_readings(last), *reversed(_final(text))])
         signs = [self._letter(unwrap(last)), *stated, self._mentioned(text), self._held(last)]
         return next((place for place in signs if place is not None), None)
 
     def _letter(self, answer: str) -> int | None:
-        """By the letter that it begins with; -1 where an option's text contradicts that."""
-        letter = _SAID.letter.match(answer)
-        if letter is None:
+        if not (letter := _SAID.letter.match(answer)):
             return None
         place = ascii_uppercase.index((letter["a"] or letter["b"]).upper())
         rest = self._stated(unwrap(answer[letter.end() :].lstrip("-–—: ")))
         return place if rest in (None, place) else -1
 
     def _stated(self, text: str) -> int | None:
-        """The option whose text this is."""
         places = [place for place, choice in enumerate(self.choices) if alike(text, choice)]
         return places[0] if len(places) == 1 else None
 
@@ -325,7 +316,6 @@ class _Options:
         return None if not letters else ascii_uppercase.index(letters.pop()) if len(letters) == 1 else -1
 
     def _held(self, text: str) -> int | None:
-        """The one option whose text stands among other words, not one that is denied."""
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}

@@ -1,8 +1,7 @@
 """Are two LaTeX expressions equivalent? By math-verify, in a child process that the kernel ends when its time is up.
 
-Why a process: the texts come from language models, math-verify hands them to sympy, and sympy would gladly compute
-9**9**9**9 inside one long C call that no Python timer interrupts. math-verify's own alarm works on the main thread
-only.
+math-verify hands texts of language models to sympy, which would gladly compute 9**9**9**9 inside one long C call that no
+Python timer interrupts; math-verify's own alarm works on the main thread only.
 """
 
 import functools
@@ -19,7 +18,7 @@ _lock = threading.Lock()
 
 @functools.lru_cache(maxsize=4_096)
 def equivalent(gold: str, answer: str) -> bool | None:
-    """Whether a LaTeX answer means what the gold one does; None where the child had to be ended over it. From any thread."""
+    """Whether a LaTeX answer means what the gold one does, from any thread; None where the child had to be ended."""
     with _lock:
         try:
             return _child().submit(_same, gold, answer).result()
@@ -34,7 +33,7 @@ def _child() -> ProcessPoolExecutor:
 
 
 def _same(gold: str, answer: str) -> bool:
-    """In the child. Its timer's signal ends the process, which is the default action."""
+    """In the child. Its timer's signal ends the process, by default."""
     import math_verify
 
     latex = [math_verify.LatexExtractionConfig()]  # not its reader of plain expressions, which is sympy's eval

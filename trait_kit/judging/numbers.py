@@ -1,12 +1,11 @@
-r"""The one reader of printed numbers, and of the sums that texts print with them, which may be wrong.
+"""The one reader of printed numbers, and of the sums that texts print with them, which may be wrong.
 
-Numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)'. Values are exact fractions and
-every text is bounded, since texts come from language models. Numbers in words ('twelve') and in the continental way
-('1.234,50', '3,5') are read where a caller asks for it: '3,5' may as well be two numbers.
+Numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C', '42 (apples)', as exact fractions; in words
+('twelve') and in the continental way ('1.234,50') where a caller asks for it, as '3,5' may be two numbers.
 
-Sums: a model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again with exact fractions,
-as far as it can be read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding. What
-cannot be read is left alone: 'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
+Sums: a model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again where it can be
+read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding. The rest is left alone:
+'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it. All is bounded: models write these texts.
 """
 
 import ast
@@ -30,8 +29,7 @@ _WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(enc
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
 RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
-_CHINESE = r"\u3000-\u9fff"  # runs on without blanks, so that a number stands beside its characters
-_LETTER = rf"[^\W{_CHINESE}]"
+_LETTER = r"[^\W\u3000-\u9fff]"  # Chinese has no blanks: a number stands beside its characters
 NUMBER = re.compile(
     rf"(?P<sign>(?<![)\]}}%.])(?<!{_LETTER})[-+])?(?<![.,^/:])(?<!{_LETTER})(?<!\^\{{)(?:(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)"
     rf"|(?P<over>{_INTEGER})\s?/\s?(?P<under>{_INTEGER})|(?P<decimal>(?:{_INTEGER}(?:\.\d+)?|\.\d+)(?:e[-+]?\d{{1,3}})?))"
@@ -54,10 +52,9 @@ SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*"
 
 # Sums. All is bounded, as a long row of numbers or brackets would take minutes.
 MAX_TEXT = 20_000  # characters that are read
-_BESIDE = yaml.safe_load(Path(__file__).with_name("arithmetic_words.yaml").read_text(encoding="utf-8"))
+_BESIDE = _WRITTEN["beside_sums"]
 _NO_UNITS = frozenset(f"{_BESIDE['operators']} {_BESIDE['no_units']}".split())
 _CONVERTED = [frozenset(units.split()) for units in _BESIDE["converted"]]
-_NOTATIONS = [(re.compile(pattern), plain) for pattern, plain in _BESIDE["plain"]]
 _FACTOR = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
 _UNITS = r"(?: ?/ ?[a-z]+| +[a-z]{2,}(?:/[a-z]+)?){1,3}"
 _PRINTED = r"-?[$£€]?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?\$?"
@@ -80,10 +77,9 @@ class Number(NamedTuple):
     lowest: bool | None  # whether a fraction is in its lowest terms; None: it is no fraction
 
     def equals(self, gold: "Number") -> bool:
-        """25% is 25 or 1/4 as the gold has it, 2 million is 2,000,000; what is rounded equals to its last digit.
+        """25% is 25 or 1/4 as the gold has it; what is rounded equals to its last digit.
 
-        A fraction that can still be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its
-        answer.
+        A fraction that can be reduced does not answer a gold fraction that is: 12/8 is the question, 3/2 its answer.
         """
         if gold.lowest and self.lowest is False:
             return False
@@ -96,7 +92,7 @@ class Number(NamedTuple):
 
 
 def read_number(match: re.Match[str]) -> Number | None:
-    """The number of a match of NUMBER; None where it divides by zero or is too long to be anybody's."""
+    """The number of a match of NUMBER; None where it divides by zero or is too long."""
     parts = {name: value.replace(",", "") for name, value in match.groupdict().items() if value}
     if sum(character.isdigit() for character in match.group()) > MAX_DIGITS:
         return None
@@ -111,7 +107,7 @@ def read_number(match: re.Match[str]) -> Number | None:
 
 
 def quantity(text: str, unit: bool = True) -> Number | None:
-    """The number of '42', '$42', '1 200'; with its unit, if one may be there: '42 apples', '12 cm^2'. None for '7:8'."""
+    """The number of '42', '$42', '1 200'; with `unit` also of '42 apples', '12 cm^2'. None for '7:8'."""
     text = tidy(plain(text), in_line=True)
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
@@ -121,7 +117,7 @@ def quantity(text: str, unit: bool = True) -> Number | None:
 
 
 def in_figures(text: str) -> str:
-    """'3,5' as 3.5, '1.234,50' as 1234.50; in a text without digits, 'twenty-one', 'einundzwanzig', '二十一' as 21."""
+    """'3,5' as 3.5, '1.234,50' as 1234.50; in a text without digits, 'twenty-one', 'zwölf', '二十一' in figures."""
     if re.search(r"\d", text):
         return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
     return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
@@ -140,22 +136,20 @@ def _spelt(words: str) -> int:
 
 
 def numbers(text: str) -> set[str]:
-    """All numbers that stand in a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
+    """All numbers of a text, unsigned, in one form: '1,200' and '1200.0' are both '1200'."""
     printed = re.findall(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?", text)
     return {re.sub(r"^0+(?=\d)|\.0*$|(\.\d*?)0+$", r"\1", number.replace(",", "")) for number in printed}
 
 
 def plain(text: str) -> str:
     """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
-    if text.isascii() and text.replace("\n", " ").isprintable():
-        return text
     text = unicodedata.normalize("NFKC", rewritten(text, RULES["plain"])).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))
 
 
 def tidy(text: str, in_line: bool = False) -> str:
-    r"""Without layout: no \left, thin spaces, \text, currency or degree signs; `in_line`: \frac{1}{2}, (1/2) as 1/2."""
+    r"""Without layout, currency or degree signs; `in_line`: \frac{1}{2}, (1/2) as 1/2."""
     text = " ".join(rewritten(text, RULES["tidy"]).split())
     return rewritten(text, RULES["in_line"]) if in_line else text
 
@@ -171,7 +165,7 @@ def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str] | str, str]]) -> 
 
 
 def arithmetic_slips(text: str) -> list[str]:
-    """Equations of numbers, as printed, whose two sides differ. A decimal on the right may be rounded at its last digit."""
+    """Equations of numbers whose sides differ; a decimal on the right may be rounded."""
     text = _in_one_notation(text[:MAX_TEXT])
     slips = []
     for match in _EQUATIONS.finditer(text):
@@ -194,7 +188,7 @@ def arithmetic_slips(text: str) -> list[str]:
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The exact value of printed numbers, mixed numbers, + - * / and brackets; None where it is anything else."""
+    """The exact value of printed numbers, mixed numbers, + - * / and brackets; None of anything else."""
     text = re.sub(r"(?<![\d.,/])(\d+) (\d+)/(\d+)", r"(\1+\2/\3)", expression)
     text = _FACTOR.sub(lambda match: f"({Fraction(match[1].replace(',', '')) / (100 if match[2] else 1)})", text)
     try:
@@ -215,14 +209,13 @@ def _value(node: ast.expr) -> Fraction:
 
 
 def _in_one_notation(text: str) -> str:
-    """Printed sums in one notation: plain operators, no LaTeX, no blank in a number."""
-    text = rewritten(text.translate(SIGNS), _NOTATIONS)
+    text = rewritten(text.translate(SIGNS), RULES["sums"])
     text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
     return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
 
 
 def _agree(left: str, right: str) -> bool:
-    """Whether two sides are equal, or cannot be read: '6 / 1/2' may mean two things."""
+    """Whether two sides are equal, or cannot be read ('6 / 1/2')."""
     value, result = evaluate(left), evaluate(right)
     if value is None or result is None or re.search(r"/\s+\d+/\d", left):
         return True
