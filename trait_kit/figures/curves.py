@@ -73,10 +73,7 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
 
 @styled
 def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
-    """The paper's Figure 4: held-out bits per byte against tokens, with the boundary between the stages.
-
-    The title speaks of the last arm. With `task_scores` a panel has the share of right choices, mean over tasks.
-    """
+    """The paper's Figure 4: held-out bits per byte against tokens; with `task_scores` also the share of right choices."""
     log = log[log["arm"].isin(arms)]
     metrics = log["metric"].str.replace("task/.*", "task", regex=True)
     scores = log.assign(metric=metrics).pivot_table(index="tokens", columns=["metric", "arm"], values="value")
@@ -124,13 +121,13 @@ def live_loss(arms: Sequence[str]) -> Iterator[Callable[[pd.DataFrame], None] | 
         yield None
         return
     handle = display(HTML("<i>The curve appears after the first steps.</i>"), display_id=True)
-    drawn = -_SECONDS_BETWEEN
+    due = 0.0
 
     def draw(log: pd.DataFrame) -> None:
-        nonlocal drawn
-        if time.monotonic() - drawn > _SECONDS_BETWEEN and (log["metric"] == "loss").any():
+        nonlocal due
+        if time.monotonic() > due and (log["metric"] == "loss").any():
             handle.update(plot_loss(log, arms))
-            drawn = time.monotonic()
+            due = time.monotonic() + _SECONDS_BETWEEN
 
     try:
         yield draw
@@ -153,13 +150,13 @@ def _boundary(log: pd.DataFrame) -> int:
 def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
     """Of compare_all's tests: left on the tasks' average, right on general text, where base's row is what was forgotten."""
     ours = tests[tests["reference"] == reference]
-    panels = {f"{metric_name(metric)}, tasks": (metric, MACRO), "bits per byte, general text": (BITS, GENERAL)}
+    panels = [(f"{metric_name(metric)}, tasks", metric, MACRO), ("bits per byte, general text", BITS, GENERAL)]
     macro = ours[(ours["metric"] == metric) & (ours["task"] == MACRO)].set_index("arm")
     sure = macro[macro["p_holm"] < ALPHA]["gain"]
     better, worse = (", ".join(map(label, sure.index[side])) or "none" for side in (sure > 0, sure < 0))
     facts = {"metric": metric_name(metric), "name": label(reference), "better": better, "worse": worse, "arms": len(macro)}
     figure, grid = new_figure("gain_and_forgetting", facts, height=0.6 + 0.22 * len(macro), panels=2)
-    for axes, (where, (measured, task)) in zip(grid, panels.items(), strict=True):
+    for axes, (where, measured, task) in zip(grid, panels, strict=True):
         part = ours[(ours["metric"] == measured) & (ours["task"] == task)].set_index("arm").reindex(macro.index)
         known, scale = part["gain"].notna(), 1 if measured in LOWER_IS_BETTER else 100
         title = where[0].upper() + where[1:] + ("" if known.any() else ": not evaluated")
@@ -176,7 +173,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
 
 
 def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], metric: str = BITS) -> pd.DataFrame:
-    """Columns against, task, item_id, gain: a row an arm of `others` and problem that both were asked, the largest first.
+    """Columns against, task, item_id, gain: a row an arm of `others` and problem, the largest gain first.
 
     In units of the metric, means over training seeds; above 0 the reference is better.
     """
@@ -193,7 +190,6 @@ def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], me
 
 @styled
 def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
-    """Every item of `item_gains` as a dot, a row a task."""
     others, tasks = list(dict.fromkeys(gains["against"])), sorted(set(gains["task"]))
     marked = gains.assign(won=gains["gain"] > 0, lost=gains["gain"] < 0, n=1).groupby(["against", "task"])
     counts = {other: marked[["won", "lost", "n"]].sum().loc[other].reindex(tasks, fill_value=0) for other in others}

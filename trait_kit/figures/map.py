@@ -86,10 +86,10 @@ def umap_coordinates(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int = 10) -> pd.DataFrame:
-    """By kind: its mean share among the `neighbors` texts nearest to each downstream one, that by chance, and its cover.
+    """By kind: its share among the `neighbors` texts nearest to each downstream one, that by chance, and its cover.
 
-    Cover: the mean cosine of a downstream text to the nearest one of the kind. All in the full space, which no map has
-    bent, among equally many texts of every other kind. By chance: as frequent among the neighbours as among all.
+    Cover: the mean cosine of a downstream text to the nearest of the kind. In the full space, which no map has bent, among
+    equally many texts of every other kind. By chance: as frequent among the neighbours as among all.
     """
     rows = pd.Series(np.asarray(kinds))
     inside, others = rows == "downstream", rows[rows != "downstream"]

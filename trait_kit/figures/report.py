@@ -110,8 +110,6 @@ def _table(rows: Any) -> Markup:
 def show(value: Any) -> str:
     """As a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing."""
     match value:
-        case None:
-            return "–"
         case bool():
             return "yes" if value else "no"
         case dict():
@@ -123,4 +121,4 @@ def show(value: Any) -> str:
         case float():
             return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
         case _:
-            return str(value)
+            return "–" if value is None else str(value)

@@ -1,8 +1,8 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
 Colours in one figure differ by 20 or more (CIE76), also for who lacks a kind of cone; where they do not in grey, markers
-do (tests/test_figures.py measures both). A figure is as wide as one column of a paper or two, with text of 6 to 8 points.
-Without pyplot, no global state or display is touched.
+do (tests/test_figures.py). A figure is as wide as one column of a paper or two, with text of 6 to 8 points. Without
+pyplot, no global state is touched.
 """
 
 import functools

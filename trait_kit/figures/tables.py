@@ -167,10 +167,7 @@ def form_table(run_dir: Path) -> Table:
 
 
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
-    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
-
-    A rejected passage counts under every task of its problems.
-    """
+    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out."""
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
     web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")
     screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
@@ -237,10 +234,11 @@ class _Arms:
     def made(self, kind: str, columns: Mapping[str, Sequence[Cell | str]], **facts: str) -> Table:
         """With a note of the smallest true gains that would have shown: by task, the largest over the arms."""
         rows = self.tests[(self.tests["metric"] == self.metric) & ~self.tests["task"].str.startswith(HELD_OUT)]
-        shown = []
-        for task, part in rows.groupby("task", sort=False):
-            largest = cells.words(part.iloc[part["smallest_gain"].argmax()])["smallest"]
-            shown.append(f"{'average' if task == MACRO else label(task)} {largest} (n {part['n'].max():,})")
+        largest = {task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)}
+        shown = [
+            f"{'average' if task == MACRO else label(task)} {cells.words(row)['smallest']} (n {row['n']:,})"
+            for task, row in largest.items()
+        ]
         better = "lower" if self.metric in LOWER_IS_BETTER else "higher"
         facts["direction"] = f"{metric_name(self.metric).capitalize()}: {better} is better"
         return cells.made(kind, columns, metric=metric_name(self.metric), shown=", ".join(shown), **facts)

@@ -34,8 +34,8 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     """One row a budget in order of tokens, of the first run's reference arm; runs of one budget with other seeds join.
 
     tokens, device_hours: of all the arm's stages, mean over seeds. gain: over the base model in units of the metric,
-    positive when better; step: over the budget before (NaN for the first); forgetting: bits per byte of general text
-    above the base model's (NaN where it was not evaluated); each with _low and _high, pairing items.
+    positive when better; step: over the budget before; forgetting: bits per byte of general text above the base model's;
+    each with _low and _high, pairing items, NaN where there is none.
     """
     training = {str(folder): runs.finished(Path(folder), "04_train_two_stages") for folder in run_dirs}
     arm = runs.finished(Path(run_dirs[0]), "05_evaluate")["params"]["reference_arm"]
@@ -85,7 +85,7 @@ def plot(study: pd.DataFrame) -> KitFigure:
 def verdict(study: pd.DataFrame) -> str:
     """From which budget on a larger one gains no more than chance would, if any."""
     name, metric = label(study["arm"][0]), metric_name(study["metric"][0])
-    tokens = [tokens_text(value) for value in study["tokens"]]
+    tokens = list(map(tokens_text, study["tokens"]))
     enough = max([0, *study.index[study["step_low"] > 0]])
     falls = [place for place in study.index[study["step_high"] < 0] if place > enough]
     return str(SAY.study(name, metric, tokens, (study["gain_low"] > 0).any(), enough, falls)).strip()
@@ -93,7 +93,7 @@ def verdict(study: pd.DataFrame) -> str:
 
 def _cost(training: dict[str, Any], arm: str) -> dict[str, float]:
     """Of the arm's stages at their speed: one that was killed and resumed recorded its time since then."""
-    found = pd.DataFrame([row for row in training["stages"] if row["arm"] == arm])
+    found = pd.DataFrame(training["stages"]).query("arm == @arm")
     passes = pd.DataFrame(training["accounting"]).query("arm == @arm and source == 'passages'")["epochs"]
     speed = found["tokens_per_second"]
     seconds = (found["tokens"] / speed).where(speed > 0).fillna(found["seconds"])

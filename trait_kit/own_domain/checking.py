@@ -1,7 +1,7 @@
 """`trait-kit check`: opens what an experiment names, before a run spends time on it.
 
-It calls what the steps call, so it can only say what they will say. An error would stop the run, a warning makes its
-result worth less. Of a large web the beginning is opened, of the hub names are asked for, no teacher is asked anything.
+It calls what the steps call, so it says what they will say: an error would stop the run, a warning makes its result worth
+less. Of a web the beginning is opened, of the hub names are asked for, no teacher is asked anything.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Checked:
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
-        """A fault in it does not keep other parts from being looked at; what it prints is found."""
+        """Its fault keeps no other part from being looked at; what it prints is found."""
         try:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 yield
@@ -57,7 +57,7 @@ class Checked:
 
 
 def check(path: Path) -> Checked:
-    """Of an experiment or a sweep: every point's values, and what the first point names."""
+    """Of a sweep every point's values, and what the first one names."""
     told = Checked(str(path))
     with told.part():
         experiment = _first_point(path)
@@ -119,7 +119,7 @@ def _web(p: Common, told: Checked) -> None:
 
 
 def _tasks(experiment: Experiment, told: Checked) -> None:
-    """As many items of each split as the steps ask for; of what is skipped, the loader tells."""
+    """As many items of each split as the steps ask for; the loader tells of what is skipped."""
     p, few = experiment.selection, -(-experiment.training.held_out_items // len(experiment.selection.tasks))
     wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
     for split, count in wanted.items():
@@ -136,7 +136,7 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
 
 
 def _passages(p: PassageParams, told: Checked) -> None:
-    """Groups as step 03 makes them, and what can be said before a teacher has written a word."""
+    """Groups as step 03 makes them, before a teacher has written a word."""
     few = writing.quick(p)
     material, _, tests = writing.load_material(few)
     problems, groups = plan_groups(material, few)
@@ -156,7 +156,7 @@ def _passages(p: PassageParams, told: Checked) -> None:
 
 
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
-    """How many groups of worked solutions pass, as far as a teacher is not needed; TraitError for fewer than half."""
+    """How many groups of worked solutions pass without a teacher; TraitError for fewer than half."""
     around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
     # a hub model's counter would fetch all of it
     count = np.vectorize(about_tokens, [int]) if _at_hub(p.base_model) else token_counter(p.base_model)

@@ -39,14 +39,14 @@ Columns = dict[str, list[Any]]
 
 
 def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, base_model: str, teacher: str) -> list[str]:
-    """Write folder/name.yaml and the task files, over nothing that is there; lines of what was found and guessed."""
+    """Write folder/name.yaml and the task files, over nothing that is there; what was found and guessed, by line."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise TraitError(f"'{name}' becomes a file's name: write it with letters, digits, '.', '-' and '_'.")
     spec, texts = look_at(documents)
     general, around = look_at(web or GENERAL, whole=False)
     found = [
         f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language "
-        + detect_fast(" ".join(some[:200])[:100_000])[0]
+        + detect_fast(" ".join(some)[:100_000])[0]
         for text, some in ((documents, texts), (web, around))
         if text
     ]
@@ -60,7 +60,7 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
         named.append(_placed(source) if "." in source else source)
     target = str(folder / f"{name}.yaml")
     if there := [path for path in (*files, target) if Path(path).exists()]:
-        raise TraitError(f"{there[0]} exists and is left as it is. Choose another name or --folder, or move it away.")
+        raise TraitError(f"{there[0]} exists and is left as it is. Choose another name or --folder.")
     values = {"name": name, "path": target, "found": found, "documents": spec, "web": general, "own_web": web}
     values |= {"tasks": named, "base_model": base_model, "teacher": teacher}
     try:
@@ -72,9 +72,6 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
             Path(path).unlink(missing_ok=True)
         raise
     return [*found, *(f"Written: {path}" for path in (*files, target))]
-
-
-# What there is
 
 
 def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
@@ -94,7 +91,7 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
 
 
 def about_tokens(text: str) -> int:
-    """Four Latin letters a token; more than one token a sign of scripts that few tokenizers know."""
+    """Four Latin letters a token; more than a token for a sign of other scripts."""
     latin = len(text) if text.isascii() else sum(mark < "\u0250" for mark in text)
     return round(0.25 * latin + 1.4 * (len(text) - latin))
 
@@ -160,7 +157,7 @@ def _columns(rows: list[Row]) -> Columns:
 
 
 def _splits(source: str) -> dict[str, str]:
-    """ours -> those of a hub data set, its train split for what it lacks; none of a file."""
+    """Of a hub data set, its train split for what it lacks; of a file none."""
     if not source.startswith("hf:"):
         return {}
     from datasets import get_dataset_split_names
@@ -181,7 +178,7 @@ def _reference(column: str) -> str:
 
 
 def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
-    """The templates of answer and choices: of those in use, the first that reads most rows."""
+    """The templates of answer and choices: the first that reads most rows."""
     marks = {name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns}
     own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
     choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
@@ -209,7 +206,7 @@ def _filled(fields: dict[str, str], rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
-    """How answers are compared, and the labels that they are, if there are but a few."""
+    """How answers are compared, and the labels that they are, if these are few."""
     if chosen:
         return "choice", []
     for kind, fits in (("number", quantity), ("expression", is_mathematical)):
@@ -219,14 +216,11 @@ def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
     return ("choice", labels) if 2 <= len(labels) <= min(_LABELS, len(answers) // 10) else ("text", [])
 
 
-# Sizes
-
-
 def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, Any]:
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     long = (train["question"] + train["solution"].fillna("x" * 4 * _PARAGRAPH)).map(about_tokens).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
-    # the share of problems whose topic or entity another task has too; of the only task, another problem
+    # the share of problems with a topic or entity of another task, or of another problem of the only task
     counted = "nunique" if train["task"].nunique() > 1 else "size"
     shares = {column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
@@ -248,7 +242,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
 
 
 def _rendered(template: str, values: dict[str, Any]) -> str:
-    """Users' names of columns, files and tasks stand in a template as YAML or in a comment."""
+    """Users' names of columns, files and tasks stand in it as YAML or in a comment."""
     room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit.own_domain", ""), trim_blocks=True)
     room.filters |= {"yaml": _as_yaml, "said": _as_comment}
     return room.get_template(template).render(values) + "\n"
@@ -266,6 +260,6 @@ def _as_comment(value: object) -> str:
 
 
 def _placed(name: str) -> str:
-    """A path or glob as the notebooks, which run in the project's folder, find it."""
+    """As the notebooks, which run in the project's folder, find it."""
     as_it_is = is_url(name) or name.startswith(("demo:", "hf:")) or Path.cwd() == runs.project_root()
     return name if as_it_is else os.path.abspath(os.path.expanduser(name))
