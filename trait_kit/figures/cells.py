@@ -40,10 +40,8 @@ def _escaped(text: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, columns of cells of which the first names the rows, and notes."""
-
     title: str
-    columns: Mapping[str, Sequence[Cell | str]]
+    columns: Mapping[str, Sequence[Cell | str]]  # the first names the rows
     notes: Sequence[str] = ()
 
     def column(self, name: str) -> list[Cell]:

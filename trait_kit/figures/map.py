@@ -107,7 +107,7 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
 
 
 def twin(texts: pd.DataFrame) -> str:
-    """The map as a page to point at and to search: one file, no request, texts escaped."""
+    """The map as a page to point at and to search, its texts escaped."""
     kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
     numbers = texts["kind"].map(list(KINDS).index)
     rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], texts["text"].str[:_BEGINNING], strict=True)
@@ -117,7 +117,7 @@ def twin(texts: pd.DataFrame) -> str:
 
 @styled
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
-    """Of columns x, y, kind, task: general text as a density, others as marks; `nearest`, nearest_kinds', in words."""
+    """General text as a density, others as marks; `nearest`, nearest_kinds', in words."""
     kind, other = nearest["share"].nlargest(2).index
     facts = {"kind": KINDS[kind], **nearest.loc[kind], "other": KINDS[other], "other_cover": nearest["cover"][other]}
     figure, (axes,) = new_figure("map", facts, height=3.0)

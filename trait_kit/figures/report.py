@@ -33,10 +33,10 @@ def write_report(*run_dirs: Path | str) -> Path:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"value": show, "table": _table, "label": label}
     environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
-    found, path = list(map(_context, folders)), folders[0] if len(folders) == 1 else folders[0].parent
-    template = environment.get_template("report.html.jinja" if len(folders) == 1 else "reports.html.jinja")
-    page = template.render(found[0], runs=found)
-    return write_text(path / "report.html", page.encode("utf-8", "replace").decode())
+    found, several = list(map(_context, folders)), len(folders) > 1
+    page = environment.get_template("reports.html.jinja" if several else "report.html.jinja").render(found[0], runs=found)
+    path = (folders[0].parent if several else folders[0]) / "report.html"
+    return write_text(path, page.encode("utf-8", "replace").decode())
 
 
 def _context(run_dir: Path) -> dict[str, Any]:
@@ -62,7 +62,6 @@ def _context(run_dir: Path) -> dict[str, Any]:
 
 
 def _cost(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the records, of training and of the teacher, whose rejected passages cost too."""
     paths = {"log": run_dir / "04_train_two_stages" / "log.parquet"}
     paths |= {kind: run_dir / "03_write_passages" / f"{kind}.parquet" for kind in ("passages", "rejected")}
     log, passages, rejected = (

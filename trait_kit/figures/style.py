@@ -107,17 +107,17 @@ def new_figure(
 
     `height`: of a row of panels, inches. Up to `across` are beside each other; on a single column none are.
     """
-    nothing = {"caption": "", "x": None, "y": None}
-    says = nothing | {part: text.format(**facts) for part, text in WORDING["says"][name].items()}
+    says = {part: text.format(**facts) for part, text in WORDING["says"][name].items()}
+    title, caption = says["title"], says.get("caption", "")
     (width, _), points = matplotlib.rcParams["figure.figsize"], matplotlib.rcParams["font.size"]
     across = min(panels, across if width > SIZES[1][0] else 1)
     down = -(-panels // across)
-    headline = textwrap.fill(says["title"], int(116 * width / points))
-    below = textwrap.fill(says["caption"], int(150 * width / points))
+    headline = textwrap.fill(title, int(116 * width / points))
+    below = textwrap.fill(caption, int(150 * width / points))
     above, under = (0.019 * points * (1 + text.count("\n")) + 0.03 for text in (headline, below))
     tall = height * down + above + under
     figure = KitFigure(figsize=(width, tall), layout="constrained")
-    figure.says = "{title}. {caption}".format(**says).strip(". ") + "."
+    figure.says = f"{title}. {caption}".strip(". ") + "."
     figure.inside = (0, under / tall, 1, 1 - (above + under) / tall)
     figure.get_layout_engine().set(rect=figure.inside)
     figure.text(0.01, 1 - 0.03 / tall, headline, va="top", size="medium", weight="bold")
@@ -126,7 +126,7 @@ def new_figure(
     for axes in grid[panels:]:
         axes.remove()
     for axes in grid[:panels]:
-        axes.set(xlabel=says["x"], ylabel=says["y"])
+        axes.set(xlabel=says.get("x"), ylabel=says.get("y"))
     return figure, grid[:panels]
 
 

@@ -27,7 +27,7 @@ from trait_kit.reading.streams import find, is_url
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
-GENERAL = "demo:math/web"  # where no web is named: an encyclopedia
+GENERAL = "demo:math/web"  # where no web is named
 _BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
@@ -96,7 +96,7 @@ def about_tokens(text: str) -> int:
     return round(0.25 * latin + 1.4 * (len(text) - latin))
 
 
-# Which column is what: by its name (scaffold.yaml), and by trying it with what reads tasks
+# Which column is what
 
 
 def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
