@@ -145,8 +145,6 @@ def test_what_cannot_be_studied_is_said(tmp_path):
         token_study.study([make_run(tmp_path / "a", 1_024, 0.1, arm="dsir"), make_run(tmp_path / "b", 2_048, 0.1)])
     with pytest.raises(TraitError, match="04_train_two_stages holds no finished result"):
         token_study.study([tmp_path / "nothing"])
-    with pytest.raises(TraitError, match="at least one"):
-        token_study.study([])
 
 
 def test_the_figure_draws_the_table(tmp_path):

@@ -52,7 +52,6 @@ def run(outcomes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     tables.write(folder / "05_evaluate" / "outcomes.parquet", outcomes, "outcomes")
     write_json(folder / "05_evaluate" / "report.json", {"key": "k", "params": {"reference_arm": "trait"}, "summary": {}})
-    write_json(folder / "03_write_passages" / "report.json", {"key": "k", "params": {"grouping": "entity"}})
     found = {"id": ["d1", "d2", "d2"], "question_task": ["sums", "sums", "products"], "question_id": ["i3", "i3", "i8"]}
     save(folder / "02_filter_web" / "selections" / "contaminated.parquet", found)
     screened = {"task": ["sums"], "problems": 60, "same as a test question": 1, "overlaps a test question": 2, "kept": 57}
@@ -138,7 +137,7 @@ def test_ablation_adds_one_part_a_row(outcomes):
 
 def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
     made = paper.read_and_write(SimpleNamespace(run_dir=run, folder=tmp_path, done=False)).tables
-    assert made["main_table"].title == "Table 1: advertising, all arms by bits per byte"
+    assert made["main_table"].title == "Tables 1 and 2: all arms by bits per byte"
     assert {"ablation_table", "ablation_table_choice_accuracy", "main_table_choice_accuracy", "contamination"} < set(made)
     for name, table in made.items():
         assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".md", ".tex", ".csv", ".html"}

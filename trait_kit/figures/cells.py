@@ -1,10 +1,8 @@
 """A table of cells, written as Markdown, LaTeX, HTML, CSV or plain text, and how its numbers are written.
 
-Every format escapes for itself, since names of arms and tasks are data from elsewhere. A cell can be the best of its
-column (bold), say something smaller behind (its interval) and link to the file of the items that it was counted from.
+Every format escapes for itself, since names of arms and tasks are data from elsewhere.
 """
 
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +25,13 @@ _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
 
 @dataclass(frozen=True)
 class Cell:
-    """`link`: the items' file, relative to the table's folder; written only on request (a table is shown elsewhere too)."""
-
     text: str
-    small: str = ""
-    best: bool = False
-    link: str = ""
+    small: str = ""  # behind it: an interval
+    best: bool = False  # of its column: bold
+    link: str = ""  # to the items it was counted from, relative to the table's folder
 
 
 def _escaped(text: str, kind: str) -> str:
-    """One line, nothing in which means anything to the format, nor to a terminal."""
     text, escapes = " ".join(text.split()), WORDING["formats"][kind]["escape"]
     if kind == "txt":
         return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -45,54 +40,51 @@ def _escaped(text: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, columns of cells of which the first names the rows, and notes."""
-
     title: str
-    columns: Mapping[str, Sequence[Cell | str]]
+    columns: Mapping[str, Sequence[Cell | str]]  # the first names the rows
     notes: Sequence[str] = ()
 
     def column(self, name: str) -> list[Cell]:
         return [cell if isinstance(cell, Cell) else Cell(cell) for cell in self.columns[name]]
 
     def written(self, kind: str, links: bool = False) -> str:
-        """The table as md, tex, html or txt; every text in it is escaped, so it may be put into a page as it is."""
-        form, escape = WORDING["formats"][kind], functools.partial(_escaped, kind=kind)
+        """As md, tex, html or txt, every text escaped; with `links` only where the items' files are."""
+        form = WORDING["formats"][kind]
 
         def write(cell: Cell) -> str:
-            text = escape(cell.text)
+            text = _escaped(cell.text, kind)
             text = form["best"].format(text) if cell.best else text
             text = form["link"].format(text, cell.link) if links and cell.link else text
-            return text + (form["small"].format(escape(cell.small)) if cell.small else "")
+            return text + (form["small"].format(_escaped(cell.small, kind)) if cell.small else "")
 
-        columns = {escape(header): list(map(write, self.column(header))) for header in self.columns}
-        align = ["left"] + ["right"] * (len(columns) - 1)
+        columns = {_escaped(header, kind): list(map(write, self.column(header))) for header in self.columns}
+        align = ["left", *["right"] * (len(columns) - 1)]
         body = tabulate(columns, "keys", form["tabulate"], disable_numparse=True, colalign=align)
-        notes = "".join(form["note"].format(escape(text)) for text in self.notes)
-        return form["whole"].format(title=escape(self.title), body=body, notes=notes)
+        notes = "".join(form["note"].format(_escaped(text, kind)) for text in self.notes)
+        return form["whole"].format(title=_escaped(self.title, kind), body=body, notes=notes)
 
     def _repr_html_(self) -> str:  # a notebook shows the table by itself
         return self.written("html")
 
     def save(self, folder: Path | str, name: str) -> None:
-        """Write folder/name.md, .tex and .html, with links, and .csv: what cells say in small is a column of its own."""
+        """Write folder/name.md, .tex and .html, with links, and .csv, small texts in columns of their own."""
         for kind in ("md", "tex", "html"):
             write_text(Path(folder) / f"{name}.{kind}", self.written(kind, links=True))
-        columns = {}
+        kept = {}
         for header in self.columns:
-            columns[header] = [cell.text for cell in self.column(header)]
-            columns[f"{header}: more"] = [cell.small for cell in self.column(header)]
-        kept = {header: texts for header, texts in columns.items() if header in self.columns or any(texts)}
+            kept[header] = [cell.text for cell in self.column(header)]
+            if any(small := [cell.small for cell in self.column(header)]):
+                kept[f"{header}: more"] = small
         write_csv(pd.DataFrame(kept, dtype=object), Path(folder) / f"{name}.csv")
 
 
 def made(kind: str, columns: Mapping[str, Sequence[Cell | str]], more: Sequence[str] = (), **facts: Any) -> Table:
-    """A table whose title and notes are tables.yaml's, filled with the facts; `more` notes follow."""
+    """A table whose title and notes are tables.yaml's, filled with `facts`; `more` notes follow."""
     title, *notes = (text.format(ALPHA=ALPHA, **facts) for text in WORDING["said"][kind])
     return Table(title, columns, [*notes, *more])
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
-    """A CSV whose texts a spreadsheet does not take for formulas."""
     texts = rows.select_dtypes(exclude=["number", "bool"]).columns
     rows = rows.assign(**{name: rows[name].fillna("").astype(str).map(csv_text) for name in texts})
     with atomic_path(path) as temporary:
@@ -100,9 +92,8 @@ def write_csv(rows: pd.DataFrame, path: Path) -> None:
 
 
 def csv_text(text: str) -> str:
-    """An apostrophe before what starts like a formula and is no number."""
-    formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(text)
-    return f"'{text}" if formula else text
+    """With an apostrophe before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
 
 
 def number_text(value: float, metric: str) -> str:
@@ -110,30 +101,32 @@ def number_text(value: float, metric: str) -> str:
 
 
 def change_text(change: float, metric: str, before: float | None = None) -> str:
-    """A gain: bits as they are, and with `before` in percent of it; shares in points."""
-    if metric not in LOWER_IS_BETTER:
-        return f"{100 * change:+.1f} points"
-    return f"{change:+.3f}" + (f", {100 * change / before:+.1f}%" if before else "")
+    """A gain: shares in points, bits as they are, and with `before` in percent of it."""
+    bits = f"{change:+.3f}" + (f", {100 * change / before:+.1f}%" if before else "")
+    return bits if metric in LOWER_IS_BETTER else f"{100 * change:+.1f} points"
 
 
 def interval_text(low: float, high: float, metric: str, text: Callable[[float, str], str] = change_text) -> str:
-    """Of a gain, or with `text` of number_text of a mean; a single cluster has none."""
-    if not math.isfinite(high - low):
-        return "(too few clusters)"
-    return f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
+    """Of a gain, or with number_text of a mean; a single cluster has none."""
+    ends = f"[{text(low, metric)}, {text(high, metric)}]".replace(" points", "")
+    return ends if math.isfinite(high - low) else "(too few clusters)"
 
 
 def words(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `comparison.compare` as it is written in tables, figures and sentences."""
-    metric, gain = row["metric"], change_text(row["gain"], row["metric"])
-    interval, smallest = interval_text(row["gain_low"], row["gain_high"], metric), row["smallest_gain"]
-    smallest = change_text(smallest, metric).removeprefix("+") if smallest < math.inf else "none"
-    written = {"metric": metric_name(metric), "gain": gain, "interval": interval, "smallest": smallest}
-    return {**row, **written, "p": p_words(row["p_holm"])}
+    metric, smallest = row["metric"], row["smallest_gain"]
+    return {
+        **row,
+        "metric": metric_name(metric),
+        "gain": change_text(row["gain"], metric),
+        "interval": interval_text(row["gain_low"], row["gain_high"], metric),
+        "smallest": change_text(smallest, metric).removeprefix("+") if smallest < math.inf else "none",
+        "p": p_words(row["p_holm"]),
+    }
 
 
 def p_words(p_holm: float) -> str:
-    """p after Holm; what is below 0.001 is said so: random sign flips cannot tell how far (statistics.FLIPS)."""
+    """p after Holm; random sign flips cannot tell how far it is below 0.001 (statistics.FLIPS)."""
     return "< 0.001" if p_holm < 1e-3 else f"= {p_holm:.2g}"
 
 

@@ -1,7 +1,6 @@
-"""One self-contained HTML page a run, written at any time: what came out, what it cost, every step.
+"""One HTML page a run, written at any time: what came out, what it cost, every step.
 
-It makes no request and runs no script, and the template, which has layout and sentences, escapes every text: documents,
-models and parameters are data from elsewhere.
+It makes no request, runs no script, and its template escapes every text: documents and models are data from elsewhere.
 """
 
 import base64
@@ -26,18 +25,18 @@ _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 
 def write_report(*run_dirs: Path | str) -> Path:
-    """Write report.html from whatever a run holds by now, or of several side by side beside the first; return its path."""
+    """Write report.html of what a run holds by now, or of several side by side, beside the first; return its path."""
     folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
     if not folders:
-        named = ", ".join(map(str, run_dirs))
-        raise TraitError(f"{named} is not a run folder. Run an experiment first: trait-kit run params/demo.yaml.")
+        raise TraitError(f"{', '.join(map(str, run_dirs))} is not a run folder. First: trait-kit run params/demo.yaml.")
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
-    environment.filters |= {"value": show, "table": _table, "duration": _duration, "label": label}
-    found, path = list(map(_context, folders)), folders[0] if len(folders) == 1 else folders[0].parent
-    template = environment.get_template("report.html.jinja" if len(folders) == 1 else "reports.html.jinja")
-    page = template.render(found[0], runs=found)
-    return write_text(path / "report.html", page.encode("utf-8", "replace").decode())
+    environment.filters |= {"value": show, "table": _table, "label": label}
+    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    found, several = list(map(_context, folders)), len(folders) > 1
+    page = environment.get_template("reports.html.jinja" if several else "report.html.jinja").render(found[0], runs=found)
+    path = (folders[0].parent if several else folders[0]) / "report.html"
+    return write_text(path, page.encode("utf-8", "replace").decode())
 
 
 def _context(run_dir: Path) -> dict[str, Any]:
@@ -63,7 +62,6 @@ def _context(run_dir: Path) -> dict[str, Any]:
 
 
 def _cost(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds and memory of the records, tokens trained, tokens and money of the teacher (rejected passages cost too)."""
     paths = {"log": run_dir / "04_train_two_stages" / "log.parquet"}
     paths |= {kind: run_dir / "03_write_passages" / f"{kind}.parquet" for kind in ("passages", "rejected")}
     log, passages, rejected = (
@@ -84,7 +82,6 @@ def _cost(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _step(run_dir: Path, name: str) -> dict[str, Any]:
-    """A step's record, its figures as data URIs, and some rows of each of its tables."""
     folder, record = run_dir / name, runs.recorded(run_dir, name) or {}
     state = "done" if record else "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run"
     figures = {}
@@ -102,19 +99,16 @@ def _step(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def _table(rows: Any) -> Markup:
-    """Rows (a list of mappings, or a mapping of them by name) as an HTML table of which pandas escapes every text."""
-    named = isinstance(rows, dict)
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name").reset_index() if named else pd.DataFrame(rows)
-    frame = frame.rename(columns=lambda name: str(name).replace("_", " "))
+    """Of mappings, listed or by name; pandas escapes every text."""
+    listed = [{"name": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
+    frame = pd.DataFrame(listed).rename(columns=lambda name: str(name).replace("_", " "))
     with pd.option_context("display.max_colwidth", 300):
         return Markup(frame.to_html(index=False, border=0, max_rows=40, float_format=show, na_rep="–"))
 
 
 def show(value: Any) -> str:
-    """A value as a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing; a text as it is."""
+    """As a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing."""
     match value:
-        case None:
-            return "–"
         case bool():
             return "yes" if value else "no"
         case dict():
@@ -126,9 +120,4 @@ def show(value: Any) -> str:
         case float():
             return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
         case _:
-            return str(value)
-
-
-def _duration(seconds: float) -> str:
-    """90 -> 0:01:30."""
-    return str(timedelta(seconds=round(seconds)))
+            return "–" if value is None else str(value)

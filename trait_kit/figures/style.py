@@ -1,8 +1,8 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
-Colours that stand in one figure differ by 20 or more (CIE76), also as people see them who lack a kind of cone; where they
-do not in grey, markers do (tests/test_figures.py measures both). A figure is as wide as two columns of a paper, or one,
-with text of 6 to 8 points there. Without pyplot, no global state or display is touched.
+Colours in one figure differ by 20 or more (CIE76), also for who lacks a kind of cone; where they do not in grey, markers
+do (tests/test_figures.py). A figure is as wide as one column of a paper or two, with text of 6 to 8 points. Without
+pyplot, no global state is touched.
 """
 
 import functools
@@ -24,7 +24,7 @@ DPI = 300  # of what is drawn in pixels
 INK, QUIET, LOST = "#1f2430", "#5d6472", "#b94728"
 DASHED = {"color": QUIET, "linestyle": (0, (4, 3)), "linewidth": 0.9}
 FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
-SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points of text; the smaller text is 0.83 of it
+SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points of text; small text is 0.83 of it
 ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
 WORDING = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
@@ -34,14 +34,13 @@ _SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2
 
 
 def _look(columns: int) -> Any:
-    """The kit's style as a context: the caller's matplotlib settings are left alone."""
-    width, points = SIZES[columns]
-    sizes = {"figure.figsize": (width, 1.0), "font.size": points}
+    """The kit's style as a context: the caller's settings are left alone."""
+    sizes = {"figure.figsize": (SIZES[columns][0], 1.0), "font.size": SIZES[columns][1]}
     return matplotlib.rc_context(sizes, Path(__file__).with_name("trait.mplstyle"))
 
 
 class KitFigure(Figure):
-    """A figure that a notebook shows by itself (a Figure made without pyplot otherwise prints only its repr)."""
+    """A figure that a notebook shows by itself, without pyplot."""
 
     columns = 2
     says = ""  # in words, for who cannot see it
@@ -52,9 +51,9 @@ class KitFigure(Figure):
             super().savefig(*args, **options)
 
     def save(self, folder: Path | str, name: str) -> Path:
-        """Write name.svg, .pdf (text in them stays text) and .png, also for one column, undated; return the PNG's path."""
+        """Write name.svg, .pdf (text stays text) and .png, also for one column, undated; return the PNG's path."""
+        undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
         for figure, stem in ((self.narrow(), f"{name}{ONE_COLUMN}"), (self, name)):
-            undated = {"svg": {"Date": None, "Title": self.says}, "pdf": {"CreationDate": None}, "png": {}}
             for kind, metadata in undated.items():
                 path = Path(folder) / f"{stem}.{kind}"
                 with atomic_path(path) as temporary:
@@ -69,7 +68,7 @@ class KitFigure(Figure):
 
 
 def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
-    """Decorates what draws a figure: in the kit's style, and as wide as `columns` of a paper (1 or 2)."""
+    """Draws a figure in the kit's style, as wide as `columns` of a paper (1 or 2)."""
 
     @functools.wraps(draw)
     def drawn(*args: Any, columns: int = 2, **options: Any) -> KitFigure:
@@ -82,7 +81,7 @@ def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
 
 
 def _of(name: str) -> Sequence[str]:
-    """An arm that the kit does not know gets its colour from its name alone, so it too is the same in every figure."""
+    """Colour, marker and label; an arm that the kit does not know gets its colour from its name alone."""
     name = name.removesuffix(FINE_TUNED)
     number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
     shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
@@ -90,7 +89,6 @@ def _of(name: str) -> Sequence[str]:
 
 
 def colour(name: str) -> str:
-    """Of an arm, a selection method or a kind of text; a fine-tuned model has its arm's."""
     return _of(name)[0]
 
 
@@ -99,17 +97,15 @@ def marker(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """The name a reader sees: 'trait' is TRAIT; a name the kit does not know is shown as it is."""
     return _of(name)[2] + (", fine-tuned" if name.endswith(FINE_TUNED) else "")
 
 
 def new_figure(
     name: str, facts: Mapping[str, Any], height: float = 2.6, panels: int = 1, across: int = 2, **subplots: Any
 ) -> tuple[KitFigure, list[Axes]]:
-    """A figure with its wrapped headline above its panels and its caption below them; returns it and the panels' axes.
+    """A figure and its panels' axes, between headline and caption (figures.yaml's, filled with `facts`).
 
-    What it says is figures.yaml's, filled with `facts`. `height`: of a row of panels, inches. Up to `across` are beside
-    each other; on a single column none are.
+    `height`: of a row of panels, inches. Up to `across` are beside each other; on a single column none are.
     """
     says = {part: text.format(**facts) for part, text in WORDING["says"][name].items()}
     title, caption = says["title"], says.get("caption", "")
@@ -121,7 +117,8 @@ def new_figure(
     above, under = (0.019 * points * (1 + text.count("\n")) + 0.03 for text in (headline, below))
     tall = height * down + above + under
     figure = KitFigure(figsize=(width, tall), layout="constrained")
-    figure.says, figure.inside = f"{title}. {caption}".strip(". ") + ".", (0, under / tall, 1, 1 - (above + under) / tall)
+    figure.says = f"{title}. {caption}".strip(". ") + "."
+    figure.inside = (0, under / tall, 1, 1 - (above + under) / tall)
     figure.get_layout_engine().set(rect=figure.inside)
     figure.text(0.01, 1 - 0.03 / tall, headline, va="top", size="medium", weight="bold")
     figure.text(0.01, 0.03 / tall, below, va="bottom", size="small", color=QUIET)
@@ -134,7 +131,7 @@ def new_figure(
 
 
 def legend(figure: KitFigure, place: str, ncols: int, **options: Any) -> None:
-    """A legend of all panels between them and the headline (place: upper left) or the caption (lower left)."""
+    """One of all panels, between them and the headline (place: upper left) or the caption (lower left)."""
     ncols = min(ncols, 2 if figure.get_figwidth() <= SIZES[1][0] else ncols)
     made = figure.legend(loc=place, bbox_to_anchor=figure.inside, ncols=ncols, borderaxespad=0, **options)
     rows, points = -(-len(made.get_texts()) // ncols), made.get_texts()[0].get_fontsize()
@@ -144,12 +141,11 @@ def legend(figure: KitFigure, place: str, ncols: int, **options: Any) -> None:
 
 
 def rows_down(axes: Axes, names: Iterable[str], beside: Sequence[str] = ()) -> None:
-    """Names on the rows of an axes, the first one at the top, and what is said of each right of it, where no mark is."""
+    """Names on an axes' rows, the first at the top, and what is said of each on its right."""
     names = list(names)
-    axes.set_yticks(range(len(names)), names[::-1])
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set(yticks=range(len(names)), yticklabels=names[::-1], ylim=(-0.6, len(names) - 0.4))
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
+    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
     for height, text in enumerate(beside[::-1]):
-        at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
         axes.annotate(text, (1.0, height), xytext=(4, 0), va="center", size="small", **at)

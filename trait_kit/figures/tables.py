@@ -1,7 +1,6 @@
 """What a finished run shows: the verdict, the paper's tables (1, 2 and 4), and the items behind every number as files.
 
-`arms` is comparison.arm_table's; `tests` has rows of compare and compare_all. Forgetting (held-out general text) always
-stands beside the gain.
+`arms` is comparison.arm_table's; `tests` has rows of compare and compare_all.
 """
 
 import re
@@ -31,73 +30,66 @@ CHAIN = cells.WORDING["chain"]  # of the ablation: arm -> what it adds
 
 
 def control_of(arms: Sequence[str], reference: str, named: str = "") -> str:
-    """The arm that the reference has to beat: the one named, or what reads the same problems without the structure."""
+    """The arm that the reference has to beat: the `named` one, or what reads the same problems without the structure."""
     order = (named, "worked", "worked_same", "selected", "base", *arms)
     return next((arm for arm in order if arm in arms and arm != reference), "")
 
 
 def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: str = "") -> dict[str, Any]:
-    """What the tests of `reference` (comparison.compare_all's) allow to be said, and no more; in verdict.jinja's words.
+    """What the tests of `reference` (comparison.compare_all's) allow to be said, in verdict.jinja's words.
 
-    question; headline (the answer in a sentence); good (better than its control and worse in nothing); worse (what
-    fell); forgetting (against base, the control and `selected`); cannot_show (what this run says nothing of).
+    headline: the answer; good: better than its control and worse in nothing; worse: what fell; forgetting: against base,
+    the control and `selected`; cannot_show: what this run says nothing of.
     """
-    metric, macro = main_metric(tests, wanted_metric), tests[tests["task"] == MACRO]
-    control = control_of(list(dict.fromkeys(macro["arm"])), reference, control)
-    said = {"question": str(SAY.question(reference, control))}
-    of_control = macro[macro["arm"] == control]
-    main = of_control["metric"] == metric
-    if not main.any():
-        return said | {"headline": f"{reference} was compared with no other arm on a task.", "good": False}
-    row = of_control[main].iloc[0]
+    metric, macro = main_metric(tests, wanted_metric), tests["task"] == MACRO
+    by_main = tests[tests["metric"] == metric]
+    rivals = by_main[by_main["task"] == MACRO].set_index("arm", drop=False)
+    control = control_of(list(rivals.index), reference, control)
+    row = rivals.loc[control]
     enough = row["n"] >= MIN_ITEMS and row["clusters"] >= MIN_CLUSTERS
-    sure, better = row["p_holm"] < ALPHA, row["gain"] > 0
-    worse = tests[(tests["p_holm"] < ALPHA) & (tests["gain"] < 0)]
-    fell = pd.concat([worse, of_control[~main & (of_control["gain"] < 0)]]).drop_duplicates(["arm", "metric", "task"])
-    general = tests["task"].str.startswith(HELD_OUT) & (tests["task"] != f"{HELD_OUT}in_domain")
-    by_main, arms = tests[tests["metric"] == metric], (macro["metric"] == metric).sum()
+    sure, better, lower = row["p_holm"] < ALPHA, row["gain"] > 0, tests["gain"] < 0
+    worse = tests[lower & (tests["p_holm"] < ALPHA)]
+    beside = tests[lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)]
+    general = tests[tests["task"].str.startswith(HELD_OUT) & (tests["task"] != f"{HELD_OUT}in_domain")]
+    told = {
+        "worse": pd.concat([worse, beside]).drop_duplicates(["arm", "metric", "task"]),
+        "forgetting": general[general["arm"].isin(["base", control, "selected"])],
+    }
     unseen = {
         "metric": metric_name(metric),
         "wanted": metric_name(wanted_metric),
         "seeds": by_main["seeds"].max(),
         "lacking": sorted({task for task in tests["task"] if not task.startswith(HELD_OUT)} - set(by_main["task"])),
         "one_template": list(by_main.loc[by_main["clusters"] < 2, "task"].unique()),
-        "forgetting": general.any(),
+        "forgetting": len(general),
     }
-    return said | {
-        "headline": str(SAY.headline(cells.words(row), enough, sure, better, arms)).replace("\n", ""),
+    return {
+        "question": str(SAY.question(reference, control)),
+        "headline": str(SAY.headline(cells.words(row), enough, sure, better, len(rivals))).replace("\n", ""),
         "good": bool(enough and sure and better and worse.empty),
         "main_metric": metric,
         "control_arm": control,
-        "worse": _lines(fell),
-        "forgetting": _lines(tests[general & tests["arm"].isin(["base", control, "selected"])]),
+        **{part: [str(SAY.line(cells.words(row))) for row in rows.to_dict("records")] for part, rows in told.items()},
         "cannot_show": str(SAY.cannot_show(**unseen)).splitlines(),
     }
 
 
-def _lines(rows: pd.DataFrame) -> list[str]:
-    return [str(SAY.line(cells.words(row))) for row in rows.to_dict("records")]
-
-
 @dataclass(frozen=True)
 class Evidence:
-    """Of 05 the arms, the tests, what may be said (verdict), and the paper's tables, the main one first."""
-
     reference: str
     metric: str  # the main one
     arms: pd.DataFrame
     tests: pd.DataFrame  # the reference arm against every other
-    said: dict[str, Any]
-    tables: dict[str, Table]
+    said: dict[str, Any]  # verdict's
+    tables: dict[str, Table]  # the main one first
 
 
 def read_and_write(step: Any) -> Evidence:
-    """Of a step that is not finished, tables are written into its folder."""
     return read(step.run_dir, None if step.done else step.folder)
 
 
 def read(run_dir: Path, folder: Path | None = None) -> Evidence:
-    """TraitError where 05 is not finished. With a folder the tables are written there, with the items behind them."""
+    """TraitError where 05 is not finished. With a folder, tables are written there with the items behind them."""
     asked = runs.finished(run_dir, "05_evaluate")["params"]
     outcomes = tables.read(run_dir / "05_evaluate" / "outcomes.parquet", "outcomes").to_pandas()
     reference, wanted = asked["reference_arm"], asked.get("main_metric", "")
@@ -106,13 +98,11 @@ def read(run_dir: Path, folder: Path | None = None) -> Evidence:
     forgetting = comparison.compare(outcomes, "base", BITS, GENERAL)
     metrics = sorted(set(arms.loc[arms["task"] == MACRO, "metric"]), key=lambda name: (name != metric, name))
     of_chain = outcomes[outcomes["arm"].isin(chain_of(arms))]
-    pairs = pd.concat([comparison.compare(of_chain, None, name) for name in metrics], ignore_index=True)
-    ads = runs.recorded(run_dir, "03_write_passages")["params"]["grouping"] == "entity"
-    paper = f"Table {'1: advertising' if ads else '2: mathematics'}, all arms"
+    pairs = pd.concat([comparison.compare(of_chain, None, name) for name in metrics])
     made = {}
     for name in metrics:
-        behind = "" if name == metric else f"_{name}"
-        made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference, paper)
+        behind = f"_{name}" * (name != metric)
+        made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference)
         made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name)
     made["contamination"] = contamination_table(outcomes, run_dir)
     if (run_dir / "05_evaluate" / "form_overlap.csv").exists():
@@ -121,12 +111,10 @@ def read(run_dir: Path, folder: Path | None = None) -> Evidence:
         write_items(outcomes, folder, pd.concat([tests, pairs]))
         for name, table in made.items():
             table.save(folder, name)
-    said = verdict(tests, wanted, reference, asked.get("control_arm", ""))
-    return Evidence(reference, metric, arms, tests, said, made)
+    return Evidence(reference, metric, arms, tests, verdict(tests, wanted, reference, asked.get("control_arm", "")), made)
 
 
-def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str, paper: str = "All arms") -> Table:
-    """Every arm: average over tasks, paired gain of the reference arm over it with p, forgetting, and each task."""
+def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str) -> Table:
     shown, name = _Arms(arms, tests, metric), label(reference)
     names = list(shown.rows[MACRO].index)
     columns = {
@@ -134,9 +122,9 @@ def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: 
         "Average of tasks": shown.scores(MACRO, names),
         f"Gain of {name} over this arm": [shown.pair(reference, arm) for arm in names],
         **shown.documents(names),
+        **{label(task): shown.scores(task, names, reference) for task in shown.tasks},
     }
-    columns |= {label(task): shown.scores(task, names, reference) for task in shown.tasks}
-    return shown.made("main", columns, name=name, paper=paper)
+    return shown.made("main", columns, name=name)
 
 
 def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str) -> Table:
@@ -153,15 +141,13 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str) -> Tabl
 
 
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
-    """One row a comparison: the gain with its interval, effect, p, and what could show."""
     columns = pd.DataFrame(map(_compared, tests.to_dict("records"))).to_dict("list")
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
-    seeds = "several_seeds" if tests["seeds"].max() > 1 else "one_seed"
-    return cells.made(f"pairs_of_{seeds}", columns, notes, lower=lower)
+    return cells.made(f"pairs_of_{'several_seeds' if tests['seeds'].max() > 1 else 'one_seed'}", columns, notes, lower=lower)
 
 
 def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
-    """The table of `tests`; with a folder also written there, with its items, its figure, and a CSV with all digits."""
+    """The table; with a folder written there, with its items, its figure, and a CSV with all digits."""
     table = comparison_table(tests, notes)
     if folder:
         write_items(outcomes, folder, tests)
@@ -173,19 +159,15 @@ def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence
 
 
 def form_table(run_dir: Path) -> Table:
-    """How much of a task's test texts is the form of its training texts: a gain on such a task can be form alone."""
+    """How much of a task's test texts is the form of its training texts: a gain there can be form alone."""
     frame = pd.read_csv(run_dir / "05_evaluate" / "form_overlap.csv")
-    columns = {"Task": frame["task"].map(label).tolist(), "Test items": frame["items"].map(str).tolist()}
-    columns["6-grams that stand in training problems"] = [f"{share:.0%}" for share in frame["overlap"]]
-    return cells.made("form", columns)
+    shares = [f"{share:.0%}" for share in frame["overlap"]]
+    columns = {"Task": list(map(label, frame["task"])), "Test items": list(map(str, frame["items"]))}
+    return cells.made("form", {**columns, "6-grams that stand in training problems": shares})
 
 
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
-    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out.
-
-    From 02's evidence (a row a document and question), 03's screening of problems and its rejected passages, which
-    count under every task of their problems.
-    """
+    """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out."""
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
     web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")
     screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
@@ -207,7 +189,7 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
 
 
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
-    """Write the items behind every number, without their questions: a file an arm and metric, one a pair and metric."""
+    """The items behind every number, less their questions: a file an arm and metric, one a pair and metric."""
     outcomes, keys = comparison.prepared(outcomes), ["task", "seed", "item_id"]
     parts = {names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])}
     for (arm, metric), part in parts.items():
@@ -220,57 +202,57 @@ def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame)
 
 
 def chain_of(arms: pd.DataFrame) -> list[str]:
-    """The arms of the ablation in its order: the paper's, or all where an experiment names its arms otherwise."""
+    """The ablation's arms in its order: the paper's, or all where an experiment names its arms otherwise."""
     there = list(dict.fromkeys(arms["arm"]))
     chain = [arm for arm in CHAIN if arm in there]
     return chain if len(chain) > 1 else there
 
 
 def item_file(*names: str) -> str:
-    """Where the outcomes behind a number stand, relative to its table: of an arm, or of one over another, on a metric."""
+    """Where the outcomes of an arm, or of one over another, on a metric stand beside a table."""
     *arms, metric = map(_slug, names)
     return f"items/{'-over-'.join(arms)}-{metric}.csv"
 
 
 def _slug(name: str) -> str:
-    """The name as part of a file name and of a link; one that loses letters gets a digest: no two become the same."""
+    """The name as part of a file name and link; one that loses letters gets a digest: no two become the same."""
     kept = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:60]
     return kept if kept == name else f"{kept}_{digest(name)[:8]}"
 
 
 class _Arms:
-    """The rows of one metric, a frame a task with arms as its index, and the cells that tables are made of."""
+    """One metric's rows, a frame a task with arms as its index, and the cells that tables are made of."""
 
     def __init__(self, arms: pd.DataFrame, tests: pd.DataFrame, metric: str) -> None:
         wanted = arms["task"].str.startswith(HELD_OUT) | (arms["metric"] == metric)  # documents beside every metric
         self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
         if MACRO not in self.rows:
-            known = ", ".join(sorted(set(arms["metric"])))
-            raise TraitError(f"The table of arms has no averages of {metric}; its metrics are {known}.")
+            raise TraitError(f"No task has {metric}; the metrics are {', '.join(sorted(set(arms['metric'])))}.")
         self.tasks = [task for task in self.rows if task != MACRO and not task.startswith(HELD_OUT)]
         self.tests, self.metric = tests, metric
 
     def made(self, kind: str, columns: Mapping[str, Sequence[Cell | str]], **facts: str) -> Table:
-        """With the smallest true gains that the items would have shown in its notes: the largest over the arms, by task."""
+        """With a note of the smallest true gains that would have shown: by task, the largest over the arms."""
         rows = self.tests[(self.tests["metric"] == self.metric) & ~self.tests["task"].str.startswith(HELD_OUT)]
-        shown = []
-        for task, part in rows.groupby("task", sort=False):
-            largest = cells.words(part.iloc[part["smallest_gain"].argmax()])["smallest"]
-            shown.append(f"{'average' if task == MACRO else label(task)} {largest} (n {part['n'].max():,})")
+        largest = {task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)}
+        shown = [
+            f"{'average' if task == MACRO else label(task)} {cells.words(row)['smallest']} (n {row['n']:,})"
+            for task, row in largest.items()
+        ]
         better = "lower" if self.metric in LOWER_IS_BETTER else "higher"
         facts["direction"] = f"{metric_name(self.metric).capitalize()}: {better} is better"
         return cells.made(kind, columns, metric=metric_name(self.metric), shown=", ".join(shown), **facts)
 
     def scores(self, task: str, names: Sequence[str], starred_against: str = "") -> list[Cell]:
-        """Means, the best in bold, each with its interval, or on documents with its gain over the base model."""
+        """Means, each with its interval, or on documents with its gain over the base model."""
         rows, metric, column = self.rows[task].reindex(names), BITS if task in DOCUMENTS else self.metric, []
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
         for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
-            small = interval_text(low, high, metric, number_text)
-            small += "*" if self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA else ""
+            sure = self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA
+            small = interval_text(low, high, metric, number_text) + "*" * sure
             if task in DOCUMENTS:
                 gain = self.pair(arm, "base", task)
-                small = f"gain {gain.text} {gain.small}" if gain.small else ""
+                small = f"gain {gain.text} {gain.small}" * bool(gain.small)
             column.append(Cell(number_text(mean, metric), small, mean == best, item_file(arm, metric)))
         return column
 
@@ -278,7 +260,6 @@ class _Arms:
         return {header: self.scores(task, names) for task, header in DOCUMENTS.items() if task in self.rows}
 
     def pair(self, arm: str, other: str, task: str = MACRO) -> Cell:
-        """The gain of arm over other with its paired interval and p; a dash where that was not tested."""
         if not (row := self.tested(arm, other, task)):
             return Cell("–")
         said, before = cells.words(row), row["arm_mean" if row["reference"] == arm else "reference_mean"]
@@ -286,7 +267,7 @@ class _Arms:
         return Cell(change_text(row["gain"], row["metric"], before), f"{said['interval']}, p {said['p']}", link=link)
 
     def tested(self, arm: str, other: str, task: str) -> dict[str, Any]:
-        """The first test of these two, with the gain of `arm` over `other`, whichever was its reference; {} for none."""
+        """The first test of these two, as the gain of `arm` over `other`; {} for none."""
         metric, of_both = BITS if task in DOCUMENTS else self.metric, self.tests[["reference", "arm"]].isin([arm, other])
         found = self.tests[of_both.all(axis=1) & (self.tests["metric"] == metric) & (self.tests["task"] == task)]
         row = next(iter(found.to_dict("records")), {})

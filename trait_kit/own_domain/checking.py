@@ -1,8 +1,7 @@
 """`trait-kit check`: opens what an experiment names, before a run spends time on it.
 
-It calls what the steps call (documents, tasks, groups, the checks of passages), so it can only say what they will say. An
-error would stop the run, a warning makes its result worth less. Of a large web the beginning is opened, of the hub only
-names are asked for, and no teacher is asked anything.
+It calls what the steps call, so it says what they will say: an error would stop the run, a warning makes its result worth
+less. Of a web the beginning is opened, of the hub names are asked for, no teacher is asked anything.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
@@ -37,8 +35,6 @@ _AROUND = 100  # tokens of a teacher's last paragraph, at least
 
 @dataclass
 class Checked:
-    """What was found in one file, what makes its result worth less, and what would stop it."""
-
     file: str
     found: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -46,7 +42,7 @@ class Checked:
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
-        """A fault in one part does not keep the others from being looked at; what it prints is found."""
+        """Its fault keeps no other part from being looked at; what it prints is found."""
         try:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 yield
@@ -55,22 +51,21 @@ class Checked:
         self.found += printed.getvalue().splitlines()
 
     def __str__(self) -> str:
-        state = f"{len(self.errors)} to mend" if self.errors else "valid"
-        said = [*self.found, *(f"Warning: {text}" for text in self.warnings), *(f"To mend: {text}" for text in self.errors)]
-        return "\n  ".join([f"{self.file}: {state}", *said])
+        said = [f"{self.file}: {f'{len(self.errors)} to mend' if self.errors else 'valid'}", *self.found]
+        said += [f"Warning: {text}" for text in self.warnings] + [f"To mend: {text}" for text in self.errors]
+        return "\n  ".join(said)
 
 
 def check(path: Path) -> Checked:
-    """An experiment file; or a sweep: every point's values, and what the first point names."""
+    """Of a sweep every point's values, and what the first one names."""
     told = Checked(str(path))
     with told.part():
         experiment = _first_point(path)
         p = experiment.selection
-        with told.part():
-            _names(p, told)
+        for look in (_names, _web):
+            with told.part():
+                look(p, told)
         reached = not any(text.startswith("The dataset") for text in told.warnings)
-        with told.part():
-            _web(p, told)
         if reached and not told.errors:
             _tasks(experiment, told)
             with told.part():
@@ -82,22 +77,20 @@ def check(path: Path) -> Checked:
 
 
 def _first_point(path: Path) -> Experiment:
-    with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):
-        if {"grid", "points"}.intersection(yaml.safe_load(path.read_text(encoding="utf-8"))):
-            points = pipeline.read_sweep(path)
-            print(f"A sweep of {len(points)} runs; opened is what the first one names.")
-            return points[0][1]
+    if path.is_file() and re.search(rb"^(grid|points):", path.read_bytes(), re.MULTILINE):
+        points = pipeline.read_sweep(path)
+        print(f"A sweep of {len(points)} runs; opened is what the first one names.")
+        return points[0][1]
     return params.load(path)
 
 
 def _names(p: Common, told: Checked) -> None:
-    """Models, tasks, and what is on the hub, by their names."""
     from huggingface_hub import HfApi
 
     sources = [p.in_domain, p.web, *(task.source for task in load_tasks(p.tasks).values())]
     at_hub = [("dataset", re.split("[@#]", source[3:])[0]) for source in sources if source.startswith("hf:")]
-    for where, name in {"base_model": p.base_model, "embedding_model": p.embedding_model}.items():
-        if _at_hub(name):
+    for where in ("base_model", "embedding_model"):
+        if _at_hub(name := getattr(p, where)):
             at_hub.append(("model", name))
         else:
             with told.part():
@@ -126,9 +119,8 @@ def _web(p: Common, told: Checked) -> None:
 
 
 def _tasks(experiment: Experiment, told: Checked) -> None:
-    """Items of each split, as many as the steps ask for; of what is skipped and fewer, the loader itself tells."""
-    p, training = experiment.selection, experiment.training
-    few = -(-training.held_out_items // len(p.tasks))
+    """As many items of each split as the steps ask for; the loader tells of what is skipped."""
+    p, few = experiment.selection, -(-experiment.training.held_out_items // len(experiment.selection.tasks))
     wanted = {"train": experiment.passages.problems_per_task, "validation": few, "test": p.test_items_per_task}
     for split, count in wanted.items():
         with told.part():
@@ -144,11 +136,12 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
 
 
 def _passages(p: PassageParams, told: Checked) -> None:
-    """Groups as step 03 makes them, and what the checks say of them before a teacher has written a word."""
-    material, _, tests = writing.load_material(writing.quick(p))
-    problems, groups = plan_groups(material, writing.quick(p))
+    """Groups as step 03 makes them, before a teacher has written a word."""
+    few = writing.quick(p)
+    material, _, tests = writing.load_material(few)
+    problems, groups = plan_groups(material, few)
     told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
-    if len(groups) < p.n_groups and writing.quick(p).problems_per_task == p.problems_per_task:
+    if len(groups) < p.n_groups and few.problems_per_task == p.problems_per_task:
         told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
     if p.teacher != "none":
         teacher = Teacher(local_teacher(p))
@@ -162,13 +155,12 @@ def _passages(p: PassageParams, told: Checked) -> None:
 
 
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
-    """How many groups of worked solutions pass, as far as that goes without a teacher; TraitError for fewer than half."""
+    """How many groups of worked solutions pass without a teacher; TraitError for fewer than half."""
     around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
-    at_hub = _at_hub(p.base_model)  # whose counter would fetch all of the model
-    count = np.vectorize(about_tokens, [int]) if at_hub else token_counter(p.base_model)
+    # a hub model's counter would fetch all of it
+    count = np.vectorize(about_tokens, [int]) if _at_hub(p.base_model) else token_counter(p.base_model)
     rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
-    passed = len(groups) - len(rejected)
-    if told := writing.shortfall(len(groups), passed, rejected):
+    if told := writing.shortfall(len(groups), len(groups) - len(rejected), rejected):
         raise TraitError(told)
-    return f"Of {len(groups):,} groups of worked solutions {passed:,} pass the checks so far."
+    return f"Of {len(groups):,} groups of worked solutions {len(groups) - len(rejected):,} pass the checks so far."

@@ -1,7 +1,7 @@
 """`trait-kit new`: from a user's own documents and questions to an experiment and task files that run.
 
-What is guessed stands in the files, beside what to change or raise. Sizes come of what there is, so that a first run takes
-tens of minutes on two cores.
+What is guessed stands in the files, beside what to change. Sizes come of what there is: a first run takes tens of minutes
+on two cores.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 import yaml
+from resiliparse.parse.lang import detect_fast
 
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, write_text
@@ -27,25 +27,26 @@ from trait_kit.reading.streams import find, is_url
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
-GENERAL = "demo:math/web"  # where no web is named: an encyclopedia
+GENERAL = "demo:math/web"  # where no web is named
 _BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
 _KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
-_HEAD, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; different answers that are labels; a share that is nearly all
+_HEAD, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; answers that are labels; a share that is nearly all
 _RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "description", "category", "query")
 
 Columns = dict[str, list[Any]]
 
 
 def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, base_model: str, teacher: str) -> list[str]:
-    """Write folder/name.yaml and the task files, over nothing that is there; what was found and guessed, a line each."""
+    """Write folder/name.yaml and the task files, over nothing that is there; what was found and guessed, by line."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise TraitError(f"'{name}' becomes a file's name: write it with letters, digits, '.', '-' and '_'.")
     spec, texts = look_at(documents)
     general, around = look_at(web or GENERAL, whole=False)
     found = [
-        f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language {language(some)}"
+        f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language "
+        + detect_fast(" ".join(some)[:100_000])[0]
         for text, some in ((documents, texts), (web, around))
         if text
     ]
@@ -59,7 +60,7 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
         named.append(_placed(source) if "." in source else source)
     target = str(folder / f"{name}.yaml")
     if there := [path for path in (*files, target) if Path(path).exists()]:
-        raise TraitError(f"{there[0]} exists and is left as it is. Choose another name or --folder, or move it away.")
+        raise TraitError(f"{there[0]} exists and is left as it is. Choose another name or --folder.")
     values = {"name": name, "path": target, "found": found, "documents": spec, "web": general, "own_web": web}
     values |= {"tasks": named, "base_model": base_model, "teacher": teacher}
     try:
@@ -73,11 +74,8 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
     return [*found, *(f"Written: {path}" for path in (*files, target))]
 
 
-# What there is
-
-
 def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
-    """(spec with the names of its columns, texts); not `whole`: those at the beginning of a corpus of any size."""
+    """(spec with the names of its columns, texts); not `whole`: those at the corpus's beginning."""
     spec = _placed(spec)
     try:
         part = load_documents(spec) if whole else next(read_shard(list_shards(spec)[0])).documents
@@ -85,39 +83,28 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
             return spec, part["text"].to_pylist()
         raise TraitError(f"{spec} has no usable document at its beginning.")
     except TraitError:
-        if spec.endswith("}") or spec.startswith(("demo:", "hf:")) or not (columns := columns_of(find(spec)[0].name)):
+        if spec.endswith("}") or spec.startswith(("demo:", "hf:")) or not (columns := _beginning(find(spec)[0].name)):
             raise
     longest = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]))
-    names = {"text": longest, **roles_of(columns, ("text", "id"))}
-    named = ", ".join(f"{ours}={theirs}" for ours, theirs in names.items())
-    return look_at(f"{spec} {{{named}}}", whole)
-
-
-def language(texts: list[str]) -> str:
-    """Its code, for a reader: nothing depends on it."""
-    from resiliparse.parse.lang import detect_fast
-
-    return detect_fast(" ".join(texts[:200])[:100_000])[0]
+    names = {"text": longest, **_roles(columns, ("text", "id"))}
+    return look_at(f"{spec} {{{', '.join(f'{ours}={theirs}' for ours, theirs in names.items())}}}", whole)
 
 
 def about_tokens(text: str) -> int:
-    """Four Latin letters a token, and more than one token a sign of a script that few tokenizers know."""
+    """Four Latin letters a token; more than a token for a sign of other scripts."""
     latin = len(text) if text.isascii() else sum(mark < "\u0250" for mark in text)
     return round(0.25 * latin + 1.4 * (len(text) - latin))
 
 
-# Which column is what: by its name in some languages (scaffold.yaml), and by trying it with what reads tasks
+# Which column is what
 
 
 def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
-    """(template, its values) of the task file for a data file or a hub data set; `place`: what the file is to call it.
-
-    TraitError where nothing is called like a question.
-    """
+    """(template, its values) of the task file for a data file or hub data set, called `place` there."""
     rows = _head(source)
     columns = _columns(rows)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
-    ours, product = roles_of(columns, ("question", "solution", "answer", "choices", *_RELATES)), roles_of(columns, _PRODUCT)
+    ours, product = _roles(columns, ("question", "solution", "answer", "choices", *_RELATES)), _roles(columns, _PRODUCT)
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
         values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
@@ -127,16 +114,15 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     if not {"question", "answer"} <= ours.keys():
         raise TraitError(
             f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}). Rename "
-            "them to 'question' and 'answer', or name a task file of your own with --tasks."
+            "them 'question' and 'answer', or give --tasks a task file."
         )
     fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
-    left = [name for name in columns if name not in ours.values() and _reference(name) not in fields.get("choices", "")]
-    left = [name for name in left if name.casefold() not in _KNOWN["relates_nothing"]]
-    if repeating := [name for name in left if _repeats(columns[name])]:
-        ours.setdefault("topic", repeating[0])
+    other = [name for name in columns if name not in ours.values() and name.casefold() not in _KNOWN["relates_nothing"]]
+    few = [name for name in other if 2 < len(set(map(str, columns[name]))) <= len(columns[name]) // 3]
+    if relating := [name for name in few if _reference(name) not in fields.get("choices", "")]:
+        ours.setdefault("topic", relating[0])
     fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
-    answers = [row["answer"] for row in _filled(fields, rows) if row["answer"]]
-    kind, labels = _kind(answers, "choices" in fields)
+    kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
@@ -144,13 +130,12 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
 
-def columns_of(path: str) -> Columns:
-    """column -> values of the first rows of a file; none of a file without rows."""
+def _beginning(path: str) -> Columns:
     return _columns(_head(path)) if form_of(Path(path)) in FORMS else {}
 
 
-def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
-    """role -> the column that is called so, or has a word of it in its name; each column for one role."""
+def _roles(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
+    """role -> the column that is called so, or has a word of it in its name; a column has one role."""
     words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
     ours: dict[str, str] = {}
     for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
@@ -161,30 +146,23 @@ def roles_of(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
     return ours
 
 
-def _repeats(values: list[Any]) -> bool:
-    """Whether a column's values are few, so that they may say what rows have in common."""
-    return 2 < len({str(value) for value in values}) <= len(values) // 3
-
-
 def _head(source: str) -> list[Row]:
-    """The first rows that can be read."""
-    rows = hub_data(source.removeprefix("hf:")) if source.startswith("hf:") else read_rows(Path(source).expanduser())
+    rows = hub_data(source[3:]) if source.startswith("hf:") else read_rows(Path(source).expanduser())
     return list(islice(usable(rows, dict, source, Counter()), _HEAD))
 
 
 def _columns(rows: list[Row]) -> Columns:
     names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
-    found = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-    return {name: values for name, values in found.items() if values}
+    return {name: values for name in names if (values := [row[name] for row in rows if row.get(name) not in (None, "")])}
 
 
 def _splits(source: str) -> dict[str, str]:
-    """ours -> those of a hub data set, where what it lacks is made of its train split; none of a file."""
+    """Of a hub data set, its train split for what it lacks; of a file none."""
     if not source.startswith("hf:"):
         return {}
     from datasets import get_dataset_split_names
 
-    name, _, config = source.removeprefix("hf:").partition("@")
+    name, _, config = source[3:].partition("@")
     there = get_dataset_split_names(name, config or None)
     return {split: split if split in there else "train" for split in ("train", "validation", "test")}
 
@@ -194,25 +172,22 @@ def _named(ours: dict[str, str]) -> str:
 
 
 def _reference(column: str) -> str:
-    """A column in a template: a word as it stands, anything else quoted, whatever signs it has."""
+    """A column in a template: a word as it stands, anything else quoted."""
     plain = re.fullmatch(r"[A-Za-z]\w*", column, re.ASCII) and column.lower() not in _KNOWN["words_of_jinja"]
     return column if plain else f"row[{column!r}]"
 
 
 def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
-    """The templates of answer and choices: of those in use, the first that reads most rows."""
+    """The templates of answer and choices: the first that reads most rows."""
     marks = {name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns}
     own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
     choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
     if name := ours.get("choices"):
         choices += [form.replace("OPTIONS", _reference(name)) for form in _KNOWN["choices"]]
     tried = [{"answer": form} for form in _KNOWN["answers"]]
-    tried += [
-        {"choices": some, "answer": form.replace("OPTIONS", f"({some})")} for some in choices for form in _KNOWN["picked"]
-    ]
-    forms = [
-        {role: f"{{{form.replace('ANSWER', _reference(ours['answer']))}}}" for role, form in one.items()} for one in tried
-    ]
+    tried += [{"choices": of, "answer": form.replace("OPTIONS", f"({of})")} for of in choices for form in _KNOWN["picked"]]
+    answer = _reference(ours["answer"])
+    forms = [{role: f"{{{form.replace('ANSWER', answer)}}}" for role, form in one.items()} for one in tried]
     return max(forms, key=lambda form: sum(map(_is_read, _filled(form, rows))))
 
 
@@ -231,27 +206,23 @@ def _filled(fields: dict[str, str], rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
-    """How answers are compared, and the labels that they are, if there are but a few."""
+    """How answers are compared, and the labels that they are, if these are few."""
     if chosen:
         return "choice", []
-    if sum(quantity(answer) is not None for answer in answers) >= _MOST * len(answers):
-        return "number", []
-    if sum(map(is_mathematical, answers)) >= _MOST * len(answers):
-        return "expression", []
+    for kind, fits in (("number", quantity), ("expression", is_mathematical)):
+        if sum(bool(fits(answer)) for answer in answers) >= _MOST * len(answers):
+            return kind, []
     labels = sorted(set(answers))
     return ("choice", labels) if 2 <= len(labels) <= min(_LABELS, len(answers) // 10) else ("text", [])
 
 
-# Sizes
-
-
 def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, Any]:
-    """The values of an experiment of this size, for its template."""
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
-    solution = train["solution"].fillna("x" * 4 * _PARAGRAPH)
-    long = (train["question"] + solution).map(about_tokens).quantile(0.9)
+    long = (train["question"] + train["solution"].fillna("x" * 4 * _PARAGRAPH)).map(about_tokens).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
-    shares = {column: _related(train, column) for column in ("topic", "entity")}
+    # the share of problems with a topic or entity of another task, or of another problem of the only task
+    counted = "nunique" if train["task"].nunique() > 1 else "size"
+    shares = {column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
     return {
         "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
@@ -267,24 +238,18 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     }
 
 
-def _related(problems: pd.DataFrame, column: str) -> float:
-    """The share of problems whose topic or entity another task has too; of the only task, another problem."""
-    counted = "nunique" if problems["task"].nunique() > 1 else "size"
-    return float((problems.groupby(column)["task"].transform(counted) > 1).mean())
-
-
 # Files
 
 
 def _rendered(template: str, values: dict[str, Any]) -> str:
-    """A template's text; what users called their columns, files and tasks stands in it as YAML or in a comment."""
+    """Users' names of columns, files and tasks stand in it as YAML or in a comment."""
     room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit.own_domain", ""), trim_blocks=True)
     room.filters |= {"yaml": _as_yaml, "said": _as_comment}
     return room.get_template(template).render(values) + "\n"
 
 
 def _as_yaml(value: Any) -> str:
-    """One line of YAML, whatever the value holds."""
+    """In one line, whatever the value holds."""
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     layout = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False, "width": 10**9}
     return yaml.safe_dump(value, default_style=style, **layout).removesuffix("...\n").strip()
@@ -295,7 +260,6 @@ def _as_comment(value: object) -> str:
 
 
 def _placed(name: str) -> str:
-    """A path or glob as the notebooks, which run in the project's folder, will find it."""
-    if is_url(name) or name.startswith(("demo:", "hf:")) or Path.cwd() == runs.project_root():
-        return name
-    return os.path.abspath(os.path.expanduser(name))
+    """As the notebooks, which run in the project's folder, find it."""
+    as_it_is = is_url(name) or name.startswith(("demo:", "hf:")) or Path.cwd() == runs.project_root()
+    return name if as_it_is else os.path.abspath(os.path.expanduser(name))
