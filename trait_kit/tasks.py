@@ -23,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from trait_kit import demo
 from trait_kit.engine.files import TraitError, content
 from trait_kit.engine.questions import words_of
-from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
+from trait_kit.fields import FORMS, FieldError, Row, Template, fill, one_line, read_rows, say, usable
 from trait_kit.judging.answers import LANGUAGES, judge, language_of, readable, with_answer
 from trait_kit.judging.numbers import arithmetic_slips
 from trait_kit.reading.readers import hub_data
+from trait_kit.reading.streams import format_of
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
@@ -91,7 +92,7 @@ class Task(BaseModel):
                 raise ValueError(f"source: the demo has no such problems; known: {', '.join(demo.problems())}")
             return self
         self.source = self.catalogue.products if self.catalogue else self.source
-        if not self.splits and form_of(Path(self.source)) in FORMS:
+        if not self.splits and format_of(self.source)[0] in FORMS:
             self.splits = dict.fromkeys(get_args(Split), "all")
         needed = ("question", "answer", *["choices"] * ("choice_accuracy" in self.metrics))
         if missing := [name for name in needed if not self.fields.get(name)]:
