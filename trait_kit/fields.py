@@ -1,8 +1,8 @@
 """Rows of a data set, and what a task reads out of them.
 
-A template is Jinja with single braces: "{Body} {Question}", "{solution|boxed}", "{options|lettered|pick(correct)}". A name
-is a column (one that is no word: {row['its name']}), a filter is one of FILTERS or Jinja's own. A template that is one
-reference and nothing else keeps the value's type, so that "{choices}" stays a list.
+A template is Jinja with single braces: "{Body} {Question}", "{options|lettered|pick(correct)}". A name is a column (one
+that is no word: {row['its name']}), a filter is one of FILTERS or Jinja's own. One reference alone keeps the value's type:
+"{choices}" stays a list.
 """
 
 import re
@@ -27,7 +27,7 @@ from trait_kit.reading.readers import records
 from trait_kit.reading.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_LAID_OUT = ("question", "answer", "solution", "choices")  # keep their line breaks and indentation: code is nothing without
+_LAID_OUT = ("question", "answer", "solution", "choices")  # keep their lines and indentation: code is nothing without
 Row = dict[str, Any]
 Read = TypeVar("Read")
 
@@ -37,7 +37,7 @@ Read = TypeVar("Read")
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file in one of FORMS (also .gz, .zst), for `usable`; cells of a table stay text: '007' is no number."""
-    if form_of(path) not in FORMS:
+    if format_of(str(path))[0] not in FORMS:
         raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst.")
     try:
         return list(records(str(path)))
@@ -45,24 +45,16 @@ def read_rows(path: Path) -> list[Any]:
         raise TraitError(f"{path} cannot be read: {damage}. Repair the file, or name another one.") from None
 
 
-def form_of(path: Path) -> str:
-    """What a file's name says it holds, one of FORMS for rows: '.csv' of 'Quiz.CSV.gz'."""
-    return format_of(str(path))[0]
-
-
 @cache
 def say(line: str) -> None:
-    """What a reader of the data is to know, once."""
+    """Once."""
     print(line, flush=True)
 
 
 def usable(
     rows: Iterable[Any], read: Callable[[Row], Read], where: object, skipped: Counter[str] | None = None
 ) -> Iterator[Read]:
-    """What `read` makes of each row; blank lines are none.
-
-    One that it refuses is counted in `skipped` by reason; without that it stops with its place `where`, from 1.
-    """
+    """What `read` makes of each row; what it refuses is counted in `skipped`, or without that stops with its place."""
     for number, row in enumerate(rows, start=1):
         if row is None:
             continue
@@ -82,7 +74,7 @@ def usable(
 
 
 def render(template: str, row: Mapping[str, Any]) -> Any:
-    """Fill one template from one row; FieldError names the template, the row and the column or filter at fault."""
+    """One template filled from one row; FieldError names the template, the row and what is at fault."""
     compiled = _compiled(template)
     try:
         parts = list(compiled.root_render_func(compiled.new_context({"row": row, **row})))
@@ -94,25 +86,24 @@ def render(template: str, row: Mapping[str, Any]) -> Any:
 
 
 def fill(templates: Mapping[str, str | None], row: Row) -> Row:
-    """Every template filled, as text (in one line where layout says nothing), `choices` as a list; None where nothing is."""
+    """Every template filled: as text, in one line where layout says nothing; `choices` as a list; None for nothing."""
     found: Row = {}
     for name, template in templates.items():
         tidy = laid_out if name in _LAID_OUT else one_line
         try:
             value = render(template, row) if template else None
             if name == "choices" and value is not None:
-                found[name] = [text for option in _options(value).values() if (text := tidy(option))]
-            else:
-                found[name] = tidy(value) or None
+                value = [text for option in _options(value).values() if (text := tidy(option))]
         except FieldError as error:
             raise FieldError(f"{name} cannot be read: {error}") from None
         if name != "choices" and isinstance(value, list | dict):
             raise FieldError(f"{name} is not text: {str(value)[:60]}")
+        found[name] = value if isinstance(value, list) else tidy(value) or None
     return found
 
 
 def _options(value: Any) -> dict[str, Any]:
-    """Choices by label: a list has letters; {'A': ...}, {'text': [...], 'label': [...]}, [{'text', 'label'}] their own."""
+    """Choices by label: A, B, ... of a list; those of {'A': ...}, {'text': [...], 'label': [...]}, [{'text', 'label'}]."""
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         value = {name: [item.get(name) for item in value] for name in ("text", "label")}
     if isinstance(value, list | tuple):
@@ -132,7 +123,7 @@ def _compiled(template: str) -> Any:
         raise FieldError(f"'{template}': {error.message} Known filters: {', '.join(sorted(FILTERS))}") from None
 
 
-# a pydantic field, refused before any row is read
+# refused before any row is read
 Template = Annotated[str, AfterValidator(lambda template: _compiled(template) and template)]
 
 
@@ -144,22 +135,21 @@ def _text(value: Any) -> str:
 
 
 def laid_out(value: Any) -> str:
-    """A text in its own lines and indentation, without blank lines around it and blanks at the ends of lines."""
+    """A text in its lines, without blank lines around it and blanks at the ends of lines."""
     text = "\n".join(line.rstrip() for line in _text(value).splitlines()).strip("\n")
     return text if "\n" in text else text.strip()
 
 
 def one_line(value: Any) -> str:
-    """Single blanks instead of line breaks and runs of blanks."""
     return " ".join(_text(value).split())
 
 
 def number(value: Any) -> str:
-    """The value, which is one number and perhaps its unit, printed plainly: '43.0', '43 (apples)', '$43' give '43'."""
+    """One number without its unit: '43.0', '43 (apples)', '$43' give '43'."""
     text = _text(value)
     found = quantity(text)
     if found is None:
-        raise FieldError(f"{text[:80]!r} is not one number, or one number and its unit")
+        raise FieldError(f"{text[:80]!r} is not one number and perhaps its unit")
     return str(found.value) if "/" in text else f"{Decimal(found.value.numerator) / found.value.denominator:f}"
 
 
@@ -170,7 +160,7 @@ def sentences(value: Any) -> str:
 
 
 def boxed(value: Any) -> str:
-    r"""The contents of the last \boxed{...}, whatever braces it contains: MATH's final answer."""
+    r"""The contents of the last \boxed{...}, whatever braces it contains."""
     _, mark, rest = _text(value).replace("\\fbox", "\\boxed").rpartition("\\boxed")
     rest = rest.lstrip()
     if mark and not rest.startswith("{"):
@@ -181,7 +171,7 @@ def boxed(value: Any) -> str:
 
 
 def lettered(value: Any) -> list[str]:
-    """A list from 'a ) 12 , b ) 16', 'A) 12 B) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
+    """A list from 'a ) 12 , b ) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
     if not isinstance(value, str):
         return [re.sub(rf"^\(?{mark}\s?\)\s*", "", str(item), flags=re.I).strip() for mark, item in _options(value).items()]
     text = value.strip().strip("[]'\"")
@@ -195,7 +185,7 @@ def lettered(value: Any) -> list[str]:
 
 
 def pick(value: Any, key: Any) -> Any:
-    """Of choices, the one of that label ('b'); of a list, also by index from 0 (2), or by a list of one index."""
+    """Of choices, the one of that label ('b'), or of an index from 0 (2, [2])."""
     name = str(key[0] if isinstance(key, list | tuple) else key).strip().upper()
     options = _options(value)
     if name not in options and name.isdigit() and int(name) < len(value):

@@ -1,7 +1,4 @@
-"""Models by name: resolved, fingerprinted, counted with, embedded with, and multiplied in the precision that is fast here.
-
-A name is `demo:<model>`, a local folder, or an id of the Hugging Face hub, and means the same everywhere.
-"""
+"""Models by name (`demo:<model>`, a local folder, a hub id): their files, digests, tokens, embeddings, precision."""
 
 import functools
 import re
@@ -17,11 +14,11 @@ from trait_kit.engine.files import TraitError, content, digest, from_hub
 
 _DEMO = {"demo:smollm2-135m": demo.base_model_dir, "demo:all-minilm-l6-v2": demo.embedding_model_dir}
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"
-_WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
+_WORTH = 1.5  # times as fast as float32, bfloat16 is taken: machines differ by 0.1, 3.5 or more
 
 
 def model_folder(name: Path | str) -> Path:
-    """A model's folder: of `demo:<model>` in the cache, made when missing; a hub id's files, downloaded once, no pickles."""
+    """A model's folder: the demo's made when missing, a hub id's downloaded once, no pickles."""
     name = str(name)
     if name in _DEMO:
         return _DEMO[name]()
@@ -36,12 +33,12 @@ def model_folder(name: Path | str) -> Path:
 
 
 def model_digest(name: Path | str) -> str:
-    """Digest of what a model is: every file of its folder by content, or a hub id and its revision."""
+    """Of every file of its folder by content, or of a hub id and its revision."""
     folder = Path(name)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         if not files:
-            raise TraitError(f"The model's folder {folder} is empty. Name one that transformers' save_pretrained wrote.")
+            raise TraitError(f"The model's folder {folder} is empty. Name one that save_pretrained wrote.")
         return digest([[str(path.relative_to(folder)), content(path)] for path in files])
     from huggingface_hub import model_info
     from huggingface_hub.errors import HfHubHTTPError
@@ -49,7 +46,7 @@ def model_digest(name: Path | str) -> str:
     try:
         return digest([str(name), model_info(str(name)).sha])
     except (HfHubHTTPError, OSError, ValueError):
-        return digest([str(name)])  # no hub within reach: the local copy of the hub is what will be loaded
+        return digest([str(name)])  # no hub within reach: its local copy will be loaded
 
 
 TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: tokens without special ones, never truncated
@@ -57,7 +54,7 @@ TokenCounter = Callable[[Sequence[str]], np.ndarray]  # texts -> int32 [n]: toke
 
 @functools.lru_cache(maxsize=4)
 def token_counter(base_model: str) -> TokenCounter:
-    """The counter of a base model's tokenizer: every budget of the kit is in these tokens. Safe to share by threads."""
+    """In a base model's tokens are all budgets. Safe to share by threads."""
     tokenizer = load_tokenizer(base_model).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -70,7 +67,7 @@ def token_counter(base_model: str) -> TokenCounter:
 
 
 def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
-    """The fast transformers tokenizer of a model; `where` is the field that names it, for the error."""
+    """The fast tokenizer of a model; `where`: the field that names it."""
     from transformers import AutoTokenizer
 
     with from_hub(where, model, _INSTEAD):
@@ -80,11 +77,11 @@ def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
     return tokenizer
 
 
-def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_tokens: int = 256) -> np.ndarray:
-    """Sentence embeddings float32 [n_texts, d], rows of length 1; a longer text is represented by its first `max_tokens`.
+def embed(texts: Sequence[str], model: Path | str, batch_size: int = 32) -> np.ndarray:
+    """Sentence embeddings float32 [n_texts, d], rows of length 1; of a text's first 256 tokens.
 
-    MiniLM through transformers (mean pooling over the tokens, then length 1: what the model was trained with). Texts are
-    batched by length, which on a CPU halves the padding; bfloat16 changes no cosine by more than 0.0001.
+    Mean pooling, as MiniLM was trained. Batched by length, which on a CPU halves the padding; bfloat16 changes no cosine
+    by more than 0.0001.
     """
     import torch
     from transformers import AutoModel
@@ -99,7 +96,7 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            shape = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+            shape = {"padding": True, "truncation": True, "max_length": 256, "return_tensors": "pt"}
             batch = tokenizer([texts[row] for row in rows], **shape).to(device)
             states = loaded(**batch).last_hidden_state.float()  # [batch, tokens, d]
             mask = batch["attention_mask"].unsqueeze(-1).float()
@@ -110,10 +107,7 @@ def embed(texts: Sequence[str], model: Path | str, *, batch_size: int = 32, max_
 
 @functools.cache
 def fast_precision() -> str:
-    """'bfloat16' or 'float32': measured on a CPU, because names mislead (AMX and avx512_bf16 are fast, emulation is slow).
-
-    On CUDA bfloat16 where the hardware has it.
-    """
+    """'bfloat16' or 'float32': on CUDA by what the hardware has; measured on a CPU, because names mislead."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,9 +1,7 @@
-"""An experiment: its file, a section a notebook, and checks of every knob and of what has to fit together.
+"""An experiment: one YAML file with a `common` section and one a notebook, the only source of values.
 
-One YAML file with a `common` section and one section a notebook is the only source of values. It is validated before
-anything starts, and again in a notebook's second cell: a wrong value stops a run before any time is spent. What a knob
-means, its type, default and limits are said once, in knobs.yaml. Defaults exist only where one value is right for every
-domain.
+All knobs, and what has to fit together, are checked before anything starts. What a knob means, its type, default and
+limits are said once, in knobs.yaml; it has a default where one value is right for every domain.
 """
 
 from __future__ import annotations
@@ -20,42 +18,39 @@ from pydantic.types import NonNegativeFloat
 
 from trait_kit.engine.files import TraitError
 
-# Sources of training text from notebook 03, read whole: passages, and what they have to beat (passages/controls.py).
+# sources of training text from notebook 03, read whole: passages, and what they have to beat
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
-SPECIAL_TOKENS = 2  # a text's end token, and the begin token of some families of models
+SPECIAL_TOKENS = 2  # a text's end token, and some models' begin token
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 Price = tuple[NonNegativeFloat, NonNegativeFloat] | None  # USD for a million tokens in and out
 Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task where it is a mapping
-_KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob, and pydantic not
-_KNOBS, REMOVED = (  # REMOVED: of an earlier version -> what to do instead
+_KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob
+_KNOBS, REMOVED = (  # of an earlier version -> what to do instead
     yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
     for name in ("knobs.yaml", "removed_knobs.yaml")
 )
 
 
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:
-    """`base` with the knobs that knobs.yaml has for a section."""
+    """`base` with a section's knobs."""
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
         kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
         extra = {key: said.pop(key, default) for key, default in _KIT.items()}
         fields[name] = (kind, Field(description=said.pop("about"), json_schema_extra=extra, **said))
-    return create_model(section, __base__=base, __module__=__name__, **fields)  # types are written as in this module
+    return create_model(section, __base__=base, __module__=__name__, **fields)  # where the types' names are known
 
 
 def shape(part: Common, section: str = "") -> dict[str, Any]:
-    """The knobs of a part of an experiment that shape the result of its step, or of another section's that uses some too."""
+    """The knobs of a part of an experiment that shape the result of its step, or of another `section`'s."""
     own = next(name for name, model in SECTIONS.items() if type(part) is model)
     said = {field: info.json_schema_extra for field, info in type(part).model_fields.items()}
-    return {
-        field: getattr(part, field)
-        for field, extra in said.items()
-        if extra["shapes"] and (section or own) in (extra["steps"] or own).split()
-    }
+    uses = {name for name, extra in said.items() if extra["shapes"] and (section or own) in (extra["steps"] or own).split()}
+    return {name: getattr(part, name) for name in said if name in uses}
 
 
 class Agreeing(BaseModel):
-    """Values that have to fit each other, too; all that do not are told at once."""
+    """Values that have to fit each other; all that do not are told at once."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +69,7 @@ class Common(_with_knobs("common", Agreeing)):
 
 
 class TeacherParams(_with_knobs("teacher", Common)):
-    """The endpoint that a notebook may ask: 01 for ratings, 03 for passages. Its key is in the variable OPENAI_API_KEY."""
+    """Whom a notebook may ask: 01 for ratings, 03 for passages."""
 
     def wrong(self) -> Iterator[str]:
         addressed = self.teacher_model and bool(self.teacher_base_url) != bool(self.teacher_serve)
@@ -97,11 +92,11 @@ class SelectionParams(_with_knobs("selection", Common)):
 
 
 class PassageParams(_with_knobs("passages", TeacherParams)):
-    """03: task-oriented passages: problems, a paragraph for each, an enlightenment paragraph (paper, section 3.2)."""
+    """03: passages of problems, a paragraph for each, and an enlightenment (paper, section 3.2)."""
 
     @property
     def kind(self) -> str:
-        """What passages are centred on, in the paper's words."""
+        """What passages are centred on."""
         return "entity" if self.grouping == "entity" else "knowledge"
 
 
@@ -110,7 +105,7 @@ class TrainingParams(_with_knobs("training", Common)):
 
     @property
     def sources(self) -> set[str]:
-        """Every source that an arm reads."""
+        """All that arms read."""
         return {source for stages in self.arms.values() for stage in stages for source in weights(stage)}
 
     def wrong(self) -> Iterator[str]:
@@ -155,7 +150,7 @@ class Experiment(Agreeing):
         if "fasttext_educational" in methods and not rated:
             yield (
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
-                "to local or openai, or take the method out (and write fasttext where training.arms names it)"
+                "to local or openai, or write fasttext there and in training.arms"
             )
         arms = {"base", *training.arms}
         arms |= {f"{arm}_fine_tuned" for arm in arms if training.fine_tune_epochs}
@@ -173,7 +168,7 @@ SECTIONS: dict[str, type[Common]] = {name: field.annotation for name, field in E
 
 
 def weights(mixture: str) -> dict[str, int]:
-    """Of 'in_domain+15*random', source -> weight, in alphabetical order; one named twice weighs both. ValueError."""
+    """Of 'in_domain+15*random', source -> weight, in alphabetical order; named twice, their sum. ValueError."""
     found: Counter[str] = Counter()
     for part in mixture.split("+"):
         weight, star, source = part.strip().rpartition("*")
@@ -184,14 +179,14 @@ def weights(mixture: str) -> dict[str, int]:
 
 
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
-    """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml belongs to that run."""
+    """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml, there."""
     path = Path(path).absolute()
     own = path.parent if path.name == "params.yaml" else Path("runs", path.stem)
     return Path(run_dir or own).absolute()
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read and validate an experiment file; `overrides` maps 'section.field' to a value."""
+    """Read and validate an experiment file; `overrides`: 'section.field' -> value."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -205,7 +200,7 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
 
 
 def read_overrides(texts: list[str] | None) -> dict[str, Any]:
-    """The values of `--set section.field=value`; a value is YAML."""
+    """Of `--set section.field=value`; a value is YAML."""
     found = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
@@ -216,10 +211,7 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
-    """Validate an experiment (also turns the string '1e-4', which YAML 1.1 leaves a string, into 1e-4).
-
-    Errors name the file, the section, the field and a near name.
-    """
+    """Validate an experiment, where '1e-4', a string in YAML 1.1, is a number; errors name section, field, a near name."""
     common = raw.get("common", {})
     sections = {name: {**common, **raw.get(name, {})} for name in (*SECTIONS, *raw) if name != "common"}
     sections["training"].setdefault("items_seed", common.get("seed", 0))
@@ -231,7 +223,7 @@ def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """The whole experiment as its file would say it, every default written out."""
+    """The experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
     own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}

@@ -1,12 +1,9 @@
 """A run folder: six steps, each recorded by what it depends on, so that a run can stop anywhere and go on.
 
 A step depends on the parameters that it uses, its inputs by content, the steps that it reads, and its code: the import
-closure of the functions that its notebook hands the step to. The record (`report.json`) is written last, whole or not at
-all: a step is done exactly when all its artefacts are there and nothing that shaped them has changed. Notebooks call
-`begin` and `Step.finish` themselves, so the record is the same whoever executes them: a person, papermill, `trait-kit run`.
-
-Looking never destroys evidence. A finished step is loaded, not made again; where a parameter was edited by hand, the
-notebook works in a scratch run beside (`runs/<run>.scratch`), with the earlier steps as hard links.
+closure of the functions that its notebook hands the step to. The record (`report.json`) is written last, so a step is done
+exactly when its artefacts are there and nothing that shaped them has changed. A finished step is loaded, not made again;
+where a parameter was edited by hand, the notebook works in a scratch run beside, with the earlier steps as hard links.
 """
 
 import ast
@@ -27,7 +24,7 @@ from trait_kit.engine import machine
 from trait_kit.engine.files import TraitError, atomic_path, content, digest, maker_of, read_json, write_json, write_text
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
-BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: text instead of a live figure, and steps are redone in place
+BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: no live figures, and steps are redone in place
 _STARTED = "started.json"  # since when a result is made; gone once it is finished
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
@@ -61,11 +58,11 @@ class Step:
 
     @functools.cached_property
     def done(self) -> bool:
-        """Whether this very step is finished: artefacts are loaded then, and nothing is written."""
+        """Whether this very step is finished, and nothing may be written any more."""
         return (recorded(self.run_dir, self.name) or {}).get("key") == self.key
 
     def path(self, *parts: str) -> Path:
-        """A path inside this step's folder, or inside an earlier step's: `path("02_filter_web", "scores.parquet")`."""
+        """A path in this step's folder, or in an earlier step's: `path("02_filter_web", "scores")`."""
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
 
     def summary(self, name: str) -> dict[str, Any]:
@@ -73,13 +70,13 @@ class Step:
         return finished(self.run_dir, name)["summary"]
 
     def figure(self, figure: Any, name: str) -> Any:
-        """Keep a figure with the step's artefacts (SVG and PNG), and return it so that the notebook shows it."""
+        """Keep a figure (SVG and PNG), and return it to be shown."""
         if figure is not None and not self.done:
             figure.save(self.folder / "figures", name)
         return figure
 
     def finish(self, **summary: Any) -> None:
-        """Record the step as done, with the numbers that came out. Nothing may be written to the folder after this."""
+        """Record the step as done, with the numbers that came out; nothing may be written to its folder after this."""
         if self.done:
             print(f"{self.name}: finished before, and left as it is")
             return
@@ -102,16 +99,15 @@ class Step:
 def begin(name: str, namespace: dict[str, Any]) -> Step:
     """Validate a notebook's parameters, enter the project's root, check that earlier steps are there, say where we are.
 
-    `namespace` is the notebook's `globals()` after the parameters cell: the experiment, where to run it, and the knobs
-    that differ from it. Relative paths are relative to the project's root, whichever folder the notebook was opened from.
+    `namespace`: the notebook's `globals()`. Relative paths are relative to the project's root, wherever it was opened.
     """
     machine.quiet_libraries()
     os.chdir(project_root())
     given = _parameters(namespace)
-    path, run_dir = given.pop("experiment"), given.pop("run_dir", None)
+    path, folder = given.pop("experiment"), given.pop("run_dir", None)
     overrides = {f"{SECTION[name]}.{key}": value for key, value in given.items() if value is not None}
     experiment = parameters.load(path, overrides)
-    step = Step(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, run_dir)))
+    step = Step(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, folder)))
     print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
@@ -124,7 +120,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
 
 
 def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) -> dict[str, Any]:
-    """All that shapes a step's result; raises TraitError if a step that it reads has not been finished."""
+    """All that shapes a step's result; TraitError if a step that it reads is not finished."""
     upstream = {other: finished(run_dir, other)["key"] for other in STEPS[name]}
     own, shape = SECTION[name], {}
     for part in (own, *parameters.SECTIONS):  # 01 makes what the methods of 02 need
@@ -147,9 +143,9 @@ def finished(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def status(run_dir: Path, experiment: parameters.Experiment | None = None) -> dict[str, str]:
-    """What a run would do, step by step: 'up to date', 'not done yet', or why the step would be done again.
+    """For each step 'up to date', 'not done yet', or why it would be done again.
 
-    Without an experiment the chain of records is followed alone: whether each has read what is there now.
+    Without an experiment only whether each record has read what is there now.
     """
     found: dict[str, str] = {}
     for name, upstream in STEPS.items():
@@ -184,7 +180,7 @@ def changes(record: dict[str, Any], shaped_by: dict[str, Any]) -> list[str]:
 def adopt(run_dir: Path, name: str, into: Path, *, done: bool = True) -> None:
     """Give another run a step of this one, or (not `done`) what it may go on from: the same without its record.
 
-    Files are never changed in place, so they are hard links; only databases and the like are copied.
+    Hard links, but of files that are changed in place: databases and the like.
     """
 
     def link(source: str, target: str) -> None:
@@ -202,7 +198,7 @@ def adopt(run_dir: Path, name: str, into: Path, *, done: bool = True) -> None:
 
 
 def project_root() -> Path:
-    """The folder that holds notebooks/ and params/: the nearest one above the working folder, else this checkout."""
+    """The folder that holds notebooks/ and params/: the nearest one above, else this checkout."""
     for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]:
         if (folder / "notebooks" / "01_domain_classifier.ipynb").exists():
             return folder
@@ -238,18 +234,16 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) ->
 
 
 def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
-    """What the parameters cell and papermill's injected cell assign; other variables of the notebook are its own."""
-    ran = namespace.get("In", [])[:-1]
-    begins = [number for number, source in enumerate(ran) if "experiment" in source and "run_dir" in source]
-    if not begins:
-        return {key: value for key, value in namespace.items() if not key.startswith("_")}
-    cells = [ran[begins[-1]], *(source for source in ran[begins[-1] + 1 :] if source.startswith("# Parameters"))]
+    """What the last parameters cell that ran assigns, and papermill's injected cell after it."""
+    ran = namespace["In"][:-1]
+    last = max(number for number, source in enumerate(ran) if "experiment" in source and "run_dir" in source)
+    cells = [ran[last], *(source for source in ran[last + 1 :] if source.startswith("# Parameters"))]
     assigned = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return {target.id: ast.literal_eval(node.value) for node in assigned for target in node.targets}
 
 
 def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str, Any]:
-    """What the step reads from outside the run, by content."""
+    """What a step reads from outside the run, by content."""
     from trait_kit import models, tasks
     from trait_kit.selection import documents
 
@@ -264,7 +258,7 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
 
 
 def _code(name: str) -> str:
-    """Digest of the code that shapes a step: what its notebook hands the step to, and the cells that do so."""
+    """Digest of what its notebook hands the step to, and of the cells that do so; what only shows counts in 06 alone."""
     cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
@@ -276,7 +270,7 @@ def _code(name: str) -> str:
         if isinstance(node, ast.ImportFrom) and not node.module.startswith(shows)
         for alias in node.names
         if (alias.asname or alias.name) in used
-    }  # figures and explorers show what there is, but in 06
+    }
     return digest([machine.code_digest(*sorted(called), without=_WATCHING), [ast.dump(tree) for tree in working]])
 
 

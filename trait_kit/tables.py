@@ -1,7 +1,6 @@
-"""The kit's tables: one schema each, Parquet on disk, written whole or not at all.
+"""The kit's tables, Parquet on disk: their columns (tables.yaml) are the contract between notebooks.
 
-Every step hands its results to the next one through these tables: their columns (tables.yaml) are the contract between
-notebooks. `write` refuses a table that lacks a column or holds a NaN; `read` names the file and the column it misses.
+What lacks a column or holds a NaN is neither written nor read.
 """
 
 from pathlib import Path
@@ -15,7 +14,6 @@ import yaml
 
 from trait_kit.engine.files import TraitError, atomic_path
 
-Row = dict[str, Any]
 _COLUMNS = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 _TYPES = {"strings": pa.list_(pa.string())}  # all others by Arrow's own names
 SCHEMAS: dict[str, pa.Schema] = {
@@ -24,7 +22,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-def conform(table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
+def conform(table: pa.Table | pd.DataFrame | list[dict[str, Any]], kind: str) -> pa.Table:
     """Cast to the schema of `kind`, in its column order; raise TraitError for a missing column or a NaN."""
     schema = SCHEMAS[kind]
     if isinstance(table, pd.DataFrame):
@@ -41,7 +39,7 @@ def conform(table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
     return table
 
 
-def write(path: Path | str, table: pa.Table | pd.DataFrame | list[Row], kind: str) -> pa.Table:
+def write(path: Path | str, table: pa.Table | pd.DataFrame | list[dict[str, Any]], kind: str) -> pa.Table:
     """Write `table` as Parquet under `path` (whole or not at all) and return it as it was written."""
     table = conform(table, kind)
     with atomic_path(path) as temporary:

@@ -1,10 +1,8 @@
 """Downstream problems for passages and evaluation: one table, whatever they come from.
 
-A task is a small YAML file (task_files/*.yaml, or the user's own): where the problems come from, how columns become
-question, answer and solution, which split is which. Splits never share a question: a problem's split follows from its
-content, and rows of train that occur in validation or test are dropped and counted (MATH's share 10 problems). The first k
-problems of a split do not depend on how many are asked for, so a larger run contains the smaller one. All keys of a task
-file, with examples: docs/task_files.md.
+A task is a small YAML file, of task_files/ or your own; docs/task_files.md has all keys. Splits never share a question: rows
+of train that occur in validation or test are dropped and counted (MATH's share 10 problems). The first k problems of a split
+do not depend on how many are asked for, so a larger run contains the smaller one.
 """
 
 import hashlib
@@ -25,32 +23,33 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from trait_kit import demo
 from trait_kit.engine.files import TraitError, content
 from trait_kit.engine.questions import words_of
-from trait_kit.fields import FORMS, FieldError, Row, Template, fill, form_of, one_line, read_rows, say, usable
+from trait_kit.fields import FORMS, FieldError, Row, Template, fill, one_line, read_rows, say, usable
 from trait_kit.judging.answers import LANGUAGES, judge, language_of, readable, with_answer
 from trait_kit.judging.numbers import arithmetic_slips
+from trait_kit.reading.readers import hub_data
+from trait_kit.reading.streams import format_of
 from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
 # auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
-# Templates over a row's columns (trait_kit.fields). A solution is made to end in 'The answer is ...'; `template` is what it
-# follows: problems of one template are no independent evidence.
+# Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 _SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
 _MOST_CHARACTERS = defaultdict(lambda: 300, description=2_000)  # of a field; longer ones are no ad
-_RIVALS = 3  # other products of the category whose texts are the wrong choices
+_RIVALS = 3  # wrong choices
 
 
 class CatalogueFiles(BaseModel):
-    """The `catalogue` mapping of a task file: the products (beside the task file, or from here) and templates of columns."""
+    """The `catalogue` of a task file: where the products are, and templates of columns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    products: str = Field(min_length=1)  # .jsonl, .json, .csv, .tsv (each also .gz) or .parquet
+    products: str = Field(min_length=1)  # a file in one of FORMS
     id: Template
     title: Template
     description: Template
@@ -59,7 +58,7 @@ class CatalogueFiles(BaseModel):
 
 
 class Task(BaseModel):
-    """One task file, or one of the seven tasks that the file of a catalogue stands for."""
+    """One task file, or one of the seven tasks of a catalogue's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,19 +67,18 @@ class Task(BaseModel):
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
     metrics: list[Metric] = Field(min_length=1)
     limits: list[PositiveInt] = []  # most characters of the answer's parts 'a | b' (ads); empty: none
-    source: str = Field(min_length=1)  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
-    # ours -> the source's (a split of a hub data set, a file in the folder); null: the source has none to use.
+    source: str = ""  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
+    # ours -> the source's (a split of a hub data set, a file in the folder); null: none.
     # Where two of ours name the same one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
-    # in which solutions state their answer, one of answers.yaml; null: the question's
-    language: Literal[tuple(LANGUAGES)] | None = None
+    language: Literal[tuple(LANGUAGES)] | None = None  # in which solutions state their answer; null: the question's
     fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
-    bad_rows: Literal["stop", "skip"] = "stop"  # rows that cannot be read: stop with an error, or skip and count
-    version: int = Field(1, ge=1)  # raise it when this file changes scores: outcomes of others are not used
+    bad_rows: Literal["stop", "skip"] = "stop"  # skip: they are counted
+    version: int = Field(1, ge=1)  # raised when an edit changes scores: outcomes of others are not used
     examples_from: str | None = None  # the task whose train split gives the worked examples; null: this one
-    catalogue: CatalogueFiles | None = None  # your products, instead of all above
-    origin: str = ""  # the task file's path, for messages
+    catalogue: CatalogueFiles | None = None  # instead of source, splits and fields
+    origin: str = ""  # the task file's path
 
     @property
     def generated(self) -> bool:
@@ -89,16 +87,18 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "Task":
-        kind, _, name = self.source.partition(":")
-        if kind == "demo" and name not in demo.problems():
-            raise ValueError(f"source: the demo has no problems '{name}'; known: {', '.join(demo.problems())}")
-        if not self.splits and form_of(Path(self.source)) in FORMS:
+        if self.source.startswith("demo:"):
+            if self.source[5:] not in demo.problems():
+                raise ValueError(f"source: the demo has no such problems; known: {', '.join(demo.problems())}")
+            return self
+        self.source = self.catalogue.products if self.catalogue else self.source
+        if not self.splits and format_of(self.source)[0] in FORMS:
             self.splits = dict.fromkeys(get_args(Split), "all")
-        if kind != "demo" and not (self.splits or self.catalogue):
-            raise ValueError("source is a data set or a folder, so 'splits' must be written down")
-        for field in ("question", "answer", "choices") if kind != "demo" else ():
-            if not self.fields.get(field) and (field != "choices" or "choice_accuracy" in self.metrics):
-                raise ValueError(f"fields has no '{field}'")
+        needed = ("question", "answer", *["choices"] * ("choice_accuracy" in self.metrics))
+        if missing := [name for name in needed if not self.fields.get(name)]:
+            raise ValueError(f"fields has no '{missing[0]}'")
+        if not self.splits:
+            raise ValueError("source is no file of rows, so 'splits' must be written down")
         return self
 
 
@@ -108,16 +108,15 @@ def task_names() -> list[str]:
 
 
 def load_tasks(names: list[str]) -> dict[str, Task]:
-    """The tasks that the files `names` stand for by name, in their order; each must have a name of its own.
+    """name -> task, in the order of `names`: shipped names, or paths of task files (.yaml or .yml); no name twice.
 
-    A shipped task goes by its name, a task file of your own by its path (.yaml or .yml). One that describes a catalogue
-    stands for seven tasks; 'shop.yaml#title_generation' is one of them.
+    The file of a catalogue stands for seven tasks; 'shop.yaml#title_generation' is one of them.
     """
-    tasks = [task for name in names for task in _tasks_of(name)]
-    for name, count in Counter(task.name for task in tasks).items():
-        if count > 1:
-            raise TraitError(f"Two tasks have the name '{name}'; every task needs its own.")
-    return {task.name: task for task in tasks}
+    tasks: dict[str, Task] = {}
+    for task in (task for name in names for task in _tasks_of(name)):
+        if tasks.setdefault(task.name, task) is not task:
+            raise TraitError(f"Two tasks have the name '{task.name}'; every task needs its own.")
+    return tasks
 
 
 def load_task(name_or_path: str) -> Task:
@@ -136,13 +135,10 @@ def _tasks_of(name_or_path: str) -> list[Task]:
         raw = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")), "origin": str(path)}
         if raw.get("catalogue") is None:
             return [Task(**raw)]
-        ads = {ads: settings for ads, settings in ADS_TASKS.items() if part in ("", ads)}
-        if not ads:
+        if part and part not in ADS_TASKS:
             raise TraitError(f"{path} has no task '{part}'; it has {', '.join(ADS_TASKS)}.")
-        return [
-            Task(**{"bad_rows": "skip", **raw, **settings, "name": name, "source": f"catalogue:{name}"})
-            for name, settings in ads.items()
-        ]
+        names = [part] if part else ADS_TASKS
+        return [Task(**{"bad_rows": "skip", **raw, **ADS_TASKS[name], "name": name}) for name in names]
     except (ValueError, yaml.YAMLError, TypeError) as error:
         raise TraitError(f"The task file {path} is not as it should be: {error}") from None
 
@@ -150,9 +146,8 @@ def _tasks_of(name_or_path: str) -> list[Task]:
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
     """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
 
-    `attrs["report"]` has one entry a task: how many were taken, and what was skipped by reason; where that or a smaller
-    number than asked for is news, it is said. A task without the split (a benchmark without training data) contributes
-    nothing; if no task has it, TraitError.
+    What is skipped, or fewer than asked for, is said, and stands in `attrs["report"]` by task. A task without the split
+    contributes nothing; TraitError where none has it.
     """
     rows: list[Row] = []
     report: dict[str, Row] = {}
@@ -163,18 +158,17 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         if skipped or (0 < len(taken) < per_task and not task.generated):
             lost = ", ".join(f"{count:,} ({reason})" for reason, count in skipped.most_common()) or "none"
             say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for; left out: {lost}")
-        for row in taken:
-            key = sha(f"{plain(row['question'])} {row['answer']}").hex()[:12]
-            rows.append({"id": f"{task.name}/{key}", "task": task.name, **row, "split": split})
+        keys = [sha(f"{plain(row['question'])} {row['answer']}").hex()[:12] for row in taken]
+        rows += [{"id": f"{task.name}/{key}", "task": task.name, **row} for key, row in zip(keys, taken, strict=True)]
     if not rows:
         raise TraitError(f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has.")
-    frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names)
+    frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names).assign(split=split)
     frame.attrs["report"] = report
     return frame
 
 
 def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0) -> list[str]:
-    """The questions of the tasks' whole test splits, and the first `per_generated_task` of a task that the kit makes."""
+    """The questions of whole test splits, and the first `per_generated_task` of a task that the kit makes."""
     return [
         row["question"]
         for task in load_tasks(tasks).values()
@@ -198,14 +192,10 @@ def fingerprint(name_or_path: str) -> list[str]:
     """What changes when a task does: the content of its file and of the files it reads (not the hub's rows)."""
     task = load_task(name_or_path)
     kind, _, rest = task.source.partition(":")
-    paths = [Path(task.origin)]
-    if kind == "demo":
-        paths.append(demo.DATA / f"{rest.partition('/')[0]}.jsonl.gz")
-    elif task.catalogue is not None:
-        paths.append(_file(task, task.catalogue.products))
-    elif kind != "hf":
-        paths += [_file(task, task.source, name) for name in sorted({name for name in task.splits.values() if name})]
-    return [content(path) for path in paths]
+    read = {demo.DATA / f"{rest.partition('/')[0]}.jsonl.gz"} if kind == "demo" else set()
+    if kind not in ("demo", "hf"):
+        read = {_file(task, task.source, name) for name in task.splits.values() if name}
+    return [content(path) for path in (Path(task.origin), *sorted(read))]
 
 
 def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:
@@ -236,32 +226,26 @@ def split_of(key: str, shares: dict[str, int]) -> str:
 
 
 def prompt(question: str, choices: list[str] | None = None) -> str:
-    """The one prompt of the kit: passages write problems in the same words, so what is learnt can be used.
-
-    Choices are shown where a letter may be the answer: in generation.
-    """
+    """The one prompt, in whose words passages write problems too; choices are shown where a letter may be the answer."""
     shown = [f"\n({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices or [], strict=False)]
     return f"Question: {question}{''.join(shown)}\nAnswer:"
 
 
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    """The task's problems in this split, each question once, in the order that the seed draws; none without the split."""
+    """In the order that the seed draws, each question once; none without the split."""
     kind, _, rest = task.source.partition(":")
     if kind == "demo":
         rows = [row for row in demo.problems()[rest] if row["split"] == split]
-        if seed:  # an order that all tasks of a place share, so that the first few of each are about the same ones
+        if seed:  # an order that all tasks share, so that the first few of each are about the same places
             rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
     elif task.catalogue is not None:
-        path = _file(task, task.catalogue.products)
-        made = _offers(task.catalogue, path, rest, split, seed, skipped)
-        rows = _once(map(partial(_problem, task), made), "question", skipped)
+        rows = _once(map(partial(_problem, task), _offers(task, split, seed, skipped)), "question", skipped)
     else:
         rows = _of_data_set(task, split, seed, skipped) if task.splits.get(split) else []
     return iter(rows)
 
 
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
-    """A data set's rows in an order of task, split, seed and question, not the file's."""
     name = task.splits[split]
     later = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
     others = {other for ours in later if (other := task.splits.get(ours)) not in (None, name)}
@@ -287,15 +271,9 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
 
 
 def _read(task: Task, name: str, skipped: Counter[str]) -> Iterator[Row]:
-    """The problems in one split `name` of the source."""
-    if task.source.startswith("hf:"):
-        from trait_kit.reading.readers import hub_data
-
-        where = f"{task.source.removeprefix('hf:')}#{name}"
-        rows = hub_data(where)
-    else:
-        where = _file(task, task.source, name)
-        rows = read_rows(where)
+    of_hub = task.source.startswith("hf:")
+    where = f"{task.source[3:]}#{name}" if of_hub else _file(task, task.source, name)
+    rows = hub_data(where) if of_hub else read_rows(where)
     return usable(rows, partial(_problem, task), where, skipped if task.bad_rows == "skip" else None)
 
 
@@ -315,22 +293,22 @@ def _problem(task: Task, row: Row) -> Row:
 
 
 def _file(task: Task, name: str, inside: str = "") -> Path:
-    """A path of a task file: relative to that file, or else to the working directory; of a folder, the file `inside`."""
-    path = next((path for path in (Path(task.origin).parent / name, Path(name)) if path.exists()), Path(name))
+    """A path beside the task file, or else from here; of a folder, the file `inside`."""
+    beside = Path(task.origin).parent / name
+    path = beside if beside.exists() else Path(name)
     path = path / inside if path.is_dir() else path
     if not path.is_file():
         raise TraitError(f"{task.origin}: {path} does not exist (looked beside the task file and from {Path.cwd()}).")
     return path
 
 
-# A catalogue. What is asked and answered is written down in catalogue.yaml. Products whose titles begin alike (four words,
-# numbers aside) are one family and share a split, and an offer that is judged or rewritten comes from the product's own
-# split, so nothing of a test product is seen in training.
+# A catalogue: what is asked and answered stands in catalogue.yaml. Products whose titles begin alike (four words, numbers
+# aside) are one family and share a split, as all offers of a problem do: nothing of a test product is seen in training.
 
 
 @lru_cache(maxsize=2)
 def _products(files: CatalogueFiles, path: Path, _content: str) -> tuple[dict[str, list[Row]], Counter[str]]:
-    """(split -> its products; how many rows were skipped by reason). Read once for all tasks and splits."""
+    """(split -> its products; reason -> rows skipped), read once for all tasks and splits."""
     read = partial(_product, files)
     skipped: Counter[str] = Counter()
     found: dict[str, list[Row]] = defaultdict(list)
@@ -341,13 +319,13 @@ def _products(files: CatalogueFiles, path: Path, _content: str) -> tuple[dict[st
             product["query"] = ""
         found[split].append(product)
     if not found:
-        list(usable(read_rows(path), read, path))  # stops at the first row and says what is wrong with it
+        list(usable(read_rows(path), read, path))  # stops at the first row, with what is wrong with it
         raise TraitError(f"{path} has no rows. Name the file of the products.")
     return found, skipped
 
 
 def _product(files: CatalogueFiles, row: Row) -> Row:
-    """A product's fields in one line each, '' where the catalogue has none, its ad and its family."""
+    """A product's fields, '' where the catalogue has none, its ad and its family."""
     product = fill(files.model_dump(exclude={"products"}), row)
     for name, text in product.items():
         if name in ("id", "title", "description") and not readable(text or "", "text"):
@@ -360,16 +338,17 @@ def _product(files: CatalogueFiles, row: Row) -> Row:
     return product
 
 
-def _offers(files: CatalogueFiles, path: Path, task: str, split: str, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    """The products of a split of the file `path`, as rows for one task's templates, in an order that all seven share."""
-    products, lost = _products(files, path, content(path))
+def _offers(task: Task, split: str, seed: int, skipped: Counter[str]) -> Iterator[Row]:
+    """The products of a split as rows for the task's templates, in an order that all seven share."""
+    path = _file(task, task.source)
+    products, lost = _products(task.catalogue, path, content(path))
     skipped.update(lost)
     chosen = sorted(products.get(split, []), key=lambda product: sha(f"{seed} {split} {product['id']}"))
     by_category: dict[str, list[Row]] = defaultdict(list)
     for product in sorted(chosen, key=lambda product: product["id"]):
         by_category[product["category"]].append(product)
     for product in chosen:
-        rng = Random(f"{product['id']} {task}")
+        rng = Random(f"{product['id']} {task.name}")
         pool = by_category[product["category"]]
         pool = pool if len(pool) > _RIVALS else chosen
         drawn = rng.sample(pool, min(len(pool), 5 * _RIVALS))
@@ -378,10 +357,5 @@ def _offers(files: CatalogueFiles, path: Path, task: str, split: str, seed: int,
             skipped["too few products to make wrong choices of"] += 1
             continue
         fits = rng.random() < 0.5
-        yield {
-            **product,
-            "fits": fits,
-            "shown": product if fits else near[0],
-            "other": near[0],
-            "offers": rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS),
-        }
+        offers = rng.sample([product, *near[:_RIVALS]], 1 + _RIVALS)
+        yield {**product, "fits": fits, "shown": product if fits else near[0], "other": near[0], "offers": offers}

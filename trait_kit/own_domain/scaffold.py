@@ -19,11 +19,11 @@ from resiliparse.parse.lang import detect_fast
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, write_text
 from trait_kit.evaluation.comparison import MIN_ITEMS
-from trait_kit.fields import FORMS, FieldError, Row, fill, form_of, one_line, read_rows, usable
+from trait_kit.fields import FORMS, FieldError, Row, fill, one_line, read_rows, usable
 from trait_kit.judging.answers import is_mathematical
 from trait_kit.judging.numbers import quantity
 from trait_kit.reading.readers import hub_data
-from trait_kit.reading.streams import find, is_url
+from trait_kit.reading.streams import find, format_of, is_url
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
@@ -131,7 +131,8 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
 
 
 def _beginning(path: str) -> Columns:
-    return _columns(_head(path)) if form_of(Path(path)) in FORMS else {}
+    """column -> values of the first rows of a file; none of a file without rows."""
+    return _columns(_head(path)) if format_of(path)[0] in FORMS else {}
 
 
 def _roles(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
