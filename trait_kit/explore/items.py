@@ -85,11 +85,11 @@ def answer(found: Evaluation, arm: str, text: str, asked_as: str, tokens: int) -
     p, context = found.params, text if asked_as == TYPED else prompt(text)
     if asked_as not in (QUESTION, TYPED):
         context = suites.shown(asked_as, suites.worked_examples(p), suites.n_examples(p, asked_as)) + context
+    folder = model_folder(found.models[arm])
     if p.endpoint_model:
-        model = Completions(model_folder(found.models[arm]), p, p.endpoint_model.replace("{arm}", arm))
+        model = Completions(folder, p, p.endpoint_model.replace("{arm}", arm))
     else:
-        precision = fast_precision() if p.precision == "auto" else p.precision
-        model = _opened(model_folder(found.models[arm]), batch_size=1, precision=precision)
+        model = _opened(folder, batch_size=1, precision=fast_precision() if p.precision == "auto" else p.precision)
     how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": tokens}
     with quiet():
         return model.generate_until([Instance("generate_until", {}, (context, how), 0)], disable_tqdm=True)[0].strip()
