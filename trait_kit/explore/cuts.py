@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trait_kit.engine.files import read_json
 from trait_kit.explore.show import Explorer, page
-from trait_kit.selection.budget import Limits, rank, rank_values
 from trait_kit.selection.choosing import Selected
-from trait_kit.selection.scoring import read_shards, shard_path
+from trait_kit.selection.scoring import shard_path
 
 _SIDE, _STEPS = 3, 40  # texts on each side of the cut; places of the slider
 
@@ -23,7 +21,7 @@ def explore(selected: Selected) -> Explorer:
     """A slider over token budgets, for each method."""
     ranked = {method: ranking(selected, method) for method in reversed(selected.methods)}
     first, positives = next(iter(ranked)), sum((selected.truth or {}).values())
-    own = _job(selected, first)["limits"]["tokens"]
+    own = read_json(selected.folder / "candidates" / first / "job.json")["limits"]["tokens"]
     most = max(own, *(int(frame["up_to"].iloc[-1]) for frame in ranked.values()))
     budgets = sorted({own, *np.linspace(most / _STEPS, most, _STEPS).round(-2).astype(int).tolist()})
 
@@ -38,18 +36,10 @@ def explore(selected: Selected) -> Explorer:
 
 def ranking(selected: Selected, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: their tokens so far."""
-    job, folder = _job(selected, method), selected.folder
-    columns = ["id", "shard", "n_tokens", "domain", "educational", "dsir", "contaminated"]
-    found = read_shards(folder / "candidates" / method, "candidates", len(selected.scored.shards), columns)
-    repeats = pd.read_parquet(folder / "near_duplicates.parquet").query("method == @method")["id"]
-    ids = found["id"].to_pandas()
-    unclean = found["contaminated"].to_numpy() | (ids.isin(repeats) | ids.duplicated()).to_numpy()
-    ranked, _ = rank(found, method, Limits(**job["limits"]), job["seed"], {"not clean": unclean})
-    found = found.take(pa.array(ranked))
-    return found.to_pandas().assign(
-        up_to=np.cumsum(found["n_tokens"].to_numpy().astype(np.int64)),
-        score=None if method == "random" else rank_values(found, method, job["seed"]),
-        on_topic=ids.iloc[ranked].map(selected.truth or {}).to_numpy(),
+    ranked = pd.read_parquet(selected.folder / "candidates" / method / "ranking.parquet")
+    return ranked.assign(
+        up_to=ranked["n_tokens"].astype("int64").cumsum(),
+        on_topic=ranked["id"].map(selected.truth or {}),
     )
 
 
@@ -72,7 +62,3 @@ def around(selected: Selected, method: str, ranked: pd.DataFrame, token_budget: 
     paths = [shard_path(folder, "candidates", number) for number in near["shard"].unique()]
     texts = pq.read_table(paths, columns=["id", "text"], filters=[("id", "in", near["id"].tolist())]).to_pydict()
     return near.assign(text=near["id"].map(dict(zip(texts["id"], texts["text"], strict=True))))
-
-
-def _job(selected: Selected, method: str) -> dict[str, Any]:
-    return read_json(selected.folder / "candidates" / method / "job.json")

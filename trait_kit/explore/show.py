@@ -29,7 +29,7 @@ _WATCHED = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # one is set
 
 @dataclass(frozen=True)
 class Explorer:
-    """A page with controls, which a notebook shows by itself; its static twin where nobody watches or no widget runs."""
+    """A page with controls; its static twin where nobody watches or no widget runs."""
 
     view: Callable[..., str]  # the page (HTML) for the values of all controls
     controls: Mapping[str, Any]  # name -> options: numbers (a slider) or texts (a menu); or a text to type over

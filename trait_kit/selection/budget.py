@@ -41,7 +41,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if sum([self.tokens != 0, self.documents != 0, self.threshold is not None]) != 1 or self.budget < 0:
-            raise TraitError("Say in one way how much to select: tokens, documents, or a threshold; above 0.")
+            raise TraitError("Say in one way how much to select: tokens, documents or a threshold; above 0.")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value != getattr(Limits, name))
@@ -126,9 +126,8 @@ def rank(
 
 
 def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, seed: int = 0) -> dict[str, Any]:
-    """n_out, how many of the best are within the limits; their tokens; threshold, the last one's score (null for random).
-
-    enough is false where all of them do not fill the budget.
+    """n_out, how many of the best are within the limits; their tokens; threshold, the last one's score (null for random);
+    enough: false where all do not fill the budget.
     """
     ranked, by_score = scores.take(pa.array(ranking)), limits.threshold is not None
     spent, values = np.cumsum(limits.spent(ranked)), rank_values(ranked, method, seed)
@@ -136,7 +135,7 @@ def take(scores: pa.Table, ranking: np.ndarray, method: Method, limits: Limits, 
     if n_out == 0:
         raise TraitError(
             f"{method}: nothing fits ({limits}); the first document has {ranked['n_tokens'][0]} tokens and the "
-            f"score {values[0]:.4g}. Raise token_budget, lower max_tokens, or the threshold."
+            f"score {values[0]:.4g}. Raise the budget, or lower max_tokens or the threshold."
         )
     return {
         "n_out": n_out,

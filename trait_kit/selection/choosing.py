@@ -51,7 +51,7 @@ class Selected:
     folder: Path
     scored: Scoring
     methods: dict[str, dict[str, Any]]  # n_in, n_out, dropped (reason -> documents), tokens, threshold, enough
-    truth: dict[str, bool] | None = None  # of a demo: id -> on topic; it selects nothing
+    truth: dict[str, bool] | None = None  # of a demo: id -> on topic
 
     def chosen(self, method: str) -> pa.Table:
         """The method's documents, in the corpus' order."""
@@ -59,7 +59,7 @@ class Selected:
 
     @functools.cached_property
     def contaminated(self) -> pd.DataFrame:
-        """Which candidate of which method holds which test item (`disjoint.find_items`)."""
+        """Which candidate of which method holds which test item."""
         return pd.read_parquet(self.folder / "contaminated.parquet")
 
 
@@ -80,7 +80,7 @@ def select(
     """Choose by each method and write what `Selected` tells of.
 
     `base_model`: its tokenizer counts; empty, tokens are estimated. `tested`: of `tasks.texts_of_tests`. `near_duplicate`:
-    Jaccard similarity of word 5-grams from which texts repeat; 0 drops only copies of `held_out`.
+    Jaccard similarity of word 5-grams; 0 drops only copies of `held_out`.
     """
     folder = made_folder(folder)
     writes = [f"{name}.parquet" for name in (*methods, "contaminated", "near_duplicates")] + ["report.json"]
@@ -102,9 +102,9 @@ def select(
     if near_duplicate:
         known["the in-domain seed"] = (minhash.signatures(in_domain), near_duplicate)
     chosen = {method: _choose(scoring, folder, {**job, "method": method}, known, place) for method in methods}
-    report, contaminated, repeats = ({method: told[k] for method, told in chosen.items()} for k in range(3))
-    write_table(folder / "contaminated.parquet", pa.concat_tables(contaminated.values()))
-    write_table(folder / "near_duplicates.parquet", pa.concat_tables(repeats.values()))
+    report = {method: told for method, (told, _, _) in chosen.items()}
+    write_table(folder / "contaminated.parquet", pa.concat_tables(found for _, found, _ in chosen.values()))
+    write_table(folder / "near_duplicates.parquet", pa.concat_tables(found for _, _, found in chosen.values()))
     write_json(folder / "report.json", report)
     return Selected(folder, scoring, report)
 
@@ -123,7 +123,7 @@ def _choose(
         table = read_shards(folder, "candidates", len(keys), _IN_MEMORY)
         signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), minhash.HASHES)
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
-        same = pd.Series(id_hashes(table["id"]) ^ table["text_hash"].to_numpy())  # of two files' id, texts decide
+        same = pd.Series(id_hashes(table["id"]) ^ table["text_hash"].to_numpy())
         unusable = {
             "id seen before": same.duplicated().to_numpy(),
             "holds a test item": table["contaminated"].to_numpy(),
@@ -140,6 +140,9 @@ def _choose(
     chosen = np.isin(np.arange(len(table)), unique[: taken["n_out"]])
     shards = np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(keys)))
     _write_selection(folder, method, np.split(chosen, shards))
+    ranked = table.select(["id", "shard", "n_tokens", "domain", "educational", "dsir"]).take(pa.array(unique))
+    score = pa.nulls(len(unique)) if method == "random" else pa.array(rank_values(ranked, method, seed))
+    write_table(folder / "ranking.parquet", ranked.append_column("score", score))
     ids, worse = table["id"].to_numpy(), better != ranking
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
     of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
@@ -172,7 +175,7 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
 
 def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
     """For each of these rows the first of them that says the same, maybe itself."""
-    rows = np.sort(best_first)  # so that which are alike does not depend on their ranks
+    rows = np.sort(best_first)  # so that ranks do not decide which are alike
     cluster = minhash.clusters(signatures[rows], threshold)[np.searchsorted(rows, best_first)]
     return pd.Series(best_first).groupby(cluster).transform("first").to_numpy()
 
@@ -190,7 +193,7 @@ def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> 
 
 
 def gather_shard(job_path: Path, number: int) -> None:
-    """Write one shard's candidates, with what cleaning needs to know of them, and the test items that they hold."""
+    """Write one shard's candidates, and the test items that they hold."""
     job, folder = read_json(job_path), job_path.parent
     scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
     key = job["writes"][shard_path(folder, "candidates", number).name]

@@ -144,8 +144,8 @@ def _fit(
 ) -> tuple[np.ndarray, np.ndarray, NgramScorer]:
     """(given label [n] and probabilities [n, labels] of a stratified part held out; the scorer of all, kept at `path`).
 
-    `pairs`: normalised line -> label. The part judges a model trained without it; the one saved learns from all, because a
-    scarce seed should not lose a fifth of itself to the report. TraitError where a label has too few lines.
+    `pairs`: normalised line -> label. The part judges a model trained without it; the one saved learns from all, because
+    seeds are scarce. TraitError where a label has too few lines.
     """
     from sklearn.model_selection import train_test_split
 

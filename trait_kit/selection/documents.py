@@ -2,14 +2,14 @@
 
 A corpus is named by a *spec*; `{text=content, id=key}` at its end names its columns, and `{held_out=0}` holds nothing out:
 
-    demo:math/in_domain | web | in_domain_held_out | general_held_out      (and demo:ads/...)
-    hf:owner/name[@config][#split]                                         split is `train` when left out
-    path, URL, glob or folder of files, plain, .gz or .zst; URLs are fsspec's:
-      .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .warc, .wet            of many documents each
-      .txt, .md, .html, .pdf                                               of one, whose id is its path
+    demo:math/in_domain | web | in_domain_held_out | general_held_out (and demo:ads/...)
+    hf:owner/name[@config][#split], by default the split train
+    path, glob, folder or fsspec URL of files, plain, .gz or .zst:
+      .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .warc, .wet of many documents
+      .txt, .md, .html, .pdf of one, whose id is its path
 
-A shard is the unit of work and of resume: what it yields depends on its own bytes only. Held out are the documents whose id
-hashes below a share. An id is unique within its file; of documents of different files that share one, the texts decide.
+What a shard yields depends on its own bytes only. Held out are the documents whose id hashes below a share. An id is unique
+within its file; where files share one, the texts decide.
 """
 
 import functools
@@ -33,7 +33,7 @@ from trait_kit.reading.streams import Source, find, format_of, is_document, is_u
 from trait_kit.reading.web import read_web
 
 _HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
-_RULES = 3  # raised when the same bytes would give other documents
+_RULES = 3  # raised when the same bytes give other documents
 _SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
 _FILES = 1_000  # of one document each, in a shard
 
@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """A file, row groups of one, rows of a data set, or small files."""
+    """A file, row groups of one, rows of a data set, or files of one document each."""
 
     number: int  # 0-based place in the corpus
-    source: str  # path, URL or spec; of small files a line each
-    first: int = 0  # first row group (Parquet) or row (hub data set, demo corpus)
+    source: str  # path, URL or spec; a line each of several files
+    first: int = 0  # first row group (Parquet) or row (hub, demo)
     stop: int = -1  # past the last; -1: the whole file
     key: str = ""  # digest of what it reads
-    held_out: float = 0.0  # share of the hashes of ids that is never trained on
+    held_out: float = 0.0  # share of the hashes of ids
     columns: Columns = Columns()  # what the kit's columns are called there
 
 
@@ -155,8 +155,10 @@ def read_shard(shard: Shard, seed: int = 0) -> Iterator[Part]:
     seen, example = set(), ""
     for documents, rejected, _ in _parts(shard, seed):
         ids, missing = np.array(documents["id"].to_pylist(), object), documents["id"].is_null().to_numpy()
-        nameless = documents["text"].filter(pa.array(missing)).to_pylist()
-        ids[missing] = [hashlib.sha256(text.encode()).hexdigest()[:20] for text in nameless]
+        ids[missing] = [
+            hashlib.sha256(text.encode()).hexdigest()[:20]
+            for text in documents["text"].filter(pa.array(missing)).to_pylist()
+        ]
         documents = documents.set_column(documents.column_names.index("id"), "id", pa.array(ids, pa.string()))
         hashes = id_hashes(documents["id"])
         new = np.array([value not in seen and not seen.add(value) for value in hashes.tolist()], bool)
@@ -256,7 +258,7 @@ def on_topic(spec: str, seed: int = 0) -> dict[str, bool] | None:
 def sample(spec: str, n: int, seed: int) -> pa.Table:
     """Up to `n` documents (COLUMNS) to train a classifier on, in the corpus' order; TraitError if none is usable.
 
-    Uniform over the beginnings of 64 or more shards: a sample must not cost a pass over the web.
+    Uniform over the beginnings of 64 or more shards, because a pass over the web costs too much.
     """
     shards, most = list_shards(spec, seed), max(_SAMPLED_SHARE * n, _SAMPLED_FROM)
     order = np.random.default_rng([seed, 1]).permutation(len(shards))

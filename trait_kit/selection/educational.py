@@ -40,7 +40,7 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
 def demo_labels() -> dict[str, str]:
     """id -> label of each article of the demo, frozen.
 
-    A rule about English function words gave them. Of textbook algebra it called 78% Low, so nothing else is labelled by it.
+    A rule about English function words gave them; of textbook algebra it called 78% Low, so it labels nothing else.
     """
     letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
     labels = map({label[0]: label for label in LABELS}.get, letters)

@@ -1,7 +1,7 @@
 """Scores every document of a corpus once, shard by shard, and keeps the scores (paper, section 3.1).
 
-A shard is the unit of work and of resume: it leaves a file of scores and one of what could not be used, both with the digest
-of shard and models, so only what is missing or changed is computed. Another budget, threshold or method needs no scoring.
+A shard leaves a file of scores and one of what could not be used, both with the digest of shard and models, so only what is
+missing or changed is computed. Another budget, threshold or method needs no scoring.
 """
 
 import functools
@@ -40,7 +40,7 @@ class ModelFiles:
     domain: str  # .safetensors, or any fastText .bin
     educational: str = ""  # the same, with labels such as High, Mid and Low
     dsir: str = ""  # .safetensors of DsirModel
-    label: str = "in_domain"  # of the domain model, whose probability is the score
+    label: str = "in_domain"  # of the domain model
 
     @property
     def fingerprint(self) -> str:
@@ -166,9 +166,15 @@ def score_corpus(
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
-    job = {"files": asdict(files), "fingerprint": files.fingerprint, "corpus": spec, "seed": seed, "shards": shards}
+    job = {
+        "files": asdict(files),
+        "fingerprint": files.fingerprint,
+        "corpus": spec,
+        "documents_per_shard": documents_per_shard,
+        "seed": seed,
+        "shards": shards,
+    }
     keys = [digest([files.fingerprint, seed, shard.number, shard.key]) for shard in shards]
-    job["documents_per_shard"] = documents_per_shard
     do_shards(score_shard, folder, job, keys, ("scores", "rejected"), place)
     scoring = Scoring.open(folder)
     losses = scoring.losses()
