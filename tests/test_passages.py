@@ -89,6 +89,7 @@ def test_passages_pass_every_check_and_hold_what_evaluation_asks(problems, group
     groups, passages, rejected, bill = quoting_passages(tmp_path, problems, grouping, n)
     assert rejected["reason"].tolist() == []
     assert passages["id"].tolist() == [group.id for group in groups]
+    assert sum(bill["cost_usd_by_task"].values()) == 0.0
     assert bill["passages"] == n
     by_id = problems.set_index("id")
     for row in passages.itertuples():

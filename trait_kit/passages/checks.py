@@ -49,7 +49,7 @@ def read_paragraph(group: Group, answer: str) -> str:
 
 
 def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> str:
-    """The enlightenment in a model's answer; ValueError says what is wrong with it."""
+    """The enlightenment in a model's answer; ValueError likewise."""
     text = first_paragraph(answer)
     return _passed(text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
 
@@ -106,7 +106,7 @@ def _contradiction(text: str) -> Iterator[str]:
 
 
 def first_paragraph(answer: str) -> str:
-    """Up to the first blank line: what a small model writes after it was not asked for."""
+    """Up to the first blank line: nobody asked for what a small model writes after it."""
     return clean(re.split(r"\n[ \t]*\n", answer.strip().replace("\r\n", "\n"), maxsplit=1)[0])
 
 

@@ -101,7 +101,7 @@ def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0
 
 
 def coverage(groups: list[Group], problems: pd.DataFrame) -> pd.DataFrame:
-    """One row a task: its problems, how many are used in a passage and how many not, and the places they take."""
+    """One row a task: its problems, how many of them passages use and do not use, and the places they take."""
     uses = problems["id"].map(Counter(row.id for group in groups for row in group.rows))
     kinds = {"problems": "size", "used": lambda some: (some > 0).sum(), "unused": lambda some: (some == 0).sum()}
     return uses.groupby(problems["task"]).agg(**kinds, places="sum").reset_index()
@@ -118,7 +118,7 @@ class _Pool:
             heapq.heapify(heap)
 
     def draw(self, places: int, made: set[frozenset[str]], shuffle: random.Random) -> list[str] | None:
-        """Problems of as many tasks as there are places, then of other subjects; None once nothing new can be drawn."""
+        """Of as many tasks as there are places, then of other subjects; None once nothing new can be drawn."""
         for _ in range(_ATTEMPTS):
             if sum(bool(heap) for heap in self.heaps.values()) < 2:
                 return None

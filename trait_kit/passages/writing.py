@@ -145,6 +145,7 @@ def write_groups(
     kept, rejected = ([row for row in rows if bool(row["reason"]) == bad] for bad in (False, True))
     tables.write(folder / "passages.parquet", kept, "passages")
     tables.write(folder / "rejected.parquet", rejected, "rejected")
+    shares = [(task, row["cost_usd"] / len(row["tasks"])) for row in rows for task in row["tasks"]]
     return {
         "teacher": teacher.name,
         "groups": len(groups),
@@ -152,6 +153,8 @@ def write_groups(
         "rejected": dict(Counter(row["reason"].partition(":")[0] for row in rejected).most_common()),
         "refused_answers": dict(teacher.refusals),
         "cost_usd_rejected": sum(row["cost_usd"] for row in rejected),
+        "cost_usd_per_passage": sum(row["cost_usd"] for row in rows) / max(1, len(kept)),
+        "cost_usd_by_task": pd.DataFrame(shares, columns=["task", "usd"]).groupby("task")["usd"].sum().to_dict(),
     }
 
 

@@ -1,7 +1,7 @@
 """Held-out scores while training: bits per byte of targets given prompts, cheap enough to ask often.
 
-They do not depend on the tokenizer, and at small scale they move long before accuracy does. Items are batched by length;
-right padding needs no mask because no token looks to its right.
+They do not depend on the tokenizer, and at small scale they move long before accuracy does. Padding on the right needs no
+mask because no token looks there.
 """
 
 import math

@@ -4,7 +4,7 @@ A source is an endless stream: its documents in a random order, then again in an
 stream; a later stage goes on where that ended, so data repeat only when they have run out. Web and in-domain text may be cut
 at the ends of a stretch or of a row. What notebook 03 wrote is whole or not read: a stage takes, in the stream's order, what
 still fits in one of its rows, and a later one begins with the first document that did not. Every arm has the same steps and
-slots; those that whole documents leave empty are counted as padding.
+slots; those that stay empty are padding.
 
 Fine-tuning (paper, appendix: 5 epochs, cosine, 5e-6) reads the tasks' train problems whole: evaluation's prompt, its target,
 which alone has a loss, and the end token, so that a generated answer ends.

@@ -62,7 +62,7 @@ class TrainingResult:
         }
 
     def gains(self) -> dict[str, float]:
-        """Arm -> how much lower its last score on held-out solutions is than the untrained model's, in bits per byte."""
+        """Arm -> by how many bits per byte its last score on held-out solutions is below the untrained model's."""
         scores = self.log[self.log["metric"] == "held_out/solutions"].groupby("arm", sort=False)["value"]
         return (scores.first() - scores.last()).to_dict()
 
@@ -168,7 +168,7 @@ def _missing(plan: list[Stage], stages_dir: Path) -> list[Stage]:
 
 
 def _log(job: Job) -> pd.DataFrame:
-    """Rows of every stage that is finished, and of the one being trained as far as it has come."""
+    """Rows of every finished stage, and of the one being trained as far as it has come."""
     rows = []
     for arm, name in ((arm, name) for arm, chain in job.chains.items() for name in chain):
         paths = job.stages_dir / name / "log.json", job.work / name / "live.json"
@@ -226,7 +226,7 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
 
 
 def fine_tuning_pairs(params: TrainingParams) -> Pairs:
-    """(prompt, target) of the tasks' train problems that hold no test question of any task; none without fine-tuning."""
+    """(prompt, target) of the train problems that hold no test question; none without fine-tuning."""
     if not params.fine_tune_epochs:
         return []
     pairs = controls.pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))

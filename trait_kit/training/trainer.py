@@ -30,8 +30,8 @@ STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint 
 class StageTrainer(Trainer, TrainerCallback):
     """One stage of a job, from its parent's weights alone: its optimizer and schedule are new.
 
-    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and those after it. It
-    watches its own steps: held-out scores at evenly spaced ones, checkpoints by minutes and when told to stop.
+    `rows` at once on each device; accumulation makes up the batch. `tokens_left`: in this stage and those after it. Held-out
+    scores come at evenly spaced steps, checkpoints by minutes and when told to stop.
     """
 
     def __init__(self, job: Job, stage: Stage, tokenizer: Any, rows: int, tokens_left: int) -> None:
