@@ -79,7 +79,7 @@ class Table:
 
 
 def made(kind: str, columns: Mapping[str, Sequence[Cell | str]], more: Sequence[str] = (), **facts: Any) -> Table:
-    """A table whose title and notes are tables.yaml's, filled with `facts`; `more` notes follow."""
+    """Title and notes are tables.yaml's, filled with `facts`; `more` notes follow."""
     title, *notes = (text.format(ALPHA=ALPHA, **facts) for text in WORDING["said"][kind])
     return Table(title, columns, [*notes, *more])
 

@@ -189,7 +189,7 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
 
 
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
-    """The items behind every number, less their questions: a file an arm and metric, one a pair and metric."""
+    """The items behind every number, less questions: a file an arm and metric, one a pair and metric."""
     outcomes, keys = comparison.prepared(outcomes), ["task", "seed", "item_id"]
     parts = {names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])}
     for (arm, metric), part in parts.items():
@@ -202,7 +202,7 @@ def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame)
 
 
 def chain_of(arms: pd.DataFrame) -> list[str]:
-    """The ablation's arms in its order: the paper's, or all where an experiment names its arms otherwise."""
+    """The ablation's arms in order: the paper's, or all where an experiment has others."""
     there = list(dict.fromkeys(arms["arm"]))
     chain = [arm for arm in CHAIN if arm in there]
     return chain if len(chain) > 1 else there
@@ -215,7 +215,7 @@ def item_file(*names: str) -> str:
 
 
 def _slug(name: str) -> str:
-    """The name as part of a file name and link; one that loses letters gets a digest: no two become the same."""
+    """A name that loses letters gets a digest: no two become the same."""
     kept = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:60]
     return kept if kept == name else f"{kept}_{digest(name)[:8]}"
 
@@ -232,7 +232,7 @@ class _Arms:
         self.tests, self.metric = tests, metric
 
     def made(self, kind: str, columns: Mapping[str, Sequence[Cell | str]], **facts: str) -> Table:
-        """With a note of the smallest true gains that would have shown: by task, the largest over the arms."""
+        """With a note of the smallest true gains that would have shown: by task, the arms' largest."""
         rows = self.tests[(self.tests["metric"] == self.metric) & ~self.tests["task"].str.startswith(HELD_OUT)]
         largest = {task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)}
         shown = [

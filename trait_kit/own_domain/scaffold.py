@@ -136,7 +136,7 @@ def _beginning(path: str) -> Columns:
 
 
 def _roles(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
-    """role -> the column that is called so, or has a word of it in its name; a column has one role."""
+    """role -> the column that is called so or has a word of it in its name, each for one role."""
     words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
     ours: dict[str, str] = {}
     for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
