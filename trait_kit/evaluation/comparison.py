@@ -60,7 +60,8 @@ def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task
     `task=None`: macro averages over problem tasks; 'held_out/general' is the forgetting number. Columns:
 
     reference, arm, metric, task, n (paired items), seeds (that both have), clusters, reference_mean, arm_mean
-    gain (above zero: the reference is better, whatever the metric), gain_low to gain_high: not rejected by the test
+    gain (above zero: the reference is better, whatever the metric), gain_low to gain_high: what the test would not
+    reject, of right and wrong at least Agresti and Min's interval
     test, p_value, p_holm (over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power

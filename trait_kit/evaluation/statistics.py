@@ -1,7 +1,9 @@
 """Numbers in, statistics out: standard errors, intervals, tests, and the smallest gain that items could have shown.
 
 A group is the items of one task, [training seeds, items], NaN where a seed did not see an item. Statistics are of the
-mean of the groups' means: with one seed they speak of *these trained models* on other items, with several of the recipe.
+mean of the groups' means (every task weighs the same), each over a seed's items, then over seeds: with one seed they speak
+of *these trained models* on other items, with several of the recipe.
+
 Items of one cluster (a template, an entity; one label in two tasks is one cluster) are no independent evidence: what
 varies, is flipped and is counted are clusters. The methods were chosen by simulation (tests/benchmarks/intervals.py).
 """
@@ -25,7 +27,7 @@ Clusters = Sequence[np.ndarray] | None  # labels of the items of each group; Non
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of group means and its variance (squared units of the metric) by source.
+    """A mean of group means and its variance (squared units of the metric) by source; all has Student's tails.
 
     `items`: from drawing other items, shared by all seeds. `seeds`: the seeds' means about their mean, over their number.
     """

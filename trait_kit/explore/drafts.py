@@ -9,7 +9,6 @@ from trait_kit.explore.show import ALL, MOST, Explorer, menu, page
 from trait_kit.params import PassageParams
 from trait_kit.passages import prompts
 from trait_kit.passages.material import Group
-from trait_kit.passages.teachers import local_teacher
 from trait_kit.passages.writing import Written, group_of
 
 Row = dict[str, Any]
@@ -57,10 +56,10 @@ def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:
     """What a language model is asked for this passage, without system line and examples."""
     if p.teacher == "none":
         return []
-    name, steps = p.prompts or prompts.choose(group), (local_teacher(p) if p.teacher == "local" else p).teacher_steps
+    name = p.prompts or prompts.choose(group)
     unsolved = [row for row in group.rows if p.paragraphs == "teacher" or not row.solution]
     turns = [prompts.conversation(name, "paragraph", replace(group, rows=[row])) for row in unsolved]
     sentences = [("opening", 0), *(("sentence", place) for place in range(len(group.rows)))]
-    parts = sentences if steps == "sentences" else [("enlightenment", 0)]
+    parts = sentences if p.teacher == "local" or p.teacher_steps == "sentences" else [("enlightenment", 0)]
     turns += [prompts.conversation(name, part, group, paragraphs, place) for part, place in parts]
     return [turn[-1]["content"] for turn in turns]

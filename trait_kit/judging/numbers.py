@@ -143,6 +143,8 @@ def numbers(text: str) -> set[str]:
 
 def plain(text: str) -> str:
     """Compatibility forms as plain characters (½ as ' 1/2', ² as '^{2}'), no control characters, one kind of minus."""
+    if text.isascii() and text.replace("\n", " ").isprintable():
+        return text
     text = unicodedata.normalize("NFKC", rewritten(text, RULES["plain"])).translate(SIGNS)
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return "".join(mark for mark in text if unicodedata.category(mark) not in ("Cf", "Cs"))

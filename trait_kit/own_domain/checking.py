@@ -77,7 +77,7 @@ def check(path: Path) -> Checked:
 
 
 def _first_point(path: Path) -> Experiment:
-    if path.is_file() and re.search(rb"^(grid|points):", path.read_bytes(), re.MULTILINE):
+    if path.is_file() and re.search(rb"^[\"']?(grid|points)[\"']?\s*:", path.read_bytes(), re.MULTILINE):
         points = pipeline.read_sweep(path)
         print(f"A sweep of {len(points)} runs; opened is what the first one names.")
         return points[0][1]

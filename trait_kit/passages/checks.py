@@ -15,7 +15,17 @@ from scipy.optimize import linear_sum_assignment
 from trait_kit.engine.llm import clean
 from trait_kit.judging.answers import conclusion, is_mathematical, plain_words, reaches
 from trait_kit.judging.numbers import arithmetic_slips, numbers
-from trait_kit.passages.material import Draft, Group, Problem, content, content_words, marks, marks_of, own_of, unspaced
+from trait_kit.passages.material import (
+    Draft,
+    Group,
+    Problem,
+    content,
+    content_words,
+    marks,
+    marks_of,
+    own_of,
+    unspaced_words,
+)
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _ENDING = 8  # words, up to the last number of a sentence
@@ -45,20 +55,20 @@ def own_fault(
 def read_paragraph(group: Group, answer: str) -> str:
     """The paragraph of a group of one problem in a model's answer; ValueError says what is wrong with it."""
     text = first_paragraph(answer)
-    return _passed(text, group, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
+    return _require(text, group, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
 
 
 def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> str:
     """The enlightenment in a model's answer; ValueError likewise."""
     text = first_paragraph(answer)
-    return _passed(text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
+    return _require(text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:
     """What an answer says for an enlightenment: on what is shared (`place` None), or in one sentence on a problem."""
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])", said)[0]
-    _passed(said, replace(group, rows=group.rows[:1]), Draft((text,), ""), "form", "arithmetic")
+    _require(said, replace(group, rows=group.rows[:1]), Draft((text,), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     about = range(len(group.rows)) if place is None else [place]
@@ -110,7 +120,7 @@ def first_paragraph(answer: str) -> str:
     return clean(re.split(r"\n[ \t]*\n", answer.strip().replace("\r\n", "\n"), maxsplit=1)[0])
 
 
-def _passed(said: str, group: Group, draft: Draft, *names: str) -> str:
+def _require(said: str, group: Group, draft: Draft, *names: str) -> str:
     _, fault = own_fault(group, draft, names, [("contradiction", next(_contradiction(said), None))])
     if fault:
         raise ValueError(fault)
@@ -151,7 +161,7 @@ def _latin_share(text: str) -> float:
 def _reasoning(group: Group, draft: Draft) -> Iterator[str]:
     for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
-        said, stated = (len(re.findall(r"\w+", text)) + unspaced(text) for text in (paragraph, ending))
+        said, stated = (len(re.findall(r"\w+", text)) + unspaced_words(text) for text in (paragraph, ending))
         if said < stated + 3 * marked + 3:  # 'the answer is'
             yield f"the paragraph of problem {row.id} only states an answer"
 
@@ -206,7 +216,7 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
 
 
 def _words(text: str) -> int:
-    return len(text.split()) + unspaced(text)
+    return len(text.split()) + unspaced_words(text)
 
 
 def _runs(row: Problem) -> set[str]:

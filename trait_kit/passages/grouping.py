@@ -77,7 +77,7 @@ def tag_concepts(problems: pd.DataFrame) -> pd.DataFrame:
 def tag_neighborhoods(problems: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """The problems with the neighbourhood of their embedding as `topic`, named by its rare words.
 
-    `vectors`: of length 1, float32 [n_problems, d]. Neighbourhoods are clusters of about a dozen problems (k-means); of two
+    `vectors`: unit vectors, float32 [n_problems, d]. Neighbourhoods are clusters of about a dozen problems (k-means); of two
     that are nearly copies the later one gets no topic.
     """
     from sklearn.cluster import KMeans

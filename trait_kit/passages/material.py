@@ -84,7 +84,7 @@ def content_words(text: str) -> set[str]:
     return pairs | {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
 
 
-def unspaced(text: str) -> int:
+def unspaced_words(text: str) -> int:
     """About how many words stand in it without blanks, two characters each."""
     return len(re.findall(f"[{_UNSPACED}]", text)) // 2
 

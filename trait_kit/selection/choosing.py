@@ -261,7 +261,10 @@ def funnel(selected: Selected) -> pd.DataFrame:
 
 
 def quality(selected: Selected) -> pd.DataFrame:
-    """Precision, recall, base rate and lift (precision / base rate) of each method; empty without a hidden truth."""
+    """Precision, recall, base rate and lift (precision / base rate) of each method; empty without a hidden truth.
+
+    Recall and lift are null where nothing is on topic.
+    """
     rows = []
     for method in selected.methods if selected.truth else ():
         ids, positives = selected.chosen(method)["id"].to_pylist(), sum(selected.truth.values())

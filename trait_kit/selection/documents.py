@@ -189,12 +189,14 @@ def _parts(shard: Shard, seed: int) -> Iterator[Part]:
 
 
 def read_rows(shard: Shard, positions: Sequence[int] | np.ndarray, seed: int = 0) -> pa.Table:
-    """The documents (COLUMNS) at these sorted positions of `read_shard`."""
+    """The documents (COLUMNS) at these sorted positions of `read_shard`; nothing behind the last is read."""
     wanted, taken, start = np.asarray(positions), [SCHEMA.empty_table()], 0
     for part in read_shard(shard, seed) if len(wanted) else ():
         inside = wanted[(wanted >= start) & (wanted < start + len(part.documents))]
         taken.append(part.documents.take(pa.array(inside - start)))
         start += len(part.documents)
+        if start > wanted[-1]:
+            break
     return pa.concat_tables(taken).select(COLUMNS)
 
 

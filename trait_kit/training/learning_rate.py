@@ -1,4 +1,7 @@
-"""The learning rate of a stage: warm up, stay, decay (WSD). (Fine-tuning has the library's cosine.)"""
+"""The learning rate of a stage: warm up, stay, decay (WSD). (Fine-tuning has the library's cosine.)
+
+The library's own WSD has no exponential tail, which the paper's has (appendix).
+"""
 
 import math
 
@@ -16,7 +19,7 @@ def wsd_phases(total_steps: int, warmup_fraction: float, decay_fraction: float) 
 
 
 def wsd_factor(step: int, total_steps: int, warmup_fraction: float, decay_fraction: float) -> float:
-    """Multiplier of the maximum for the update with 0-based index `step`; its exponential tail is the paper's (appendix).
+    """Multiplier of the maximum for the update with 0-based index `step`.
 
     With w, s, d steps of warm-up, stable and decay: (step + 1) / (w + 1), then 1, then FINAL_RATIO ** ((step - w - s + 1) /
     d), so that no update is wasted at zero and the last one has exactly that ratio.

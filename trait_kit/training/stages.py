@@ -78,7 +78,10 @@ class TrainingResult:
 
 
 def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) -> TrainingResult:
-    """Step 04: train every arm that is not trained yet; `watch` is called with the log so far."""
+    """Step 04: train every arm that is not trained yet; `watch` is called with the log so far.
+
+    TraitError where an earlier step is missing.
+    """
     if step.done:
         return TrainingResult.load(step.folder)
     result = train(step.params, inputs_of(step.params, step.run_dir), step.folder / "models", watch)
@@ -95,7 +98,8 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     if not worker.is_first():
         return worker.take_part(models / "work" / "job.json")
     result = train(params, inputs_of(params, run_dir), models)
-    print(result.stages.drop(columns="name").to_string(index=False))
+    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
+    print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt.")
 
 
