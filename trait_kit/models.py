@@ -93,8 +93,8 @@ def embed(texts: Sequence[str], model: Path | str, batch_size: int = 32) -> np.n
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            shape = {"padding": True, "truncation": True, "max_length": 256, "return_tensors": "pt"}
-            batch = tokenizer([texts[row] for row in rows], **shape).to(device)
+            some = [texts[row] for row in rows]
+            batch = tokenizer(some, padding=True, truncation=True, max_length=256, return_tensors="pt").to(device)
             states = loaded(**batch).last_hidden_state.float()  # [batch, tokens, d]
             mask = batch["attention_mask"].unsqueeze(-1).float()
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -217,12 +217,11 @@ def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
     try:
         return Experiment(**sections)
     except ValidationError as error:
-        told = dict.fromkeys(_message(item, common) for item in error.errors())
-        raise TraitError(f"{origin}: {'; '.join(told)}") from None
+        told = "; ".join(dict.fromkeys(_message(item, common) for item in error.errors()))
+        raise TraitError(f"{origin}: {told}") from None
 
 
 def dump(experiment: Experiment) -> str:
-    """An experiment's file, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
     own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
@@ -230,7 +229,6 @@ def dump(experiment: Experiment) -> str:
 
 
 def _message(item: Any, common: dict[str, Any]) -> str:
-    """One of pydantic's findings in the words of the file."""
     section, *path = item["loc"] or ("",)
     field = ".".join(map(str, path))
     if item["type"] == "missing":

@@ -119,7 +119,6 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
 
 
 def read_sweep(path: Path) -> list[tuple[dict[str, Any], Experiment]]:
-    """What each point of a sweep's file sets, and its experiment."""
     try:
         plan = _Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         if not (plan.grid or plan.points):

@@ -36,7 +36,6 @@ Split = Literal["train", "validation", "test"]
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
 # Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
-_SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
@@ -183,7 +182,7 @@ def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFra
     problems = load_problems(tasks, "test", per_task, seed).rename(columns={"task": "question_task", "id": "question_id"})
     texts = problems.melt(["question_task", "question_id"], ["question", "answer", "solution"], "part", "text").dropna()
     texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
-    long = texts["text"].map(lambda text: len(words_of(text))) >= _SENTENCE_WORDS
+    long = texts["text"].map(lambda text: len(words_of(text))) >= 10
     return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
@@ -214,7 +213,6 @@ def plain(question: str) -> str:
 
 
 def sha(key: str) -> bytes:
-    """32 bytes that decide an order or a split."""
     return hashlib.sha256(key.encode()).digest()
 
 
