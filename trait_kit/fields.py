@@ -36,7 +36,7 @@ Read = TypeVar("Read")
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a file in one of FORMS (also .gz, .zst), for `usable`; cells of a table stay text: '007' is no number."""
+    """The rows of a file, for `usable`; cells of a table stay text: '007' is no number."""
     if format_of(str(path))[0] not in FORMS:
         raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst.")
     try:
@@ -47,7 +47,6 @@ def read_rows(path: Path) -> list[Any]:
 
 @cache
 def say(line: str) -> None:
-    """Once."""
     print(line, flush=True)
 
 
@@ -135,7 +134,6 @@ def _text(value: Any) -> str:
 
 
 def laid_out(value: Any) -> str:
-    """A text in its lines, without blank lines around it and blanks at the ends of lines."""
     text = "\n".join(line.rstrip() for line in _text(value).splitlines()).strip("\n")
     return text if "\n" in text else text.strip()
 

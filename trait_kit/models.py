@@ -37,15 +37,12 @@ def model_digest(name: Path | str) -> str:
     folder = Path(name)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        if not files:
-            raise TraitError(f"The model's folder {folder} is empty. Name one that save_pretrained wrote.")
         return digest([[str(path.relative_to(folder)), content(path)] for path in files])
     from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return digest([str(name), model_info(str(name)).sha])
-    except (HfHubHTTPError, OSError, ValueError):
+    except (OSError, ValueError):
         return digest([str(name)])  # no hub within reach: its local copy will be loaded
 
 
@@ -92,12 +89,12 @@ def embed(texts: Sequence[str], model: Path | str, batch_size: int = 32) -> np.n
     with from_hub("embedding_model", model, _INSTEAD):
         loaded = AutoModel.from_pretrained(folder, dtype=getattr(torch, fast_precision())).eval().to(device)
     vectors = np.zeros((len(texts), loaded.config.hidden_size), dtype=np.float32)
-    order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows at once
+    order = np.argsort([-len(text) for text in texts], kind="stable")  # longest first: too little memory shows
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            shape = {"padding": True, "truncation": True, "max_length": 256, "return_tensors": "pt"}
-            batch = tokenizer([texts[row] for row in rows], **shape).to(device)
+            some = [texts[row] for row in rows]
+            batch = tokenizer(some, padding=True, truncation=True, max_length=256, return_tensors="pt").to(device)
             states = loaded(**batch).last_hidden_state.float()  # [batch, tokens, d]
             mask = batch["attention_mask"].unsqueeze(-1).float()
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -32,7 +32,6 @@ _KNOBS, REMOVED = (  # of an earlier version -> what to do instead
 
 
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:
-    """`base` with a section's knobs."""
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
         kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
@@ -96,7 +95,6 @@ class PassageParams(_with_knobs("passages", TeacherParams)):
 
     @property
     def kind(self) -> str:
-        """What passages are centred on."""
         return "entity" if self.grouping == "entity" else "knowledge"
 
 
@@ -105,7 +103,6 @@ class TrainingParams(_with_knobs("training", Common)):
 
     @property
     def sources(self) -> set[str]:
-        """All that arms read."""
         return {source for stages in self.arms.values() for stage in stages for source in weights(stage)}
 
     def wrong(self) -> Iterator[str]:
@@ -133,7 +130,7 @@ class FigureParams(_with_knobs("figures", Common)):
 
 
 class Experiment(Agreeing):
-    """A whole experiment: one section a notebook, each merged with `common`."""
+    """One section a notebook, each merged with `common`."""
 
     classifier: ClassifierParams
     selection: SelectionParams
@@ -218,12 +215,11 @@ def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
     try:
         return Experiment(**sections)
     except ValidationError as error:
-        told = dict.fromkeys(_message(item, common) for item in error.errors())
-        raise TraitError(f"{origin}: {'; '.join(told)}") from None
+        told = "; ".join(dict.fromkeys(_message(item, common) for item in error.errors()))
+        raise TraitError(f"{origin}: {told}") from None
 
 
 def dump(experiment: Experiment) -> str:
-    """The experiment as its file would say it, every default written out."""
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
     own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
@@ -231,7 +227,6 @@ def dump(experiment: Experiment) -> str:
 
 
 def _message(item: Any, common: dict[str, Any]) -> str:
-    """One of pydantic's findings in the words of the file."""
     section, *path = item["loc"] or ("",)
     field = ".".join(map(str, path))
     if item["type"] == "missing":

@@ -1,4 +1,4 @@
-"""Execute the six notebooks of an experiment through papermill, or of many experiments; what is done is not repeated."""
+"""Execute the six notebooks of an experiment, or of many, through papermill; what is done is not repeated."""
 
 import itertools
 import logging
@@ -25,14 +25,10 @@ from trait_kit.params import Experiment
 
 
 def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) -> Path:
-    """Run every step that is not up to date, in order; return the report's path.
-
-    `start_from` ("03" or a whole step name) executes that step and the later ones even if they are up to date.
-    """
+    """Run every step that is not up to date, and all from `start_from` ("03") on; returns the report's path."""
     if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
-    started, executed = time.perf_counter(), 0
-    resolved = run_dir / "params.yaml"
+    started, executed, resolved = time.perf_counter(), 0, run_dir / "params.yaml"
     with runs.locked(run_dir):
         write_text(resolved, params.dump(experiment))
         for name in (name for name in runs.STEPS if start_from and name >= start_from):
@@ -49,13 +45,13 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     page = run_dir / "report.html"
     if executed or not page.exists():  # killed between the last step's record and the report
         report.write_report(run_dir)
-    seconds = time.perf_counter() - started
-    print(f"{executed} notebooks executed in {seconds:.0f} s. Report: {os.path.relpath(page)}", flush=True)
+    took = f"{time.perf_counter() - started:.0f} s"
+    print(f"{executed} notebooks executed in {took}. Report: {os.path.relpath(page)}", flush=True)
     return page
 
 
 def execute(name: str, values: dict[str, Any], output: Path) -> None:
-    """Execute one notebook with papermill; the executed copy appears under its final name only when it succeeded."""
+    """Execute one notebook; the copy has its final name only when it succeeded."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -63,9 +59,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after Ctrl-C it would print what nobody awaits any more
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print after Ctrl-C
     os.environ[runs.BATCH_VARIABLE] = "1"
-    again = f"The notebook up to there: {partial}\nRun the same command again to go on from this step."
+    again = f"The notebook up to there: {partial}\nRun the same command again to go on."
     try:
         papermill.execute_notebook(
             str(root / "notebooks" / f"{name}.ipynb"),
@@ -75,12 +71,11 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # after Ctrl-C a kernel tells of its sockets
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # so would a kernel
         )
     except PapermillExecutionError as error:
-        ours = error.ename == "TraitError"
-        reason, excerpt = (error.evalue, error.source) if ours else (f"{error.ename}: {error.evalue}", str(error)[-3_000:])
-        where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(excerpt.strip(), '    ')}"
+        reason = error.evalue if error.ename == "TraitError" else str(error)[-3_000:]
+        where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(error.source.strip(), '    ')}"
         raise TraitError(f"{reason}\n\n{where}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
         raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
@@ -88,11 +83,10 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
 
 
 def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[Path]:
-    """Run an experiment once for each point of a sweep's file; steps that a point shares with another are not repeated.
+    """Run each point of a sweep's file; steps that points share are not repeated.
 
-    The first point, which makes what is shared, runs alone; then `parallel` at once, as far as the memory that it took
-    allows. Ends with the points' arms compared, or where they differ in training.stage_tokens and seeds alone, with the
-    token-budget study, beside the runs. Run again, it goes on.
+    The first point runs alone, then `parallel` at once, as far as the memory that it took allows. Ends with the arms
+    compared, or where points differ in training.stage_tokens and seeds alone, with the token-budget study.
     """
     points = read_sweep(path)
     root = (runs_dir or runs.project_root() / "runs" / path.stem).absolute()
@@ -125,7 +119,6 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
 
 
 def read_sweep(path: Path) -> list[tuple[dict[str, Any], Experiment]]:
-    """What each point of a sweep's file sets, and its experiment; TraitError says what such a file needs."""
     try:
         plan = _Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         if not (plan.grid or plan.points):
@@ -133,7 +126,7 @@ def read_sweep(path: Path) -> list[tuple[dict[str, Any], Experiment]]:
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise TraitError(
             f"{path}: a sweep needs `experiment` (a file) and `grid` (section.field: values) or `points` (a list of "
-            f"section.field: value), and may have `set` (section.field: value): {error}"
+            f"section.field: value); `set` holds at all of them: {error}"
         ) from None
     combined = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
     points = [listed | values for listed in plan.points or [{}] for values in combined]
@@ -152,7 +145,7 @@ class _Sweep(BaseModel):
 def compare(names: list[str], reference: str | None = None, output: Path | None = None, all_pairs: bool = False) -> tuple:
     """Arms of finished runs tested over the items that they share: the table, and the tests behind it, all digits.
 
-    `reference` None: the first run's. With `output` both are written there, with the items behind every number.
+    `reference` None: the first run's. Into `output` both are written, with the items behind every number.
     """
     together = across_runs.gather(names)
     tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
@@ -160,9 +153,9 @@ def compare(names: list[str], reference: str | None = None, output: Path | None 
 
 
 def adopt_steps(experiment: Experiment, others: list[Path], folder: Path) -> None:
-    """Take over from other runs the finished steps that this one would repeat, and what the others may go on from.
+    """Take over from other runs the finished steps that this one would repeat, else what it may go on from.
 
-    Scores, answers of the teacher and stages of training have names by content, so what this run would repeat is found.
+    Scores, answers of the teacher and stages of training have names by content, so what it would repeat is found.
     """
     for name in runs.STEPS:
         if runs.recorded(folder, name):

@@ -8,7 +8,6 @@ where a parameter was edited by hand, the notebook works in a scratch run beside
 
 import ast
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -55,18 +54,13 @@ class Step:
         self.params: Any = getattr(self.experiment, SECTION[self.name])
         self.folder = self.run_dir / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
-
-    @functools.cached_property
-    def done(self) -> bool:
-        """Whether this very step is finished, and nothing may be written any more."""
-        return (recorded(self.run_dir, self.name) or {}).get("key") == self.key
+        self.done = (recorded(self.run_dir, self.name) or {}).get("key") == self.key  # then nothing may be written
 
     def path(self, *parts: str) -> Path:
         """A path in this step's folder, or in an earlier step's: `path("02_filter_web", "scores")`."""
         return (self.run_dir if parts[0] in STEPS else self.folder).joinpath(*parts)
 
     def summary(self, name: str) -> dict[str, Any]:
-        """The numbers that an earlier step recorded."""
         return finished(self.run_dir, name)["summary"]
 
     def figure(self, figure: Any, name: str) -> Any:
@@ -110,7 +104,7 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     step = Step(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, folder)))
     print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
     if step.done:
-        print("This step is finished, and nothing that shaped it has changed: its results are shown, not made again.")
+        print("This step is finished, and nothing that shaped it has changed: its results are shown.")
         return step
     step.began = time.time() - _seconds_before(step)
     write_json(step.folder / _STARTED, {"key": step.key, "began": step.began})
@@ -130,13 +124,11 @@ def dependencies(name: str, experiment: parameters.Experiment, run_dir: Path) ->
 
 
 def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
-    """The report of a finished step, or None."""
     path = Path(run_dir) / name / "report.json"
     return read_json(path) if path.exists() else None
 
 
 def finished(run_dir: Path, name: str) -> dict[str, Any]:
-    """The report of a step that others read."""
     if record := recorded(run_dir, name):
         return record
     raise TraitError(f"{run_dir / name} holds no finished result, or {run_dir} is not a run folder. Run {name} first.")
@@ -243,7 +235,6 @@ def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str, Any]:
-    """What a step reads from outside the run, by content."""
     from trait_kit import models, tasks
     from trait_kit.selection import documents
 

@@ -36,7 +36,6 @@ Split = Literal["train", "validation", "test"]
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
 # Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
-_SENTENCE_WORDS = 10
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
@@ -71,18 +70,18 @@ class Task(BaseModel):
     # ours -> the source's (a split of a hub data set, a file in the folder); null: none.
     # Where two of ours name the same one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
-    language: Literal[tuple(LANGUAGES)] | None = None  # in which solutions state their answer; null: the question's
+    language: Literal[tuple(LANGUAGES)] | None = None  # of answers; null: the question's
     fields: dict[_FieldName, Template | None] = {}
     check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
     bad_rows: Literal["stop", "skip"] = "stop"  # skip: they are counted
-    version: int = Field(1, ge=1)  # raised when an edit changes scores: outcomes of others are not used
-    examples_from: str | None = None  # the task whose train split gives the worked examples; null: this one
+    version: int = Field(1, ge=1)  # raised when an edit changes scores
+    examples_from: str | None = None  # the task that lends worked examples; null: this one
     catalogue: CatalogueFiles | None = None  # instead of source, splits and fields
     origin: str = ""  # the task file's path
 
     @property
     def generated(self) -> bool:
-        """Whether the kit makes the problems (demo, catalogue), so that the first few of a split stand for it."""
+        """Whether the kit makes the problems, so that the first few of a split stand for it."""
         return self.source.startswith("demo:") or self.catalogue is not None
 
     @model_validator(mode="after")
@@ -103,7 +102,6 @@ class Task(BaseModel):
 
 
 def task_names() -> list[str]:
-    """The shipped tasks."""
     return sorted(path.stem for path in TASKS_FOLDER.glob("*.yaml"))
 
 
@@ -144,7 +142,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
 
 
 def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) -> pd.DataFrame:
-    """Up to `per_task` problems of each task, as a problems table (tables.SCHEMAS), in the order of `tasks`.
+    """Up to `per_task` problems of each task, a problems table (tables.SCHEMAS), in the order of `tasks`.
 
     What is skipped, or fewer than asked for, is said, and stands in `attrs["report"]` by task. A task without the split
     contributes nothing; TraitError where none has it.
@@ -179,12 +177,12 @@ def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0
 def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFrame:
     """What training text may not hold: question_task, question_id, part (question|gold), text.
 
-    Golds are answers and solutions of a sentence or more: a shorter one stands in innocent text as well.
+    Golds are answers and solutions of a sentence or more: shorter ones stand in innocent text.
     """
     problems = load_problems(tasks, "test", per_task, seed).rename(columns={"task": "question_task", "id": "question_id"})
     texts = problems.melt(["question_task", "question_id"], ["question", "answer", "solution"], "part", "text").dropna()
     texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
-    long = texts["text"].map(lambda text: len(words_of(text))) >= _SENTENCE_WORDS
+    long = texts["text"].map(lambda text: len(words_of(text))) >= 10
     return texts[(texts["part"] == "question") | long].reset_index(drop=True)
 
 
@@ -199,7 +197,7 @@ def fingerprint(name_or_path: str) -> list[str]:
 
 
 def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:
-    """Each question, or title, once: two golds for one question could not both be right."""
+    """Each question, or title, once: two golds of one could not both be right."""
     seen: set[str] = set()
     for row in rows:
         if (key := plain(row[name])) in seen:
@@ -210,17 +208,16 @@ def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row
 
 
 def plain(question: str) -> str:
-    """A question as it is compared: lower case, single blanks (signs are kept: they matter in mathematics)."""
+    """A question as it is compared: in lower case, with single blanks and all signs."""
     return one_line(question.lower())
 
 
 def sha(key: str) -> bytes:
-    """32 bytes that decide an order or a split, the same in every process (unlike `hash`)."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def split_of(key: str, shares: dict[str, int]) -> str:
-    """The split a key belongs to, the same for every seed; `shares` in any unit."""
+    """The split of a key, the same for every seed."""
     point = int.from_bytes(sha(key)[:8], "big") % sum(shares.values())
     return next(name for name, end in zip(shares, accumulate(shares.values()), strict=True) if point < end)
 
@@ -232,7 +229,6 @@ def prompt(question: str, choices: list[str] | None = None) -> str:
 
 
 def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Iterator[Row]:
-    """In the order that the seed draws, each question once; none without the split."""
     kind, _, rest = task.source.partition(":")
     if kind == "demo":
         rows = [row for row in demo.problems()[rest] if row["split"] == split]
@@ -248,7 +244,7 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
 def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> list[Row]:
     name = task.splits[split]
     later = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
-    others = {other for ours in later if (other := task.splits.get(ours)) not in (None, name)}
+    others = {task.splits.get(ours) for ours in later} - {None, name}
     held_out = {plain(row["question"]) for other in others for row in _read(task, other, Counter())}
     shared = {ours: share for ours, share in _SHARES.items() if task.splits.get(ours) == name}
     kept, divided = [], Counter(dict.fromkeys(shared, 0))
