@@ -47,6 +47,7 @@ def read_rows(path: Path) -> list[Any]:
 
 @cache
 def say(line: str) -> None:
+    """What a reader of the data is to know, said once."""
     print(line, flush=True)
 
 

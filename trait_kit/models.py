@@ -14,7 +14,7 @@ from trait_kit.engine.files import TraitError, content, digest, from_hub
 
 _DEMO = {"demo:smollm2-135m": demo.base_model_dir, "demo:all-minilm-l6-v2": demo.embedding_model_dir}
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"
-_WORTH = 1.5  # times as fast as float32, bfloat16 is taken: machines differ by 0.1, 3.5 or more
+_WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
 
 
 def model_folder(name: Path | str) -> Path:

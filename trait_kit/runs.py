@@ -25,6 +25,7 @@ from trait_kit.engine.files import TraitError, atomic_path, content, digest, mak
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: no live figures, and steps are redone in place
 _STARTED = "started.json"  # since when a result is made; gone once it is finished
+_INJECTED = "# Parameters"  # how papermill's cell begins
 _WATCHING = ("trait_kit.runs", "trait_kit.params", "trait_kit.pipeline")
 
 STEPS: dict[str, tuple[str, ...]] = {  # step -> the steps whose artefacts it reads
@@ -228,8 +229,10 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) ->
 def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """What the last parameters cell that ran assigns, and papermill's injected cell after it."""
     ran = namespace["In"][:-1]
-    last = max(number for number, source in enumerate(ran) if "experiment" in source and "run_dir" in source)
-    cells = [ran[last], *(source for source in ran[last + 1 :] if source.startswith("# Parameters"))]
+    begins = [number for number, source in enumerate(ran) if "experiment = " in source and not source.startswith(_INJECTED)]
+    if not begins:
+        raise TraitError("Run the first cell, which says `experiment = ...`, before this one.")
+    cells = [ran[begins[-1]], *(source for source in ran[begins[-1] + 1 :] if source.startswith(_INJECTED))]
     assigned = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return {target.id: ast.literal_eval(node.value) for node in assigned for target in node.targets}
 

@@ -91,8 +91,12 @@ class Task(BaseModel):
                 raise ValueError(f"source: the demo has no such problems; known: {', '.join(demo.problems())}")
             return self
         self.source = self.catalogue.products if self.catalogue else self.source
-        if not self.splits and format_of(self.source)[0] in FORMS:
-            self.splits = dict.fromkeys(get_args(Split), "all")
+        if not self.source:
+            raise ValueError("source is missing: a file, a folder, or hf:owner/name")
+        if format_of(self.source)[0] in FORMS:
+            self.splits = self.splits or dict.fromkeys(get_args(Split), "all")
+        elif self.catalogue:
+            raise ValueError(f"products: rows are read from {', '.join(FORMS)}, not {self.source}")
         needed = ("question", "answer", *["choices"] * ("choice_accuracy" in self.metrics))
         if missing := [name for name in needed if not self.fields.get(name)]:
             raise ValueError(f"fields has no '{missing[0]}'")
