@@ -75,8 +75,7 @@ def _started(
 ) -> Iterator[tuple[subprocess.Popen, IO[bytes]]]:
     """The guarded child and its log, to which it writes itself unless `piped`; ended with all that it started."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     shared = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     guarded = [sys.executable, "-P", "-m", "trait_kit.engine.child", *command]
     options = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}

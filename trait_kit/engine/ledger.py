@@ -34,6 +34,16 @@ class Completion(NamedTuple):
     tokens_out: int
 
 
+# a kill loses nothing; a power cut may lose the last answers
+_SET_UP = """
+PRAGMA journal_mode=WAL;
+PRAGMA synchronous=NORMAL;
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER
+);
+"""
+
+
 class NoAnswer(Exception):
     """Why a request brought none; begins with the kind of fault."""
 
@@ -53,12 +63,9 @@ class Ledger:
         self._reserved: list[float] = []  # the most that each request in flight can cost
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-        columns = "key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER"
         try:
             self._sql = sqlite3.connect(path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
-            self._sql.execute("PRAGMA journal_mode=WAL")
-            self._sql.execute("PRAGMA synchronous=NORMAL")  # a kill loses nothing; a power cut may lose the last answers
-            self._sql.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns})")
+            self._sql.executescript(_SET_UP)
             sums = "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers"
             self._paid_usd = price.of(*self._sql.execute(sums).fetchone())  # by all runs
         except sqlite3.Error as error:

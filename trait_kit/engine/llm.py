@@ -230,8 +230,8 @@ class _Session:
         import openai
 
         endpoint = self.endpoint
-        body = {"model": endpoint.model, "messages": messages, "extra_body": endpoint.extra}
-        body[self.limit_field] = endpoint.max_tokens
+        limit = {self.limit_field: endpoint.max_tokens}
+        body = {"model": endpoint.model, "messages": messages, "extra_body": endpoint.extra, **limit}
         try:
             # a server may send a byte a second for ever
             async with asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
@@ -239,9 +239,9 @@ class _Session:
             self.unreached = 0
             return answer
         except (TimeoutError, openai.APIConnectionError) as error:
-            fault = f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]
-            if isinstance(error, TimeoutError | openai.APITimeoutError):
-                fault = f"no answer in time: {endpoint.timeout:g} s, several times"
+            away = f"no connection: {self.client.base_url}: {error.__cause__ or error!r}"[:400]
+            late = isinstance(error, TimeoutError | openai.APITimeoutError)
+            fault = f"no answer in time: {endpoint.timeout:g} s, several times" if late else away
             self.unreached += 1
             if self.unreached < max(10, 2 * endpoint.concurrency):
                 raise NoAnswer(fault) from None

@@ -104,7 +104,6 @@ def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
 
 
 def _named(path: Path) -> set[str]:
-    """What a source file imports, and its strings: what starts a child process names a module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -112,7 +111,7 @@ def _named(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
+            found.add(node.value)  # what starts a child process names a module
     return found
 
 

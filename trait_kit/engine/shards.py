@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -54,41 +54,27 @@ def claim(folder: Path, kind: str, job: dict[str, Any], writes: dict[str, str], 
     write_json(manifest, {**job, "kind": kind, "writes": writes})
 
 
-def _watcher(job: Path, files: Collection[str]) -> Callable[[], bool]:
-    """Whether all files of the job are there, whoever writes them; how far it is, is said now and then."""
-    began = said = time.monotonic()
-
-    def look() -> bool:
-        nonlocal said
-        done = len(set(files).intersection(os.listdir(job.parent)))
-        if (now := time.monotonic()) - said >= 10:
-            said = now
-            print(f"{job.parent.name}: {done / len(files):.0%} done after {(now - began) / 60:.1f} minutes", flush=True)
-        return done == len(files)
-
-    return look
-
-
 def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     """Call `work(job, number)` for every number, at the place; TraitError if a shard fails or a worker dies.
 
     The files that the job file `writes` beside it say what is done.
     """
     writes = read_json(job)["writes"]
-    look = _watcher(job, writes)
     if place.executor == "slurm" and not shutil.which("sbatch"):
         raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
         if left.name[1:].rpartition(".tmp-")[0] in writes and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
     if place.executor == "slurm" and numbers:
-        _on_slurm(work, job, numbers, place, look)
-    elif min(place.workers, len(numbers)) > 1:
-        _in_processes(work, job, numbers, place.workers, look)
-    else:
-        for number in numbers:
-            _do(work, job, number)
-            look()
+        _on_slurm(work, job, numbers, place, set(writes))
+        return
+    several = min(place.workers, len(numbers)) > 1
+    shards = _in_processes(work, job, numbers, place.workers) if several else (_do(work, job, each) for each in numbers)
+    began = said = time.monotonic()
+    for done, _ in enumerate(shards, 1):
+        if (now := time.monotonic()) - said >= 10:
+            said = now
+            print(f"{job.parent.name}: {done / len(numbers):.0%} done after {(now - began) / 60:.1f} minutes", flush=True)
 
 
 def _do(work: Work, job: Path, number: int) -> None:
@@ -100,14 +86,13 @@ def _do(work: Work, job: Path, number: int) -> None:
         raise TraitError(f"{job.parent.name}, shard {number}: {type(error).__name__}: {error}.") from error
 
 
-def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int, look: Callable[[], bool]) -> None:
+def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int) -> Iterator[None]:
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that its threads hold
     context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
         try:
             for future in as_completed([pool.submit(_do, work, job, number) for number in numbers]):
-                future.result()
-                look()
+                yield future.result()
         except BrokenProcessPool:
             raise TraitError(
                 f"{job.parent.name} stopped: a worker process was killed (out of memory?). Run the same command again: "
@@ -130,7 +115,7 @@ def _be_lean() -> None:
     pa.set_memory_pool(pa.system_memory_pool())  # a worker takes 60 MB less
 
 
-def _on_slurm(work: Work, job: Path, numbers: Sequence[int], place: Place, look: Callable[[], bool]) -> None:
+def _on_slurm(work: Work, job: Path, numbers: Sequence[int], place: Place, writes: set[str]) -> None:
     """By datatrove, which prints its own progress; why a shard failed comes in a file."""
     from datatrove.executor import SlurmPipelineExecutor
 
@@ -150,9 +135,9 @@ def _on_slurm(work: Work, job: Path, numbers: Sequence[int], place: Place, look:
         reason = "not all shards were finished. Run it again."
     except Exception as failure:
         reason = f"{failure}."
-    while executor.job_id and not (look() or error.exists()) and _slurm_holds(executor.job_id):
+    while executor.job_id and writes - {*os.listdir(job.parent)} and not error.exists() and _slurm_holds(executor.job_id):
         time.sleep(_POLL_SECONDS)
-    if not look():
+    if writes - {*os.listdir(job.parent)}:
         reason = error.read_text(encoding="utf-8") if error.exists() else reason
         raise TraitError(f"{job.parent.name} stopped: {reason} The logs are in {folder}.")
 

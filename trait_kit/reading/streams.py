@@ -96,7 +96,6 @@ def format_of(name: str) -> tuple[str, str]:
 
 
 def is_document(name: str) -> bool:
-    """Whether a file is one document: a text, a page, a PDF."""
     return FORMATS.get(format_of(name)[0]) == math.inf
 
 
@@ -136,8 +135,8 @@ def find(spec: str) -> list[Source]:
 
 def _readable(spec: str, names: list[str]) -> list[str]:
     passed = Counter(os.path.splitext(name)[1] or "no ending" for name in names if not format_of(name)[0])
+    kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
     if passed:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(5))
         log.warning("%s: %d of its %d files are passed over (%s).", spec, passed.total(), len(names), kinds)
     if passed.total() == len(names):
         raise TraitError(f"{spec} is a folder without files that can be read: {', '.join(FORMATS)}.")
@@ -184,9 +183,8 @@ def arrow_damage(name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise unreadable(name, error) from error
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        long = ": decompress it with `zstd -d --long=31`" if "too much memory" in told else ""  # a window over 128 MB
-        raise Damaged(told + long) from error
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]  # too much: for a window over 128 MB
+        raise Damaged(told + ": use `zstd -d --long=31`" * ("too much memory" in told)) from error
 
 
 @contextlib.contextmanager

@@ -86,7 +86,6 @@ def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
 
 
 def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
-    """The documents of a WARC or WET file, and with a `reason` what is none."""
     found = size = end = 0
     steps, kind = None, format_of(name)[0]
     try:
@@ -101,9 +100,8 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
     except Damaged as damage:
-        lost = documents_in(name, damage.lost, found, damage.good)
         unread = documents_in(kind, steps.tell() - end, found, size) if steps else 0
-        yield torn(found, damage, lost + unread)
+        yield torn(found, damage, documents_in(name, damage.lost, found, damage.good) + unread)
 
 
 # Records
@@ -126,10 +124,9 @@ def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
     try:
         return sandbox.process_document(pickle.dumps(source), _guarded)
     except TimeoutError:
-        reason = f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"
+        return [{"reason": f"{UNREADABLE}: its page took the parser more than {sandbox.timeout:g} s"}]
     except EOFError:
-        reason = f"{UNREADABLE}: its page crashed the parser"
-    return [{"reason": reason}]
+        return [{"reason": f"{UNREADABLE}: its page crashed the parser"}]
 
 
 # In the child
@@ -141,10 +138,9 @@ def _guarded(packed: bytes) -> list[dict[str, Any]]:
     try:
         return _document(packed) if packed else []
     except Refused as error:
-        reason = str(error)
+        return [{"reason": str(error)}]
     except BaseException as error:  # Rust's panics are no Exceptions
-        reason = f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"
-    return [{"reason": reason}]
+        return [{"reason": f"{UNREADABLE}: its page cannot be parsed ({type(error).__name__})"}]
 
 
 def _document(packed: bytes) -> list[dict[str, Any]]:
@@ -248,16 +244,12 @@ def _put_formulas(tree: Any) -> list[str]:
 
 
 def _tex(node: Any) -> str:
-    if node.tag == "script":
-        return node.text
-    if annotation := node.query_selector(_FORMULAS["annotation"]):
-        return annotation.text
+    if written := node if node.tag == "script" else node.query_selector(_FORMULAS["annotation"]):
+        return written.text
     holders = (node, *node.query_selector_all(_FORMULAS["named"]))
     named = (holder.get_attribute(attribute) for holder in holders for attribute in _FORMULAS["attributes"])
-    if tex := next(filter(None, named), ""):
-        return tex
     math = node if node.tag == "math" else node.query_selector("math")
-    return _of_mathml(math) if math else ""
+    return next(filter(None, named), "") or (_of_mathml(math) if math else "")
 
 
 def _of_mathml(node: Any) -> str:
@@ -275,6 +267,5 @@ def _raise_and_lower(tree: Any) -> None:
     for node in reversed(list(tree.document.query_selector_all("sup, sub"))):
         raised = node.text.strip()
         if re.search(r"\w", raised) and not re.fullmatch(r"\[.*\]|st|nd|rd|th", raised):
-            simple = re.fullmatch(r"[-−+]?[^\W_]+", raised)
-            text = ("^" if node.tag == "sup" else "_") + (raised if simple else f"{{{raised}}}")
-            node.replace_with(tree.create_text_node(text))
+            inside = raised if re.fullmatch(r"[-−+]?[^\W_]+", raised) else f"{{{raised}}}"
+            node.replace_with(tree.create_text_node(("^" if node.tag == "sup" else "_") + inside))
