@@ -1,17 +1,20 @@
 """Shards on any engine: the same selection, and what survives when processes are killed.
 
-Work is done by functions of this module, which the engine's processes import by name: the kit's own, made slow so that a
+Work is done by functions of this module, which the engine's processes
+import by name: the kit's own, made slow so that a
 kill finds something to interrupt, or made to fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,7 +33,7 @@ from trait_kit.selection.budget import Limits
 from trait_kit.selection.choosing import select
 from trait_kit.selection.classifier import train_domain_classifier
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard
+from trait_kit.selection.scoring import ModelFiles, score_corpus, score_shard, shard_path
 
 SHARDS, ROWS = 24, 20
 METHODS = ("dsir", "fasttext")
@@ -351,6 +354,53 @@ def test_a_task_that_slurm_kills_ends_the_wait(origin, tmp_path, stand_in):
     (stand_in / "srun").write_text("#!/bin/bash\nkill -9 $$")
     with pytest.raises(TraitError, match="not all shards were finished"):
         score(origin, tmp_path, SLURM, documents_per_shard=6 * ROWS)
+
+
+# Ray: a cluster of several nodes, each with its processes, on this machine
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "memory": 5 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+    cluster.extra = [cluster.add_node(**node) for _ in range(2)]
+    cluster.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
+
+
+RAY = Place(executor="ray", workers=2)
+
+
+@pytest.mark.slow
+def test_ray_survives_the_loss_of_a_node(origin, tmp_path, cluster, monkeypatch):
+    """An actor of Ray takes seconds to start, so there are fewer and larger shards here."""
+    size = {"documents_per_shard": 3 * ROWS}
+    n_shards = len(score(origin, tmp_path / "here", Place(), **size).shards)
+    monkeypatch.setattr(scoring, "score_shard", slow_shard)
+    left = []
+
+    def kill_a_node():
+        wait_for(lambda: len(done(tmp_path / "ray")) >= 2, 120)
+        left.append(n_shards - len(done(tmp_path / "ray")))
+        cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
+
+    thread = threading.Thread(target=kill_a_node)
+    thread.start()
+    with contextlib.suppress(TraitError):  # it may finish on the node that is left, or say that it could not
+        score(origin, tmp_path / "ray", RAY, **size)
+    thread.join()
+    assert left[0] > 0
+    before = done(tmp_path / "ray")
+    again = score(origin, tmp_path / "ray", RAY, **size)
+    assert before.items() <= done(tmp_path / "ray").items()
+    for number in range(n_shards):
+        path = shard_path(again.folder, "scores", number)
+        assert path.read_bytes() == (tmp_path / "here" / "scores" / path.name).read_bytes()
 
 
 def test_leftovers_of_killed_workers_go_and_work_in_progress_stays(origin, tmp_path):

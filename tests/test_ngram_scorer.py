@@ -165,12 +165,10 @@ def test_a_loaded_table_is_mapped_not_read(small, tmp_path):
     assert loaded.table.cells.ctypes.data % 64 == 0
 
 
-def test_a_label_prefix_of_ones_own_stays(tmp_path):
-    model, path = train(tmp_path, labels=3, prefix="#", wordNgrams=2)
-    texts = [random_text(random.Random(seed), 40) for seed in range(50)]
-    scorer = NgramScorer.from_fasttext(path)
-    np.testing.assert_allclose(scorer.probabilities(texts), predicted(model, texts), atol=1e-4)
-    assert scorer.labels[scorer.column("#1")] == "#1"
+def test_a_label_prefix_of_ones_own_is_refused(tmp_path):
+    _, path = train(tmp_path, labels=3, prefix="#", wordNgrams=2)
+    with pytest.raises(TraitError, match="labels that do not start with __label__, such as '#"):
+        NgramScorer.from_fasttext(path)
 
 
 def test_a_text_without_evidence_is_uniform_where_the_library_answers_nothing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import importlib.util
 import json
 import random
 import re
@@ -615,6 +616,8 @@ def test_a_file_for_a_folder_and_the_reverse_are_said(files, scored_folder, tmp_
 def test_what_is_not_installed_and_what_a_shell_made_of_a_glob_is_said(files, tmp_path, capfd, monkeypatch):
     spec = write(tmp_path / "web", documents())
     common = ("score", "--model", files.domain, "--output", tmp_path / "out", "--input")
+    if not importlib.util.find_spec("ray"):
+        assert "pip install 'trait-kit[ray]'" in wrong(capfd, *common, spec, "--executor", "ray")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "sbatch is not installed" in wrong(capfd, *common, spec, "--executor", "slurm")
     said = wrong(capfd, *common, *(tmp_path / f"{number}.jsonl" for number in range(5_000)))

@@ -130,4 +130,8 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
         raise TraitError(f"{path} {incomplete}")
     labels = [label.decode(errors="replace") for label in labels]
+    if not all(label.startswith(LABEL_PREFIX) for label in labels):  # fastText skips words that begin as labels do
+        raise TraitError(
+            f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
+        )
     return words, labels, longest, model.get_input_matrix(), model.get_output_matrix()

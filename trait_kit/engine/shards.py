@@ -1,10 +1,11 @@
-"""Runs a function once for each shard: in this process, in a pool of local ones, or under Slurm.
+"""Runs a function once for each shard: in this process, in a pool of local ones, on a Ray cluster, or under Slurm.
 
 A shard is the unit of work and of resume: its own file says whether it is done, so any place can finish what another
 began. A killed worker breaks the pool, and workers end with their driver: nothing waits for ever.
 """
 
 import functools
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -31,7 +32,7 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    executor: Literal["local", "slurm"] = "local"
+    executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1  # processes; a single local one is this process
     slurm: dict[str, str] = field(default_factory=dict)  # partition, time, ...: arguments of datatrove's executor
 
@@ -60,13 +61,15 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     The files that the job file `writes` beside it say what is done.
     """
     writes = read_json(job)["writes"]
+    if place.executor == "ray" and not importlib.util.find_spec("ray"):
+        raise TraitError("Ray is not installed here: pip install 'trait-kit[ray]'.")
     if place.executor == "slurm" and not shutil.which("sbatch"):
         raise TraitError("sbatch is not installed here: run this on a machine of the Slurm cluster.")
     for left in job.parent.glob(".*.tmp-*"):  # of a killed worker; a younger one may still be somebody's work
         if left.name[1:].rpartition(".tmp-")[0] in writes and time.time() - left.stat().st_mtime > 6 * 3600:
             left.unlink(missing_ok=True)
-    if place.executor == "slurm" and numbers:
-        _on_slurm(work, job, numbers, place, set(writes))
+    if place.executor != "local" and numbers:
+        _on_cluster(work, job, numbers, place, set(writes))
         return
     several = min(place.workers, len(numbers)) > 1
     shards = _in_processes(work, job, numbers, place.workers) if several else (_do(work, job, each) for each in numbers)
@@ -115,27 +118,34 @@ def _be_lean() -> None:
     pa.set_memory_pool(pa.system_memory_pool())  # a worker takes 60 MB less
 
 
-def _on_slurm(work: Work, job: Path, numbers: Sequence[int], place: Place, writes: set[str]) -> None:
+def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, writes: set[str]) -> None:
     """By datatrove, which prints its own progress; why a shard failed comes in a file."""
-    from datatrove.executor import SlurmPipelineExecutor
+    from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
 
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=job.parent))
+    folder = Path(tempfile.mkdtemp(prefix="cluster-", dir=job.parent))
     error, workers = folder / "error.txt", min(place.workers, len(numbers))
-    path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-    options = {"time": "20:00:00", "env_command": path, "job_name": "trait-kit", "mem_per_cpu_gb": 4, **place.slurm}
-    executor = SlurmPipelineExecutor(
+    if place.executor == "ray":
+        import ray
+
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
+        kind, options = RayPipelineExecutor, {}
+    else:
+        path = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+        kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
+    executor = kind(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
         tasks=min(len(numbers), 8 * workers),  # shares: small enough to even out, large enough to pay for starting
         workers=workers,
         logging_dir=str(folder),
-        **options,
+        **{"mem_per_cpu_gb": 4, **options, **place.slurm},
     )
     try:
         executor.run()
         reason = "not all shards were finished. Run it again."
     except Exception as failure:
         reason = f"{failure}."
-    while executor.job_id and writes - {*os.listdir(job.parent)} and not error.exists() and _slurm_holds(executor.job_id):
+    job_id = getattr(executor, "job_id", None)  # of Slurm, whose nodes write the shards
+    while job_id and writes - {*os.listdir(job.parent)} and not error.exists() and _slurm_holds(job_id):
         time.sleep(_POLL_SECONDS)
     if writes - {*os.listdir(job.parent)}:
         reason = error.read_text(encoding="utf-8") if error.exists() else reason
