@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 KEY = "sk-secret-0123456789"
-PATIENCE = 4.0  # seconds of a client that waits for servers that hang: a machine with other work stalls for one or two
+PATIENCE = (
+    4.0  # seconds of a client that waits for servers that hang: a machine with other work stalls for one or two
+)
 AGAIN = "That cannot be used: "  # how the kit begins to tell a model why its answer is not taken
 
 
@@ -61,7 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -82,7 +88,10 @@ class LlmServer(_Server):
         self.delay = 0.0
         self.healthy = False  # True: every mode answers well
         self.dead = False
-        self.usage_of: Callable[[int], tuple[int, int]] = lambda number: (500, 250)  # tokens in and out of an answer
+        self.usage_of: Callable[[int], tuple[int, int]] = lambda number: (
+            500,
+            250,
+        )  # tokens in and out of an answer
         self.billed: list[tuple[int, int]] = []  # the usage of every answer that was sent whole
 
     @property
@@ -187,7 +196,11 @@ class _Chat(_Handler):
             with self.server.lock:
                 tokens = self.server.usage_of(len(self.server.billed))
                 self.server.billed.append(tokens)
-            body["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+            body["usage"] = {
+                "prompt_tokens": tokens[0],
+                "completion_tokens": tokens[1],
+                "total_tokens": sum(tokens),
+            }
         self.send(200, json.dumps(body).encode())
 
 

@@ -13,7 +13,9 @@ LOCAL = Path(os.environ.get("TRAIT_KIT_TEST_DATA", "no such folder"))
 _OPTIONS = {"answer": "{options|lettered|pick(Answer)}", "choices": "{options|lettered}"}
 _TRAINED = {"train": "train.jsonl.gz", "validation": "train.jsonl.gz", "test": "test.jsonl.gz"}
 _TESTED = {"train": None, "validation": None, "test": "test.jsonl.gz"}
-BENCHMARKS: dict[str, tuple[str, dict, dict]] = {  # shipped task -> (folder, its splits, fields that its columns change)
+BENCHMARKS: dict[
+    str, tuple[str, dict, dict]
+] = {  # shipped task -> (folder, its splits, fields that its columns change)
     "gsm8k": ("gsm8k", _TRAINED, {}),
     "math": ("math_hendrycks", _TRAINED, {}),
     "svamp": ("svamp", _TESTED, {}),

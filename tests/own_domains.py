@@ -6,7 +6,18 @@ import csv
 import json
 from pathlib import Path
 
-_THINGS = ["lease", "warranty", "deposit", "permit", "licence", "tender", "mortgage", "easement", "pledge", "audit"]
+_THINGS = [
+    "lease",
+    "warranty",
+    "deposit",
+    "permit",
+    "licence",
+    "tender",
+    "mortgage",
+    "easement",
+    "pledge",
+    "audit",
+]
 
 
 def _lines(path: Path, rows: list[dict]) -> str:
@@ -22,13 +33,17 @@ def markdown(folder: Path) -> tuple[str, str]:
         page = folder / "docs" / thing / f"page_{number}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         filed = f"The {thing} of form {number} is filed within {number + 3} days, and the office of district {number * 7}"
-        page.write_text(f"# {thing.title()} {number}\n\n{filed} keeps it for {number + 20} years.\n\n- copy {number}\n")
+        page.write_text(
+            f"# {thing.title()} {number}\n\n{filed} keeps it for {number + 20} years.\n\n- copy {number}\n"
+        )
     with (folder / "quiz.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["Question", "A", "B", "C", "Correct answer", "Why", "Chapter"])
         for number in range(100):
             thing, options = _THINGS[number % 10], [f"{number + place} days" for place in (3, 9, 30)]
-            why = f"Form {number} asks for the {thing} after its own number of days, which are {number} and 3 more."
+            why = (
+                f"Form {number} asks for the {thing} after its own number of days, which are {number} and 3 more."
+            )
             table.writerow([f"Within how long is the {thing} of form {number} filed?", *options, "A", why, thing])
     return str(folder / "docs/**/*.md"), str(folder / "quiz.csv")
 
@@ -50,7 +65,9 @@ def odd_table(folder: Path) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     texts, asked = ["Artikel-Nr.;Körper / Volltext;Preis (€)"], ["Frage (dt.);Lösung;Begründung;Thema"]
     for n in range(100):
-        texts.append(f"N{n};Das Gerät {n} der Größe {n + 4} wird mit Schrauben befestigt und ist für Räume gedacht.;{n},50")
+        texts.append(
+            f"N{n};Das Gerät {n} der Größe {n + 4} wird mit Schrauben befestigt und ist für Räume gedacht.;{n},50"
+        )
         why = f"Das Gerät {n} hat {n} Ösen mit je 3 Schrauben, also {n} * 3 = {n * 3} Schrauben."
         asked.append(f"Wie viele Schrauben braucht das Gerät {n} der Größe {n + 4}?;{n * 3};{why};Gerät {n % 5}")
     asked[7:7] = ["Eine Frage ohne Lösung?;;;Gerät 1", "Wie viele Ösen?;unbekannt;Man weiß es nicht.;Gerät 2"]
@@ -63,8 +80,13 @@ def catalogue(folder: Path) -> tuple[str, str]:
     """A shop's products, which are the documents as well."""
     rows = []
     for n in range(150):
-        kind, colour = ["guitar", "drum", "flute", "piano", "violin", "cello"][n % 6], ["Red", "Oak", "Blue", "Old"][n % 4]
-        text = f"This {kind} number {n} is made for {n + 10} seats, {n % 7 + 2} parts of the {_THINGS[n % 10]} kind."
+        kind, colour = (
+            ["guitar", "drum", "flute", "piano", "violin", "cello"][n % 6],
+            ["Red", "Oak", "Blue", "Old"][n % 4],
+        )
+        text = (
+            f"This {kind} number {n} is made for {n + 10} seats, {n % 7 + 2} parts of the {_THINGS[n % 10]} kind."
+        )
         title = f"{colour} {kind} number {_THINGS[n // 6 % 10]} {n}"
         rows.append({"sku": f"S{n}", "product_title": title, "description": text, "category": f"{kind}s"})
     path = _lines(folder / "shop.jsonl", rows)
@@ -89,12 +111,12 @@ def code(folder: Path) -> tuple[str, str]:
     for n in range(100):
         body = f"def step_{n}(x):\n    if x > {n}:\n        return x - {n}\n    return x * {n + 1}\n"
         texts.append(
-            {"content": f"{body}\n# step_{n} is used by the {_THINGS[n % 10]} loop, which calls it {n + 2} times.\n"}
+            {
+                "content": f"{body}\n# step_{n} is used by the {_THINGS[n % 10]} loop, which calls it {n + 2} times.\n"
+            }
         )
         program = f"x = {n}\nfor i in range(3):\n    x = x + {n + 1}\nprint(x)"
-        why = (
-            f"x begins as {n} and grows by {n + 1} in each of 3 turns, so it is {n} + 3 * {n + 1} = {4 * n + 3} at the end."
-        )
+        why = f"x begins as {n} and grows by {n + 1} in each of 3 turns, so it is {n} + 3 * {n + 1} = {4 * n + 3} at the end."
         question = f"What does this program print?\n\n```python\n{program}\n```"
         asked.append({"prompt": question, "output": str(4 * n + 3), "explanation": why, "skill": f"loops {n % 4}"})
     return _lines(folder / "code.jsonl", texts), _lines(folder / "exercises.jsonl", asked)

@@ -64,7 +64,20 @@ def math_problems(per_task: int = 8) -> pd.DataFrame:
         solution = f"{solution} The answer is {answer}."
         rows.append((identity, task, question, answer, solution, None, None, topic, "train"))
 
-    names = ["Ada", "Bruno", "Chiara", "Dmitri", "Esther", "Farid", "Greta", "Hugo", "Irene", "Jonas", "Karim", "Lotte"]
+    names = [
+        "Ada",
+        "Bruno",
+        "Chiara",
+        "Dmitri",
+        "Esther",
+        "Farid",
+        "Greta",
+        "Hugo",
+        "Irene",
+        "Jonas",
+        "Karim",
+        "Lotte",
+    ]
     things = [
         "marbles",
         "stamps",

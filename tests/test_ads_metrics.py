@@ -33,7 +33,10 @@ def mark(prediction: str, gold: str = GOLD, limits: list[int] = LIMITS) -> dict[
         ("Dive the Arctic", "Dive the Arctic"),
         (" \n\n Dive the Arctic.\nIt has 15 characters.", "Dive the Arctic"),
         (" The page is about diving. It has 15 characters. The answer is Dive the Arctic.", "Dive the Arctic"),
-        ("The answer is A. No, the answer is: **Dive the Arctic**.\n\nQuestion: The answer is C.", "Dive the Arctic"),
+        (
+            "The answer is A. No, the answer is: **Dive the Arctic**.\n\nQuestion: The answer is C.",
+            "Dive the Arctic",
+        ),
         ("The answer is\nDive | Go deep. Today.\nBye", "Dive | Go deep. Today"),
         ("THE ANSWER IS 'Dive'.", "Dive"),
         ('"Title: Dive | Description: Go deep."', "Dive | Go deep"),
@@ -146,13 +149,17 @@ def test_real_ads_golds_keep_the_marks_and_other_products_do_not():
 def test_hostile_text_gets_marks(text):
     for prediction, gold in ((text, GOLD), ("Acme Boots", text)):
         found = ads.marks(prediction, gold, LIMITS)
-        assert set(found) == {"rouge_l", "chrf", "within_limit"} and all(0 <= value <= 1 for value in found.values())
+        assert set(found) == {"rouge_l", "chrf", "within_limit"} and all(
+            0 <= value <= 1 for value in found.values()
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ AUC and F1
 
 
-def outcomes(scores: np.ndarray, relevant: np.ndarray, arm: str = "a", seed: int = 0, task: str = "t") -> pd.DataFrame:
+def outcomes(
+    scores: np.ndarray, relevant: np.ndarray, arm: str = "a", seed: int = 0, task: str = "t"
+) -> pd.DataFrame:
     """Scores above 0 prefer 'relevant'."""
     rows = {"arm": arm, "seed": seed, "task": task, "item_id": [f"i{n}" for n in range(len(scores))]}
     rows["cluster"] = [f"{task}/{item}" for item in rows["item_id"]]
@@ -210,7 +217,9 @@ def test_variances_of_correlated_aucs_are_delongs():
         expected = delong(scores, relevant)
         assert np.cov(np.array(values)) / n == pytest.approx(expected, rel=1e-9)
         difference = expected[0, 0] + expected[1, 1] - 2 * expected[0, 1]
-        spread = statistics.estimate([np.atleast_2d(values[0] - values[1])])  # what the kit's intervals and tests use
+        spread = statistics.estimate(
+            [np.atleast_2d(values[0] - values[1])]
+        )  # what the kit's intervals and tests use
         assert spread.items == pytest.approx(difference, rel=1e-9)
 
 
@@ -220,7 +229,10 @@ def test_variance_of_f1_is_that_of_its_bootstrap():
     predicted = generator.random(400) < np.where(relevant, 0.7, 0.3)
     claimed = np.sqrt(f1_values(predicted, relevant).var(ddof=1) / 400)
     drawn = generator.integers(0, 400, size=(4_000, 400))
-    hits, claims = (predicted & relevant)[drawn].sum(axis=1), predicted[drawn].sum(axis=1) + relevant[drawn].sum(axis=1)
+    hits, claims = (
+        (predicted & relevant)[drawn].sum(axis=1),
+        predicted[drawn].sum(axis=1) + relevant[drawn].sum(axis=1),
+    )
     assert claimed == pytest.approx((2 * hits / claims).std(), rel=0.05)
 
 
@@ -228,8 +240,14 @@ def test_intervals_from_the_values_cover():
     """400 sets of 80 items from known distributions: 95% intervals cover the true AUC and F1 as often as they say."""
     generator, covered = np.random.default_rng(3), Counter()
     shift, n, sets = 1.0, 80, 400
-    right = stats.norm.sf(0.5 - shift), stats.norm.sf(0.5)  # chance to be predicted for a relevant and an irrelevant item
-    truth = {"auc": stats.norm.cdf(shift / math.sqrt(2)), "f1": 2 * 0.4 * right[0] / (0.4 * right[0] + 0.6 * right[1] + 0.4)}
+    right = (
+        stats.norm.sf(0.5 - shift),
+        stats.norm.sf(0.5),
+    )  # chance to be predicted for a relevant and an irrelevant item
+    truth = {
+        "auc": stats.norm.cdf(shift / math.sqrt(2)),
+        "f1": 2 * 0.4 * right[0] / (0.4 * right[0] + 0.6 * right[1] + 0.4),
+    }
     for _ in range(sets):
         relevant = generator.random(n) < 0.4
         scores = generator.normal(size=n) + shift * relevant
@@ -260,7 +278,9 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     tables.conform(table, "outcomes")
     assert Counter(table["metric"]) == {"exact_match": 1, "auc": 320, "f1": 320}
     row = comparison.compare(table[table["seed"] == 0], "trait", "auc", task="t").iloc[0]
-    assert row["gain"] == pytest.approx(np.subtract(*(roc_auc_score(relevant, scores[arm]) for arm in ("trait", "base"))))
+    assert row["gain"] == pytest.approx(
+        np.subtract(*(roc_auc_score(relevant, scores[arm]) for arm in ("trait", "base")))
+    )
     assert row["gain_low"] > 0 and row["n"] == 40
     means = comparison.arm_table(table).set_index(["arm", "task", "metric"])
     assert means.loc[("trait", "u", "f1"), "mean"] == pytest.approx(f1_score(relevant, scores["trait"] > 0))

@@ -20,7 +20,9 @@ from trait_kit.judging.numbers import in_figures, numbers, quantity
 TABLE = Path(__file__).with_name("answer_strings.tsv")
 
 
-MORE = Path(__file__).with_name("answer_strings_more.tsv")  # English, German, Chinese: numbers in words, signs, lists, code
+MORE = Path(__file__).with_name(
+    "answer_strings_more.tsv"
+)  # English, German, Chinese: numbers in words, signs, lists, code
 
 
 def read_strings(path: Path) -> pd.DataFrame:
@@ -81,7 +83,10 @@ def test_the_question_repeated_is_no_answer(prediction, gold, question):
 
 
 def test_what_stands_in_the_question_may_still_be_its_answer():
-    assert judge("The answer is 3/4.", "\\frac{3}{4}", "expression", (), "Which is larger, 3/4 or 2/3?") == (True, True)
+    assert judge("The answer is 3/4.", "\\frac{3}{4}", "expression", (), "Which is larger, 3/4 or 2/3?") == (
+        True,
+        True,
+    )
     assert judge("The answer is -5.", "-5", "number", (), "Is it 3 or -5?") == (True, True)
     assert judge("The answer is $2x+3$.", "2x + 3", "expression", (), "Is it 2x+3 or 3x+2?") == (True, True)
 
@@ -196,11 +201,25 @@ def test_a_conclusion_is_what_is_announced_or_the_last_sentence():
 
 
 def test_printed_numbers_are_read_whole_or_not_at_all():
-    texts = {"−4": -4, "- 4": -4, "-(3/4)": "-3/4", "2 1/2 cups": "5/2", "2½": "5/2", "3e4": 30_000, "$1,250.50": "1250.5"}
+    texts = {
+        "−4": -4,
+        "- 4": -4,
+        "-(3/4)": "-3/4",
+        "2 1/2 cups": "5/2",
+        "2½": "5/2",
+        "3e4": 30_000,
+        "$1,250.50": "1250.5",
+    }
     for text, value in texts.items():
         assert quantity(text).value == Fraction(value), text
     assert in_figures("2,71 and 1.250,5 but 1,250 and 1,2,3") == "2.71 and 1250.5 but 1,250 and 1,2,3"
-    spelt = {"forty-two": 42, "dreiundzwanzig": 23, "zweihundertfünf": 205, "三百零四": 304, "two hundred thousand": 200_000}
+    spelt = {
+        "forty-two": 42,
+        "dreiundzwanzig": 23,
+        "zweihundertfünf": 205,
+        "三百零四": 304,
+        "two hundred thousand": 200_000,
+    }
     assert {words: in_figures(words) for words in spelt} == {words: str(value) for words, value in spelt.items()}
     assert in_figures("ein Haus, eine Tür, often, Anton") == "ein Haus, eine Tür, often, Anton"
     for text in ("3:4", "1:15 p.m.", "2,71", "Gate 4", "four", "", "4 or 5", "9" * 50, "1/0"):
@@ -219,7 +238,8 @@ def test_gold_answers_that_nothing_can_reach_are_told():
 def test_equivalence_works_in_threads():
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(judge("The answer is $\\sqrt{12}$.", "2\\sqrt{3}"))) for _ in range(4)
+        threading.Thread(target=lambda: found.append(judge("The answer is $\\sqrt{12}$.", "2\\sqrt{3}")))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -271,7 +291,9 @@ HOSTILE = {
 SLOW = ("two towers", "a sum", "a binomial", "a huge power", "a huge polynomial", "an integral", "exponents")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in HOSTILE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in HOSTILE]
+)
 def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     text = HOSTILE[name].replace("TOUCHED", str(tmp_path / "touched"))

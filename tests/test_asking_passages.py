@@ -60,14 +60,21 @@ def good_answer(asked: str) -> str:
         return " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(count))
 
     found = re.findall(r"^Problem(?: \d+)?(?: \([^)]*\))?: (.*?)(?: Solution: .*)?$", asked, re.MULTILINE)
-    questions = [re.sub(r"[.:?] ", " ", question) for question in found]  # one clause each, with words that no other has
+    questions = [
+        re.sub(r"[.:?] ", " ", question) for question in found
+    ]  # one clause each, with words that no other has
     if "Sum up in one sentence" in asked:
-        step, answer = re.search(r"Solution: .* = (\d+)[^=]*\. The answer is (.*)\.$", asked, re.MULTILINE).groups()
+        step, answer = re.search(
+            r"Solution: .* = (\d+)[^=]*\. The answer is (.*)\.$", asked, re.MULTILINE
+        ).groups()
         return f"Here {varied(6)} turns on {questions[0][-60:]!r}, {step} and {answer}."
     if "claims nothing else" in asked:
         return f"They share one idea, {varied(2)}, {' and '.join(question[-40:] for question in questions)}."
     if "Write one" in asked:
-        told = [f"{varied(6)} of number {index} turns on {question[-60:]!r}" for index, question in enumerate(questions, 1)]
+        told = [
+            f"{varied(6)} of number {index} turns on {question[-60:]!r}"
+            for index, question in enumerate(questions, 1)
+        ]
         return f"They share one idea, {varied(30)}, and {'; '.join(told)}."
     return "Topic: Equal  Groups!" if "packs" in asked else "inverse operations"
 
@@ -75,10 +82,14 @@ def good_answer(asked: str) -> str:
 SPECIAL = {
     "obedient": lambda good, tries: "hacked " * 20,  # what a prompt injection in the problem asks for
     "wrong-sum": lambda good, tries: f"{good} So 2 + 2 = 5.",
-    "careless": lambda good, tries: good if tries > 1 else re.sub(r"The answer is [^.]*\.", "The answer is 7.", good),
+    "careless": lambda good, tries: (
+        good if tries > 1 else re.sub(r"The answer is [^.]*\.", "The answer is 7.", good)
+    ),
     "hopeless": lambda good, tries: re.sub(r"The answer is [^.]*\.", "The answer is 7.", good),
     "chatty": lambda good, tries: f"{good}\n\nI hope that this helps! Question: another?",
-    "same": lambda good, tries: "They share one idea, equal groups: 13 boxes, 31 times k and 21/77; 14, 33, 28/91.",
+    "same": lambda good, tries: (
+        "They share one idea, equal groups: 13 boxes, 31 times k and 21/77; 14, 33, 28/91."
+    ),
 }
 
 
@@ -93,7 +104,9 @@ def groups_for(modes: list[str]) -> tuple[pd.DataFrame, list[Group]]:
     """One group of three fresh problems a mode; the mode travels in the shared topic."""
     problems = math_problems(len(modes))
     names = [[f"{task}-{index}" for task in TASKS] for index in range(len(modes))]
-    return problems, [group(problems, f"p-{index}", names[index], f"mode-{mode}") for index, mode in enumerate(modes)]
+    return problems, [
+        group(problems, f"p-{index}", names[index], f"mode-{mode}") for index, mode in enumerate(modes)
+    ]
 
 
 def group(problems: pd.DataFrame, name: str, problem_ids: list[str], shared: str) -> Group:
@@ -108,7 +121,12 @@ def of_these(problems: pd.DataFrame, groups: list[Group]) -> list[Group]:
 
 def asking(server: LlmServer, **changes):
     """The parameters of a run that asks `server`."""
-    asked = {"teacher": "openai", "teacher_model": "test-model", "teacher_base_url": server.url, "teacher_price": (1.0, 2.0)}
+    asked = {
+        "teacher": "openai",
+        "teacher_model": "test-model",
+        "teacher_base_url": server.url,
+        "teacher_price": (1.0, 2.0),
+    }
     return params(**{**asked, **changes})
 
 
@@ -178,7 +196,9 @@ def test_a_paragraph_is_asked_for_once_and_again_alone_where_it_fails_a_check(se
     passages, rejected, bill = write(problems, groups, p, tmp_path)
     assert passages["id"].tolist() == ["p-0", "p-1", "p-again"]
     assert rejected["reason"].tolist()[0].startswith("gold answer: problem linear_equations-2: ")
-    paragraphs = [request for request in server.requests if "Worked solution: " in request["messages"][5]["content"]]
+    paragraphs = [
+        request for request in server.requests if "Worked solution: " in request["messages"][5]["content"]
+    ]
     assert len(paragraphs) == 9 + 2  # a problem's is used in every passage that holds it
     told = [request["messages"][7]["content"] for request in paragraphs if len(request["messages"]) > 6]
     assert all("the paragraph concludes '7" in text for text in told)
@@ -307,7 +327,10 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
 
 
 def test_numbers_name_a_problem_only_where_answers_are_numbers():
-    texts = ["Write a title of at most 30 characters: harbour walks", "Write a text of at most 90 letters: night markets"]
+    texts = [
+        "Write a title of at most 30 characters: harbour walks",
+        "Write a text of at most 90 letters: night markets",
+    ]
     assert prompts.own_words(texts, 2, counted=True) == [["30"], ["90"]]
     assert prompts.own_words(texts, 2, counted=False) == [["harbour", "walks"], ["night", "markets"]]
     assert prompts.own_words(["7, 8 and 9", "7 and 6"], -1, counted=True) == [["9"], ["6"]]
@@ -318,7 +341,9 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     read = functools.partial(checks.read_sentence, about, [row.solution for row in about.rows], None)
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
-    for bad, reason in (("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),):
+    for bad, reason in (
+        ("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),
+    ):
         with pytest.raises(ValueError, match=reason):
             read(bad)
 
@@ -337,7 +362,9 @@ def test_ones_own_wording_is_used_and_is_part_of_the_record(server, tmp_path):
 def test_the_stage_is_one_call_that_is_made_once(server, tmp_path, monkeypatch, teacher):
     problems = math_problems()
     monkeypatch.setattr(
-        writing, "load_material", lambda p: (problems, problems.groupby("task").size().reset_index(name="kept"), [])
+        writing,
+        "load_material",
+        lambda p: (problems, problems.groupby("task").size().reset_index(name="kept"), []),
     )
     monkeypatch.setattr(writing, "token_counter", lambda name: count_tokens)
     p = asking(server, teacher=teacher, max_cost_usd=1.0)
@@ -370,7 +397,9 @@ _CHILD = """
 
 def kill_runs(server: LlmServer, folder: Path, count: int, kills: int) -> None:
     """Start a process that asks for `count` groups so many times, and kill each at a random moment of its asking."""
-    code = textwrap.dedent(_CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), url=server.url, count=count))
+    code = textwrap.dedent(
+        _CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), url=server.url, count=count)
+    )
     rng, ledger = random.Random(0), folder / "teacher_answers.sqlite"
     for done in range(kills):
         child = subprocess.Popen([sys.executable, "-c", code])

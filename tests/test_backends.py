@@ -22,7 +22,10 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 def _general_task(folder: Path, version: int = 1) -> str:
-    rows = [{"q": f"{n} pears and {n} apples are", "a": [str(2 * n), str(n), "no fruit"], "right": n % 3} for n in range(9)]
+    rows = [
+        {"q": f"{n} pears and {n} apples are", "a": [str(2 * n), str(n), "no fruit"], "right": n % 3}
+        for n in range(9)
+    ]
     (folder / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "task": "fruit",
@@ -82,4 +85,6 @@ def test_relevance_has_a_score_an_item(model_dir, tmp_path):
     scores, chosen = (found[found["metric"] == metric] for metric in ("relevance_score", "choice_accuracy"))
     assert scores["gold"].tolist() == asked["answer"].tolist()
     assert scores["prediction"].tolist() == chosen["prediction"].tolist()
-    assert ((scores["value"] >= 0) == (scores["prediction"] == "relevant")).all() and scores["value"].abs().min() > 0
+    assert ((scores["value"] >= 0) == (scores["prediction"] == "relevant")).all() and scores[
+        "value"
+    ].abs().min() > 0

@@ -68,8 +68,16 @@ def lab(project, tmp_path_factory):
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
-    folders |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    environment = {**os.environ, **{name: str(home / folder) for name, folder in folders.items()}, "PYTHONPATH": str(ROOT)}
+    folders |= {
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    environment = {
+        **os.environ,
+        **{name: str(home / folder) for name, folder in folders.items()},
+        "PYTHONPATH": str(ROOT),
+    }
     environment.pop(runs.BATCH_VARIABLE, None)
     given = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
     given += [re.search(r"^SAVING := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]]
@@ -118,7 +126,9 @@ class Notebook:
         self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
 
     def command(self, name: str, **given):
-        return self.page.evaluate("([name, given]) => window.jupyterapp.commands.execute(name, given)", [name, given])
+        return self.page.evaluate(
+            "([name, given]) => window.jupyterapp.commands.execute(name, given)", [name, given]
+        )
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
@@ -182,9 +192,7 @@ def legible(book: Notebook) -> None:
         book.theme(name)
         pairs = {tuple(pair) for pair in book.page.evaluate(INK_AND_GROUND)}
         assert pairs and min(contrast(*pair) for pair in pairs) >= 4.5, (name, pairs)
-        wide = (
-            "() => [...document.querySelectorAll('.trait-kit')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
-        )
+        wide = "() => [...document.querySelectorAll('.trait-kit')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
         assert book.page.evaluate(wide) == 0
         book.picture(name.lower())
 
@@ -208,8 +216,14 @@ def move_and_see(book: Notebook, described: str, press: str) -> None:
 
 def state(project: Path) -> tuple[dict[str, int], str]:
     """The demo run's files by content and time, and what git says."""
-    files = {str(path): hash(path.read_bytes()) for path in sorted((project / "runs" / "demo").rglob("*")) if path.is_file()}
-    return files, subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
+    files = {
+        str(path): hash(path.read_bytes())
+        for path in sorted((project / "runs" / "demo").rglob("*"))
+        if path.is_file()
+    }
+    return files, subprocess.run(
+        ["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("page", ["report.html", "06_figures/map.html", "reports.html"])

@@ -42,12 +42,26 @@ def make_run(
     common = {"seed": seed}
     stages = [
         {"arm": arm, "stage": 1, "tokens": 1_024, "seconds": 99.0, "tokens_per_second": 256.0, "device": "cuda:0"},
-        {"arm": arm, "stage": 2, "tokens": second, "seconds": 99.0, "tokens_per_second": 512.0, "device": "cuda:0"},
+        {
+            "arm": arm,
+            "stage": 2,
+            "tokens": second,
+            "seconds": 99.0,
+            "tokens_per_second": 512.0,
+            "device": "cuda:0",
+        },
         {"arm": "raw", "stage": 1, "tokens": 7, "seconds": 1e6, "tokens_per_second": 1.0, "device": "cpu"},
     ]
     accounting = [
         {"arm": arm, "stage": 1, "source": "in_domain", "tokens": 1_024, "epochs": 9.0, "available": 114},
-        {"arm": arm, "stage": 2, "source": "passages", "tokens": second, "epochs": second / 2_000, "available": 2_000},
+        {
+            "arm": arm,
+            "stage": 2,
+            "source": "passages",
+            "tokens": second,
+            "epochs": second / 2_000,
+            "available": 2_000,
+        },
     ]
     summary = {"stages": [row | {"processes": processes} for row in stages], "accounting": accounting}
     recorded = {"stage_tokens": [1_024, second], "learning_rate": 1e-4} | training | common
@@ -60,7 +74,9 @@ def make_run(
 
 def curve(folder: Path, *skills: float, **options) -> pd.DataFrame:
     """The study of one run a skill, each with twice the tokens of the one before in its second stage."""
-    return token_study.study([make_run(folder / str(n), 1_024 * 2**n, skill, **options) for n, skill in enumerate(skills)])
+    return token_study.study(
+        [make_run(folder / str(n), 1_024 * 2**n, skill, **options) for n, skill in enumerate(skills)]
+    )
 
 
 def of_gains(*gains: float) -> pd.DataFrame:
@@ -70,7 +86,9 @@ def of_gains(*gains: float) -> pd.DataFrame:
         table = table.assign(**{f"{value}_low": table[value] - 0.05, f"{value}_high": table[value] + 0.05})
     tokens = [1_024 + 1_024 * 2**n for n in range(len(gains))]
     told = {"arm": "trait", "metric": "bits_per_byte", "seeds": 1, "device": "cpu"}
-    return table.assign(tokens=tokens, device_hours=tokens, **told).assign(forgetting=np.nan, passes_over_passages=1.0)
+    return table.assign(tokens=tokens, device_hours=tokens, **told).assign(
+        forgetting=np.nan, passes_over_passages=1.0
+    )
 
 
 def by_hand(folder: Path) -> pd.Series:
@@ -81,7 +99,10 @@ def by_hand(folder: Path) -> pd.Series:
 
 
 def test_numbers_are_those_of_the_outcomes_and_of_the_training_records(tmp_path):
-    folders = [make_run(tmp_path / "b", 4_096, 0.3, processes=4), make_run(tmp_path / "a", 1_024, 0.1, processes=4)]
+    folders = [
+        make_run(tmp_path / "b", 4_096, 0.3, processes=4),
+        make_run(tmp_path / "a", 1_024, 0.1, processes=4),
+    ]
     found = token_study.study(folders)
     assert found["tokens"].tolist() == [2_048, 5_120]
     assert found["stage_tokens"].tolist() == ["1024 + 1024", "1024 + 4096"]
@@ -111,10 +132,19 @@ def test_gain_is_positive_when_better_where_higher_is_better(tmp_path):
 @pytest.mark.parametrize(
     ("skills", "expected"),
     [
-        ((0.1, 0.3, 0.5, 0.5, 0.5), "TRAIT: from 5.12k tokens on, the next larger budget gains less than its interval"),
+        (
+            (0.1, 0.3, 0.5, 0.5, 0.5),
+            "TRAIT: from 5.12k tokens on, the next larger budget gains less than its interval",
+        ),
         ((0.3, 0.3), "TRAIT: from 2.05k tokens on, the next larger budget gains less than its interval"),
-        ((0.1, 0.3, 0.5), "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough"),
-        ((0.1, 0.1, 0.5), "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough"),
+        (
+            (0.1, 0.3, 0.5),
+            "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough",
+        ),
+        (
+            (0.1, 0.1, 0.5),
+            "TRAIT: bits per byte still improves at 5.12k tokens, so the largest budget is not yet enough",
+        ),
         ((0.1, 0.5, 0.5, 0.2), "TRAIT: bits per byte gets worse from 5.12k to 9.22k tokens"),
         ((-0.1, -0.2), "TRAIT: no budget up to 3.07k tokens gains more over the base model than its interval"),
         ((0.2,), "TRAIT gains at 2.05k tokens; a single budget does not say how many are enough"),
@@ -157,7 +187,9 @@ def test_the_figure_draws_the_table(tmp_path):
         assert axes.get_xscale() == "log"
     assert list(drawn) == ["gain in choice accuracy (points)", "rise in bits per byte of general text"]
     np.testing.assert_allclose(drawn["gain in choice accuracy (points)"], [found["tokens"], 100 * found["gain"]])
-    np.testing.assert_allclose(drawn["rise in bits per byte of general text"], [found["tokens"], found["forgetting"]])
+    np.testing.assert_allclose(
+        drawn["rise in bits per byte of general text"], [found["tokens"], found["forgetting"]]
+    )
     ticks = [tick.get_text().split("\n") for tick in figure.axes[0].get_xticklabels()]
     assert ticks == [["2.05k", "0.0017 h", "0.51x"], ["3.07k", "0.0022 h", "1x"], ["5.12k", "0.0033 h", "2x"]]
 
@@ -240,6 +272,8 @@ def test_a_sweep_over_budgets_ends_with_its_study(tmp_path):
         against = tests.query("arm == 'base' and task == 'macro average' and metric == 'bits_per_byte'").iloc[0]
         assert math.isclose(row["gain"], -against["gain"])
         assert math.isclose(row["gain_low"], -against["gain_high"])
-    second = runs.recorded(tmp_path / "runs" / "stage_tokens--3072-6144", "04_train_two_stages")["summary"]["stages"]
+    second = runs.recorded(tmp_path / "runs" / "stage_tokens--3072-6144", "04_train_two_stages")["summary"][
+        "stages"
+    ]
     assert [(stage["stage"], stage["new"]) for stage in second] == [(1, False), (2, True)]
     assert {"study.csv", "study.svg", "study.png"} <= {path.name for path in (tmp_path / "runs").iterdir()}

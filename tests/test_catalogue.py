@@ -26,7 +26,17 @@ REAL = LOCAL / "ads" / "products_vespa" / "products.jsonl.gz"
 COLUMNS = {"id": "{id}", "title": "{title}", "description": "{description}", "category": "{category}"}
 RELEVANCE = ("query_ad_relevance", "query_landing_page_relevance")
 
-BRANDS = ["Fernwick", "Oakmoor", "Tarnside", "Bellacre", "Dunhollow", "Mossgate", "Larkfell", "Winterby", "Harrowell"]
+BRANDS = [
+    "Fernwick",
+    "Oakmoor",
+    "Tarnside",
+    "Bellacre",
+    "Dunhollow",
+    "Mossgate",
+    "Larkfell",
+    "Winterby",
+    "Harrowell",
+]
 BRANDS += ["Pikestone", "Quillon", "Ravensmere"]
 GOODS = {  # kind -> what it is for
     "garden trowel": "planting bulbs and herbs",
@@ -40,20 +50,34 @@ GOODS = {  # kind -> what it is for
     "rain jacket": "wet days on the allotment",
     "tool belt": "work on the ladder",
 }
-LOOKS = [("Slate", "ash"), ("Cobalt", "steel"), ("Amber", "canvas"), ("Forest", "zinc"), ("Rust", "oak"), ("Sky", "cotton")]
+LOOKS = [
+    ("Slate", "ash"),
+    ("Cobalt", "steel"),
+    ("Amber", "canvas"),
+    ("Forest", "zinc"),
+    ("Rust", "oak"),
+    ("Sky", "cotton"),
+]
 LOOKS += [("Moss", "copper"), ("Plum", "beech"), ("Sand", "willow"), ("Coal", "hemp"), ("Mint", "brass")]
 
 
 def product(brand: str, kind: str, number: int) -> dict[str, object]:
     colour, material = LOOKS[number % 11]
     model = f"{brand[0]}{kind[0].upper()}{10 + number}"
-    title = f"{brand} {model} Heavy Duty {kind.title()} for {GOODS[kind].title()}, {colour}, Pack of {1 + number % 3}"
+    title = (
+        f"{brand} {model} Heavy Duty {kind.title()} for {GOODS[kind].title()}, {colour}, Pack of {1 + number % 3}"
+    )
     description = (
         f"## {title}\n\n* This {kind} is made of {material} for {GOODS[kind]} &amp; much more.\n"
         f"* Every {kind} from **{brand}** is checked by hand before it leaves the workshop in small boxes.\n"
         "Get ready to enjoy it!"
     )
-    return {"id": f"B{number:04d}", "title": title, "description": description, "category": f"Garden > {kind.title()}s"}
+    return {
+        "id": f"B{number:04d}",
+        "title": title,
+        "description": description,
+        "category": f"Garden > {kind.title()}s",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +88,9 @@ def products() -> list[dict[str, object]]:
 
 def write_rows(path: Path, rows: list[dict], **options: str) -> Path:
     if path.name.endswith((".csv", ".tsv")):
-        pd.DataFrame(rows).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else options.get("sep", ","))
+        pd.DataFrame(rows).to_csv(
+            path, index=False, sep="\t" if path.suffix == ".tsv" else options.get("sep", ",")
+        )
     elif path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
     else:
@@ -105,7 +131,9 @@ def own(products: list[dict]) -> dict[str, dict[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- problems
 
 
-def test_300_products_give_all_seven_tasks_and_none_sells_another_product(tmp_path: Path, many: list[dict]) -> None:
+def test_300_products_give_all_seven_tasks_and_none_sells_another_product(
+    tmp_path: Path, many: list[dict]
+) -> None:
     shop, products = write_shop(tmp_path, many), own(many)
     parts = {split: load_problems([shop], split, 1_000) for split in ("train", "validation", "test")}
     frame = pd.concat(parts.values())
@@ -149,7 +177,9 @@ def test_real_queries_stand_in_the_questions_and_belong_to_one_split(tmp_path: P
     asked = [{**row, "query": [f"a {row['title'].split()[0].lower()} thing", "other"]} for row in many[:100]]
     asked += [{**row, "query": f"what number {n} is"} for n, row in enumerate(many[100:200])] + many[200:]
     shop = write_shop(
-        tmp_path, [{"query": None, **row} for row in asked], query="{query if query is string else (query or [''])|first}"
+        tmp_path,
+        [{"query": None, **row} for row in asked],
+        query="{query if query is string else (query or [''])|first}",
     )
     frames = {split: load_problems([shop], split, 1_000) for split in ("train", "test")}
     used = {}
@@ -159,7 +189,12 @@ def test_real_queries_stand_in_the_questions_and_belong_to_one_split(tmp_path: P
         assert len(used[split]) > 3
         assert "Query: other" not in questions
     assert not used["train"] & used["test"]
-    assert frames["train"].attrs["report"]["ad_generation"]["skipped"]["query belongs to another split than its product"] > 5
+    assert (
+        frames["train"].attrs["report"]["ad_generation"]["skipped"][
+            "query belongs to another split than its product"
+        ]
+        > 5
+    )
     rewriting = frames["train"][frames["train"]["task"] == "query_rewriting"]["question"]
     assert rewriting.str.contains("Query: Garden >").any()  # without a query: the category as it stands
 
@@ -193,7 +228,10 @@ def test_the_first_problems_are_the_same_in_every_process(shop: str, train: pd.D
 
 def test_titles_that_begin_alike_share_a_split(tmp_path: Path, products: list[dict]) -> None:
     sizes = [dict(products[0], id=f"S{n}", title=f"{products[0]['title']} {n} inch XL") for n in range(40)]
-    frames = [load_problems([write_shop(tmp_path, [*products[10:], *sizes])], split, 1_000) for split in ("train", "test")]
+    frames = [
+        load_problems([write_shop(tmp_path, [*products[10:], *sizes])], split, 1_000)
+        for split in ("train", "test")
+    ]
     holding = [any(" inch XL" in title for title in frame["entity"]) for frame in frames]
     assert sum(holding) < 2
 

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import intervals
 
 
-def _outcomes(values: dict[str, dict[str, list[float]]], metric: str = "bits_per_byte", seed: int = 0) -> pd.DataFrame:
+def _outcomes(
+    values: dict[str, dict[str, list[float]]], metric: str = "bits_per_byte", seed: int = 0
+) -> pd.DataFrame:
     rows = [
         {"arm": arm, "seed": seed, "task": task, "item_id": f"i{n}", "metric": metric, "value": float(value)}
         for arm, tasks in values.items()
@@ -60,14 +62,24 @@ def test_compare_pairs_items_and_corrects_for_several_arms():
     outcomes = _outcomes(arms)
     by_task = outcomes.sort_values(["task", "item_id"], ascending=False, kind="stable")  # rows in another order
     table = comparison.compare(by_task, "trait", "bits_per_byte").set_index("arm")
-    assert list(table.index) == ["base", "noisy"] and set(table["n"]) == {40} and set(table["task"]) == {comparison.MACRO}
+    assert (
+        list(table.index) == ["base", "noisy"]
+        and set(table["n"]) == {40}
+        and set(table["task"]) == {comparison.MACRO}
+    )
     base = table.loc["base"]
     assert base["gain"] == pytest.approx(0.05) == base["gain_low"] == pytest.approx(base["gain_high"])
-    assert base["p_value"] == pytest.approx(2 * 0.5**40) and base["p_holm"] == pytest.approx(4 * 0.5**40)  # a fair coin's
+    assert base["p_value"] == pytest.approx(2 * 0.5**40) and base["p_holm"] == pytest.approx(
+        4 * 0.5**40
+    )  # a fair coin's
     noisy = table.loc["noisy"]  # trait is 0.05 better here too, but items vary ten times as much
     assert noisy["gain"] == pytest.approx(0.05) and noisy["gain_low"] < 0 < 0.05 < noisy["gain_high"]
     assert 0.3 < noisy["p_value"] < 0.8 and noisy["p_holm"] == noisy["p_value"]
-    forgetting = comparison.compare(outcomes, "trait", "bits_per_byte", task="held_out/general").set_index("arm").loc["base"]
+    forgetting = (
+        comparison.compare(outcomes, "trait", "bits_per_byte", task="held_out/general")
+        .set_index("arm")
+        .loc["base"]
+    )
     assert forgetting["gain"] == pytest.approx(-0.2) and forgetting["n"] == 9
     everything = comparison.compare_all(outcomes, "trait")
     assert len(everything) == 8 and everything[["task", "arm"]].drop_duplicates().shape == (8, 2)
@@ -78,7 +90,9 @@ def test_compare_pairs_items_and_corrects_for_several_arms():
 
 
 def test_binary_metrics_use_mcnemar():
-    outcomes = _outcomes({"trait": {"x": [1] * 12 + [0] * 8}, "base": {"x": [0] * 9 + [1] * 4 + [0] * 7}}, "choice_accuracy")
+    outcomes = _outcomes(
+        {"trait": {"x": [1] * 12 + [0] * 8}, "base": {"x": [0] * 9 + [1] * 4 + [0] * 7}}, "choice_accuracy"
+    )
     row = comparison.compare(outcomes, "trait", "choice_accuracy").iloc[0]
     assert row["p_value"] == pytest.approx(stats.binomtest(9, 10, 0.5).pvalue) and row["test"] == "McNemar"
     assert row["gain"] == pytest.approx(0.4)
@@ -108,7 +122,9 @@ def test_the_exact_permutation_test_is_scipys():
         reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
         assert statistics.sign_flips([differences])[0] == pytest.approx(reference.pvalue)
         signed_ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
-        assert statistics.sign_flips([signed_ranks])[0] == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+        assert statistics.sign_flips([signed_ranks])[0] == pytest.approx(
+            stats.wilcoxon(differences, method="exact").pvalue
+        )
     assert statistics.sign_flips([np.zeros(5)])[0] == 1.0
 
 
@@ -118,7 +134,9 @@ def test_random_sign_flips_agree_with_the_exact_test(monkeypatch):
     exact = statistics.sign_flips(groups)[0]
     monkeypatch.setattr(statistics, "EXACT_ITEMS", 3)
     assert 0.01 < exact < 0.9
-    assert statistics.sign_flips(groups)[0] == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
+    assert statistics.sign_flips(groups)[0] == pytest.approx(
+        exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000)
+    )
 
 
 def test_mcnemar_and_holm_are_statsmodels():
@@ -158,9 +176,13 @@ def test_intervals_cover_what_they_claim():
 def test_the_permutation_test_keeps_its_level(monkeypatch):
     monkeypatch.setattr(statistics, "FLIPS", 400)
     draw = np.random.default_rng(5)
-    p_values = [statistics.sign_flips([draw.normal(0, 1, 18), draw.normal(0, 3, 9)], seed)[0] for seed in range(500)]
+    p_values = [
+        statistics.sign_flips([draw.normal(0, 1, 18), draw.normal(0, 3, 9)], seed)[0] for seed in range(500)
+    ]
     assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
-    shifted = [statistics.sign_flips([draw.normal(0.8, 1, 18), draw.normal(0.8, 1, 9)], seed)[0] for seed in range(60)]
+    shifted = [
+        statistics.sign_flips([draw.normal(0.8, 1, 18), draw.normal(0.8, 1, 9)], seed)[0] for seed in range(60)
+    ]
     assert np.mean(np.array(shifted) <= 0.05) > 0.9
 
 
@@ -174,11 +196,17 @@ def test_one_task_and_seed_is_the_textbook():
     for n in (13, 100, 1_000):
         differences = draw.normal(0.2, 1, (1, n))
         found = statistics.estimate([differences])
-        assert found.items == pytest.approx(stats.sem(differences[0]) ** 2) and found.freedom == pytest.approx(n - 1)
+        assert found.items == pytest.approx(stats.sem(differences[0]) ** 2) and found.freedom == pytest.approx(
+            n - 1
+        )
         reference = stats.ttest_1samp(differences[0], 0)
         low, high = reference.confidence_interval()
-        assert found.interval(0.95) == pytest.approx((low, high)) and found.p_value == pytest.approx(reference.pvalue)
-        bootstrap = stats.bootstrap((differences[0],), np.mean, confidence_level=0.95, rng=np.random.default_rng(0))
+        assert found.interval(0.95) == pytest.approx((low, high)) and found.p_value == pytest.approx(
+            reference.pvalue
+        )
+        bootstrap = stats.bootstrap(
+            (differences[0],), np.mean, confidence_level=0.95, rng=np.random.default_rng(0)
+        )
         if n >= 100:
             limits = bootstrap.confidence_interval
             assert (low, high) == pytest.approx((limits.low, limits.high), abs=0.05 * (high - low))
@@ -201,7 +229,9 @@ def test_seeds_and_items_are_a_two_way_analysis_of_variance():
     sums = pytest.importorskip("statsmodels.stats.anova")
     from statsmodels.formula.api import ols
 
-    long = pd.DataFrame([(s, i, values[s, i]) for s in range(n_seeds) for i in range(n)], columns=["seed", "item", "value"])
+    long = pd.DataFrame(
+        [(s, i, values[s, i]) for s in range(n_seeds) for i in range(n)], columns=["seed", "item", "value"]
+    )
     squares = sums.anova_lm(ols("value ~ C(seed) + C(item)", long).fit())["mean_sq"]
     cells = n_seeds * n
     assert spread.seeds == pytest.approx(squares["C(seed)"] / cells)
@@ -217,7 +247,9 @@ def test_seeds_with_items_of_their_own_are_independent():
         own[seed, 20 * seed : 20 * seed + 20] = draw.normal(seed / 10, 1, 20)
     spread = statistics.estimate([own])
     means = [np.nanmean(row) for row in own]
-    assert spread.items == 0 and spread.seeds == pytest.approx(np.var(means, ddof=1) / 3)  # items are in it already
+    assert spread.items == 0 and spread.seeds == pytest.approx(
+        np.var(means, ddof=1) / 3
+    )  # items are in it already
     half = stats.t.ppf(0.975, 2) * stats.sem(means)
     assert spread.interval(0.95) == pytest.approx((np.mean(means) - half, np.mean(means) + half))
 
@@ -281,7 +313,9 @@ def test_holm_is_over_the_cells_of_a_table_and_averages_are_one_of_their_own():
         assert len(part) == (2 if of_macro else 4)
         assert part["p_holm"].to_numpy() == pytest.approx(statistics.holm(part["p_value"].to_numpy()))
     single = comparison.compare(outcomes, "a", "bits_per_byte", task="x")
-    assert (everything[everything["task"] == "x"]["smallest_gain"].to_numpy() > single["smallest_gain"].to_numpy()).all()
+    assert (
+        everything[everything["task"] == "x"]["smallest_gain"].to_numpy() > single["smallest_gain"].to_numpy()
+    ).all()
 
 
 def test_several_seeds_are_compared_within_the_seed():
@@ -289,7 +323,10 @@ def test_several_seeds_are_compared_within_the_seed():
     hard, drift = draw.normal(1, 0.5, 40), [0.4, -0.3, 0.1]  # what a seed does to both arms
     parts = [
         _outcomes(
-            {"trait": {"x": hard + drift[seed] - 0.1 + draw.normal(0, 0.02, 40)}, "base": {"x": hard + drift[seed]}},
+            {
+                "trait": {"x": hard + drift[seed] - 0.1 + draw.normal(0, 0.02, 40)},
+                "base": {"x": hard + drift[seed]},
+            },
             seed=seed,
         )
         for seed in range(3)
@@ -301,16 +338,23 @@ def test_several_seeds_are_compared_within_the_seed():
     assert comparison.compare(pd.concat(parts), "trait", "bits_per_byte").iloc[0]["seeds"] == 2
     with pytest.raises(TraitError, match="no seed in common"):
         comparison.compare(
-            pd.concat([parts[0][parts[0]["arm"] == "base"], parts[2].query("arm == 'trait'")]), "trait", "bits_per_byte"
+            pd.concat([parts[0][parts[0]["arm"] == "base"], parts[2].query("arm == 'trait'")]),
+            "trait",
+            "bits_per_byte",
         )
 
 
 def _run(folder: Path, outcomes: pd.DataFrame, seed: int = 0, learning_rate: float = 1e-4, **asked) -> Path:
     """A finished run of which nothing is there but what is compared."""
     summary = {"reference_arm": "trait", "how_asked": {"few_shot": 0, **asked}}
-    for step, values in (("04_train_two_stages", {"learning_rate": learning_rate}), ("05_evaluate", {"few_shot": 0})):
+    for step, values in (
+        ("04_train_two_stages", {"learning_rate": learning_rate}),
+        ("05_evaluate", {"few_shot": 0}),
+    ):
         shaped_by = {"params": {**values, "seed": 0 if step == "05_evaluate" else seed}}  # training.seed
-        write_json(folder / step / "report.json", {"step": step, "key": "k", "shaped_by": shaped_by, "summary": summary})
+        write_json(
+            folder / step / "report.json", {"step": step, "key": "k", "shaped_by": shaped_by, "summary": summary}
+        )
     tables.write(folder / "05_evaluate" / "outcomes.parquet", outcomes.assign(seed=seed), "outcomes")
     return folder
 
@@ -379,14 +423,22 @@ def _said(outcomes: pd.DataFrame, metric: str = "bits_per_byte", control: str = 
 def test_the_verdict_claims_no_more_than_its_tests():
     draw = np.random.default_rng(17)
     hard = draw.normal(1, 0.5, 40)
-    arms = {"trait": {"x": hard - 0.2}, "base": {"x": hard + draw.normal(0, 0.05, 40)}, "worked": {"x": hard - 0.2}}
+    arms = {
+        "trait": {"x": hard - 0.2},
+        "base": {"x": hard + draw.normal(0, 0.05, 40)},
+        "worked": {"x": hard - 0.2},
+    }
     right = {"trait": {"x": [0] * 40}, "base": {"x": [1] * 20 + [0] * 20}, "worked": {"x": [0] * 40}}
     outcomes = pd.concat([_outcomes(arms), _outcomes(right, "choice_accuracy")])
     found = _said(outcomes)
     assert found["question"].startswith("Is trait better than worked") and found["control_arm"] == "worked"
-    assert "does not differ from worked: gain" in found["headline"] and "Equivalent within 0.01" in found["headline"]
+    assert (
+        "does not differ from worked: gain" in found["headline"] and "Equivalent within 0.01" in found["headline"]
+    )
     assert "40 items in 40 clusters, 1 training seed" in found["headline"] and not found["good"]
-    assert any("choice accuracy, against base" in text for text in found["worse"])  # what fell stands beside what rose
+    assert any(
+        "choice accuracy, against base" in text for text in found["worse"]
+    )  # what fell stands beside what rose
     told = " ".join(found["cannot_show"])
     assert "One training seed" in told and "measure wording" in told and "nothing is said of forgetting" in told
     found = _said(outcomes, control="base")
@@ -399,10 +451,16 @@ def test_the_verdict_claims_no_more_than_its_tests():
 def test_forgetting_is_told_against_base_and_against_the_control():
     draw = np.random.default_rng(22)
     text = draw.normal(1, 0.1, 40)
-    arms = {arm: {"x": draw.normal(1, 0.1, 40), "held_out/general": text} for arm in ("base", "selected", "worked")}
+    arms = {
+        arm: {"x": draw.normal(1, 0.1, 40), "held_out/general": text} for arm in ("base", "selected", "worked")
+    }
     arms["trait"] = {"x": arms["base"]["x"], "held_out/general": text + 0.05 + draw.normal(0, 0.01, 40)}
     found = _said(_outcomes(arms))
-    assert [line.split(":")[0].split("against ")[1] for line in found["forgetting"]] == ["base", "selected", "worked"]
+    assert [line.split(":")[0].split("against ")[1] for line in found["forgetting"]] == [
+        "base",
+        "selected",
+        "worked",
+    ]
     assert all("gain -0.0" in line for line in found["forgetting"])
     assert sum("held_out/general" in line for line in found["worse"]) == 3 and not found["good"]
 
@@ -429,7 +487,8 @@ def test_a_planted_null_claims_no_gain(null):
     for _ in range(40):
         hard = draw.normal(1, 0.5, 48)
         values = {
-            arm: hard + (draw.normal(0, 0.1, 48) if null == "shuffled arms" else 0) for arm in ("trait", "worked", "base")
+            arm: hard + (draw.normal(0, 0.1, 48) if null == "shuffled arms" else 0)
+            for arm in ("trait", "worked", "base")
         }
         outcomes = _outcomes({arm: {"x": x} for arm, x in values.items()}, "bits_per_number_token")
         outcomes["cluster"] = [f"c{int(item[1:]) // 4}" for item in outcomes["item_id"]]
@@ -439,10 +498,15 @@ def test_a_planted_null_claims_no_gain(null):
 
 
 def test_the_main_metric_is_the_one_that_was_named():
-    tables = [_outcomes({"a": {"x": [1, 2]}}, metric) for metric in ("exact_match", "bits_per_byte", "answer_bits_per_byte")]
+    tables = [
+        _outcomes({"a": {"x": [1, 2]}}, metric)
+        for metric in ("exact_match", "bits_per_byte", "answer_bits_per_byte")
+    ]
     outcomes = pd.concat(tables)
     assert comparison.main_metric(outcomes, "exact_match") == "exact_match"
-    assert comparison.main_metric(outcomes, "bits_per_number_token") == "answer_bits_per_byte"  # said by the summary
+    assert (
+        comparison.main_metric(outcomes, "bits_per_number_token") == "answer_bits_per_byte"
+    )  # said by the summary
     assert comparison.main_metric(tables[0]) == "exact_match"
 
 
@@ -454,7 +518,9 @@ def test_clusters_of_one_item_change_nothing():
     groups = [draw.normal(0, 1, (3, 20)), draw.normal(0, 2, (3, 9))]
     labels = [np.array([f"{place} {n}" for n in range(group.shape[1])]) for place, group in enumerate(groups)]
     plain, clustered = statistics.estimate(groups), statistics.estimate(groups, labels)
-    assert clustered.variance == pytest.approx(plain.variance) and clustered.freedom == pytest.approx(plain.freedom)
+    assert clustered.variance == pytest.approx(plain.variance) and clustered.freedom == pytest.approx(
+        plain.freedom
+    )
     one = [group[0] for group in groups]
     assert statistics.sign_flips(one, 0, labels)[0] == pytest.approx(statistics.sign_flips(one)[0], abs=0.02)
 
@@ -525,7 +591,8 @@ def test_auc_is_tested_by_delong_and_not_at_a_floor():
     scores = {"trait": draw.normal(size=60) + 4 * relevant, "base": draw.normal(size=60)}
     parts = [
         _outcomes({arm: {"x": values}}, "relevance_score").assign(
-            gold=np.where(relevant, "relevant", "irrelevant"), prediction=np.where(values > 0, "relevant", "irrelevant")
+            gold=np.where(relevant, "relevant", "irrelevant"),
+            prediction=np.where(values > 0, "relevant", "irrelevant"),
         )
         for arm, values in scores.items()
     ]
@@ -536,7 +603,11 @@ def test_auc_is_tested_by_delong_and_not_at_a_floor():
 def test_equivalence_needs_evidence():
     draw = np.random.default_rng(24)
     hard = draw.normal(1, 0.5, 60)
-    arms = {"a": {"x": hard}, "same": {"x": hard + draw.normal(0, 0.01, 60)}, "wide": {"x": hard + draw.normal(0, 0.3, 60)}}
+    arms = {
+        "a": {"x": hard},
+        "same": {"x": hard + draw.normal(0, 0.01, 60)},
+        "wide": {"x": hard + draw.normal(0, 0.3, 60)},
+    }
     table = comparison.compare(_outcomes(arms), "a", "bits_per_byte").set_index("arm")
     assert table["equivalent"].to_dict() == {"same": True, "wide": False}
     differences = hard - arms["same"]["x"]
@@ -547,13 +618,17 @@ def test_equivalence_needs_evidence():
 
 def test_the_smallest_gain_is_at_the_one_level():
     differences = np.random.default_rng(18).normal(0, 1, 50)
-    row = comparison.compare(_outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte").iloc[0]
+    row = comparison.compare(
+        _outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte"
+    ).iloc[0]
     wanted = statistics.estimate([differences[None]]).smallest_gain(comparison.ALPHA)
     assert row["smallest_gain"] == pytest.approx(wanted, rel=0.03)  # that of the flips' interval, beside Student's
     assert comparison.CONFIDENCE == 1 - comparison.ALPHA
 
 
-@pytest.mark.parametrize(("p", "said"), [(5 / 20_001, "< 0.001"), (1e-12, "< 0.001"), (0.004, "= 0.004"), (1.0, "= 1")])
+@pytest.mark.parametrize(
+    ("p", "said"), [(5 / 20_001, "< 0.001"), (1e-12, "< 0.001"), (0.004, "= 0.004"), (1.0, "= 1")]
+)
 def test_a_p_value_says_no_more_than_flips_can_tell(p, said):
     """5 arms as extreme as no flip are all p = 0.00025, which is a bound and no result."""
     assert p_words(p) == said
@@ -564,11 +639,16 @@ def test_a_metric_that_no_task_has_is_named():
     outcomes = _outcomes({"trait": {"x": hard - 0.2}, "base": {"x": hard}}, "answer_bits_per_byte")
     told = _said(outcomes, "bits_per_number_token")["cannot_show"]
     assert "No task has bits per number token: answer bits per byte stands for it." in told
-    assert not any(text.startswith("No task has") for text in _said(outcomes, "answer_bits_per_byte")["cannot_show"])
+    assert not any(
+        text.startswith("No task has") for text in _said(outcomes, "answer_bits_per_byte")["cannot_show"]
+    )
 
 
 def test_in_domain_text_is_not_what_is_forgotten():
     draw = np.random.default_rng(25)
-    arms = {arm: {"x": draw.normal(1, 0.1, 40), "held_out/in_domain": draw.normal(1, 0.1, 40)} for arm in ("base", "trait")}
+    arms = {
+        arm: {"x": draw.normal(1, 0.1, 40), "held_out/in_domain": draw.normal(1, 0.1, 40)}
+        for arm in ("base", "trait")
+    }
     found = _said(_outcomes(arms))
     assert found["forgetting"] == [] and "nothing is said of forgetting" in " ".join(found["cannot_show"])

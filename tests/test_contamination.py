@@ -43,7 +43,9 @@ def test_spellings_of_the_same_question_are_equal(one: str, other: str) -> None:
     assert words_of(one) == words_of(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("3x + 2", "3x - 2"), ("2.5 m", "2 5 m"), ("a = b", "a < b"), ("x - 5", "x 5")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("3x + 2", "3x - 2"), ("2.5 m", "2 5 m"), ("a = b", "a < b"), ("x - 5", "x 5")]
+)
 def test_different_questions_stay_different(one: str, other: str) -> None:
     assert words_of(one) != words_of(other)
 
@@ -78,14 +80,22 @@ def test_half_of_the_ngrams_decides() -> None:  # 11 of 22
 
 
 def test_other_numbers_make_another_problem_of_the_same_template() -> None:
-    template = "What is the greatest common divisor of {} and {}? Give only the number as your answer, nothing else."
+    template = (
+        "What is the greatest common divisor of {} and {}? Give only the number as your answer, nothing else."
+    )
     found = find_contaminated([template.format(48, 18)], [template.format(84, 30), template.format(48, 18)])
     assert pairs(found) == [(0, 1, "exact")]
 
 
 def test_short_questions_match_whole_and_at_word_boundaries_only() -> None:
     questions = ["What is 2+2?", "Is pi", "rational"]
-    texts = ["Tell me: what is 2 + 2?", "what is 2+22", "This is pie", "irrational numbers", "A rational one: is pi?"]
+    texts = [
+        "Tell me: what is 2 + 2?",
+        "what is 2+22",
+        "This is pie",
+        "irrational numbers",
+        "A rational one: is pi?",
+    ]
     assert pairs(find_contaminated(texts, questions)) == [(0, 0, "exact"), (4, 1, "exact"), (4, 2, "exact")]
 
 
@@ -132,7 +142,24 @@ def test_findings_agree_with_a_quadratic_search() -> None:
 
 
 SPELLINGS = [
-    *("1,234", "1 234", "12,34", "1,2345", "３，５", "x−1", "x-1", "-1", "a–b", "a—b", "3×4", "½", "x²", "10⁻³", "٣٤", "①"),
+    *(
+        "1,234",
+        "1 234",
+        "12,34",
+        "1,2345",
+        "３，５",
+        "x−1",
+        "x-1",
+        "-1",
+        "a–b",
+        "a—b",
+        "3×4",
+        "½",
+        "x²",
+        "10⁻³",
+        "٣٤",
+        "①",
+    ),
     *(
         "ﬁve",
         "naïve",
@@ -230,7 +257,10 @@ def test_looking_at_first_pairs_loses_nothing_in_texts_made_of_hard_cases(n: int
         if cut:
             question = " ".join([*cut, *generator.choice([[], ["zebra", "zebra"]])])
             questions.append(unicodedata.normalize(generator.choice(respell), question))
-    texts = [unicodedata.normalize(generator.choice(respell), text) if generator.random() < 0.5 else text for text in texts]
+    texts = [
+        unicodedata.normalize(generator.choice(respell), text) if generator.random() < 0.5 else text
+        for text in texts
+    ]
     index = QuestionIndex(questions, n)
     fast = index.find(texts)
     assert len(fast) > 200 and set(fast["kind"]) == {"exact", "ngram"}
@@ -319,7 +349,12 @@ def test_scripts_without_blanks_are_compared_by_character():
 def test_a_copy_within_a_text_of_a_script_without_blanks_is_found_and_an_unlike_text_is_not(script):
     question, other = unspaced.TEXTS[script]
     index, half = QuestionIndex([question]), len(question) // 2
-    copies = (question, f"{question[:half]} {question[half:]}", "\u200b".join(question), question.replace("。", "!\n"))
+    copies = (
+        question,
+        f"{question[:half]} {question[half:]}",
+        "\u200b".join(question),
+        question.replace("。", "!\n"),
+    )
     for copy in copies:
         assert index.find([f"{other}{copy}{other}"])["kind"].tolist() == ["exact"]
     assert index.find([f"{other}{question[3:]}{other}"])["kind"].tolist() == ["ngram"]

@@ -93,7 +93,9 @@ def test_every_control_is_read_from_what_step_03_wrote(problems, passages, tmp_p
     assert {"passages", *controls.CONTROLS} == set(WRITTEN)
     for name in controls.CONTROLS.keys() - {"rephrased"}:
         assert controls.texts(name, tmp_path) == controls.CONTROLS[name](problems, passages)
-    with pytest.raises(TraitError, match=r"'rephrased' needs .*rephrased\.parquet.* with passages\.paragraphs: both"):
+    with pytest.raises(
+        TraitError, match=r"'rephrased' needs .*rephrased\.parquet.* with passages\.paragraphs: both"
+    ):
         controls.texts("rephrased", tmp_path)
     told = pd.DataFrame({"id": problems["id"], "text": "In other words: " + problems["question"]})
     told.to_parquet(folder / "rephrased.parquet")

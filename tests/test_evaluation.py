@@ -183,7 +183,9 @@ def test_bits_per_number_token_count_the_tokens_with_digits_alone(outcomes, prob
         assert found[row["id"]] == pytest.approx(-nats / math.log(2) / len(digits), abs=1e-4)
 
 
-@pytest.mark.parametrize("target", [" 3 + 14 = $17. In é12 The answer is 1,234.", "7 it is", " none at all", " x: 0.5²"])
+@pytest.mark.parametrize(
+    "target", [" 3 + 14 = $17. In é12 The answer is 1,234.", "7 it is", " none at all", " x: 0.5²"]
+)
 @pytest.mark.parametrize("packs", [True, False])
 def test_one_request_gives_what_cuts_at_each_number_give(model_dir, target, packs):
     """log p(number | what is before it) = log p(text to its end) - log p(text to its begin), by lm-eval's own model."""
@@ -200,7 +202,9 @@ def test_one_request_gives_what_cuts_at_each_number_give(model_dir, target, pack
     to = [0.0] * (len(cuts) - len(to)) + to  # a number comes first
     ours.packs = packs
     found = ours.score(before, target)
-    assert found.numbers == len(numbers) == sum(letter in "0123456789" for letter in target)  # every byte is a token
+    assert (
+        found.numbers == len(numbers) == sum(letter in "0123456789" for letter in target)
+    )  # every byte is a token
     assert found.number_nats == pytest.approx(sum(to[1::2]) - sum(to[::2]), abs=1e-4)
 
 
@@ -215,7 +219,9 @@ def test_other_words_cost_no_bits_a_number_token():
     assert set(metrics.bits_results(doc, [(-1.0, False)])) == {"bits_per_byte"}  # another model of lm-eval's
 
 
-def test_the_preferred_choice_has_the_highest_likelihood_per_byte_after_the_reasoning(outcomes, problems, reference):
+def test_the_preferred_choice_has_the_highest_likelihood_per_byte_after_the_reasoning(
+    outcomes, problems, reference
+):
     log_probability, tokenizer = reference
     found = outcomes[outcomes["metric"] == "choice_accuracy"].set_index("item_id")
     preferred = []
@@ -256,7 +262,9 @@ def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model
 
     shots = "".join(f"Question: Tom has {n} apples. How many?\nAnswer: {n}.\n\n" for n in range(6))
     asked = [
-        (f"{shots}Question: {n}{' pears' * n}?\nAnswer:", f" {text}") for n in range(5) for text in ("7", "the sum", "30")
+        (f"{shots}Question: {n}{' pears' * n}?\nAnswer:", f" {text}")
+        for n in range(5)
+        for text in ("7", "the sum", "30")
     ]
     asked.append((shots * 3 + "Question?\nAnswer:", " cut on the left"))
     requests = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(asked)]
@@ -267,7 +275,9 @@ def test_after_worked_examples_likelihoods_are_those_of_lm_evals_own_model(model
         wanted = HFLM(ours.model, tokenizer=ours.tokenizer, batch_size=1).loglikelihood(requests)
         for part in (slice(15), slice(16)):
             found = ours.loglikelihood(requests[part])
-            assert [answer.nats for answer in found] == pytest.approx([value for value, _ in wanted[part]], abs=1e-3)
+            assert [answer.nats for answer in found] == pytest.approx(
+                [value for value, _ in wanted[part]], abs=1e-3
+            )
             assert [answer.greedy for answer in found] == [greedy for _, greedy in wanted[part]]
     assert read and read[0] > 100  # the examples were read once, for all
 
@@ -282,7 +292,10 @@ def test_a_model_that_ignores_the_packing_mask_is_scored_the_ordinary_way(model_
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     requests = [(("", str(n)), [5, 6, 7], [8, 9, n]) for n in range(10, 16)] + [(("", "x"), [5, 6], [9])]
     requests += [(("", "divided otherwise"), [5, 6, 7, 8, 9], [12]), (("", "a part"), [5, 6, 7], [8])]
-    lms = [PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2) for kind in (LlamaForCausalLM, Deaf)]
+    lms = [
+        PackedLM(kind.from_pretrained(model_dir), tokenizer=tokenizer, batch_size=2)
+        for kind in (LlamaForCausalLM, Deaf)
+    ]
     assert [lm.packs for lm in lms] == [True, False]
     packed, ordinary = (lm._loglikelihood_tokens(requests, disable_tqdm=True) for lm in lms)
     assert [answer.nats for answer in packed] == pytest.approx([answer.nats for answer in ordinary], abs=1e-4)
@@ -295,8 +308,19 @@ def test_attention_windows_are_kept(tmp_path):
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     write_model(tmp_path)
-    sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "eos_token_id": 256}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None}
+    sizes = {
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "eos_token_id": 256,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": None,
+    }
     model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8, initializer_range=0.3))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ours = PackedLM(model, tokenizer=tokenizer, batch_size=2)
@@ -326,7 +350,9 @@ def test_generated_answers_are_marked(model_dir, problems, tmp_path):
     assert len(marked) == 4 and marked["value"].isin([0.0, 1.0]).all()
     assert len(found[found["metric"] == "exact_match_strict"]) == 4
     assert not marked["prediction"].str.contains("Question:").any() and marked["prediction"].str.len().max() > 0
-    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])["context"]
+    item = json.loads((tmp_path / "lm_eval" / "items" / "sums_generation.jsonl").read_text().splitlines()[0])[
+        "context"
+    ]
     assert item.count("Question:") == 2 and "The answer is 7.\n\nQuestion: Tom has 3" in item
     (letters,) = (tmp_path / "lm_eval" / "items").glob("products*_generation.jsonl")
     asked = json.loads(letters.read_text().splitlines()[0])["context"]
@@ -340,7 +366,9 @@ def test_a_written_task_marks_texts_under_lm_eval_alone(model_dir, problems, tmp
     chosen = params(generate_items=1)
     newer = {"products/hard": TASKS["products/hard"].model_copy(update={"version": 3})}
     units = suites.build(problems[3:6], {}, chosen, tmp_path, None, newer)
-    (name,) = (task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation")
+    (name,) = (
+        task.config.task for unit in units for template, task in unit.lm_eval.items() if template == "generation"
+    )
     task = TaskManager(include_defaults=False, include_path=str(tmp_path)).load([name])["tasks"][name]
     (doc,) = task.test_docs()
     marks = [task.process_results(doc, [text]) for text in ("The answer is (B).", "A", "12")]
@@ -393,8 +421,17 @@ def _task_file(folder: Path, name: str, kind: str, splits: dict[str, list[dict] 
         if rows is not None:
             (folder / f"{name}_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {column: f"{{{column}}}" for column in next(rows[0] for rows in splits.values() if rows)}
-    raw = {"name": name, "about": name, "kind": kind, "metrics": ["exact_match"], "source": str(folder), "fields": fields}
-    raw["splits"] = {split: f"{name}_{split}.jsonl" if rows is not None else None for split, rows in splits.items()}
+    raw = {
+        "name": name,
+        "about": name,
+        "kind": kind,
+        "metrics": ["exact_match"],
+        "source": str(folder),
+        "fields": fields,
+    }
+    raw["splits"] = {
+        split: f"{name}_{split}.jsonl" if rows is not None else None for split, rows in splits.items()
+    }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({**raw, **more}))
     return str(folder / f"{name}.yaml")
 
@@ -409,7 +446,9 @@ def _sum_rows(start: int, n: int) -> list[dict]:
 
 def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     leaked = {**_sum_rows(500, 1)[0]}
-    sums = _task_file(tmp_path, "sums", "number", {"train": [*_sum_rows(0, 40), leaked], "test": _sum_rows(100, 5)})
+    sums = _task_file(
+        tmp_path, "sums", "number", {"train": [*_sum_rows(0, 40), leaked], "test": _sum_rows(100, 5)}
+    )
     asked = [
         {"question": leaked["question"], "answer": "1500", "choices": ["1500", "7"]},
         {"question": "Pick three.", "answer": "3", "choices": ["3", "4", "5"]},
@@ -424,15 +463,18 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
     assert not found["question"].equals(worked_examples(params(**drawn, seed=2))["question"])
     everything = worked_examples(params(tasks=[sums, picks], few_shot=60))
     assert leaked["question"] not in set(everything["question"])
-    assert worked_examples(params(tasks=[alone], few_shot=1)) is None  # then its prompts cannot be written: few_shot is 1
+    assert (
+        worked_examples(params(tasks=[alone], few_shot=1)) is None
+    )  # then its prompts cannot be written: few_shot is 1
 
 
 def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path, capsys):
     def asked(*amounts: int) -> list[dict[str, str]]:
-        pattern = (
-            "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
-        )
-        return [{"question": pattern.format(n), "answer": str(n * 5), "solution": f"{n} * 5 = {n * 5}."} for n in amounts]
+        pattern = "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
+        return [
+            {"question": pattern.format(n), "answer": str(n * 5), "solution": f"{n} * 5 = {n * 5}."}
+            for n in amounts
+        ]
 
     other = {"question": "How many legs have two spiders?", "answer": "16", "solution": "2 * 8 = 16."}
     train = [*asked(*range(1, 30), 77), other]
@@ -473,7 +515,8 @@ def test_the_worked_examples_stand_before_every_question_of_every_demo_task(tmp_
 def test_form_overlap_is_the_share_of_masked_runs_that_train_texts_hold():
     def table(*texts: str) -> pd.DataFrame:
         rows = [
-            {"task": "t", "question": text, "answer": "1", "solution": "It is 3 and 4. The answer is 7."} for text in texts
+            {"task": "t", "question": text, "answer": "1", "solution": "It is 3 and 4. The answer is 7."}
+            for text in texts
         ]
         return pd.DataFrame(rows)
 
@@ -516,7 +559,9 @@ def test_ads_are_marked_and_relevance_is_ranked(model_dir, tmp_path):
     table = comparison.arm_table(found).set_index(["task", "metric"])["mean"]
     scores = found[found["metric"] == "relevance_score"]
     assert ((scores["value"] > 0) == (scores["prediction"] == "relevant")).all()
-    assert table["query_ad_relevance", "auc"] == pytest.approx(roc_auc_score(scores["gold"] == "relevant", scores["value"]))
+    assert table["query_ad_relevance", "auc"] == pytest.approx(
+        roc_auc_score(scores["gold"] == "relevant", scores["value"])
+    )
     assert "relevance_score" not in table.index.get_level_values("metric")
 
 
@@ -555,7 +600,9 @@ def test_the_stage_asks_every_arm_and_reads_a_finished_step(model_dir, tmp_path,
     summary = made.summary()
     said = verdict(made.tests, chosen.main_metric, "trait")
     assert "Is trait better than base" in said["question"] and "1 training seed" in said["headline"]
-    assert said["control_arm"] == "base" and len(said["forgetting"]) == 1  # in-domain text is not what is forgotten
+    assert (
+        said["control_arm"] == "base" and len(said["forgetting"]) == 1
+    )  # in-domain text is not what is forgotten
     assert made.form.set_index("task").loc["sums", "overlap"] == 1  # every sum is of one template
     assert summary["how_asked"]["few_shot"] == 1 and summary["how_asked"]["the version of sums"] == 1
     step.done = True

@@ -61,7 +61,9 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def asked(model_dir: Path, out_dir: Path, rows: pd.DataFrame | None = None, report=print, **changes) -> pd.DataFrame:
+def asked(
+    model_dir: Path, out_dir: Path, rows: pd.DataFrame | None = None, report=print, **changes
+) -> pd.DataFrame:
     fields = {"generate_items": N_ITEMS, "max_new_tokens": 6, "documents": DOCUMENTS, **changes}
     return evaluated(model_dir, problems() if rows is None else rows, out_dir, report=report, **fields)
 
@@ -72,20 +74,28 @@ def kept(lines: list[str]) -> list[bool]:
 
 def killed(model_dir: Path, out_dir: Path, passes: int) -> None:
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(model_dir), str(out_dir), str(passes)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert result.returncode == -signal.SIGKILL, result.stderr[-2_000:]
 
 
-@pytest.mark.parametrize("passes", [30, pytest.param(20, marks=pytest.mark.slow), pytest.param(75, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "passes", [30, pytest.param(20, marks=pytest.mark.slow), pytest.param(75, marks=pytest.mark.slow)]
+)
 def test_a_killed_evaluation_goes_on(model_dir, tmp_path, passes):
     undisturbed = asked(model_dir, tmp_path / "undisturbed")
     killed(model_dir, tmp_path / "run", passes)
     lines: list[str] = []
-    pd.testing.assert_frame_equal(asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True)
+    pd.testing.assert_frame_equal(
+        asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True
+    )
     first = lines[0]
     assert "kept" in first or int(first.split(" asked")[0].split()[-1]) < 50  # of 50 likelihoods
     lines.clear()
-    pd.testing.assert_frame_equal(asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True)
+    pd.testing.assert_frame_equal(
+        asked(model_dir, tmp_path / "run", report=lines.append), undisturbed, check_exact=True
+    )
     assert kept(lines) == [True] * 3
 
 
@@ -94,7 +104,13 @@ def test_only_what_is_new_is_asked(model_dir, tmp_path):
     lines: list[str] = []
     more = asked(model_dir, tmp_path, problems(("sums", "more")), report=lines.append)
     numbers = [line.split(", ")[2].split(" asked")[0] for line in lines]
-    assert numbers == ["20", "8", "50", "20", "kept from before"]  # likelihoods: a solution, an answer, a wrong choice
+    assert numbers == [
+        "20",
+        "8",
+        "50",
+        "20",
+        "kept from before",
+    ]  # likelihoods: a solution, an answer, a wrong choice
     both = first.merge(more, on=["task", "item_id", "metric"])
     assert len(both) == len(first) and (both["value_x"] == both["value_y"]).all()
     lines.clear()

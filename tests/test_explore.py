@@ -81,7 +81,11 @@ def draft(name: str, attempt: int, reason: str = "") -> dict:
 @pytest.fixture
 def written() -> Written:
     kept = pd.DataFrame([draft("a", 2), draft("b", 1)]).drop(columns="reason")
-    refused = [draft("a", 1, f"boilerplate: {HOSTILE}"), draft("c", 1, "length: 3"), draft("c", 2, "boilerplate: again")]
+    refused = [
+        draft("a", 1, f"boilerplate: {HOSTILE}"),
+        draft("c", 1, "length: 3"),
+        draft("c", 2, "boilerplate: again"),
+    ]
     return Written(problems(), kept, pd.DataFrame(refused), *(pd.DataFrame(),) * 2, {})
 
 
@@ -174,7 +178,9 @@ def test_an_explorer_moves_where_somebody_watches_and_stands_still_elsewhere(mon
             raise TraitError("<b>say something else</b>")
         return f"{size} {kind} {search}"
 
-    explorer = Explorer(view, {"size": [1_000, 2_000], "kind": ["x", "y"], "search": ""}, "<p>still</p>", {"size": 2_000})
+    explorer = Explorer(
+        view, {"size": [1_000, 2_000], "kind": ["x", "y"], "search": ""}, "<p>still</p>", {"size": 2_000}
+    )
     for name in ("JPY_SESSION_NAME", runs.BATCH_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     still = {"text/plain": "Explorer", "text/html": "<p>still</p>"}
@@ -207,7 +213,11 @@ def test_an_exported_notebook_holds_the_twin(monkeypatch):
 
 def test_an_explorer_with_a_button_waits_for_it():
     asked = []
-    row, shown = Explorer(lambda **given: asked.append(given) or "answer", {"x": "?"}, "twin", button="Go").widget().children
+    row, shown = (
+        Explorer(lambda **given: asked.append(given) or "answer", {"x": "?"}, "twin", button="Go")
+        .widget()
+        .children
+    )
     assert shown.value == "twin"
     row.children[0].value = "more"
     assert asked == []

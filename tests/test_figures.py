@@ -61,7 +61,12 @@ def training_log() -> pd.DataFrame:
             for step in range(5):
                 tokens = (stage - 1) * 4096 + 1024 * step
                 drop = 0.01 * step if stage == 1 else 0.04 + gain * step / 4
-                values = {"loss": 3 - drop, "learning_rate": 1e-4, "held_out/solutions": 0.9 - drop, "held_out/general": 0.9}
+                values = {
+                    "loss": 3 - drop,
+                    "learning_rate": 1e-4,
+                    "held_out/solutions": 0.9 - drop,
+                    "held_out/general": 0.9,
+                }
                 rows += [(arm, 0, stage, step, tokens, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=tables.SCHEMAS["log"].names)
 
@@ -90,7 +95,9 @@ def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_a
         svg = ElementTree.parse(tmp_path / "a" / f"{name}.svg").getroot()
         words = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
         assert "base model" in words and svg.get("width") == f"{72 * inches:g}pt"  # text is text
-        assert svg.findtext("{http://www.w3.org/2000/svg}title").startswith("By bits per byte, TRAIT is better than")
+        assert svg.findtext("{http://www.w3.org/2000/svg}title").startswith(
+            "By bits per byte, TRAIT is better than"
+        )
 
 
 def test_a_hostile_name_of_an_arm_is_text_in_the_picture(tmp_path):
@@ -113,16 +120,22 @@ def drawings():
     budgets = pd.DataFrame(
         {"arm": "trait", "metric": "bits_per_byte", "seeds": 1, "tokens": [4608, 9216], "gain": [0.1, 0.2]}
     )
-    budgets = budgets.assign(device_hours=0.1, passes_over_passages=2.0, gain_low=0.05, gain_high=0.3, forgetting=np.nan)
+    budgets = budgets.assign(
+        device_hours=0.1, passes_over_passages=2.0, gain_low=0.05, gain_high=0.3, forgetting=np.nan
+    )
     budgets = budgets.assign(step_low=[np.nan, 0.1], step_high=[np.nan, 0.2])
     return {
         "gain": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait"),
-        "shares": functools.partial(plot_gain_and_forgetting, compare_all(data, "trait"), "trait", "choice_accuracy"),
+        "shares": functools.partial(
+            plot_gain_and_forgetting, compare_all(data, "trait"), "trait", "choice_accuracy"
+        ),
         "items": functools.partial(curves.plot_item_gains, gained, "trait"),
         "curves": functools.partial(curves.plot_training_curves, log, ["selected", "trait"]),
         "loss": functools.partial(curves.plot_loss, log, ["selected", "trait"]),
         "quality": functools.partial(curves.plot_selection_quality, quality),
-        "scores": functools.partial(curves.plot_score_histogram, scores, dict.fromkeys(methods, 0.8), scores > 0.9),
+        "scores": functools.partial(
+            curves.plot_score_histogram, scores, dict.fromkeys(methods, 0.8), scores > 0.9
+        ),
         "precision": functools.partial(curves.plot_precision_recall, curve, 0.2, 0.8),
         "map": functools.partial(figure_map.plot_map, map_points(), nearest()),
         "study": functools.partial(token_study.plot, budgets),
@@ -150,8 +163,13 @@ def test_text_has_six_to_eight_points_lies_on_the_page_and_collides_with_nothing
     boxes = {text: Bbox(box.get_points() * 72 / 200) for text, box in boxes.items()}
     page = Bbox([[0, 0], 72 * figure.get_size_inches()])
     for text, box in boxes.items():
-        assert box.x0 >= page.x0 - 2 and box.x1 <= page.x1 + 2 and box.y0 >= page.y0 - 2 and box.y1 <= page.y1 + 2, text
-    shrunk = [(text, Bbox.from_extents(box.x0 + 0.5, box.y0 + 1, box.x1 - 0.5, box.y1 - 1)) for text, box in boxes.items()]
+        assert (
+            box.x0 >= page.x0 - 2 and box.x1 <= page.x1 + 2 and box.y0 >= page.y0 - 2 and box.y1 <= page.y1 + 2
+        ), text
+    shrunk = [
+        (text, Bbox.from_extents(box.x0 + 0.5, box.y0 + 1, box.x1 - 0.5, box.y1 - 1))
+        for text, box in boxes.items()
+    ]
     for place, (text, box) in enumerate(shrunk):
         for other, beside in shrunk[:place]:
             assert not box.overlaps(beside), (text.get_text(), other.get_text())
@@ -162,9 +180,21 @@ RGB_TO_XYZ = np.array(
 )
 SIGHT = {  # what is left of linear red, green and blue: Machado, Oliveira & Fernandes (2009), severity 1; grey: luminance
     "normal": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.01182, 0.04294, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.3039],
+    ],
     "grey": [[0.2126, 0.7152, 0.0722]] * 3,
 }
 
@@ -204,7 +234,9 @@ def test_an_arm_has_one_colour_everywhere_and_known_arms_differ():
 
 def test_training_curves_state_both_stages_and_mark_the_boundary():
     figure = curves.plot_training_curves(training_log(), ["selected", "trait"])
-    assert headline(figure) == "Task solutions, TRAIT: 0.900 to 0.860 bits per byte in stage 1, to 0.660 in stage 2"
+    assert (
+        headline(figure) == "Task solutions, TRAIT: 0.900 to 0.860 bits per byte in stage 1, to 0.660 in stage 2"
+    )
     for axes in figure.axes:
         dashed = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
         assert [line.get_xdata()[0] for line in dashed] == [4096]
@@ -216,7 +248,9 @@ def test_training_curves_state_both_stages_and_mark_the_boundary():
 
 def test_task_scores_are_one_more_panel_with_the_mean_over_tasks():
     log = training_log()
-    sums, words = (log[log["metric"] == "held_out/solutions"].assign(metric=f"task/{name}") for name in ("sums", "words"))
+    sums, words = (
+        log[log["metric"] == "held_out/solutions"].assign(metric=f"task/{name}") for name in ("sums", "words")
+    )
     log = pd.concat([log, sums.assign(value=0.2), words.assign(value=0.4)])
     panel = curves.plot_training_curves(log, ["selected", "trait"]).axes[-1]
     assert "right choice" in panel.get_title(loc="left")
@@ -225,7 +259,9 @@ def test_task_scores_are_one_more_panel_with_the_mean_over_tasks():
 
 def test_one_stage_and_one_arm_draw_no_boundary():
     log = training_log()
-    figure = curves.plot_training_curves(log[(log["stage"] == 1) & (log["metric"] != "held_out/general")], ["trait"])
+    figure = curves.plot_training_curves(
+        log[(log["stage"] == 1) & (log["metric"] != "held_out/general")], ["trait"]
+    )
     assert not [line for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert "0.900 to 0.860" in headline(figure)
 
@@ -240,7 +276,9 @@ def test_selection_figures_report_the_numbers_they_are_given():
             "lift": [1.0, 30.0],
         }
     )
-    assert headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
+    assert (
+        headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
+    )
     scores, truth = np.linspace(0, 1, 101), np.arange(101) > 90
     assert "0.81, top 20%" in texts_of(curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth))
     assert not curves.plot_score_histogram(scores, {"fasttext": None}, None).axes[0].lines
@@ -265,7 +303,11 @@ def test_gain_and_forgetting_are_of_the_reference_over_every_arm():
     means = data[data["metric"] == "bits_per_byte"].groupby(["task", "arm"])["value"].mean()
     gain = np.mean([means[task, "base"] - means[task, "trait"] for task in ("sums", "fractions")])
     forgot = means["held_out/general", "base"] - means["held_out/general", "trait"]
-    assert gain > 0 > forgot and f"{gain:+.3f}, p < 0.001" in texts_of(figure) and f"{forgot:+.3f}, p " in texts_of(figure)
+    assert (
+        gain > 0 > forgot
+        and f"{gain:+.3f}, p < 0.001" in texts_of(figure)
+        and f"{forgot:+.3f}, p " in texts_of(figure)
+    )
 
 
 def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
@@ -322,19 +364,27 @@ def map_points() -> pd.DataFrame:
     random = np.random.default_rng(0)
     kinds = ["general"] * 40 + ["in_domain"] * 30 + ["downstream"] * 20 + ["trait"] * 10
     tasks = [""] * 70 + ["sums", "greatest_common_divisor"] * 10 + ["sums"] * 10
-    frame = pd.DataFrame({"x": random.normal(size=100), "y": random.normal(size=100), "kind": kinds, "task": tasks})
+    frame = pd.DataFrame(
+        {"x": random.normal(size=100), "y": random.normal(size=100), "kind": kinds, "task": tasks}
+    )
     return frame.assign(text=[f"{HOSTILE} number {n}" for n in range(100)])
 
 
 def nearest() -> pd.DataFrame:
-    return pd.DataFrame({"share": [0.996, 0.004], "by_chance": [0.25, 0.75], "cover": [0.55, 0.5]}, ["trait", "general"])
+    return pd.DataFrame(
+        {"share": [0.996, 0.004], "by_chance": [0.25, 0.75], "cover": [0.55, 0.5]}, ["trait", "general"]
+    )
 
 
 def test_map_draws_every_text_and_names_every_kind_with_its_count_and_every_task():
     figure = figure_map.plot_map(map_points(), nearest())
     assert headline(figure) == "Nearest to the downstream problems: 99.6% TRAIT: passages (25% by chance)"
     assert "of as many: TRAIT: passages 0.55, general web text 0.50" in texts_of(figure)
-    marks = {c.get_label(): c for c in figure.axes[0].collections if hasattr(c, "get_offsets") and c.get_label()[0] != "_"}
+    marks = {
+        c.get_label(): c
+        for c in figure.axes[0].collections
+        if hasattr(c, "get_offsets") and c.get_label()[0] != "_"
+    }
     shown = {"general web text (40)": 0, "in-domain documents (30)": 30, "TRAIT: selected documents (0)": 0}
     shown |= {"training questions alone (0)": 0, "TRAIT: passages (10)": 10, "downstream problems (20)": 20}
     assert {name: len(points.get_offsets()) for name, points in marks.items()} == shown
@@ -451,7 +501,11 @@ def hostile_run(run):
     screened = {"task": ["sums"], "problems": 9, "same as a test question": 1, "overlaps a test question": 2}
     pd.DataFrame(screened).to_parquet(run / "03_write_passages" / "screened.parquet")
     tables.write(run / "04_train_two_stages" / "log.parquet", training_log(), "log")
-    finished(run, "04_train_two_stages", {"note": None, "speed": 251.25, "tokens": 24576, "examples": [HOSTILE, "a" * 100]})
+    finished(
+        run,
+        "04_train_two_stages",
+        {"note": None, "speed": 251.25, "tokens": 24576, "examples": [HOSTILE, "a" * 100]},
+    )
     tables.write(run / "05_evaluate" / "outcomes.parquet", outcomes(), "outcomes")
     finished(run, "05_evaluate", {}, reference_arm="trait", confidence=0.95)
     curves.plot_loss(training_log(), ARMS).save(run / "06_figures" / "figures", HOSTILE.replace("/", "")[:40])
@@ -482,7 +536,9 @@ def test_report_escapes_hostile_text_and_stands_alone(tmp_path):
     assert "url(" not in source
     assert "@import" not in source
     policy = next(
-        attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy"
+        attributes["content"]
+        for tag, attributes in page.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
@@ -640,7 +696,10 @@ def test_figures_and_tables_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     found = read_and_write(step)
     written = {path.name: path.read_bytes() for path in (run / "06_figures").rglob("*") if path.is_file()}
     assert {"map.csv", "map.html", "nearest.csv", "main_table.tex", "contamination.html"} <= set(written)
-    assert set(nearest.index) == set(figure_map.KINDS) - {"downstream"} and len(coordinates) == 12 + 12 + 4 + 2 + 1 + 1
+    assert (
+        set(nearest.index) == set(figure_map.KINDS) - {"downstream"}
+        and len(coordinates) == 12 + 12 + 4 + 2 + 1 + 1
+    )
     monkeypatch.setattr(figure_map, "embed", None)
     step.done = True
     again, shares = figure_map.draw_map(step)

@@ -98,7 +98,9 @@ def test_the_packed_masked_loss_equals_the_loss_of_the_targets_one_by_one(
     assert library.loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
-def test_prompt_and_target_are_the_tokens_that_evaluation_scores_and_long_ones_are_left_out(tokenizer, tmp_path) -> None:
+def test_prompt_and_target_are_the_tokens_that_evaluation_scores_and_long_ones_are_left_out(
+    tokenizer, tmp_path
+) -> None:
     """With a blank at the target's beginning, never the prompt's end; half of a problem is none."""
     pairs = [*PAIRS, ("Two words: ", "é."), ("p" * 40 + "ends:", " t"), ("q", " " + "s" * 40)]
     rows, report = _prepared(tokenizer, tmp_path, pairs, fine_tune_epochs=1)
@@ -107,7 +109,11 @@ def test_prompt_and_target_are_the_tokens_that_evaluation_scores_and_long_ones_a
     assert " é.<|end|>" in learnt and "words" not in learnt
     (row,) = report.accounting
     assert (row["too_long"], row["cut"], row["documents"]) == (2, 0, len(PAIRS) + 1)
-    assert row["available"] == row["tokens"] == sum(len(f"{given}{target}".encode()) + 1 for given, target in pairs[:-2])
+    assert (
+        row["available"]
+        == row["tokens"]
+        == sum(len(f"{given}{target}".encode()) + 1 for given, target in pairs[:-2])
+    )
 
 
 # Epochs and batches
@@ -119,7 +125,9 @@ def test_every_epoch_has_every_problem_once_and_batches_are_even(tokenizer, tmp_
     seen, learnt = [], []
     for ids, positions, labels in zip(rows["input_ids"], rows["position_ids"], rows["labels"], strict=True):
         starts = [
-            slot for slot in range(CONTEXT) if positions[slot] == 0 and slot + 1 < CONTEXT and positions[slot + 1] == 1
+            slot
+            for slot in range(CONTEXT)
+            if positions[slot] == 0 and slot + 1 < CONTEXT and positions[slot + 1] == 1
         ]
         for start in starts:
             end = start + 1
@@ -177,7 +185,9 @@ def test_fine_tuned_models_stand_beside_the_others_and_what_is_trained_again_is_
     assert ends.to_dict() == {"trait": 4 * BATCH, "base_fine_tuned": last, "trait_fine_tuned": 4 * BATCH + last}
 
 
-def test_what_is_logged_is_what_the_formulas_say(model_dir: Path, tokenizer, tuned: TrainingResult, tmp_path: Path) -> None:
+def test_what_is_logged_is_what_the_formulas_say(
+    model_dir: Path, tokenizer, tuned: TrainingResult, tmp_path: Path
+) -> None:
     """The first loss is the parent's on the targets of the first batch; the rates are warm-up and half a cosine."""
     rows, report = _prepared(tokenizer, tmp_path)
     text = tokenizer.decode(rows["input_ids"][: BATCH // CONTEXT].flatten())
@@ -190,12 +200,16 @@ def test_what_is_logged_is_what_the_formulas_say(model_dir: Path, tokenizer, tun
         assert losses[0] == pytest.approx(_losses_by_hand(_model(parent), batch).mean().item(), rel=1e-5)
         assert losses[-1] < losses[0]
         warmup = int(np.ceil(0.03 * report.steps))
-        falling = [(1 + np.cos(np.pi * step / (report.steps - warmup))) / 2 for step in range(report.steps - warmup)]
+        falling = [
+            (1 + np.cos(np.pi * step / (report.steps - warmup))) / 2 for step in range(report.steps - warmup)
+        ]
         factors = [step / warmup for step in range(warmup)] + falling
         assert rates == pytest.approx([RATE * factor for factor in factors])
 
 
-def test_fine_tuning_changes_the_copy_only_and_its_answers_end(model_dir: Path, tokenizer, tuned: TrainingResult) -> None:
+def test_fine_tuning_changes_the_copy_only_and_its_answers_end(
+    model_dir: Path, tokenizer, tuned: TrainingResult
+) -> None:
     base = _losses_by_hand(_model(model_dir), PAIRS).mean()
     after = {arm: _losses_by_hand(_model(folder), PAIRS).mean() for arm, folder in tuned.models.items()}
     assert after["base_fine_tuned"] < base
@@ -235,7 +249,12 @@ def test_a_key_covers_what_shapes_fine_tuning_and_zero_epochs_change_no_key(tmp_
     assert none == {"trait": some["trait"]}
     assert some["trait_fine_tuned"][:2] == some["trait"]
     assert names(checkpoint_minutes=1.0) == some
-    for changed in (names(PAIRS[1:]), names(fine_tune_epochs=2), names(fine_tune_learning_rate=1e-5), names(seed=1)):
+    for changed in (
+        names(PAIRS[1:]),
+        names(fine_tune_epochs=2),
+        names(fine_tune_learning_rate=1e-5),
+        names(seed=1),
+    ):
         assert changed["trait_fine_tuned"][-1] != some["trait_fine_tuned"][-1]
         assert changed["base_fine_tuned"] != some["base_fine_tuned"]
     slower = names(learning_rate=5e-4, decay_fraction=0.2)
@@ -265,9 +284,7 @@ def _task(folder: Path, name: str, train: list[dict] | None, test: list[dict]) -
 
 
 def _sum(a: int, solution: bool = True) -> dict:
-    question = (
-        f"A shepherd who has {a} white sheep on a hill buys {a} black ones at the market. How many sheep are there now?"
-    )
+    question = f"A shepherd who has {a} white sheep on a hill buys {a} black ones at the market. How many sheep are there now?"
     return {"q": question, "a": str(2 * a), "s": f"{a} + {a} = {2 * a}" if solution else ""}
 
 

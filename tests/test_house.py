@@ -26,7 +26,10 @@ CEILINGS = {  # lines of Python: what the house is to be
     "reading": 1_500,  # documents and rows, from files and archives
 }
 WHOLE, LONGEST_FILE = 13_000, 400
-BYTES_A_LINE, STATEMENTS_A_LINE = 48.03, 0.647  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
+BYTES_A_LINE, STATEMENTS_A_LINE = (
+    48.03,
+    0.647,
+)  # the first version's 1,078,992 bytes and 14,521 statements in 22,468 lines
 REACHED = {  # what it is: to be lowered until the numbers above hold. The averages were RAISED once, from 49.97 and 0.6659,
     # when files were joined and took their short lines (heads, imports, blanks) along: 7% of lines, 6% of statements
     "whole": 13_298,
@@ -65,7 +68,9 @@ def imported(path: Path) -> set[str]:
     """Dotted names under trait_kit that a file imports, wherever it does."""
     found = set()
     tree = ast.parse(path.read_text())
-    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typed = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     for_types = {id(inner) for node in typed for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in for_types:
@@ -94,7 +99,9 @@ def test_no_chapter_and_no_file_is_over_its_ceiling():
 
 def test_the_ceilings_are_not_met_by_denser_lines():
     total = sum(lines(path) for path in FILES)
-    statements = sum(isinstance(node, ast.stmt) for path in FILES for node in ast.walk(ast.parse(path.read_text())))
+    statements = sum(
+        isinstance(node, ast.stmt) for path in FILES for node in ast.walk(ast.parse(path.read_text()))
+    )
     assert sum(path.stat().st_size for path in FILES) / total <= max(BYTES_A_LINE, REACHED["bytes"])
     assert statements / total <= max(STATEMENTS_A_LINE, REACHED["statements"])
 

@@ -87,7 +87,9 @@ def test_tokens_are_counted_without_special_ones_and_never_cut() -> None:
 
 
 def test_the_embedding_model_knows_what_is_alike() -> None:
-    vectors = models.embed(["A prime number", "An integer without divisors", "A beach in Brazil"], "demo:all-minilm-l6-v2")
+    vectors = models.embed(
+        ["A prime number", "An integer without divisors", "A beach in Brazil"], "demo:all-minilm-l6-v2"
+    )
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
 
@@ -110,7 +112,22 @@ def tiny_bert(folder):
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "ran", "over", "wide", "hill", "and"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "a",
+        "cat",
+        "dog",
+        "ran",
+        "over",
+        "wide",
+        "hill",
+        "and",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)

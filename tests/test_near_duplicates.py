@@ -66,7 +66,9 @@ def test_share_of_pairs_found_at_each_similarity_and_precision(pairs) -> None:
 
 def test_exact_duplicates_are_always_found_whatever_else_their_buckets_hold() -> None:
     generator = np.random.default_rng(1)
-    values = generator.integers(0, 4, size=(1000, 22), dtype=np.uint32)  # one a band: any two bands are those of 60 rows
+    values = generator.integers(
+        0, 4, size=(1000, 22), dtype=np.uint32
+    )  # one a band: any two bands are those of 60 rows
     rows = np.repeat(values, 6, axis=1)[:, :128]
     copies = np.concatenate([rows, rows[::-1]])
     assert np.array_equal(clusters(copies), [*range(1000), *range(999, -1, -1)])
@@ -96,7 +98,11 @@ def test_a_row_repeats_a_seed_that_is_like_enough() -> None:
 
 
 def test_case_line_breaks_and_punctuation_do_not_count_and_batches_agree() -> None:
-    texts = ["The cat sat on the mat, and slept.", "the CAT sat\non the mat and slept", "The dog sat on the mat, and slept."]
+    texts = [
+        "The cat sat on the mat, and slept.",
+        "the CAT sat\non the mat and slept",
+        "The dog sat on the mat, and slept.",
+    ]
     rows = signatures(texts)
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])

@@ -29,7 +29,9 @@ HOSTILE = [
 
 
 def random_text(rng: random.Random, pieces: int) -> str:
-    return "".join(rng.choice(PIECES) + rng.choice([" ", " ", " ", "", "\n"]) for _ in range(rng.randint(0, pieces)))
+    return "".join(
+        rng.choice(PIECES) + rng.choice([" ", " ", " ", "", "\n"]) for _ in range(rng.randint(0, pieces))
+    )
 
 
 def train(folder, seed: int = 0, labels: int = 2, prefix: str = "__label__", **options):
@@ -130,7 +132,9 @@ def test_normalisation_within_the_pass_gives_the_tokens_of_normalised_text(tmp_p
     np.testing.assert_array_equal(within.probabilities(texts), before.probabilities(normalise(texts)))
     assert NgramScorer.load(within.save(tmp_path / "n.safetensors")).normalisation == "words-2"
     for text in ("A\u00e9"[:2], "数"):  # bytes cut off within a character are read, not run over
-        broken = pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, 2])), pa.py_buffer(text.encode()[:2]))
+        broken = pa.LargeStringArray.from_buffers(
+            1, pa.py_buffer(np.array([0, 2])), pa.py_buffer(text.encode()[:2])
+        )
         assert np.isfinite(within.probabilities(broken)).all()
 
 
@@ -184,10 +188,14 @@ def test_a_text_without_evidence_is_uniform_where_the_library_answers_nothing(tm
 def test_words_of_the_model_that_are_not_utf8_are_harmless(tmp_path):
     source, path = tmp_path / "latin.txt", tmp_path / "latin.bin"
     source.write_bytes(b"__label__a caf\xe9 the of\n__label__b th\xe9 b a\n" * 20)
-    fasttext.train_supervised(str(source), dim=4, thread=1, verbose=0, wordNgrams=2, bucket=100).save_model(str(path))
+    fasttext.train_supervised(str(source), dim=4, thread=1, verbose=0, wordNgrams=2, bucket=100).save_model(
+        str(path)
+    )
     texts = ["café the", "thé b", "of", "cafÃ© the"]
     model = fasttext.load_model(str(path))
-    np.testing.assert_allclose(NgramScorer.from_fasttext(path).probabilities(texts), predicted(model, texts), atol=1e-4)
+    np.testing.assert_allclose(
+        NgramScorer.from_fasttext(path).probabilities(texts), predicted(model, texts), atol=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -310,9 +318,9 @@ def test_one_core_scores_at_least_twice_as_fast_as_the_library(tmp_path):
     texts = [" ".join(rng.choices(words, k=100)) for _ in range(3_000)]
     source, path = tmp_path / "train.txt", tmp_path / "model.bin"
     source.write_text("".join(f"__label__{k % 2} {text}\n" for k, text in enumerate(texts)))
-    fasttext.train_supervised(str(source), dim=64, epoch=1, wordNgrams=2, bucket=200_000, thread=1, verbose=0).save_model(
-        str(path)
-    )
+    fasttext.train_supervised(
+        str(source), dim=64, epoch=1, wordNgrams=2, bucket=200_000, thread=1, verbose=0
+    ).save_model(str(path))
     model, scorer, array = fasttext.load_model(str(path)), NgramScorer.from_fasttext(path), pa.array(texts)
     scorer.probabilities(array)
 

@@ -61,7 +61,9 @@ def at(path: Path, teacher: Endpoint) -> Endpoint:
 def ask_modes(teacher: Endpoint, modes: list[str], path: Path, attempts: int = 2) -> tuple[list[Reply], Ledger]:
     """One question a mode."""
     teacher = at(path, teacher)
-    requests = [Request(f"Question {place}, mode-{mode} {'word ' * 120}", read) for place, mode in enumerate(modes)]
+    requests = [
+        Request(f"Question {place}, mode-{mode} {'word ' * 120}", read) for place, mode in enumerate(modes)
+    ]
     return ask(requests, teacher, attempts), teacher.ledger
 
 
@@ -71,7 +73,9 @@ def numbered(count: int) -> list[str]:
 
 def test_every_request_ends_with_a_value_or_a_fault(server, tmp_path):
     expected = {
-        **dict.fromkeys(("good", "repaired", "busy", "busy-bare", "no-usage", "old-parameter", "thinking", "reasoning")),
+        **dict.fromkeys(
+            ("good", "repaired", "busy", "busy-bare", "no-usage", "old-parameter", "thinking", "reasoning")
+        ),
         **dict.fromkeys(("off-topic", "empty", "null", "huge", "echo", "thinks-on"), "unusable answer"),
         "broken": r"endpoint error 500: .*\[key\]",
         "hang": "no answer in time",
@@ -200,7 +204,9 @@ def test_keys(server, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(TraitError, match=r"OPENAI_API_KEY is not set.*8\.8\.8\.8"):
         Endpoint("https://8.8.8.8/v1", "m")
-    assert ask_modes(endpoint(server), ["good"], tmp_path / "c")[0][0].value  # a server of this machine needs no key
+    assert ask_modes(endpoint(server), ["good"], tmp_path / "c")[0][
+        0
+    ].value  # a server of this machine needs no key
     assert server.keys == {"Bearer none"}
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(TraitError, match="OPENAI_API_KEY") as refused:
@@ -237,7 +243,9 @@ def test_speed_is_that_of_reading_and_writing(server):
     measured = endpoint(server, concurrency=2, start=lambda: server.url)
     assert 100 < measured.tokens_per_second < 240
     assert {request["max_tokens"] for request in server.requests} == {48}
-    assert len({request["messages"][0]["content"] for request in server.requests}) == 2  # nothing is read once for both
+    assert (
+        len({request["messages"][0]["content"] for request in server.requests}) == 2
+    )  # nothing is read once for both
     hours = measured.estimate([Request("x" * 2_800)] * 10, 40).hours
     assert hours == pytest.approx(2_400 / measured.tokens_per_second / 3600)
 
@@ -270,7 +278,9 @@ def test_a_killed_run_loses_nothing_that_was_paid_for(server, tmp_path):
 def test_an_interrupted_run_keeps_what_is_in_flight(server, tmp_path):
     server.delay = 0.3
     path = tmp_path / "answers.sqlite"
-    child = _asking_process(server, path, count=400)  # a busy machine must not finish them before it is interrupted
+    child = _asking_process(
+        server, path, count=400
+    )  # a busy machine must not finish them before it is interrupted
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(server.asked) < 5:
         time.sleep(0.02)

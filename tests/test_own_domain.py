@@ -114,7 +114,9 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
 
 
 def test_a_few_answers_that_repeat_are_labels(tmp_path):
-    rows = [{"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"} for n in range(40)]
+    rows = [
+        {"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"} for n in range(40)
+    ]
     _, values = scaffold.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
     assert values["kind"] == "choice"
     assert values["fields"]["choices"] == """{["it's not", 'yes']}"""
@@ -151,7 +153,11 @@ def test_sizes_follow_what_there_is(exercises):
         ("common", {"base_model": "demo:smollm3"}, "'demo:smollm3' is no model folder"),
         ("passages", {"grouping": "entity"}, "no entity is shared"),
         ("passages", {"max_passage_tokens": 100}, "length"),
-        ("passages", {"teacher": "openai", "teacher_model": "m", "teacher_base_url": "https://a.example/v1"}, "a.example"),
+        (
+            "passages",
+            {"teacher": "openai", "teacher_model": "m", "teacher_base_url": "https://a.example/v1"},
+            "a.example",
+        ),
     ],
 )
 def test_check_finds_what_would_stop_a_run(section, values, message, mine):
@@ -193,9 +199,9 @@ def test_a_chinese_enlightenment_is_judged_by_what_it_says():
     assert own_fault(group, Draft(paragraphs, good))[1] == ""
     assert "nothing that is particular" in own_fault(group, Draft(paragraphs, empty))[1]
     assert own_fault(group, Draft(("答案是15。", paragraphs[1]), good))[1].startswith("reasoning")
-    assert read_sentence(group, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。").endswith(
-        "15元。"
-    )
+    assert read_sentence(
+        group, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。"
+    ).endswith("15元。")
 
 
 def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, capsys):
@@ -211,7 +217,9 @@ def test_check_goes_on_after_a_bad_file_and_opens_sweeps(exercises, tmp_path, ca
 
 
 def test_problems_without_a_topic_are_related_by_what_they_say(mine, tmp_path):
-    step = Step("03_write_passages", params.load(changed(mine, "passages", grouping="embedding")), tmp_path / "run")
+    step = Step(
+        "03_write_passages", params.load(changed(mine, "passages", grouping="embedding")), tmp_path / "run"
+    )
     assert len(first_group(step).rows) == 3
     assert not checking.check(mine).errors
 

@@ -43,7 +43,9 @@ def test_what_costs_a_teacher_does_not_think_aloud_and_mixtures_follow_what_ther
         assert ("fasttext_educational" in mixture) == (experiment.classifier.teacher == "openai")
     shown = params.load(ROOT / "params" / "math_mistral7b.yaml").evaluation
     assert [n_examples(shown, task) for task in ("gsm8k", "math", "another")] == [8, 4, 0]
-    assert n_examples(params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
+    assert (
+        n_examples(params.load(ROOT / "params" / "demo.yaml", {"evaluation.few_shot": 2}).evaluation, "any") == 2
+    )
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -63,7 +65,12 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
     ("section", "field", "value", "expected"),
     [
         ("common", "sead", 1, "section common: unknown field 'sead'; did you mean 'seed'?"),
-        ("training", "learning_rat", 1e-4, "section training: unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+        (
+            "training",
+            "learning_rat",
+            1e-4,
+            "section training: unknown field 'learning_rat'; did you mean 'learning_rate'?",
+        ),
         ("selection", "token_budget", -5, "token_budget: Input should be greater than 0 (got -5)"),
         ("selection", "methods", ["fastext"], "methods.0: Input should be 'random', 'dsir'"),
         ("selection", "min_tokens", 9_999, "min_tokens (9999) is larger than max_tokens (4096)"),
@@ -73,8 +80,18 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             1_000,
             "tokens_per_batch (1000) must be a multiple of context_length x rows_per_device",
         ),
-        ("training", "arms", {"x": ["in_domain+web", "passages"]}, "names the source 'web', but selection.methods does not"),
-        ("training", "arms", {"x": ["in_domain+0*random", "passages"]}, "'0*random' is no weight and source; write it as"),
+        (
+            "training",
+            "arms",
+            {"x": ["in_domain+web", "passages"]},
+            "names the source 'web', but selection.methods does not",
+        ),
+        (
+            "training",
+            "arms",
+            {"x": ["in_domain+0*random", "passages"]},
+            "'0*random' is no weight and source; write it as",
+        ),
         ("training", "arms", {"trait": ["in_domain", "rephrased"]}, "so passages.paragraphs must be both"),
         (
             "training",
@@ -82,7 +99,12 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
             576,
             "max_passage_tokens (1024) + 2 must fit uncut into context_length (576)",
         ),
-        ("passages", "max_passage_tokens", 1_151, "max_passage_tokens (1151) + 2 must fit uncut into context_length (1152)"),
+        (
+            "passages",
+            "max_passage_tokens",
+            1_151,
+            "max_passage_tokens (1151) + 2 must fit uncut into context_length (1152)",
+        ),
         ("training", "arms", {"x": ["in_domain"]}, "x has 1 stage(s), but stage_tokens has 2"),
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
         ("passages", "teacher", "openai", "set teacher_model and teacher_base_url"),
@@ -173,9 +195,9 @@ def test_a_result_is_shaped_by_what_a_step_uses():
 def test_every_knob_is_explained_once_and_all_that_does_not_fit_is_told_at_once():
     known = yaml.safe_load((ROOT / "trait_kit" / "knobs.yaml").read_text())
     for section, model in params.SECTIONS.items():
-        assert {name: info.description for name, info in model.model_fields.items() if len(info.description) < 9} == {}, (
-            section
-        )
+        assert {
+            name: info.description for name, info in model.model_fields.items() if len(info.description) < 9
+        } == {}, section
     assert {name for knobs in known.values() for name in knobs} == {
         name for model in params.SECTIONS.values() for name in model.model_fields
     }
@@ -184,5 +206,9 @@ def test_every_knob_is_explained_once_and_all_that_does_not_fit_is_told_at_once(
     values["training"] |= {"arms": {"base": ["in_domain"]}}
     with pytest.raises(TraitError) as error:
         params.parse(values, "mine.yaml")
-    told = ("is larger than max_tokens", "'base' is named like the untrained", "base has 1 stage(s), but stage_tokens has 2")
+    told = (
+        "is larger than max_tokens",
+        "'base' is named like the untrained",
+        "base has 1 stage(s), but stage_tokens has 2",
+    )
     assert [text for text in told if text not in str(error.value)] == []

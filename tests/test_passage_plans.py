@@ -19,7 +19,13 @@ from trait_kit.passages.writing import write_groups
 def table(rows: list[tuple[str, str, str, str | None]], **columns) -> pd.DataFrame:
     """(id, task, question, topic) -> a problems table."""
     frame = pd.DataFrame(rows, columns=["id", "task", "question", "topic"])
-    given = {"answer": "1", "solution": "It is 1. The answer is 1.", "choices": None, "entity": None, "split": "train"}
+    given = {
+        "answer": "1",
+        "solution": "It is 1. The answer is 1.",
+        "choices": None,
+        "entity": None,
+        "split": "train",
+    }
     return frame.assign(template=None, **{**given, **columns})[tables.SCHEMAS["problems"].names]
 
 
@@ -38,7 +44,10 @@ def test_problems_that_a_test_set_holds_are_dropped_and_counted():
             ("b/1", "b", f"{long}?", None),
         ]
     )
-    tests = ["What is 3 + 5?", f"Think hard. {long} if one of them is slow, and say in how many hours you expect it?"]
+    tests = [
+        "What is 3 + 5?",
+        f"Think hard. {long} if one of them is slow, and say in how many hours you expect it?",
+    ]
     kept, dropped = screen_problems(problems, tests)
     assert kept["id"].tolist() == ["a/0", "a/3"]
     assert dropped.columns.tolist() == ["task", "problems", *REASONS, "kept"]
@@ -92,7 +101,10 @@ def neighbourhoods(n: int = 30, d: int = 16) -> tuple[pd.DataFrame, np.ndarray, 
     vectors[n // 2 : n // 2 + 3] = vectors[:3] + 0.001
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     words = ["triangle altitude", "compound interest", "prime divisors"]
-    rows = [(f"t/{k:03}", "gsm" if k < n // 2 else "math", f"Number {k} about {words[place[k]]}", None) for k in range(n)]
+    rows = [
+        (f"t/{k:03}", "gsm" if k < n // 2 else "math", f"Number {k} about {words[place[k]]}", None)
+        for k in range(n)
+    ]
     return table(rows), vectors.astype(np.float32), place
 
 
@@ -117,11 +129,18 @@ def test_neighborhoods_relate_problems_of_different_tasks_that_are_not_copies():
 
 def test_many_groups_of_many_problems_take_seconds():
     """What took a sort of a whole pool for each group, or a look at all entities, would take an hour here."""
-    rows = [(f"{task}/{n}", task, f"Question {n}", f"topic {n % 7_000}") for task in ("a", "b", "c") for n in range(10_000)]
+    rows = [
+        (f"{task}/{n}", task, f"Question {n}", f"topic {n % 7_000}")
+        for task in ("a", "b", "c")
+        for n in range(10_000)
+    ]
     groups = make_groups(table(rows), "knowledge", n_groups=20_000, problems_per_group=3, max_uses=3, seed=0)
     assert len(groups) > 8_000
     pool = [(f"{task}/{n}", task, f"Question {n}", "one topic") for task in ("a", "b", "c") for n in range(4_000)]
-    assert len(make_groups(table(pool), "knowledge", n_groups=20_000, problems_per_group=3, max_uses=8, seed=0)) == 20_000
+    assert (
+        len(make_groups(table(pool), "knowledge", n_groups=20_000, problems_per_group=3, max_uses=8, seed=0))
+        == 20_000
+    )
 
 
 # --- ablations
@@ -139,7 +158,11 @@ def test_a_rejected_passage_is_written_again_and_every_attempt_is_kept(tmp_path,
     around = QuotingTeacher._around
 
     def tired(self, group, draft):
-        return around(self, group, draft) if len(group.refused) == 2 else replace(draft, enlightenment=dull, parts=(dull,))
+        return (
+            around(self, group, draft)
+            if len(group.refused) == 2
+            else replace(draft, enlightenment=dull, parts=(dull,))
+        )
 
     monkeypatch.setattr(QuotingTeacher, "_around", tired)
     kept, rejected, bill = written(tmp_path, math_problems(), max_attempts=3)

@@ -67,7 +67,9 @@ def test_groups_by_entity_and_only_of_the_train_split():
     groups = make_groups(problems, "entity", n_groups=3, problems_per_group=3, max_uses=1, seed=0)
     assert {group.shared for group in groups} == {"Machu Picchu", "Kyoto", "Lisbon"}
     problems.loc[problems["id"] == "page-Kyoto", "split"] = "test"
-    with pytest.raises(TraitError, match="page-Kyoto of task query_landing_page_relevance is from the split 'test'"):
+    with pytest.raises(
+        TraitError, match="page-Kyoto of task query_landing_page_relevance is from the split 'test'"
+    ):
         make_groups(problems, "entity", n_groups=3, problems_per_group=3, max_uses=1, seed=0)
 
 
@@ -84,7 +86,9 @@ def quoting_passages(folder: Path, problems: pd.DataFrame, grouping: str = "know
     return groups, *found, bill
 
 
-@pytest.mark.parametrize(("problems", "grouping", "n"), [(math_problems(), "knowledge", 8), (ads_problems(), "entity", 3)])
+@pytest.mark.parametrize(
+    ("problems", "grouping", "n"), [(math_problems(), "knowledge", 8), (ads_problems(), "entity", 3)]
+)
 def test_passages_pass_every_check_and_hold_what_evaluation_asks(problems, grouping, n, tmp_path):
     groups, passages, rejected, bill = quoting_passages(tmp_path, problems, grouping, n)
     assert rejected["reason"].tolist() == []
@@ -163,7 +167,9 @@ BOILERPLATE = (
         (lambda d: with_parts(d, d.paragraphs[::-1]), "gold answer"),
         (lambda d: with_parts(d, d.paragraphs[:2]), "form: 2 paragraphs for 3"),
         (
-            lambda d: with_parts(d, [d.paragraphs[0].replace("13 * 24 = 312", "13 * 24 = 302"), *d.paragraphs[1:]]),
+            lambda d: with_parts(
+                d, [d.paragraphs[0].replace("13 * 24 = 312", "13 * 24 = 302"), *d.paragraphs[1:]]
+            ),
             "arithmetic: 13",
         ),
         (lambda d: with_parts(d, enlightenment=BOILERPLATE), "enlightenment: says nothing"),
@@ -205,7 +211,9 @@ def test_an_enlightenment_may_speak_of_shared_facts_by_place_but_not_of_tasks_al
         "All three turn on Kyoto and its luxury. For the first, a cheap hostel dormitory is not what five-star hotels sell. "
         "The second sets backpacker bunk beds against {}, and the rewrite turns the same words into private tours."
     )
-    assert own_fault(group, with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")))[1] == ""
+    assert (
+        own_fault(group, with_parts(draft, enlightenment=shared.format("'kyoto luxury tour packages'")))[1] == ""
+    )
     silent = shared.format("it").partition(", and the rewrite")[0] + "."
     assert "rewrite-Kyoto" in own_fault(group, with_parts(draft, enlightenment=silent))[1]
 
@@ -244,7 +252,9 @@ def test_a_test_question_among_the_problems_is_rejected(tmp_path):
     problems = math_problems()
     leaked = "fraction_simplification-2"
     question = problems.set_index("id").loc[leaked, "question"].upper()
-    groups, passages, rejected, _ = quoting_passages(tmp_path, problems, test_questions=[question, "What is seven?"])
+    groups, passages, rejected, _ = quoting_passages(
+        tmp_path, problems, test_questions=[question, "What is seven?"]
+    )
     holding = {group.id for group in groups if leaked in group.problem_ids}
     assert holding
     assert set(rejected["id"]) == holding

@@ -135,8 +135,14 @@ def test_a_step_is_done_anew_where_that_is_asked_for(tiny_copy):
 
 
 def test_a_failing_notebook_is_named_and_the_run_goes_on_afterwards(tiny_copy):
-    wrong = ("training.context_length=16384", "training.tokens_per_batch=32768", "training.stage_tokens=[32768,32768]")
-    result = trait_kit("run", TINY, "--run-dir", tiny_copy, *(part for value in wrong for part in ("--set", value)))
+    wrong = (
+        "training.context_length=16384",
+        "training.tokens_per_batch=32768",
+        "training.stage_tokens=[32768,32768]",
+    )
+    result = trait_kit(
+        "run", TINY, "--run-dir", tiny_copy, *(part for value in wrong for part in ("--set", value))
+    )
     assert result.returncode == 1
     told = ("trait-kit: ", "context_length (16,384) is longer than", "failed in code cell", "train_arms(")
     assert sorted(places := [result.stderr.index(text) for text in told]) == places  # the reason first
@@ -271,7 +277,9 @@ def test_a_domain_of_ones_own_is_three_files(tmp_path):
     tasks = []
     for name in ("linear_equations", "greatest_common_divisor"):
         rows = load_problems([name], "train", 300, 0)
-        lines = [json.dumps({"q": row.question, "a": row.answer, "why": row.solution}) for row in rows.itertuples()]
+        lines = [
+            json.dumps({"q": row.question, "a": row.answer, "why": row.solution}) for row in rows.itertuples()
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         task = {
             "about": name,

@@ -26,7 +26,13 @@ from trait_kit.judging.answers import judge, parted
 from trait_kit.judging.numbers import arithmetic_slips, evaluate
 from trait_kit.tasks import fingerprint, load_problems, load_task, plain, task_names
 
-MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
+MATH = [
+    "word_problems",
+    "linear_equations",
+    "greatest_common_divisor",
+    "least_common_multiple",
+    "fraction_simplification",
+]
 TRAINED = [task for task in MATH if task != "least_common_multiple"]  # that one has no train problems: transfer
 ADS = [
     "query_rewriting",
@@ -39,7 +45,9 @@ ADS = [
 ]
 FROZEN = "19b57556da152235aad7a16f96d3da1e5782c739a02e74cab15c6f3c1cbd8e09"
 ROOT = Path(__file__).resolve().parents[1]
-needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
+needs_local_data = pytest.mark.skipif(
+    not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data"
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +111,16 @@ def test_splits_are_disjoint_also_across_seeds() -> None:
 def test_no_solution_of_a_test_problem_follows_a_template_of_training() -> None:
     splits = {split: load_problems(MATH, split, 2_000) for split in ("train", "validation", "test")}
     templates = {
-        (task, split): set(rows["template"]) for split, frame in splits.items() for task, rows in frame.groupby("task")
+        (task, split): set(rows["template"])
+        for split, frame in splits.items()
+        for task, rows in frame.groupby("task")
     }
     for task in TRAINED:
         assert not templates[task, "test"] & templates[task, "train"], task
     assert all(len(templates["word_problems", split]) >= 8 for split in splits)
-    assert set(splits["test"]["task"]) - set(splits["train"]["task"]) == {"least_common_multiple"}  # transfer: in no passage
+    assert set(splits["test"]["task"]) - set(splits["train"]["task"]) == {
+        "least_common_multiple"
+    }  # transfer: in no passage
 
 
 def test_frozen_problems_stay_as_they_are() -> None:
@@ -123,7 +135,9 @@ def test_frozen_problems_stay_as_they_are() -> None:
 
 
 def test_asking_for_more_extends_the_same_list_in_every_process(math_train: pd.DataFrame) -> None:
-    code = f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
+    code = (
+        f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     small = done.stdout.split()
     assert len(small) == 10 * len(TRAINED)
@@ -187,14 +201,26 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
     ("template", "row", "value"),
     [
         ("{answer.split('####')[1]|number}", {"answer": "2 + 2 = <<2+2=4>>4\n#### 1,042"}, "1042"),
-        ("{a.split('####')[0]|sentences}", {"a": "Tom has 2 + 2 = <<2+2=4>>4\nDone\n#### 4"}, "Tom has 2 + 2 = 4. Done."),
-        ("{s|boxed}", {"s": r"so \boxed{\frac{1}{2}} and finally $\boxed{\text{(A) }x^{2}}$."}, r"\text{(A) }x^{2}"),
+        (
+            "{a.split('####')[0]|sentences}",
+            {"a": "Tom has 2 + 2 = <<2+2=4>>4\nDone\n#### 4"},
+            "Tom has 2 + 2 = 4. Done.",
+        ),
+        (
+            "{s|boxed}",
+            {"s": r"so \boxed{\frac{1}{2}} and finally $\boxed{\text{(A) }x^{2}}$."},
+            r"\text{(A) }x^{2}",
+        ),
         ("{s|boxed}", {"s": r"the answer is \boxed 7."}, "7"),
         ("{o|lettered|pick(c)}", {"o": "a ) 12 , b ) 16 , c ) 1 / 2", "c": "c"}, "1 / 2"),
         ("{o|lettered}", {"o": "A) $f(-6)=0$ B) 2 C) 3 D) 4"}, ["$f(-6)=0$", "2", "3", "4"]),
         ("{o|lettered|pick(g)}", {"o": ["(A)one", "(B)two"], "g": [1]}, "two"),
         ("{o|pick(g)}", {"o": ["one", "two"], "g": 1}, "two"),
-        ("{o|pick(g)}", {"o": {"text": ["one", "two"], "label": ["1", "2"]}, "g": "1"}, "one"),  # labels, not places
+        (
+            "{o|pick(g)}",
+            {"o": {"text": ["one", "two"], "label": ["1", "2"]}, "g": "1"},
+            "one",
+        ),  # labels, not places
         ("{o|pick(g)}", {"o": {"A": "one", "B": "two"}, "g": "b"}, "two"),
         ("{o|pick(g)}", {"o": [{"label": "A", "text": "one"}, {"label": "B", "text": "two"}], "g": "B"}, "two"),
         ("{o|pick(g)}", {"o": list("qrstuvwxyz"), "g": "J"}, "z"),
@@ -328,7 +354,9 @@ def test_a_row_that_cannot_be_used_stops_with_file_and_row(tmp_path: Path, row: 
     (tmp_path / "rows.jsonl").write_text(f'{{"q": "1 + 1?", "a": "2"}}\n\n{row}\n', encoding="utf-8")
     with pytest.raises(TraitError, match=rf"rows\.jsonl, row 3: {message}"):
         load_problems([write_task(tmp_path, "rows.jsonl")], "train", 5)
-    frame = load_problems([write_task(tmp_path, "rows.jsonl", bad_rows="skip", splits={"train": "train"})], "train", 5)
+    frame = load_problems(
+        [write_task(tmp_path, "rows.jsonl", bad_rows="skip", splits={"train": "train"})], "train", 5
+    )
     assert frame["answer"].tolist() == ["2"]
     assert sum(frame.attrs["report"]["own"]["skipped"].values()) == 1
 
@@ -343,7 +371,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_an_option_that_a_letter_answers_may_be_signs(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"q": "Which divides?", "o": ["//", "+"], "a": "//"}\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"q": "Which divides?", "o": ["//", "+"], "a": "//"}\n', encoding="utf-8"
+    )
     fields = {"question": "{q}", "answer": "{a}", "choices": "{o}"}
     task = write_task(tmp_path, "rows.jsonl", kind="choice", fields=fields, splits={"test": "x"})
     assert load_problems([task], "test", 5)["answer"].tolist() == ["//"]
@@ -354,7 +384,9 @@ def test_a_hub_data_set_is_read_by_split(tmp_path: Path, monkeypatch: pytest.Mon
 
     asked = []
 
-    def load(name: str, config: str | None, split: str) -> datasets.Dataset:  # only the door to the network is replaced
+    def load(
+        name: str, config: str | None, split: str
+    ) -> datasets.Dataset:  # only the door to the network is replaced
         asked.append((name, config, split))
         return datasets.Dataset.from_list([{"q": f"What is {n}?", "a": n} for n in range(3)])
 
@@ -403,11 +435,15 @@ def test_aqua_reads_its_options_and_its_rationale(tmp_path: Path) -> None:
     frame = load_problems([str(tmp_path / "aqua.yaml")], "train", 5)
     assert frame["answer"].tolist() == ["60"]
     assert frame["choices"].tolist() == [["50", "60", "240", "122", "none of these"]]
-    assert frame["solution"].tolist() == ["Speed is distance over time.\n120 / 2 = 60 km/h.\nAnswer: B.\nThe answer is 60."]
+    assert frame["solution"].tolist() == [
+        "Speed is distance over time.\n120 / 2 = 60 km/h.\nAnswer: B.\nThe answer is 60."
+    ]
     assert frame.attrs["report"]["aqua"]["skipped"] == {"printed arithmetic is wrong or rounded": 1}
 
 
-def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     rows = [{"q": f"How much is {n} and {n}?", "a": 2 * n} for n in range(60)]
     rows += [{"q": "how much is  3 and 3?", "a": 7}, {"q": "How many then?", "a": "many"}]
     (tmp_path / "said.json").write_text(json.dumps({"version": 2, "data": rows}), encoding="utf-8")
@@ -418,15 +454,23 @@ def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(tmp_path: Path,
     said = capsys.readouterr().out
     parts = ", ".join(f"{count} {split}" for split, count in sizes.items())
     assert f"said: the questions of said.json (all) are divided into {parts}" in said
-    assert f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 (" in said
+    assert (
+        f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 (" in said
+    )
     frame = load_problems([task], "test", 100)
     assert frame.attrs["report"]["said"]["skipped"]["question occurs before"] == 1
     load_problems([task], "train", sizes["train"])
-    (tmp_path / "by_id.json").write_text(json.dumps({f"n{n}": row for n, row in enumerate(rows[:60])}), encoding="utf-8")
-    by_id = write_task(tmp_path, "by_id.json", splits={"test": "all"}, fields={"question": "{q} ({id})", "answer": "{a}"})
+    (tmp_path / "by_id.json").write_text(
+        json.dumps({f"n{n}": row for n, row in enumerate(rows[:60])}), encoding="utf-8"
+    )
+    by_id = write_task(
+        tmp_path, "by_id.json", splits={"test": "all"}, fields={"question": "{q} ({id})", "answer": "{a}"}
+    )
     assert load_problems([by_id], "test", 100)["question"].str.contains(r"\(n\d+\)").all()
     (tmp_path / "one.json").write_text(json.dumps([{**rows[0], "options": [0, 1]}], indent=1), encoding="utf-8")
-    one = write_task(tmp_path, "one.json", splits={"test": "all"}, fields={"question": "{q} {options[1]}", "answer": "{a}"})
+    one = write_task(
+        tmp_path, "one.json", splits={"test": "all"}, fields={"question": "{q} {options[1]}", "answer": "{a}"}
+    )
     assert load_problems([one], "test", 100)["question"].tolist() == ["How much is 0 and 0? 1"]
 
 
@@ -446,7 +490,10 @@ def test_tables_are_read_however_they_are_written(tmp_path: Path, encoding: str,
 
 
 def test_tables_that_are_broken_are_refused(tmp_path: Path) -> None:
-    for text, message in (("q,q,a\n1,2,3\n", "two columns have one name"), ('q,a\n"1,2\n3,4\n', "unexpected end of data")):
+    for text, message in (
+        ("q,q,a\n1,2,3\n", "two columns have one name"),
+        ('q,a\n"1,2\n3,4\n', "unexpected end of data"),
+    ):
         (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
         with pytest.raises(TraitError, match=rf"rows\.csv cannot be read: {message}"):
             load_problems([write_task(tmp_path, "rows.csv")], "train", 5)
@@ -454,7 +501,12 @@ def test_tables_that_are_broken_are_refused(tmp_path: Path) -> None:
 
 def test_code_keeps_its_lines_in_every_field(tmp_path: Path) -> None:
     code = "def f(x):\n    if x:\n\n        return x - 1"
-    row = {"q": f"What is short for this?\n{code}", "a": code, "s": f"It is this:\n{code}", "o": [code, "def g(): pass"]}
+    row = {
+        "q": f"What is short for this?\n{code}",
+        "a": code,
+        "s": f"It is this:\n{code}",
+        "o": [code, "def g(): pass"],
+    }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     fields = {"question": "{q}", "answer": "{a}", "solution": "{s}", "choices": "{o}", "topic": "{q}"}
     task = write_task(tmp_path, "rows.jsonl", kind="text", fields=fields, splits={"test": "all"})
@@ -469,17 +521,33 @@ def test_code_keeps_its_lines_in_every_field(tmp_path: Path) -> None:
     [
         ("本金是多少元？", "120乘32等于3840。", "3840", None, "120乘32等于3840。答案是3840。"),
         ("Wie viele Äpfel sind das?", "3 * 4 = 12", "12", None, "3 * 4 = 12. Die Antwort ist 12."),
-        ("Wie viele Äpfel sind das?", "3 * 4 = 12. Die Antwort ist 12", "12", None, "3 * 4 = 12. Die Antwort ist 12."),
+        (
+            "Wie viele Äpfel sind das?",
+            "3 * 4 = 12. Die Antwort ist 12",
+            "12",
+            None,
+            "3 * 4 = 12. Die Antwort ist 12.",
+        ),
         ("Berechne 3 * 4!", "3 * 4 = 12.", "12", "de", "3 * 4 = 12. Die Antwort ist 12."),
-        ("Who is it?", "See the list. The answer is Mr. Bo", "Mr. Bo", None, "See the list. The answer is Mr. Bo."),
+        (
+            "Who is it?",
+            "See the list. The answer is Mr. Bo",
+            "Mr. Bo",
+            None,
+            "See the list. The answer is Mr. Bo.",
+        ),
         ("What is 3 * 4?", "First 3.\nThen 12.", "12", None, "First 3.\nThen 12.\nThe answer is 12."),
         ("三と四の合計は？", "3 + 4 = 7", "7", None, "3 + 4 = 7. The answer is 7."),
     ],
 )
-def test_a_solution_states_its_answer_once_in_its_language(tmp_path, question, solution, answer, language, states) -> None:
+def test_a_solution_states_its_answer_once_in_its_language(
+    tmp_path, question, solution, answer, language, states
+) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"q": question, "a": answer, "s": solution}), encoding="utf-8")
     fields = {"question": "{q}", "answer": "{a}", "solution": "{s}"}
-    task = write_task(tmp_path, "rows.jsonl", kind="text", fields=fields, language=language, splits={"test": "all"})
+    task = write_task(
+        tmp_path, "rows.jsonl", kind="text", fields=fields, language=language, splits={"test": "all"}
+    )
     found = load_problems([task], "test", 5)["solution"].iloc[0]
     assert found == states
     assert judge(found, answer, "text") == (True, True)
@@ -525,7 +593,9 @@ def test_gsm8k_train_drops_wrong_arithmetic_and_shares_no_question(tmp_path: Pat
     path = local_task(tmp_path, "gsm8k")
     parts = {split: load_problems([path], split, 100_000) for split in ("train", "validation", "test")}
     assert len(parts["test"]) == 1_319
-    skipped = sum(sum(parts[split].attrs["report"]["gsm8k"]["skipped"].values()) for split in ("train", "validation"))
+    skipped = sum(
+        sum(parts[split].attrs["report"]["gsm8k"]["skipped"].values()) for split in ("train", "validation")
+    )
     assert len(parts["train"]) + len(parts["validation"]) > 6_000
     assert 0 < skipped < 1_500
     questions = {split: {plain(question) for question in frame["question"]} for split, frame in parts.items()}

@@ -21,7 +21,19 @@ from trait_kit.tasks import Task
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "trait_kit").rglob("*.md")]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OURS = ("params/", "notebooks/", "tests/", "docs/", "trait_kit/", "./")
-PROGRAMS = ("make", "source", "trait-kit", "papermill", "accelerate", "python", "pip", "git", "pre-commit", "cp", "export")
+PROGRAMS = (
+    "make",
+    "source",
+    "trait-kit",
+    "papermill",
+    "accelerate",
+    "python",
+    "pip",
+    "git",
+    "pre-commit",
+    "cp",
+    "export",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -33,7 +45,9 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-        prose = re.sub(r"^\| `[^`]+`", "", FENCED.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)  # messages
+        prose = re.sub(
+            r"^\| `[^`]+`", "", FENCED.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
+        )  # messages
         lines += re.findall(r"`((?:trait-kit|make) [^`<\[]*)`", prose)
         found += [(page.name, line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return found
@@ -69,7 +83,11 @@ def test_a_printed_command_runs(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = words_of(line)
     assert program in PROGRAMS, f"{page}: no program of this project: {program}"
-    made = {f"params/{words_of(other)[2]}.yaml" for where, other in COMMANDS if where == page and "trait-kit new " in other}
+    made = {
+        f"params/{words_of(other)[2]}.yaml"
+        for where, other in COMMANDS
+        if where == page and "trait-kit new " in other
+    }
     for word in arguments:
         path = word.rpartition("=")[2]
         if path.startswith(OURS) and path not in made and not re.search(r"[*?{]", path):
@@ -203,7 +221,10 @@ def test_a_finished_run_becomes_web_pages(tiny_run, tmp_path):
     made = subprocess.run(["make", "-o", ".venv/.ready", "docs", *given], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     pages = {page.name: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
-    assert sorted(pages) == [*(f"{path.stem}.html" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))), "report.html"]
+    assert sorted(pages) == [
+        *(f"{path.stem}.html" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
+        "report.html",
+    ]
     assert 'href="02_filter_web.html"' in pages["01_domain_classifier.html"]
     scripts = {script for page in pages.values() for script in re.findall(r'<script src="([^"]*)"', page)}
     assert all("mathjax" in script for script in scripts if script)
@@ -211,7 +232,9 @@ def test_a_finished_run_becomes_web_pages(tiny_run, tmp_path):
 
 def test_what_others_read_of_us_is_whole():
     """CI runs the README's test command on both Pythons; hooks are the lock file's programs; the paper is cited."""
-    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"][
+        "test"
+    ]
     assert flow["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert {"run": "make test"} in flow["steps"]
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]

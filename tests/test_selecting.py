@@ -37,7 +37,9 @@ DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "mat
 GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
 limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
 FILTERS = limits(documents=10**6)
-QUESTION = "A train leaves the station at nine and travels eighty miles an hour for three hours. How far does it go?"
+QUESTION = (
+    "A train leaves the station at nine and travels eighty miles an hour for three hours. How far does it go?"
+)
 
 
 def text_of(generator: random.Random, share: float, words: int) -> str:
@@ -51,7 +53,10 @@ def documents(n: int = 400) -> list[dict[str, str]]:
     """The same in every run; one in ten is about the domain."""
     generator = random.Random(0)
     shares = [generator.choice([0.5, 0.9]) if k % 10 == 0 else generator.choice([0.0, 0.1, 0.3]) for k in range(n)]
-    return [{"id": f"d{k}", "text": text_of(generator, share, generator.randrange(3, 40))} for k, share in enumerate(shares)]
+    return [
+        {"id": f"d{k}", "text": text_of(generator, share, generator.randrange(3, 40))}
+        for k, share in enumerate(shares)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +73,14 @@ def files(tmp_path_factory) -> ModelFiles:
     return ModelFiles(*(str(folder / f"{name}.safetensors") for name in ("domain", "educational", "dsir")))
 
 
-def write(folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = ("parquet", "jsonl.gz", "jsonl")) -> str:
+def write(
+    folder: Path, records: list[dict[str, str]], kinds: tuple[str, ...] = ("parquet", "jsonl.gz", "jsonl")
+) -> str:
     """One file of each kind, with an equal part of the records, in their order; the spec of them all."""
     folder.mkdir(exist_ok=True)
-    for number, (kind, rows) in enumerate(zip(kinds, np.array_split(np.arange(len(records)), len(kinds)), strict=True)):
+    for number, (kind, rows) in enumerate(
+        zip(kinds, np.array_split(np.arange(len(records)), len(kinds)), strict=True)
+    ):
         path, part = folder / f"{number}.{kind}", [records[row] for row in rows]
         lines = "".join(json.dumps(record) + "\n" for record in part).encode()
         if kind == "parquet":
@@ -90,14 +99,22 @@ def read(scoring: Scoring) -> pa.Table:
 
 
 def reference(
-    scores: pa.Table, method: str, limit: Limits, unusable: set[str] = frozenset(), groups: dict[str, str] | None = None
+    scores: pa.Table,
+    method: str,
+    limit: Limits,
+    unusable: set[str] = frozenset(),
+    groups: dict[str, str] | None = None,
 ) -> list[str]:
     """Ids, best first: sort, filter, leave out, keep the best of each group, cut. All in memory, a document at a time."""
     order, values, rows = best_first(scores, method, 0), rank_values(scores, method, 0), scores.to_pylist()
     chosen, tokens, seen = [], 0, set()
     for value, row in ((values[place], rows[place]) for place in order):
         group = (groups or {}).get(row["id"], row["id"])
-        if not FILTERS.min_tokens <= row["n_tokens"] <= FILTERS.max_tokens or row["id"] in unusable or group in seen:
+        if (
+            not FILTERS.min_tokens <= row["n_tokens"] <= FILTERS.max_tokens
+            or row["id"] in unusable
+            or group in seen
+        ):
             continue
         if method == "fasttext_educational" and row["educational"] < FILTERS.min_educational:
             continue
@@ -128,7 +145,9 @@ def chosen_ids(selected, method: str) -> set[str]:
     ],
 )
 def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path, limit, methods):
-    scoring = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores", documents_per_shard=50)
+    scoring = score_corpus(
+        write(tmp_path / "web", documents()), files, tmp_path / "scores", documents_per_shard=50
+    )
     selected = select(scoring, tmp_path, methods, limit, base_model=BASE)
     texts = {record["id"]: record["text"] for record in documents()}
     scores = read(scoring)
@@ -149,7 +168,11 @@ def test_a_selection_is_what_sorting_and_cutting_in_memory_gives(files, tmp_path
 def test_test_questions_are_out_and_the_evidence_is_kept(files, tmp_path):
     records = [dict(record) for record in documents()]
     best = reference(read(scored(files, tmp_path, records)), "fasttext", limits(tokens=3_000))
-    planted = {best[0]: QUESTION, best[3]: QUESTION.upper().replace(" ", "\n"), best[5]: "far does it go? A train leaves"}
+    planted = {
+        best[0]: QUESTION,
+        best[3]: QUESTION.upper().replace(" ", "\n"),
+        best[5]: "far does it go? A train leaves",
+    }
     for record in records:
         record["text"] += " " + planted.get(record["id"], "")
     scoring = scored(files, tmp_path, records)
@@ -183,7 +206,9 @@ def near(text: str, copy: int) -> str:
 def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_path):
     """Groups of five, all over the corpus; the methods disagree on which is best."""
     originals = [record for record in documents() if len(record["text"].split()) > 40][:40]
-    copies = [{"id": f"{record['id']}-{k}", "text": near(record["text"], k)} for k in range(4) for record in originals]
+    copies = [
+        {"id": f"{record['id']}-{k}", "text": near(record["text"], k)} for k in range(4) for record in originals
+    ]
     groups = {record["id"]: record["id"].split("-")[0] for record in copies}
     records = [*documents(), *copies]
     random.Random(2).shuffle(records)
@@ -195,7 +220,9 @@ def test_of_near_duplicates_each_method_keeps_the_one_it_ranks_best(files, tmp_p
         assert kept[method] == set(reference(read(scoring), method, limit, groups=groups))
         assert any(name in groups for name in kept[method])
     first = {groups.get(name, name): name for name in kept["random"]}
-    assert any(first.get(groups.get(name, name), name) != name for name in kept["dsir"])  # another one of the same group
+    assert any(
+        first.get(groups.get(name, name), name) != name for name in kept["dsir"]
+    )  # another one of the same group
     evidence = pq.read_table(tmp_path / "near_duplicates.parquet").to_pylist()
     assert evidence
     assert all(groups.get(row["id"], row["id"]) == groups.get(row["of"], row["of"]) for row in evidence)
@@ -221,7 +248,10 @@ def test_copies_of_in_domain_documents_are_out(files, tmp_path):
 def test_the_budget_is_filled_though_most_of_the_best_are_copies(files, tmp_path):
     """The first candidates, 1.5 times the budget, are copies of one document: twice as many are asked for, and again."""
     best = max(documents(), key=lambda record: record["text"].count("theorem") + record["text"].count("proof"))
-    text = " ".join(word for word in best["text"].split() if not word.isdigit() and word in DOMAIN) + " theorem proof" * 9
+    text = (
+        " ".join(word for word in best["text"].split() if not word.isdigit() and word in DOMAIN)
+        + " theorem proof" * 9
+    )
     records = [*documents(), *({"id": f"copy{k}", "text": text} for k in range(300))]
     groups = {f"copy{k}": "copy" for k in range(300)}
     scoring, limit = scored(files, tmp_path, records), limits(tokens=3_000)
@@ -289,8 +319,13 @@ def test_the_funnel_accounts_for_every_document(files, tmp_path):
     scores = read(scoring)
     lengths, value = scores["n_tokens"].to_numpy(), scores["educational"].to_numpy()
     estimates = pa.concat_tables(scoring.batches())["n_tokens"].to_numpy()
-    questions = np.array([name in {"copy50", *(f"d{k}" for k in range(0, 400, 50))} for name in scores["id"].to_pylist()])
-    refused = [4 * estimates < FILTERS.min_tokens, estimates > 4 * FILTERS.max_tokens]  # by far, before they are candidates
+    questions = np.array(
+        [name in {"copy50", *(f"d{k}" for k in range(0, 400, 50))} for name in scores["id"].to_pylist()]
+    )
+    refused = [
+        4 * estimates < FILTERS.min_tokens,
+        estimates > 4 * FILTERS.max_tokens,
+    ]  # by far, before they are candidates
     assert questions.any()
     for method in METHODS:
         row = table.loc[method]
@@ -327,7 +362,9 @@ def test_a_file_that_changed_after_scoring_is_refused(files, tmp_path, change):
     with pytest.raises(TraitError, match=r"[Ss]core it again"):
         select(scoring, tmp_path, ["fasttext"], limits(tokens=3_000), base_model=BASE)
     again = scored(files, tmp_path, changed)
-    assert select(again, tmp_path, ["random"], Limits(documents=20), base_model=BASE).methods["random"]["n_out"] > 0
+    assert (
+        select(again, tmp_path, ["random"], Limits(documents=20), base_model=BASE).methods["random"]["n_out"] > 0
+    )
 
 
 def test_another_budget_does_not_score_again(files, tmp_path):
@@ -352,7 +389,9 @@ def test_texts_survive_byte_for_byte(files, tmp_path):
         "a\x00b\r\n\ttheorem\u2028 " * 9,
     ]
     records = [
-        {"id": f"{name}-{kind}", "text": f"{name} {text}"} for kind, text in enumerate(strange) for name in "abcdefgh"
+        {"id": f"{name}-{kind}", "text": f"{name} {text}"}
+        for kind, text in enumerate(strange)
+        for name in "abcdefgh"
     ]
     random.Random(0).shuffle(records)
     scoring = score_corpus(write(tmp_path / "web", records), files, tmp_path / "scores")
@@ -368,7 +407,9 @@ def test_a_fasttext_file_is_folded_once_and_scored(files, tmp_path):
     scores = read(score_corpus(write(tmp_path / "web", documents()), given, tmp_path / "scores"))
     folded, texts = NgramScorer.load(tmp_path / "scores" / f"{content(given.domain)[:20]}.safetensors"), {}
     texts = {record["id"]: record["text"] for record in documents()}
-    expected = NgramScorer.from_fasttext(given.domain).probabilities([texts[name] for name in scores["id"].to_pylist()])
+    expected = NgramScorer.from_fasttext(given.domain).probabilities(
+        [texts[name] for name in scores["id"].to_pylist()]
+    )
     np.testing.assert_array_equal(scores["domain"].to_numpy(), expected[:, folded.column("in_domain")])
 
 
@@ -401,9 +442,18 @@ def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]
     seed = [{"id": f"s{k}", "text": text_of(generator, 1.0, 30)} for k in range(60)]
     common = {"in_domain": write(folder / "seed", seed, ("jsonl",)), "web": write(folder / "web", documents())}
     common |= {"tasks": ["word_problems"], "test_items_per_task": 5, "base_model": BASE}
-    small = {"negatives_per_positive": 5, "dimension": 8, "epochs": 10, "buckets": 2_000, "educational_sample": 300}
+    small = {
+        "negatives_per_positive": 5,
+        "dimension": 8,
+        "epochs": 10,
+        "buckets": 2_000,
+        "educational_sample": 300,
+    }
     chosen = {"token_budget": 3_000, "methods": methods, "max_tokens": 200, "documents_per_shard": 50, **changes}
-    sections = {"classifier": ClassifierParams(**common, **small), "selection": SelectionParams(**common, **chosen)}
+    sections = {
+        "classifier": ClassifierParams(**common, **small),
+        "selection": SelectionParams(**common, **chosen),
+    }
     steps = [Step(name, SimpleNamespace(**sections), folder) for name in ("01_domain_classifier", "02_filter_web")]
     for step in steps:
         step.folder.mkdir(exist_ok=True)
@@ -414,7 +464,11 @@ def test_the_stages_run_with_two_methods_and_make_no_model_that_none_uses(tmp_pa
     first, second = both_steps(tmp_path, ["random", "fasttext"])
     trained = train_classifiers(first)
     assert trained.numbers["roc_auc"] > 0.9
-    assert sorted(path.name for path in first.folder.iterdir()) == ["classifiers.json", "domain.bin", "domain.safetensors"]
+    assert sorted(path.name for path in first.folder.iterdir()) == [
+        "classifiers.json",
+        "domain.bin",
+        "domain.safetensors",
+    ]
     filtered = filter_web(second)
     for method in ("random", "fasttext"):
         table = filtered.chosen(method)
@@ -438,7 +492,9 @@ def test_a_finished_step_is_loaded_and_nothing_is_written(tmp_path, monkeypatch)
     again, loaded = train_classifiers(steps[0]), filter_web(steps[1])
     assert everything() == before
     assert again.numbers == trained.numbers
-    assert {name: table.shape for name, table in again.tables.items()} == {k: t.shape for k, t in trained.tables.items()}
+    assert {name: table.shape for name, table in again.tables.items()} == {
+        k: t.shape for k, t in trained.tables.items()
+    }
     pd.testing.assert_frame_equal(funnel(loaded), funnel(filtered))
 
 
@@ -466,13 +522,21 @@ def test_a_file_that_no_job_wrote_is_refused_before_anything_is_touched(files, t
 def test_files_of_the_user_stay_whatever_their_names_and_of_the_job_only_what_is_out_of_date_goes(files, tmp_path):
     spec, out = write(tmp_path / "web", documents()), tmp_path / "scores"
     out.mkdir()
-    names = ("scores-2024.parquet", "kept-corpus.parquet", "rejected-manually.parquet", "scores-99999.parquet", "domain.bin")
+    names = (
+        "scores-2024.parquet",
+        "kept-corpus.parquet",
+        "rejected-manually.parquet",
+        "scores-99999.parquet",
+        "domain.bin",
+    )
     names += ("domain.safetensors", ".notes.tmp-1", "engine/log.txt", "scores.parquet")
     for name in names:
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(name)
     before = snapshot(out)
-    many = score_corpus(spec, ModelFiles(files.domain.replace(".safetensors", ".bin")), out, documents_per_shard=50)
+    many = score_corpus(
+        spec, ModelFiles(files.domain.replace(".safetensors", ".bin")), out, documents_per_shard=50
+    )
     written = {path.name for path in out.iterdir()} - {name.split("/")[0] for name in names}
     assert len(many.shards) >= 5
     cut = out / "scores-00001.parquet"
@@ -494,7 +558,9 @@ def test_a_corpus_in_the_output_folder_is_refused_before_anything_is_touched(fil
     (tmp_path / "link").symlink_to(out)
     before = snapshot(tmp_path)
     for spec in (out / "kept-*.parquet", tmp_path / "link" / "kept-00000.parquet", out / "scores-*.parquet"):
-        with pytest.raises(TraitError, match=r"lies in .*scores, where the scores are to go\. Name another folder"):
+        with pytest.raises(
+            TraitError, match=r"lies in .*scores, where the scores are to go\. Name another folder"
+        ):
             score_corpus(str(spec), files, out)
     assert snapshot(tmp_path) == before
     assert first.documents == Scoring.open(out).documents
@@ -518,7 +584,9 @@ def test_the_command_line_scores_selects_and_measures(files, tmp_path, capfd):
     scores, out = str(tmp_path / "scores"), str(tmp_path / "out")
     models = ["--model", files.domain, "--educational", files.educational, "--dsir", files.dsir]
     assert main(["score", *models, "--input", spec, "--output", scores]) == 0
-    assert re.search(r"\d+ documents scored, \d+ held out for evaluation.*, 0 records unusable", capfd.readouterr().out)
+    assert re.search(
+        r"\d+ documents scored, \d+ held out for evaluation.*, 0 records unusable", capfd.readouterr().out
+    )
     select_all = [
         "select",
         "--scores",
@@ -574,9 +642,14 @@ def scored_folder(files, tmp_path) -> Path:
 
 def test_nothing_that_passes_names_the_limit_and_what_was_there(scored_folder, tmp_path, capfd):
     common = ("select", "--scores", scored_folder, "--output", tmp_path / "out")
-    assert "threshold 0.99999" in (said := wrong(capfd, *common, "--threshold", 0.99999)) and "best score is 0." in said
+    assert (
+        "threshold 0.99999" in (said := wrong(capfd, *common, "--threshold", 0.99999))
+        and "best score is 0." in said
+    )
     said = wrong(capfd, *common, "--tokens", 100, "--min-tokens", 10**6)
-    assert re.search(r"tokens 100, min_tokens 1000000: \d{3} fewer than min_tokens, the longest has about \d+ tokens", said)
+    assert re.search(
+        r"tokens 100, min_tokens 1000000: \d{3} fewer than min_tokens, the longest has about \d+ tokens", said
+    )
     assert "none of" in wrong(capfd, *common, "--tokens", 100, "--max-tokens", 0)
     assert "near-duplicates must be" in wrong(capfd, *common, "--tokens", 100, "--near-duplicate", -1)
     assert "Say in one way" in wrong(capfd, *common, "--share", -1)
@@ -607,8 +680,12 @@ def test_a_file_for_a_folder_and_the_reverse_are_said(files, scored_folder, tmp_
     score = ("score", "--model", files.domain, "--input")
     for output in (path, path / "inside"):
         assert "cannot be a folder" in wrong(capfd, *score, tmp_path / "web" / "*", "--output", output)
-        assert "cannot be a folder" in wrong(capfd, "select", "--scores", scored_folder, "--output", output, "--tokens", 9)
-    assert "holds no scores" in wrong(capfd, "select", "--scores", path, "--output", tmp_path / "out", "--tokens", 9)
+        assert "cannot be a folder" in wrong(
+            capfd, "select", "--scores", scored_folder, "--output", output, "--tokens", 9
+        )
+    assert "holds no scores" in wrong(
+        capfd, "select", "--scores", path, "--output", tmp_path / "out", "--tokens", 9
+    )
     for model in (tmp_path, tmp_path / "none.safetensors", tmp_path / "none.bin"):
         assert str(model) in wrong(capfd, *score[:2], model, "--input", path, "--output", tmp_path / "out")
 
@@ -622,7 +699,9 @@ def test_what_is_not_installed_and_what_a_shell_made_of_a_glob_is_said(files, tm
     assert "sbatch is not installed" in wrong(capfd, *common, spec, "--executor", "slurm")
     said = wrong(capfd, *common, *(tmp_path / f"{number}.jsonl" for number in range(5_000)))
     assert "4999 more names" in said and "must be quoted" in said
-    said = wrong(capfd, "select", "--scores", tmp_path, "--output", tmp_path / "o", "--tokens", 9, "--in-domain", "a", "b")
+    said = wrong(
+        capfd, "select", "--scores", tmp_path, "--output", tmp_path / "o", "--tokens", 9, "--in-domain", "a", "b"
+    )
     assert "must be quoted" in said
 
 
@@ -633,7 +712,9 @@ def test_a_model_of_one_label_and_a_label_that_it_has_not_are_said(files, tmp_pa
     for labels in (1, 2_000):
         lines = "".join(f"__label__{k % labels} word{k % 7} and\n" for k in range(2 * labels + 20))
         (tmp_path / "train.txt").write_text(lines)
-        model = fasttext.train_supervised(str(tmp_path / "train.txt"), dim=2, bucket=100, epoch=1, thread=1, verbose=0)
+        model = fasttext.train_supervised(
+            str(tmp_path / "train.txt"), dim=2, bucket=100, epoch=1, thread=1, verbose=0
+        )
         model.save_model(str(tmp_path / f"{labels}.bin"))
     common = ("score", "--input", spec, "--output", tmp_path / "out", "--model")
     assert "has one label; a classifier needs two" in wrong(capfd, *common, tmp_path / "1.bin")
@@ -644,8 +725,16 @@ def test_ids_that_repeat_are_said_with_the_way_out(files, tmp_path, capfd):
     spec = write(tmp_path / "web", [{"id": "wiki", "text": record["text"]} for record in documents()], ("jsonl",))
     said = wrong(capfd, "score", "--model", files.domain, "--input", spec, "--output", tmp_path / "out")
     assert "399 of 400" in said and "its id was seen before: 'wiki'" in said and "{id=key}" in said
-    assert main(["score", "--model", files.domain, "--input", f"{spec} {{id=}}", "--output", str(tmp_path / "out")]) == 1
-    assert main(["score", "--model", files.domain, "--input", f"{spec} {{id=none}}", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(["score", "--model", files.domain, "--input", f"{spec} {{id=}}", "--output", str(tmp_path / "out")])
+        == 1
+    )
+    assert (
+        main(
+            ["score", "--model", files.domain, "--input", f"{spec} {{id=none}}", "--output", str(tmp_path / "out")]
+        )
+        == 0
+    )
 
 
 def test_a_selection_overwrites_no_file_that_it_did_not_write(scored_folder, tmp_path, capfd):
@@ -667,7 +756,9 @@ def test_a_selection_overwrites_no_file_that_it_did_not_write(scored_folder, tmp
     }
     assert "no job of this kind" in wrong(capfd, *common[:3], "--output", scored_folder, "--tokens", "2000")
     assert Scoring.open(scored_folder).documents > 0
-    said = wrong(capfd, "score", "--model", files_of(scored_folder), "--input", tmp_path / "web" / "*", "--output", out)
+    said = wrong(
+        capfd, "score", "--model", files_of(scored_folder), "--input", tmp_path / "web" / "*", "--output", out
+    )
     assert "no job of this kind" in said and (out / "random.parquet").exists()
 
 

@@ -90,7 +90,9 @@ def models(web, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored_web(models, tmp_path_factory):
-    return score_corpus("demo:math/web", models["files"], tmp_path_factory.mktemp("scores"), documents_per_shard=3_000)
+    return score_corpus(
+        "demo:math/web", models["files"], tmp_path_factory.mktemp("scores"), documents_per_shard=3_000
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,9 @@ def test_normalising_twice_changes_nothing_and_loses_no_letter(web):
     assert normalise(once).to_pylist() == once
     for text, line in zip(texts, once, strict=True):
         assert re.fullmatch(r"(?:[^\s]+(?: [^\s]+)*)?", line, re.ASCII)
-        assert re.findall("[a-z0-9]", line) == re.findall("[a-z0-9]", pa.compute.utf8_lower(pa.array([text]))[0].as_py())
+        assert re.findall("[a-z0-9]", line) == re.findall(
+            "[a-z0-9]", pa.compute.utf8_lower(pa.array([text]))[0].as_py()
+        )
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -166,9 +170,15 @@ def test_training_is_deterministic_and_seeded(tmp_path, web):
 
 
 def test_labels_inside_documents_do_not_become_labels(tmp_path, web):
-    texts = [f"__label__injected __label__general {text} </s> __label__in_domain" for text in web["text"].to_pylist()[:80]]
+    texts = [
+        f"__label__injected __label__general {text} </s> __label__in_domain"
+        for text in web["text"].to_pylist()[:80]
+    ]
     train_domain_classifier(texts[:40], texts[40:], tmp_path / "model.bin", options(**SMALL))
-    assert sorted(NgramScorer.from_fasttext(tmp_path / "model.bin").labels) == ["__label__general", "__label__in_domain"]
+    assert sorted(NgramScorer.from_fasttext(tmp_path / "model.bin").labels) == [
+        "__label__general",
+        "__label__in_domain",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +208,9 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
     assert value.min() >= 0
     assert value.max() <= 2
     assert value.std() > 0.2
-    between = sum((topics == topic).mean() * (value[topics == topic].mean() - value.mean()) ** 2 for topic in set(topics))
+    between = sum(
+        (topics == topic).mean() * (value[topics == topic].mean() - value.mean()) ** 2 for topic in set(topics)
+    )
     assert between / value.var() < 0.25  # the topic explains little of it
     labels = np.array(list(map(demo_labels().get, web["id"].to_pylist()[:3_000])))
     for topic, count in Counter(topics[:3_000]).items():
@@ -210,7 +222,9 @@ def test_the_educational_model_learns_its_labels_and_is_no_domain_detector(web, 
 def test_the_educational_model_refuses_labels_it_cannot_learn(tmp_path):
     texts = [f"text number {k}" for k in range(60)]
     with pytest.raises(TraitError, match=r"Mid has 0 .*educational_sample"):
-        train_educational_model(pd.DataFrame({"text": texts, "label": ["Low", "High"] * 30}), tmp_path / "e.bin", options())
+        train_educational_model(
+            pd.DataFrame({"text": texts, "label": ["Low", "High"] * 30}), tmp_path / "e.bin", options()
+        )
 
 
 # --- DSIR ------------------------------------------------------------------------------------------------------------
@@ -307,7 +321,10 @@ def test_equal_scores_are_not_taken_in_the_order_of_the_corpus():
 def test_dsir_samples_in_proportion_to_the_importance_weights():
     shares = np.array([0.5, 0.3, 0.15, 0.05])
     scores = made_scores(np.full(4, 10), dsir=np.log(shares))
-    drawn = np.bincount([choose(scores, "dsir", Limits(10), seed=seed).indices[0] for seed in range(600)], minlength=4) / 600
+    drawn = (
+        np.bincount([choose(scores, "dsir", Limits(10), seed=seed).indices[0] for seed in range(600)], minlength=4)
+        / 600
+    )
     np.testing.assert_allclose(drawn, shares, atol=0.06)  # three standard errors
 
 
@@ -334,7 +351,8 @@ def test_a_number_of_documents_and_a_threshold_limit_as_a_budget_does(scored):
 
 
 @pytest.mark.parametrize(
-    "limit", [{}, {"tokens": 5, "documents": 1}, {"documents": 1, "threshold": 0.0}, {"tokens": -5}, {"documents": -1}]
+    "limit",
+    [{}, {"tokens": 5, "documents": 1}, {"documents": 1, "threshold": 0.0}, {"tokens": -5}, {"documents": -1}],
 )
 def test_a_limit_is_one_positive_number(limit):
     with pytest.raises(TraitError, match="in one way"):
@@ -345,7 +363,13 @@ def test_a_limit_is_one_positive_number(limit):
     ("lengths", "method", "limit", "filters", "message"),
     [
         ([10, 10], "fastext", 100, {}, "Unknown method 'fastext'; known: random, dsir, fasttext"),
-        ([10, 10], "random", 100, {"min_tokens": 11}, "none of 2 documents can be selected \\(2 fewer than min_tokens"),
+        (
+            [10, 10],
+            "random",
+            100,
+            {"min_tokens": 11},
+            "none of 2 documents can be selected \\(2 fewer than min_tokens",
+        ),
         ([10, 10], "fasttext_educational", 100, {"min_educational": 1.6}, "2 below min_educational"),
         ([200, 300], "fasttext", 100, {}, "first document has [23]00 tokens"),
         ([10, 10], "fasttext", 0, {"threshold": 0.5}, "nothing fits .* the score 0"),
@@ -373,7 +397,9 @@ def test_a_rank_depends_on_a_document_alone(scored):
         place, order = np.empty(len(scored), int), best_first(scored, method, 7)
         place[order] = np.arange(len(order))
         some = best_first(scored.take(pa.array(rows)), method, 7)
-        np.testing.assert_array_equal(rows[some], rows[np.argsort(place[rows])])  # whatever the order and the company
+        np.testing.assert_array_equal(
+            rows[some], rows[np.argsort(place[rows])]
+        )  # whatever the order and the company
         assert (np.diff(rank_values(scored, method, 7)[order]) <= 0).all()
         assert method not in ("random", "dsir") or (best_first(scored, method, 8) != order).any()
 
@@ -389,7 +415,9 @@ def test_equal_values_are_ordered_by_noise():
 def test_the_cut_takes_the_budget_and_at_most_a_step_more(case):
     rng = np.random.default_rng(case)
     n = int(rng.integers(1, 4_000))
-    values = rng.normal(size=n) if case % 3 else rng.choice([0.0, 1.0, 0.5], n)  # saturated scores: ties by the thousand
+    values = (
+        rng.normal(size=n) if case % 3 else rng.choice([0.0, 1.0, 0.5], n)
+    )  # saturated scores: ties by the thousand
     values = values.astype(np.float32)
     weights = rng.integers(1, 3 if case % 2 else 5_000, n)
     total = int(weights.sum())
@@ -440,7 +468,9 @@ def test_scores_are_those_of_the_models_in_the_documents_order(web, models, scor
     assert scored["shard"].to_pylist() == [k // 3_000 for k in range(len(web))]
     texts, files = web["text"].to_pylist(), models["files"]
     domain, educational = NgramScorer.load(files.domain), NgramScorer.load(files.educational)
-    np.testing.assert_array_equal(scored["domain"].to_numpy(), domain.probabilities(texts)[:, domain.column("in_domain")])
+    np.testing.assert_array_equal(
+        scored["domain"].to_numpy(), domain.probabilities(texts)[:, domain.column("in_domain")]
+    )
     parts = educational.probabilities(texts)
     expected = 2 * parts[:, educational.column("High")] + parts[:, educational.column("Mid")]
     np.testing.assert_allclose(scored["educational"].to_numpy(), expected, atol=1e-6)
@@ -556,7 +586,9 @@ def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, sco
     assert cuts.cut(ranked, 10**6)["left"] == 0
 
 
-@pytest.mark.parametrize(("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])])
+@pytest.mark.parametrize(
+    ("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])]
+)
 def test_quality_counts_against_the_whole_corpus(topic, expected):
     truth = {name: label == topic for name, label in zip("abcdefgh", "xxyyyyyy", strict=True)}
     selected = SimpleNamespace(methods=["dsir"], chosen=lambda _: pa.table({"id": ["a", "c"]}), truth=truth)

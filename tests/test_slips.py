@@ -33,14 +33,18 @@ def test_a_slip_is_of_reasoning_and_never_of_arithmetic():
 def test_a_wrong_operand_operation_and_order_are_slips():
     ends = {pair(SOLUTION, QUESTION, seed)[1].removeprefix("After buying, Tom has ") for seed in range(60)}
     assert {"13 + 12 = 25", "12 + 24 = 36", "24 + 24 = 48"} & ends and "13 * 24 = 312" not in ends
-    order = {pair("Each of the four friends then gets 40 / 10 = 4 apples.", "40 for 10", seed) for seed in range(9)}
+    order = {
+        pair("Each of the four friends then gets 40 / 10 = 4 apples.", "40 for 10", seed) for seed in range(9)
+    }
     assert order == {None}  # 10 / 40 is no whole number, 40 - 10 and the others have two digits
 
 
 def test_a_fraction_is_no_step():
     """'1/2 * 174': its 2 is no operand."""
     assert pair("He did 1/2 * 174 = 87 of the 3 pieces that there were.", "1 of 3 is?") is None
-    assert pair("Together the four of them have 4 + 8 + 9 = 21 rolls.", "4, 8, 9") is None  # nor is a part of a sum
+    assert (
+        pair("Together the four of them have 4 + 8 + 9 = 21 rolls.", "4, 8, 9") is None
+    )  # nor is a part of a sum
 
 
 @pytest.mark.parametrize("text", ["2 * 3 = 6. 6 * 4 = 24. The answer is 24.", "It is seven.", ""])

@@ -51,13 +51,28 @@ def run(outcomes, tmp_path_factory) -> Path:
     """A run as far as tables look at it: one test question in a web document, a problem and a passage."""
     folder = tmp_path_factory.mktemp("run")
     tables.write(folder / "05_evaluate" / "outcomes.parquet", outcomes, "outcomes")
-    write_json(folder / "05_evaluate" / "report.json", {"key": "k", "params": {"reference_arm": "trait"}, "summary": {}})
-    found = {"id": ["d1", "d2", "d2"], "question_task": ["sums", "sums", "products"], "question_id": ["i3", "i3", "i8"]}
+    write_json(
+        folder / "05_evaluate" / "report.json", {"key": "k", "params": {"reference_arm": "trait"}, "summary": {}}
+    )
+    found = {
+        "id": ["d1", "d2", "d2"],
+        "question_task": ["sums", "sums", "products"],
+        "question_id": ["i3", "i3", "i8"],
+    }
     save(folder / "02_filter_web" / "selections" / "contaminated.parquet", found)
-    screened = {"task": ["sums"], "problems": 60, "same as a test question": 1, "overlaps a test question": 2, "kept": 57}
+    screened = {
+        "task": ["sums"],
+        "problems": 60,
+        "same as a test question": 1,
+        "overlaps a test question": 2,
+        "kept": 57,
+    }
     save(folder / "03_write_passages" / "screened.parquet", screened)
     reasons = ["contamination: exact", "length: 3 tokens"]
-    save(folder / "03_write_passages" / "rejected.parquet", {"tasks": [["sums", "sums"], ["products"]], "reason": reasons})
+    save(
+        folder / "03_write_passages" / "rejected.parquet",
+        {"tasks": [["sums", "sums"], ["products"]], "reason": reasons},
+    )
     return folder
 
 
@@ -132,13 +147,20 @@ def test_ablation_adds_one_part_a_row(outcomes):
     assert steps[1:] == [f"{mean[a] - mean[b]:+.3f}" for a, b in pairwise(ARMS[:4])]
     assert table.column("Gain over base")[3].text.startswith(f"{mean['base'] - mean['trait']:+.3f}")
     row = comparison.compare(outcomes, "trait", "bits_per_byte").set_index("arm").loc["selected"]
-    assert table.column("Gain by this step")[3].small.startswith(f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}], p ")
+    assert table.column("Gain by this step")[3].small.startswith(
+        f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}], p "
+    )
 
 
 def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
     made = paper.read_and_write(SimpleNamespace(run_dir=run, folder=tmp_path, done=False)).tables
     assert made["main_table"].title == "Tables 1 and 2: all arms by bits per byte"
-    assert {"ablation_table", "ablation_table_choice_accuracy", "main_table_choice_accuracy", "contamination"} < set(made)
+    assert {
+        "ablation_table",
+        "ablation_table_choice_accuracy",
+        "main_table_choice_accuracy",
+        "contamination",
+    } < set(made)
     for name, table in made.items():
         assert {path.suffix for path in tmp_path.glob(f"{name}.*")} == {".md", ".tex", ".csv", ".html"}
         links = Links((tmp_path / f"{name}.html").read_text(encoding="utf-8")).found
@@ -169,7 +191,9 @@ def test_the_contamination_table_says_what_was_found(run, outcomes):
 
 
 def test_tables_escape_what_others_wrote(tmp_path):
-    table = Table(HOSTILE, {"a_b": [Cell(HOSTILE, HOSTILE, True, "items/a.csv"), "x|y"], "50% & more": ["-0.4", "+1.0"]})
+    table = Table(
+        HOSTILE, {"a_b": [Cell(HOSTILE, HOSTILE, True, "items/a.csv"), "x|y"], "50% & more": ["-0.4", "+1.0"]}
+    )
     page = Links(table.written("html", links=True))
     assert page.found == ["items/a.csv"] and Links(table.written("html")).found == [] and "script" not in page.tags
     assert "&lt;script&gt;" in table.written("html") and table.written("html") == table._repr_html_()
@@ -192,7 +216,9 @@ def test_tables_escape_what_others_wrote(tmp_path):
 def test_names_of_arms_and_tasks_never_become_paths(tmp_path):
     hostile = outcomes_of({"../../x": {"a/b": [1.0], "a b": [2.0]}, "..": {"a/b": [1.0], "a b": [2.0]}})
     write_items(hostile, tmp_path / "here", comparison.compare(hostile, "..", "bits_per_byte"))
-    assert len(list((tmp_path / "here" / "items").iterdir())) == 3 and [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert len(list((tmp_path / "here" / "items").iterdir())) == 3 and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["here"]
 
 
 def test_pairs_of_arms_say_which_is_better_at_the_one_level(outcomes):

@@ -121,7 +121,12 @@ def priced(url: str, price: object = None) -> Ledger:
 
 def test_a_model_without_a_price_is_free_only_in_ones_own_network(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
-    for url in ("http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://10.1.2.3/v1", "http://192.168.1.1/v1"):
+    for url in (
+        "http://127.0.0.1:8000/v1",
+        "http://localhost:1/v1",
+        "http://10.1.2.3/v1",
+        "http://192.168.1.1/v1",
+    ):
         assert priced(url).price == Price()
     away = "https://8.8.8.8/v1"
     for url in (away, "https://no-such-host.invalid/v1"):
@@ -141,13 +146,17 @@ def test_prices_that_cannot_be_right_are_refused(price):
 
 def test_an_estimate_is_agreed_to_before_it_is_spent():
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m", concurrency=10, ledger=Ledger(None, PRICE))
-    assert endpoint.estimate([Request("题" * 100)], 1).tokens_in == 75  # what a tokenizer makes of such a script, about
+    assert (
+        endpoint.estimate([Request("题" * 100)], 1).tokens_in == 75
+    )  # what a tokenizer makes of such a script, about
     estimate = endpoint.estimate([Request("x" * 3_200)] * 1_000, 200)
     assert estimate.cost_usd == pytest.approx(2.4)
     assert estimate.hours == pytest.approx((200_000 + 800_000 / 3.5) / 50 / 10 / 3600)
     said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.40, 0.2 hours"
     assert str(estimate) == said == agree(estimate, 2.4)
-    with pytest.raises(TraitError, match=r"This would cost about \$2\.40 \(1,000 requests.*\)\. Set max_cost_usd to"):
+    with pytest.raises(
+        TraitError, match=r"This would cost about \$2\.40 \(1,000 requests.*\)\. Set max_cost_usd to"
+    ):
         agree(estimate, 0.0)
     assert agree(estimate, 0.6) == f"{said}; max_cost_usd = 0.6 will stop it after about 25% of the requests"
     assert agree(Estimate(0, 0, 0, 0.0, 0.0), 0.0) == "no requests to a language model, nothing to pay"

@@ -24,7 +24,9 @@ def tokenizer(model_dir: Path):
 
 
 def _file(folder: Path, texts: list[str | None], group: int = 7, kind: pa.DataType | None = None) -> Path:
-    pq.write_table(pa.table({"text": pa.array(texts, kind or pa.string())}), folder / "texts.parquet", row_group_size=group)
+    pq.write_table(
+        pa.table({"text": pa.array(texts, kind or pa.string())}), folder / "texts.parquet", row_group_size=group
+    )
     return folder / "texts.parquet"
 
 
@@ -108,7 +110,9 @@ def test_rows_hold_every_token_of_their_pieces_and_learn_all_but_the_first(tmp_p
     generator = np.random.default_rng(3)
     stores, lengths = [], []
     for index in range(2):
-        documents = [generator.integers(0, 200, int(length)).astype(np.int32) for length in generator.integers(1, 90, 30)]
+        documents = [
+            generator.integers(0, 200, int(length)).astype(np.int32) for length in generator.integers(1, 90, 30)
+        ]
         tokens.write_store([documents], tmp_path / f"store{index}")
         stores.append(tokens.open_store(tmp_path / f"store{index}"))
         lengths.append(stores[-1].lengths)

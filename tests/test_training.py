@@ -97,7 +97,9 @@ def test_in_given_rows_what_may_not_be_cut_is_in_one_of_them_or_in_none() -> Non
     assert not gaps.any()
     alone = plan_rows(lengths, 64, n_rows=40, whole=True)
     gaps = 64 - np.bincount(np.repeat(range(40), np.diff(alone.row_ends, prepend=0)), alone.length, 40)
-    assert lengths[np.setdiff1d(np.arange(400), alone.document)].min() > gaps.max()  # nothing that was left out fits
+    assert (
+        lengths[np.setdiff1d(np.arange(400), alone.document)].min() > gaps.max()
+    )  # nothing that was left out fits
 
 
 def test_rows_mix_lengths_and_a_text_that_is_read_again_comes_again_much_later() -> None:
@@ -115,7 +117,9 @@ def test_rows_mix_lengths_and_a_text_that_is_read_again_comes_again_much_later()
     assert np.corrcoef(placed[1:], placed[:-1])[0, 1] > 0.9
     twice = [len(set(names)) < len(names) for names in np.split(stream[plan.document], plan.row_ends[:-1])]
     shuffled = np.split(generator.permutation(stream[plan.document]), plan.row_ends[:-1])
-    assert sum(twice) <= 3 < sum(len(set(names)) < len(names) for names in shuffled)  # where one reading meets the next
+    assert (
+        sum(twice) <= 3 < sum(len(set(names)) < len(names) for names in shuffled)
+    )  # where one reading meets the next
 
 
 def test_packed_loss_equals_the_loss_of_the_documents_one_by_one(model: torch.nn.Module, tmp_path: Path) -> None:
@@ -188,7 +192,9 @@ def test_a_stream_goes_on_where_it_ended_and_repeats_only_when_it_has_run_out() 
 
 
 def _drawn(documents: list[np.ndarray], start: int, tokens: int, seed: int) -> list[np.ndarray]:
-    pieces = zip(*prepare.draw(np.array([len(document) for document in documents]), start, tokens, seed), strict=True)
+    pieces = zip(
+        *prepare.draw(np.array([len(document) for document in documents]), start, tokens, seed), strict=True
+    )
     return [documents[index][first : first + length] for index, first, length in pieces]
 
 
@@ -265,7 +271,11 @@ ARMS = {
         (DEMO, 80, {"stage_tokens": [4_608, 7_680], "context_length": 1_536, "tokens_per_batch": 1_536}),
         (DEMO, 30, {"stage_tokens": [7_680, 15_360], "context_length": 1_536, "tokens_per_batch": 1_536}),
         (DEMO, 80, {"stage_tokens": [7_680, 61_440], "context_length": 1_536, "tokens_per_batch": 1_536}),
-        (PAPER, 20_000, {"stage_tokens": [2_097_152, 20_054_016], "context_length": 4_096, "tokens_per_batch": 131_072}),
+        (
+            PAPER,
+            20_000,
+            {"stage_tokens": [2_097_152, 20_054_016], "context_length": 4_096, "tokens_per_batch": 131_072},
+        ),
     ],
     ids=["demo", "scarce", "token budget", "paper"],
 )
@@ -296,7 +306,9 @@ def test_no_written_document_is_cut_in_any_schedule_and_little_is_padding(
             whole &= store["length"] == lengths[np.searchsorted(begins, store["start"], "right") - 1]
             if source == "in_domain":
                 assert stage.padding < 0.01 or len(stage.texts) > 1
-                assert (row["cut"] > 0) == (~whole).any() and row["cut"] <= (~whole).sum()  # one may be in several pieces
+                assert (row["cut"] > 0) == (~whole).any() and row["cut"] <= (
+                    ~whole
+                ).sum()  # one may be in several pieces
             else:
                 assert whole.all() and row["cut"] == 0
                 assert row["documents"] == len(store)
@@ -305,7 +317,12 @@ def test_no_written_document_is_cut_in_any_schedule_and_little_is_padding(
 
 
 def test_a_later_stage_begins_with_the_first_passage_that_was_not_read(monkeypatch, tmp_path: Path) -> None:
-    shape = {"stage_tokens": [6_144, 6_144], "context_length": 1_536, "tokens_per_batch": 1_536, "rows_per_device": 1}
+    shape = {
+        "stage_tokens": [6_144, 6_144],
+        "context_length": 1_536,
+        "tokens_per_batch": 1_536,
+        "rows_per_device": 1,
+    }
     params = tiny_params(Path("unused"), arms={"twice": ["passages", "passages"]}, **shape)
     first, second = _packed_stages(monkeypatch, tmp_path, DEMO, {"passages": 60}, params)
     read = [np.load(tmp_path / "work" / stage.name / "pieces.npy")["start"] for stage in (first, second)]
@@ -328,7 +345,9 @@ def test_what_is_longer_than_a_row_is_never_read_and_counted(monkeypatch, tmp_pa
     assert row["available"] == lengths[lengths == 300].sum()
     assert set(np.load(tmp_path / "work" / stage.name / "pieces.npy")["length"]) == {300}
     with pytest.raises(TraitError, match=r"no document of 'passages' fits whole into a row. Raise"):
-        _packed_stages(monkeypatch, tmp_path, {"passages": lambda draw, n: np.full(n, 1_025)}, {"passages": 4}, params)
+        _packed_stages(
+            monkeypatch, tmp_path, {"passages": lambda draw, n: np.full(n, 1_025)}, {"passages": 4}, params
+        )
 
 
 def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:
@@ -391,7 +410,9 @@ def test_what_shapes_a_stage_is_in_its_key(tmp_path: Path, changes: dict) -> Non
     assert other["trait"][1] != plain["trait"][1]
 
 
-def test_texts_are_known_by_content_and_code_by_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_known_by_content_and_code_by_what_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     plain = _names(tmp_path)
@@ -399,7 +420,9 @@ def test_texts_are_known_by_content_and_code_by_what_trains(tmp_path: Path, monk
         os.utime(path, (1, 1))
     assert _names(tmp_path) == plain
     entered = []
-    monkeypatch.setattr("trait_kit.training.plan.code_digest", lambda *names, without: entered.append(names) or "changed")
+    monkeypatch.setattr(
+        "trait_kit.training.plan.code_digest", lambda *names, without: entered.append(names) or "changed"
+    )
     assert not set(_names(tmp_path)["trait"]) & set(plain["trait"])
     assert entered == [("trait_kit.training.worker",)]
     files = {"trait_kit.training.trainer", "trait_kit.training.prepare", "trait_kit.engine.packing"}
@@ -462,12 +485,19 @@ def test_logged_held_out_score_is_that_of_the_saved_model(reference: tuple[stage
     tokenizer = AutoTokenizer.from_pretrained(result.models["trait"])
     scores = []
     for prompt, target in HELD_OUT["held_out/solutions"]:
-        n_prompt, ids = len(tokenizer(prompt)["input_ids"]), torch.tensor([tokenizer(prompt + target)["input_ids"]])
+        n_prompt, ids = (
+            len(tokenizer(prompt)["input_ids"]),
+            torch.tensor([tokenizer(prompt + target)["input_ids"]]),
+        )
         assert ids.shape[1] <= CONTEXT
         with torch.no_grad():
-            logged = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[n_prompt - 1 :, 0]
+            logged = (
+                model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[n_prompt - 1 :, 0]
+            )
         scores.append(-logged.sum().item() / np.log(2) / len(target.encode()))
-    last = result.log[(result.log["arm"] == "trait") & (result.log["metric"] == "held_out/solutions")]["value"].iloc[-1]
+    last = result.log[(result.log["arm"] == "trait") & (result.log["metric"] == "held_out/solutions")][
+        "value"
+    ].iloc[-1]
     assert last == pytest.approx(np.mean(scores), rel=1e-4)
 
 
@@ -542,7 +572,11 @@ def test_the_stage_function_trains_writes_and_afterwards_only_reads(
     ("changes", "texts", "message"),
     [
         ({}, {"passages": [""]}, "'passages-.*' has no text"),
-        ({"context_length": 128, "rows_per_device": 1}, {}, r"context_length \(128\) is longer than .* \(64 tokens\)"),
+        (
+            {"context_length": 128, "rows_per_device": 1},
+            {},
+            r"context_length \(128\) is longer than .* \(64 tokens\)",
+        ),
     ],
 )
 def test_bad_input_stops_before_any_training(
@@ -554,8 +588,12 @@ def test_bad_input_stops_before_any_training(
 
 
 def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TraitError, match=r"in_domain.parquet does not exist, or is no file\. Check the path, or run"):
-        stages.train(tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}), "")
+    with pytest.raises(
+        TraitError, match=r"in_domain.parquet does not exist, or is no file\. Check the path, or run"
+    ):
+        stages.train(
+            tiny_params(model_dir), ({name: tmp_path / f"{name}.parquet" for name in tiny_sources()}, {}), ""
+        )
     with pytest.raises(TraitError, match="'held_out/solutions' has an item without a target"):
         trained(tiny_params(model_dir), tmp_path, held_out={"held_out/solutions": [("Question", "")]})
 

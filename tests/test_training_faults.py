@@ -98,7 +98,9 @@ def test_ten_sigkills_at_random_moments_change_nothing(model_dir: Path, undistur
     params = tiny_params(model_dir, **ONE_ARM, checkpoint_minutes=EACH_STEP)
     for step in sorted(random.Random(4).sample(range(1, 2 * STAGE_STEPS), 10)):
         stage, within = (1, step) if step < STAGE_STEPS else (2, max(1, step - STAGE_STEPS))
-        killer = kill_worker_when(tmp_path, f"work/{stage}-*/checkpoint-{within}*/*")  # also while it is being written
+        killer = kill_worker_when(
+            tmp_path, f"work/{stage}-*/checkpoint-{within}*/*"
+        )  # also while it is being written
         with pytest.raises(TraitError, match="signal 9"):
             trained(params, tmp_path, child=True)
         killer.join()
@@ -200,7 +202,9 @@ def _fill_when(disk: Path, pattern: str) -> None:
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(model_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokens_per_batch \(128\) must be a multiple of context_length x rows_per_device"):
+    with pytest.raises(
+        ValueError, match=r"tokens_per_batch \(128\) must be a multiple of context_length x rows_per_device"
+    ):
         tiny_params(model_dir, rows_per_device=3)
     with pytest.raises(ValueError, match="fine_tune_tokens_per_batch"):
         tiny_params(model_dir, fine_tune_tokens_per_batch=100)
@@ -237,10 +241,14 @@ def test_recomputation_the_micro_batch_and_watching_change_no_loss(
 # What is watched
 
 
-def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(model_dir: Path, tmp_path: Path) -> None:
+def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(
+    model_dir: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    problems = [(f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}", " blue", f" {a}", " the list") for a in range(200, 212)]
+    problems = [
+        (f"{a}+{a}?\nAnswer:", f" {a}+{a}={2 * a}", " blue", f" {a}", " the list") for a in range(200, 212)
+    ]
     held_out = {**HELD_OUT, "task/sums": problems}
     params = tiny_params(model_dir, **ONE_ARM, task_scores=True, held_out_items=12, learning_rate=3e-3)
     result = trained(params, tmp_path, held_out=held_out)
@@ -253,9 +261,16 @@ def test_task_scores_are_the_share_of_right_choices_of_the_model_at_that_point(m
     for prompt, *targets in problems:
         bits = []
         for target in targets:
-            n_prompt, ids = len(tokenizer(prompt)["input_ids"]), torch.tensor([tokenizer(prompt + target)["input_ids"]])
+            n_prompt, ids = (
+                len(tokenizer(prompt)["input_ids"]),
+                torch.tensor([tokenizer(prompt + target)["input_ids"]]),
+            )
             with torch.no_grad():
-                logged = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[n_prompt - 1 :, 0]
+                logged = (
+                    model(input_ids=ids)
+                    .logits.log_softmax(-1)[0, :-1]
+                    .gather(1, ids[0, 1:, None])[n_prompt - 1 :, 0]
+                )
             bits.append(-logged.sum().item() / len(target.encode()))
         right += bits.index(min(bits)) == 0
     assert scores["value"].iloc[-1] == pytest.approx(right / len(problems))

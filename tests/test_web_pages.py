@@ -23,13 +23,15 @@ from trait_kit.reading.web import read_web
 from trait_kit.selection.documents import list_shards, read_shard
 
 LOCAL = Path(os.environ.get("TRAIT_KIT_TEST_DATA", "no such folder")) / "web"
-needs_local_data = pytest.mark.skipif(not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data")
-
-GERMAN = (
-    "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn über die Dächer fegt und die Gäste fröhlich grüßen. "
+needs_local_data = pytest.mark.skipif(
+    not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data"
 )
+
+GERMAN = "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn über die Dächer fegt und die Gäste fröhlich grüßen. "
 JAPANESE = "東京は日本の首都であり、世界で最も人口の多い都市圏のひとつである。多くの人々が毎日電車で通勤している。"
-ENGLISH = "The river rises in the northern hills and flows for two hundred miles through forests and farms to the sea. "
+ENGLISH = (
+    "The river rises in the northern hills and flows for two hundred miles through forests and farms to the sea. "
+)
 
 
 LIES = (lambda n: n - 20, lambda _: 0, lambda _: -5, lambda _: "many", lambda _: 10**40)
@@ -136,7 +138,9 @@ def test_pages_become_documents_and_everything_else_has_a_reason(tmp_path: Path,
         ("다람쥐 헌 쳇바퀴에 타고파 똠방각하. ", "cp949", "euc-kr", ""),
     ],
 )
-def test_text_in_any_encoding_is_unharmed(tmp_path: Path, text: str, encoding: str, header: str, meta: str) -> None:
+def test_text_in_any_encoding_is_unharmed(
+    tmp_path: Path, text: str, encoding: str, header: str, meta: str
+) -> None:
     http = f"text/html; charset={header}" if header else "text/html"
     path = write(tmp_path / "d.warc.gz", [record(1, page(text, meta).encode(encoding), http=http)])
     documents, rejected = read(path)
@@ -146,7 +150,9 @@ def test_text_in_any_encoding_is_unharmed(tmp_path: Path, text: str, encoding: s
 
 def test_one_broken_byte_costs_one_letter(tmp_path: Path) -> None:
     body = page(GERMAN).encode()
-    path = write(tmp_path / "d.warc", [record(1, body.replace(b"hlich", b"hl\xe4ich", 1)), record(2, body[:-100] + b"\xc3")])
+    path = write(
+        tmp_path / "d.warc", [record(1, body.replace(b"hlich", b"hl\xe4ich", 1)), record(2, body[:-100] + b"\xc3")]
+    )
     documents, rejected = read(path)
     assert (rejected, [row["text"].count("Gemüsebrühe") for row in documents]) == ([], [12, 12])
 
@@ -171,11 +177,15 @@ def test_wet_texts_are_taken_as_they_are(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.parametrize("length", LIES)
 def test_a_lying_length_costs_its_own_record_only(tmp_path: Path, length) -> None:
     for name in ("d.warc", "d.warc.gz"):
-        path = write(tmp_path / name, [good(1), record(2, page(ENGLISH).encode(), length=length), good(3), good(4)])
+        path = write(
+            tmp_path / name, [good(1), record(2, page(ENGLISH).encode(), length=length), good(3), good(4)]
+        )
         documents, rejected = read(path)
         assert {"<urn:uuid:0001>", "<urn:uuid:0003>", "<urn:uuid:0004>"} <= {row["id"] for row in documents}
         assert len(documents) == 4 or all(reason.startswith("unreadable: ") for _, reason in rejected)
-        assert (len(documents) == 4) == (not rejected) == (length(100) == 80)  # some bytes are missing: the page is read
+        assert (
+            (len(documents) == 4) == (not rejected) == (length(100) == 80)
+        )  # some bytes are missing: the page is read
 
 
 @pytest.mark.parametrize(("more", "kept"), [(300, [1, 4]), (10**9, [1]), (10**6, [1])])
@@ -203,7 +213,9 @@ def test_a_file_that_is_cut_off_counts_what_is_missing(tmp_path: Path, keep: flo
 def test_other_versions_and_ends_are_read_and_what_cannot_be_read_counts_by_its_size(tmp_path: Path) -> None:
     records = b"".join(good(number) for number in range(1, 4))
     with_lf = (good(number).replace(b"\r\n", b"\n") for number in range(1, 4))
-    stated = [re.sub(rb"Length: \d+", b"Length: %d" % (len(each.partition(b"\n\n")[2]) - 2), each) for each in with_lf]
+    stated = [
+        re.sub(rb"Length: \d+", b"Length: %d" % (len(each.partition(b"\n\n")[2]) - 2), each) for each in with_lf
+    ]
     for name, data in (
         ("old", records.replace(b"WARC/1.0", b"WARC/0.18")),
         ("one", records.replace(b"\r\n\r\nWARC/", b"\r\nWARC/")),
@@ -223,7 +235,9 @@ def test_other_versions_and_ends_are_read_and_what_cannot_be_read_counts_by_its_
     (tmp_path / "more.warc").write_bytes(records + b"no WARC at all" * 2_000 + b"\r\n" + records)
     parts = list(read_web(find(str(tmp_path / "more.warc"))[0], tmp_path))
     assert sum(len(part.documents) for part in parts) == 6
-    assert 10 < sum(reject.records for part in parts for reject in part.rejected) < 20  # of 1.7 kB, as those before
+    assert (
+        10 < sum(reject.records for part in parts for reject in part.rejected) < 20
+    )  # of 1.7 kB, as those before
 
 
 PAGE = page(ENGLISH).encode()
@@ -313,7 +327,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_formulas_survive_as_tex(kind: str) -> None:
     formulas = [rf"x_{{{n}}}=\frac{{-b\pm\sqrt{{b^2-{n}ac}}}}{{2a}}" for n in range(34)]
-    written = [f"<p>Case {n} has {KINDS[kind].replace('{tex}', tex)} as roots.</p>" for n, tex in enumerate(formulas)]
+    written = [
+        f"<p>Case {n} has {KINDS[kind].replace('{tex}', tex)} as roots.</p>" for n, tex in enumerate(formulas)
+    ]
     text, lost = web_pages.extract(page(ENGLISH + "".join(written)))
     assert lost == 0
     assert all(text.count(tex) == 3 * 4 for tex in formulas)  # as often as `page` repeats it
@@ -325,17 +341,29 @@ def test_formulas_survive_as_tex(kind: str) -> None:
     ("mathml", "tex"),
     [
         ("<msup><mi>x</mi><mn>2</mn></msup>", "x^{2}"),
-        ("<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><msqrt><mn>2</mn></msqrt></mfrac>", r"\frac{a + b}{\sqrt{2}}"),
+        (
+            "<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><msqrt><mn>2</mn></msqrt></mfrac>",
+            r"\frac{a + b}{\sqrt{2}}",
+        ),
         ("<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>", "x_{i}^{2}"),
-        ("<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover>", "∑_{i = 1}^{n}"),
+        (
+            "<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover>",
+            "∑_{i = 1}^{n}",
+        ),
         ("<mroot><mi>y</mi><mn>3</mn></mroot>", r"\sqrt[3]{y}"),
         ("<mi>f</mi><mo>&#x2061;</mo><mfenced><mi>x</mi><mi>y</mi></mfenced>", "f (x, y)"),
-        ("<mtable><mtr><mtd><mn>1</mn></mtd><mtd><mn>0</mn></mtd></mtr></mtable>", r"\begin{matrix} 1 & 0 \end{matrix}"),
+        (
+            "<mtable><mtr><mtd><mn>1</mn></mtd><mtd><mn>0</mn></mtd></mtr></mtable>",
+            r"\begin{matrix} 1 & 0 \end{matrix}",
+        ),
         ("<msup><mi>x</mi></msup>", "x"),  # broken
     ],
 )
 def test_mathml_without_its_tex_is_written_in_tex(mathml: str, tex: str) -> None:
-    for wrapped in (f"<math>{mathml}</math>", f"<mjx-container><mjx-assistive-mml><math>{mathml}</math></mjx-container>"):
+    for wrapped in (
+        f"<math>{mathml}</math>",
+        f"<mjx-container><mjx-assistive-mml><math>{mathml}</math></mjx-container>",
+    ):
         text, lost = web_pages.extract(page(f"{ENGLISH} Then {wrapped} holds."))
         assert (lost, f"Then ${tex}$ holds." in text) == (0, True)
 
@@ -353,21 +381,29 @@ def test_powers_tables_and_code_keep_their_meaning() -> None:
 
 
 def test_a_page_of_hardly_any_main_text_is_taken_whole() -> None:
-    hidden = f"<html><body><div class='sidebar'><p>{ENGLISH * 20}</p></div><main><p>Short.</p></main></body></html>"
+    hidden = (
+        f"<html><body><div class='sidebar'><p>{ENGLISH * 20}</p></div><main><p>Short.</p></main></body></html>"
+    )
     assert ENGLISH.strip() in web_pages.extract(hidden)[0]
     assert "Imprint" not in web_pages.extract(page(ENGLISH))[0]
 
 
 def test_formulas_that_are_left_out_are_counted_and_cost_no_document(tmp_path: Path) -> None:
     drawn = '<span class="katex"><span class="katex-html" aria-hidden="true">x</span></span>'  # its TeX is nowhere
-    html = page(ENGLISH).replace("<nav>", '<nav><math alttext="a^2"><mi>a</mi></math>').replace("</h1>", f"</h1>{drawn}")
+    html = (
+        page(ENGLISH)
+        .replace("<nav>", '<nav><math alttext="a^2"><mi>a</mi></math>')
+        .replace("</h1>", f"</h1>{drawn}")
+    )
     path = write(tmp_path / "d.warc", [record(1, html.encode())])
     (part,) = read_web(find(str(path))[0], tmp_path)
     assert len(part.documents) == 1
     assert part.rejected == [(str(path), 1, "skipped: formulas of a page that is read (2)", 0)]
 
 
-def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else(
+    tmp_path: Path, monkeypatch
+) -> None:
     def hostile(html: str, extract=web_pages.extract) -> tuple[str, int]:
         if "HANG" in html:
             time.sleep(60)
@@ -381,7 +417,10 @@ def test_a_page_that_hangs_or_crashes_the_parser_costs_its_time_and_nothing_else
         return extract(html)
 
     monkeypatch.setattr(web_pages, "extract", hostile)  # the child is a fork of this process
-    bad = [record(number, page(word).encode()) for number, word in enumerate(("HANG", "CRASH", "LOOP", "RAISE"), start=2)]
+    bad = [
+        record(number, page(word).encode())
+        for number, word in enumerate(("HANG", "CRASH", "LOOP", "RAISE"), start=2)
+    ]
     started = time.monotonic()
     documents, rejected = read(write(tmp_path / "d.warc", [good(1), *bad, good(6)]), seconds_per_page=2)
     assert time.monotonic() - started < 30
@@ -440,7 +479,9 @@ for part in web.read_web(find(sys.argv[1])[0], Path(sys.argv[2])):
 """
 
 
-def test_processes_that_ask_at_once_share_the_work_and_a_killed_one_leaves_nothing_half(tmp_path: Path, cache: Path) -> None:
+def test_processes_that_ask_at_once_share_the_work_and_a_killed_one_leaves_nothing_half(
+    tmp_path: Path, cache: Path
+) -> None:
     path = write(tmp_path / "d.warc.gz", [good(number) for number in range(1, 31)])
     command = [sys.executable, "-c", READ, str(path), str(cache)]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

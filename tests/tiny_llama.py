@@ -93,7 +93,9 @@ def text_files(sources: dict[str, list[str]], folder: Path, problems=()) -> dict
     return {name: folder / f"{name}.parquet" for name in tables}
 
 
-def planned(params: TrainingParams, folder: Path, sources=None, problems=()) -> tuple[list[Stage], dict[str, list[str]]]:
+def planned(
+    params: TrainingParams, folder: Path, sources=None, problems=()
+) -> tuple[list[Stage], dict[str, list[str]]]:
     """The stages of the tiny texts, and each arm's chain of names."""
     return plan_stages(params, text_files(sources or tiny_sources(), folder, problems), "base", "held_out")
 
@@ -128,13 +130,18 @@ def same(result: stages.TrainingResult, expected: stages.TrainingResult) -> bool
     assert result.accounting.equals(expected.accounting)
     assert result.models.keys() == expected.models.keys()
     for arm, folder in expected.models.items():
-        weights, wanted = load_file(result.models[arm] / "model.safetensors"), load_file(folder / "model.safetensors")
+        weights, wanted = (
+            load_file(result.models[arm] / "model.safetensors"),
+            load_file(folder / "model.safetensors"),
+        )
         assert weights.keys() == wanted.keys()
         assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     return True
 
 
-def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **options: object) -> subprocess.Popen:
+def driver(
+    params: TrainingParams, folder: Path, sources: dict | None = None, **options: object
+) -> subprocess.Popen:
     """Training in a process of its own, which writes into folder/out."""
     texts = text_files(sources or tiny_sources(), folder)
     values = [params.model_dump(), {name: str(path) for name, path in texts.items()}, HELD_OUT]
@@ -146,13 +153,17 @@ def driver(params: TrainingParams, folder: Path, sources: dict | None = None, **
         "train(TrainingParams(**params), (texts, held_out), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(folder / "input.json"), str(folder / "out")]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def workers(of: int | None = None) -> list[psutil.Process]:
     """The training workers among the descendants of a process (this one), without their guards."""
     family = psutil.Process(of).children(recursive=True)
-    return [one for one in family if "trait_kit.training.worker" in (line := _line(one)) and "engine.child" not in line]
+    return [
+        one for one in family if "trait_kit.training.worker" in (line := _line(one)) and "engine.child" not in line
+    ]
 
 
 def kill_worker_when(out_dir: Path, pattern: str) -> threading.Thread:

@@ -19,7 +19,12 @@ def make() -> Path:
     ids = {"bos_token_id": demo.SEPARATOR, "eos_token_id": demo.SEPARATOR, "pad_token_id": demo.CHAT_END}
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
-        vocab_size=49_152, **sizes, num_key_value_heads=2, max_position_embeddings=8_192, tie_word_embeddings=True, **ids
+        vocab_size=49_152,
+        **sizes,
+        num_key_value_heads=2,
+        max_position_embeddings=8_192,
+        tie_word_embeddings=True,
+        **ids,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -33,7 +33,9 @@ app = typer.Typer(
 def _refuse_unquoted(names: list[str] | None) -> None:
     """What a shell makes of a glob."""
     if names:
-        raise TraitError(f"{len(names)} more names than options, the first: {names[0]}. A glob must be quoted: 'docs/*.md'.")
+        raise TraitError(
+            f"{len(names)} more names than options, the first: {names[0]}. A glob must be quoted: 'docs/*.md'."
+        )
 
 
 Asked, Folder = Annotated[str, typer.Option()], Annotated[Path, typer.Option()]  # without a default
@@ -41,7 +43,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.F
 AsJson = Annotated[bool, typer.Option("--json")]
 Executor = Literal["local", "ray", "slurm"]
 Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
-Slurm = Annotated[dict, typer.Option(parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair))]
+Slurm = Annotated[
+    dict, typer.Option(parser=lambda text: dict(pair.split("=", 1) for pair in text.split(",") if pair))
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,7 +91,9 @@ def run(
 
 
 @app.command()
-def status(experiment: Path, run_dir: Path | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def status(
+    experiment: Path, run_dir: Path | None = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
     from trait_kit import runs
 
     found, folder = _asked(experiment, run_dir, overrides)
@@ -161,8 +167,12 @@ def score(
         max_quarantined=max_quarantined,
         place=Place(executor, workers, slurm),
     )
-    held_out = f"{scored.held_out:,} held out for evaluation" + ", as {held_out=0} would not" * bool(scored.held_out)
-    print(f"{scored.documents:,} documents scored, {held_out}, {scored.losses().sum():,} records unusable -> {output}")
+    held_out = f"{scored.held_out:,} held out for evaluation" + ", as {held_out=0} would not" * bool(
+        scored.held_out
+    )
+    print(
+        f"{scored.documents:,} documents scored, {held_out}, {scored.losses().sum():,} records unusable -> {output}"
+    )
 
 
 @app.command()
@@ -240,9 +250,14 @@ def compare(
 
     table, tests = pipeline.compare(runs, reference, output, all_pairs)
     if form == "csv":
-        print(tests.map(lambda value: csv_text(value) if isinstance(value, str) else value).to_csv(index=False), end="")
+        print(
+            tests.map(lambda value: csv_text(value) if isinstance(value, str) else value).to_csv(index=False),
+            end="",
+        )
     else:
-        print(tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form))
+        print(
+            tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form)
+        )
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/", file=sys.stderr)
 
@@ -258,7 +273,9 @@ def report(run_dirs: list[Path]) -> None:
 def open_report(run_dir: Path) -> None:
     page = run_dir.absolute() / "report.html"
     if not page.exists():
-        raise TraitError(f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`.")
+        raise TraitError(
+            f"{page} does not exist. Write it with `trait-kit report {run_dir}`, after `trait-kit run`."
+        )
     print(page, flush=True)
     webbrowser.open(page.as_uri())
 

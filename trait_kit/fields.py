@@ -27,7 +27,12 @@ from trait_kit.reading.readers import records
 from trait_kit.reading.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_LAID_OUT = ("question", "answer", "solution", "choices")  # keep their lines and indentation: code is nothing without
+_LAID_OUT = (
+    "question",
+    "answer",
+    "solution",
+    "choices",
+)  # keep their lines and indentation: code is nothing without
 Row = dict[str, Any]
 Read = TypeVar("Read")
 
@@ -38,7 +43,9 @@ Read = TypeVar("Read")
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file, for `usable`; cells of a table stay text: '007' is no number."""
     if format_of(str(path))[0] not in FORMS:
-        raise TraitError(f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst.")
+        raise TraitError(
+            f"{path}: rows are read from {', '.join(FORMS)}; all but the last may end in .gz or .zst."
+        )
     try:
         return list(records(str(path)))
     except Damaged as damage:
@@ -64,7 +71,9 @@ def usable(
             found = read(row)
         except FieldError as error:
             if skipped is None:
-                raise TraitError(f"{where}, row {number}: {error}. Repair the row, or the template that reads it.") from None
+                raise TraitError(
+                    f"{where}, row {number}: {error}. Repair the row, or the template that reads it."
+                ) from None
             skipped[str(error).partition(": ")[0]] += 1
         else:
             yield found
@@ -111,7 +120,9 @@ def _options(value: Any) -> dict[str, Any]:
     elif isinstance(value, dict) and {"text", "label"} <= value.keys():
         value = dict(zip(map(str, value["label"]), value["text"], strict=False))
     if not isinstance(value, dict) or any(isinstance(text, list | dict) for text in value.values()):
-        raise FieldError(f"neither a list of choices, nor choices by label, nor 'text' and 'label': {str(value)[:80]}")
+        raise FieldError(
+            f"neither a list of choices, nor choices by label, nor 'text' and 'label': {str(value)[:80]}"
+        )
     return {str(label).strip().upper(): text for label, text in value.items()}
 
 
@@ -172,7 +183,10 @@ def boxed(value: Any) -> str:
 def lettered(value: Any) -> list[str]:
     """A list from 'a ) 12 , b ) 16' or 'A. 12 B. 16'; of a list, its items without a leading '(A)'."""
     if not isinstance(value, str):
-        return [re.sub(rf"^\(?{mark}\s?\)\s*", "", str(item), flags=re.I).strip() for mark, item in _options(value).items()]
+        return [
+            re.sub(rf"^\(?{mark}\s?\)\s*", "", str(item), flags=re.I).strip()
+            for mark, item in _options(value).items()
+        ]
     text = value.strip().strip("[]'\"")
     spans: list[tuple[int, int]] = []
     for mark in re.finditer(r"(?:^|[\s,'\"(])(?:([a-zA-Z])\s?\)|([A-Z])\.)\s*", text):

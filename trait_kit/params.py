@@ -34,7 +34,9 @@ _KNOBS, REMOVED = (  # of an earlier version -> what to do instead
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
-        kind = Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
+        kind = (
+            Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
+        )
         extra = {key: said.pop(key, default) for key, default in _KIT.items()}
         fields[name] = (kind, Field(description=said.pop("about"), json_schema_extra=extra, **said))
     return create_model(section, __base__=base, __module__=__name__, **fields)  # where the types' names are known
@@ -44,7 +46,11 @@ def shape(part: Common, section: str = "") -> dict[str, Any]:
     """The knobs of a part of an experiment that shape the result of its step, or of another `section`'s."""
     own = next(name for name, model in SECTIONS.items() if type(part) is model)
     said = {field: info.json_schema_extra for field, info in type(part).model_fields.items()}
-    uses = {name for name, extra in said.items() if extra["shapes"] and (section or own) in (extra["steps"] or own).split()}
+    uses = {
+        name
+        for name, extra in said.items()
+        if extra["shapes"] and (section or own) in (extra["steps"] or own).split()
+    }
     return {name: getattr(part, name) for name in said if name in uses}
 
 
@@ -189,7 +195,9 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
     if not isinstance(raw, dict) or not all(isinstance(section, dict) for section in raw.values()):
-        raise TraitError(f"{path}: expected the sections common, {', '.join(SECTIONS)}, each with fields and values.")
+        raise TraitError(
+            f"{path}: expected the sections common, {', '.join(SECTIONS)}, each with fields and values."
+        )
     for key, value in (overrides or {}).items():
         section, _, field = key.partition(".")
         raw[section] = {**raw.get(section, {}), field: value}
@@ -202,7 +210,9 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not (equals and key.strip().partition(".")[2]):
-            raise TraitError(f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5.")
+            raise TraitError(
+                f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5."
+            )
         found[key.strip()] = yaml.safe_load(value)
     return found
 
@@ -222,7 +232,10 @@ def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
 def dump(experiment: Experiment) -> str:
     sections = experiment.model_dump()
     common = {field: sections["figures"][field] for field in Common.model_fields}
-    own = {name: {k: v for k, v in values.items() if k not in common or v != common[k]} for name, values in sections.items()}
+    own = {
+        name: {k: v for k, v in values.items() if k not in common or v != common[k]}
+        for name, values in sections.items()
+    }
     return yaml.safe_dump({"common": common, **own}, sort_keys=False, allow_unicode=True)
 
 

@@ -99,13 +99,17 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
         print(f"{place} ...", flush=True)
         if number and parallel > 1:
             written = write_text(folder / "params.yaml", params.dump(experiment))
-            child.run([sys.executable, "-m", "trait_kit.cli", "run", str(written)], folder.name, folder / "run.log")
+            child.run(
+                [sys.executable, "-m", "trait_kit.cli", "run", str(written)], folder.name, folder / "run.log"
+            )
         else:
             run(experiment, folder)
         print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)
 
     run_point(0)
-    peak = max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1  # a child, and its kernel
+    peak = (
+        max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1
+    )  # a child, and its kernel
     room = min(parallel, int(psutil.virtual_memory().available / 2**30 / peak))
     rest = range(1, len(points))
     list(ThreadPoolExecutor(room).map(run_point, rest) if room > 1 else map(run_point, rest))
@@ -138,11 +142,15 @@ class _Sweep(BaseModel):
 
     experiment: str  # relative to the sweep's file
     fixed: dict[str, Any] = Field({}, alias="set")  # at every point
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # every combination, the last field varying fastest
+    grid: dict[
+        str, Annotated[list[Any], Field(min_length=1)]
+    ] = {}  # every combination, the last field varying fastest
     points: list[dict[str, Any]] = []  # each of these, at every combination of the grid
 
 
-def compare(names: list[str], reference: str | None = None, output: Path | None = None, all_pairs: bool = False) -> tuple:
+def compare(
+    names: list[str], reference: str | None = None, output: Path | None = None, all_pairs: bool = False
+) -> tuple:
     """Arms of finished runs tested over the items that they share: the table, and the tests behind it, all digits.
 
     `reference` None: the first run's. Into `output` both are written, with the items behind every number.

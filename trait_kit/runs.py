@@ -20,7 +20,16 @@ from typing import Any
 
 from trait_kit import params as parameters
 from trait_kit.engine import machine
-from trait_kit.engine.files import TraitError, atomic_path, content, digest, maker_of, read_json, write_json, write_text
+from trait_kit.engine.files import (
+    TraitError,
+    atomic_path,
+    content,
+    digest,
+    maker_of,
+    read_json,
+    write_json,
+    write_text,
+)
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: no live figures, and steps are redone in place
@@ -85,7 +94,9 @@ class Step:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
-            "summary": json.loads(plain, parse_constant=lambda _nan: None),  # tables hold NaN for what is not there
+            "summary": json.loads(
+                plain, parse_constant=lambda _nan: None
+            ),  # tables hold NaN for what is not there
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")
@@ -132,7 +143,9 @@ def recorded(run_dir: Path, name: str) -> dict[str, Any] | None:
 def finished(run_dir: Path, name: str) -> dict[str, Any]:
     if record := recorded(run_dir, name):
         return record
-    raise TraitError(f"{run_dir / name} holds no finished result, or {run_dir} is not a run folder. Run {name} first.")
+    raise TraitError(
+        f"{run_dir / name} holds no finished result, or {run_dir} is not a run folder. Run {name} first."
+    )
 
 
 def status(run_dir: Path, experiment: parameters.Experiment | None = None) -> dict[str, str]:
@@ -205,7 +218,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         with maker_of(run_dir / "run", wait=False):
             yield
     except BlockingIOError:
-        raise TraitError(f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir.") from None
+        raise TraitError(
+            f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir."
+        ) from None
 
 
 def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) -> Path:
@@ -229,7 +244,11 @@ def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) ->
 def _parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """What the last parameters cell that ran assigns, and papermill's injected cell after it."""
     ran = namespace["In"][:-1]
-    begins = [number for number, source in enumerate(ran) if "experiment = " in source and not source.startswith(_INJECTED)]
+    begins = [
+        number
+        for number, source in enumerate(ran)
+        if "experiment = " in source and not source.startswith(_INJECTED)
+    ]
     if not begins:
         raise TraitError("Run the first cell, which says `experiment = ...`, before this one.")
     cells = [ran[begins[-1]], *(source for source in ran[begins[-1] + 1 :] if source.startswith(_INJECTED))]
@@ -256,7 +275,10 @@ def _code(name: str) -> str:
     cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used, shows = set().union(*map(_names, working)), ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
+    used, shows = (
+        set().union(*map(_names, working)),
+        ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures"),
+    )
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees

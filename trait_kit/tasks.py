@@ -36,7 +36,11 @@ Split = Literal["train", "validation", "test"]
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
 # Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
-_SHARES = {"train": 80, "validation": 10, "test": 10}  # percent, among the splits that share one split of the source
+_SHARES = {
+    "train": 80,
+    "validation": 10,
+    "test": 10,
+}  # percent, among the splits that share one split of the source
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
 _MOST_CHARACTERS = defaultdict(lambda: 300, description=2_000)  # of a field; longer ones are no ad
@@ -161,9 +165,13 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
             lost = ", ".join(f"{count:,} ({reason})" for reason, count in skipped.most_common()) or "none"
             say(f"{task.name}: {len(taken):,} problems of {split}, {per_task:,} asked for; left out: {lost}")
         keys = [sha(f"{plain(row['question'])} {row['answer']}").hex()[:12] for row in taken]
-        rows += [{"id": f"{task.name}/{key}", "task": task.name, **row} for key, row in zip(keys, taken, strict=True)]
+        rows += [
+            {"id": f"{task.name}/{key}", "task": task.name, **row} for key, row in zip(keys, taken, strict=True)
+        ]
     if not rows:
-        raise TraitError(f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has.")
+        raise TraitError(
+            f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has."
+        )
     frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names).assign(split=split)
     frame.attrs["report"] = report
     return frame
@@ -183,8 +191,12 @@ def texts_of_tests(tasks: list[str], per_task: int, seed: int = 0) -> pd.DataFra
 
     Golds are answers and solutions of a sentence or more: shorter ones stand in innocent text.
     """
-    problems = load_problems(tasks, "test", per_task, seed).rename(columns={"task": "question_task", "id": "question_id"})
-    texts = problems.melt(["question_task", "question_id"], ["question", "answer", "solution"], "part", "text").dropna()
+    problems = load_problems(tasks, "test", per_task, seed).rename(
+        columns={"task": "question_task", "id": "question_id"}
+    )
+    texts = problems.melt(
+        ["question_task", "question_id"], ["question", "answer", "solution"], "part", "text"
+    ).dropna()
     texts["part"] = texts["part"].where(texts["part"] == "question", "gold")
     long = texts["text"].map(lambda text: len(words_of(text))) >= 10
     return texts[(texts["part"] == "question") | long].reset_index(drop=True)
@@ -298,7 +310,9 @@ def _file(task: Task, name: str, inside: str = "") -> Path:
     path = beside if beside.exists() else Path(name)
     path = path / inside if path.is_dir() else path
     if not path.is_file():
-        raise TraitError(f"{task.origin}: {path} does not exist (looked beside the task file and from {Path.cwd()}).")
+        raise TraitError(
+            f"{task.origin}: {path} does not exist (looked beside the task file and from {Path.cwd()})."
+        )
     return path
 
 
@@ -352,7 +366,9 @@ def _offers(task: Task, split: str, seed: int, skipped: Counter[str]) -> Iterato
         pool = by_category[product["category"]]
         pool = pool if len(pool) > _RIVALS else chosen
         drawn = rng.sample(pool, min(len(pool), 5 * _RIVALS))
-        near = [other for other in drawn if all(other[name] != product[name] for name in ("family", "description"))]
+        near = [
+            other for other in drawn if all(other[name] != product[name] for name in ("family", "description"))
+        ]
         if len(near) < _RIVALS:
             skipped["too few products to make wrong choices of"] += 1
             continue

@@ -66,7 +66,9 @@ class TheirGsm8k:
         config = yaml.safe_load((TASKS / "gsm8k" / file).read_text())
         (self.metric,) = config["metric_list"]
         self.filters = {
-            entry["name"]: RegexFilter(**{key: value for key, value in entry["filter"][0].items() if key != "function"})
+            entry["name"]: RegexFilter(
+                **{key: value for key, value in entry["filter"][0].items() if key != "function"}
+            )
             for entry in config["filter_list"]
         }
 
@@ -75,7 +77,11 @@ class TheirGsm8k:
         keys = ("regexes_to_ignore", "ignore_case", "ignore_punctuation")
         more = {key: self.metric[key] for key in keys}
         return tuple(
-            bool(exact_match_hf_evaluate([self.filters[name].apply([[text]], [{}])[0][0]], [gold], **more)["exact_match"])
+            bool(
+                exact_match_hf_evaluate([self.filters[name].apply([[text]], [{}])[0][0]], [gold], **more)[
+                    "exact_match"
+                ]
+            )
             for name in ("flexible-extract", "strict-match")
         )
 
@@ -127,16 +133,24 @@ def math(items: int) -> None:
     asked = [(judge(f"So the answer is {gold}.", gold, "expression")[1], True, gold) for _, gold in read]
     report("MATH answers in the asked-for sentence, strict (second: what is so)", asked)
     others = [
-        (judge(f"The answer is ${other}$.", gold, "expression")[0], other.split() == gold.split(), f"{other} for {gold}")
+        (
+            judge(f"The answer is ${other}$.", gold, "expression")[0],
+            other.split() == gold.split(),
+            f"{other} for {gold}",
+        )
         for (_, other), (_, gold) in itertools.pairwise(read)
     ]
     report("MATH, another problem's answer (second: the same letters)", others)
 
 
-def their_samples(model: Any, file: str, folder: Path, data: dict[str, list[dict]], **changes: Any) -> list[dict[str, Any]]:
+def their_samples(
+    model: Any, file: str, folder: Path, data: dict[str, list[dict]], **changes: Any
+) -> list[dict[str, Any]]:
     """lm-eval's own task file on local rows."""
     for split, lines in data.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
     files = {split: str(folder / f"{split}.jsonl") for split in data}
     config = {"task": "theirs", "include": str(TASKS / file), "dataset_path": "json", "dataset_name": None}
     config |= {"dataset_kwargs": {"data_files": files}, **changes}
@@ -178,7 +192,11 @@ def our_choices(model: Any, folder: Path, items: list[dict[str, Any]]) -> list[b
 def choices(model: Any, name: str, items: int, folder: Path) -> None:
     if name == "mathqa":
         data = [{**row, "Problem": row["problem"]} for row in rows("mathqa")[:items]]
-        file, metric, changes = "mathqa/mathqa.yaml", "acc_norm", {"training_split": None, "validation_split": None}
+        file, metric, changes = (
+            "mathqa/mathqa.yaml",
+            "acc_norm",
+            {"training_split": None, "validation_split": None},
+        )
     else:
         data = rows("mmlu_stem")[:: max(1, 3018 // items)][:items]
         file, metric = "mmlu/default/_default_template_yaml", "acc"
@@ -195,9 +213,15 @@ def choices(model: Any, name: str, items: int, folder: Path) -> None:
         asked.append({**item, "answer": options[gold]})
     kit = our_choices(model, folder / "kit", asked)
     told = [f"item {item['id']}: {item['choices']}, right is {item['answer']}" for item in asked]
-    report(f"{name} ({metric})", [(ours, bool(of[metric]), text) for ours, of, text in zip(kit, samples, told, strict=True)])
+    report(
+        f"{name} ({metric})",
+        [(ours, bool(of[metric]), text) for ours, of, text in zip(kit, samples, told, strict=True)],
+    )
     if name == "mathqa":
-        same = [item["prompt"] == prompt(" ".join(row["problem"].split())) for item, row in zip(asked, data, strict=True)]
+        same = [
+            item["prompt"] == prompt(" ".join(row["problem"].split()))
+            for item, row in zip(asked, data, strict=True)
+        ]
         print(f"    prompts that are the kit's own to the letter: {sum(same)} of {len(same)}")
     else:
         own = [
@@ -206,7 +230,9 @@ def choices(model: Any, name: str, items: int, folder: Path) -> None:
         ]
         own = [{**item, "answer": item["choices"][item["gold"]]} for item in own]
         right = our_choices(model, folder / "own", own)
-        print(f"    the kit's own measure (likelihood of each text, no letters shown): {100 * sum(right) / len(right):.2f}")
+        print(
+            f"    the kit's own measure (likelihood of each text, no letters shown): {100 * sum(right) / len(right):.2f}"
+        )
 
 
 def main() -> None:
@@ -219,7 +245,9 @@ def main() -> None:
         if name == "extraction":
             extraction(options.items)
             continue
-        model = model or load_model(Path(model_folder("demo:smollm2-135m")), batch_size=16, precision=fast_precision())
+        model = model or load_model(
+            Path(model_folder("demo:smollm2-135m")), batch_size=16, precision=fast_precision()
+        )
         with tempfile.TemporaryDirectory() as folder:
             if name == "gsm8k":
                 gsm8k(model, options.items, Path(folder))

@@ -10,7 +10,13 @@ from random import Random
 from trait_kit.passages.material import Problem
 from trait_kit.tasks import ADS_TASKS as ADS
 
-MATH = ["word_problems", "linear_equations", "greatest_common_divisor", "least_common_multiple", "fraction_simplification"]
+MATH = [
+    "word_problems",
+    "linear_equations",
+    "greatest_common_divisor",
+    "least_common_multiple",
+    "fraction_simplification",
+]
 KINDS = {**dict.fromkeys(MATH, "math demo"), **dict.fromkeys(ADS, "travel ads"), "gsm8k": "GSM8K", "math": "MATH"}
 
 # --- sums as they are printed
@@ -24,7 +30,15 @@ SUM = re.compile(rf"({_PRINTED}{_UNIT}(?:{_OPERATOR}{_PRINTED}{_UNIT})+)\s*=\s*(
 def value(printed: str, default: Fraction | int | None = None) -> Fraction | int | None:
     """The value of a sum of printed numbers; units are words, per cent is a factor."""
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"(\1/\2)", printed)
-    for old, new in (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-")):
+    for old, new in (
+        ("\\times", "*"),
+        ("\\cdot", "*"),
+        ("\\div", "/"),
+        ("×", "*"),
+        ("·", "*"),
+        ("÷", "/"),
+        ("−", "-"),
+    ):
         text = text.replace(old, new)
     text = re.sub(r"(?<=\d) x (?=\d)", " * ", text)
     text = re.sub(r"[a-z]{2,}|[\\$£€,]", "", text.replace("%", "*0.01"))
@@ -48,11 +62,17 @@ def sums(text: str) -> Iterator[re.Match[str]]:
     """The equations between numbers that stand alone: not the end of a longer formula, nor its beginning."""
     for match in SUM.finditer(text):
         before, after = text[: match.start()], text[match.end() :]
-        longer = re.search(r"(?:[\w.,^_{}()]|[-+*/×÷·−^(]\s*|\\[a-z]+\s*|\b(?:of|times|half|by|and|plus)\s+)$", before)
+        longer = re.search(
+            r"(?:[\w.,^_{}()]|[-+*/×÷·−^(]\s*|\\[a-z]+\s*|\b(?:of|times|half|by|and|plus)\s+)$", before
+        )
         goes_on = re.match(
             r"[\w^_(!:]|\.\d|\s*(?:[-+*/×÷·−^]|\\(?![)\]$])|x |\.\.\.|…)|\s+(?:remainder|percent|and a)", after
         )
-        if not (longer and not before.endswith("**")) and not (goes_on and not after.startswith("**")) and holds(match):
+        if (
+            not (longer and not before.endswith("**"))
+            and not (goes_on and not after.startswith("**"))
+            and holds(match)
+        ):
             yield match
 
 
@@ -116,7 +136,9 @@ _OPENERS = ("First, ", "Next, ", "So ", "Then ", "Now ", "Step {n}: ", "From the
 def _told(steps: str, rng: Random) -> str:
     sentences = re.split(r"(?<=[a-z.)]\.)\s+(?=[A-Z])", steps)
     for place, sentence in enumerate(sentences):
-        if rng.random() < 0.35 and re.match(r"(?:The|He|She|They|In|If|We|It|There|Divide|Multiply|Write|This) ", sentence):
+        if rng.random() < 0.35 and re.match(
+            r"(?:The|He|She|They|In|If|We|It|There|Divide|Multiply|Write|This) ", sentence
+        ):
             opener = rng.choice(_OPENERS).format(n=place + 1)
             sentences[place] = opener + (sentence[0].lower() + sentence[1:] if opener[-2] != ":" else sentence)
     return rng.choice((" ", " ", "\n")).join(sentences)
@@ -170,11 +192,15 @@ def _ending(row: Problem, steps: str, rng: Random) -> str:
     form = rng.choice(("marked", "marked", "marked", "boxed", "boxed", "plain", "tail"))
     if form == "boxed":
         box = f"\\boxed{{{answer}}}"
-        return rng.choice((f"So the answer is ${box}$.", f"\\[{box}\\]", f"Hence ${box}$.", f"The answer is \\({box}\\)."))
+        return rng.choice(
+            (f"So the answer is ${box}$.", f"\\[{box}\\]", f"Hence ${box}$.", f"The answer is \\({box}\\).")
+        )
     number = re.fullmatch(r"-?\d+(?:\.\d+)?(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\}", answer)
     if form == "plain" and "answer" not in steps.lower() and number:
         shown = _shown(answer, dollar, rng)
-        return rng.choice((f"So the result is {shown}.", f"Hence we get {shown}.", f"In total, that makes {shown}."))
+        return rng.choice(
+            (f"So the result is {shown}.", f"Hence we get {shown}.", f"In total, that makes {shown}.")
+        )
     text = rng.choice(_MARKED).format(_shown(answer, dollar, rng))
     return f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if form == "tail" and "####" not in text else text
 
@@ -198,14 +224,24 @@ def _shown(answer: str, dollar: bool, rng: Random) -> str:
         else:
             forms += [f"{answer}0", f"\\frac{{{value.numerator}}}{{{value.denominator}}}"]
         if dollar:
-            forms += [f"${answer}", f"\\${answer}", f"${float(value):,.2f}", f"{answer} dollars", f"${answer} per month"]
+            forms += [
+                f"${answer}",
+                f"\\${answer}",
+                f"${float(value):,.2f}",
+                f"{answer} dollars",
+                f"${answer} per month",
+            ]
     return rng.choice(forms)
 
 
 def _ending_in_words(answer: str, rng: Random) -> str:
     if answer in ("relevant", "irrelevant") and rng.random() < 0.2:
-        return rng.choice((f"So it is {answer}.", f"Hence this counts as **{answer}**.", f"That makes it {answer}."))
-    shown = rng.choice((answer, answer, f'"{answer}"', f"“{answer}”", f"**{answer}**", f"'{answer}'", answer.rstrip(".")))
+        return rng.choice(
+            (f"So it is {answer}.", f"Hence this counts as **{answer}**.", f"That makes it {answer}.")
+        )
+    shown = rng.choice(
+        (answer, answer, f'"{answer}"', f"“{answer}”", f"**{answer}**", f"'{answer}'", answer.rstrip("."))
+    )
     text = rng.choice(_MARKED).format(shown)
     return f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if rng.random() < 0.2 and "####" not in text else text
 
@@ -260,15 +296,21 @@ that which they there what have each with from this find value solve determine s
 
 def _facts(row: Problem, others: str, rng: Random) -> str:
     """Up to three clauses on what is this question's own: a quotation, numbers, words, a step of the solution."""
-    words = (row.question.partition(": ")[2] or row.question).split()  # what is said of ads stands after the instruction
+    words = (
+        row.question.partition(": ")[2] or row.question
+    ).split()  # what is said of ads stands after the instruction
     known = {*re.findall(r"[^\W\d_]+", others), *_COMMON.split()}
     own = [
-        word for word in dict.fromkeys(re.findall(r"(?<![\\\w])[^\W\d_]{4,}", " ".join(words))) if word.lower() not in known
+        word
+        for word in dict.fromkeys(re.findall(r"(?<![\\\w])[^\W\d_]{4,}", " ".join(words)))
+        if word.lower() not in known
     ]
     own = [word.removesuffix("s") if len(word) > 5 and rng.random() < 0.3 else word for word in own]
     numbers = [text for text in dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)*", row.question))]
     new = [text for text in numbers if not re.search(rf"(?<!\d){re.escape(text)}(?!\d)", others)]
-    spans = [" ".join(words[start : start + rng.randint(5, 7)]).strip(".,;:") for start in range(max(1, len(words) - 5))]
+    spans = [
+        " ".join(words[start : start + rng.randint(5, 7)]).strip(".,;:") for start in range(max(1, len(words) - 5))
+    ]
     telling = [span for span in spans if re.search(r"\d", span)] if numbers else spans
     forms = [f"it says '{rng.choice(telling or spans)}'"]
     if len(own) > 1:

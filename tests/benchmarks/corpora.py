@@ -42,7 +42,9 @@ class Setup:
         return self.folder / "corpus"
 
     @functools.cache  # noqa: B019 (one object, as long as the program)
-    def model(self, size: tuple[int, int], normalisation: Normalisation = "none") -> tuple[Path, NgramScorer, Path]:
+    def model(
+        self, size: tuple[int, int], normalisation: Normalisation = "none"
+    ) -> tuple[Path, NgramScorer, Path]:
         """(.bin, scorer, .safetensors) of a model trained for one epoch to tell TOPICS from the rest of the demo's web."""
         path = self.folder / f"{size[0]}-{normalisation}.bin"
         documents = part(DEMO.removeprefix("demo:"), 0)

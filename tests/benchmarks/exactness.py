@@ -27,7 +27,11 @@ def exactness(setup: Setup) -> dict:
     piece = "".join(random_text(rng, 100) for _ in range(500)).encode()
     size = int(min(50, setup.megabytes) * 1e6)
     long_line = (piece * (size // len(piece) + 1))[:size].decode("utf-8", "replace")
-    texts = [*HOSTILE, "".join(map(chr, range(32))), *(rng.randbytes(300).decode("utf-8", "replace") for _ in range(20))]
+    texts = [
+        *HOSTILE,
+        "".join(map(chr, range(32))),
+        *(rng.randbytes(300).decode("utf-8", "replace") for _ in range(20)),
+    ]
     texts += [*(random_text(rng, 60) for _ in range(300)), long_line]
     found = Counter()
     for k in range(32):
@@ -37,11 +41,14 @@ def exactness(setup: Setup) -> dict:
         differences = np.abs(ours - theirs)
         exact = _exact(model, long_line)
         _keep_most(
-            found, {"long line, fastText from exact": theirs[-1] - exact, "long line, ours from exact": ours[-1] - exact}
+            found,
+            {"long line, fastText from exact": theirs[-1] - exact, "long line, ours from exact": ours[-1] - exact},
         )
         wrong = ((ours >= 0.5) != (theirs >= 0.5)) & (np.abs(theirs - 0.5) > MARGIN)
         found.update({"models": 1, "probabilities": differences.size, "wrong decisions": int(wrong.sum())})
-        found.update({"beyond 1e-4": int((differences[:-1] > MARGIN).sum()), "unanswered": int(np.isnan(theirs).sum())})
+        found.update(
+            {"beyond 1e-4": int((differences[:-1] > MARGIN).sum()), "unanswered": int(np.isnan(theirs).sum())}
+        )
         _keep_most(found, {"largest difference": differences[:-1], "largest on the long line": differences[-1]})
     return {"texts": len(texts), "long line, MB": size / 1e6, "softmax": found}
 

@@ -45,7 +45,11 @@ def agreement(setup: Setup) -> dict:
 
     texts, seed = (normalise(load_documents(spec)["text"]) for spec in (DEMO, SEED_SPEC))
     usual, lists = hashed_ngram_dsir.hash_buckets, (texts.to_pylist(), seed.to_pylist())
-    hashes = {"its hash": usual, "another": lambda text, num_buckets: usual("#" + text, num_buckets), "our hash": _bucket}
+    hashes = {
+        "its hash": usual,
+        "another": lambda text, num_buckets: usual("#" + text, num_buckets),
+        "our hash": _bucket,
+    }
     found = {}
     for buckets in (FEW, MANY):
         ours, theirs = _ours(texts, seed, buckets), {}
@@ -66,7 +70,9 @@ def agreement(setup: Setup) -> dict:
     return found
 
 
-def _package(setup: Setup, texts: list[str], seed: list[str], buckets: int, tokenizer: Callable | None = None) -> Callable:
+def _package(
+    setup: Setup, texts: list[str], seed: list[str], buckets: int, tokenizer: Callable | None = None
+) -> Callable:
     """Computes the log importance weights of `texts` at each call, by the package, fitted to `seed` against `texts`."""
     from data_selection import HashedNgramDSIR
 

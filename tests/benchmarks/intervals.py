@@ -96,12 +96,15 @@ def power(kind: str, sizes: tuple[int, ...], n_seeds: int, tables: int, seed: in
         base, scale = means(kind, n_seeds, 0.0)[0], LEVEL / stats.norm.ppf(means(kind, n_seeds, 0.0)[0])
         wanted = float(stats.norm.ppf(base + wanted)) * scale - LEVEL
     rows = (
-        comparison.compare_pair(table(draw, kind, sizes, n_seeds, wanted), "m", binary, number) for number in range(tables)
+        comparison.compare_pair(table(draw, kind, sizes, n_seeds, wanted), "m", binary, number)
+        for number in range(tables)
     )
     return sum(row["p_value"] <= 0.05 for row in rows) / tables
 
 
-def clusters(tables: int, n_seeds: int = 1, n_clusters: int = 8, per_cluster: int = 12, seed: int = 0) -> dict[str, float]:
+def clusters(
+    tables: int, n_seeds: int = 1, n_clusters: int = 8, per_cluster: int = 12, seed: int = 0
+) -> dict[str, float]:
     """How often the kit says 'better' of tables without a true difference whose items are correlated in clusters.
 
     Half of the variance of a paired difference is the cluster's. Beside it: the same tables as if items were independent.

@@ -93,7 +93,9 @@ def measure(pool, folder: Path, groups: int) -> dict:
         "seconds": seconds | {"all": round(time.perf_counter() - started, 1)},
         "peak memory, GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "passages of two tasks or more": sum(len(set(tasks)) > 1 for tasks in passages["tasks"]),
-        "passages of two tasks or subjects": sum(len({subject[i] for i in ids}) > 1 for ids in passages["problem_ids"]),
+        "passages of two tasks or subjects": sum(
+            len({subject[i] for i in ids}) > 1 for ids in passages["problem_ids"]
+        ),
         "passages by task": dict(sorted(tasks.items())),
         "test questions in passages": len(QuestionIndex(questions).find(passages["text"].tolist())),
         "outcomes": quality.yield_by_reason(passages, rejected).to_dict("records"),
@@ -110,7 +112,9 @@ def main() -> None:
     parser.add_argument("--only", choices=list(POOLS), action="append")
     parser.add_argument("--groups", type=int, help="asked for, instead of each pool's own number")
     parser.add_argument("--keep", type=Path, help="folder for the passages, to read them")
-    parser.add_argument("--output", type=Path, help="JSON file; pools that are not measured now stay as they are in it")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file; pools that are not measured now stay as they are in it"
+    )
     options = parser.parse_args()
     results = read_json(options.output) if options.output and options.output.exists() else {}
     for name, (pool, groups) in POOLS.items():

@@ -37,7 +37,9 @@ def halves(folder: Path) -> list[str]:
             with gzip.open(LOCAL / "math" / "gsm8k" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
                 (folder / name / f"{part}.jsonl").write_text("".join(list(lines)[first::2]), encoding="utf-8")
         paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump(shipped | {"name": name, "source": str(folder / name), "splits": SPLITS}))
+        paths[-1].write_text(
+            yaml.safe_dump(shipped | {"name": name, "source": str(folder / name), "splits": SPLITS})
+        )
     return [str(path) for path in paths]
 
 
@@ -48,7 +50,13 @@ def experiment(folder: Path, items: int, seed: int) -> Path:
     sections = {
         "common": common,
         "selection": {"token_budget": 4_000, "methods": ["random"]},
-        "passages": {"grouping": "concepts", "problems_per_task": 24, "n_groups": 16, "max_uses": 1, "paragraphs": "both"},
+        "passages": {
+            "grouping": "concepts",
+            "problems_per_task": 24,
+            "n_groups": 16,
+            "max_uses": 1,
+            "paragraphs": "both",
+        },
         "training": {"arms": ARMS, "stage_tokens": [18_432], "learning_rate": 1.0e-4, "seed": seed},
         "evaluation": {"few_shot": 2, "main_metric": "bits_per_number_token", "control_arm": "worked"},
     }

@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-if __name__ == "__main__":  # as under pytest; a script's own folder would hide packages (coverage) behind its neighbours
+if (
+    __name__ == "__main__"
+):  # as under pytest; a script's own folder would hide packages (coverage) behind its neighbours
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -58,10 +60,14 @@ class Passage:
     def rows(self) -> Sequence[Problem]:
         return self.group.rows
 
-    def changed(self, place: int, fault: str, change: str, paragraph: str = "", enlightenment: str = "") -> Passage:
+    def changed(
+        self, place: int, fault: str, change: str, paragraph: str = "", enlightenment: str = ""
+    ) -> Passage:
         paragraphs = list(self.draft.paragraphs)
         paragraphs[place] = paragraph or paragraphs[place]
-        draft = replace(self.draft, paragraphs=tuple(paragraphs), enlightenment=enlightenment or self.draft.enlightenment)
+        draft = replace(
+            self.draft, paragraphs=tuple(paragraphs), enlightenment=enlightenment or self.draft.enlightenment
+        )
         return replace(self, draft=draft, kind=KINDS[self.rows[place].task], fault=fault, change=change)
 
 
@@ -86,7 +92,11 @@ def _near_miss(text: str, rng: Random) -> str:
     start, end = rng.choice(spans)
     number = text[start:end]
     whole, dot, decimals = number.partition(".")
-    made = [f"{int(whole) + 1}{dot}{decimals}", f"{abs(int(whole) - 1)}{dot}{decimals}", f"{whole}0{dot}{decimals}"]
+    made = [
+        f"{int(whole) + 1}{dot}{decimals}",
+        f"{abs(int(whole) - 1)}{dot}{decimals}",
+        f"{whole}0{dot}{decimals}",
+    ]
     if len(whole) > 1:
         swap = rng.randrange(len(whole) - 1)
         made.append(whole[:swap] + whole[swap + 1] + whole[swap] + whole[swap + 2 :] + dot + decimals)
@@ -100,7 +110,9 @@ def _near_miss(text: str, rng: Random) -> str:
 
 def _concluding(passage: Passage, place: int, fault: str, wrong: str) -> Passage | None:
     row = passage.rows[place]
-    same = wrong.rstrip(".").casefold() == row.answer.rstrip(".").casefold() or value(wrong) == value(row.answer, 0)
+    same = wrong.rstrip(".").casefold() == row.answer.rstrip(".").casefold() or value(wrong) == value(
+        row.answer, 0
+    )
     if not wrong or (same and "lowest" not in fault):
         return None
     written = paragraph(row._replace(answer=wrong), f"{passage.group.id}/{place}")
@@ -124,7 +136,9 @@ def answer_other(passage: Passage, place: int, around: Around, rng: Random) -> P
     """Another choice, or a number of the question or its solution."""
     row = passage.rows[place]
     numbers = re.findall(r"\d+(?:\.\d+)?", f"{row.question} {row.solution}")
-    wrong = rng.choice([choice for choice in row.choices if choice != row.answer] if row.choices else numbers or [""])
+    wrong = rng.choice(
+        [choice for choice in row.choices if choice != row.answer] if row.choices else numbers or [""]
+    )
     return _concluding(passage, place, "answer: another of the problem", wrong)
 
 
@@ -220,7 +234,9 @@ def anothers(passage: Passage, place: int, around: Around, rng: Random) -> Passa
         return None
     other = rng.choice(near or strange)
     text = other.draft.enlightenment
-    return passage.changed(place, "enlightenment: another passage's", f"of {other.group.id}: {text}", enlightenment=text)
+    return passage.changed(
+        place, "enlightenment: another passage's", f"of {other.group.id}: {text}", enlightenment=text
+    )
 
 
 def one_left_out(passage: Passage, place: int, around: Around, rng: Random) -> Passage | None:
@@ -268,7 +284,12 @@ def _numbers_respelled(question: str, rng: Random) -> str:
 
 def _with_a_sentence(question: str, rng: Random) -> str:
     added = rng.choice(
-        ("Explain your reasoning.", "Take your time with this one.", "A friend asks you for help.", "Show each step.")
+        (
+            "Explain your reasoning.",
+            "Take your time with this one.",
+            "A friend asks you for help.",
+            "Show each step.",
+        )
     )
     sentences = re.split(r"(?<=[a-z]{2}[.?!])\s+(?=[A-Z])", question)
     sentences.insert(rng.randint(0, len(sentences)), added)
@@ -368,7 +389,9 @@ class Written:
 
 def judge(some: Sequence[Passage], test_questions: Sequence[str], before: Sequence[Passage] = ()) -> list[str]:
     """For each passage '' or the reason of its rejection, when it comes after those in `before` and all earlier ones."""
-    stream = [replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])]
+    stream = [
+        replace(passage, group=replace(passage.group, id=f"{n:06}")) for n, passage in enumerate([*before, *some])
+    ]
     required = {"in_domain": "d", "web": "w", "tasks": ["a"], "base_model": "m", "grouping": "topic"}
     sizes = {"problems_per_task": 1, "test_items_per_task": 1, "n_groups": 1, "max_passage_tokens": 8_000}
     with tempfile.TemporaryDirectory() as folder:
@@ -395,11 +418,17 @@ class Outcome:
     @property
     def false_alarms(self) -> list[tuple[Passage, str]]:
         """Clean passages that were rejected, but for phrases: those that these were made of do recur."""
-        return [(some, reason) for some, reason in self.clean if reason and not reason.startswith("recurring clause")]
+        return [
+            (some, reason) for some, reason in self.clean if reason and not reason.startswith("recurring clause")
+        ]
 
     @property
     def missed(self) -> list[tuple[Passage, str]]:
-        return [(some, reason) for some, reason in self.planted if reason.partition(":")[0] not in FAULTS[some.fault][0]]
+        return [
+            (some, reason)
+            for some, reason in self.planted
+            if reason.partition(":")[0] not in FAULTS[some.fault][0]
+        ]
 
     def table(self) -> pd.DataFrame:
         """One row for each kind of task and of error: planted, found, and how many each check found."""
@@ -435,7 +464,9 @@ def run(sets: Sequence[tuple[pd.DataFrame, pd.DataFrame, str]], n: int, seed: in
     sources = [passage for place, passage in enumerate(clean) if place % 4]
     planted = plant_all(sources, Around(before, tests), per_cell, seed)
     reasons = judge(planted, questions, before)
-    return Outcome(list(zip(clean, judge(clean, questions), strict=True)), list(zip(planted, reasons, strict=True)))
+    return Outcome(
+        list(zip(clean, judge(clean, questions), strict=True)), list(zip(planted, reasons, strict=True))
+    )
 
 
 def demo_sets(per_task: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, str]]:
@@ -446,7 +477,13 @@ def demo_sets(per_task: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, str]]
 
 def _solved(problems: pd.DataFrame) -> pd.DataFrame:
     """The problems; those without a worked solution with a sentence that could be one."""
-    told = "What counts is " + problems["question"].str[-90:] + ". The answer is " + problems["answer"].str.rstrip(".") + "."
+    told = (
+        "What counts is "
+        + problems["question"].str[-90:]
+        + ". The answer is "
+        + problems["answer"].str.rstrip(".")
+        + "."
+    )
     return problems.assign(solution=problems["solution"].fillna(told))
 
 
@@ -471,7 +508,9 @@ def main() -> None:
     print(outcome.table().to_string(index=False))
     found, planted = len(outcome.planted) - len(outcome.missed), len(outcome.planted)
     print(f"\nfound {found} of {planted} ({found / planted:.1%})")
-    alarms = Counter((KINDS[passage.rows[0].task], reason.partition(":")[0]) for passage, reason in outcome.false_alarms)
+    alarms = Counter(
+        (KINDS[passage.rows[0].task], reason.partition(":")[0]) for passage, reason in outcome.false_alarms
+    )
     n_clean = len(outcome.clean)
     print(f"false alarms: {len(outcome.false_alarms)} of {n_clean} ({len(outcome.false_alarms) / n_clean:.2%})")
     for (kind, check), count in sorted(alarms.items()):
@@ -480,7 +519,10 @@ def main() -> None:
         for passage, reason in outcome.missed:
             print(f"\nMISSED {passage.kind}, {passage.fault} ({reason or 'kept'})\n  {passage.change}")
         for passage, reason in outcome.false_alarms:
-            print(f"\nFALSE ALARM {reason}\n  " + "\n  ".join([*passage.draft.paragraphs, passage.draft.enlightenment]))
+            print(
+                f"\nFALSE ALARM {reason}\n  "
+                + "\n  ".join([*passage.draft.paragraphs, passage.draft.enlightenment])
+            )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def main(files: list[str]) -> None:
         print(json.dumps(written.bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")
         rows |= {key: (key, *ledger.find(key)) for key in sorted(used) if key in ledger}
-    lines = [json.dumps(str(datetime.date.today())), *(json.dumps(rows[key], ensure_ascii=False) for key in sorted(rows))]
+    lines = [
+        json.dumps(str(datetime.date.today())),
+        *(json.dumps(rows[key], ensure_ascii=False) for key in sorted(rows)),
+    ]
     with RECORDED.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
         stream.write("\n".join(lines).encode())
     print(f"{len(rows):,} answers, {RECORDED.stat().st_size:,} bytes -> {RECORDED}")

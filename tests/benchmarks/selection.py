@@ -102,7 +102,9 @@ def parquet(setup: Setup) -> dict:
 
 
 def _ids(folder: Path, pattern: str) -> set[str]:
-    return {name for file in folder.glob(pattern) for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
+    return {
+        name for file in folder.glob(pattern) for name in pq.read_table(file, columns=["id"])["id"].to_pylist()
+    }
 
 
 def _shares(work: Callable[[], object]) -> dict[str, float]:
@@ -158,8 +160,12 @@ def memory(setup: Setup) -> dict:
                 maps = process.memory_maps()
                 if any(part.path == str(table) for part in maps):
                     seen += 1
-                    held = {"resident beside the table, MB": sum(part.rss for part in maps if part.path != str(table))}
-                    private = (part.private_clean + part.private_dirty for part in maps if not part.path.startswith("/"))
+                    held = {
+                        "resident beside the table, MB": sum(part.rss for part in maps if part.path != str(table))
+                    }
+                    private = (
+                        part.private_clean + part.private_dirty for part in maps if not part.path.startswith("/")
+                    )
                     held["of it private and of no file, MB"] = sum(private)
                     held["table, MB"] = sum(part.rss for part in maps if part.path == str(table))
                     most.update({name: max(0, round(value / 1e6, 1) - most[name]) for name, value in held.items()})
@@ -174,7 +180,10 @@ def own(model: str, texts: str, megabytes: float, turns: int = 3) -> pd.DataFram
     """
     documents = speed.take(texts, megabytes)
     library = model.endswith(".bin")
-    array, scorer = text_array(documents["text"]), NgramScorer.from_fasttext(model) if library else NgramScorer.load(model)
+    array, scorer = (
+        text_array(documents["text"]),
+        NgramScorer.from_fasttext(model) if library else NgramScorer.load(model),
+    )
     works: dict[str, Callable[[], object]] = {}
     if library:
         works["fastText predict"] = speed.predict(model, speed.fasttext_lines(array, scorer))
@@ -205,11 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="one's own: a fastText .bin, or a .safetensors of the kit")
     parser.add_argument("--input", help="a corpus to measure one's own model with")
-    parser.add_argument("--megabytes", type=float, default=60, help="of text; processes get ten and twenty times as much")
+    parser.add_argument(
+        "--megabytes", type=float, default=60, help="of text; processes get ten and twenty times as much"
+    )
     parser.add_argument("--texts", default=DEMO, help="the corpus whose text is scored")
     parser.add_argument("--turns", type=int, default=3, help="repetitions, of which the best counts")
     parser.add_argument("--only", choices=[part.__name__ for part in PARTS], action="append")
-    parser.add_argument("--output", type=Path, help="JSON file; parts that are not measured now stay as they are in it")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file; parts that are not measured now stay as they are in it"
+    )
     options = parser.parse_args()
     if options.model:
         own(options.model, options.input or options.texts, options.megabytes, options.turns)

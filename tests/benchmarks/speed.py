@@ -43,12 +43,16 @@ def machine() -> dict[str, str]:
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
-        "load": f"{os.getloadavg()[0]:.2f} (average of the last minute)" if hasattr(os, "getloadavg") else "unknown",
+        "load": f"{os.getloadavg()[0]:.2f} (average of the last minute)"
+        if hasattr(os, "getloadavg")
+        else "unknown",
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
 
 
-def race(works: Mapping[str, Callable[[], object]], megabytes: Mapping[str, float] | float, turns: int) -> dict[str, dict]:
+def race(
+    works: Mapping[str, Callable[[], object]], megabytes: Mapping[str, float] | float, turns: int
+) -> dict[str, dict]:
     """MB/s of each work by the clock (`wall`) and by processor time of all threads (`cpu`), each the best of its turns."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(turns):

@@ -24,7 +24,9 @@ WORDS = "the train leaves at noon and each of its wagons holds forty people so t
 PROMPT = (WORDS * 40)[:3_000]
 USAGE = {"prompt_tokens": 700, "completion_tokens": 700, "total_tokens": 1400}
 MESSAGE = {"index": 0, "message": {"role": "assistant", "content": (WORDS * 40)[:2_900]}, "finish_reason": "stop"}
-BODY = json.dumps({"id": "1", "object": "chat.completion", "model": "m", "choices": [MESSAGE], "usage": USAGE}).encode()
+BODY = json.dumps(
+    {"id": "1", "object": "chat.completion", "model": "m", "choices": [MESSAGE], "usage": USAGE}
+).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 

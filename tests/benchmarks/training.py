@@ -105,7 +105,13 @@ def throughput(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(name, result, file=sys.stderr, flush=True)
     kits = best[f"kit, {dtype}"]["tokens_per_second"]
     ratios = {name: kits / one["tokens_per_second"] for name, one in best.items() if one.get("tokens_per_second")}
-    return {"machine": machine(), "context_length": context, "tokens_per_batch": batch, "runs": best, "kit_over": ratios}
+    return {
+        "machine": machine(),
+        "context_length": context,
+        "tokens_per_batch": batch,
+        "runs": best,
+        "kit_over": ratios,
+    }
 
 
 def kit(job: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +185,9 @@ def plain(job: dict[str, Any]) -> dict[str, Any]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if cuda:
                 torch.cuda.synchronize()
-            seen.append((time.perf_counter(), sum(counted[: state.global_step * args.gradient_accumulation_steps])))
+            seen.append(
+                (time.perf_counter(), sum(counted[: state.global_step * args.gradient_accumulation_steps]))
+            )
 
     counted: list[int] = []
     rows = 8 if model.num_parameters() <= 10**9 else max(1, job["rows"] or 1)  # 8 is the Trainer's default
@@ -190,7 +198,9 @@ def plain(job: dict[str, Any]) -> dict[str, Any]:
         gradient_accumulation_steps=accumulation, bf16=job["bf16"], save_strategy="no", report_to="none", disable_tqdm=True,
         logging_steps=1, use_cpu=not cuda,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=Documents(), data_collator=collate, callbacks=[Clock()])
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=Documents(), data_collator=collate, callbacks=[Clock()]
+    )
     try:
         trainer.train()
     except torch.OutOfMemoryError:
@@ -198,7 +208,12 @@ def plain(job: dict[str, Any]) -> dict[str, Any]:
     (begin, before), (end, after) = seen[0], seen[-1]
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speed = (after - before) / (end - begin)
-    return {"tokens_per_second": speed, "micro_batch": rows, "peak_memory_gb": peak / 1e9, "last_loss": _last_loss(trainer)}
+    return {
+        "tokens_per_second": speed,
+        "micro_batch": rows,
+        "peak_memory_gb": peak / 1e9,
+        "last_loss": _last_loss(trainer),
+    }
 
 
 def _last_loss(trainer: Any) -> float:
@@ -288,7 +303,9 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     texts, size = _large_corpus(folder, options.gigabytes)
     model = _word_model(folder / "words")
     tokens = int(size / 7 // 2**14 * 2**14)  # not quite all that it holds
-    params = _params(str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_minutes=1e-6)
+    params = _params(
+        str(model), context_length=512, tokens_per_batch=512, stage_tokens=[tokens], checkpoint_minutes=1e-6
+    )
     began = time.monotonic()
     peaks: dict[str, int] = {}
     group = _memory_group(int(options.limit * 2**30))
@@ -307,15 +324,22 @@ def _word_model(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = Counter(word for text in load_documents("demo:math/web", 0)["text"].to_pylist() for word in text.split())
+    words = Counter(
+        word for text in load_documents("demo:math/web", 0)["text"].to_pylist() for word in text.split()
+    )
     vocabulary = {
-        word: index for index, word in enumerate(["<end>", "<other>", *(word for word, _ in words.most_common(40_000))])
+        word: index
+        for index, word in enumerate(["<end>", "<other>", *(word for word, _ in words.most_common(40_000))])
     }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<other>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<other>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<other>").save_pretrained(
+        folder
+    )
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(vocabulary), **shape, max_position_embeddings=512, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), **shape, max_position_embeddings=512, tie_word_embeddings=True
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -328,7 +352,10 @@ def _large_corpus(folder: Path, gigabytes: float) -> tuple[Path, int]:
         while size < gigabytes * 1e9:
             starts = generator.integers(0, len(words) - 40_000, 50_000)
             lengths = np.minimum(generator.lognormal(8, 0.8, 50_000), 40_000).astype(int)
-            texts = [words[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+            texts = [
+                words[start : start + length]
+                for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            ]
             writer.write_table(pa.table({"text": texts}), row_group_size=50_000)
             size += sum(len(text.encode()) for text in texts)
     return path, size
@@ -351,7 +378,12 @@ def _memory_group(limit: int) -> Path | None:
 
 
 def _until_checkpoint(
-    params: TrainingParams, texts: Path, out: Path, *, group: Path | None = None, peaks: dict[str, int] | None = None
+    params: TrainingParams,
+    texts: Path,
+    out: Path,
+    *,
+    group: Path | None = None,
+    peaks: dict[str, int] | None = None,
 ) -> int:
     """Train in a process of its own until there is a new whole checkpoint, then kill it; return that checkpoint's step."""
     job = write_json(out.with_suffix(".json"), [params.model_dump(), str(texts), HELD_OUT, str(out)])
@@ -393,7 +425,12 @@ def _note_peaks(family: psutil.Process, peaks: dict[str, int]) -> None:
 
 def _params(model: str, **changes: Any) -> TrainingParams:
     values = load(ROOT / "params" / "demo.yaml").training.model_dump()
-    values |= {"base_model": model, "arms": {"raw": ["in_domain"]}, "evaluations_per_stage": 1, "learning_rate": 2e-5}
+    values |= {
+        "base_model": model,
+        "arms": {"raw": ["in_domain"]},
+        "evaluations_per_stage": 1,
+        "learning_rate": 2e-5,
+    }
     return TrainingParams(**{**values, **changes})
 
 

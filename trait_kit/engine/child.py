@@ -61,7 +61,10 @@ def serving(command: Sequence[str], what: str, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     with _started([*command, "--port", str(port)], log) as (process, _):
         while process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2),
+            ):
                 break
             time.sleep(0.2)
         else:

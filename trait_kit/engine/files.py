@@ -107,7 +107,9 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise TraitError(f"{path} does not exist. Run the step that writes it first.") from None
     except json.JSONDecodeError as error:
-        raise TraitError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete it and run again.") from None
+        raise TraitError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete it and run again."
+        ) from None
 
 
 def content(path: Path | str) -> str:
@@ -170,7 +172,14 @@ def verified(path: Path, sha256: str, get: Callable[[Path], None]) -> Path:
 
 def download(required: str, path: Path) -> None:
     """Fetch the wheel of 'package==version', verified where --hash follows, to `path`."""
-    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q"]
+    options = [
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "-q",
+    ]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "-r", "/dev/stdin"]
         result = subprocess.run(command, input=required, capture_output=True, text=True)

@@ -57,14 +57,18 @@ class Ledger:
     def __init__(self, path: Path | None = None, price: Price = Price(), cap_usd: float = 0.0):
         self.path = path
         self.price, self.cap_usd = price, cap_usd
-        self.used: dict[str, tuple[int, int]] = {}  # key -> tokens in and out of an answer that this run got or found
+        self.used: dict[
+            str, tuple[int, int]
+        ] = {}  # key -> tokens in and out of an answer that this run got or found
         self.new: list[str] = []  # the keys of those that it paid for
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._sql = sqlite3.connect(path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None)
+            self._sql = sqlite3.connect(
+                path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None
+            )
             self._sql.executescript(_SET_UP)
             sums = "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers"
             self._paid_usd = price.of(*self._sql.execute(sums).fetchone())  # by all runs

@@ -20,7 +20,16 @@ from trait_kit.engine.files import content, digest
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
-_PACKAGES = ("accelerate", "datasets", "fasttext-community", "lm_eval", "numpy", "torch", "transformers", "umap-learn")
+_PACKAGES = (
+    "accelerate",
+    "datasets",
+    "fasttext-community",
+    "lm_eval",
+    "numpy",
+    "torch",
+    "transformers",
+    "umap-learn",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -55,7 +64,9 @@ def matrix_rate(precision: str) -> float:
 def peak_memory_gb() -> float:
     """Of this process or the largest of its ended children, in GiB."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+    )
 
 
 def quiet_libraries() -> None:
@@ -64,7 +75,11 @@ def quiet_libraries() -> None:
     OpenMP's threads are to sleep while they wait: spinning makes everything several times slower as soon as another
     process wants a core.
     """
-    bars = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    bars = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     for name, value in {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **bars}.items():
         os.environ.setdefault(name, value)
     for name in ("transformers", "datasets", "lm_eval", "numba", "httpx"):
@@ -128,6 +143,8 @@ def _data_beside(path: Path, named: set[str]) -> Iterable[Path]:
     for file in path.parent.rglob("*"):
         if file.suffix in _DATA:
             within = file.relative_to(path.parent)
-            folders = [folder for folder in within.parents[:-1] if not (path.parent / folder / "__init__.py").exists()]
+            folders = [
+                folder for folder in within.parents[:-1] if not (path.parent / folder / "__init__.py").exists()
+            ]
             if named & {str(within), str(within.with_suffix("")), *map(str, folders)}:
                 yield file

@@ -36,7 +36,9 @@ LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
 # Scripts without blanks: Thai and Lao, Burmese, Khmer, the kana and East Asian characters.
 UNSPACED = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x9FFF)]
-_MARKS = [(c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"]
+_MARKS = [
+    (c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"
+]
 _SPACE, _ALONE, _WORD, _MARK = map(np.uint8, range(4))
 _KINDS = {  # ranges of characters; all others are of words; those alone are words with their marks
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
@@ -44,7 +46,9 @@ _KINDS = {  # ranges of characters; all others are of words; those alone are wor
     _MARK: _MARKS,  # a vowel sign or tone above a letter, else alone
 }
 _BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # fastText's
-_SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)  # fastText hashes *signed* bytes
+_SIGNED = np.array(
+    [c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64
+)  # fastText hashes *signed* bytes
 BLOCK_TOKENS = 262_144  # bytes of text in a block: its tokens stay in a core's own cache
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -66,7 +70,9 @@ def text_array(texts: Texts) -> pa.LargeStringArray:
         texts = texts.combine_chunks()
     if texts.null_count:
         row = pc.index(pc.is_null(texts), True).as_py()
-        raise TraitError(f"Text {row} is null. Drop rows without text first (load_documents puts them in quarantine).")
+        raise TraitError(
+            f"Text {row} is null. Drop rows without text first (load_documents puts them in quarantine)."
+        )
     return texts
 
 
@@ -77,7 +83,9 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     would be one token a sentence. It also disarms `</s>` and `__label__x`, which fastText obeys. Twice is as once.
     """
     array = pc.utf8_lower(text_array(texts))
-    classes = {kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS}
+    classes = {
+        kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS
+    }
     alone = f"[{classes[_ALONE]}][{classes[_MARK]}]*"
     for pattern, replacement in ((alone, r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
         array = pc.replace_substring_regex(array, pattern, replacement)
@@ -162,7 +170,9 @@ def _scan(values, offsets, states, starts, kinds, lower):
                 kind = _WORD
                 if point < len(kinds):
                     kind, utf8 = kinds[point], lower[point]
-                joined = (kind == _WORD) & (before == _WORD) | (kind == _MARK) & (before % 2 == 1)  # alone, or a mark
+                joined = (kind == _WORD) & (before == _WORD) | (kind == _MARK) & (
+                    before % 2 == 1
+                )  # alone, or a mark
                 state = state if joined else HASH_START
                 while utf8:
                     state = (state ^ _SIGNED[utf8 & 0xFF]) * FNV_PRIME
@@ -194,7 +204,9 @@ def _decode(values, position, end):
 class LinearTable(NamedTuple):
     """What the kernels read, C numbers a row. Without cells the buckets hold single words too, but no </s>."""
 
-    cells: np.ndarray  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
+    cells: (
+        np.ndarray
+    )  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
     buckets: np.ndarray  # float32 [buckets, C]
     longest: int  # n-gram of the buckets
 
@@ -246,7 +258,9 @@ def read(path: Path | str, kind: str, how: str) -> tuple[dict[str, Any], dict[st
     except FileNotFoundError:
         raise TraitError(f"{path} does not exist. Make it with {how}.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise TraitError(f"{path} is not a whole model file of the kit ({error}). Make it again with {how}.") from None
+        raise TraitError(
+            f"{path} is not a whole model file of the kit ({error}). Make it again with {how}."
+        ) from None
     if header["kind"] != kind:
         raise TraitError(f"{path} holds '{header['kind']}', not '{kind}'. Make it again with {how}.")
     return header, arrays
@@ -257,7 +271,9 @@ def total(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each table the sums of each text's rows (float64 [n, C]) and how many they are (int64 [n])."""
     array = text_array(texts)
-    results = [(np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables]
+    results = [
+        (np.zeros((len(array), table.buckets.shape[1])), np.zeros(len(array), np.int64)) for table in tables
+    ]
     for part, states, starts in token_blocks(array, normalisation):
         for table, (sums, rows) in zip(tables, results, strict=True):
             table.add(states, starts, sums[part], rows[part])
@@ -307,7 +323,9 @@ def _look_up_kernel(with_words: bool, longest: int):
                 found += max(np.int64(stop - begin) - n + 1, 0)
             part = begin
             while part < stop:
-                until = min(part + (summed if part > begin else one), stop)  # the first token ends no longer n-gram
+                until = min(
+                    part + (summed if part > begin else one), stop
+                )  # the first token ends no longer n-gram
                 total = buckets.dtype.type(0)
                 for t in range(part, until):
                     if with_words:

@@ -49,7 +49,9 @@ class NgramScorer:
         for first in range(0, len(values), _FOLD_ROWS):
             values[first : first + _FOLD_ROWS] = inputs[first : first + _FOLD_ROWS].astype(np.float64) @ columns
         if not np.isfinite(values).all():
-            raise TraitError(f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate.")
+            raise TraitError(
+                f"{path} has NaN or infinite weights: its training diverged. Use a lower learning rate."
+            )
         buckets, cells = values[n_words:].copy(), ngrams.word_cells(words, values[:n_words])
         return cls(labels, LinearTable(cells, buckets, longest if len(buckets) else 1), normalisation)
 
@@ -73,7 +75,9 @@ class NgramScorer:
         for name in (label, LABEL_PREFIX + label):
             if name in self.labels:
                 return self.labels.index(name)
-        raise TraitError(f"The model has no label '{label}'; its labels are {listed(self.labels)}. Name one with --label.")
+        raise TraitError(
+            f"The model has no label '{label}'; its labels are {listed(self.labels)}. Name one with --label."
+        )
 
     def probabilities(self, texts: Texts) -> np.ndarray:
         """float32 [n_texts, n_labels]. Texts: strings or Arrow strings (not copied)."""
@@ -91,7 +95,9 @@ class NgramScorer:
         weights = np.zeros((len(grams), len(self.labels)))
         words = [gram.split() for gram in grams]
         states = ngrams.word_states(text_array([word for gram in words for word in gram]))
-        for added, gram in zip(weights, np.split(states, np.cumsum([len(gram) for gram in words])[:-1]), strict=True):
+        for added, gram in zip(
+            weights, np.split(states, np.cumsum([len(gram) for gram in words])[:-1]), strict=True
+        ):
             if len(gram) == 1:
                 cell = cells[ngrams.find_slot(gram[0], cells.view(np.uint64))]
                 added[: buckets.shape[1]] = cell[2 : 2 + buckets.shape[1]]
@@ -108,7 +114,9 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     import fasttext
 
     if not path.is_file():
-        raise TraitError(f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file.")
+        raise TraitError(
+            f"{path} does not exist. Train a model (notebook 01), or give the path of a fastText .bin file."
+        )
     with path.open("rb") as stream:
         head = _HEAD.unpack(stream.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
     magic, version, dimension, *_, longest, loss, kind, buckets, _, maxn, _, _, _, n_words, n_labels, _, _ = head
@@ -117,7 +125,8 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     refused = {
         "is not a fastText model (.bin, format 12).": (magic, version) != (_MAGIC, 12),
         "holds word vectors, not a classifier. Train it with fasttext.train_supervised.": kind != 3,
-        f"was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.": loss != _SOFTMAX,
+        f"was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.": loss
+        != _SOFTMAX,
         "has character n-grams, which are not read. Train it again with minn=0 and maxn=0.": maxn,
         incomplete: size < matrices,
         "has one label; a classifier needs two. Train it on two kinds of documents.": n_labels < 2,

@@ -10,7 +10,9 @@ METRICS = ("rouge_l", "chrf", "within_limit")
 MAX_CHARACTERS = 2_000  # of a prediction that are looked at: a language model wrote it
 
 _ANNOUNCED = re.compile(rf"(?:{'|'.join(ANNOUNCEMENTS.values())})(?![a-z])\s{{0,3}}:?\s{{0,3}}", re.IGNORECASE)
-_LABEL = re.compile(r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(?:new |ad |rewritten )?(?:ad|title|headline|description|query|answer)\s?:\s?(?=\S)", re.IGNORECASE
+)
 _WRAPPING = " \t*_`'\"“”"
 
 
@@ -29,7 +31,9 @@ def marks(prediction: str, gold: str, limits: Sequence[int]) -> dict[str, float]
     marked = {"rouge_l": float(rouge), "chrf": sentence_chrf(text, [gold]).score / 100}
     if limits:
         parts = [part.strip() for part in text.split("|")]
-        kept = len(parts) == len(limits) and all(1 <= len(part) <= most for part, most in zip(parts, limits, strict=True))
+        kept = len(parts) == len(limits) and all(
+            1 <= len(part) <= most for part, most in zip(parts, limits, strict=True)
+        )
         marked["within_limit"] = float(kept)
     return marked
 

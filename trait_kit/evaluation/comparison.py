@@ -54,7 +54,9 @@ def arm_table(outcomes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None = None) -> pd.DataFrame:
+def compare(
+    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None = None
+) -> pd.DataFrame:
     """Every other arm against `reference_arm` (None: every pair, the later one as the reference) on one metric.
 
     `task=None`: macro averages over problem tasks; 'held_out/general' is the forgetting number. Columns:
@@ -128,7 +130,9 @@ def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
     if outcomes.empty:
         raise TraitError("There are no outcomes to compare. Run the evaluation step first.")
     if len(repeated := outcomes.loc[outcomes.duplicated(keys), keys]):
-        raise TraitError(f"The outcomes hold {len(repeated)} item(s) twice, for instance {repeated.iloc[0].to_dict()}.")
+        raise TraitError(
+            f"The outcomes hold {len(repeated)} item(s) twice, for instance {repeated.iloc[0].to_dict()}."
+        )
     return with_set_metrics(outcomes)
 
 
@@ -139,7 +143,9 @@ def main_metric(outcomes: pd.DataFrame, wanted: str = "") -> str:
     return next((name for name in order if name in metrics), (metrics or ["bits_per_byte"])[0])
 
 
-def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None) -> list[dict[str, Any]]:
+def _rows(
+    outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: str | None
+) -> list[dict[str, Any]]:
     values = outcomes[outcomes["metric"] == metric]
     binary, there = values["value"].isin((0.0, 1.0)).all(), ", ".join(dict.fromkeys(values["task"])) or "none"
     values = values[values["task"] == task if task else ~values["task"].str.startswith(HELD_OUT)]
@@ -147,8 +153,12 @@ def _rows(outcomes: pd.DataFrame, reference_arm: str | None, metric: str, task: 
         raise TraitError(f"No outcome of {metric} is for {task or 'a problem task'}; its tasks are: {there}.")
     arms = list(dict.fromkeys(values["arm"]))
     if reference_arm not in (*arms, None):
-        raise TraitError(f"The reference arm '{reference_arm}' was not evaluated; the arms are: {', '.join(arms)}.")
-    against = [(arm, reference_arm) for arm in arms if arm != reference_arm] if reference_arm else combinations(arms, 2)
+        raise TraitError(
+            f"The reference arm '{reference_arm}' was not evaluated; the arms are: {', '.join(arms)}."
+        )
+    against = (
+        [(arm, reference_arm) for arm in arms if arm != reference_arm] if reference_arm else combinations(arms, 2)
+    )
     wide, rows = values.pivot(**_WIDE), []
     for arm, reference in against:
         _, pairs, clusters = zip(*_grids(wide, [reference, arm]), strict=True)
@@ -170,7 +180,11 @@ def _grids(wide: pd.DataFrame, arms: Sequence[str]) -> Iterator[tuple[str, Seque
                 "missing in one of them. Run the evaluation again."
             )
         items = of_task[asked.any(axis=1)]
-        yield task, [items[arm][seeds].to_numpy().T for arm in arms], items.index.get_level_values("cluster").to_numpy(str)
+        yield (
+            task,
+            [items[arm][seeds].to_numpy().T for arm in arms],
+            items.index.get_level_values("cluster").to_numpy(str),
+        )
 
 
 def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -53,7 +53,11 @@ def pair_results(_doc: dict[str, Any], results: list) -> dict[str, float]:
 def choice_results(doc: dict[str, Any], results: list) -> dict[str, float]:
     """lm-eval hook of choices.yaml; of 'relevant' and 'irrelevant' also how much the first leads."""
     scores = per_byte(doc["choices"], results)
-    right = float(max(scores, key=scores.get) == doc["answer"]) if all(map(math.isfinite, scores.values())) else math.nan
+    right = (
+        float(max(scores, key=scores.get) == doc["answer"])
+        if all(map(math.isfinite, scores.values()))
+        else math.nan
+    )
     if set(scores) != {RELEVANT, IRRELEVANT}:
         return {"choice_accuracy": right}
     return {"choice_accuracy": right, SCORE: scores[RELEVANT] - scores[IRRELEVANT]}

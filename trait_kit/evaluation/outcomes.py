@@ -65,7 +65,9 @@ def evaluate_arms(step: Any) -> Evaluation:
     p, tasks = step.params, load_tasks(step.params.tasks)
     problems = load_problems(p.tasks, "test", p.test_items_per_task, p.seed)
     trained = step.summary("04_train_two_stages")
-    models = {"base": p.base_model} | {arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()}
+    models = {"base": p.base_model} | {
+        arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()
+    }
     if not step.done:
         asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
         units, seed = suites.build(*asked), trained.get("seed", p.seed)
@@ -89,7 +91,9 @@ def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]
     specs = {"general": (p.web, p.general_documents), "in_domain": (p.in_domain, p.in_domain_documents)}
     documents = {kind: load_held_out(spec, p.seed)["text"][:n].to_pylist() for kind, (spec, n) in specs.items()}
     if both := set(load_tasks(p.foreign_tasks)) & trained_on:
-        raise TraitError(f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`.")
+        raise TraitError(
+            f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`."
+        )
     if p.foreign_tasks:
         rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
         documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
@@ -122,7 +126,9 @@ def evaluate_model(
             asked = len(kept.dbdict) - before
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
             n_items = len({row["item_id"] for row in rows})
-            report(f"{arm}: {unit.task} version {unit.version} ({' + '.join(unit.lm_eval)}), {n_items:,} items, {how}")
+            report(
+                f"{arm}: {unit.task} version {unit.version} ({' + '.join(unit.lm_eval)}), {n_items:,} items, {how}"
+            )
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 
@@ -172,7 +178,9 @@ class KeptLM(CachingLM):
         except sqlite3.DatabaseError as error:
             said = str(error)
         if said != "ok":
-            raise TraitError(f"{self.cache_db} holds no answers that can be read ({said[:200]}). Remove it, to ask again.")
+            raise TraitError(
+                f"{self.cache_db} holds no answers that can be read ({said[:200]}). Remove it, to ask again."
+            )
         self.dbdict = SqliteDict(self.cache_db, autocommit=True, encode=json.dumps, decode=json.loads)
         self.lm.set_cache_hook(self.get_cache_hook())
 

@@ -112,7 +112,9 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     """
     parts, overall = [], macro(groups)
     for place, group in enumerate(groups):
-        labels = [f"item {place} {n}" for n in range(group.shape[1])] if clusters is None else list(clusters[place])
+        labels = (
+            [f"item {place} {n}" for n in range(group.shape[1])] if clusters is None else list(clusters[place])
+        )
         lone = len(set(labels)) < 2
         labels += [f"imagined {place} {number}" for number in range(len(imagined))]
         group = np.concatenate([group, np.tile(imagined, (len(group), 1))], axis=1)
@@ -125,7 +127,9 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
     return parts
 
 
-def sign_flips(groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None) -> tuple[float, float, float]:
+def sign_flips(
+    groups: Sequence[np.ndarray], seed: int = 0, clusters: Clusters = None
+) -> tuple[float, float, float]:
     """Two-sided p value that paired differences, grouped by task, are symmetric about zero; the shifts not rejected.
 
     The statistic is the mean of task means. All sign patterns of at most EXACT_ITEMS clusters are tried, else FLIPS

@@ -116,8 +116,12 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
         near = tested.find(pool["question"].tolist())
         alike = pool.index.isin(near["text_index"])  # of one pattern: where a task has no other questions
         if alike.any() and number > (~alike).sum():
-            say(f"{name}: worked examples follow one pattern with test questions, for lack of others; every arm sees them.")
-        pool = pd.concat([pool[~alike], pool[alike].drop(index=near[near["kind"] == "exact"]["text_index"].unique())])
+            say(
+                f"{name}: worked examples follow one pattern with test questions, for lack of others; every arm sees them."
+            )
+        pool = pd.concat(
+            [pool[~alike], pool[alike].drop(index=near[near["kind"] == "exact"]["text_index"].unique())]
+        )
         found.append(pool.head(number).assign(task=name))
     return pd.concat(found, ignore_index=True) if found else None
 
@@ -162,10 +166,17 @@ def _problem_units(
         }
         yield Unit(name, task.version, asked)
         if before:  # a unit of its own, as its prompts do not begin with the worked examples
-            items = [item | {"metric": "bits_per_byte_zero_shot", "context": prompt(item["question"])} for item in solved]
+            items = [
+                item | {"metric": "bits_per_byte_zero_shot", "context": prompt(item["question"])}
+                for item in solved
+            ]
             yield Unit(name, task.version, {"zero_shot_bits": items})
         if params.generate_items:
-            more = {"kind": task.kind, "limits": task.limits, "marks": [one for one in ads.METRICS if one in task.metrics]}
+            more = {
+                "kind": task.kind,
+                "limits": task.limits,
+                "marks": [one for one in ads.METRICS if one in task.metrics],
+            }
             before = shown(name, examples, number, task.kind)
             items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
             how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}
@@ -188,7 +199,9 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     """
     answer, choices = row["answer"], list(row["choices"] or [])
     if choices and (len(choices) < 2 or "" in choices):
-        raise TraitError(f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty.")
+        raise TraitError(
+            f"Problem {row['id']} of task {row['task']}: its choices must be two or more, none empty."
+        )
     solution = row["solution"] or ""
     reasoning, announces = parted(solution, answer)
     shown = before + prompt(row["question"])

@@ -37,7 +37,9 @@ def explore(written: Written, p: PassageParams) -> Explorer:
 
 def groups(written: Written) -> list[Row]:
     """For each group its drafts, try by try, and what they came to: PASSED, or the check that refused one."""
-    drafts = pd.concat([written.passages.assign(reason=""), written.rejected]).sort_values("attempt", kind="stable")
+    drafts = pd.concat([written.passages.assign(reason=""), written.rejected]).sort_values(
+        "attempt", kind="stable"
+    )
     rows = []
     for _, found in drafts.groupby("id", sort=False):
         row = {name: found[name].iloc[0] for name in ("shared", "tasks")} | {"drafts": found.to_dict("records")}
@@ -49,7 +51,9 @@ def groups(written: Written) -> list[Row]:
 
 def choose(rows: list[Row], outcome: str = ALL, task: str = ALL, tries: str = ALL, search: str = "") -> list[Row]:
     kept = [row for row in rows if outcome in (ALL, *row["outcomes"]) and task in (ALL, *row["tasks"])]
-    return [row for row in kept if tries in (ALL, str(len(row["drafts"]))) and search.strip().lower() in row["words"]]
+    return [
+        row for row in kept if tries in (ALL, str(len(row["drafts"]))) and search.strip().lower() in row["words"]
+    ]
 
 
 def asked(group: Group, paragraphs: list[str], p: PassageParams) -> list[str]:

@@ -56,7 +56,9 @@ def choose(gains: pd.DataFrame, problems: pd.DataFrame, task: str, where: str, s
     rows = gains.merge(problems.rename(columns={"id": "item_id"}), on=["task", "item_id"])
     gain = rows["gain"]
     kept = {BETTER: gain > 0, WORSE: gain < 0, SAME: gain == 0, ALL: gain.notna()}[where]
-    kept &= rows["question"].str.contains(search.strip(), case=False, regex=False) & ((rows["task"] == task) | (task == ALL))
+    kept &= rows["question"].str.contains(search.strip(), case=False, regex=False) & (
+        (rows["task"] == task) | (task == ALL)
+    )
     return rows[kept].sort_values("gain", key=abs, ascending=False, kind="stable")
 
 
@@ -88,4 +90,6 @@ def answer(found: Evaluation, arm: str, text: str, asked_as: str, tokens: int) -
     model = _opened(model_folder(found.models[arm]), batch_size=1, precision=precision)
     how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": tokens}
     with quiet():
-        return model.generate_until([Instance("generate_until", {}, (context, how), 0)], disable_tqdm=True)[0].strip()
+        return model.generate_until([Instance("generate_until", {}, (context, how), 0)], disable_tqdm=True)[
+            0
+        ].strip()

@@ -62,7 +62,9 @@ class Explorer:
             for control in row:
                 control.observe(show, "value")
             show()
-        return ipywidgets.VBox([ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown])
+        return ipywidgets.VBox(
+            [ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown]
+        )
 
     def _control(self, name: str, given: Any) -> Any:
         how = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
@@ -101,5 +103,7 @@ def menu(values: Iterable[str]) -> list[str]:
     return [ALL, *dict.fromkeys(values)]
 
 
-_PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+_PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+)
 _PAGES.filters |= {"plain": plain, "label": label, "metric": metric_name, "change": change_text}

@@ -93,7 +93,9 @@ def write_csv(rows: pd.DataFrame, path: Path) -> None:
 
 def csv_text(text: str) -> str:
     """With an apostrophe before what a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
+    return (
+        f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
+    )
 
 
 def number_text(value: float, metric: str) -> str:

@@ -41,17 +41,28 @@ def plot_precision_recall(curve: pd.DataFrame, base_rate: float, average_precisi
 
 
 @styled
-def plot_score_histogram(scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None) -> KitFigure:
+def plot_score_histogram(
+    scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None
+) -> KitFigure:
     """With a line at each method's cut, None where it took all; `truth`: hidden labels, which selection never sees."""
     figure, (axes,) = new_figure("score_histogram", {"n": len(scores)})
     bars = {"bins": np.linspace(0, 1, 41), "log": True}
     axes.hist(scores if truth is None else scores[~truth], color=colour("general"), label="other", **bars)
     if truth is not None:
-        axes.hist(scores[truth], color=colour("in_domain"), histtype="step", linewidth=1.3, label="hidden in-domain", **bars)
+        axes.hist(
+            scores[truth],
+            color=colour("in_domain"),
+            histtype="step",
+            linewidth=1.3,
+            label="hidden in-domain",
+            **bars,
+        )
     for dash, (name, cut) in enumerate(cuts.items(), 1):
         if cut is not None:
             share = f"top {100 * (scores >= cut).mean():.2g}%"
-            axes.axvline(cut, color=colour(name), linestyle=(0, (4, dash)), label=f"{label(name)}: {cut:.3g}, {share}")
+            axes.axvline(
+                cut, color=colour(name), linestyle=(0, (4, dash)), label=f"{label(name)}: {cut:.3g}, {share}"
+            )
     axes.yaxis.set(major_formatter="{x:,.0f}", minor_formatter=NullFormatter())
     legend(figure, "upper left", ncols=2)
     return figure
@@ -65,7 +76,9 @@ def plot_selection_quality(quality: pd.DataFrame) -> KitFigure:
     facts = {"best": label(best["method"]), "lift": best["lift"], "share": 100 * best["base_rate"]}
     figure, (axes,) = new_figure("selection_quality", facts, height=0.6 + 0.27 * len(quality))
     axes.barh(range(len(quality)), quality["lift"], color=list(map(colour, quality["method"])), height=0.62)
-    said = [f"{row.lift:.1f}x\nprecision {row.precision:.2f}, recall {row.recall:.2f}" for row in quality.itertuples()]
+    said = [
+        f"{row.lift:.1f}x\nprecision {row.precision:.2f}, recall {row.recall:.2f}" for row in quality.itertuples()
+    ]
     axes.axvline(1, **DASHED)
     rows_down(axes, map(label, quality["method"][::-1]), said[::-1])
     return figure
@@ -88,7 +101,13 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     for axes, metric in zip(grid, panels, strict=True):
         # arms that share a stage: the later one is drawn thinner
         for arm, width in zip(arms, np.linspace(2.2, 1.2, len(arms)), strict=True):
-            axes.plot(scores[metric][arm].dropna(), color=colour(arm), marker=marker(arm), linewidth=width, label=label(arm))
+            axes.plot(
+                scores[metric][arm].dropna(),
+                color=colour(arm),
+                marker=marker(arm),
+                linewidth=width,
+                label=label(arm),
+            )
         _token_axis(axes, boundary)
         axes.set_title(_PANELS[metric])
     legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
@@ -154,7 +173,13 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
     macro = ours[(ours["metric"] == metric) & (ours["task"] == MACRO)].set_index("arm")
     sure = macro[macro["p_holm"] < ALPHA]["gain"]
     better, worse = (", ".join(map(label, sure.index[side])) or "none" for side in (sure > 0, sure < 0))
-    facts = {"metric": metric_name(metric), "name": label(reference), "better": better, "worse": worse, "arms": len(macro)}
+    facts = {
+        "metric": metric_name(metric),
+        "name": label(reference),
+        "better": better,
+        "worse": worse,
+        "arms": len(macro),
+    }
     figure, grid = new_figure("gain_and_forgetting", facts, height=0.6 + 0.22 * len(macro), panels=2)
     for axes, (where, measured, task) in zip(grid, panels, strict=True):
         part = ours[(ours["metric"] == measured) & (ours["task"] == task)].set_index("arm").reindex(macro.index)
@@ -166,7 +191,10 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
             ends, ink = [scale * row.gain_low, scale * row.gain_high], colour(row.Index)
             axes.plot(ends, [height] * 2, color=ink, linewidth=2, alpha=0.55)
             axes.plot(scale * row.gain, height, marker(row.Index), color=ink, markersize=5)
-        told = {row["arm"]: "{gain}, p {p}".format(**words(row)) for row in part[known].reset_index().to_dict("records")}
+        told = {
+            row["arm"]: "{gain}, p {p}".format(**words(row))
+            for row in part[known].reset_index().to_dict("records")
+        }
         rows_down(axes, map(label, macro.index), [told.get(arm, "") for arm in macro.index])
         axes.locator_params(axis="x", nbins=4)
     return figure
@@ -180,7 +208,9 @@ def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], me
     values = outcomes[(outcomes["metric"] == metric) & ~outcomes["task"].str.startswith(HELD_OUT)]
     wide = values.pivot_table(index=["task", "item_id"], columns="arm", values="value")
     if missing := {reference, *others} - set(wide):
-        raise TraitError(f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again.")
+        raise TraitError(
+            f"No problem of {metric} was asked of: {', '.join(sorted(missing))}. Run the evaluation again."
+        )
     sign = -1 if metric in LOWER_IS_BETTER else 1
     # differences of rounding are ties
     gains = {other: (sign * (wide[reference] - wide[other])).dropna().round(12) for other in others}
@@ -192,7 +222,9 @@ def item_gains(outcomes: pd.DataFrame, reference: str, others: Sequence[str], me
 def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> KitFigure:
     others, tasks = list(dict.fromkeys(gains["against"])), sorted(set(gains["task"]))
     marked = gains.assign(won=gains["gain"] > 0, lost=gains["gain"] < 0, n=1).groupby(["against", "task"])
-    counts = {other: marked[["won", "lost", "n"]].sum().loc[other].reindex(tasks, fill_value=0) for other in others}
+    counts = {
+        other: marked[["won", "lost", "n"]].sum().loc[other].reindex(tasks, fill_value=0) for other in others
+    }
     said = "{won:,} and loses {lost:,} of {n:,} items against "
     won = [said.format(**counts[other].sum()) + label(other) for other in others]
     scale, unit = (1, "") if metric in LOWER_IS_BETTER else (100, " (points)")

@@ -39,7 +39,9 @@ def draw_map(step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
         write_text(step.path("map.html"), twin(places))
         write_csv(places[["kind", "task", "x", "y"]], step.path("map.csv"))
         write_csv(nearest_kinds(vectors, texts["kind"]).reset_index(), step.path("nearest.csv"))
-    return pd.read_csv(step.path("map.csv"), keep_default_na=False), pd.read_csv(step.path("nearest.csv"), index_col="kind")
+    return pd.read_csv(step.path("map.csv"), keep_default_na=False), pd.read_csv(
+        step.path("nearest.csv"), index_col="kind"
+    )
 
 
 def map_texts(step: Step) -> pd.DataFrame:
@@ -59,8 +61,12 @@ def map_texts(step: Step) -> pd.DataFrame:
         ("trait", passages["text"], passages["tasks"].map(", ".join).tolist()),
         ("questions", questions["question"], questions["task"].tolist()),
     ]
-    frames = [pd.DataFrame({"kind": kind, "task": task, "text": list(map(str, texts))}) for kind, texts, task in groups]
-    return pd.concat([frame.sample(min(n, len(frame)), random_state=p.seed) for frame in frames], ignore_index=True)
+    frames = [
+        pd.DataFrame({"kind": kind, "task": task, "text": list(map(str, texts))}) for kind, texts, task in groups
+    ]
+    return pd.concat(
+        [frame.sample(min(n, len(frame)), random_state=p.seed) for frame in frames], ignore_index=True
+    )
 
 
 def selections_of(step: Step) -> list[Path]:
@@ -96,7 +102,9 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
     places, others = others.index, others.to_numpy()
     found, cover = [], []
-    for part in np.array_split(np.flatnonzero(inside), -(-inside.sum() // 1_000)):  # all at once do not fit into memory
+    for part in np.array_split(
+        np.flatnonzero(inside), -(-inside.sum() // 1_000)
+    ):  # all at once do not fit into memory
         similarity = embeddings[part] @ embeddings[places].T
         found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
         cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
@@ -110,16 +118,30 @@ def twin(texts: pd.DataFrame) -> str:
     """The map as a page to point at and to search, its texts escaped."""
     kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
     numbers = texts["kind"].map(list(KINDS).index)
-    rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], texts["text"].str[:_BEGINNING], strict=True)
+    rows = zip(
+        texts["x"].round(3),
+        texts["y"].round(3),
+        numbers,
+        texts["task"],
+        texts["text"].str[:_BEGINNING],
+        strict=True,
+    )
     page = Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})
+    return (
+        jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})
+    )
 
 
 @styled
 def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     """General text as a density, others as marks; `nearest`, nearest_kinds', in words."""
     kind, other = nearest["share"].nlargest(2).index
-    facts = {"kind": KINDS[kind], **nearest.loc[kind], "other": KINDS[other], "other_cover": nearest["cover"][other]}
+    facts = {
+        "kind": KINDS[kind],
+        **nearest.loc[kind],
+        "other": KINDS[other],
+        "other_cover": nearest["cover"][other],
+    }
     figure, (axes,) = new_figure("map", facts, height=3.0)
     axes.set(xticks=[], yticks=[])
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -128,7 +150,9 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
     parts = {kind: coordinates[coordinates["kind"] == kind] for kind in KINDS}
     names = {kind: f"{KINDS[kind]} ({len(part):,})" for kind, part in parts.items()}
     shades, ground = LinearSegmentedColormap.from_list("", ["#eceef2", colour("general")]), parts["general"]
-    axes.hexbin(ground["x"], ground["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0)
+    axes.hexbin(
+        ground["x"], ground["y"], gridsize=(36, round(20 * tall / wide)), mincnt=1, cmap=shades, linewidths=0
+    )
     axes.scatter([], [], marker="h", s=size, color=colour("general"), label=names["general"])
     for kind in list(KINDS)[1:]:
         look = {"color": colour(kind), "marker": marker(kind), "linewidths": 0.6, "label": names[kind]}

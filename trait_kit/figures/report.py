@@ -28,13 +28,17 @@ def write_report(*run_dirs: Path | str) -> Path:
     """Write report.html of what a run holds by now, or of several side by side, beside the first; return its path."""
     folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
     if not folders:
-        raise TraitError(f"{', '.join(map(str, run_dirs))} is not a run folder. First: trait-kit run params/demo.yaml.")
+        raise TraitError(
+            f"{', '.join(map(str, run_dirs))} is not a run folder. First: trait-kit run params/demo.yaml."
+        )
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"value": show, "table": _table, "label": label}
     environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
     found, several = list(map(_context, folders)), len(folders) > 1
-    page = environment.get_template("reports.html.jinja" if several else "report.html.jinja").render(found[0], runs=found)
+    page = environment.get_template("reports.html.jinja" if several else "report.html.jinja").render(
+        found[0], runs=found
+    )
     path = (folders[0].parent if several else folders[0]) / "report.html"
     return write_text(path, page.encode("utf-8", "replace").decode())
 

@@ -29,8 +29,17 @@ ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
 WORDING = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
 _KNOWN = WORDING["looks"]  # name: colour, marker, label
-KINDS = {kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer}  # of texts on the map -> what they are
-_SPARE_COLOURS = ("#cc79a7", "#8c6d1f", "#2a9db0", "#b0413e", "#4d4dbf", "#5b8c2a")  # of arms that the kit does not know
+KINDS = {
+    kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer
+}  # of texts on the map -> what they are
+_SPARE_COLOURS = (
+    "#cc79a7",
+    "#8c6d1f",
+    "#2a9db0",
+    "#b0413e",
+    "#4d4dbf",
+    "#5b8c2a",
+)  # of arms that the kit does not know
 
 
 def _look(columns: int) -> Any:

@@ -16,9 +16,26 @@ import pandas as pd
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation import comparison
-from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, MIN_CLUSTERS, MIN_ITEMS, main_metric
+from trait_kit.evaluation.comparison import (
+    ALPHA,
+    HELD_OUT,
+    LOWER_IS_BETTER,
+    MACRO,
+    MIN_CLUSTERS,
+    MIN_ITEMS,
+    main_metric,
+)
 from trait_kit.figures import cells
-from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, interval_text, metric_name, number_text
+from trait_kit.figures.cells import (
+    BITS,
+    GENERAL,
+    Cell,
+    Table,
+    change_text,
+    interval_text,
+    metric_name,
+    number_text,
+)
 from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
 from trait_kit.passages.quality import REASONS
@@ -59,7 +76,9 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
         "metric": metric_name(metric),
         "wanted": metric_name(wanted_metric),
         "seeds": by_main["seeds"].max(),
-        "lacking": sorted({task for task in tests["task"] if not task.startswith(HELD_OUT)} - set(by_main["task"])),
+        "lacking": sorted(
+            {task for task in tests["task"] if not task.startswith(HELD_OUT)} - set(by_main["task"])
+        ),
         "one_template": list(by_main.loc[by_main["clusters"] < 2, "task"].unique()),
         "forgetting": len(general),
     }
@@ -69,7 +88,10 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
         "good": bool(enough and sure and better and worse.empty),
         "main_metric": metric,
         "control_arm": control,
-        **{part: [str(SAY.line(cells.words(row))) for row in rows.to_dict("records")] for part, rows in told.items()},
+        **{
+            part: [str(SAY.line(cells.words(row))) for row in rows.to_dict("records")]
+            for part, rows in told.items()
+        },
         "cannot_show": str(SAY.cannot_show(**unseen)).splitlines(),
     }
 
@@ -111,7 +133,9 @@ def read(run_dir: Path, folder: Path | None = None) -> Evidence:
         write_items(outcomes, folder, pd.concat([tests, pairs]))
         for name, table in made.items():
             table.save(folder, name)
-    return Evidence(reference, metric, arms, tests, verdict(tests, wanted, reference, asked.get("control_arm", "")), made)
+    return Evidence(
+        reference, metric, arms, tests, verdict(tests, wanted, reference, asked.get("control_arm", "")), made
+    )
 
 
 def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: str) -> Table:
@@ -143,10 +167,14 @@ def ablation_table(arms: pd.DataFrame, pairs: pd.DataFrame, metric: str) -> Tabl
 def comparison_table(tests: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
     columns = pd.DataFrame(map(_compared, tests.to_dict("records"))).to_dict("list")
     lower = ", ".join(map(metric_name, sorted(LOWER_IS_BETTER & set(tests["metric"])))) or "none"
-    return cells.made(f"pairs_of_{'several_seeds' if tests['seeds'].max() > 1 else 'one_seed'}", columns, notes, lower=lower)
+    return cells.made(
+        f"pairs_of_{'several_seeds' if tests['seeds'].max() > 1 else 'one_seed'}", columns, notes, lower=lower
+    )
 
 
-def save_comparison(tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None) -> Table:
+def save_comparison(
+    tests: pd.DataFrame, outcomes: pd.DataFrame, notes: Sequence[str], folder: Path | None
+) -> Table:
     """The table; with a folder written there, with its items, its figure, and a CSV with all digits."""
     table = comparison_table(tests, notes)
     if folder:
@@ -169,7 +197,9 @@ def form_table(run_dir: Path) -> Table:
 def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     """What the test sets shared with web documents, training problems and passages, by task; all of it was taken out."""
     tested = outcomes[~outcomes["task"].str.startswith(HELD_OUT)].groupby("task", sort=False)["item_id"].nunique()
-    web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby("question_task")
+    web = pd.read_parquet(run_dir / "02_filter_web" / "selections" / "contaminated.parquet").groupby(
+        "question_task"
+    )
     screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
     rejected = pd.read_parquet(run_dir / "03_write_passages" / "rejected.parquet")
     leaked = rejected.loc[rejected["reason"].str.startswith("contamination:"), "tasks"]
@@ -191,7 +221,9 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
     """The items behind every number, less questions: a file an arm and metric, one a pair and metric."""
     outcomes, keys = comparison.prepared(outcomes), ["task", "seed", "item_id"]
-    parts = {names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])}
+    parts = {
+        names: part[[*keys, "value", "prediction", "gold"]] for names, part in outcomes.groupby(["arm", "metric"])
+    }
     for (arm, metric), part in parts.items():
         cells.write_csv(part, Path(folder) / item_file(arm, metric))
     for reference, arm, metric in set(tests[["reference", "arm", "metric"]].itertuples(index=False, name=None)):
@@ -224,7 +256,9 @@ class _Arms:
     """One metric's rows, a frame a task with arms as its index, and the cells that tables are made of."""
 
     def __init__(self, arms: pd.DataFrame, tests: pd.DataFrame, metric: str) -> None:
-        wanted = arms["task"].str.startswith(HELD_OUT) | (arms["metric"] == metric)  # documents beside every metric
+        wanted = arms["task"].str.startswith(HELD_OUT) | (
+            arms["metric"] == metric
+        )  # documents beside every metric
         self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
         if MACRO not in self.rows:
             raise TraitError(f"No task has {metric}; the metrics are {', '.join(sorted(set(arms['metric'])))}.")
@@ -234,7 +268,9 @@ class _Arms:
     def made(self, kind: str, columns: Mapping[str, Sequence[Cell | str]], **facts: str) -> Table:
         """With a note of the smallest true gains that would have shown: by task, the arms' largest."""
         rows = self.tests[(self.tests["metric"] == self.metric) & ~self.tests["task"].str.startswith(HELD_OUT)]
-        largest = {task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)}
+        largest = {
+            task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)
+        }
         shown = [
             f"{'average' if task == MACRO else label(task)} {cells.words(row)['smallest']} (n {row['n']:,})"
             for task, row in largest.items()
@@ -264,11 +300,16 @@ class _Arms:
             return Cell("–")
         said, before = cells.words(row), row["arm_mean" if row["reference"] == arm else "reference_mean"]
         link = item_file(row["reference"], row["arm"], row["metric"])
-        return Cell(change_text(row["gain"], row["metric"], before), f"{said['interval']}, p {said['p']}", link=link)
+        return Cell(
+            change_text(row["gain"], row["metric"], before), f"{said['interval']}, p {said['p']}", link=link
+        )
 
     def tested(self, arm: str, other: str, task: str) -> dict[str, Any]:
         """The first test of these two, as the gain of `arm` over `other`; {} for none."""
-        metric, of_both = BITS if task in DOCUMENTS else self.metric, self.tests[["reference", "arm"]].isin([arm, other])
+        metric, of_both = (
+            BITS if task in DOCUMENTS else self.metric,
+            self.tests[["reference", "arm"]].isin([arm, other]),
+        )
         found = self.tests[of_both.all(axis=1) & (self.tests["metric"] == metric) & (self.tests["task"] == task)]
         row = next(iter(found.to_dict("records")), {})
         if row.get("reference", arm) == arm:

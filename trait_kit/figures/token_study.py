@@ -51,11 +51,20 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
             pair = across_runs.gather([*before, *names]).outcomes
             found["step"] = comparison.compare(pair, pair["arm"].unique()[1], metric).iloc[0]
         if (outcomes["task"] == GENERAL).any():
-            found["forgetting"] = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[0]  # what base gains over the arm
+            found["forgetting"] = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[
+                0
+            ]  # what base gains over the arm
         gain, costs = found["gain"], [_cost(training[folder]["summary"], arm) for folder in folders]
-        row = {"arm": arm, "stage_tokens": " + ".join(map(str, budget)), "seeds": int(gain["seeds"]), "metric": metric}
+        row = {
+            "arm": arm,
+            "stage_tokens": " + ".join(map(str, budget)),
+            "seeds": int(gain["seeds"]),
+            "metric": metric,
+        }
         row |= {"score": gain["reference_mean"], "base_score": gain["arm_mean"], **pd.DataFrame(costs).mean()}
-        changes = {f"{name}{end}": test.get(f"gain{end}", math.nan) for name, test in found.items() for end in _ENDS}
+        changes = {
+            f"{name}{end}": test.get(f"gain{end}", math.nan) for name, test in found.items() for end in _ENDS
+        }
         rows.append(row | changes)
         before = names
     return pd.DataFrame(rows).astype({"tokens": int})
@@ -76,7 +85,9 @@ def plot(study: pd.DataFrame) -> KitFigure:
     for axes, (value, scale, name) in zip(grid, panels, strict=True):
         middle, low, high = (scale * study[f"{value}{end}"] for end in _ENDS)
         axes.axhline(0, **DASHED)
-        axes.errorbar(study["tokens"], middle, (middle - low, high - middle), color=colour(arm), marker=marker(arm))
+        axes.errorbar(
+            study["tokens"], middle, (middle - low, high - middle), color=colour(arm), marker=marker(arm)
+        )
         axes.set(xscale="log", xticks=study["tokens"], xticklabels=ticks, title=name)
         axes.minorticks_off()
     return figure

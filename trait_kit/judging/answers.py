@@ -18,19 +18,33 @@ from types import SimpleNamespace
 import yaml
 
 from trait_kit.judging.equivalence import equivalent
-from trait_kit.judging.numbers import NUMBER, RULES, Number, in_figures, plain, quantity, read_number, rewritten, tidy
+from trait_kit.judging.numbers import (
+    NUMBER,
+    RULES,
+    Number,
+    in_figures,
+    plain,
+    quantity,
+    read_number,
+    rewritten,
+    tidy,
+)
 
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
 _RULES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
 LANGUAGES: dict[str, dict[str, str]] = _RULES.pop("languages")
-ANNOUNCEMENTS = {name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()}  # 'The answer is'
+ANNOUNCEMENTS = {
+    name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()
+}  # 'The answer is'
 _SAID = SimpleNamespace(**{name: re.compile("|".join(alternatives)) for name, alternatives in _RULES.items()})
 _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
 
 
-def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (), question: str = "") -> tuple[bool, bool]:
+def judge(
+    prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (), question: str = ""
+) -> tuple[bool, bool]:
     """(flexible, strict): whether `prediction` reaches the answer `gold`, and whether in the asked-for form.
 
     `kind` is a task's (number, expression, choice, text); without one, and for a choice without choices, it is read off
@@ -43,7 +57,11 @@ def judge(prediction: str, gold: str, kind: str = "", choices: Sequence[str] = (
     if kind == "number" and language_of(f"{question} {text}") == "de":
         gold, text = (rewritten(part, RULES["german"]) for part in (gold, text))
     reader = (
-        _Words(gold) if kind == "text" else _Options(gold, choices) if kind == "choice" else _Value(gold, kind, question)
+        _Words(gold)
+        if kind == "text"
+        else _Options(gold, choices)
+        if kind == "choice"
+        else _Value(gold, kind, question)
     )
     if kind == "text" and reader.alone(text):
         return True, True
@@ -127,7 +145,12 @@ def plain_words(text: str) -> str:
 
     Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
     """
-    text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).casefold().replace("’", "'").replace("&", " and ")
+    text = (
+        unicodedata.normalize("NFKC", text.replace("\u2212", "-"))
+        .casefold()
+        .replace("’", "'")
+        .replace("&", " and ")
+    )
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\w)'(?=\w)", "", text)
     return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[㐀-鿿]|[^\W_㐀-鿿]+", text))
 
@@ -135,7 +158,15 @@ def plain_words(text: str) -> str:
 def unwrap(text: str) -> str:
     """An answer without dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
     for _ in range(4):  # they stand in one another
-        text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\").removesuffix(".").removesuffix("。").strip()
+        text = (
+            text.strip()
+            .strip('*_`"“”')
+            .rstrip(",;: ")
+            .removesuffix("\\")
+            .removesuffix(".")
+            .removesuffix("。")
+            .strip()
+        )
         if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
     return text
@@ -251,7 +282,11 @@ class _Value:
         formula, gold = tidy(unwrap(formula)), tidy(unwrap(self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
-        if self._repeats(formula) or max(len(formula), len(gold)) > MAX_ANSWER or (all(bases) and bases[0] != bases[1]):
+        if (
+            self._repeats(formula)
+            or max(len(formula), len(gold)) > MAX_ANSWER
+            or (all(bases) and bases[0] != bases[1])
+        ):
             return False
         return bool(equivalent(gold, formula))
 
@@ -319,7 +354,9 @@ class _Options:
         words = f" {plain_words(text)} "
         held = {place: f" {plain_words(choice)} " for place, choice in enumerate(self.choices)}
         held = {place: option for place, option in held.items() if option.strip() and option in words}
-        named = [place for place, option in held.items() if not any(map(_SAID.denial.search, words.split(option)[:-1]))]
+        named = [
+            place for place, option in held.items() if not any(map(_SAID.denial.search, words.split(option)[:-1]))
+        ]
         return named[0] if len(named) == 1 else -1 if held else None
 
 

@@ -212,7 +212,9 @@ def _value(node: ast.expr) -> Fraction:
 
 def _in_one_notation(text: str) -> str:
     text = rewritten(text.translate(SIGNS), RULES["sums"])
-    text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text)
+    text = re.sub(
+        r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text
+    )
     return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
 
 

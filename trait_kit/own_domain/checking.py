@@ -100,7 +100,9 @@ def _names(p: Common, told: Checked) -> None:
             if not HfApi().repo_exists(name, repo_type=kind):
                 told.errors.append(f"The hub has no {kind} '{name}' that you may read.")
         except Exception as error:  # each of its libraries has its own
-            told.warnings.append(f"The {kind} {name} was not opened: the hub is out of reach ({type(error).__name__}).")
+            told.warnings.append(
+                f"The {kind} {name} was not opened: the hub is out of reach ({type(error).__name__})."
+            )
 
 
 def _at_hub(model: str) -> bool:
@@ -114,7 +116,9 @@ def _web(p: Common, told: Checked) -> None:
     documents, rejected, _ = next(read_shard(shards[0], p.seed))
     told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
     for reject in rejected[:1]:
-        said = f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
+        said = (
+            f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
+        )
         (told.warnings if len(documents) else told.errors).append(said)
 
 
@@ -128,7 +132,9 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
             told.found.append(f"{split}: {len(problems):,} problems ({taken})")
             if split == "test" and len(problems) < MIN_ITEMS:
-                told.warnings.append(f"{len(problems)} test items: a verdict needs {MIN_ITEMS}. Bring more questions.")
+                told.warnings.append(
+                    f"{len(problems)} test items: a verdict needs {MIN_ITEMS}. Bring more questions."
+                )
     with told.part():
         examples = suites.worked_examples(experiment.evaluation)
         for task in load_tasks(p.tasks):
@@ -142,7 +148,9 @@ def _passages(p: PassageParams, told: Checked) -> None:
     problems, groups = plan_groups(material, few)
     told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
     if len(groups) < p.n_groups and few.problems_per_task == p.problems_per_task:
-        told.warnings.append(f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task.")
+        told.warnings.append(
+            f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task."
+        )
     if p.teacher != "none":
         teacher = Teacher(local_teacher(p))
         teacher.endpoint.ledger.keep(recorded(p)[1])
@@ -156,7 +164,10 @@ def _passages(p: PassageParams, told: Checked) -> None:
 
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass without a teacher; TraitError for fewer than half."""
-    around, drafts = _AROUND * (p.teacher != "none"), Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
+    around, drafts = (
+        _AROUND * (p.teacher != "none"),
+        Teacher(p.model_copy(update={"teacher": "none"})).write(groups),
+    )
     # a hub model's counter would fetch all of it
     count = np.vectorize(about_tokens, [int]) if _at_hub(p.base_model) else token_counter(p.base_model)
     rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)

@@ -38,7 +38,9 @@ _RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "descripti
 Columns = dict[str, list[Any]]
 
 
-def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, base_model: str, teacher: str) -> list[str]:
+def new(
+    name: str, documents: str, tasks: list[str], folder: Path, web: str, base_model: str, teacher: str
+) -> list[str]:
     """Write folder/name.yaml and the task files, over nothing that is there; what was found and guessed, by line."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise TraitError(f"'{name}' becomes a file's name: write it with letters, digits, '.', '-' and '_'.")
@@ -52,7 +54,9 @@ def new(name: str, documents: str, tasks: list[str], folder: Path, web: str, bas
     ]
     files, named = {}, []
     for source in tasks:
-        if not (re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)):  # no task file, no shipped task
+        if not (
+            re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)
+        ):  # no task file, no shipped task
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
@@ -83,7 +87,11 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
             return spec, part["text"].to_pylist()
         raise TraitError(f"{spec} has no usable document at its beginning.")
     except TraitError:
-        if spec.endswith("}") or spec.startswith(("demo:", "hf:")) or not (columns := _beginning(find(spec)[0].name)):
+        if (
+            spec.endswith("}")
+            or spec.startswith(("demo:", "hf:"))
+            or not (columns := _beginning(find(spec)[0].name))
+        ):
             raise
     longest = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]))
     names = {"text": longest, **_roles(columns, ("text", "id"))}
@@ -104,7 +112,10 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     rows = _head(source)
     columns = _columns(rows)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
-    ours, product = _roles(columns, ("question", "solution", "answer", "choices", *_RELATES)), _roles(columns, _PRODUCT)
+    ours, product = (
+        _roles(columns, ("question", "solution", "answer", "choices", *_RELATES)),
+        _roles(columns, _PRODUCT),
+    )
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
         values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
@@ -117,7 +128,9 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
             "them 'question' and 'answer', or give --tasks a task file."
         )
     fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
-    other = [name for name in columns if name not in ours.values() and name.casefold() not in _KNOWN["relates_nothing"]]
+    other = [
+        name for name in columns if name not in ours.values() and name.casefold() not in _KNOWN["relates_nothing"]
+    ]
     few = [name for name in other if 2 < len(set(map(str, columns[name]))) <= len(columns[name]) // 3]
     if relating := [name for name in few if _reference(name) not in fields.get("choices", "")]:
         ours.setdefault("topic", relating[0])
@@ -125,7 +138,9 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
-    said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * ("solution" not in ours)
+    said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * (
+        "solution" not in ours
+    )
     values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
@@ -154,7 +169,11 @@ def _head(source: str) -> list[Row]:
 
 def _columns(rows: list[Row]) -> Columns:
     names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
-    return {name: values for name in names if (values := [row[name] for row in rows if row.get(name) not in (None, "")])}
+    return {
+        name: values
+        for name in names
+        if (values := [row[name] for row in rows if row.get(name) not in (None, "")])
+    }
 
 
 def _splits(source: str) -> dict[str, str]:
@@ -180,13 +199,19 @@ def _reference(column: str) -> str:
 
 def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
     """The templates of answer and choices: the first that reads most rows."""
-    marks = {name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns}
+    marks = {
+        name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns
+    }
     own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
     choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
     if name := ours.get("choices"):
         choices += [form.replace("OPTIONS", _reference(name)) for form in _KNOWN["choices"]]
     tried = [{"answer": form} for form in _KNOWN["answers"]]
-    tried += [{"choices": of, "answer": form.replace("OPTIONS", f"({of})")} for of in choices for form in _KNOWN["picked"]]
+    tried += [
+        {"choices": of, "answer": form.replace("OPTIONS", f"({of})")}
+        for of in choices
+        for form in _KNOWN["picked"]
+    ]
     answer = _reference(ours["answer"])
     forms = [{role: f"{{{form.replace('ANSWER', answer)}}}" for role, form in one.items()} for one in tried]
     return max(forms, key=lambda form: sum(map(_is_read, _filled(form, rows))))
@@ -223,12 +248,15 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
     # the share of problems with a topic or entity of another task, or of another problem of the only task
     counted = "nunique" if train["task"].nunique() > 1 else "size"
-    shares = {column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")}
+    shares = {
+        column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")
+    }
     grouping = max(shares, key=shares.__getitem__)
     return {
         "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
         "least": MIN_ITEMS,
-        "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000) * 1_000,
+        "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000)
+        * 1_000,
         "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
         "related": f"{shares[grouping]:.0%}",
         "problems": _PROBLEMS,

@@ -30,7 +30,9 @@ from trait_kit.passages.material import (
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _ENDING = 8  # words, up to the last number of a sentence
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _DIVISION, _DOUBT = (re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts"))
+_TIMES, _DIVISION, _DOUBT = (
+    re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts")
+)
 # By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
 # to be believed: of those with the same gold answer, and of all, which can hardly have been swapped and may share facts.
 _SWAP_MARGINS = 0.1, 0.4
@@ -92,7 +94,9 @@ def _refuse_general(row: Problem, own: set[str], text: str) -> None:
     steps = own - marks(row.question) or own
     if not marks(text) & steps:
         some = sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3]
-        raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {', '.join(some)}")
+        raise ValueError(
+            f"enlightenment: it does not name this problem's own steps, for instance {', '.join(some)}"
+        )
     ending = " ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:])
     if is_mathematical(row.answer) and numbers(row.answer) - numbers(ending):
         raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
@@ -182,7 +186,9 @@ def _own_problem(group: Group, draft: Draft) -> Iterator[str]:
     """Whether each paragraph takes up what only its own question says, or they fit better in another order."""
     rows = group.rows
     asked, used = _marks(rows, [row.answer for row in rows]), marks_of(list(draft.paragraphs))
-    fit = np.array([[len(words & own) / np.sqrt((len(words) + 2) * (len(own) + 2)) for own in asked] for words in used])
+    fit = np.array(
+        [[len(words & own) / np.sqrt((len(words) + 2) * (len(own) + 2)) for own in asked] for words in used]
+    )
     answers = np.array([plain_words(row.answer) for row in rows])
     for may_change_places, margin in zip((answers[:, None] == answers, True), _SWAP_MARGINS, strict=True):
         best = linear_sum_assignment(np.where(may_change_places, fit, -1.0), maximize=True)
@@ -201,7 +207,11 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
     if (count := _words(text)) < _MIN_ENLIGHTENMENT_WORDS:
         yield f"only {count} words"
     said = marks(text)
-    if group.grouping == "entity" and shared.casefold() not in text.casefold() and not content_words(shared) & said:
+    if (
+        group.grouping == "entity"
+        and shared.casefold() not in text.casefold()
+        and not content_words(shared) & said
+    ):
         yield f"does not name {shared}"
     tasks = [row.task.replace("_", " ") for row in rows]
     names, marked, runs = marks_of(tasks), _marks(rows, draft.paragraphs), [_runs(row) for row in rows]
@@ -210,7 +220,9 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
         by_task = tasks.count(task) == 1 and plain_words(task) in plain_words(text)
         named = by_task or names[place] & said or re.search(rf"\b{_ORDINALS[place]}\b", text.lower())
         hits = (marked[place] - content_words(task)) & said
-        enough = len(hits) >= min(2, len(marked[place])) or any(mark[0].isdigit() and len(mark) > 1 for mark in hits)
+        enough = len(hits) >= min(2, len(marked[place])) or any(
+            mark[0].isdigit() and len(mark) > 1 for mark in hits
+        )
         if not (enough or quoted & own_runs or (named and quoted)):
             yield f"says nothing that is particular to problem {row.id}"
 
@@ -223,7 +235,9 @@ def _runs(row: Problem) -> set[str]:
     """What of a problem can be quoted: four words in a row, a formula or the whole answer of two words or more."""
     answer, words = _plain(row.answer), _plain(f"{row.question}\n{row.answer}").split()
     whole = [answer, *(_plain(formula) for formula in re.findall(r"\$[^$]+\$", row.question))]
-    return {" ".join(words[start : start + 4]) for start in range(len(words) - 3)} | {text for text in whole if " " in text}
+    return {" ".join(words[start : start + 4]) for start in range(len(words) - 3)} | {
+        text for text in whole if " " in text
+    }
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,9 @@ from trait_kit.tasks import prompt
 def pairs(problems: pd.DataFrame) -> list[tuple[str, str]]:
     """The prompt that evaluation asks with, and the target that it scores: the solution, or else the answer."""
     targets = problems["solution"].where(problems["solution"].notna(), problems["answer"])
-    return [(prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)]
+    return [
+        (prompt(question), f" {target}") for question, target in zip(problems["question"], targets, strict=True)
+    ]
 
 
 def worked(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
@@ -44,7 +46,9 @@ def permuted(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
     """Each with the enlightenment of one that shares something else; those that find none are left out."""
     rows, step = _apart(passages)
     others = pd.concat([rows[step:], rows[:step]], ignore_index=True)
-    told = zip(no_enlightenment(problems, rows), others["enlightenment"], rows["shared"] != others["shared"], strict=True)
+    told = zip(
+        no_enlightenment(problems, rows), others["enlightenment"], rows["shared"] != others["shared"], strict=True
+    )
     return [f"{body}\n\n{enlightenment}" for body, enlightenment, apart in told if apart]
 
 
@@ -57,7 +61,9 @@ def unrelated(problems: pd.DataFrame, passages: pd.DataFrame) -> list[str]:
     rows, step = _apart(passages)
     question, found = dict(zip(problems["id"], problems["question"], strict=True)), []
     for place in range(len(rows)):
-        taken = [rows.iloc[(place + number * step) % len(rows)] for number in range(len(rows["problem_ids"][place]))]
+        taken = [
+            rows.iloc[(place + number * step) % len(rows)] for number in range(len(rows["problem_ids"][place]))
+        ]
         group = [(one["problem_ids"][n:], one["paragraphs"][n:]) for n, one in enumerate(taken)]
         parts = [(ids[0], told[0]) for ids, told in group if len(ids)]
         if len({one["shared"] for one in taken}) == len(taken) == len(dict(parts)):
@@ -72,7 +78,8 @@ def _apart(passages: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 CONTROLS: dict[str, Callable[..., list[str]]] = {
-    function.__name__: function for function in (worked, worked_same, rephrased, no_enlightenment, permuted, unrelated)
+    function.__name__: function
+    for function in (worked, worked_same, rephrased, no_enlightenment, permuted, unrelated)
 }
 
 

@@ -38,7 +38,9 @@ def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Grou
     if params.grouping == "concepts":
         problems = tag_concepts(problems)
     elif params.grouping == "embedding":
-        problems = tag_neighborhoods(problems, embed(problems["question"].tolist(), params.embedding_model), params.seed)
+        problems = tag_neighborhoods(
+            problems, embed(problems["question"].tolist(), params.embedding_model), params.seed
+        )
     column, shuffle = COLUMN[params.kind], random.Random(f"groups/{params.seed}")
     pools, rows = _pools(problems, column, shuffle, params.max_uses), problem_rows(problems)
     if not pools:
@@ -113,7 +115,9 @@ class _Pool:
     def __init__(self, shared: str, kinds: dict[Kind, list[str]], max_uses: int, shuffle: random.Random) -> None:
         self.shared, self.max_uses = shared, max_uses
         self.size = sum(len(ids) for ids in kinds.values())
-        self.heaps = {kind: [(0, shuffle.random(), problem_id) for problem_id in ids] for kind, ids in kinds.items()}
+        self.heaps = {
+            kind: [(0, shuffle.random(), problem_id) for problem_id in ids] for kind, ids in kinds.items()
+        }
         for heap in self.heaps.values():
             heapq.heapify(heap)
 

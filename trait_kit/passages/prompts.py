@@ -22,14 +22,20 @@ from trait_kit.passages.material import Group, Problem, content, marks, marks_of
 
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
-_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+_JINJA = jinja2.Environment(
+    undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def choose(group: Group) -> str:
     """The prompts that fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
     if {row.task for row in group.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
-    return "math" if group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows) else "generic"
+    return (
+        "math"
+        if group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows)
+        else "generic"
+    )
 
 
 def conversation(
@@ -43,7 +49,12 @@ def conversation(
 
     def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
         problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
-        given = {"grouping": group.grouping, "shared": shared, "count": len(problems), "fault": as_data(fault)[:200]}
+        given = {
+            "grouping": group.grouping,
+            "shared": shared,
+            "count": len(problems),
+            "fault": as_data(fault)[:200],
+        }
         told = _template(name, part).render(given, problems=problems, problem=problems[place])
         return {"role": "user", "content": clean(told)}
 
@@ -56,7 +67,9 @@ def conversation(
         shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way
         turns.append(asked(example["problems"], shown, example["shared"]))
         turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
-    counted = all(is_mathematical(row.answer) for row in group.rows)  # an ad's limit of 30 characters says nothing of it
+    counted = all(
+        is_mathematical(row.answer) for row in group.rows
+    )  # an ad's limit of 30 characters says nothing of it
     begin = own_words([row.question for row in group.rows], 2, counted)
     steps = own_words([*map(_steps, group.rows, paragraphs)], -3, counted)
     told = itertools.zip_longest(group.rows, paragraphs, begin, steps, fillvalue="")
@@ -70,7 +83,9 @@ def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]
     """
     told = []
     for text, own in zip(texts, marks_of(list(texts)), strict=True):
-        words = list(dict.fromkeys(as_data(word) for word in re.findall(r"[\w./%]*\w%?", text) if marks(word) & own))
+        words = list(
+            dict.fromkeys(as_data(word) for word in re.findall(r"[\w./%]*\w%?", text) if marks(word) & own)
+        )
         printed = [word for word in words if counted and word[0].isdigit()]
         told.append((printed[:count] if count > 0 else printed[count:]) or words[-abs(count) :])
     return told
@@ -87,7 +102,12 @@ def as_data(text: str) -> str:
 
 
 def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
-    fields = {"question": row.question, "answer": row.answer, "solution": row.solution or "", "paragraph": paragraph}
+    fields = {
+        "question": row.question,
+        "answer": row.answer,
+        "solution": row.solution or "",
+        "paragraph": paragraph,
+    }
     told = {name: as_data(text) for name, text in fields.items()}
     return {"task": row.task.replace("_", " "), **told, "begin": " and ".join(begin), "steps": ", ".join(steps)}
 

@@ -12,7 +12,11 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.passages.material import content_words
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
-REASONS = ("same as a test question", "overlaps a test question", "needs a drawing")  # why a problem is in no passage
+REASONS = (
+    "same as a test question",
+    "overlaps a test question",
+    "needs a drawing",
+)  # why a problem is in no passage
 _CLAUSE_WORDS, _CLAUSE_USES = 4, 2  # a clause of so many content words may stand in so many enlightenments
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -34,7 +38,9 @@ class Beside:
         ]
 
     def begin(self, texts: list[str], enlightenments: list[str]) -> None:
-        self.leaks = {row.text_index: row for row in self.tested.find(texts).drop_duplicates("text_index").itertuples()}
+        self.leaks = {
+            row.text_index: row for row in self.tested.find(texts).drop_duplicates("text_index").itertuples()
+        }
         self.texts = {"passage": texts, "enlightenment": enlightenments}
         for _, part, accepted in self.checks:
             accepted.begin(self.texts[part])
@@ -142,6 +148,10 @@ def yield_by_reason(passages: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFr
     """One row for what was kept and one a reason: drafts, their share of all, and an example."""
     kinds = rejected["reason"].str.replace("(?s):.*", "", regex=True)
     details = rejected["reason"].str.replace("^[^:]*:?", "", regex=True).str.strip().str[:_EXAMPLE]
-    told = details.groupby(kinds, sort=False).agg(["size", "first"]).sort_values("size", ascending=False, kind="stable")
+    told = (
+        details.groupby(kinds, sort=False)
+        .agg(["size", "first"])
+        .sort_values("size", ascending=False, kind="stable")
+    )
     table = pd.DataFrame({"outcome": ["kept", *told.index], "drafts": [len(passages), *told["size"]]})
     return table.assign(share=table["drafts"] / max(1, table["drafts"].sum()), example=["", *told["first"]])

@@ -22,7 +22,9 @@ from trait_kit.passages.quality import blames
 RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
-_MENDED = frozenset(("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"))  # by another attempt
+_MENDED = frozenset(
+    ("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length")
+)  # by another attempt
 _NOTHING = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
 
 

@@ -43,7 +43,10 @@ class Written:
 
     @classmethod
     def load(cls, folder: Path) -> "Written":
-        found = [tables.read(folder / f"{name}.parquet", name).to_pandas() for name in ("problems", "passages", "rejected")]
+        found = [
+            tables.read(folder / f"{name}.parquet", name).to_pandas()
+            for name in ("problems", "passages", "rejected")
+        ]
         counted = [pd.read_parquet(folder / f"{name}.parquet") for name in ("screened", "coverage")]
         return cls(*found, *counted, read_json(folder / "bill.json"))
 
@@ -65,7 +68,9 @@ def write_passages(step) -> Written:
             print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, groups, folder)
-        bill = write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model)) | ledger.bill()
+        bill = (
+            write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model)) | ledger.bill()
+        )
         replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
         bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
@@ -83,11 +88,15 @@ def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) ->
     if 2 * passages >= groups:
         return ""
     counts = Counter(row["reason"].partition(":")[0] for row in rejected).most_common()
-    told = [f"Only {passages} of {groups} groups became passages. Why not: {', '.join(f'{n} {why}' for why, n in counts)}."]
+    told = [
+        f"Only {passages} of {groups} groups became passages. Why not: {', '.join(f'{n} {why}' for why, n in counts)}."
+    ]
     for row in [row for row in rejected if row["reason"].startswith(counts[0][0])][:2]:
         told.append(f"For instance {row['id']}, {' '.join(row['reason'].split())[:300]}")
         told.append(f"    {' '.join(row['text'].split())[-200:]}")
-    return "\n".join([*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))])
+    return "\n".join(
+        [*told, *(f"{why}: {help}" for why, _ in counts[:2] if (help := content("remedies.yaml").get(why)))]
+    )
 
 
 def _keep_paragraphs(teacher: Teacher, groups: Sequence[Group], folder: Path) -> None:
@@ -123,11 +132,18 @@ def quick(params):
 
 def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:
     rows = problem_rows(problems)
-    return Group(row["id"], [rows[problem_id] for problem_id in row["problem_ids"]], row["grouping"], row["shared"])
+    return Group(
+        row["id"], [rows[problem_id] for problem_id in row["problem_ids"]], row["grouping"], row["shared"]
+    )
 
 
 def write_groups(
-    groups: Sequence[Group], teacher: Teacher, params, folder: Path, tested: Sequence[str], count_tokens: TokenCounter
+    groups: Sequence[Group],
+    teacher: Teacher,
+    params,
+    folder: Path,
+    tested: Sequence[str],
+    count_tokens: TokenCounter,
 ) -> dict[str, Any]:
     """Write both tables into `folder`, attempt by attempt in the groups' order; what came of it, and its cost."""
     beside, asked, rows = Beside(tested), groups, []

@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.files import TraitError, from_hub, listed
-from trait_kit.reading.streams import LINE_BYTES, Damaged, arrow_damage, documents_in, format_of, is_url, lines, open_file
+from trait_kit.reading.streams import (
+    LINE_BYTES,
+    Damaged,
+    arrow_damage,
+    documents_in,
+    format_of,
+    is_url,
+    lines,
+    open_file,
+)
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -94,7 +103,10 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
     found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
     broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
     found |= {"row": np.arange(first, first + len(table)), "file": pa.repeat(origin, len(table))}
-    found |= {"reason": pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None), "records": np.ones(len(table), int)}
+    found |= {
+        "reason": pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None),
+        "records": np.ones(len(table), int),
+    }
     return parted(pa.table(found, FOUND), origin)
 
 
@@ -207,7 +219,9 @@ def hub_data(rest: str) -> Any:
     name, _, part = rest.partition("#")
     name, _, config = name.partition("@")
     if not name or name.count("/") > 1:
-        raise TraitError(f"hf:{rest} names no hub data set. Write it as hf:owner/name, hf:owner/name@config or ...#split.")
+        raise TraitError(
+            f"hf:{rest} names no hub data set. Write it as hf:owner/name, hf:owner/name@config or ...#split."
+        )
     import datasets
 
     with from_hub("data set", f"hf:{rest}", "set HF_TOKEN where the hub asks for it, or use local files"):
@@ -220,7 +234,9 @@ def hub_data(rest: str) -> Any:
 def read_lines(name: str, columns: Columns) -> Iterator[Part]:
     """The documents of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
     found = _documents(name, columns)
-    for some in constrained_batches(found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False):
+    for some in constrained_batches(
+        found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False
+    ):
         yield parted(pa.Table.from_pylist(some, FOUND), name)
 
 
@@ -250,7 +266,9 @@ def _strings(record: Any, columns: Columns) -> dict[str, str]:
         raise Refused(f"it has no string '{columns.text}', but {found}")
     text.encode()  # broken bytes, and half a surrogate pair, are no characters
     others = {name: _printed(record.get(getattr(columns, name))) for name in ("id", "source", "url")}
-    return {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it} | {"text": text}
+    return {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it} | {
+        "text": text
+    }
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:
@@ -286,7 +304,9 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
     if not text and len(set(names)) < len(names):
         raise Damaged(f"two columns have one name: {listed(names)}")
     problem = text and _text_problem(pa.schema([(name, pa.string()) for name in names]), text)
-    rows.fieldnames = [name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)]
+    rows.fieldnames = [
+        name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)
+    ]
     for row in itertools.count(1):
         last = rows.reader.line_num
         try:

@@ -134,7 +134,9 @@ def find(spec: str) -> list[Source]:
     if folder or "/." not in inner:  # no hidden ones unasked
         names = [name for name in names if "/." not in name.removeprefix(inner)]
     if not names:
-        where = _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
+        where = (
+            _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
+        )
         raise TraitError(f"No file matches {spec}. {where}")
     names = _readable(spec, names) if folder else names
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
@@ -181,7 +183,9 @@ def open_file(name: str) -> BinaryIO:
 
 def unreadable(name: str, error: Exception) -> TraitError:
     what = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return TraitError(f"{name} cannot be read: {what}. Check the path, the permissions and the network, then run again.")
+    return TraitError(
+        f"{name} cannot be read: {what}. Check the path, the permissions and the network, then run again."
+    )
 
 
 @contextlib.contextmanager
@@ -202,7 +206,11 @@ def reading(name: str) -> Iterator[io.BufferedReader]:
     with open_file(name) as stream:
         try:
             with arrow_damage(name):
-                yield io.BufferedReader(unpacked(Steps(stream)), _STEP) if unpacked else io.BufferedReader(stream, _PIECE)
+                yield (
+                    io.BufferedReader(unpacked(Steps(stream)), _STEP)
+                    if unpacked
+                    else io.BufferedReader(stream, _PIECE)
+                )
         except Damaged as damage:
             damage.good = max(stream.tell(), 1)
             damage.lost += sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
@@ -223,7 +231,11 @@ def encoding_of(data: bytes, *said: str) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))
-    guesses = [] if data.startswith(codecs.BOM_UTF8) else [*said, *["utf-16-be" if even else "utf-16-le"] * (even != odd)]
+    guesses = (
+        []
+        if data.startswith(codecs.BOM_UTF8)
+        else [*said, *["utf-16-be" if even else "utf-16-le"] * (even != odd)]
+    )
     for guess in (*guesses, "utf-8"):
         with contextlib.suppress(LookupError, TypeError, ValueError):
             name = map_encoding_to_html5(guess, False)

@@ -32,7 +32,16 @@ from loguru import logger
 from trait_kit.engine.files import digest, made_once
 from trait_kit.reading import streams
 from trait_kit.reading.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
-from trait_kit.reading.streams import Damaged, Steps, decode, documents_in, encoding_of, format_of, is_document, reading
+from trait_kit.reading.streams import (
+    Damaged,
+    Steps,
+    decode,
+    documents_in,
+    encoding_of,
+    format_of,
+    is_document,
+    reading,
+)
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
@@ -48,7 +57,9 @@ _PASSED = 100  # bytes between records that hold none
 
 def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
     """The documents of a WARC or WET file, or of files of one each (names by line), kept in `cache`."""
-    libraries = [version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))]
+    libraries = [
+        version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))
+    ]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
     key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
@@ -95,7 +106,11 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {"row": row, "reason": reason, "records": max(documents_in(kind, passed, found, size), 1)}
+                    yield {
+                        "row": row,
+                        "reason": reason,
+                        "records": max(documents_in(kind, passed, found, size), 1),
+                    }
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
@@ -154,7 +169,9 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
         found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
         raise Refused(empty)
-    said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (encoding != "utf-8")
+    said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (
+        encoding != "utf-8"
+    )
     return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
 
 
@@ -258,7 +275,11 @@ def _of_mathml(node: Any) -> str:
     with contextlib.suppress(IndexError):
         if node.tag in _FORMULAS["shapes"]:
             return _FORMULAS["shapes"][node.tag].format(*parts)
-    text = _FORMULAS["joined"].get(node.tag, " ").join(parts) if parts else node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
+    text = (
+        _FORMULAS["joined"].get(node.tag, " ").join(parts)
+        if parts
+        else node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
+    )
     return f"{before}{text}{after}" if text else ""
 
 

@@ -44,7 +44,9 @@ class Limits:
             raise TraitError("Say in one way how much to select: tokens, documents or a threshold; above 0.")
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value != getattr(Limits, name))
+        return ", ".join(
+            f"{name} {value}" for name, value in asdict(self).items() if value != getattr(Limits, name)
+        )
 
     @property
     def budget(self) -> int:
@@ -61,7 +63,8 @@ class Limits:
         return {
             "fewer than min_tokens": lengths * slack < self.min_tokens,
             "more than max_tokens": lengths > self.max_tokens * slack,
-            "below min_educational": (scores["educational"].to_numpy() < self.min_educational) & (method == _FILTERED),
+            "below min_educational": (scores["educational"].to_numpy() < self.min_educational)
+            & (method == _FILTERED),
         }
 
 
@@ -75,7 +78,9 @@ def rank_values(scores: pa.Table, method: Method, seed: int) -> np.ndarray:
         return scores["domain"].to_numpy()
     noise = _noise(scores, "dsir noise" if method == "dsir" else method, seed)
     uniform = ((noise >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
-    return (uniform if method == "random" else scores["dsir"].to_numpy() - np.log(-np.log(uniform))).astype(np.float32)
+    return (uniform if method == "random" else scores["dsir"].to_numpy() - np.log(-np.log(uniform))).astype(
+        np.float32
+    )
 
 
 def best_first(scores: pa.Table, method: Method, seed: int) -> np.ndarray:

@@ -29,7 +29,15 @@ from trait_kit.selection.budget import EVERYTHING, Limits, cut_value, drop, rank
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
 from trait_kit.selection.documents import id_hashes, list_shards, on_topic, read_rows, sample
 from trait_kit.selection.dsir import DsirModel
-from trait_kit.selection.scoring import ModelFiles, Scoring, do_shards, read_shards, score_corpus, shard_path, write_table
+from trait_kit.selection.scoring import (
+    ModelFiles,
+    Scoring,
+    do_shards,
+    read_shards,
+    score_corpus,
+    shard_path,
+    write_table,
+)
 from trait_kit.tasks import texts_of_tests
 
 _SLACK = 4.0  # by which estimated tokens may be wrong
@@ -110,7 +118,11 @@ def select(
 
 
 def _choose(
-    scoring: Scoring, selections: Path, job: dict[str, Any], known: dict[str, tuple[np.ndarray, float]], place: Place
+    scoring: Scoring,
+    selections: Path,
+    job: dict[str, Any],
+    known: dict[str, tuple[np.ndarray, float]],
+    place: Place,
 ) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """Write a method's selection: (what became of the corpus; test items found; documents that repeat others)."""
     method, limits, seed = job["method"], Limits(**job["limits"]), job["seed"]
@@ -121,7 +133,9 @@ def _choose(
         keys = [digest({**job, "cut": cut})] * len(scoring.shards)
         do_shards(gather_shard, folder, {**job, "cut": cut}, keys, ("candidates", "contaminated"), place)
         table = read_shards(folder, "candidates", len(keys), _IN_MEMORY)
-        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(len(table), minhash.HASHES)
+        signatures = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint32).reshape(
+            len(table), minhash.HASHES
+        )
         copies = {of: minhash.repeats(signatures, *theirs) for of, theirs in known.items()}
         same = pd.Series(id_hashes(table["id"]) ^ table["text_hash"].to_numpy())
         unusable = {
@@ -146,11 +160,19 @@ def _choose(
     ids, worse = table["id"].to_numpy(), better != ranking
     repeats = pd.DataFrame({"id": ids[ranking[worse]], "of": ids[better[worse]]})
     of_known = [pd.DataFrame({"id": ids[rows], "of": of}) for of, rows in copies.items()]
-    evidence = pa.Table.from_pandas(pd.concat([repeats, *of_known]).assign(method=method), _REPEATS, preserve_index=False)
-    return {"n_in": scoring.documents, "dropped": dropped, **taken}, read_shards(folder, "contaminated", len(keys)), evidence
+    evidence = pa.Table.from_pandas(
+        pd.concat([repeats, *of_known]).assign(method=method), _REPEATS, preserve_index=False
+    )
+    return (
+        {"n_in": scoring.documents, "dropped": dropped, **taken},
+        read_shards(folder, "contaminated", len(keys)),
+        evidence,
+    )
 
 
-def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float) -> tuple[float, dict[str, int]]:
+def _nominate(
+    scoring: Scoring, method: Method, limits: Limits, seed: int, margin: float
+) -> tuple[float, dict[str, int]]:
     """(the smallest value of the candidates, reason -> documents refused by the limits); TraitError if none is left."""
     refused: Counter[str] = Counter()
     best, longest = -np.inf, 0
@@ -168,8 +190,12 @@ def _nominate(scoring: Scoring, method: Method, limits: Limits, seed: int, margi
     cut = cut if limits.threshold is None else limits.threshold
     if best < max(cut, EVERYTHING):
         why = [f"{count} {reason}" for reason, count in refused.items() if count]
-        why += [f"the best score is {best:.4g}"] * bool(np.isfinite(best)) + [f"the longest has about {longest} tokens"]
-        raise TraitError(f"{method}: none of {scoring.documents} documents passes {limits}: {', '.join(why)}. Loosen it.")
+        why += [f"the best score is {best:.4g}"] * bool(np.isfinite(best)) + [
+            f"the longest has about {longest} tokens"
+        ]
+        raise TraitError(
+            f"{method}: none of {scoring.documents} documents passes {limits}: {', '.join(why)}. Loosen it."
+        )
     return cut, refused
 
 
@@ -195,7 +221,11 @@ def _write_selection(folder: Path, method: Method, chosen: list[np.ndarray]) -> 
 def gather_shard(job_path: Path, number: int) -> None:
     """Write one shard's candidates, and the test items that they hold."""
     job, folder = read_json(job_path), job_path.parent
-    scoring, limits, method = Scoring.open(Path(job["scoring"]), finished=False), Limits(**job["limits"]), job["method"]
+    scoring, limits, method = (
+        Scoring.open(Path(job["scoring"]), finished=False),
+        Limits(**job["limits"]),
+        job["method"],
+    )
     key = job["writes"][shard_path(folder, "candidates", number).name]
     scores = tables.read(shard_path(scoring.folder, "scores", number), "scores").replace_schema_metadata(None)
     better = rank_values(scores, method, job["seed"]) >= np.float32(job["cut"])
@@ -212,7 +242,9 @@ def gather_shard(job_path: Path, number: int) -> None:
         "text_hash": id_hashes(texts),
         "contaminated": np.isin(np.arange(len(rows)), proof["text_index"]),
     }
-    write_table(shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key)
+    write_table(
+        shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key
+    )
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
     write_table(shard_path(folder, "candidates", number), candidates, key)
 
@@ -244,7 +276,9 @@ def _model_files(step: Any, in_domain: Texts) -> ModelFiles:
     if "fasttext_educational" in p.methods:
         files["educational"] = step.path("01_domain_classifier", "educational.safetensors")
     if "dsir" in p.methods:
-        files["dsir"] = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"]).save(step.path("dsir.safetensors"))
+        files["dsir"] = DsirModel.fit(in_domain, sample(p.web, _SAMPLE, p.seed)["text"]).save(
+            step.path("dsir.safetensors")
+        )
     return ModelFiles(**{name: str(path) for name, path in files.items()})
 
 

@@ -46,7 +46,9 @@ def train_classifiers(step: Any) -> Report:
     p, path = step.params, step.path("classifiers.json")
     if step.done:
         numbers, tables = read_json(path)
-        return Report(numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()})
+        return Report(
+            numbers, {name: pd.DataFrame.from_dict(table, orient="tight") for name, table in tables.items()}
+        )
     screened = in_domain_documents(p)
     print(screened.said)
     positives = screened.documents["text"]
@@ -62,7 +64,9 @@ def train_classifiers(step: Any) -> Report:
     return report
 
 
-def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path | str, p: ClassifierParams) -> Report:
+def train_domain_classifier(
+    positives: Texts, negatives: Texts, model_path: Path | str, p: ClassifierParams
+) -> Report:
     """Train in-domain against general, write model and scorer; TraitError for sets too small.
 
     Tables: curve (threshold, ascending; precision, recall) and top_ngrams (side, ngram, weight: its logit alone, documents).
@@ -84,7 +88,9 @@ def train_domain_classifier(positives: Texts, negatives: Texts, model_path: Path
         "base_rate": float(truth.mean()),  # the precision of guessing
         "dropped": len(positives) + len(negatives) - len(pairs),  # empty or repeated
     }
-    curve = pd.DataFrame({"threshold": threshold.astype(float), "precision": precision[:-1], "recall": recall[:-1]})
+    curve = pd.DataFrame(
+        {"threshold": threshold.astype(float), "precision": precision[:-1], "recall": recall[:-1]}
+    )
     return Report(numbers, {"curve": curve, "top_ngrams": _top_ngrams(scorer, pairs)})
 
 
@@ -100,7 +106,10 @@ def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: Clas
     pairs = dict(zip(normalise(rated["text"].tolist()).to_pylist(), rated["label"], strict=True))
     given, probabilities, _ = _fit(pairs, LABELS, model_path, p, "Raise educational_sample or max_cost_usd.")
     predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
-    agreement, majority = float((given == predicted).mean()), float(pd.Series(given).value_counts(normalize=True).max())
+    agreement, majority = (
+        float((given == predicted).mean()),
+        float(pd.Series(given).value_counts(normalize=True).max()),
+    )
     kappa = float(np.nan_to_num(cohen_kappa_score(given, predicted, labels=list(LABELS), weights="quadratic")))
     numbers = {
         "educational_labels": rated["label"].value_counts().to_dict(),
@@ -124,18 +133,29 @@ def normalise_line(text: str) -> str:
 def ngrams_of(line: str) -> list[str]:
     """The words and word n-grams of a normalised line, in order."""
     words = line.split(" ")
-    return [" ".join(span) for n in range(WORD_NGRAMS) for span in zip(*(words[k:] for k in range(n + 1)), strict=False)]
+    return [
+        " ".join(span)
+        for n in range(WORD_NGRAMS)
+        for span in zip(*(words[k:] for k in range(n + 1)), strict=False)
+    ]
 
 
 def _top_ngrams(scorer: NgramScorer, pairs: dict[str, str]) -> pd.DataFrame:
     """The n-grams of letters that push hardest to each side, of those in several documents."""
     lines = pd.Series(pairs).groupby(pairs).head(_NGRAM_DOCUMENTS).index
-    held = Counter(ngram for line in lines for ngram in dict.fromkeys(ngrams_of(line)) if ngram.replace(" ", "").isalpha())
+    held = Counter(
+        ngram for line in lines for ngram in dict.fromkeys(ngrams_of(line)) if ngram.replace(" ", "").isalpha()
+    )
     floor = min(5, max(held.values(), default=0))
     frame = pd.DataFrame([pair for pair in held.items() if pair[1] >= floor], columns=["ngram", "documents"])
     weights = scorer.ngram_weights(frame["ngram"].tolist())
-    sides = [frame.assign(side=side, weight=weights[:, scorer.column(side)].astype(float)) for side in (IN_DOMAIN, GENERAL)]
-    found = pd.concat([side[side["weight"] > 0].nlargest(_TOP_NGRAMS, "weight") for side in sides], ignore_index=True)
+    sides = [
+        frame.assign(side=side, weight=weights[:, scorer.column(side)].astype(float))
+        for side in (IN_DOMAIN, GENERAL)
+    ]
+    found = pd.concat(
+        [side[side["weight"] > 0].nlargest(_TOP_NGRAMS, "weight") for side in sides], ignore_index=True
+    )
     return found[["side", "ngram", "weight", "documents"]]
 
 
@@ -184,7 +204,9 @@ def _train(pairs: dict[str, str], path: Path | str, p: ClassifierParams) -> Ngra
                 verbose=0,
             )
         except RuntimeError as error:
-            raise TraitError(f"fastText cannot train on these documents ({error}). Try a lower learning_rate.") from None
+            raise TraitError(
+                f"fastText cannot train on these documents ({error}). Try a lower learning_rate."
+            ) from None
         model.save_model(str(temporary))
         scorer = NgramScorer.from_fasttext(temporary, normalisation=NORMALISATION)
         scorer.save(Path(path).with_suffix(".safetensors"))

@@ -59,10 +59,14 @@ def in_domain_documents(p: Common) -> InDomain:
     documents = load_documents(p.in_domain, p.seed)
     tested = texts_of_tests(p.tasks, p.test_items_per_task, p.seed)
     ids, texts = documents["id"].to_pylist(), documents["text"]
-    found = find_items(tested, texts, ids).sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
+    found = (
+        find_items(tested, texts, ids).sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
+    )
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
     held_out = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
-    again = pd.DataFrame({"id": np.array(ids, object)[minhash.repeats(minhash.signatures(texts), held_out, ALIKE)]})
+    again = pd.DataFrame(
+        {"id": np.array(ids, object)[minhash.repeats(minhash.signatures(texts), held_out, ALIKE)]}
+    )
     again = again.assign(item="", excerpt="", reason="repeats a held-out document")
     left_out = pd.concat([held[again.columns], again]).drop_duplicates("id", ignore_index=True)
     return InDomain(documents.filter(pa.array(~documents["id"].to_pandas().isin(left_out["id"]))), left_out)

@@ -34,7 +34,11 @@ from trait_kit.reading.web import read_web
 
 _HELD_OUT_MOST, _HELD_OUT_SHARDS = 2_000, 8
 _RULES = 3  # raised when the same bytes give other documents
-_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = 64, 4, 50_000  # shards; documents read for one drawn, and at least
+_SAMPLED_SHARDS, _SAMPLED_SHARE, _SAMPLED_FROM = (
+    64,
+    4,
+    50_000,
+)  # shards; documents read for one drawn, and at least
 _FILES = 1_000  # of one document each, in a shard
 
 log = logging.getLogger(__name__)
@@ -62,7 +66,9 @@ def _named(spec: str) -> tuple[str, str, Columns]:
         pairs = [pair.partition("=") for pair in match[2].split(",") if pair.strip()]
         names = {key.strip(): value.strip() for key, _, value in pairs}
         if set(names) - set(Columns._fields) or not all(names.values()):
-            raise TraitError(f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}.")
+            raise TraitError(
+                f"{spec}: columns are named like {{text=content, id=key}}, for {', '.join(Columns._fields)}."
+            )
         spec, columns = match[1], Columns(**names)
         if not re.fullmatch(r"0?\.[0-4]\d*|0", columns.held_out):
             raise TraitError(f"{spec}: held_out is a share below 0.5, not {columns.held_out}.")
@@ -139,7 +145,9 @@ def _together(tables: Iterable[pa.Table]) -> pa.Table:
     documents = pa.concat_tables([SCHEMA.empty_table(), *tables]).select(COLUMNS).combine_chunks()
     frame = documents.select(["id", "text"]).to_pandas().drop_duplicates()
     several = frame["id"].duplicated(keep=False)
-    frame.loc[several, "id"] = [f"{name}#{digest(text)[:12]}" for name, text in frame[several].itertuples(index=False)]
+    frame.loc[several, "id"] = [
+        f"{name}#{digest(text)[:12]}" for name, text in frame[several].itertuples(index=False)
+    ]
     return documents.take(pa.array(frame.index)).set_column(0, "id", pa.array(frame["id"], pa.string()))
 
 
@@ -204,7 +212,10 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
     """The documents (COLUMNS) of a corpus that fits into memory; TraitError for a damaged file, or no document."""
     parts = [part for shard in list_shards(spec, seed) for part in read_shard(shard, seed)]
     documents = _together(part.documents for part in parts)
-    rejected, held_out = [reject for part in parts for reject in part.rejected], sum(len(part.held_out) for part in parts)
+    rejected, held_out = (
+        [reject for part in parts for reject in part.rejected],
+        sum(len(part.held_out) for part in parts),
+    )
     losses = [reject for reject in rejected if not reject.reason.startswith(readers.SKIPPED)]
     if damaged := [reject for reject in losses if reject.reason.startswith(readers.DAMAGED)]:
         raise TraitError(f"{damaged[0].source}: {damaged[0].reason}. Write, copy or download it again.")
@@ -215,7 +226,9 @@ def load_documents(spec: str, seed: int = 0) -> pa.Table:
     if held_out:
         log.warning("%s: %d documents, and %d held out for evaluation", spec, documents.num_rows, held_out)
     if lost := sum(reject.records for reject in losses):
-        log.warning("%s: %d of %d records cannot be used. %s", spec, lost, lost + held_out + documents.num_rows, where)
+        log.warning(
+            "%s: %d of %d records cannot be used. %s", spec, lost, lost + held_out + documents.num_rows, where
+        )
     return documents
 
 
@@ -230,7 +243,9 @@ def load_held_out(spec: str, seed: int = 0, least: int = 1) -> pa.Table:
         twins = {"in_domain": "in_domain_held_out", "web": "general_held_out"}
         return demo.part(f"{domain}/{twins.get(name, name)}", seed).select(COLUMNS)
     shards = sorted(list_shards(spec), key=lambda shard: digest([shard.source, shard.first]))
-    held = _beginnings([shard for shard in shards if shard.held_out], "held_out", _HELD_OUT_MOST, _HELD_OUT_SHARDS, seed)
+    held = _beginnings(
+        [shard for shard in shards if shard.held_out], "held_out", _HELD_OUT_MOST, _HELD_OUT_SHARDS, seed
+    )
     if len(held) < least:
         raise TraitError(f"{spec} has documents too few to hold any out, or held_out=0. Bring at least 20.")
     return held.slice(0, _HELD_OUT_MOST)

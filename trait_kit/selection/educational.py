@@ -22,7 +22,9 @@ from trait_kit.params import ClassifierParams
 
 LABELS = ("Low", "Mid", "High")
 MAX_CHARACTERS = 3_000  # of a document that are sent: they fit in any script
-_PROMPT = jinja2.Template((Path(__file__).parent / "prompts/educational.jinja").read_text("utf-8"), trim_blocks=True)
+_PROMPT = jinja2.Template(
+    (Path(__file__).parent / "prompts/educational.jinja").read_text("utf-8"), trim_blocks=True
+)
 _MAX_FAILED = 0.2  # of the ratings asked for
 
 
@@ -33,7 +35,9 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
     """
     names = [label.removeprefix(LABEL_PREFIX).title() for label in labels]
     if sorted(names) != sorted(LABELS):
-        raise TraitError(f"A model of educational value needs the labels {', '.join(LABELS)}; it has {listed(labels)}.")
+        raise TraitError(
+            f"A model of educational value needs the labels {', '.join(LABELS)}; it has {listed(labels)}."
+        )
     return np.array([LABELS.index(name) for name in names], np.float32)
 
 
@@ -60,7 +64,10 @@ def conversation(text: str) -> list[dict[str, str]]:
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
     system = _PROMPT.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
-    return [{"role": "system", "content": system}, {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"}]
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"},
+    ]
 
 
 def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -71,13 +78,23 @@ def labelled(p: ClassifierParams, documents: pa.Table, folder: Path) -> tuple[pd
         frame = documents.select(["id", "text"]).to_pandas()
         return frame.assign(label=frame.pop("id").map(demo_labels())), {}
     texts, here = list(dict.fromkeys(documents["text"].to_pylist())), p.teacher == "local"
-    p = llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra}) if here else p
+    p = (
+        llama.as_endpoint(p, teacher_max_tokens=200, teacher_extra={"temperature": 0, **p.teacher_extra})
+        if here
+        else p
+    )
     with llm.served(p, folder) as endpoint:
         requests = [llm.Request(conversation(text), read_rating) for text in texts]
-        print(f"Ratings: {ledger.agree(endpoint.estimate(requests, answer_tokens=100), p.max_cost_usd)}", flush=True)
+        print(
+            f"Ratings: {ledger.agree(endpoint.estimate(requests, answer_tokens=100), p.max_cost_usd)}", flush=True
+        )
         replies = llm.ask(requests, endpoint, attempts=2)
         bill = endpoint.ledger.bill()
-    rated = pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts}).dropna().astype({"rating": int})
+    rated = (
+        pd.DataFrame({"rating": [reply.value for reply in replies], "text": texts})
+        .dropna()
+        .astype({"rating": int})
+    )
     failed = len(texts) - len(rated)
     if failed > _MAX_FAILED * len(texts) and not bill["stopped_by_cap"]:
         raise TraitError(

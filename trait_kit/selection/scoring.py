@@ -30,7 +30,11 @@ from trait_kit.selection.educational import LABELS, label_points
 
 _KEY, _HELD_OUT = b"trait_kit.key", b"trait_kit.held_out"  # in Parquet metadata
 _BYTES_PER_TOKEN = 4.0  # estimated, so that scores need no base model
-_LOADERS = {"domain": NgramScorer.load, "educational": NgramScorer.load, "dsir": DsirModel.load}  # score -> its model's
+_LOADERS = {
+    "domain": NgramScorer.load,
+    "educational": NgramScorer.load,
+    "dsir": DsirModel.load,
+}  # score -> its model's
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        return digest([*(path and content(path) for path in (self.domain, self.educational, self.dsir)), self.label])
+        return digest(
+            [*(path and content(path) for path in (self.domain, self.educational, self.dsir)), self.label]
+        )
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,7 +61,9 @@ def open_models(files: ModelFiles, fingerprint: str) -> dict[str, NgramScorer | 
     return {name: load(getattr(files, name)) for name, load in _LOADERS.items() if getattr(files, name)}
 
 
-def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]) -> dict[str, np.ndarray]:
+def score_texts(
+    texts: pa.Array, files: ModelFiles, models: dict[str, NgramScorer | DsirModel]
+) -> dict[str, np.ndarray]:
     """domain, educational, dsir (float32 [n]; absent without a model) and n_tokens (int32 [n])."""
     found: dict[str, np.ndarray] = {}
     for normalisation in {model.normalisation for model in models.values()}:
@@ -65,7 +73,9 @@ def score_texts(texts: pa.Array, files: ModelFiles, models: dict[str, NgramScore
             found[name] = model.finish(sums, rows)
     found["domain"] = found["domain"][:, models["domain"].column(files.label)]
     if "educational" in found:
-        found["educational"] = np.minimum(found["educational"] @ label_points(models["educational"].labels), np.float32(2))
+        found["educational"] = np.minimum(
+            found["educational"] @ label_points(models["educational"].labels), np.float32(2)
+        )
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     return {**found, "n_tokens": np.ceil(sizes / _BYTES_PER_TOKEN).astype(np.int32)}
 
@@ -84,7 +94,9 @@ def write_table(path: Path, table: pa.Table, key: str = "") -> None:
         pq.write_table(table.replace_schema_metadata({_KEY: key} if key else None), temporary, compression="zstd")
 
 
-def do_shards(work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place) -> None:
+def do_shards(
+    work: Work, folder: Path, job: dict[str, Any], keys: list[str], kinds: tuple[str, ...], place: Place
+) -> None:
     """Do the shards that lack a file with the right key. `kinds`: the first is written last."""
     files = [[shard_path(folder, kind, number) for kind in kinds] for number in range(len(keys))]
     missing = [n for n, key in enumerate(keys) if not all(_has_key(path, key) for path in files[n])]
@@ -114,7 +126,9 @@ class Scoring:
         if "shards" not in job:
             raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
         if lacks := [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]:
-            raise TraitError(f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again.")
+            raise TraitError(
+                f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again."
+            )
         return cls(folder, job, [Shard(*shard[:-1], Columns(*shard[-1])) for shard in job["shards"]])
 
     @property
@@ -162,7 +176,9 @@ def score_corpus(
     for name in ("domain", "educational"):  # a .bin is folded once, for all workers to map
         if (path := getattr(files, name)).endswith(".bin"):
             folded = folder / f"{content(path)[:20]}.safetensors"
-            files = replace(files, **{name: str(folded if folded.exists() else NgramScorer.load(path).save(folded))})
+            files = replace(
+                files, **{name: str(folded if folded.exists() else NgramScorer.load(path).save(folded))}
+            )
     models = open_models(files, files.fingerprint)
     models["domain"].column(files.label)  # refused before any time is spent
     label_points(models["educational"].labels if "educational" in models else LABELS)
@@ -193,7 +209,11 @@ def score_corpus(
 def score_shard(job_path: Path, number: int) -> None:
     scoring = Scoring.open(job_path.parent, finished=False)
     scores, unusable = (shard_path(scoring.folder, kind, number) for kind in ("scores", "rejected"))
-    files, shard, key = ModelFiles(**scoring.job["files"]), scoring.shards[number], scoring.job["writes"][scores.name]
+    files, shard, key = (
+        ModelFiles(**scoring.job["files"]),
+        scoring.shards[number],
+        scoring.job["writes"][scores.name],
+    )
     models, rejected, held_out = open_models(files, scoring.job["fingerprint"]), [], 0
     schema = tables.SCHEMAS["scores"].with_metadata({_KEY: key})
     with (

@@ -61,7 +61,9 @@ class Job(BaseModel):
     base: str
     folder: Path
     stages: list[Stage]  # a parent before its children
-    texts: dict[str, Path]  # source -> Parquet file with a column `text`; of problems, also `prompt`, where it begins
+    texts: dict[
+        str, Path
+    ]  # source -> Parquet file with a column `text`; of problems, also `prompt`, where it begins
     held_out: dict[str, list[list[str]]]
     chains: Chains
 
@@ -109,7 +111,11 @@ def plan_stages(
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch
         own = {"tokens_per_batch": batch, "learning_rate": params.fine_tune_learning_rate}
-        reads = {"mixture": PROBLEMS, "epochs": params.fine_tune_epochs, "texts": {PROBLEMS: content(sources[PROBLEMS])}}
+        reads = {
+            "mixture": PROBLEMS,
+            "epochs": params.fine_tune_epochs,
+            "texts": {PROBLEMS: content(sources[PROBLEMS])},
+        }
         facts = [shape | own | {"decay_fraction": None}, reads, *shared]
         for arm, chain in list(chains.items()):
             chains[f"{arm}_{FINE_TUNED}"] = [*chain, _next(chain, FINE_TUNED, facts, **reads, **own)]

@@ -64,14 +64,18 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     n_rows = stage.tokens // params.context_length
     plan = plan_rows(table["length"], params.context_length, n_rows=n_rows, whole=table["whole"])
     rows, starts = table.iloc[plan.document], plan.start + table["start"].to_numpy()[plan.document]
-    pieces = piece_records([*stores.values()], rows["store"].to_numpy(), rows["document"].to_numpy(), starts, plan.length)
+    pieces = piece_records(
+        [*stores.values()], rows["store"].to_numpy(), rows["document"].to_numpy(), starts, plan.length
+    )
     save_rows(folder, pieces, plan.row_ends, [*stores.values()])
     table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
     for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
         stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
-        stage.consumed[source] = int(waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max())
+        stage.consumed[source] = int(
+            waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max()
+        )
     _note(stage, folder)
 
 
@@ -98,7 +102,10 @@ def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None
     orders = [np.random.default_rng([seed, epoch]).permutation(n_rows) for epoch in range(epochs)]
     ordered = [rows[index] for index in np.concatenate(orders)]
     ordered += [one_epoch[:0]] * (-len(ordered) % rows_a_batch)
-    stage.steps, stage.tokens = len(ordered) // rows_a_batch, len(ordered) * context_length  # as every stage counts them
+    stage.steps, stage.tokens = (
+        len(ordered) // rows_a_batch,
+        len(ordered) * context_length,
+    )  # as every stage counts them
     save_rows(folder, np.concatenate(ordered), np.cumsum([len(row) for row in ordered]), [store])
     read = pd.concat([pd.DataFrame({"document": document, "placed": plan.length, "pieces": 1})] * epochs)
     stage.accounting.append(_account(stage, PROBLEMS, store, read, job.params))
@@ -117,7 +124,9 @@ def _note(stage: Stage, folder: Path) -> None:
     write_json(folder / PACKED, stage.model_dump(include={"steps", "tokens", "accounting", "consumed", "padding"}))
 
 
-def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int, params: TrainingParams) -> pd.DataFrame:
+def _stream(
+    source: str, store: TokenStore, share: int, alone: bool, start: int, params: TrainingParams
+) -> pd.DataFrame:
     """What a stage may read of a source, in the stream's order, a row a piece.
 
     start: its first token within the document. offset: within the stream, in tokens. whole: it may not be cut. turn: the
@@ -139,7 +148,9 @@ def _stream(source: str, store: TokenStore, share: int, alone: bool, start: int,
     return table[table["length"] == lengths[table["document"]]] if whole else table
 
 
-def _account(stage: Stage, source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams) -> dict[str, Any]:
+def _account(
+    stage: Stage, source: str, store: TokenStore, part: pd.DataFrame, params: TrainingParams
+) -> dict[str, Any]:
     read, lengths = part[part["placed"] > 0], store.lengths
     usable = lengths[lengths <= params.context_length] if source in _WHOLE else lengths
     tokens, available = int(part["placed"].sum()), int(usable.sum())

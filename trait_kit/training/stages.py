@@ -104,7 +104,10 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
 
 
 def train(
-    params: TrainingParams, inputs: Inputs, out_dir: Path | str, watch: Callable[[pd.DataFrame], None] | None = None
+    params: TrainingParams,
+    inputs: Inputs,
+    out_dir: Path | str,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> TrainingResult:
     """Train what is missing under `out_dir` and return everything; TraitError for bad input, before any training."""
     job = prepare_job(params, inputs, Path(out_dir))
@@ -155,7 +158,9 @@ def finish(job: Job) -> TrainingResult:
     return TrainingResult(
         log=tables.conform(_log(job), "log").to_pandas(),
         models={arm: job.stages_dir / chain[-1] / "model" for arm, chain in job.chains.items()},
-        accounting=pd.DataFrame([{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]),
+        accounting=pd.DataFrame(
+            [{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]
+        ),
         stages=stages[COLUMNS],
     )
 
@@ -190,13 +195,17 @@ def training_sources(params: TrainingParams, run_dir: Path) -> dict[str, Path]:
     named = sorted(params.sources)
     sources = {name: run_dir / "02_filter_web" / "selections" / f"{name}.parquet" for name in named}
     sources["passages"] = run_dir / "03_write_passages" / "passages.parquet"
-    made = {name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)}
+    made = {
+        name: pa.table({"text": controls.texts(name, run_dir)}) for name in controls.CONTROLS.keys() & set(named)
+    }
     if "in_domain" in named:
         screened = in_domain_documents(params.model_copy(update={"seed": params.items_seed}))
         print(screened.said)
         made["in_domain"] = screened.documents.select(["text"])
     if pairs := fine_tuning_pairs(params):
-        made[PROBLEMS] = pa.table({"prompt": [given for given, _ in pairs], "text": ["".join(pair) for pair in pairs]})
+        made[PROBLEMS] = pa.table(
+            {"prompt": [given for given, _ in pairs], "text": ["".join(pair) for pair in pairs]}
+        )
     for name, table in made.items():
         sources[name] = run_dir / "04_train_two_stages" / f"{name}.parquet"
         with atomic_path(sources[name]) as temporary:
@@ -223,7 +232,11 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
         asked = load_problems(params.tasks, "validation", count, params.items_seed)
         for task, rows in asked[asked["choices"].notna()].groupby("task", sort=False):
             pairs[f"task/{task}"] = [
-                (prompt(row.question), f" {row.answer}", *(f" {choice}" for choice in row.choices if choice != row.answer))
+                (
+                    prompt(row.question),
+                    f" {row.answer}",
+                    *(f" {choice}" for choice in row.choices if choice != row.answer),
+                )
                 for row in rows.itertuples()
             ]
     return pairs
@@ -236,7 +249,9 @@ def fine_tuning_pairs(params: TrainingParams) -> Pairs:
     pairs = controls.pairs(load_problems(params.tasks, "train", FINE_TUNING_PROBLEMS, params.items_seed))
     tested = every_test_question(params.tasks, params.test_items_per_task, params.items_seed)
     held = set(QuestionIndex(tested).find([given + target for given, target in pairs])["text_index"])
-    print(f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them.")
+    print(
+        f"Fine-tuning: {len(pairs) - len(held):,} train problems, {len(held):,} left out for a test question in them."
+    )
     if len(held) == len(pairs):
         raise TraitError(f"All {len(pairs):,} train problems hold a test question. Look at the tasks' splits.")
     return [pair for place, pair in enumerate(pairs) if place not in held]

@@ -67,7 +67,9 @@ def tokenise(texts: Path, tokenizer: Any, folder: Path) -> TokenStore:
 def prefix_tokens(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before every text by itself: its begin token, or nothing."""
     if tokenizer.eos_token_id is None:
-        raise TraitError("The base model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json.")
+        raise TraitError(
+            "The base model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json."
+        )
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []
 
@@ -94,7 +96,9 @@ class Rows:
         rows = np.repeat([[self._eos], [0], [IGNORED]], self._context_length, axis=1)
         input_ids, position_ids, labels = rows
         offset = 0
-        for store, start, length, unlearnt in self._pieces[self._row_ends[row - 1] if row else 0 : self._row_ends[row]]:
+        for store, start, length, unlearnt in self._pieces[
+            self._row_ends[row - 1] if row else 0 : self._row_ends[row]
+        ]:
             slots = slice(offset, offset + length)
             input_ids[slots] = self._stores[store].ids[start : start + length]
             position_ids[slots] = np.arange(length)

@@ -50,7 +50,9 @@ class StageTrainer(Trainer, TrainerCallback):
         self._begin = self._printed = self._saved = time.monotonic()
         self._evaluating, self._steps_before = 0.0, 0
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
         if not self.stage.epochs and self.lr_scheduler is None:
             shape = num_training_steps, self.job.params.warmup_fraction, self.job.params.decay_fraction
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: wsd_factor(step, *shape))
@@ -72,7 +74,9 @@ class StageTrainer(Trainer, TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, state.global_step)
+            write_json(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_MARK, state.global_step
+            )
         self._saved = time.monotonic()
 
     def _agreed(self, wish: bool) -> bool:
