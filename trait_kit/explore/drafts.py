@@ -42,7 +42,8 @@ def groups(written: Written) -> list[Row]:
     )
     rows = []
     for _, found in drafts.groupby("id", sort=False):
-        row = {name: found[name].iloc[0] for name in ("shared", "tasks")} | {"drafts": found.to_dict("records")}
+        row = {"shared": found["shared"].iloc[0], "tasks": list(found["tasks"].iloc[0])}
+        row["drafts"] = found.to_dict("records")
         row["outcomes"] = [reason.partition(":")[0] or PASSED for reason in found["reason"]]
         row["words"] = "\n".join([*found["shared"], *found["text"], *found["reason"]]).lower()
         rows.append(row)
