@@ -59,17 +59,15 @@ def serving(command: Sequence[str], what: str, log: Path) -> Iterator[str]:
     """The address of a server, called with --port, that answers /health and ends with the block; TraitError if before."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
     with _started([*command, "--port", str(port)], log) as (process, _):
         while process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2),
-            ):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
                 break
             time.sleep(0.2)
         else:
             raise _failed(what, process.returncode, log)
-        yield f"http://127.0.0.1:{port}"
+        yield address
 
 
 @contextlib.contextmanager

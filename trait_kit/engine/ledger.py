@@ -57,9 +57,8 @@ class Ledger:
     def __init__(self, path: Path | None = None, price: Price = Price(), cap_usd: float = 0.0):
         self.path = path
         self.price, self.cap_usd = price, cap_usd
-        self.used: dict[
-            str, tuple[int, int]
-        ] = {}  # key -> tokens in and out of an answer that this run got or found
+        # key -> tokens in and out of an answer that this run got or found
+        self.used: dict[str, tuple[int, int]] = {}
         self.new: list[str] = []  # the keys of those that it paid for
         self.stopped_by_cap = False
         self._reserved: list[float] = []  # the most that each request in flight can cost

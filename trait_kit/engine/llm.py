@@ -75,9 +75,8 @@ class Endpoint:
     extra: dict[str, Any] = field(default_factory=dict)  # more of each request's body: temperature, seed
     ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
-    start: Callable[[], str] | None = (
-        None  # starts the server of this endpoint and says its address, when first asked
-    )
+    # starts the server of this endpoint and says its address, when first asked
+    start: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"https?://[^/\s,][^\s,]*", self.base_url):
@@ -93,15 +92,10 @@ class Endpoint:
                 f"teacher_price does not say what '{params.teacher_model}' at {address} costs. Set it to [1.5, 6.0], in USD "
                 "for a million tokens in and out, or to [0, 0]."
             )
-        asked = {
-            name: getattr(params, f"teacher_{name}") for name in ("model", "concurrency", "max_tokens", "extra")
-        }
+        named = ("model", "concurrency", "max_tokens", "extra")
         price = Price(*params.teacher_price or ())
-        return cls(
-            address,
-            **asked,
-            ledger=Ledger(folder and folder / "teacher_answers.sqlite", price, params.max_cost_usd),
-        )
+        ledger = Ledger(folder and folder / "teacher_answers.sqlite", price, params.max_cost_usd)
+        return cls(address, **{name: getattr(params, f"teacher_{name}") for name in named}, ledger=ledger)
 
     def key(self) -> str:
         key = os.environ.get(KEY_VARIABLE, "").strip()
@@ -119,9 +113,8 @@ class Endpoint:
         """The bill of asking each thing once that has no kept answer."""
         asked = [request.messages() for request in requests]
         new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
-        tokens_in = (
-            sum(len(message["content"].encode()) for messages in new for message in messages) // BYTES_A_TOKEN
-        )
+        n_bytes = sum(len(message["content"].encode()) for messages in new for message in messages)
+        tokens_in = n_bytes // BYTES_A_TOKEN
         tokens_out = answer_tokens * len(new)
         hours = (tokens_out + tokens_in / READS) / self.tokens_per_second / 3600 if new else 0.0
         return Estimate(len(new), tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
@@ -259,10 +252,8 @@ class _Session:
                 f"{self.unreached} requests in a row had no answer, the last: {fault}. Run again when it is back."
             ) from None
         except openai.APIStatusError as error:
-            status, told = (
-                error.status_code,
-                self._hide(str(error.body if isinstance(error.body, str) else error))[:400],
-            )
+            said = error.body if isinstance(error.body, str) else error
+            status, told = error.status_code, self._hide(str(said))[:400]
             if status == 400 and "max_tokens" in body and "max_completion_tokens" in told:
                 self.limit_field = "max_completion_tokens"  # what newer endpoints call it
                 return await self._post(messages)
@@ -292,9 +283,7 @@ class _Session:
     def _read(self, answer: Any, size: int) -> Completion:
         try:
             choice = answer.choices[0]
-            content = (
-                choice.message.content or choice.message.refusal or ""
-            )  # or all its tokens went into thinking
+            content = choice.message.content or choice.message.refusal or ""  # '' where all went into thinking
             content = self._hide(content.encode("utf-8", "replace").decode())
         except (AttributeError, IndexError, TypeError):
             raise NoAnswer("not the OpenAI protocol: the answer has no choices[0].message.content") from None
@@ -304,9 +293,8 @@ class _Session:
         return Completion(content, str(choice.finish_reason)[:40], *tokens)
 
     def _hide(self, text: str) -> str:
-        return (
-            text.replace(self.key, "[key]") if len(self.key) >= 8 else text
-        )  # shorter ones are 'EMPTY' and the like
+        # shorter ones are 'EMPTY' and the like
+        return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
 
 
 def again(messages: Sequence[Message], content: str, fault: str) -> list[Message]:

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -20,23 +21,14 @@ from trait_kit.engine.files import content, digest
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
-_PACKAGES = (
-    "accelerate",
-    "datasets",
-    "fasttext-community",
-    "lm_eval",
-    "numpy",
-    "torch",
-    "transformers",
-    "umap-learn",
-)
 
 
 def provenance() -> dict[str, Any]:
+    needed = [re.match(r"[\w-]+", each)[0] for each in importlib.metadata.requires("trait-kit") if ";" not in each]
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
         "git_commit": _git_commit(),
-        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "packages": {package: importlib.metadata.version(package) for package in needed},
         "machine": hardware_line(),
     }
 
@@ -64,9 +56,8 @@ def matrix_rate(precision: str) -> float:
 def peak_memory_gb() -> float:
     """Of this process or the largest of its ended children, in GiB."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return (
-        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
-    )
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage.ru_maxrss for usage in usages) / unit
 
 
 def quiet_libraries() -> None:
@@ -75,12 +66,9 @@ def quiet_libraries() -> None:
     OpenMP's threads are to sleep while they wait: spinning makes everything several times slower as soon as another
     process wants a core.
     """
-    bars = {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    for name, value in {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **bars}.items():
+    bars = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    threads = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", **bars, **threads}.items():
         os.environ.setdefault(name, value)
     for name in ("transformers", "datasets", "lm_eval", "numba", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)

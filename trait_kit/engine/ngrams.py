@@ -46,9 +46,8 @@ _KINDS = {  # ranges of characters; all others are of words; those alone are wor
     _MARK: _MARKS,  # a vowel sign or tone above a letter, else alone
 }
 _BYTE_KINDS = np.array([_SPACE if c in b"\0\t\n\v\f\r " else _WORD for c in range(256)])  # fastText's
-_SIGNED = np.array(
-    [c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64
-)  # fastText hashes *signed* bytes
+# fastText hashes *signed* bytes
+_SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.uint64)
 BLOCK_TOKENS = 262_144  # bytes of text in a block: its tokens stay in a core's own cache
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -83,9 +82,7 @@ def normalise(texts: Texts) -> pa.LargeStringArray:
     would be one token a sentence. It also disarms `</s>` and `__label__x`, which fastText obeys. Twice is as once.
     """
     array = pc.utf8_lower(text_array(texts))
-    classes = {
-        kind: "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in _KINDS[kind]) for kind in _KINDS
-    }
+    classes = {kind: "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in ranges) for kind, ranges in _KINDS.items()}
     alone = f"[{classes[_ALONE]}][{classes[_MARK]}]*"
     for pattern, replacement in ((alone, r" \0 "), (f"[{classes[_SPACE]}]+", " ")):
         array = pc.replace_substring_regex(array, pattern, replacement)
@@ -170,9 +167,8 @@ def _scan(values, offsets, states, starts, kinds, lower):
                 kind = _WORD
                 if point < len(kinds):
                     kind, utf8 = kinds[point], lower[point]
-                joined = (kind == _WORD) & (before == _WORD) | (kind == _MARK) & (
-                    before % 2 == 1
-                )  # alone, or a mark
+                marked = (kind == _MARK) & (before % 2 == 1)  # alone, or a mark
+                joined = (kind == _WORD) & (before == _WORD) | marked
                 state = state if joined else HASH_START
                 while utf8:
                     state = (state ^ _SIGNED[utf8 & 0xFF]) * FNV_PRIME
@@ -204,9 +200,8 @@ def _decode(values, position, end):
 class LinearTable(NamedTuple):
     """What the kernels read, C numbers a row. Without cells the buckets hold single words too, but no </s>."""
 
-    cells: (
-        np.ndarray
-    )  # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
+    # float32 [slots, width >= C + 2]: hash state (8 bytes; 0 where a slot is empty), C numbers, ...
+    cells: np.ndarray
     buckets: np.ndarray  # float32 [buckets, C]
     longest: int  # n-gram of the buckets
 
@@ -323,9 +318,8 @@ def _look_up_kernel(with_words: bool, longest: int):
                 found += max(np.int64(stop - begin) - n + 1, 0)
             part = begin
             while part < stop:
-                until = min(
-                    part + (summed if part > begin else one), stop
-                )  # the first token ends no longer n-gram
+                # the first token ends no longer n-gram
+                until = min(part + (summed if part > begin else one), stop)
                 total = buckets.dtype.type(0)
                 for t in range(part, until):
                     if with_words:

@@ -43,9 +43,8 @@ class QuestionIndex:
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
         self.questions = list(map(words_of, questions))
         self.grams: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self.halves: dict[tuple[str, ...], dict] = defaultdict(
-            lambda: defaultdict(list)
-        )  # -> three words of the other half
+        # half a question -> three words of the other half -> the questions
+        self.halves: dict[tuple[str, ...], dict] = defaultdict(lambda: defaultdict(list))
         self.n_grams: list[int] = []
         for number, words in enumerate(self.questions):
             length = min(n, len(words))
@@ -121,9 +120,8 @@ def words_of(text: str) -> tuple[str, ...]:
     text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-        text = "".join(
-            mark for mark in text if unicodedata.category(mark) != "Cf"
-        )  # soft hyphens, zero-width characters
+        # no soft hyphens, zero-width characters
+        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")
     text = _BROKEN.sub("", text).casefold()
     text = _MARKUP.sub(" ", text) if _MARKED.search(text) else text
     pattern = _ASCII_WORD if text.isascii() else _WORD

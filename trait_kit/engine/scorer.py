@@ -25,8 +25,7 @@ LABEL_PREFIX = "__label__"
 _KIND = "ngram scorer 7"  # in the file's header
 _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
-_SOFTMAX = 3
-_LOSSES = {1: "hierarchical softmax (hs)", 2: "negative sampling (ns)", 4: "one-vs-all (ova)"}
+_SUPERVISED, _SOFTMAX = 3, 3  # kinds of models and of losses
 _HEAD = struct.Struct("<ii12idiiiqq")
 _ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and before the numbers of a matrix
 
@@ -122,12 +121,10 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     magic, version, dimension, *_, longest, loss, kind, buckets, _, maxn, _, _, _, n_words, n_labels, _, _ = head
     size, matrices = path.stat().st_size, 4 * dimension * (n_words + buckets + n_labels)
     incomplete = "is quantised (.ftz), or not a complete fastText model. Use the whole .bin model."
+    folded = kind == _SUPERVISED and loss == _SOFTMAX and not maxn
     refused = {
         "is not a fastText model (.bin, format 12).": (magic, version) != (_MAGIC, 12),
-        "holds word vectors, not a classifier. Train it with fasttext.train_supervised.": kind != 3,
-        f"was trained with the loss {_LOSSES.get(loss, loss)}. Train it again with loss='softmax'.": loss
-        != _SOFTMAX,
-        "has character n-grams, which are not read. Train it again with minn=0 and maxn=0.": maxn,
+        "was not trained by train_supervised(..., loss='softmax', minn=0, maxn=0). Train it so.": not folded,
         incomplete: size < matrices,
         "has one label; a classifier needs two. Train it on two kinds of documents.": n_labels < 2,
     }

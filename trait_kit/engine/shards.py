@@ -72,17 +72,14 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
         _on_cluster(work, job, numbers, place, set(writes))
         return
     several = min(place.workers, len(numbers)) > 1
-    shards = (
-        _in_processes(work, job, numbers, place.workers) if several else (_do(work, job, each) for each in numbers)
-    )
+    here = (_do(work, job, each) for each in numbers)
+    shards = _in_processes(work, job, numbers, place.workers) if several else here
     began = said = time.monotonic()
     for done, _ in enumerate(shards, 1):
         if (now := time.monotonic()) - said >= 10:
             said = now
-            print(
-                f"{job.parent.name}: {done / len(numbers):.0%} done after {(now - began) / 60:.1f} minutes",
-                flush=True,
-            )
+            share, minutes = done / len(numbers), (now - began) / 60
+            print(f"{job.parent.name}: {share:.0%} done after {minutes:.1f} minutes", flush=True)
 
 
 def _do(work: Work, job: Path, number: int) -> None:
@@ -95,9 +92,8 @@ def _do(work: Work, job: Path, number: int) -> None:
 
 
 def _in_processes(work: Work, job: Path, numbers: Sequence[int], workers: int) -> Iterator[None]:
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # a fork of this process would copy locks that its threads hold
+    # a fork of this process would copy locks that its threads hold
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])  # imported once, for all workers and for later pools
     with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_enter_worker) as pool:
         try:

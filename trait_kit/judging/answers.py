@@ -35,9 +35,8 @@ MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
 _RULES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
 LANGUAGES: dict[str, dict[str, str]] = _RULES.pop("languages")
-ANNOUNCEMENTS = {
-    name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()
-}  # 'The answer is'
+# 'The answer is'
+ANNOUNCEMENTS = {name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()}
 _SAID = SimpleNamespace(**{name: re.compile("|".join(alternatives)) for name, alternatives in _RULES.items()})
 _FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "sqrt", "frac", "inf", "exp"))
 
@@ -56,15 +55,12 @@ def judge(
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
     if kind == "number" and language_of(f"{question} {text}") == "de":
         gold, text = (rewritten(part, RULES["german"]) for part in (gold, text))
-    reader = (
-        _Words(gold)
-        if kind == "text"
-        else _Options(gold, choices)
-        if kind == "choice"
-        else _Value(gold, kind, question)
-    )
-    if kind == "text" and reader.alone(text):
-        return True, True
+    if kind == "text":
+        reader = _Words(gold)
+        if reader.alone(text):
+            return True, True
+    else:
+        reader = _Options(gold, choices) if kind == "choice" else _Value(gold, kind, question)
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
     verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
     flexible = bool(reader.unannounced(text) if verdict is None else verdict)
@@ -145,28 +141,16 @@ def plain_words(text: str) -> str:
 
     Signs that change what is said are kept: '20% off', '$5', 'C++', '-5'.
     """
-    text = (
-        unicodedata.normalize("NFKC", text.replace("\u2212", "-"))
-        .casefold()
-        .replace("’", "'")
-        .replace("&", " and ")
-    )
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\w)'(?=\w)", "", text)
+    text = unicodedata.normalize("NFKC", text.replace("\u2212", "-")).casefold()
+    text = rewritten(text, RULES["words"])
     return " ".join(re.findall(r"(?<!\w)-\d+(?:\.\d+)?|\d+\.\d+|[$€£%+]|(?<=\w)#|[㐀-鿿]|[^\W_㐀-鿿]+", text))
 
 
 def unwrap(text: str) -> str:
     """An answer without dollars or brackets of a formula, Markdown, quotes, a box, the full stop."""
     for _ in range(4):  # they stand in one another
-        text = (
-            text.strip()
-            .strip('*_`"“”')
-            .rstrip(",;: ")
-            .removesuffix("\\")
-            .removesuffix(".")
-            .removesuffix("。")
-            .strip()
-        )
+        text = text.strip().strip('*_`"“”').rstrip(",;: ").removesuffix("\\")
+        text = text.removesuffix(".").removesuffix("。").strip()
         if match := _SAID.wrapped.fullmatch(text):
             text = next(filter(None, match.groups()), "")
     return text
@@ -282,11 +266,8 @@ class _Value:
         formula, gold = tidy(unwrap(formula)), tidy(unwrap(self.gold))
         formula = re.sub(r"(?<=\d)\s?x\s?(?=\d)", r" \\times ", formula.replace("**", "^"))
         bases = [re.findall(r"\d_\{?(\w+)", text) for text in (formula, gold)]
-        if (
-            self._repeats(formula)
-            or max(len(formula), len(gold)) > MAX_ANSWER
-            or (all(bases) and bases[0] != bases[1])
-        ):
+        other_base = all(bases) and bases[0] != bases[1]
+        if self._repeats(formula) or other_base or max(len(formula), len(gold)) > MAX_ANSWER:
             return False
         return bool(equivalent(gold, formula))
 

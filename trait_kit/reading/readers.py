@@ -103,10 +103,8 @@ def of_table(table: pa.Table, first: int, origin: str, columns: Columns) -> Part
     found = {name: _as_strings(table, getattr(columns, name), name == "id") for name in COLUMNS}
     broken = pc.and_(table[columns.text].is_valid(), found["text"].is_null())
     found |= {"row": np.arange(first, first + len(table)), "file": pa.repeat(origin, len(table))}
-    found |= {
-        "reason": pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None),
-        "records": np.ones(len(table), int),
-    }
+    reasons = pc.if_else(broken, f"{UNREADABLE}: text is not UTF-8", None)
+    found |= {"reason": reasons, "records": np.ones(len(table), int)}
     return parted(pa.table(found, FOUND), origin)
 
 
@@ -266,9 +264,8 @@ def _strings(record: Any, columns: Columns) -> dict[str, str]:
         raise Refused(f"it has no string '{columns.text}', but {found}")
     text.encode()  # broken bytes, and half a surrogate pair, are no characters
     others = {name: _printed(record.get(getattr(columns, name))) for name in ("id", "source", "url")}
-    return {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it} | {
-        "text": text
-    }
+    others = {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it}
+    return others | {"text": text}
 
 
 def records(name: str, text: str = "") -> Iterator[Any]:

@@ -134,10 +134,8 @@ def find(spec: str) -> list[Source]:
     if folder or "/." not in inner:  # no hidden ones unasked
         names = [name for name in names if "/." not in name.removeprefix(inner)]
     if not names:
-        where = (
-            _CHECK if is_url(spec) else f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
-        )
-        raise TraitError(f"No file matches {spec}. {where}")
+        here = f"Relative paths start at {os.getcwd()}; demo corpora start with 'demo:'."
+        raise TraitError(f"No file matches {spec}. {_CHECK if is_url(spec) else here}")
     names = _readable(spec, names) if folder else names
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
     with ThreadPoolExecutor(16) as pool:
@@ -206,11 +204,8 @@ def reading(name: str) -> Iterator[io.BufferedReader]:
     with open_file(name) as stream:
         try:
             with arrow_damage(name):
-                yield (
-                    io.BufferedReader(unpacked(Steps(stream)), _STEP)
-                    if unpacked
-                    else io.BufferedReader(stream, _PIECE)
-                )
+                raw, step = (unpacked(Steps(stream)), _STEP) if unpacked else (stream, _PIECE)
+                yield io.BufferedReader(raw, step)
         except Damaged as damage:
             damage.good = max(stream.tell(), 1)
             damage.lost += sum(map(len, iter(lambda: stream.read(1 << 22), b"")))
@@ -231,12 +226,8 @@ def encoding_of(data: bytes, *said: str) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     even, odd = (b"\0" in data and data[start::2].count(0) > len(data) / 5 for start in (0, 1))
-    guesses = (
-        []
-        if data.startswith(codecs.BOM_UTF8)
-        else [*said, *["utf-16-be" if even else "utf-16-le"] * (even != odd)]
-    )
-    for guess in (*guesses, "utf-8"):
+    by_zeros = ["utf-16-be" if even else "utf-16-le"] * (even != odd)
+    for guess in ("utf-8",) if data.startswith(codecs.BOM_UTF8) else (*said, *by_zeros, "utf-8"):
         with contextlib.suppress(LookupError, TypeError, ValueError):
             name = map_encoding_to_html5(guess, False)
             codecs.getincrementaldecoder(_LARGER.get(name, name))().decode(data)

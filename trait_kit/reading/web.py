@@ -57,11 +57,9 @@ _PASSED = 100  # bytes between records that hold none
 
 def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
     """The documents of a WARC or WET file, or of files of one each (names by line), kept in `cache`."""
-    libraries = [
-        version(name) for name in ("fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower()))
-    ]
+    made_by = ["fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower())]
     named = source.name if is_document(source.name) else ""  # in its documents' ids
-    key = digest([source.content, named, _RULES, libraries, seconds_per_page, PAGE_BYTES])
+    key = digest([source.content, named, _RULES, [*map(version, made_by)], seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
         part = parted(pa.table(batch), source.name)
@@ -106,11 +104,8 @@ def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    yield {
-                        "row": row,
-                        "reason": reason,
-                        "records": max(documents_in(kind, passed, found, size), 1),
-                    }
+                    records = max(documents_in(kind, passed, found, size), 1)
+                    yield {"row": row, "reason": reason, "records": records}
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
@@ -169,9 +164,8 @@ def _document(packed: bytes) -> list[dict[str, Any]]:
         found, empty = {"id": record.headers.get("WARC-Record-ID") or url, "url": url}, f"{SKIPPED}: no main text"
     if not (text := text.strip()):
         raise Refused(empty)
-    said = [f"formulas of a page that is read ({lost})"] * bool(lost) + [f"read as {encoding}"] * (
-        encoding != "utf-8"
-    )
+    said = [f"formulas of a page that is read ({lost})"] * bool(lost)
+    said += [f"read as {encoding}"] * (encoding != "utf-8")
     return [found | {"text": text}, *({"reason": f"{SKIPPED}: {each}", "records": 0} for each in said)]
 
 
@@ -275,11 +269,8 @@ def _of_mathml(node: Any) -> str:
     with contextlib.suppress(IndexError):
         if node.tag in _FORMULAS["shapes"]:
             return _FORMULAS["shapes"][node.tag].format(*parts)
-    text = (
-        _FORMULAS["joined"].get(node.tag, " ").join(parts)
-        if parts
-        else node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
-    )
+    joined = _FORMULAS["joined"].get(node.tag, " ").join(parts)
+    text = joined or node.text.strip("\u2061\u2062\u2063\u2064 \n\t")
     return f"{before}{text}{after}" if text else ""
 
 
