@@ -107,9 +107,8 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
         print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)
 
     run_point(0)
-    peak = (
-        max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1
-    )  # a child, and its kernel
+    # a child, and its kernel
+    peak = 1 + max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS)
     room = min(parallel, int(psutil.virtual_memory().available / 2**30 / peak))
     rest = range(1, len(points))
     list(ThreadPoolExecutor(room).map(run_point, rest) if room > 1 else map(run_point, rest))
@@ -142,9 +141,8 @@ class _Sweep(BaseModel):
 
     experiment: str  # relative to the sweep's file
     fixed: dict[str, Any] = Field({}, alias="set")  # at every point
-    grid: dict[
-        str, Annotated[list[Any], Field(min_length=1)]
-    ] = {}  # every combination, the last field varying fastest
+    # every combination, the last field varying fastest
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     points: list[dict[str, Any]] = []  # each of these, at every combination of the grid
 
 

@@ -94,9 +94,8 @@ class Step:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
-            "summary": json.loads(
-                plain, parse_constant=lambda _nan: None
-            ),  # tables hold NaN for what is not there
+            # tables hold NaN for what is not there
+            "summary": json.loads(plain, parse_constant=lambda _nan: None),
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")

@@ -102,9 +102,8 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
     places, others = others.index, others.to_numpy()
     found, cover = [], []
-    for part in np.array_split(
-        np.flatnonzero(inside), -(-inside.sum() // 1_000)
-    ):  # all at once do not fit into memory
+    # all at once do not fit into memory
+    for part in np.array_split(np.flatnonzero(inside), -(-inside.sum() // 1_000)):
         similarity = embeddings[part] @ embeddings[places].T
         found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
         cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
@@ -118,14 +117,8 @@ def twin(texts: pd.DataFrame) -> str:
     """The map as a page to point at and to search, its texts escaped."""
     kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
     numbers = texts["kind"].map(list(KINDS).index)
-    rows = zip(
-        texts["x"].round(3),
-        texts["y"].round(3),
-        numbers,
-        texts["task"],
-        texts["text"].str[:_BEGINNING],
-        strict=True,
-    )
+    begin = texts["text"].str[:_BEGINNING]
+    rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
     page = Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8")
     return (
         jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})

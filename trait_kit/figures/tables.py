@@ -256,9 +256,8 @@ class _Arms:
     """One metric's rows, a frame a task with arms as its index, and the cells that tables are made of."""
 
     def __init__(self, arms: pd.DataFrame, tests: pd.DataFrame, metric: str) -> None:
-        wanted = arms["task"].str.startswith(HELD_OUT) | (
-            arms["metric"] == metric
-        )  # documents beside every metric
+        # documents beside every metric
+        wanted = arms["task"].str.startswith(HELD_OUT) | (arms["metric"] == metric)
         self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
         if MACRO not in self.rows:
             raise TraitError(f"No task has {metric}; the metrics are {', '.join(sorted(set(arms['metric'])))}.")

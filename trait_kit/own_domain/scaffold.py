@@ -54,9 +54,8 @@ def new(
     ]
     files, named = {}, []
     for source in tasks:
-        if not (
-            re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)
-        ):  # no task file, no shipped task
+        # no task file, no shipped task
+        if not (re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)):
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
