@@ -7,12 +7,10 @@ where a parameter was edited by hand, the notebook works in a scratch run beside
 """
 
 import ast
-import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,16 +18,7 @@ from typing import Any
 
 from trait_kit import params as parameters
 from trait_kit.engine import machine
-from trait_kit.engine.files import (
-    TraitError,
-    atomic_path,
-    content,
-    digest,
-    maker_of,
-    read_json,
-    write_json,
-    write_text,
-)
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, read_json, write_json, write_text
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: no live figures, and steps are redone in place
@@ -208,18 +197,6 @@ def project_root() -> Path:
         if (folder / "notebooks" / "01_domain_classifier.ipynb").exists():
             return folder
     raise TraitError("No notebooks/ folder here or above. Run from a checkout of the project.")
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process."""
-    try:
-        with maker_of(run_dir / "run", wait=False):
-            yield
-    except BlockingIOError:
-        raise TraitError(
-            f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir."
-        ) from None
 
 
 def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) -> Path:

@@ -16,26 +16,9 @@ import pandas as pd
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation import comparison
-from trait_kit.evaluation.comparison import (
-    ALPHA,
-    HELD_OUT,
-    LOWER_IS_BETTER,
-    MACRO,
-    MIN_CLUSTERS,
-    MIN_ITEMS,
-    main_metric,
-)
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, main_metric
 from trait_kit.figures import cells
-from trait_kit.figures.cells import (
-    BITS,
-    GENERAL,
-    Cell,
-    Table,
-    change_text,
-    interval_text,
-    metric_name,
-    number_text,
-)
+from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, metric_name, number_text
 from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
 from trait_kit.passages.quality import REASONS
@@ -63,7 +46,7 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
     rivals = by_main[by_main["task"] == MACRO].set_index("arm", drop=False)
     control = control_of(list(rivals.index), reference, control)
     row = rivals.loc[control]
-    enough = row["n"] >= MIN_ITEMS and row["clusters"] >= MIN_CLUSTERS
+    enough = row["n"] >= comparison.MIN_ITEMS and row["clusters"] >= comparison.MIN_CLUSTERS
     sure, better, lower = row["p_holm"] < ALPHA, row["gain"] > 0, tests["gain"] < 0
     worse = tests[lower & (tests["p_holm"] < ALPHA)]
     beside = tests[lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)]
@@ -284,7 +267,7 @@ class _Arms:
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
         for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
             sure = self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA
-            small = interval_text(low, high, metric, number_text) + "*" * sure
+            small = cells.interval_text(low, high, metric, number_text) + "*" * sure
             if task in DOCUMENTS:
                 gain = self.pair(arm, "base", task)
                 small = f"gain {gain.text} {gain.small}" * bool(gain.small)
