@@ -251,10 +251,8 @@ def _code(name: str) -> str:
     cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used, shows = (
-        set().union(*map(_names, working)),
-        ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures"),
-    )
+    used = set().union(*map(_names, working))
+    shows = ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees

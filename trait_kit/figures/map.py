@@ -39,9 +39,8 @@ def draw_map(step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
         write_text(step.path("map.html"), twin(places))
         write_csv(places[["kind", "task", "x", "y"]], step.path("map.csv"))
         write_csv(nearest_kinds(vectors, texts["kind"]).reset_index(), step.path("nearest.csv"))
-    return pd.read_csv(step.path("map.csv"), keep_default_na=False), pd.read_csv(
-        step.path("nearest.csv"), index_col="kind"
-    )
+    places = pd.read_csv(step.path("map.csv"), keep_default_na=False)
+    return places, pd.read_csv(step.path("nearest.csv"), index_col="kind")
 
 
 def map_texts(step: Step) -> pd.DataFrame:
@@ -119,10 +118,8 @@ def twin(texts: pd.DataFrame) -> str:
     numbers = texts["kind"].map(list(KINDS).index)
     begin = texts["text"].str[:_BEGINNING]
     rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
-    page = Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8")
-    return (
-        jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})
-    )
+    page = jinja2.Template(Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True)
+    return page.render(data={"kinds": kinds, "points": list(rows)})
 
 
 @styled

@@ -288,10 +288,8 @@ class _Arms:
 
     def tested(self, arm: str, other: str, task: str) -> dict[str, Any]:
         """The first test of these two, as the gain of `arm` over `other`; {} for none."""
-        metric, of_both = (
-            BITS if task in DOCUMENTS else self.metric,
-            self.tests[["reference", "arm"]].isin([arm, other]),
-        )
+        metric = BITS if task in DOCUMENTS else self.metric
+        of_both = self.tests[["reference", "arm"]].isin([arm, other])
         found = self.tests[of_both.all(axis=1) & (self.tests["metric"] == metric) & (self.tests["task"] == task)]
         row = next(iter(found.to_dict("records")), {})
         if row.get("reference", arm) == arm:
