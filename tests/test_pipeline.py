@@ -174,7 +174,7 @@ def test_ctrl_c_in_training_ends_in_one_line_and_leaves_nothing_running(tiny_cop
 
 
 def test_two_runners_do_not_share_a_folder(tmp_path):
-    with runs.locked(tmp_path / "run"):
+    with pipeline.locked(tmp_path / "run"):
         result = trait_kit("run", TINY, "--run-dir", tmp_path / "run")
     assert result.returncode == 1
     assert "Another run is using" in result.stderr

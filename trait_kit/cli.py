@@ -250,10 +250,8 @@ def compare(
 
     table, tests = pipeline.compare(runs, reference, output, all_pairs)
     if form == "csv":
-        print(
-            tests.map(lambda value: csv_text(value) if isinstance(value, str) else value).to_csv(index=False),
-            end="",
-        )
+        safe = tests.map(lambda value: csv_text(value) if isinstance(value, str) else value)
+        print(safe.to_csv(index=False), end="")
     else:
         print(
             tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form)

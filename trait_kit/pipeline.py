@@ -1,5 +1,6 @@
 """Execute the six notebooks of an experiment, or of many, through papermill; what is done is not repeated."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trait_kit import params, runs
 from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, digest, write_text
+from trait_kit.engine.files import TraitError, digest, maker_of, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.figures import report, tables, token_study
@@ -29,7 +31,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
     started, executed, resolved = time.perf_counter(), 0, run_dir / "params.yaml"
-    with runs.locked(run_dir):
+    with locked(run_dir):
         write_text(resolved, params.dump(experiment))
         for name in (name for name in runs.STEPS if start_from and name >= start_from):
             (run_dir / name / "report.json").unlink(missing_ok=True)
@@ -48,6 +50,18 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     took = f"{time.perf_counter() - started:.0f} s"
     print(f"{executed} notebooks executed in {took}. Report: {os.path.relpath(page)}", flush=True)
     return page
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for one runner at a time; the lock ends with the process."""
+    try:
+        with maker_of(run_dir / "run", wait=False):
+            yield
+    except BlockingIOError:
+        raise TraitError(
+            f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir."
+        ) from None
 
 
 def execute(name: str, values: dict[str, Any], output: Path) -> None:
@@ -107,9 +121,8 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
         print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)
 
     run_point(0)
-    peak = (
-        max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS) + 1
-    )  # a child, and its kernel
+    # a child, and its kernel
+    peak = 1 + max(runs.finished(folders[0], name)["peak_memory_gb"] for name in runs.STEPS)
     room = min(parallel, int(psutil.virtual_memory().available / 2**30 / peak))
     rest = range(1, len(points))
     list(ThreadPoolExecutor(room).map(run_point, rest) if room > 1 else map(run_point, rest))
@@ -142,9 +155,8 @@ class _Sweep(BaseModel):
 
     experiment: str  # relative to the sweep's file
     fixed: dict[str, Any] = Field({}, alias="set")  # at every point
-    grid: dict[
-        str, Annotated[list[Any], Field(min_length=1)]
-    ] = {}  # every combination, the last field varying fastest
+    # every combination, the last field varying fastest
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     points: list[dict[str, Any]] = []  # each of these, at every combination of the grid
 
 

@@ -7,12 +7,10 @@ where a parameter was edited by hand, the notebook works in a scratch run beside
 """
 
 import ast
-import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,16 +18,7 @@ from typing import Any
 
 from trait_kit import params as parameters
 from trait_kit.engine import machine
-from trait_kit.engine.files import (
-    TraitError,
-    atomic_path,
-    content,
-    digest,
-    maker_of,
-    read_json,
-    write_json,
-    write_text,
-)
+from trait_kit.engine.files import TraitError, atomic_path, content, digest, read_json, write_json, write_text
 
 UP_TO_DATE, NOT_DONE = "up to date", "not done yet"
 BATCH_VARIABLE = "TRAIT_KIT_BATCH"  # set where nobody watches: no live figures, and steps are redone in place
@@ -94,9 +83,8 @@ class Step:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
-            "summary": json.loads(
-                plain, parse_constant=lambda _nan: None
-            ),  # tables hold NaN for what is not there
+            # tables hold NaN for what is not there
+            "summary": json.loads(plain, parse_constant=lambda _nan: None),
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")
@@ -211,18 +199,6 @@ def project_root() -> Path:
     raise TraitError("No notebooks/ folder here or above. Run from a checkout of the project.")
 
 
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process."""
-    try:
-        with maker_of(run_dir / "run", wait=False):
-            yield
-    except BlockingIOError:
-        raise TraitError(
-            f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir."
-        ) from None
-
-
 def _for_looking(name: str, experiment: parameters.Experiment, run_dir: Path) -> Path:
     """The run folder itself, or a scratch run where work by hand would replace a finished step."""
     record = recorded(run_dir, name)
@@ -275,10 +251,8 @@ def _code(name: str) -> str:
     cells = read_json(project_root() / "notebooks" / f"{name}.ipynb")["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     working = [tree for tree in trees if "step" in _names(tree)]
-    used, shows = (
-        set().union(*map(_names, working)),
-        ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures"),
-    )
+    used = set().union(*map(_names, working))
+    shows = ("trait_kit.figures", "trait_kit.explore") * (name != "06_figures")
     called = {
         f"{node.module}.{alias.name}"
         for tree in trees

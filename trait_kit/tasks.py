@@ -36,11 +36,8 @@ Split = Literal["train", "validation", "test"]
 Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
 # Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
-_SHARES = {
-    "train": 80,
-    "validation": 10,
-    "test": 10,
-}  # percent, among the splits that share one split of the source
+# percent, among the splits that share one split of the source
+_SHARES = {"train": 80, "validation": 10, "test": 10}
 ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
 _MOST_CHARACTERS = defaultdict(lambda: 300, description=2_000)  # of a field; longer ones are no ad

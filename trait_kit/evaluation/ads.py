@@ -44,15 +44,11 @@ def written(prediction: str) -> str:
     Markup, a label ('Title:') and one full stop at the end are no part of it: 'The answer is X.' always adds a stop.
     """
     text = first_turn(f"\n{prediction[:MAX_CHARACTERS]}")
-    lines = _readable(_ANNOUNCED.split(text)[-1]).split("\n")
-    return _tidy(next((line for line in lines if re.search(r"\w", line)), ""))
-
-
-def _readable(text: str) -> str:
-    letters = unicodedata.normalize("NFC", text)  # accents in one way, a blank for what no reader sees
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in letters)
+    return _tidy(next((line for line in _ANNOUNCED.split(text)[-1].split("\n") if re.search(r"\w", line)), ""))
 
 
 def _tidy(text: str) -> str:
-    parts = (part.strip(_WRAPPING) for part in " ".join(_readable(text).split()).strip(_WRAPPING).split("|"))
+    letters = unicodedata.normalize("NFC", text)  # accents in one way, a blank for what no reader sees
+    seen = "".join(letter if letter.isprintable() else " " for letter in letters)
+    parts = (part.strip(_WRAPPING) for part in " ".join(seen.split()).strip(_WRAPPING).split("|"))
     return " | ".join(_LABEL.sub("", part, count=1) for part in parts).removesuffix(".").strip(_WRAPPING)

@@ -40,9 +40,8 @@ class _Row:
     places: dict[tuple[int, int], int] = field(default_factory=dict)  # (place before it, token) -> place
     ends: dict[int, int] = field(default_factory=dict)
     scored: dict[tuple[int, int], int] = field(default_factory=dict)  # (place, next token) -> number of its score
-    asked: list[tuple[int, list[int], list[int]]] = field(
-        default_factory=list
-    )  # request, its tokens, their scores
+    # request, its tokens, their scores
+    asked: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
 
     def add(self, index: int, context: list[int], wanted: list[int]) -> None:
         """Requests come in the order of their tokens: what begins alike is together."""
@@ -129,13 +128,11 @@ class PackedLM(HFLM):
         with torch.no_grad(), self.autocast():
             if prefix or len(row.asked) > 1:
                 ends, n_prefix = self._tensor(list(row.ends.values())), prefix[0][0].shape[2] if prefix else 0
-                seen = (
-                    torch.arange(len(ends), device=self.device)[:, None] < ends
-                ).tril()  # its ancestors and itself
+                # its ancestors and itself
+                seen = (torch.arange(len(ends), device=self.device)[:, None] < ends).tril()
                 seen = torch.nn.functional.pad(seen, (n_prefix, 0), value=True)  # [row, prefix + row]
-                mask = torch.zeros(
-                    seen.shape, dtype=self.product_dtype, device=self.device
-                )  # cast once, not a layer
+                # cast once, not a layer
+                mask = torch.zeros(seen.shape, dtype=self.product_dtype, device=self.device)
                 logits = self.model(
                     input_ids=tokens,
                     attention_mask=mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None],
@@ -164,13 +161,8 @@ class PackedLM(HFLM):
         single = [self._loglikelihood_tokens([request])[0].nats for request in asked]  # no mask, no prefix
         try:
             packed = [answer.nats for answer in self._loglikelihood_tokens(asked)]
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ):  # an architecture of other arguments or caches
-            return False
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return False  # an architecture of other arguments or caches
         allowed = 1e-3 if self.product_dtype == torch.float32 else 0.3
         return all(abs(value - alone) <= allowed for value, alone in zip(packed, single, strict=True))
 

@@ -142,10 +142,7 @@ def shown(task: str, examples: pd.DataFrame | None, number: int, kind: str = "")
 
 
 def _problem_units(
-    problems: pd.DataFrame,
-    examples: pd.DataFrame | None,
-    params: EvaluationParams,
-    tasks: Mapping[str, Task],
+    problems: pd.DataFrame, examples: pd.DataFrame | None, params: EvaluationParams, tasks: Mapping[str, Task]
 ) -> Iterator[Unit]:
     for name, table in problems.groupby("task", sort=False):
         task, rows = tasks[name], table.head(params.test_items_per_task).to_dict("records")
@@ -172,11 +169,8 @@ def _problem_units(
             ]
             yield Unit(name, task.version, {"zero_shot_bits": items})
         if params.generate_items:
-            more = {
-                "kind": task.kind,
-                "limits": task.limits,
-                "marks": [one for one in ads.METRICS if one in task.metrics],
-            }
+            marks = [one for one in ads.METRICS if one in task.metrics]
+            more = {"kind": task.kind, "limits": task.limits, "marks": marks}
             before = shown(name, examples, number, task.kind)
             items = [_item(row, before, "", task.kind) | more for row in rows[: params.generate_items]]
             how = {"until": ["\nQuestion:"], "do_sample": False, "max_gen_toks": params.max_new_tokens}

@@ -37,10 +37,8 @@ def explore(selected: Selected) -> Explorer:
 def ranking(selected: Selected, method: str) -> pd.DataFrame:
     """The clean candidates of a method, best first; `up_to`: their tokens so far."""
     ranked = pd.read_parquet(selected.folder / "candidates" / method / "ranking.parquet")
-    return ranked.assign(
-        up_to=ranked["n_tokens"].astype("int64").cumsum(),
-        on_topic=ranked["id"].map(selected.truth or {}),
-    )
+    tokens = ranked["n_tokens"].astype("int64")
+    return ranked.assign(up_to=tokens.cumsum(), on_topic=ranked["id"].map(selected.truth or {}))
 
 
 def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from trait_kit.engine.files import TraitError
-from trait_kit.figures.cells import change_text, metric_name
+from trait_kit.figures.cells import change_text, metric_name, show
 from trait_kit.figures.style import label
 from trait_kit.runs import BATCH_VARIABLE
 
@@ -46,7 +46,7 @@ class Explorer:
         shown = ipywidgets.HTML(value=self.twin, layout={"width": "100%"})
         controls = {name: self._control(name, given) for name, given in self.controls.items()}
 
-        def show(_change: Any = None) -> None:
+        def move(_change: Any = None) -> None:
             if self.button:
                 shown.value = page("note", note="A moment: models are loaded, then they write.")
             try:
@@ -57,11 +57,11 @@ class Explorer:
         row = list(controls.values())
         if self.button:
             row.append(ipywidgets.Button(description=self.button))
-            row[-1].on_click(show)
+            row[-1].on_click(move)
         else:
             for control in row:
-                control.observe(show, "value")
-            show()
+                control.observe(move, "value")
+            move()
         return ipywidgets.VBox(
             [ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"}), shown]
         )
@@ -89,13 +89,7 @@ def table(frame: pd.DataFrame) -> HTML:
 
 def plain(value: Any) -> str:
     """A cell as text, with what a terminal would obey made visible."""
-    if isinstance(value, str):
-        return value.translate(_VISIBLE)
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
+    return show(value.item() if isinstance(value, np.generic) else value).translate(_VISIBLE)
 
 
 def menu(values: Iterable[str]) -> list[str]:

@@ -98,6 +98,23 @@ def csv_text(text: str) -> str:
     )
 
 
+def show(value: Any) -> str:
+    """As a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key}: {show(item)}" for key, item in value.items()) or "–"
+        case list():
+            return ", ".join(map(show, value)) or "–"
+        case int():
+            return f"{value:,}"
+        case float() if value == value:
+            return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+        case _:
+            return "–" if value is None or value != value else str(value)
+
+
 def number_text(value: float, metric: str) -> str:
     return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f}%"
 

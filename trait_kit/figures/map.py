@@ -39,9 +39,8 @@ def draw_map(step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
         write_text(step.path("map.html"), twin(places))
         write_csv(places[["kind", "task", "x", "y"]], step.path("map.csv"))
         write_csv(nearest_kinds(vectors, texts["kind"]).reset_index(), step.path("nearest.csv"))
-    return pd.read_csv(step.path("map.csv"), keep_default_na=False), pd.read_csv(
-        step.path("nearest.csv"), index_col="kind"
-    )
+    places = pd.read_csv(step.path("map.csv"), keep_default_na=False)
+    return places, pd.read_csv(step.path("nearest.csv"), index_col="kind")
 
 
 def map_texts(step: Step) -> pd.DataFrame:
@@ -102,9 +101,8 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     others = others.groupby(others, sort=False).sample(others.value_counts().min(), random_state=0)
     places, others = others.index, others.to_numpy()
     found, cover = [], []
-    for part in np.array_split(
-        np.flatnonzero(inside), -(-inside.sum() // 1_000)
-    ):  # all at once do not fit into memory
+    # all at once do not fit into memory
+    for part in np.array_split(np.flatnonzero(inside), -(-inside.sum() // 1_000)):
         similarity = embeddings[part] @ embeddings[places].T
         found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
         cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
@@ -118,18 +116,10 @@ def twin(texts: pd.DataFrame) -> str:
     """The map as a page to point at and to search, its texts escaped."""
     kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
     numbers = texts["kind"].map(list(KINDS).index)
-    rows = zip(
-        texts["x"].round(3),
-        texts["y"].round(3),
-        numbers,
-        texts["task"],
-        texts["text"].str[:_BEGINNING],
-        strict=True,
-    )
-    page = Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8")
-    return (
-        jinja2.Environment(autoescape=True).from_string(page).render(data={"kinds": kinds, "points": list(rows)})
-    )
+    begin = texts["text"].str[:_BEGINNING]
+    rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
+    page = jinja2.Template(Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True)
+    return page.render(data={"kinds": kinds, "points": list(rows)})
 
 
 @styled

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, read_json, write_text
 from trait_kit.figures import tables as evidence
+from trait_kit.figures.cells import show
 from trait_kit.figures.style import FINE_TUNED, ONE_COLUMN, label
 from trait_kit.tasks import load_task, task_names
 
@@ -108,20 +109,3 @@ def _table(rows: Any) -> Markup:
     frame = pd.DataFrame(listed).rename(columns=lambda name: str(name).replace("_", " "))
     with pd.option_context("display.max_colwidth", 300):
         return Markup(frame.to_html(index=False, border=0, max_rows=40, float_format=show, na_rep="–"))
-
-
-def show(value: Any) -> str:
-    """As a reader wants it: 12,345 or 0.969, 'yes' for True, a dash for nothing."""
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case dict():
-            return ", ".join(f"{key}: {show(item)}" for key, item in value.items()) or "–"
-        case list():
-            return ", ".join(map(show, value)) or "–"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
-        case _:
-            return "–" if value is None else str(value)

@@ -28,18 +28,9 @@ SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points 
 ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
 WORDING = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
-_KNOWN = WORDING["looks"]  # name: colour, marker, label
-KINDS = {
-    kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer
-}  # of texts on the map -> what they are
-_SPARE_COLOURS = (
-    "#cc79a7",
-    "#8c6d1f",
-    "#2a9db0",
-    "#b0413e",
-    "#4d4dbf",
-    "#5b8c2a",
-)  # of arms that the kit does not know
+_KNOWN, _SPARE = WORDING["looks"], WORDING["spare_colours"]
+# of texts on the map -> what they are
+KINDS = {kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer}
 
 
 def _look(columns: int) -> Any:
@@ -94,7 +85,7 @@ def _of(name: str) -> Sequence[str]:
     name = name.removesuffix(FINE_TUNED)
     number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
     shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
-    return _KNOWN.get(name) or (_SPARE_COLOURS[number % len(_SPARE_COLOURS)], "X", shown)
+    return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], "X", shown)
 
 
 def colour(name: str) -> str:

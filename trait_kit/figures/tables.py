@@ -16,26 +16,9 @@ import pandas as pd
 from trait_kit import runs, tables
 from trait_kit.engine.files import TraitError, digest
 from trait_kit.evaluation import comparison
-from trait_kit.evaluation.comparison import (
-    ALPHA,
-    HELD_OUT,
-    LOWER_IS_BETTER,
-    MACRO,
-    MIN_CLUSTERS,
-    MIN_ITEMS,
-    main_metric,
-)
+from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO, main_metric
 from trait_kit.figures import cells
-from trait_kit.figures.cells import (
-    BITS,
-    GENERAL,
-    Cell,
-    Table,
-    change_text,
-    interval_text,
-    metric_name,
-    number_text,
-)
+from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, metric_name, number_text
 from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
 from trait_kit.passages.quality import REASONS
@@ -63,7 +46,7 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
     rivals = by_main[by_main["task"] == MACRO].set_index("arm", drop=False)
     control = control_of(list(rivals.index), reference, control)
     row = rivals.loc[control]
-    enough = row["n"] >= MIN_ITEMS and row["clusters"] >= MIN_CLUSTERS
+    enough = row["n"] >= comparison.MIN_ITEMS and row["clusters"] >= comparison.MIN_CLUSTERS
     sure, better, lower = row["p_holm"] < ALPHA, row["gain"] > 0, tests["gain"] < 0
     worse = tests[lower & (tests["p_holm"] < ALPHA)]
     beside = tests[lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)]
@@ -256,9 +239,8 @@ class _Arms:
     """One metric's rows, a frame a task with arms as its index, and the cells that tables are made of."""
 
     def __init__(self, arms: pd.DataFrame, tests: pd.DataFrame, metric: str) -> None:
-        wanted = arms["task"].str.startswith(HELD_OUT) | (
-            arms["metric"] == metric
-        )  # documents beside every metric
+        # documents beside every metric
+        wanted = arms["task"].str.startswith(HELD_OUT) | (arms["metric"] == metric)
         self.rows = {task: part.set_index("arm") for task, part in arms[wanted].groupby("task", sort=False)}
         if MACRO not in self.rows:
             raise TraitError(f"No task has {metric}; the metrics are {', '.join(sorted(set(arms['metric'])))}.")
@@ -285,7 +267,7 @@ class _Arms:
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
         for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
             sure = self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA
-            small = interval_text(low, high, metric, number_text) + "*" * sure
+            small = cells.interval_text(low, high, metric, number_text) + "*" * sure
             if task in DOCUMENTS:
                 gain = self.pair(arm, "base", task)
                 small = f"gain {gain.text} {gain.small}" * bool(gain.small)
@@ -306,10 +288,8 @@ class _Arms:
 
     def tested(self, arm: str, other: str, task: str) -> dict[str, Any]:
         """The first test of these two, as the gain of `arm` over `other`; {} for none."""
-        metric, of_both = (
-            BITS if task in DOCUMENTS else self.metric,
-            self.tests[["reference", "arm"]].isin([arm, other]),
-        )
+        metric = BITS if task in DOCUMENTS else self.metric
+        of_both = self.tests[["reference", "arm"]].isin([arm, other])
         found = self.tests[of_both.all(axis=1) & (self.tests["metric"] == metric) & (self.tests["task"] == task)]
         row = next(iter(found.to_dict("records")), {})
         if row.get("reference", arm) == arm:

@@ -51,9 +51,8 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
             pair = across_runs.gather([*before, *names]).outcomes
             found["step"] = comparison.compare(pair, pair["arm"].unique()[1], metric).iloc[0]
         if (outcomes["task"] == GENERAL).any():
-            found["forgetting"] = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[
-                0
-            ]  # what base gains over the arm
+            # what base gains over the arm
+            found["forgetting"] = comparison.compare(outcomes, "base", BITS, GENERAL).iloc[0]
         gain, costs = found["gain"], [_cost(training[folder]["summary"], arm) for folder in folders]
         row = {
             "arm": arm,

@@ -164,10 +164,8 @@ def _passages(p: PassageParams, told: Checked) -> None:
 
 def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     """How many groups of worked solutions pass without a teacher; TraitError for fewer than half."""
-    around, drafts = (
-        _AROUND * (p.teacher != "none"),
-        Teacher(p.model_copy(update={"teacher": "none"})).write(groups),
-    )
+    around = _AROUND * (p.teacher != "none")
+    drafts = Teacher(p.model_copy(update={"teacher": "none"})).write(groups)
     # a hub model's counter would fetch all of it
     count = np.vectorize(about_tokens, [int]) if _at_hub(p.base_model) else token_counter(p.base_model)
     rows = writing.judged(groups, drafts, Beside(tests), count, p.max_passage_tokens - around)

@@ -54,9 +54,8 @@ def new(
     ]
     files, named = {}, []
     for source in tasks:
-        if not (
-            re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)
-        ):  # no task file, no shipped task
+        # no task file, no shipped task
+        if not (re.search(r"\.ya?ml(#|$)", source) or re.fullmatch(r"\w+", source)):
             template, values = guess_task(source, _placed(source))
             found.append(f"{source}: {values['said']}")
             source = str(folder / f"{name}_{values['name']}.yaml")
@@ -87,11 +86,11 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
             return spec, part["text"].to_pylist()
         raise TraitError(f"{spec} has no usable document at its beginning.")
     except TraitError:
-        if (
-            spec.endswith("}")
-            or spec.startswith(("demo:", "hf:"))
-            or not (columns := _beginning(find(spec)[0].name))
-        ):
+        if spec.endswith("}") or spec.startswith(("demo:", "hf:")):
+            raise
+        path = find(spec)[0].name
+        columns = _columns(_head(path)) if format_of(path)[0] in FORMS else {}
+        if not columns:
             raise
     longest = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]))
     names = {"text": longest, **_roles(columns, ("text", "id"))}
@@ -112,10 +111,8 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     rows = _head(source)
     columns = _columns(rows)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
-    ours, product = (
-        _roles(columns, ("question", "solution", "answer", "choices", *_RELATES)),
-        _roles(columns, _PRODUCT),
-    )
+    ours = _roles(columns, ("question", "solution", "answer", "choices", *_RELATES))
+    product = _roles(columns, _PRODUCT)
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
         values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
@@ -143,11 +140,6 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     )
     values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
-
-
-def _beginning(path: str) -> Columns:
-    """column -> values of the first rows of a file; none of a file without rows."""
-    return _columns(_head(path)) if format_of(path)[0] in FORMS else {}
 
 
 def _roles(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
