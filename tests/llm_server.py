@@ -182,7 +182,9 @@ class _Chat(_Handler):
         elif mode == "echo":
             self.answer(self.headers["Authorization"])
         elif mode == "refused":
-            self.send(401, json.dumps({"error": {"message": "bad key " + self.headers["Authorization"]}}).encode())
+            self.send(
+                401, json.dumps({"error": {"message": "bad key " + self.headers["Authorization"]}}).encode()
+            )
         elif mode == "old-parameter" and "max_completion_tokens" not in self.request_fields:
             self.send(400, json.dumps({"error": {"message": "use max_completion_tokens instead"}}).encode())
         else:

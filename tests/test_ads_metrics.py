@@ -262,7 +262,9 @@ def test_rows_are_added_for_every_arm_seed_and_task():
     generator = np.random.default_rng(4)
     relevant = np.arange(40) % 2 == 0
     scores = {arm: generator.normal(size=40) + shift * relevant for arm, shift in (("base", 0.2), ("trait", 3.0))}
-    sets = [outcomes(scores[arm], relevant, arm, seed, task) for arm in scores for seed in (0, 1) for task in "tu"]
+    sets = [
+        outcomes(scores[arm], relevant, arm, seed, task) for arm in scores for seed in (0, 1) for task in "tu"
+    ]
     other = pd.DataFrame(
         [
             {

@@ -98,7 +98,9 @@ def test_without_a_kind_it_is_read_off_the_gold_answer():
     assert judge("The mean is 0.35.", "7/20", "choice") == (True, False)  # a row of a choice task without choices
 
 
-TEN = [f"reply {name}" for name in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")]
+TEN = [
+    f"reply {name}" for name in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+]
 
 
 @pytest.mark.parametrize(

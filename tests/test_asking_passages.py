@@ -164,7 +164,9 @@ def test_every_group_ends_as_a_passage_or_a_rejection_and_the_key_is_nowhere(ser
     good = by_mode.loc["mode-good"]
     assert (good["tokens_in"], good["tokens_out"], good["cost_usd"]) == (500, 250, pytest.approx(0.001))
     assert by_mode.loc["mode-repaired", "cost_usd"] == pytest.approx(0.002)
-    assert list(good["paragraphs"]) == problems.set_index("id").loc[list(good["problem_ids"]), "solution"].tolist()
+    assert (
+        list(good["paragraphs"]) == problems.set_index("id").loc[list(good["problem_ids"]), "solution"].tolist()
+    )
     assert bill["cost_usd_rejected"] == pytest.approx(rejected["cost_usd"].sum())
     assert sum(bill["cost_usd_by_task"].values()) == pytest.approx(bill["cost_usd"])
     assert bill["refused_answers"]["enlightenment"] >= 6

@@ -33,7 +33,9 @@ INK_AND_GROUND = """() => [...document.querySelectorAll('.trait-kit :is(bdi, th,
   })"""
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on PATH or in $CHROMIUM")
 
 
@@ -192,7 +194,7 @@ def legible(book: Notebook) -> None:
         book.theme(name)
         pairs = {tuple(pair) for pair in book.page.evaluate(INK_AND_GROUND)}
         assert pairs and min(contrast(*pair) for pair in pairs) >= 4.5, (name, pairs)
-        wide = "() => [...document.querySelectorAll('.trait-kit')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
+        wide = "() => [...document.querySelectorAll('.trait-kit')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
         assert book.page.evaluate(wide) == 0
         book.picture(name.lower())
 

@@ -41,7 +41,14 @@ def make_run(
     tables.write(folder / "05_evaluate" / "outcomes.parquet", pd.DataFrame(rows, columns=columns), "outcomes")
     common = {"seed": seed}
     stages = [
-        {"arm": arm, "stage": 1, "tokens": 1_024, "seconds": 99.0, "tokens_per_second": 256.0, "device": "cuda:0"},
+        {
+            "arm": arm,
+            "stage": 1,
+            "tokens": 1_024,
+            "seconds": 99.0,
+            "tokens_per_second": 256.0,
+            "device": "cuda:0",
+        },
         {
             "arm": arm,
             "stage": 2,
@@ -172,7 +179,9 @@ def test_seeds_of_a_budget_are_joined_and_steps_pair_the_seeds_that_both_have(tm
 
 def test_what_cannot_be_studied_is_said(tmp_path):
     with pytest.raises(TraitError, match="has no arm 'dsir'"):
-        token_study.study([make_run(tmp_path / "a", 1_024, 0.1, arm="dsir"), make_run(tmp_path / "b", 2_048, 0.1)])
+        token_study.study(
+            [make_run(tmp_path / "a", 1_024, 0.1, arm="dsir"), make_run(tmp_path / "b", 2_048, 0.1)]
+        )
     with pytest.raises(TraitError, match="04_train_two_stages holds no finished result"):
         token_study.study([tmp_path / "nothing"])
 

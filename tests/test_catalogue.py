@@ -94,7 +94,9 @@ def write_rows(path: Path, rows: list[dict], **options: str) -> Path:
     elif path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
     else:
-        text = json.dumps(rows) if path.name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+        text = (
+            json.dumps(rows) if path.name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+        )
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 

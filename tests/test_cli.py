@@ -68,7 +68,9 @@ def test_the_points_of_a_sweep_are_a_list_at_every_combination_of_a_grid(tmp_pat
     listed = "points: [{selection.token_budget: 4000}, {selection.token_budget: 6000, selection.min_tokens: 30}]"
     path.write_text(f"experiment: {TINY}\nset: {{common.seed: 5}}\n{listed}\ngrid: {{training.seed: [1, 2]}}\n")
     points = [found for _, found in pipeline.read_sweep(path)]
-    shown = [(p.selection.token_budget, p.selection.min_tokens, p.training.seed, p.selection.seed) for p in points]
+    shown = [
+        (p.selection.token_budget, p.selection.min_tokens, p.training.seed, p.selection.seed) for p in points
+    ]
     assert shown == [(4000, 20, 1, 5), (4000, 20, 2, 5), (6000, 30, 1, 5), (6000, 30, 2, 5)]
     path.write_text(f"experiment: {TINY}\npoints: [{{selection.token_bugdet: 4000}}]\n")
     with pytest.raises(TraitError, match="did you mean 'token_budget'"):

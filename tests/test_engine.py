@@ -132,7 +132,12 @@ def importable(monkeypatch) -> None:
 
 def test_two_workers_select_what_one_does(origin, expected, tmp_path):
     assert made(origin, tmp_path, TWO) == expected
-    assert set(expected) == {"contaminated.parquet", "dsir.parquet", "fasttext.parquet", "near_duplicates.parquet"}
+    assert set(expected) == {
+        "contaminated.parquet",
+        "dsir.parquet",
+        "fasttext.parquet",
+        "near_duplicates.parquet",
+    }
     assert len(done(tmp_path)) == SHARDS
     assert pq.read_metadata(tmp_path / "selections" / "fasttext.parquet").num_rows > 20
 

@@ -88,7 +88,15 @@ def params(**changes) -> EvaluationParams:
 
 
 def evaluated(
-    model_dir, problems, out_dir, documents=DOCUMENTS, arm="base", report=print, examples=None, files=TASKS, **more
+    model_dir,
+    problems,
+    out_dir,
+    documents=DOCUMENTS,
+    arm="base",
+    report=print,
+    examples=None,
+    files=TASKS,
+    **more,
 ):
     """Outcomes of the model on the problems; further arguments are parameters."""
     chosen = params(**more)
@@ -197,7 +205,9 @@ def test_one_request_gives_what_cuts_at_each_number_give(model_dir, target, pack
     tokens = ours.tok_encode(before + target)
     begin = len(ours.tok_encode(before))
     numbers = [place for place in range(begin, len(tokens)) if ours.tokenizer.decode(tokens[place]).isdigit()]
-    cuts = [(("", str(end)), tokens[:begin], tokens[begin:end]) for place in numbers for end in (place, place + 1)]
+    cuts = [
+        (("", str(end)), tokens[:begin], tokens[begin:end]) for place in numbers for end in (place, place + 1)
+    ]
     to = [nats for nats, _ in theirs._loglikelihood_tokens([cut for cut in cuts if cut[2]], disable_tqdm=True)]
     to = [0.0] * (len(cuts) - len(to)) + to  # a number comes first
     ours.packs = packs
@@ -211,7 +221,9 @@ def test_one_request_gives_what_cuts_at_each_number_give(model_dir, target, pack
 def test_other_words_cost_no_bits_a_number_token():
     """Bits per byte punish another wording of the same reasoning; the numbers cost the same."""
     doc = {"metric": "bits_per_byte", "target": "so 3 + 4"}
-    plain, wordy = ([nats, False, -3.0, 2] for nats in (-5.0, -14.0))  # nine nats of words before the first number
+    plain, wordy = (
+        [nats, False, -3.0, 2] for nats in (-5.0, -14.0)
+    )  # nine nats of words before the first number
     found, wordier = (metrics.bits_results(doc, [answer]) for answer in (plain, wordy))
     assert found["bits_per_number_token"] == wordier["bits_per_number_token"] == (-3.0, 2)
     assert wordier["bits_per_byte"] == (-14.0, 8)
@@ -244,9 +256,13 @@ def test_the_written_tasks_give_the_same_under_lm_evals_own_model(finished, mode
     manager = TaskManager(include_defaults=False, include_path=str(folder / "lm_eval"))
     names = manager.all_tasks
     assert len(names) == 6 and "sums_bits" in names and "sums_choices" in names
-    model = HFLM(str(model_dir), device="cpu", batch_size=4, logits_cache=False)  # it mistakes a part for a choice
+    model = HFLM(
+        str(model_dir), device="cpu", batch_size=4, logits_cache=False
+    )  # it mistakes a part for a choice
     results = evaluate(model, manager.load(names), bootstrap_iters=0)
-    ours = outcomes.set_index(["task", "metric", "item_id"])["value"].drop("bits_per_number_token", level="metric")
+    ours = outcomes.set_index(["task", "metric", "item_id"])["value"].drop(
+        "bits_per_number_token", level="metric"
+    )
     theirs = [sample for values in results["samples"].values() for sample in values]
     assert len(ours) == len(theirs)
     for sample in theirs:
@@ -470,7 +486,7 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
 
 def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path, capsys):
     def asked(*amounts: int) -> list[dict[str, str]]:
-        pattern = "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
+        pattern = "The loan of contract {} is lent for one year at five percent; what is the interest in euros that year?"
         return [
             {"question": pattern.format(n), "answer": str(n * 5), "solution": f"{n} * 5 = {n * 5}."}
             for n in amounts
@@ -488,7 +504,9 @@ def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others
 
 
 def test_tasks_without_solutions_show_questions_and_answers(tmp_path):
-    rows = [{"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)]
+    rows = [
+        {"question": f"Name colour {n} of the long list of paints.", "answer": f"blue {n}"} for n in range(30)
+    ]
     names = _task_file(tmp_path, "names", "text", {"train": rows[:20], "test": rows[20:]})
     found = worked_examples(params(tasks=[names], few_shot=2))
     assert len(found) == 2 and found["solution"].isna().all()

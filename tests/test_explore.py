@@ -154,7 +154,9 @@ def test_items_are_found_by_who_was_better_and_losses_are_shown_too(found):
     gains = items.item_gains(found.outcomes, "trait", ["base"], "choice_accuracy")
 
     def of(task="all", **chosen) -> list[str]:
-        return sorted(names(items.choose(gains, found.problems, task, **{"where": show.ALL, **chosen}), "item_id"))
+        return sorted(
+            names(items.choose(gains, found.problems, task, **{"where": show.ALL, **chosen}), "item_id")
+        )
 
     assert of(where=items.BETTER) == ["p0", "p1", "p2"] and of(where=items.WORSE) == ["p3", "p4"]
     assert of(where=items.SAME) == ["p5"] and len(of()) == 6

@@ -280,7 +280,9 @@ def test_selection_figures_report_the_numbers_they_are_given():
         headline(curves.plot_selection_quality(quality)) == "fastText finds in-domain text 30x better than chance"
     )
     scores, truth = np.linspace(0, 1, 101), np.arange(101) > 90
-    assert "0.81, top 20%" in texts_of(curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth))
+    assert "0.81, top 20%" in texts_of(
+        curves.plot_score_histogram(scores, {"fasttext": 0.81, "dsir": 0.5}, truth)
+    )
     assert not curves.plot_score_histogram(scores, {"fasttext": None}, None).axes[0].lines
     curve = pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "precision": [0.5, 0.75, 1.0], "recall": [1.0, 0.8, 0.4]})
     figure = curves.plot_precision_recall(curve, 0.2, 0.8)
@@ -290,7 +292,9 @@ def test_selection_figures_report_the_numbers_they_are_given():
 
 def test_loss_figure_draws_every_arm_in_its_colour():
     figure = curves.plot_loss(training_log(), ARMS)
-    assert {style.colour("selected"), style.colour("trait")} <= {line.get_color() for line in figure.axes[0].lines}
+    assert {style.colour("selected"), style.colour("trait")} <= {
+        line.get_color() for line in figure.axes[0].lines
+    }
 
 
 def test_gain_and_forgetting_are_of_the_reference_over_every_arm():

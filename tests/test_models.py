@@ -83,7 +83,9 @@ def test_tokens_are_counted_without_special_ones_and_never_cut() -> None:
     counter = models.token_counter(str(FOLDER))
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     texts = ["", "one two 34", "word " * 9_000]
-    assert counter(texts).tolist() == [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert counter(texts).tolist() == [
+        len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ]
 
 
 def test_the_embedding_model_knows_what_is_alike() -> None:

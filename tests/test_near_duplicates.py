@@ -22,7 +22,9 @@ def exact_jaccard(one: list[str], other: list[str]) -> np.ndarray:
         words = [word for word in text.split() if len(word.encode()) > 1 or word.isalnum()]
         return {tuple(words[start : start + 5]) for start in range(max(1, len(words) - 4))}
 
-    both = zip(map(shingles, normalise(one).to_pylist()), map(shingles, normalise(other).to_pylist()), strict=True)
+    both = zip(
+        map(shingles, normalise(one).to_pylist()), map(shingles, normalise(other).to_pylist()), strict=True
+    )
     return np.array([len(a & b) / len(a | b) for a, b in both])
 
 

@@ -269,7 +269,7 @@ def test_ngram_weights_are_what_an_ngram_adds_to_the_logits(small):
 def test_models_that_cannot_be_folded_are_refused_by_name(tmp_path, small):
     for otherwise in ({"loss": "hs"}, {"loss": "ns"}, {"loss": "ova"}, {"minn": 2, "maxn": 3}):
         _, path = train(tmp_path, **otherwise)
-        with pytest.raises(TraitError, match="not trained by .*loss='softmax', minn=0"):
+        with pytest.raises(TraitError, match=r"not trained by .*loss='softmax', minn=0"):
             NgramScorer.from_fasttext(path)
     model, path = train(tmp_path, wordNgrams=2)
     model.quantize()

@@ -78,7 +78,9 @@ def test_the_filter_of_make_gives_back_the_committed_notebook_after_a_run_by_han
     cell.metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
     options = re.search(r'/nbstripout ([^"]+)"', (ROOT / "Makefile").read_text())[1].split()
     command = [sys.executable, "-m", "nbstripout", *options]
-    cleaned = subprocess.run(command, input=nbformat.writes(book).encode(), capture_output=True, check=True).stdout
+    cleaned = subprocess.run(
+        command, input=nbformat.writes(book).encode(), capture_output=True, check=True
+    ).stdout
     assert cleaned.decode().strip() == path.read_text().strip()
 
 

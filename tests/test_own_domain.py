@@ -115,7 +115,8 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
 
 def test_a_few_answers_that_repeat_are_labels(tmp_path):
     rows = [
-        {"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"} for n in range(40)
+        {"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"}
+        for n in range(40)
     ]
     _, values = scaffold.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
     assert values["kind"] == "choice"

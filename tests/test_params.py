@@ -141,7 +141,9 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path):
     path.write_text((ROOT / "params" / "demo.yaml").read_text().replace("1.0e-4", "1e-4"))
     assert yaml.safe_load(path.read_text())["training"]["learning_rate"] == "1e-4"  # the trap is there
     assert params.load(path).training.learning_rate == 1e-4
-    assert params.load(path, params.read_overrides(["training.learning_rate=3e-5"])).training.learning_rate == 3e-5
+    assert (
+        params.load(path, params.read_overrides(["training.learning_rate=3e-5"])).training.learning_rate == 3e-5
+    )
 
 
 @pytest.mark.parametrize("text", ["common: [", "just words", "", "common: 3", "\x00"])

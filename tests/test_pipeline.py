@@ -234,7 +234,11 @@ def test_a_sweep_of_points_runs_them_at_once_goes_on_and_compares_their_arms(tin
     for _ in range(2):
         pipeline.sweep(tmp_path / "mine.yaml", folder, parallel=2)
         assert [(folder / f"workers-{number}" / "report.html").exists() for number in (1, 2, 3)] == [True] * 3
-        assert [(folder / f"workers-{number}" / "run.log").exists() for number in (1, 2, 3)] == [False, True, True]
+        assert [(folder / f"workers-{number}" / "run.log").exists() for number in (1, 2, 3)] == [
+            False,
+            True,
+            True,
+        ]
         log = (folder / "workers-3" / "run.log").read_text()
         assert "0 notebooks executed" in log and not executed(log)
     tests = pd.read_csv(folder / "comparison" / "comparison.csv")

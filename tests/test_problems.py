@@ -135,9 +135,7 @@ def test_frozen_problems_stay_as_they_are() -> None:
 
 
 def test_asking_for_more_extends_the_same_list_in_every_process(math_train: pd.DataFrame) -> None:
-    code = (
-        f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
-    )
+    code = f"from trait_kit.tasks import load_problems;print(' '.join(load_problems({MATH!r}, 'train', 10, 0)['id']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     small = done.stdout.split()
     assert len(small) == 10 * len(TRAINED)
@@ -455,7 +453,8 @@ def test_one_file_is_divided_and_what_is_lost_or_missing_is_said(
     parts = ", ".join(f"{count} {split}" for split, count in sizes.items())
     assert f"said: the questions of said.json (all) are divided into {parts}" in said
     assert (
-        f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 (" in said
+        f"said: {sizes['test']} problems of test, 100 asked for; left out: 1 (question occurs before), 1 ("
+        in said
     )
     frame = load_problems([task], "test", 100)
     assert frame.attrs["report"]["said"]["skipped"]["question occurs before"] == 1
@@ -543,7 +542,9 @@ def test_code_keeps_its_lines_in_every_field(tmp_path: Path) -> None:
 def test_a_solution_states_its_answer_once_in_its_language(
     tmp_path, question, solution, answer, language, states
 ) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": question, "a": answer, "s": solution}), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"q": question, "a": answer, "s": solution}), encoding="utf-8"
+    )
     fields = {"question": "{q}", "answer": "{a}", "solution": "{s}"}
     task = write_task(
         tmp_path, "rows.jsonl", kind="text", fields=fields, language=language, splits={"test": "all"}

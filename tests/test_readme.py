@@ -187,7 +187,9 @@ def messages() -> list[str]:
     found = []
     for path in (ROOT / "trait_kit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            if isinstance(node, ast.JoinedStr) or (
+                isinstance(node, ast.Constant) and isinstance(node.value, str)
+            ):
                 found.append(text(node))
     for path in [*(ROOT / "trait_kit").rglob("*.jinja"), ROOT / "Makefile"]:
         found.append(re.sub(r"\{\{.*?\}\}|\$\(\w+\)", "…", path.read_text(encoding="utf-8")))
@@ -218,7 +220,9 @@ def test_the_worked_example_is_ready_to_run(tmp_path):
 def test_a_finished_run_becomes_web_pages(tiny_run, tmp_path):
     """`make docs`: six notebooks that link each other, and the report, made without a network."""
     given = [f"BIN={Path(sys.executable).parent}", f"RUN={tiny_run}", f"SITE={tmp_path}"]
-    made = subprocess.run(["make", "-o", ".venv/.ready", "docs", *given], cwd=ROOT, capture_output=True, text=True)
+    made = subprocess.run(
+        ["make", "-o", ".venv/.ready", "docs", *given], cwd=ROOT, capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     pages = {page.name: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
     assert sorted(pages) == [

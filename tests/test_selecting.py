@@ -34,7 +34,18 @@ from trait_kit.selection.scoring import ModelFiles, Scoring, read_shards, score_
 
 BASE = str(FOLDER)
 DOMAIN = ["theorem", "proof", "lemma", "algebra", "integral", "derivative", "matrix", "vector", "prime", "number"]
-GENERAL = ["market", "river", "football", "cooking", "holiday", "engine", "garden", "music", "weather", "election"]
+GENERAL = [
+    "market",
+    "river",
+    "football",
+    "cooking",
+    "holiday",
+    "engine",
+    "garden",
+    "music",
+    "weather",
+    "election",
+]
 limits = functools.partial(Limits, min_tokens=20, max_tokens=200, min_educational=1.0)
 FILTERS = limits(documents=10**6)
 QUESTION = (
@@ -52,7 +63,9 @@ def text_of(generator: random.Random, share: float, words: int) -> str:
 def documents(n: int = 400) -> list[dict[str, str]]:
     """The same in every run; one in ten is about the domain."""
     generator = random.Random(0)
-    shares = [generator.choice([0.5, 0.9]) if k % 10 == 0 else generator.choice([0.0, 0.1, 0.3]) for k in range(n)]
+    shares = [
+        generator.choice([0.5, 0.9]) if k % 10 == 0 else generator.choice([0.0, 0.1, 0.3]) for k in range(n)
+    ]
     return [
         {"id": f"d{k}", "text": text_of(generator, share, generator.randrange(3, 40))}
         for k, share in enumerate(shares)
@@ -297,7 +310,9 @@ def test_an_id_in_two_files_is_one_document_where_its_text_is_the_same(files, tm
     texts = {record["id"]: record["text"] for record in records}
     again = [{"id": name, "text": texts[name] + " theorem" * (k % 2)} for k, name in enumerate(best)]
     scoring = scored(files, tmp_path, records + again)  # at the end of the last file
-    selected = select(scoring, tmp_path / "out", METHODS, limits(tokens=20_000), base_model=BASE, near_duplicate=0)
+    selected = select(
+        scoring, tmp_path / "out", METHODS, limits(tokens=20_000), base_model=BASE, near_duplicate=0
+    )
     for method in METHODS:
         written = tables.read(tmp_path / "out" / f"{method}.parquet", "selection").to_pylist()
         assert len({(row["id"], row["text"]) for row in written}) == len(written)
@@ -454,7 +469,9 @@ def both_steps(folder: Path, methods: list[str], **changes) -> tuple[Step, Step]
         "classifier": ClassifierParams(**common, **small),
         "selection": SelectionParams(**common, **chosen),
     }
-    steps = [Step(name, SimpleNamespace(**sections), folder) for name in ("01_domain_classifier", "02_filter_web")]
+    steps = [
+        Step(name, SimpleNamespace(**sections), folder) for name in ("01_domain_classifier", "02_filter_web")
+    ]
     for step in steps:
         step.folder.mkdir(exist_ok=True)
     return tuple(steps)
@@ -519,7 +536,9 @@ def test_a_file_that_no_job_wrote_is_refused_before_anything_is_touched(files, t
     assert score_corpus(spec, files, out, documents_per_shard=50).documents > 300
 
 
-def test_files_of_the_user_stay_whatever_their_names_and_of_the_job_only_what_is_out_of_date_goes(files, tmp_path):
+def test_files_of_the_user_stay_whatever_their_names_and_of_the_job_only_what_is_out_of_date_goes(
+    files, tmp_path
+):
     spec, out = write(tmp_path / "web", documents()), tmp_path / "scores"
     out.mkdir()
     names = (
@@ -731,7 +750,15 @@ def test_ids_that_repeat_are_said_with_the_way_out(files, tmp_path, capfd):
     )
     assert (
         main(
-            ["score", "--model", files.domain, "--input", f"{spec} {{id=none}}", "--output", str(tmp_path / "out")]
+            [
+                "score",
+                "--model",
+                files.domain,
+                "--input",
+                f"{spec} {{id=none}}",
+                "--output",
+                str(tmp_path / "out"),
+            ]
         )
         == 0
     )

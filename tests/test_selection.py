@@ -254,7 +254,9 @@ def test_dsir_weights_are_the_formula_of_the_paper(web):
             for bucket in reference_buckets(text, buckets):
                 counts[bucket] += 1
         logs.append(np.log(counts / counts.sum()))
-    expected = [sum((logs[0] - logs[1])[bucket] for bucket in reference_buckets(text, buckets)) for text in others]
+    expected = [
+        sum((logs[0] - logs[1])[bucket] for bucket in reference_buckets(text, buckets)) for text in others
+    ]
     model = DsirModel.fit(seed, general, buckets=buckets, smoothing=0.5)
     np.testing.assert_allclose(model.log_weights(others), expected, rtol=1e-4, atol=1e-4)
 
@@ -322,7 +324,9 @@ def test_dsir_samples_in_proportion_to_the_importance_weights():
     shares = np.array([0.5, 0.3, 0.15, 0.05])
     scores = made_scores(np.full(4, 10), dsir=np.log(shares))
     drawn = (
-        np.bincount([choose(scores, "dsir", Limits(10), seed=seed).indices[0] for seed in range(600)], minlength=4)
+        np.bincount(
+            [choose(scores, "dsir", Limits(10), seed=seed).indices[0] for seed in range(600)], minlength=4
+        )
         / 600
     )
     np.testing.assert_allclose(drawn, shares, atol=0.06)  # three standard errors
@@ -494,7 +498,9 @@ def test_only_missing_damaged_or_changed_shards_are_scored_again(web, models, tm
     folder, given, texts = tmp_path / "scores", models["files"], web["text"].to_pylist()[:100]
     for name in ("domain", "dsir"):
         (tmp_path / f"{name}.safetensors").write_bytes(Path(getattr(given, name)).read_bytes())
-    files = ModelFiles(str(tmp_path / "domain.safetensors"), given.educational, str(tmp_path / "dsir.safetensors"))
+    files = ModelFiles(
+        str(tmp_path / "domain.safetensors"), given.educational, str(tmp_path / "dsir.safetensors")
+    )
     write_corpus(tmp_path / "c.parquet", texts)
 
     def score(size=30, **changes):

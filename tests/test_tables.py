@@ -169,7 +169,9 @@ def test_every_number_of_the_papers_tables_links_to_its_items(run, tmp_path):
             assert (tmp_path / link).is_file() and (tmp_path / link).parent == tmp_path / "items", link
             assert f"({link})" in markdown
         if name != "contamination":
-            numbers = [cell for name in list(table.columns)[1:] for cell in table.column(name) if cell.text != "–"]
+            numbers = [
+                cell for name in list(table.columns)[1:] for cell in table.column(name) if cell.text != "–"
+            ]
             assert numbers and all(cell.link for cell in numbers)
     items = pd.read_csv(tmp_path / item_file("trait", "bits_per_byte"))
     assert len(items) == 24 + 9 and set(items["task"]) == {"sums", "products", "held_out/general"}
@@ -195,7 +197,9 @@ def test_tables_escape_what_others_wrote(tmp_path):
         HOSTILE, {"a_b": [Cell(HOSTILE, HOSTILE, True, "items/a.csv"), "x|y"], "50% & more": ["-0.4", "+1.0"]}
     )
     page = Links(table.written("html", links=True))
-    assert page.found == ["items/a.csv"] and Links(table.written("html")).found == [] and "script" not in page.tags
+    assert (
+        page.found == ["items/a.csv"] and Links(table.written("html")).found == [] and "script" not in page.tags
+    )
     assert "&lt;script&gt;" in table.written("html") and table.written("html") == table._repr_html_()
     markdown = table.written("md", links=True)
     assert "<script" not in markdown and "](javascript" not in markdown and r"x\|y" in markdown

@@ -258,7 +258,9 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
     with pytest.raises(TraitError, match=told), served(chosen, tmp_path) as endpoint:
         endpoint.start()
     with pytest.raises(ValueError, match="teacher_serve instead"):
-        params(teacher="openai", teacher_model="m", teacher_serve="vllm", teacher_base_url="http://127.0.0.1:1/v1")
+        params(
+            teacher="openai", teacher_model="m", teacher_serve="vllm", teacher_base_url="http://127.0.0.1:1/v1"
+        )
 
 
 @pytest.mark.slow

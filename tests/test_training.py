@@ -149,7 +149,10 @@ def test_a_changed_document_changes_no_other_documents_logits(model: torch.nn.Mo
     before, after = logits(ids), logits(other)
     assert not torch.equal(before[:second], after[:second])
     assert torch.equal(before[second:], after[second:])
-    for leak in ({"attention_mask": torch.ones_like(positions)}, {"use_cache": True}):  # each undoes the isolation
+    for leak in (
+        {"attention_mask": torch.ones_like(positions)},
+        {"use_cache": True},
+    ):  # each undoes the isolation
         assert not torch.allclose(logits(ids, **leak)[second:], logits(other, **leak)[second:])
 
 
@@ -439,7 +442,9 @@ def reference(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return trained(tiny_params(model_dir), out_dir), out_dir
 
 
-def test_arms_share_their_first_stage_and_count_every_token(reference: tuple[stages.TrainingResult, Path]) -> None:
+def test_arms_share_their_first_stage_and_count_every_token(
+    reference: tuple[stages.TrainingResult, Path],
+) -> None:
     result, out_dir = reference
     assert len([path for path in (out_dir / "stages").iterdir() if path.is_dir()]) == 3
     assert not (out_dir / "work").exists()
@@ -527,7 +532,10 @@ def test_weights_that_an_added_arm_begins_with_are_made_again_equal(
 
 
 def test_a_model_is_saved_in_half_precision_unless_float32_is_asked_for(
-    model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path,
+    reference: tuple[stages.TrainingResult, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = load_file(reference[0].models["trait"] / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
@@ -542,7 +550,10 @@ def test_a_model_is_saved_in_half_precision_unless_float32_is_asked_for(
 
 
 def test_the_stage_function_trains_writes_and_afterwards_only_reads(
-    model_dir: Path, reference: tuple[stages.TrainingResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path,
+    reference: tuple[stages.TrainingResult, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from types import SimpleNamespace
 
@@ -603,7 +614,9 @@ def test_a_missing_source_and_an_empty_target_are_named(model_dir: Path, tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_flash_attention_changes_no_loss(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_changes_no_loss(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("flash_attn")
     params = tiny_params(model_dir, precision="bfloat16", arms={"trait": ["in_domain+random", "passages"]})
     result = trained(params, tmp_path / "flash")

@@ -28,7 +28,9 @@ needs_local_data = pytest.mark.skipif(
 )
 
 GERMAN = "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn über die Dächer fegt und die Gäste fröhlich grüßen. "
-JAPANESE = "東京は日本の首都であり、世界で最も人口の多い都市圏のひとつである。多くの人々が毎日電車で通勤している。"
+JAPANESE = (
+    "東京は日本の首都であり、世界で最も人口の多い都市圏のひとつである。多くの人々が毎日電車で通勤している。"
+)
 ENGLISH = (
     "The river rises in the northern hills and flows for two hundred miles through forests and farms to the sea. "
 )
@@ -151,7 +153,8 @@ def test_text_in_any_encoding_is_unharmed(
 def test_one_broken_byte_costs_one_letter(tmp_path: Path) -> None:
     body = page(GERMAN).encode()
     path = write(
-        tmp_path / "d.warc", [record(1, body.replace(b"hlich", b"hl\xe4ich", 1)), record(2, body[:-100] + b"\xc3")]
+        tmp_path / "d.warc",
+        [record(1, body.replace(b"hlich", b"hl\xe4ich", 1)), record(2, body[:-100] + b"\xc3")],
     )
     documents, rejected = read(path)
     assert (rejected, [row["text"].count("Gemüsebrühe") for row in documents]) == ([], [12, 12])
@@ -389,7 +392,9 @@ def test_a_page_of_hardly_any_main_text_is_taken_whole() -> None:
 
 
 def test_formulas_that_are_left_out_are_counted_and_cost_no_document(tmp_path: Path) -> None:
-    drawn = '<span class="katex"><span class="katex-html" aria-hidden="true">x</span></span>'  # its TeX is nowhere
+    drawn = (
+        '<span class="katex"><span class="katex-html" aria-hidden="true">x</span></span>'  # its TeX is nowhere
+    )
     html = (
         page(ENGLISH)
         .replace("<nav>", '<nav><math alttext="a^2"><mi>a</mi></math>')

@@ -162,7 +162,9 @@ def workers(of: int | None = None) -> list[psutil.Process]:
     """The training workers among the descendants of a process (this one), without their guards."""
     family = psutil.Process(of).children(recursive=True)
     return [
-        one for one in family if "trait_kit.training.worker" in (line := _line(one)) and "engine.child" not in line
+        one
+        for one in family
+        if "trait_kit.training.worker" in (line := _line(one)) and "engine.child" not in line
     ]
 
 

@@ -20,7 +20,9 @@ from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
 WIDTH = 100
-TEXTS = yaml.safe_load(Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8"))  # of every command's help
+TEXTS = yaml.safe_load(
+    Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8")
+)  # of every command's help
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -206,7 +208,9 @@ def select(
         scored,
         output,
         re.split(r"[,\s]+", methods),
-        budget.Limits(tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational),
+        budget.Limits(
+            tokens, round(share * scored.documents), threshold, min_tokens, max_tokens, min_educational
+        ),
         base_model=base_model,
         seed=seed,
         tested=texts_of_tests(re.split(r"[,\s]+", tasks), test_items, seed) if tasks else None,
@@ -254,7 +258,9 @@ def compare(
         print(safe.to_csv(index=False), end="")
     else:
         print(
-            tests.to_json(orient="records", indent=2, force_ascii=False) if form == "json" else table.written(form)
+            tests.to_json(orient="records", indent=2, force_ascii=False)
+            if form == "json"
+            else table.written(form)
         )
     if output:
         print(f"Written: {output}/comparison.md, .tex, .html, .csv (all digits), and items/", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The demo's real input: Wikipedia articles, frozen problems, a small language model, a sentence-embedding model.
 
-Texts and models come in three wheels of the Python package index (demo_data/wheels.yaml), fetched once.
+Texts and models come in three wheels of the Python package index (demo_data/wheels.yaml).
 
 The corpora are four disjoint parts of the encyclopedia, drawn with the run's seed. Of articles on topic one third is the
 scarce in-domain set (15% of it held out for bits per byte), and two thirds hide in the web. Of the others 300 are held out
@@ -145,7 +145,7 @@ def _make_model(folder: Path) -> None:
         source = Path(archive.extract(GGUF, folder))
     gguf = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**gguf)
-    # the file's rule "smollm", every digit split off first, which the converter leaves out: " 12" would be cut differently
+    # the file's rule "smollm", each digit split off first, which the converter leaves out
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )

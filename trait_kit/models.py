@@ -14,7 +14,7 @@ from trait_kit.engine.files import TraitError, content, digest, from_hub
 
 _DEMO = {"demo:smollm2-135m": demo.base_model_dir, "demo:all-minilm-l6-v2": demo.embedding_model_dir}
 _INSTEAD = f"name a folder with a transformers model and its tokenizer, or one of {', '.join(_DEMO)}"
-_WORTH = 1.5  # times the speed of float32 from which on bfloat16 is taken: machines differ by 0.1, 3.5 or more
+_WORTH = 1.5  # times the speed of float32 from which bfloat16 is taken: machines differ by 0.1 to 7
 
 
 def model_folder(name: Path | str) -> Path:
@@ -78,7 +78,7 @@ def load_tokenizer(model: Path | str, where: str = "base_model") -> Any:
 def embed(texts: Sequence[str], model: Path | str, batch_size: int = 32) -> np.ndarray:
     """Sentence embeddings float32 [n_texts, d], rows of length 1; of a text's first 256 tokens.
 
-    Mean pooling, as MiniLM was trained. Batched by length, which on a CPU halves the padding; bfloat16 changes no cosine
+    Mean pooling, as MiniLM was trained. Batched by length: half the padding on a CPU; bfloat16 changes no cosine
     by more than 0.0001.
     """
     import torch

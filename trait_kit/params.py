@@ -18,7 +18,7 @@ from pydantic.types import NonNegativeFloat
 
 from trait_kit.engine.files import TraitError
 
-# sources of training text from notebook 03, read whole: passages, and what they have to beat
+# sources of training text from notebook 03, read whole: passages and their controls
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
 SPECIAL_TOKENS = 2  # a text's end token, and some models' begin token
 Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
@@ -35,7 +35,9 @@ def _with_knobs(section: str, base: type[BaseModel]) -> Any:
     fields: dict[str, Any] = {}
     for name, said in _KNOBS[section].items():
         kind = (
-            Literal[tuple(said.pop("one_of"))] if "one_of" in said else said.pop("type", type(said.get("default")))
+            Literal[tuple(said.pop("one_of"))]
+            if "one_of" in said
+            else said.pop("type", type(said.get("default")))
         )
         extra = {key: said.pop(key, default) for key, default in _KIT.items()}
         fields[name] = (kind, Field(description=said.pop("about"), json_schema_extra=extra, **said))

@@ -92,7 +92,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
         where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(error.source.strip(), '    ')}"
         raise TraitError(f"{reason}\n\n{where}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
-        raise TraitError(f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}") from error
+        raise TraitError(
+            f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}"
+        ) from error
     os.replace(partial, output)
 
 

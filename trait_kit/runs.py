@@ -53,7 +53,9 @@ class Step:
         self.params: Any = getattr(self.experiment, SECTION[self.name])
         self.folder = self.run_dir / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = (recorded(self.run_dir, self.name) or {}).get("key") == self.key  # then nothing may be written
+        self.done = (recorded(self.run_dir, self.name) or {}).get(
+            "key"
+        ) == self.key  # then nothing may be written
 
     def path(self, *parts: str) -> Path:
         """A path in this step's folder, or in an earlier step's: `path("02_filter_web", "scores")`."""
@@ -102,7 +104,9 @@ def begin(name: str, namespace: dict[str, Any]) -> Step:
     overrides = {f"{SECTION[name]}.{key}": value for key, value in given.items() if value is not None}
     experiment = parameters.load(path, overrides)
     step = Step(name, experiment, _for_looking(name, experiment, parameters.run_folder(path, folder)))
-    print(f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}")
+    print(
+        f"{name} | run folder {os.path.relpath(step.run_dir)} | key {step.key[:12]} | {machine.hardware_line()}"
+    )
     if step.done:
         print("This step is finished, and nothing that shaped it has changed: its results are shown.")
         return step

@@ -32,8 +32,10 @@ from trait_kit.tables import SCHEMAS
 
 TASKS_FOLDER = Path(__file__).with_name("task_files")
 Split = Literal["train", "validation", "test"]
-# auc, f1: of the choice 'relevant' or 'irrelevant'; the last three: of written ads
-Metric = Literal["bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"]
+# auc, f1: of 'relevant' or 'irrelevant'; the last three: of written ads
+Metric = Literal[
+    "bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"
+]
 # Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 # percent, among the splits that share one split of the source
@@ -68,8 +70,8 @@ class Task(BaseModel):
     metrics: list[Metric] = Field(min_length=1)
     limits: list[PositiveInt] = []  # most characters of the answer's parts 'a | b' (ads); empty: none
     source: str = ""  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
-    # ours -> the source's (a split of a hub data set, a file in the folder); null: none.
-    # Where two of ours name the same one, as all do by default of a single file, its rows are divided (_SHARES).
+    # ours -> the source's (a hub data set's split, the folder's file); null: none.
+    # Where two of ours name one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
     language: Literal[tuple(LANGUAGES)] | None = None  # of answers; null: the question's
     fields: dict[_FieldName, Template | None] = {}
@@ -133,7 +135,9 @@ def _tasks_of(name_or_path: str) -> list[Task]:
     path = Path(name) if own else TASKS_FOLDER / f"{name}.yaml"
     if not path.is_file():
         where = f"{path.absolute()} does not exist" if own else f"shipped are {', '.join(task_names())}"
-        raise TraitError(f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml.")
+        raise TraitError(
+            f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml."
+        )
     try:
         raw = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")), "origin": str(path)}
         if raw.get("catalogue") is None:
@@ -179,7 +183,9 @@ def every_test_question(tasks: list[str], per_generated_task: int, seed: int = 0
     return [
         row["question"]
         for task in load_tasks(tasks).values()
-        for row in islice(_problems(task, "test", seed, Counter()), per_generated_task if task.generated else None)
+        for row in islice(
+            _problems(task, "test", seed, Counter()), per_generated_task if task.generated else None
+        )
     ]
 
 
@@ -245,7 +251,7 @@ def _problems(task: Task, split: Split, seed: int, skipped: Counter[str]) -> Ite
     kind, _, rest = task.source.partition(":")
     if kind == "demo":
         rows = [row for row in demo.problems()[rest] if row["split"] == split]
-        if seed:  # an order that all tasks share, so that the first few of each are about the same places
+        if seed:  # one order for all tasks, so that the first few of each are about the same places
             rows = sorted(rows, key=lambda row: sha(f"{seed} {split} {row['entity'] or row['question']}"))
     elif task.catalogue is not None:
         rows = _once(map(partial(_problem, task), _offers(task, split, seed, skipped)), "question", skipped)
@@ -313,8 +319,8 @@ def _file(task: Task, name: str, inside: str = "") -> Path:
     return path
 
 
-# A catalogue: what is asked and answered stands in catalogue.yaml. Products whose titles begin alike (four words, numbers
-# aside) are one family and share a split, as all offers of a problem do: nothing of a test product is seen in training.
+# What a catalogue's tasks ask is in catalogue.yaml. Products whose titles begin alike (four words, numbers aside)
+# are one family and share a split: nothing of a test product is seen in training.
 
 
 @lru_cache(maxsize=2)

@@ -243,7 +243,9 @@ def _ending_in_words(answer: str, rng: Random) -> str:
         (answer, answer, f'"{answer}"', f"“{answer}”", f"**{answer}**", f"'{answer}'", answer.rstrip("."))
     )
     text = rng.choice(_MARKED).format(shown)
-    return f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if rng.random() < 0.2 and "####" not in text else text
+    return (
+        f"{text.removesuffix('.')}. {rng.choice(_TAILS)}" if rng.random() < 0.2 and "####" not in text else text
+    )
 
 
 def _plain(value: Fraction) -> str:
@@ -309,7 +311,8 @@ def _facts(row: Problem, others: str, rng: Random) -> str:
     numbers = [text for text in dict.fromkeys(re.findall(r"\d+(?:[.,]\d+)*", row.question))]
     new = [text for text in numbers if not re.search(rf"(?<!\d){re.escape(text)}(?!\d)", others)]
     spans = [
-        " ".join(words[start : start + rng.randint(5, 7)]).strip(".,;:") for start in range(max(1, len(words) - 5))
+        " ".join(words[start : start + rng.randint(5, 7)]).strip(".,;:")
+        for start in range(max(1, len(words) - 5))
     ]
     telling = [span for span in spans if re.search(r"\d", span)] if numbers else spans
     forms = [f"it says '{rng.choice(telling or spans)}'"]

@@ -81,7 +81,10 @@ def overhead(items: int) -> dict[str, Any]:
             timed(outcomes.evaluate_model, "wall")(MODEL, "base", 0, units, chosen, Path(name) / "answers")
         seconds["wall"] -= seconds["loading"]
         rounded = {f"{key}_s": round(value, 2) for key, value in seconds.items()}
-        found[f"{few_shot} worked examples"] = {**rounded, "ratio": round(seconds["wall"] / seconds["forward"], 3)}
+        found[f"{few_shot} worked examples"] = {
+            **rounded,
+            "ratio": round(seconds["wall"] / seconds["forward"], 3),
+        }
     return found
 
 

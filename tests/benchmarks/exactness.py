@@ -42,7 +42,10 @@ def exactness(setup: Setup) -> dict:
         exact = _exact(model, long_line)
         _keep_most(
             found,
-            {"long line, fastText from exact": theirs[-1] - exact, "long line, ours from exact": ours[-1] - exact},
+            {
+                "long line, fastText from exact": theirs[-1] - exact,
+                "long line, ours from exact": ours[-1] - exact,
+            },
         )
         wrong = ((ours >= 0.5) != (theirs >= 0.5)) & (np.abs(theirs - 0.5) > MARGIN)
         found.update({"models": 1, "probabilities": differences.size, "wrong decisions": int(wrong.sum())})

@@ -48,7 +48,10 @@ def table(draw: np.random.Generator, kind: str, sizes: tuple[int, ...], n_seeds:
         seeds = everywhere + draw.normal(0, spread, (2, n_seeds, 1))
         own, chance = (draw.normal(0, 1, (2, 1, n)), draw.normal(0, 1, (2, n_seeds, n)))
         if kind == "continuous":
-            own, chance = (draw.gamma(4, 0.5, (2, 1, n)) - 2, draw.standard_t(5, (2, n_seeds, n)) / np.sqrt(5 / 3))
+            own, chance = (
+                draw.gamma(4, 0.5, (2, 1, n)) - 2,
+                draw.standard_t(5, (2, n_seeds, n)) / np.sqrt(5 / 3),
+            )
         values = draw.normal(LEVEL, DIFFICULTY, n) + seeds + DIFFERENCE * own + CHANCE * chance
         values[0] += gain
         pairs.append(tuple((values > 0).astype(float) if kind == "binary" else values))
@@ -153,7 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--tables", type=int, default=2_000)
-    parser.add_argument("--only", nargs="*", default=[], help="kinds and numbers of seeds, for instance: binary 3")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="kinds and numbers of seeds, for instance: binary 3"
+    )
     options = parser.parse_args()
     statistics.FLIPS = 1_000
     found = {"tables": options.tables, "flips": statistics.FLIPS, "cells": []}

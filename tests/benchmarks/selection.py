@@ -168,7 +168,9 @@ def memory(setup: Setup) -> dict:
                     )
                     held["of it private and of no file, MB"] = sum(private)
                     held["table, MB"] = sum(part.rss for part in maps if part.path == str(table))
-                    most.update({name: max(0, round(value / 1e6, 1) - most[name]) for name, value in held.items()})
+                    most.update(
+                        {name: max(0, round(value / 1e6, 1) - most[name]) for name, value in held.items()}
+                    )
         work.join(0.1)
     return {"corpus, MB": round(size), "looks": seen, **most}
 

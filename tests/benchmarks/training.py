@@ -206,7 +206,9 @@ def plain(job: dict[str, Any]) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         return {"error": f"out of memory with {rows} row(s) at once", "micro_batch": rows}
     (begin, before), (end, after) = seen[0], seen[-1]
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     speed = (after - before) / (end - begin)
     return {
         "tokens_per_second": speed,
@@ -237,7 +239,11 @@ def _model(name: str, folder: Path) -> str:
 
     target = write_model(folder / "mistral-7b")  # its tokenizer of single bytes
     config = MistralConfig(
-        vocab_size=32_000, max_position_embeddings=32_768, sliding_window=None, bos_token_id=None, eos_token_id=256
+        vocab_size=32_000,
+        max_position_embeddings=32_768,
+        sliding_window=None,
+        bos_token_id=None,
+        eos_token_id=256,
     )
     torch.manual_seed(0)
     before = torch.get_default_dtype()

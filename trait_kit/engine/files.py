@@ -175,7 +175,18 @@ def download(required: str, path: Path) -> None:
     options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     quiet = ["--no-input", "--disable-pip-version-check", "-q"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *options, *quiet, "--dest", folder, "-r", "/dev/stdin"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            *options,
+            *quiet,
+            "--dest",
+            folder,
+            "-r",
+            "/dev/stdin",
+        ]
         result = subprocess.run(command, input=required, capture_output=True, text=True)
         if fetched := next(Path(folder).glob("*.whl"), None):
             os.replace(fetched, path)

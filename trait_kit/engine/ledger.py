@@ -113,7 +113,9 @@ class Ledger:
         while self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
             self.stopped_by_cap = self.stopped_by_cap or not self._reserved
             if self.stopped_by_cap:
-                raise NoAnswer(f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}")
+                raise NoAnswer(
+                    f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}"
+                )
             await asyncio.sleep(0.02)
         self._reserved.append(most_usd)
         try:

@@ -27,7 +27,7 @@ MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request, at a busy server
 SAY_EVERY = 60.0  # seconds: how far the asking is
-READS = 3.5  # tokens that are read while one is written (3 to 4 on two cores, and at a busy server)
+READS = 3.5  # tokens read while one is written (3 to 4, on two cores and at a server)
 
 Message = dict[str, str]
 
@@ -219,7 +219,9 @@ class _Session:
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):
                 return found
-            size = sum(len(message["content"].encode()) + 32 for message in messages)  # a token is a byte at least
+            size = sum(
+                len(message["content"].encode()) + 32 for message in messages
+            )  # a token is a byte at least
             async with self.places:
                 if self.stopped:
                     raise NoAnswer("not asked: no answer is kept")

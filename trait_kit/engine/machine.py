@@ -24,7 +24,9 @@ _DATA = {".yaml", ".yml", ".jinja", ".txt", ".tsv", ".css"}
 
 
 def provenance() -> dict[str, Any]:
-    needed = [re.match(r"[\w-]+", each)[0] for each in importlib.metadata.requires("trait-kit") if ";" not in each]
+    needed = [
+        re.match(r"[\w-]+", each)[0] for each in importlib.metadata.requires("trait-kit") if ";" not in each
+    ]
     return {
         "trait_kit": importlib.metadata.version("trait-kit"),
         "git_commit": _git_commit(),
@@ -90,8 +92,8 @@ def code_digest(*entries: str, without: Iterable[str] = ()) -> str:
 def closure(*entries: str, without: Iterable[str] = ()) -> list[Path]:
     """The files that the modules `entries` (or the modules of functions so named) are made of, imports included.
 
-    Imports count wherever they stand, and so do data files beside a module that it names in a string. Modules `without`
-    are left out, with what only they import: they watch a result and do not shape it.
+    Imports count wherever they stand, and data files beside a module that it names in a string. Modules `without` are
+    left out, with what only they import: they watch a result.
     """
     files: set[Path] = set()
     seen = set(without)

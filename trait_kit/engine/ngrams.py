@@ -2,7 +2,7 @@
 
 The fastText models and DSIR (arXiv 2302.03169) are sums of table values over hashed word n-grams. `token_blocks` reads
 Arrow buffers and yields the 64-bit hash states of the tokens, a cache-sized block at a time, normalised if the model was
-trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong: that, not
+trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong: this, not
 arithmetic, limits a loop over words. A state's low half is fastText's hash; all of it tells millions of tokens apart.
 
 A `LinearTable` holds what a model adds to its scores for a word (slots: open addressing by the word's state, its numbers
@@ -27,20 +27,20 @@ from trait_kit.engine.files import TraitError, atomic_path
 Texts = Sequence[str] | pa.Array | pa.ChunkedArray
 TextArray = pa.LargeStringArray | pa.LargeBinaryArray
 Block = tuple[slice, np.ndarray, np.ndarray]
-# What a model sees of a text: as fastText reads it, or `normalise`d. Model files hold the name of the rules.
+# What a model sees of a text: as fastText reads it, or `normalise`d. Model files name the rules.
 Normalisation = Literal["none", "words-2"]
 NGRAM_MULTIPLIER = np.uint64(116049371)  # fastText: hash of w1..wn = hash of w1..wn-1 times this, plus hash of wn
 HASH_START, FNV_PRIME = np.uint64(2166136261), np.uint64(16777619)
 EOS_STATE = np.uint64(1318743920575550297)  # hash state of </s>, which ends each text in fastText
 LOW_32, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _CODE_POINTS = 0x1F000  # beyond the last character that has a lower case, or is no part of a word
-# Scripts without blanks: Thai and Lao, Burmese, Khmer, the kana and East Asian characters.
+# Scripts without blanks: Thai, Lao, Burmese, Khmer, kana, East Asian characters.
 UNSPACED = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x9FFF)]
 _MARKS = [
     (c, c) for first, last in UNSPACED for c in range(first, last + 1) if unicodedata.category(chr(c))[0] == "M"
 ]
 _SPACE, _ALONE, _WORD, _MARK = map(np.uint8, range(4))
-_KINDS = {  # ranges of characters; all others are of words; those alone are words with their marks
+_KINDS = {  # ranges of characters; all others are of words; those alone are words with marks
     _SPACE: [(0, 0x20), (0x7F, 0x7F), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x206F), (0x3000, 0x303F)],
     _ALONE: [(0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), *UNSPACED],
     _MARK: _MARKS,  # a vowel sign or tone above a letter, else alone
@@ -51,7 +51,7 @@ _SIGNED = np.array([c if c < 128 else c | 0xFFFFFF00 for c in range(256)], np.ui
 BLOCK_TOKENS = 262_144  # bytes of text in a block: its tokens stay in a core's own cache
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
-# pasted in: a call would count references to its arrays, at more cost than most pieces
+# pasted in: a call would count references to its arrays, which costs more
 inlined = numba.njit(inline="always", error_model="numpy")
 
 

@@ -27,7 +27,7 @@ _FOLD_ROWS = 65_536  # rows folded at a time: bounds memory
 _MAGIC = 793712314
 _SUPERVISED, _SOFTMAX = 3, 3  # kinds of models and of losses
 _HEAD = struct.Struct("<ii12idiiiqq")
-_ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and before the numbers of a matrix
+_ENTRY, _MATRIX = 10, 17  # bytes of a dictionary entry beside its name, and before a matrix's numbers
 
 
 @dataclass(eq=False)
@@ -136,7 +136,9 @@ def _read_fasttext(path: Path) -> tuple[list[bytes], list[str], int, np.ndarray,
     if size != _HEAD.size + sum(len(name) + _ENTRY for name in (*words, *labels)) + matrices + 2 * _MATRIX:
         raise TraitError(f"{path} {incomplete}")
     labels = [label.decode(errors="replace") for label in labels]
-    if not all(label.startswith(LABEL_PREFIX) for label in labels):  # fastText skips words that begin as labels do
+    if not all(
+        label.startswith(LABEL_PREFIX) for label in labels
+    ):  # fastText skips words that begin as labels do
         raise TraitError(
             f"{path} has labels that do not start with {LABEL_PREFIX}, such as '{labels[0]}'. Train it with them."
         )

@@ -137,7 +137,9 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, wri
         kind, options = SlurmPipelineExecutor, {"time": "20:00:00", "env_command": path, "job_name": "trait-kit"}
     executor = kind(
         pipeline=[functools.partial(_do_share, work, job, numbers, error)],
-        tasks=min(len(numbers), 8 * workers),  # shares: small enough to even out, large enough to pay for starting
+        tasks=min(
+            len(numbers), 8 * workers
+        ),  # shares: small enough to even out, large enough to pay for starting
         workers=workers,
         logging_dir=str(folder),
         **{"mem_per_cpu_gb": 4, **options, **place.slurm},

@@ -81,7 +81,9 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
     metrics = list(dict.fromkeys([main, *outcomes["metric"]]))
     families: dict[str, list] = {name: [] for name in ("main", "others", *metrics, HELD_OUT)}
     for metric, task in outcomes[["metric", "task"]].drop_duplicates().itertuples(index=False, name=None):
-        families[HELD_OUT if task.startswith(HELD_OUT) else metric] += _rows(outcomes, reference_arm, metric, task)
+        families[HELD_OUT if task.startswith(HELD_OUT) else metric] += _rows(
+            outcomes, reference_arm, metric, task
+        )
     for metric in metrics:
         if families[metric]:
             families["main" if metric == main else "others"] += _rows(outcomes, reference_arm, metric, None)

@@ -71,7 +71,9 @@ def evaluate_arms(step: Any) -> Evaluation:
     if not step.done:
         asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
         units, seed = suites.build(*asked), trained.get("seed", p.seed)
-        found = [evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()]
+        found = [
+            evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()
+        ]
         print(f"{len(units)} units of {len(models)} arms, {len(problems)} problems of {len(tasks)} tasks")
         outcomes = pd.concat(found, ignore_index=True)
         made = (

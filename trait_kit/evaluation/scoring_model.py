@@ -86,7 +86,9 @@ class PackedLM(HFLM):
         self, requests: list[tuple[Any, list[int], list[int]]], **_shown: Any
     ) -> list[Answer]:
         room = self.max_length + 1
-        cut = [(context[-max(1, room - len(wanted)) :], wanted) for _, context, wanted in requests]  # as HFLM does
+        cut = [
+            (context[-max(1, room - len(wanted)) :], wanted) for _, context, wanted in requests
+        ]  # as HFLM does
         packs = self.packs and max(len(context) + len(wanted) for context, wanted in cut) <= self.window + 1
         contexts = [context[:-1] for context, _ in cut]
         shared = len(commonprefix(contexts)) if packs and len(cut) > 1 else 0  # noqa: RUF071 - of lists, token by token
@@ -170,7 +172,7 @@ class PackedLM(HFLM):
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(log probability [n] float64, is it the largest [n]) of each target token under logits [n, vocabulary].
 
-    A few rows at a time on a CPU: their float32 copy stays in its cache, which is five times faster.
+    A few rows at a time on a CPU: their float32 copy stays in its cache, five times as fast.
     """
     rows = 8 if logits.device.type == "cpu" else 4_096
     scores, largest = [], []

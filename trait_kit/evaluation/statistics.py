@@ -119,7 +119,9 @@ def _influence(groups: Sequence[np.ndarray], clusters: Clusters, imagined: Seque
         labels += [f"imagined {place} {number}" for number in range(len(imagined))]
         group = np.concatenate([group, np.tile(imagined, (len(group), 1))], axis=1)
         centred = group - (overall if lone else np.nanmean(group, axis=1, keepdims=True))
-        centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = 0.0  # what rounding leaves of equal numbers
+        centred[np.abs(centred) <= 1e-12 * np.nanmax(np.abs(group))] = (
+            0.0  # what rounding leaves of equal numbers
+        )
         by_cluster = pd.DataFrame(centred.T, index=labels).groupby(level=0)
         n_clusters = (by_cluster.count() > 0).sum()
         unbiased = np.sqrt(n_clusters / np.maximum(1, n_clusters - 1))

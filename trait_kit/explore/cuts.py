@@ -48,7 +48,10 @@ def cut(ranked: pd.DataFrame, token_budget: int, positives: int = 0) -> dict[str
     if len(taken):
         found["threshold"] = taken["score"].iloc[-1]
     if len(taken) and positives:
-        found |= {"precision": taken["on_topic"].sum() / len(taken), "recall": taken["on_topic"].sum() / positives}
+        found |= {
+            "precision": taken["on_topic"].sum() / len(taken),
+            "recall": taken["on_topic"].sum() / positives,
+        }
     return found
 
 

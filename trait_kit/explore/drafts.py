@@ -29,7 +29,9 @@ def explore(written: Written, p: PassageParams) -> Explorer:
         found, entries = choose(rows, **chosen), []
         for row in found[:MOST]:
             group = group_of(row["drafts"][0], written.problems)
-            entries.append({**row, "group": group, "asked": asked(group, list(row["drafts"][0]["paragraphs"]), p)})
+            entries.append(
+                {**row, "group": group, "asked": asked(group, list(row["drafts"][0]["paragraphs"]), p)}
+            )
         return page("drafts", entries=entries, found=len(found), all=len(rows))
 
     return Explorer(view, controls, "".join(view(outcome=outcome) for outcome in controls["outcome"][1:]))
@@ -42,8 +44,7 @@ def groups(written: Written) -> list[Row]:
     )
     rows = []
     for _, found in drafts.groupby("id", sort=False):
-        row = {"shared": found["shared"].iloc[0], "tasks": list(found["tasks"].iloc[0])}
-        row["drafts"] = found.to_dict("records")
+        row = {name: found[name].iloc[0] for name in ("shared", "tasks")} | {"drafts": found.to_dict("records")}
         row["outcomes"] = [reason.partition(":")[0] or PASSED for reason in found["reason"]]
         row["words"] = "\n".join([*found["shared"], *found["text"], *found["reason"]]).lower()
         rows.append(row)

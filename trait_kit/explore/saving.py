@@ -13,5 +13,8 @@ def same_to_git(os_path: str, model: dict[str, Any], **_given: Any) -> None:
     """
     git = ["git", "-C", str(Path(os_path).parent)]
     with contextlib.suppress(OSError):  # no git on this machine
-        if model["type"] == "notebook" and not subprocess.run([*git, "diff", "--quiet", "--", os_path]).returncode:
+        if (
+            model["type"] == "notebook"
+            and not subprocess.run([*git, "diff", "--quiet", "--", os_path]).returncode
+        ):
             subprocess.run([*git, "add", "-u", "--", os_path], capture_output=True)

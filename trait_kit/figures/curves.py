@@ -18,7 +18,17 @@ from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO
 from trait_kit.figures import style
 from trait_kit.figures.cells import BITS, GENERAL, metric_name, words
-from trait_kit.figures.style import DASHED, KitFigure, colour, label, legend, marker, new_figure, rows_down, styled
+from trait_kit.figures.style import (
+    DASHED,
+    KitFigure,
+    colour,
+    label,
+    legend,
+    marker,
+    new_figure,
+    rows_down,
+    styled,
+)
 from trait_kit.runs import BATCH_VARIABLE
 
 _PANELS = style.WORDING["panels"]  # metric of the log -> heading
@@ -97,7 +107,9 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
     values, boundary = scores[panels[0]][arms[-1]].dropna(), _boundary(log)
     facts = {"first": values.iloc[0], "middle": values.loc[: boundary or None].iloc[-1], "last": values.iloc[-1]}
     facts |= {"panel": _PANELS[panels[0]], "name": label(arms[-1])}
-    figure, grid = new_figure("training_curves" + "_of_one_stage" * (not boundary), facts, 1.9, panels=len(panels))
+    figure, grid = new_figure(
+        "training_curves" + "_of_one_stage" * (not boundary), facts, 1.9, panels=len(panels)
+    )
     for axes, metric in zip(grid, panels, strict=True):
         # arms that share a stage: the later one is drawn thinner
         for arm, width in zip(arms, np.linspace(2.2, 1.2, len(arms)), strict=True):

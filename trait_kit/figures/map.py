@@ -26,7 +26,7 @@ from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
 
 NEIGHBORS = 30  # of a text for UMAP: more show the large, fewer the small
-LAID_OUT = 10_000  # texts; further ones are put among those like them, so that 100,000 take minutes
+LAID_OUT = 10_000  # texts; others are put among those like them: 100,000 take minutes
 _BEGINNING = 160  # characters of a text in map.html
 
 
@@ -71,7 +71,9 @@ def map_texts(step: Step) -> pd.DataFrame:
 def selections_of(step: Step) -> list[Path]:
     reference = recorded(step.run_dir, "05_evaluate")["params"]["reference_arm"]
     stages = recorded(step.run_dir, "04_train_two_stages")["params"]["arms"].get(reference, [])
-    paths = [step.path("02_filter_web", "selections", f"{source}.parquet") for source in weights("+".join(stages))]
+    paths = [
+        step.path("02_filter_web", "selections", f"{source}.parquet") for source in weights("+".join(stages))
+    ]
     return [path for path in paths if path.exists()]
 
 
@@ -118,7 +120,9 @@ def twin(texts: pd.DataFrame) -> str:
     numbers = texts["kind"].map(list(KINDS).index)
     begin = texts["text"].str[:_BEGINNING]
     rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
-    page = jinja2.Template(Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True)
+    page = jinja2.Template(
+        Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True
+    )
     return page.render(data={"kinds": kinds, "points": list(rows)})
 
 

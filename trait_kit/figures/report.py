@@ -50,7 +50,9 @@ def _context(run_dir: Path) -> dict[str, Any]:
     except TraitError as error:
         results = {"missing": str(error)}
     steps = {name: _step(run_dir, name) for name in runs.STEPS}
-    parameters = {key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()}
+    parameters = {
+        key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()
+    }
     shipped = set(parameters.get("tasks", [])) & set(task_names())
     provenance, written = run_dir / "provenance.json", run_dir / "params.yaml"
     return {

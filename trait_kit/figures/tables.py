@@ -23,7 +23,9 @@ from trait_kit.figures.curves import plot_gain_and_forgetting
 from trait_kit.figures.style import label
 from trait_kit.passages.quality import REASONS
 
-_WORDING = jinja2.Template(Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True)
+_WORDING = jinja2.Template(
+    Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True
+)
 SAY = _WORDING.make_module(vars(comparison))  # its thresholds are in the words
 DOCUMENTS = {GENERAL: "General text, bits per byte", f"{HELD_OUT}in_domain": "In-domain text, bits per byte"}
 CHAIN = cells.WORDING["chain"]  # of the ablation: arm -> what it adds

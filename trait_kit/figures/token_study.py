@@ -1,7 +1,6 @@
 """How many tokens are enough? Gain and forgetting of one arm against what its training cost, a run a budget.
 
-What counts is whether a larger budget wins items that the smaller did not: so each is compared with the base model and
-with the budget before it, item by item.
+Each budget is compared with the base model and with the one before it, item by item: what counts are items newly won.
 """
 
 import math

@@ -62,7 +62,9 @@ def judge(
     else:
         reader = _Options(gold, choices) if kind == "choice" else _Value(gold, kind, question)
     text = _SAID.denied.sub("", text)  # 'The answer is not 8' names no answer
-    verdict = next((found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None)
+    verdict = next(
+        (found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None
+    )
     flexible = bool(reader.unannounced(text) if verdict is None else verdict)
     return flexible, flexible and any(map(reader.whole, _asked_for(text)))
 
@@ -205,8 +207,8 @@ def _final(text: str) -> list[str]:
     return [unwrap(part) for part in (line, last, last.rpartition("=")[2], _SAID.being.split(last)[-1])]
 
 
-# ---- one reader a kind of answer: `announced` says whether an announced answer, with what stands behind it, is the gold one
-# (None: it names none), `unannounced` whether a text without announcement ends in it, `whole` whether X is just that
+# A reader a kind of answer: `announced` says whether an announced answer, with what follows it, is the gold one
+# (None: it names none), `unannounced` whether a text without one ends in it, `whole` whether X is just that
 
 
 class _Value:

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-SECONDS = 1  # of processor time for one comparison, so that a busy machine changes no verdict
+SECONDS = 1  # of processor time a comparison, so that a busy machine changes no verdict
 _lock = threading.Lock()
 
 

@@ -50,7 +50,7 @@ _UNIT = re.compile(
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 
-# Sums. All is bounded, as a long row of numbers or brackets would take minutes.
+# Sums. All is bounded: a long row of numbers or brackets would take minutes.
 MAX_TEXT = 20_000  # characters that are read
 _BESIDE = _WRITTEN["beside_sums"]
 _NO_UNITS = frozenset(f"{_BESIDE['operators']} {_BESIDE['no_units']}".split())

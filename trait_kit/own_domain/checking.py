@@ -172,4 +172,6 @@ def _rehearsed(groups: list[Group], tests: list[str], p: PassageParams) -> str:
     rejected = [row for row in rows if row["reason"] and not (around and row["n_tokens"] < writing.MIN_TOKENS)]
     if told := writing.shortfall(len(groups), len(groups) - len(rejected), rejected):
         raise TraitError(told)
-    return f"Of {len(groups):,} groups of worked solutions {len(groups) - len(rejected):,} pass the checks so far."
+    return (
+        f"Of {len(groups):,} groups of worked solutions {len(groups) - len(rejected):,} pass the checks so far."
+    )

@@ -238,7 +238,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     long = (train["question"] + train["solution"].fillna("x" * 4 * _PARAGRAPH)).map(about_tokens).quantile(0.9)
     context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
-    # the share of problems with a topic or entity of another task, or of another problem of the only task
+    # the share of problems with a topic or entity of another task, or of a sole task's other problem
     counted = "nunique" if train["task"].nunique() > 1 else "size"
     shares = {
         column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")

@@ -33,8 +33,8 @@ _ORDINALS = content("words.yaml")["ordinals"]
 _TIMES, _DIVISION, _DOUBT = (
     re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts")
 )
-# By how much another order of the paragraphs must fit better (cosine of what only one question and only one paragraph says)
-# to be believed: of those with the same gold answer, and of all, which can hardly have been swapped and may share facts.
+# By how much another order of the paragraphs must fit better (cosine of what only one question and paragraph say)
+# to be believed: of those with one gold answer, and of all, which are rarely swapped and may share facts.
 _SWAP_MARGINS = 0.1, 0.4
 
 
@@ -63,7 +63,9 @@ def read_paragraph(group: Group, answer: str) -> str:
 def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> str:
     """The enlightenment in a model's answer; ValueError likewise."""
     text = first_paragraph(answer)
-    return _require(text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment")
+    return _require(
+        text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment"
+    )
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:

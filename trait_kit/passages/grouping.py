@@ -19,7 +19,7 @@ from trait_kit.passages.material import Group, content, content_words, problem_r
 
 COLUMN = {"knowledge": "topic", "entity": "entity"}
 Kind = tuple[str, str]  # task, subject
-_ATTEMPTS = 8  # draws for a group that was not made before, until what is shared counts as exhausted
+_ATTEMPTS = 8  # draws for a new group until what is shared counts as exhausted
 _NEIGHBORHOOD = 12  # problems that are near each other
 _MOST_ALIKE = 0.9  # cosine of two problems: beyond it they are copies
 
@@ -154,7 +154,9 @@ class _Pool:
 def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int) -> list[_Pool]:
     usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
-    if problems["task"].nunique() == 1:  # then its subjects count as tasks, and every problem is a kind of its own
+    if (
+        problems["task"].nunique() == 1
+    ):  # then its subjects count as tasks, and every problem is a kind of its own
         usable = usable.assign(task=usable["subject"], subject=usable["id"])
     found: dict[str, dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):

@@ -77,7 +77,9 @@ class Accepted:
     def nearest(self, place: int) -> tuple[str, float] | None:
         """The name and similarity of the accepted text most similar to this one, if that reaches the threshold."""
         found = sorted({row for key in self._keys(place) for row in self._buckets.get(key, ())[-WINDOW:]})
-        near = [(self.accepted[row][0], float((self.accepted[row][1] == self.new[place]).mean())) for row in found]
+        near = [
+            (self.accepted[row][0], float((self.accepted[row][1] == self.new[place]).mean())) for row in found
+        ]
         best = max(near, key=lambda pair: pair[1], default=("", 0.0))
         return best if best[1] >= self.threshold else None
 
@@ -119,7 +121,9 @@ def clauses_of(text: str) -> set[str]:
 
 def blames(reason: str, part: str) -> bool:
     """Whether this part of an enlightenment is why it was refused: the one that holds a worn clause, else any."""
-    return not reason.startswith("recurring clause") or any(f"'{clause}'" in reason for clause in clauses_of(part))
+    return not reason.startswith("recurring clause") or any(
+        f"'{clause}'" in reason for clause in clauses_of(part)
+    )
 
 
 def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -138,8 +142,12 @@ def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFr
             kinds[first + row.test_index].add(row.kind)
     reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}
-    dropped = pd.Series([reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object)
-    table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(columns=[*REASONS, "kept"], fill_value=0)
+    dropped = pd.Series(
+        [reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object
+    )
+    table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(
+        columns=[*REASONS, "kept"], fill_value=0
+    )
     table.insert(0, "problems", problems.groupby("task").size())
     return problems[dropped.isna()].reset_index(drop=True), table.rename_axis(columns=None).reset_index()
 

@@ -21,16 +21,7 @@ import pyarrow.parquet as pq
 from more_itertools import constrained_batches, split_when
 
 from trait_kit.engine.files import TraitError, from_hub, listed
-from trait_kit.reading.streams import (
-    LINE_BYTES,
-    Damaged,
-    arrow_damage,
-    documents_in,
-    format_of,
-    is_url,
-    lines,
-    open_file,
-)
+from trait_kit.reading import streams
 
 NO_TEXT = "no text"
 UNREADABLE = "unreadable"  # one record
@@ -40,10 +31,10 @@ SKIPPED = "skipped"  # a page of the web without text to read, which is no loss
 
 COLUMNS = ("id", "text", "source", "url")
 SCHEMA = pa.schema([*((name, pa.string()) for name in COLUMNS), ("row", pa.int64()), ("file", pa.string())])
-# a record; or with a `reason` what cannot be used, and how many records that is, if not one
+# a record; or with a `reason` what cannot be used, and how many records it is, if not one
 FOUND = pa.schema([*SCHEMA, ("reason", pa.string()), ("records", pa.int64())])
 PART_BYTES = 4_000_000  # of text, about
-csv.field_size_limit(LINE_BYTES)
+csv.field_size_limit(streams.LINE_BYTES)
 
 
 class Columns(NamedTuple):
@@ -154,12 +145,12 @@ def _text_problem(schema: pa.Schema, text: str) -> str:
 def _read(origin: str, pieces: Iterable[pa.Table], row: int, stop: int, columns: Columns) -> Iterator[Part]:
     """The rows row..stop (from 0) of a table in pieces; damage costs the rest."""
     try:
-        with arrow_damage(origin):
+        with streams.arrow_damage(origin):
             for some in constrained_batches(pieces, PART_BYTES, get_len=lambda piece: piece.nbytes, strict=False):
                 table = pa.concat_tables(some)
                 yield of_table(table, row + 1, origin, columns)
                 row += len(table)
-    except Damaged as damage:
+    except streams.Damaged as damage:
         yield parted(pa.Table.from_pylist([torn(row, damage, stop - row)], FOUND), origin)
 
 
@@ -178,8 +169,8 @@ def read_parquet(name: str, first: int, stop: int, columns: Columns, size: int) 
                 rows = int(np.clip(PART_BYTES / 4 * group.num_rows / max(group.total_byte_size, 1), 20, 2_000))
                 pieces = map(pa.table, file.iter_batches(rows, row_groups=[index], columns=wanted))
                 yield from _read(name, pieces, starts[index], starts[index + 1], columns)
-    except Damaged as damage:  # its footer
-        yield parted(pa.Table.from_pylist([torn(0, damage, documents_in(name, size))], FOUND), name)
+    except streams.Damaged as damage:  # its footer
+        yield parted(pa.Table.from_pylist([torn(0, damage, streams.documents_in(name, size))], FOUND), name)
 
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:
@@ -187,27 +178,29 @@ def _group_rows(file: pq.ParquetFile) -> list[int]:
 
 
 def _parquet(name: str) -> pq.ParquetFile:
-    with arrow_damage(name):
-        source = open_file(name) if is_url(name) else name
+    with streams.arrow_damage(name):
+        source = streams.open_file(name) if streams.is_url(name) else name
         return pq.ParquetFile(source, buffer_size=1 << 22, page_checksum_verification=True)
 
 
 @functools.lru_cache(maxsize=100_000)
 def row_groups(name: str, _content: str) -> list[int]:
     """The rows of each row group; none where the footer is damaged, which reading reports."""
-    if format_of(name)[0] != ".parquet":
+    if streams.format_of(name)[0] != ".parquet":
         return []
     try:
         with _parquet(name) as file:
             return _group_rows(file)
-    except Damaged:
+    except streams.Damaged:
         return []
 
 
 def read_hub(origin: str, data: Any, first: int, stop: int, columns: Columns) -> Iterator[Part]:
     """The rows first..stop (-1: to the last) of a hub data set."""
     stop = len(data) if stop < 0 else min(stop, len(data))
-    part = data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
+    part = (
+        data.select(range(first, stop)).select_columns(_wanted(columns, data.column_names)).with_format("arrow")
+    )
     yield from _read(origin, part.iter(200), first, stop, columns)
 
 
@@ -248,8 +241,8 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 lost = getattr(error, "records", 1)
                 yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": lost}
-    except Damaged as damage:
-        yield torn(row, damage, documents_in(name, damage.lost, row, damage.good))
+    except streams.Damaged as damage:
+        yield torn(row, damage, streams.documents_in(name, damage.lost, row, damage.good))
         return
     if not row:
         yield {"row": 0, "reason": f"{UNREADABLE}: the file is empty"}
@@ -273,14 +266,14 @@ def records(name: str, text: str = "") -> Iterator[Any]:
 
     Without a column `text`, of a task's file: rows may lack cells, but a table wrongly divided is Damaged.
     """
-    kind = format_of(name)[0]
+    kind = streams.format_of(name)[0]
     if kind == ".parquet":
-        with arrow_damage(name), _parquet(name) as file:
+        with streams.arrow_damage(name), _parquet(name) as file:
             yield from file.read().to_pylist()
     elif kind in (".csv", ".tsv"):
-        yield from _of_table(lines(name), text)
+        yield from _of_table(streams.lines(name), text)
     else:
-        yield from map(_of_json, lines(name, strict=bool(text)))
+        yield from map(_of_json, streams.lines(name, strict=bool(text)))
 
 
 def _of_json(line: str) -> Any:
@@ -297,9 +290,9 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
     try:
         names = [name.strip() for name in rows.fieldnames or []]
     except csv.Error as error:
-        raise Damaged(f"its first line cannot be read: {error}") from None
+        raise streams.Damaged(f"its first line cannot be read: {error}") from None
     if not text and len(set(names)) < len(names):
-        raise Damaged(f"two columns have one name: {listed(names)}")
+        raise streams.Damaged(f"two columns have one name: {listed(names)}")
     problem = text and _text_problem(pa.schema([(name, pa.string()) for name in names]), text)
     rows.fieldnames = [
         name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)
@@ -316,7 +309,7 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
             return
         except csv.Error as error:
             if not text:
-                raise Damaged(str(error)) from None
+                raise streams.Damaged(str(error)) from None
             record = Refused(str(error))
             record.records = max((rows.reader.line_num - last) * row // last, 1)
         yield record

@@ -43,7 +43,7 @@ _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores cal
 _STEP = 1 << 12  # bytes read or decompressed at once, which damage costs before it
 LINE_BYTES = 32_000_000  # of a longer line little more is read
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known: all of up to 16 MB
-# what these labels mean on the web (WHATWG Encoding Standard) is more than Python's codecs of the name
+# on the web these labels mean more than Python's codecs of the name (WHATWG Encoding Standard)
 _LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 

@@ -32,16 +32,6 @@ from loguru import logger
 from trait_kit.engine.files import digest, made_once
 from trait_kit.reading import streams
 from trait_kit.reading.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
-from trait_kit.reading.streams import (
-    Damaged,
-    Steps,
-    decode,
-    documents_in,
-    encoding_of,
-    format_of,
-    is_document,
-    reading,
-)
 
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
@@ -58,7 +48,7 @@ _PASSED = 100  # bytes between records that hold none
 def read_web(source: streams.Source, cache: Path, seconds_per_page: float = 10.0) -> Iterator[Part]:
     """The documents of a WARC or WET file, or of files of one each (names by line), kept in `cache`."""
     made_by = ["fastwarc", "resiliparse", *["pypdf"] * (".pdf" in source.name.lower())]
-    named = source.name if is_document(source.name) else ""  # in its documents' ids
+    named = source.name if streams.is_document(source.name) else ""  # in its documents' ids
     key = digest([source.content, named, _RULES, [*map(version, made_by)], seconds_per_page, PAGE_BYTES])
     path = made_once(cache / f"{key[:32]}.parquet", functools.partial(_write, source.name, seconds_per_page))
     for batch in pq.ParquetFile(path).iter_batches(_PART_ROWS):
@@ -77,7 +67,7 @@ def _write(name: str, seconds_per_page: float, path: Path) -> None:
         ExtractorSandbox(seconds_per_page, b"") as sandbox,
         pq.ParquetWriter(path, FOUND, compression="zstd") as writer,
     ):
-        rows = _files(name.splitlines(), sandbox) if is_document(name) else _rows(name, sandbox)
+        rows = _files(name.splitlines(), sandbox) if streams.is_document(name) else _rows(name, sandbox)
         while found := list(itertools.islice(rows, _PART_ROWS)):
             writer.write_table(pa.Table.from_pylist(found, FOUND))
 
@@ -85,39 +75,39 @@ def _write(name: str, seconds_per_page: float, path: Path) -> None:
 def _files(names: list[str], sandbox: Any) -> Iterator[dict[str, Any]]:
     seconds = sandbox.timeout
     for name in names:
-        sandbox.timeout = seconds * (_PDF_PAGES if format_of(name)[0] == ".pdf" else 1)
+        sandbox.timeout = seconds * (_PDF_PAGES if streams.format_of(name)[0] == ".pdf" else 1)
         try:
-            with reading(name) as stream:
+            with streams.reading(name) as stream:
                 said = _said((name, stream.read(_FILE_BYTES + 1)), sandbox)
-        except Damaged as damage:
+        except streams.Damaged as damage:
             said = [{"reason": f"{DAMAGED}: {damage}"}]
         yield from ({"file": name, "row": 1, **each} for each in said)
 
 
 def _rows(name: str, sandbox: Any) -> Iterator[dict[str, Any]]:
     found = size = end = 0
-    steps, kind = None, format_of(name)[0]
+    steps, kind = None, streams.format_of(name)[0]
     try:
-        with reading(name) as stream:
-            steps = Steps(stream)
+        with streams.reading(name) as stream:
+            steps = streams.Steps(stream)
             for row, (start, stop, record) in enumerate(_records(steps), 1):
                 passed, end = start - end, stop
                 if passed > _PASSED or (row == 1 and not record):
                     reason = f"{UNREADABLE}: {passed:,} bytes without a whole WARC record"
-                    records = max(documents_in(kind, passed, found, size), 1)
+                    records = max(streams.documents_in(kind, passed, found, size), 1)
                     yield {"row": row, "reason": reason, "records": records}
                 if record and str(record.record_type) not in ("warcinfo", "request", "metadata"):
                     found, size = found + 1, size + stop - start
                     yield from ({"row": row, **each} for each in _said(record, sandbox))
-    except Damaged as damage:
-        unread = documents_in(kind, steps.tell() - end, found, size) if steps else 0
-        yield torn(found, damage, documents_in(name, damage.lost, found, damage.good) + unread)
+    except streams.Damaged as damage:
+        unread = streams.documents_in(kind, steps.tell() - end, found, size) if steps else 0
+        yield torn(found, damage, streams.documents_in(name, damage.lost, found, damage.good) + unread)
 
 
 # Records
 
 
-def _records(steps: Steps) -> Iterator[tuple[int, int, Any]]:
+def _records(steps: streams.Steps) -> Iterator[tuple[int, int, Any]]:
     from fastwarc.warc import ArchiveIterator
 
     for record in ArchiveIterator(steps, parse_http=False, quirks_mode=True):
@@ -173,15 +163,15 @@ def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
     """(text, formulas that it lacks, encoding of a plain text) of a file."""
     if len(body) > _FILE_BYTES:
         raise Refused(f"{UNREADABLE}: larger than {_FILE_BYTES // 1_000_000} MB, which is no document")
-    kind = format_of(name)[0]
+    kind = streams.format_of(name)[0]
     if kind == ".pdf":
         from pypdf import PdfReader
 
         logging.getLogger("pypdf").setLevel(logging.CRITICAL)
         return "\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages), 0, "utf-8"
     if kind.startswith(".htm"):
-        return *extract(decode(body)), "utf-8"
-    encoding = encoding_of(body)
+        return *extract(streams.decode(body)), "utf-8"
+    encoding = streams.encoding_of(body)
     return _checked(body.decode(encoding, "replace").removeprefix("\ufeff")), 0, encoding
 
 
@@ -208,7 +198,7 @@ def _text(record: Any, body: bytes) -> tuple[str, int]:
     }
     if why := next((why for why, wrong in refused.items() if wrong), ""):
         raise Refused(why)
-    text = _checked(decode(body, charset[1] if charset else ""))
+    text = _checked(streams.decode(body, charset[1] if charset else ""))
     return (text, 0) if plain else extract(text)
 
 

@@ -295,10 +295,7 @@ def funnel(selected: Selected) -> pd.DataFrame:
 
 
 def quality(selected: Selected) -> pd.DataFrame:
-    """Precision, recall, base rate and lift (precision / base rate) of each method; empty without a hidden truth.
-
-    Recall and lift are null where nothing is on topic.
-    """
+    """Precision, recall, base rate, lift (precision / base rate) a method: null of no positives, empty without a truth."""
     rows = []
     for method in selected.methods if selected.truth else ():
         ids, positives = selected.chosen(method)["id"].to_pylist(), sum(selected.truth.values())

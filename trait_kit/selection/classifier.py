@@ -53,7 +53,10 @@ def train_classifiers(step: Any) -> Report:
     print(screened.said)
     positives = screened.documents["text"]
     negatives = sample(p.web, p.negatives_per_positive * len(positives), p.seed)["text"]
-    report, left_out = train_domain_classifier(positives, negatives, step.path("domain.bin"), p), screened.left_out
+    report, left_out = (
+        train_domain_classifier(positives, negatives, step.path("domain.bin"), p),
+        screened.left_out,
+    )
     report.numbers |= {"in_domain_documents": len(positives), "negatives": len(negatives)}
     report.numbers["left_out"], report.tables["left_out"] = left_out["reason"].value_counts().to_dict(), left_out
     if "fasttext_educational" in step.experiment.selection.methods:
@@ -121,7 +124,8 @@ def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: Clas
     }
     confusion = pd.crosstab(pd.Series(given, name="given"), pd.Series(predicted, name="predicted"))
     return Report(
-        numbers, {"examples": examples, "confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)}
+        numbers,
+        {"examples": examples, "confusion": confusion.reindex(index=LABELS, columns=LABELS, fill_value=0)},
     )
 
 

@@ -20,7 +20,7 @@ from trait_kit.selection.documents import load_documents, load_held_out
 from trait_kit.tasks import texts_of_tests
 
 _index = functools.lru_cache(maxsize=1)(QuestionIndex)  # for all shards of a process
-ALIKE = 0.8  # Jaccard similarity of word 5-grams from which a text copies a held-out document
+ALIKE = 0.8  # Jaccard similarity of word 5-grams from which a text is a copy of a held-out one
 
 
 def find_items(tested: pd.DataFrame, texts: Texts, ids: Sequence[str]) -> pd.DataFrame:
@@ -48,7 +48,9 @@ class InDomain:
     def said(self) -> str:
         told = f"In-domain documents: {len(self.documents):,} to train on, {len(self.left_out):,} left out."
         if len(self.left_out):
-            told += f" The first of them:\n{self.left_out[['reason', 'id', 'item']].head().to_string(index=False)}"
+            told += (
+                f" The first of them:\n{self.left_out[['reason', 'id', 'item']].head().to_string(index=False)}"
+            )
         if len(self.left_out) > len(self.documents):
             told += "\nBring documents that the tasks were not made of, or lower test_items_per_task."
         return told

@@ -99,7 +99,9 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         size = 0 if kind == "demo" else data.data.nbytes
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
         starts = range(0, max(len(data), 1), shard_rows)
-        pieces = [Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts]
+        pieces = [
+            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts
+        ]
     share = 0.0 if kind == "demo" else float(columns.held_out)
     if 0 < size <= 4_000_000 and len({piece.source for piece in pieces}) == 1:
         share = _exact_share(pieces[0].source, columns, pieces[0].key)

@@ -35,7 +35,9 @@ class DsirModel:
         counts = {side: ngrams.count(texts, buckets, WORD_NGRAMS, NORMALISATION) for side, texts in sides.items()}
         if empty := [side for side in sides if not counts[side].any()]:
             raise TraitError(f"DSIR has no {empty[0]} text to learn from: its documents are without a word.")
-        logs = [np.log(found + smoothing) - np.log(found.sum() + smoothing * buckets) for found in counts.values()]
+        logs = [
+            np.log(found + smoothing) - np.log(found.sum() + smoothing * buckets) for found in counts.values()
+        ]
         return cls((logs[0] - logs[1]).astype(np.float32))
 
     @property

@@ -125,7 +125,9 @@ class Scoring:
         job = read_json(folder / "job.json") if (folder / "job.json").is_file() else {}
         if "shards" not in job:
             raise TraitError(f"{folder} holds no scores. Name the folder that `trait-kit score` wrote.")
-        if lacks := [name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)]:
+        if lacks := [
+            name for name, key in job["writes"].items() if finished and not _has_key(folder / name, key)
+        ]:
             raise TraitError(
                 f"{folder} lacks {len(lacks)} whole files, first {lacks[0]}. Run `trait-kit score` again."
             )

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trait_kit.engine.packing import IGNORED
 from trait_kit.training.tokens import prefix_tokens
 
-MAX_TOKENS = 192  # of a prompt's end and a target's beginning: the rest is neither scored nor counted in bytes
+MAX_TOKENS = 192  # of a prompt's end and a target's beginning: the rest is not scored, nor its bytes counted
 TOKENS_PER_BATCH = 2_048
 
 

@@ -1,7 +1,4 @@
-"""The learning rate of a stage: warm up, stay, decay (WSD). (Fine-tuning has the library's cosine.)
-
-The library's own WSD has no exponential tail, which the paper's has (appendix).
-"""
+"""The learning rate of a stage: warm up, stay, decay (WSD). The library's own has not the paper's exponential tail."""
 
 import math
 

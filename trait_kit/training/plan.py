@@ -22,7 +22,7 @@ from trait_kit.params import TrainingParams
 FINE_TUNED = "fine_tuned"  # ends the name of the arm that a fine-tuned model is
 PROBLEMS = "train_problems"  # the source that fine-tuning reads
 
-# A stage's key holds what these lead to (its texts, tokens, rates, held-out items) instead.
+# A stage's key holds what they lead to (texts, tokens, rates, held-out items).
 PLANNED = {
     "in_domain", "web", "tasks", "test_items_per_task", "base_model", "arms", "stage_tokens", "held_out_items",
     "fine_tune_epochs", "fine_tune_learning_rate", "fine_tune_tokens_per_batch",
@@ -63,7 +63,7 @@ class Job(BaseModel):
     stages: list[Stage]  # a parent before its children
     texts: dict[
         str, Path
-    ]  # source -> Parquet file with a column `text`; of problems, also `prompt`, where it begins
+    ]  # source -> Parquet file with a column `text`, of problems also `prompt`, its beginning
     held_out: dict[str, list[list[str]]]
     chains: Chains
 

@@ -121,7 +121,9 @@ def shares(mixture: str, tokens: int) -> dict[str, int]:
 
 def _note(stage: Stage, folder: Path) -> None:
     stage.padding = 1 - sum(row["tokens"] for row in stage.accounting) / stage.tokens
-    write_json(folder / PACKED, stage.model_dump(include={"steps", "tokens", "accounting", "consumed", "padding"}))
+    write_json(
+        folder / PACKED, stage.model_dump(include={"steps", "tokens", "accounting", "consumed", "padding"})
+    )
 
 
 def _stream(

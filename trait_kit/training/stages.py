@@ -78,10 +78,7 @@ class TrainingResult:
 
 
 def train_arms(step: Step, watch: Callable[[pd.DataFrame], None] | None = None) -> TrainingResult:
-    """Step 04: train every arm that is not trained yet; `watch` is called with the log so far.
-
-    TraitError where an earlier step is missing.
-    """
+    """Step 04: train what is not trained; `watch` is called with the log so far. TraitError where a step is missing."""
     if step.done:
         return TrainingResult.load(step.folder)
     result = train(step.params, inputs_of(step.params, step.run_dir), step.folder / "models", watch)

@@ -42,13 +42,13 @@ def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
                 stream.writelines(documents)
         every = np.concatenate(lengths)
         if not every.any():
-            raise TraitError(f"training: the source '{folder.name}' has no text. Look at the step that writes it.")
+            raise TraitError(
+                f"training: the source '{folder.name}' has no text. Look at the step that writes it."
+            )
         np.save(new / "lengths.npy", every[every > 0])
         write_json(new / "store.json", {"dtype": documents[0].dtype.str})
-    n_empty = (every == 0).sum()
-    child.tell(
-        f"{folder.name}: {every.sum():,} tokens, {len(every) - n_empty:,} documents, {n_empty:,} empty ones left out."
-    )
+    counts = f"{(every > 0).sum():,} documents, {(every == 0).sum():,} empty ones left out"
+    child.tell(f"{folder.name}: {every.sum():,} tokens, {counts}.")
 
 
 def open_store(folder: Path) -> TokenStore:

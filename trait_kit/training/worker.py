@@ -21,9 +21,13 @@ from trait_kit.models import load_tokenizer
 from trait_kit.training.plan import Job, Stage, processes
 from trait_kit.training.prepare import PACKED, prepare
 
-# Where the user has not set it: glibc gives large tensors back to the system and page-faults them in again each step, which
-# costs a fifth (measured with a 135M model on two cores).
-WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
+# Where the user has not set it: glibc gives large tensors back and faults them in again each step,
+# which costs a fifth (a 135M model on two cores).
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 def run(job: Job, on_line: Callable[[str], None]) -> None:
@@ -35,7 +39,15 @@ def run(job: Job, on_line: Callable[[str], None]) -> None:
         import torch
 
         count = str(max(1, torch.cuda.device_count()))
-        command = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", count, *command]
+        command = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            config,
+            "--num_processes",
+            count,
+            *command,
+        ]
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment["TOKENIZERS_PARALLELISM"] = "true"  # a notebook turns it off for its own good; nothing forks here
     hint = " What is finished is kept: run again to go on, with fewer rows_per_device if memory ran out."
