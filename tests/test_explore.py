@@ -72,7 +72,8 @@ def problems(n: int = 6) -> pd.DataFrame:
 
 def draft(name: str, attempt: int, reason: str = "") -> dict:
     return {
-        "id": name, "problem_ids": ["p0", "p1"], "tasks": np.array(["sums", "fractions"]), "grouping": "knowledge", "shared": HOSTILE,
+        "id": name, "problem_ids": ["p0", "p1"], "tasks": np.array(["sums", "fractions"]),
+        "grouping": "knowledge", "shared": HOSTILE,
         "paragraphs": [HOSTILE, "two"], "enlightenment": f"{name} {attempt}", "text": f"text of {name} {attempt}",
         "n_tokens": 9, "attempt": attempt, "teacher": HOSTILE, "tokens_out": 3, "checks": ["form"], "reason": reason,
     }  # fmt: skip

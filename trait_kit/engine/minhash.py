@@ -16,7 +16,7 @@ from trait_kit.engine.ngrams import Texts, inlined, kernel
 
 SHINGLE_WORDS = 5
 HASHES = 128  # a signature
-MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; the estimate's spread is extra
+MAX_MISSED = 0.01  # of pairs exactly at the threshold, by the bands; estimates spread too
 WINDOW = 64  # look-ups in one bucket a document: boilerplate of a site costs linear time
 EMPTY = np.uint32(0xFFFFFFFF)
 _MARKS = [*ngrams.word_states(ngrams.text_array(string.punctuation)), ngrams.EOS_STATE]  # no words

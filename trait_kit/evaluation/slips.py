@@ -15,7 +15,7 @@ _STEP = re.compile(
     rf"(?<![\d/.,])({_NUMBER})(\D{{0,30}}?) ([-+*/]) (\D{{0,3}})({_NUMBER})"
     rf"([^\d=+*/-]{{0,30}}) = (\D{{0,2}})(\d+)(?![\d/,]|\.\d)"
 )
-WORDS_A_NUMBER = 1.5  # one of fewer is a row of numbers: an untrained model tells all its slips
+WORDS_A_NUMBER = 1.5  # one of fewer is a row of numbers: an untrained model tells its slips
 
 
 def pair(solution: str, question: str, seed: int = 0) -> tuple[str, str] | None:
