@@ -585,3 +585,9 @@ def test_what_is_held_out_is_said_and_can_be_turned_off_or_up(tmp_path: Path, ca
     for wrong in ("no", "-1", "0.9"):
         with pytest.raises(TraitError, match="held_out is a share"):
             list_shards(f"{path} {{held_out={wrong}}}")
+
+
+def test_a_cut_json_array_in_utf_16_is_named_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('[{"text": "a"}, oops', encoding="utf-16")
+    with pytest.raises(TraitError, match=r"d\.json: damaged: "):
+        load_documents(str(tmp_path / "d.json"))

@@ -158,9 +158,8 @@ def _make_model(folder: Path) -> None:
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
-    # transformers saves no model that has a quantizer of GGUF, whose work is done
-    model.hf_quantizer = None
-    del model.config.quantization_config
+    model.hf_quantizer = None  # GGUF's, with which no model is saved
+    vars(model.config).pop("quantization_config", None)
     model.config.update({**ids, "unk_token_id": SEPARATOR})
     model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})
     model.save_pretrained(folder)

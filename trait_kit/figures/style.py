@@ -60,11 +60,11 @@ class KitFigure(Figure):
                     figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
         return path
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         stream = io.BytesIO()
         self.savefig(stream, format="png", dpi=DPI)
         width, height = self.get_size_inches() * 130  # as a notebook's text
-        return stream.getvalue(), {"width": int(width), "height": int(height), "alt": self.says}
+        return stream.getvalue(), {"width": int(width), "height": int(height)}
 
 
 def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
