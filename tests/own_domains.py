@@ -116,7 +116,8 @@ def code(folder: Path) -> tuple[str, str]:
             }
         )
         program = f"x = {n}\nfor i in range(3):\n    x = x + {n + 1}\nprint(x)"
-        why = f"x begins as {n} and grows by {n + 1} in each of 3 turns, so it is {n} + 3 * {n + 1} = {4 * n + 3} at the end."
+        why = f"x begins as {n} and grows by {n + 1} in each of 3 turns, "
+        why += f"so it is {n} + 3 * {n + 1} = {4 * n + 3} at the end."
         question = f"What does this program print?\n\n```python\n{program}\n```"
         asked.append(
             {"prompt": question, "output": str(4 * n + 3), "explanation": why, "skill": f"loops {n % 4}"}

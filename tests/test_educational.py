@@ -188,7 +188,10 @@ def test_too_many_failures_and_too_few_of_a_label_say_what_to_do(server, tmp_pat
 
 @pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters
 def test_the_local_teacher_rates_what_the_prompt_asks(tmp_path, capsys):
-    lesson = "A lever is a rigid bar that turns about a fulcrum. Because work is conserved, a small force lifts a large load."
+    lesson = (
+        "A lever is a rigid bar that turns about a fulcrum. "
+        "Because work is conserved, a small force lifts a large load."
+    )
     texts = pa.table({"text": [lesson, "Click here! Buy now! Read more. All rights reserved."]})
     rated, bill = labelled(params(teacher="local"), texts, tmp_path)
     assert bill["educational_unrated"] == 0 and bill["bill"]["cost_usd"] == 0

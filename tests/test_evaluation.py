@@ -486,7 +486,8 @@ def test_worked_examples_come_from_train_and_never_from_a_test(tmp_path):
 
 def test_questions_of_one_pattern_lend_worked_examples_where_there_are_no_others(tmp_path, capsys):
     def asked(*amounts: int) -> list[dict[str, str]]:
-        pattern = "The loan of contract {} is lent for one year at five percent; what is the interest in euros for that year?"
+        pattern = "The loan of contract {} is lent for one year at five percent; "
+        pattern += "what is the interest in euros for that year?"
         return [
             {"question": pattern.format(n), "answer": str(n * 5), "solution": f"{n} * 5 = {n * 5}."}
             for n in amounts

@@ -284,7 +284,8 @@ def _task(folder: Path, name: str, train: list[dict] | None, test: list[dict]) -
 
 
 def _sum(a: int, solution: bool = True) -> dict:
-    question = f"A shepherd who has {a} white sheep on a hill buys {a} black ones at the market. How many sheep are there now?"
+    question = f"A shepherd who has {a} white sheep on a hill buys {a} black ones at the market. "
+    question += "How many sheep are there now?"
     return {"q": question, "a": str(2 * a), "s": f"{a} + {a} = {2 * a}" if solution else ""}
 
 

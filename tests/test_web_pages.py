@@ -27,7 +27,10 @@ needs_local_data = pytest.mark.skipif(
     not LOCAL.is_dir(), reason="TRAIT_KIT_TEST_DATA names no folder of public data"
 )
 
-GERMAN = "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn über die Dächer fegt und die Gäste fröhlich grüßen. "
+GERMAN = (
+    "Die Gemüsebrühe köchelt über Stunden, während draußen der Föhn "
+    "über die Dächer fegt und die Gäste fröhlich grüßen. "
+)
 JAPANESE = (
     "東京は日本の首都であり、世界で最も人口の多い都市圏のひとつである。多くの人々が毎日電車で通勤している。"
 )

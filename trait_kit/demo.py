@@ -158,7 +158,7 @@ def _make_model(folder: Path) -> None:
 
     ids = {"bos_token_id": SEPARATOR, "eos_token_id": SEPARATOR, "pad_token_id": CHAT_END}
     model = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.float32)
-    model.hf_quantizer = None  # GGUF's, with which no model is saved
+    model.hf_quantizer = None  # GGUF's: none is saved with it
     vars(model.config).pop("quantization_config", None)
     model.config.update({**ids, "unk_token_id": SEPARATOR})
     model.generation_config = GenerationConfig(**{**ids, "eos_token_id": [SEPARATOR, CHAT_END]})

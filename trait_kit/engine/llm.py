@@ -27,7 +27,7 @@ MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
 BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request, at a busy server
 SAY_EVERY = 60.0  # seconds: how far the asking is
-READS = 3.5  # tokens read while one is written (3 to 4, on two cores and at a server)
+READS = 3.5  # tokens read while one is written (3 to 4, measured)
 
 Message = dict[str, str]
 

@@ -26,7 +26,7 @@ from trait_kit.selection.documents import load_documents, sample
 from trait_kit.tasks import load_problems
 
 NEIGHBORS = 30  # of a text for UMAP: more show the large, fewer the small
-LAID_OUT = 10_000  # texts; others are put among their like: 100,000 in minutes
+LAID_OUT = 10_000  # texts; others are put among their like
 _BEGINNING = 160  # characters of a text in map.html
 
 

@@ -63,7 +63,7 @@ class KitFigure(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         stream = io.BytesIO()
         self.savefig(stream, format="png", dpi=DPI)
-        width, height = self.get_size_inches() * 130  # as a notebook's text
+        width, height = self.get_size_inches() * 130
         return stream.getvalue(), {"width": int(width), "height": int(height)}
 
 

@@ -280,7 +280,8 @@ def _of_json(line: str) -> Any:
     try:
         return json.loads(line) if line.strip() else None
     except (ValueError, RecursionError) as error:
-        return Refused(f"not valid JSON: {error}")
+        long = len(line.encode(errors="surrogateescape")) >= streams.LINE_BYTES
+        return Refused("longer than 32 MB, which is no document" if long else f"not valid JSON: {error}")
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:

@@ -244,7 +244,7 @@ def lines(name: str, strict: bool = False) -> Iterator[str]:
     Decoded as the first ones look, or else as cp1252; if `strict`, as UTF-8 with surrogates. If not, JSON may also be rows
     by id, or one list beside other things ({'version': 1, 'data': [...]}).
     """
-    with reading(name) as file:  # held: else it is closed
+    with reading(name) as file:  # else it is closed
         stream = file
         head = b"".join(stream.peek(_STEP).splitlines(keepends=True)[:50])
         encoding = encoding_of(head)

@@ -47,7 +47,7 @@ def write_store(batches: Iterable[Sequence[np.ndarray]], folder: Path) -> None:
             )
         np.save(new / "lengths.npy", every[every > 0])
         write_json(new / "store.json", {"dtype": documents[0].dtype.str})
-    counts = f"{(every > 0).sum():,} documents, {(every == 0).sum():,} empty ones left out"
+    counts = f"{(every > 0).sum():,} documents, {(every == 0).sum():,} empty"
     child.tell(f"{folder.name}: {every.sum():,} tokens, {counts}.")
 
 
