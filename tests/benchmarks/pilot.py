@@ -2,12 +2,11 @@
 
 The premise of the method, small: 48 train problems of GSM8K (public files in TRAIT_KIT_TEST_DATA) are all that there is, and
 every arm reads the same number of tokens made of them. Three seeds of training; the local teacher writes the enlightenments
-and, for `rephrased`, its own solutions. Ends with `trait-kit compare` over the three runs.
+and, for `rephrased`, its own solutions. Ends with the arms compared over the three.
 """
 
 import argparse
 import gzip
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 from local_tasks import LOCAL
 
+from trait_kit import pipeline
+
 SEEDS = (0, 1, 2)
 SPLITS = {"train": "train.jsonl", "validation": "train.jsonl", "test": "test.jsonl"}
 ARMS = {
     "worked": ["worked_same"],
     "rephrased": ["rephrased"],
-    "no_enlightenment": ["no_enlightenment"],
     "permuted": ["permuted"],
     "trait": ["passages"],
 }
@@ -43,25 +43,29 @@ def halves(folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def experiment(folder: Path, items: int, seed: int) -> Path:
-    """An experiment file of one seed. Its web is the demo's, of which nothing is read."""
+def sweep(folder: Path, items: int) -> Path:
+    """The sweep's file: one experiment, whose web is the demo's (nothing of it is read), at three seeds."""
     common = {"in_domain": "demo:math/in_domain", "web": "demo:math/web", "tasks": halves(folder)}
     common |= {"test_items_per_task": items // 2, "base_model": "demo:smollm2-135m"}
+    passages = {
+        "grouping": "concepts",
+        "problems_per_task": 24,
+        "n_groups": 16,
+        "max_uses": 1,
+        "paragraphs": "both",
+    }
+    evaluation = {"few_shot": 2, "main_metric": "bits_per_number_token", "control_arm": "worked"}
     sections = {
         "common": common,
         "selection": {"token_budget": 4_000, "methods": ["random"]},
-        "passages": {
-            "grouping": "concepts",
-            "problems_per_task": 24,
-            "n_groups": 16,
-            "max_uses": 1,
-            "paragraphs": "both",
-        },
-        "training": {"arms": ARMS, "stage_tokens": [18_432], "learning_rate": 1.0e-4, "seed": seed},
-        "evaluation": {"few_shot": 2, "main_metric": "bits_per_number_token", "control_arm": "worked"},
+        "passages": passages,
+        "training": {"arms": ARMS, "stage_tokens": [18_432], "learning_rate": 1.0e-4},
+        "evaluation": evaluation | {"general_documents": 20, "in_domain_documents": 10},
     }
-    path = folder / f"seed{seed}.yaml"
-    path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    path = folder / "pilot.yaml"
+    plan = {"experiment": "experiment.yaml", "grid": {"training.seed": list(SEEDS)}}
+    path.write_text(yaml.safe_dump(plan), encoding="utf-8")
     return path
 
 
@@ -71,12 +75,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    runs = []
-    for seed in SEEDS:
-        runs.append(str(given.folder / f"seed{seed}"))
-        command = ["run", str(experiment(given.folder, given.items, seed)), "--run-dir", runs[-1]]
-        subprocess.run([sys.executable, "-m", "trait_kit.cli", *command], check=True)
-    subprocess.run([sys.executable, "-m", "trait_kit.cli", "compare", *runs], check=True)
+    pipeline.sweep(sweep(given.folder, given.items), given.folder, parallel=2)
 
 
 if __name__ == "__main__":
