@@ -30,6 +30,7 @@ from trait_kit.figures.curves import item_gains, plot_gain_and_forgetting
 from trait_kit.figures.report import show, write_report
 from trait_kit.figures.tables import read_and_write
 from trait_kit.params import FigureParams
+from trait_kit.passages.controls import CONTROLS
 from trait_kit.runs import STEPS
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)></details></body> {{ 7*7 }} {% raw %} $x^2$ \x07 | & é 中"
@@ -211,8 +212,12 @@ def seen(colour: str, sight: str) -> np.ndarray:
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize(
     "together",
-    [["base", "raw", "random", "dsir", "fasttext", "selected", "worked", "trait"], list(figure_map.KINDS)],
-    ids=["arms", "map"],
+    [
+        ["base", "raw", "random", "dsir", "fasttext", "selected", "worked", "trait"],
+        ["base", "selected", "worked", "worked_all", *sorted(CONTROLS.keys() - {"worked", "worked_same"}), "trait"],
+        list(figure_map.KINDS),
+    ],
+    ids=["arms", "controls", "map"],
 )
 def test_what_stands_in_one_figure_is_told_apart_by_every_eye(together, sight):
     for one, other in combinations(together, 2):
