@@ -214,7 +214,14 @@ def seen(colour: str, sight: str) -> np.ndarray:
     "together",
     [
         ["base", "raw", "random", "dsir", "fasttext", "selected", "worked", "trait"],
-        ["base", "selected", "worked", "worked_all", *sorted(CONTROLS.keys() - {"worked", "worked_same"}), "trait"],
+        [
+            "base",
+            "selected",
+            "worked",
+            "worked_all",
+            *sorted(CONTROLS.keys() - {"worked", "worked_same"}),
+            "trait",
+        ],
         list(figure_map.KINDS),
     ],
     ids=["arms", "controls", "map"],

@@ -8,6 +8,7 @@ import yaml
 from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
 from trait_kit.evaluation.suites import n_examples
+from trait_kit.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "params").glob("*.yaml"))
@@ -152,6 +153,26 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(TraitError, match=r"bad\.yaml"):
         params.load(path)
+
+
+@pytest.mark.parametrize(
+    "twice", ["figures: {map_documents: 20}\n", "evaluation:\n  few_shot: 1\n  few_shot: 2\n"]
+)
+def test_what_is_given_twice_is_named_and_neither_is_taken(tmp_path, twice):
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / "params" / "demo.yaml").read_text().replace("evaluation:", "unused:") + twice)
+    with pytest.raises(TraitError, match=r"'(figures|few_shot)' is given twice"):
+        params.load(path)
+    task = tmp_path / "sums.yaml"
+    task.write_text("kind: number\nkind: text\nabout: x\n")
+    with pytest.raises(TraitError, match="'kind' is given twice"):
+        load_task(str(task))
+
+
+def test_a_section_without_a_field_is_an_empty_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / "params" / "demo.yaml").read_text().replace("figures: {}", "figures:"))
+    assert params.load(path) == params.load(ROOT / "params" / "demo.yaml")
 
 
 def test_an_override_must_name_a_section_and_a_field():

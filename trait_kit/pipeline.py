@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trait_kit import params, runs
 from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, digest, maker_of, write_text
+from trait_kit.engine.files import TraitError, digest, maker_of, read_yaml, write_text
 from trait_kit.engine.machine import quiet_libraries
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.figures import report, tables, token_study
@@ -139,7 +139,7 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
 
 def read_sweep(path: Path) -> list[tuple[dict[str, Any], Experiment]]:
     try:
-        plan = _Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plan = _Sweep.model_validate(read_yaml(path))
         if not (plan.grid or plan.points):
             raise ValueError("it has neither grid nor points")
     except (OSError, yaml.YAMLError, ValueError) as error:

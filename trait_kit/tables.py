@@ -10,11 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
-from trait_kit.engine.files import TraitError, atomic_path
+from trait_kit.engine.files import TraitError, atomic_path, read_yaml
 
-_COLUMNS = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+_COLUMNS = read_yaml(Path(__file__).with_name("tables.yaml"))
 _TYPES = {"strings": pa.list_(pa.string())}  # all others by Arrow's own names
 SCHEMAS: dict[str, pa.Schema] = {
     kind: pa.schema([(name, _TYPES.get(type_) or pa.type_for_alias(type_)) for name, type_ in columns.items()])

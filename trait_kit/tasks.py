@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from trait_kit import demo
-from trait_kit.engine.files import TraitError, content
+from trait_kit.engine.files import TraitError, content, read_yaml
 from trait_kit.engine.questions import words_of
 from trait_kit.fields import FORMS, FieldError, Row, Template, fill, one_line, read_rows, say, usable
 from trait_kit.judging.answers import LANGUAGES, judge, language_of, readable, with_answer
@@ -40,7 +40,7 @@ Metric = Literal[
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 # percent, among the splits that share one split of the source
 _SHARES = {"train": 80, "validation": 10, "test": 10}
-ADS_TASKS: dict[str, Row] = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
+ADS_TASKS: dict[str, Row] = read_yaml(Path(__file__).with_name("catalogue.yaml"))
 _PRODUCT_SHARES = {"train": 70, "validation": 10, "test": 20}  # percent of the products
 _MOST_CHARACTERS = defaultdict(lambda: 300, description=2_000)  # of a field; longer ones are no ad
 _RIVALS = 3  # wrong choices
@@ -139,7 +139,7 @@ def _tasks_of(name_or_path: str) -> list[Task]:
             f"Unknown task '{name}': {where}. One of your own is named by its path, ending in .yaml."
         )
     try:
-        raw = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")), "origin": str(path)}
+        raw = {"name": path.stem, **read_yaml(path), "origin": str(path)}
         if raw.get("catalogue") is None:
             return [Task(**raw)]
         if part and part not in ADS_TASKS:

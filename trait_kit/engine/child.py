@@ -1,6 +1,6 @@
 """Child processes: one supervisor for workers that train and servers that answer.
 
-Every child starts through a guard (this file as a program) that leads a session of its own and holds the other end of a
+A child starts by a guard that leads a session of its own and holds the other end of a
 pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the session: by SIGTERM, on which a
 trainer saves itself, and by SIGKILL ten seconds later.
 """

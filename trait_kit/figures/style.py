@@ -1,8 +1,8 @@
 """One look for every figure: an arm, a method or a kind of text has the same colour and marker wherever it appears.
 
 Colours in one figure differ by 20 or more (CIE76), also for who lacks a kind of cone; where they do not in grey, markers
-do (tests/test_figures.py). A figure is as wide as one column of a paper or two, with text of 6 to 8 points. Without
-pyplot, no global state is touched.
+do (tests/test_figures.py). A figure is as wide as one column of a paper or two, with text of 6 to 8 points. No
+pyplot, no global state.
 """
 
 import functools
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trait_kit.engine.files import atomic_path
+from trait_kit.engine.files import atomic_path, read_yaml
 
 DPI = 300  # of what is drawn in pixels
 INK, QUIET, LOST = "#1f2430", "#5d6472", "#b94728"
@@ -27,7 +26,7 @@ FINE_TUNED = "_fine_tuned"  # ends the name of an arm's fine-tuned model
 SIZES = {1: (3.3, 7.25), 2: (7.0, 8.0)}  # columns of a paper -> inches, points of text; small text is 0.83 of it
 ONE_COLUMN = "_one_column"  # ends the name of a figure's narrow twin
 
-WORDING = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
+WORDING = read_yaml(Path(__file__).with_name("figures.yaml"))
 _KNOWN, _SPARE = WORDING["looks"], WORDING["spare_colours"]
 # of texts on the map -> what they are
 KINDS = {kind: longer[0] for kind, (_, _, _, *longer) in _KNOWN.items() if longer}

@@ -15,8 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from types import SimpleNamespace
 
-import yaml
-
+from trait_kit.engine.files import read_yaml
 from trait_kit.judging.equivalence import equivalent
 from trait_kit.judging.numbers import (
     NUMBER,
@@ -33,7 +32,7 @@ from trait_kit.judging.numbers import (
 MAX_TEXT = 100_000  # characters of a text; what comes after is no answer any more
 MAX_CHARACTERS = 4_000  # of these that are looked at: the end
 MAX_ANSWER = 400  # characters of one answer
-_RULES = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
+_RULES = read_yaml(Path(__file__).with_name("answers.yaml"))
 LANGUAGES: dict[str, dict[str, str]] = _RULES.pop("languages")
 # 'The answer is'
 ANNOUNCEMENTS = {name: one["states"].partition("{}")[0].rstrip() for name, one in LANGUAGES.items()}

@@ -19,13 +19,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
+from trait_kit.engine.files import read_yaml
 
 MAX_DIGITS = 40  # of a number; longer ones are none
 ROUNDED_DECIMALS = 4  # a number printed with this many decimals or more may be rounded at its last
 FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 
-_WRITTEN = yaml.safe_load(Path(__file__).with_name("numbers.yaml").read_text(encoding="utf-8"))
+_WRITTEN = read_yaml(Path(__file__).with_name("numbers.yaml"))
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
 RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"

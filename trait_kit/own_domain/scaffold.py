@@ -17,7 +17,7 @@ import yaml
 from resiliparse.parse.lang import detect_fast
 
 from trait_kit import runs
-from trait_kit.engine.files import TraitError, write_text
+from trait_kit.engine.files import TraitError, read_yaml, write_text
 from trait_kit.evaluation.comparison import MIN_ITEMS
 from trait_kit.fields import FORMS, FieldError, Row, fill, one_line, read_rows, usable
 from trait_kit.judging.answers import is_mathematical
@@ -31,7 +31,7 @@ GENERAL = "demo:math/web"  # where no web is named
 _BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
 _PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
 _ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
-_KNOWN = yaml.safe_load(Path(__file__).with_name("scaffold.yaml").read_text(encoding="utf-8"))
+_KNOWN = read_yaml(Path(__file__).with_name("scaffold.yaml"))
 _HEAD, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; answers that are labels; a share that is nearly all
 _RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "description", "category", "query")
 

@@ -1,6 +1,6 @@
 """What relates problems, and the groups of them that passages join: of different tasks (paper, section 3.2).
 
-What a group shares is a column of the problems table: `topic` in knowledge-centred domains such as mathematics, `entity` in
+What a group shares is a column: `topic` in knowledge-centred domains such as mathematics, `entity` in
 entity-centred ones such as ads. Where the task files name no topic it is found: mathematical concepts in the questions
 (concepts.yaml), or neighbours in an embedding.
 """

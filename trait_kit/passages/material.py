@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
+from trait_kit.engine.files import read_yaml
 from trait_kit.engine.ngrams import UNSPACED
 from trait_kit.judging.numbers import numbers
 from trait_kit.tasks import prompt
@@ -76,7 +76,7 @@ def compose_text(rows: Sequence[Problem], draft: Draft) -> str:
 
 @functools.cache
 def content(name: str) -> Any:
-    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).parent / name)
 
 
 def content_words(text: str) -> set[str]:

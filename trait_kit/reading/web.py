@@ -6,7 +6,7 @@ fills the memory ends the child and is lost, alone.
 
 A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
 Formulas hide in scripts, images and hidden elements, where no extractor finds them (MegaMath, arXiv 2504.02807), so they
-are put into the page's tree as TeX before its text is taken.
+are put into the page's tree as TeX first.
 """
 
 import contextlib
@@ -26,10 +26,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from loguru import logger
 
-from trait_kit.engine.files import digest, made_once
+from trait_kit.engine.files import digest, made_once, read_yaml
 from trait_kit.reading import streams
 from trait_kit.reading.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADABLE, Part, Refused, parted, torn
 
@@ -39,7 +38,7 @@ _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
 _RULES = 9  # raised whenever the same file would give others
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # many in what is compressed or encrypted
-_FORMULAS = yaml.safe_load(Path(__file__).with_name("formulas.yaml").read_text(encoding="utf-8"))
+_FORMULAS = read_yaml(Path(__file__).with_name("formulas.yaml"))
 _TEXT = {"preserve_formatting": True, "alt_texts": False, "comments": False, "post_meta": False}
 _LITTLE = 300  # characters of main text, below which it was missed in 17 of 18 real pages
 _PASSED = 100  # bytes between records that hold none
