@@ -216,7 +216,7 @@ def read_overrides(texts: list[str] | None) -> dict[str, Any]:
 
 
 def parse(raw: dict[str, dict[str, Any]], origin: str) -> Experiment:
-    """Validate an experiment, where '1e-4', a string in YAML 1.1, is a number; errors name section, field, a near name."""
+    """Check an experiment, where '1e-4', a string in YAML 1.1, is a number; errors name section, field, a near name."""
     common = raw.get("common", {})
     sections = {name: {**common, **raw.get(name, {})} for name in (*SECTIONS, *raw) if name != "common"}
     sections["training"].setdefault("items_seed", common.get("seed", 0))
