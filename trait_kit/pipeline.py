@@ -1,4 +1,4 @@
-"""Execute the six notebooks of an experiment, or of many, through papermill; what is done is not repeated."""
+"""Execute the six notebooks of experiments through papermill; what is done is not repeated."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ from trait_kit.params import Experiment
 
 
 def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) -> Path:
-    """Run every step that is not up to date, and all from `start_from` ("03") on; returns the report's path."""
+    """Run steps that are not up to date, and all from `start_from` ("03") on; returns the report's path."""
     if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
     started, executed, resolved = time.perf_counter(), 0, run_dir / "params.yaml"
@@ -45,7 +45,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
             execute(name, {"experiment": str(resolved), "run_dir": str(run_dir)}, output)
             executed += 1
     page = run_dir / "report.html"
-    if executed or not page.exists():  # killed between the last step's record and the report
+    if executed or not page.exists():  # killed between last record and report
         report.write_report(run_dir)
     took = f"{time.perf_counter() - started:.0f} s"
     print(f"{executed} notebooks executed in {took}. Report: {os.path.relpath(page)}", flush=True)
@@ -54,14 +54,12 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for one runner at a time; the lock ends with the process."""
+    """One runner at a time in a run folder; the lock ends with the process."""
     try:
         with maker_of(run_dir / "run", wait=False):
             yield
     except BlockingIOError:
-        raise TraitError(
-            f"Another run is using {run_dir}. Wait for it, end it, or choose another --run-dir."
-        ) from None
+        raise TraitError(f"Another run is using {run_dir}. Wait, or give another --run-dir.") from None
 
 
 def execute(name: str, values: dict[str, Any], output: Path) -> None:
@@ -110,7 +108,9 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
 
     def run_point(number: int) -> None:
         folder, experiment = folders[number], points[number][1]
-        adopt_steps(experiment, [other for other in folders if other != folder], folder)
+        # Python 3.11 parses in one thread
+        with maker_of(root / "adopting"):
+            adopt_steps(experiment, [other for other in folders if other != folder], folder)
         place = f"=== {number + 1}/{len(points)}: {folder.name}"
         print(f"{place} ...", flush=True)
         if number and parallel > 1:
@@ -165,7 +165,7 @@ class _Sweep(BaseModel):
 def compare(
     names: list[str], reference: str | None = None, output: Path | None = None, all_pairs: bool = False
 ) -> tuple:
-    """Arms of finished runs tested over the items that they share: the table, and the tests behind it, all digits.
+    """Arms of finished runs tested over the items that they share: the table, and the tests behind it.
 
     `reference` None: the first run's. Into `output` both are written, with the items behind every number.
     """
