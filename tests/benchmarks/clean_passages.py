@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from random import Random
 
+from trait_kit.engine.llm import clean
 from trait_kit.passages.material import Problem
 from trait_kit.tasks import ADS_TASKS as ADS
 
@@ -82,7 +83,7 @@ def sums(text: str) -> Iterator[re.Match[str]]:
 def paragraph(row: Problem, seed: str) -> str:
     """The gold solution in one of many layouts, drawn by seed; a wrong `row.answer` is concluded from the right steps."""
     rng = Random(seed)
-    steps = re.sub(r"\s*The answer is (?!.*The answer is).*$", "", row.solution or "", flags=re.DOTALL)
+    steps = re.sub(r"\s*The answer is (?!.*The answer is).*$", "", clean(row.solution or ""), flags=re.DOTALL)
     if rng.random() < 0.25:
         return f"{steps} The answer is {row.answer.rstrip('.')}."
     steps = _told(_notated(_unboxed(steps), rng), rng)

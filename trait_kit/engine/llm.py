@@ -70,7 +70,7 @@ class Endpoint:
     base_url: str
     model: str
     concurrency: int = 8
-    timeout: float = 120.0  # seconds a request
+    timeout: float = 300.0  # seconds a request
     max_tokens: int = 1_024
     extra: dict[str, Any] = field(default_factory=dict)  # more of each request's body: temperature, seed
     ledger: Ledger = field(default_factory=Ledger)
