@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, trait_kit
 from test_explore import HOSTILE
 
 from trait_kit import runs
@@ -47,6 +47,7 @@ def project(tiny_run, tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, root / name)
     shutil.copy(TINY, root / "params" / "demo.yaml")
     shutil.copytree(tiny_run, root / "runs" / "demo")
+    trait_kit("report", root / "runs" / "demo")  # a report is headed by its folder's name
     (root / ".cache").symlink_to(ROOT / ".cache")
     (root / ".gitignore").write_text("runs/\n.cache\n.ipynb_checkpoints/\n")
     clean = f"{sys.executable} -m nbstripout --keep-id --extra-keys metadata.language_info"

@@ -1,8 +1,8 @@
 """Passages against controls on scarce real problems: `python tests/benchmarks/pilot.py [--folder runs/pilot] [--items 200]`.
 
-The premise of the method, small: 48 train problems of GSM8K (public files in TRAIT_KIT_TEST_DATA) are all that there is, and
-every arm reads the same number of tokens made of them. Three seeds of training; the local teacher writes the enlightenments
-and, for `rephrased`, its own solutions. Ends with the arms compared over the three.
+The premise of the method, small: some 48 train problems of GSM8K, those of about 16 passages, are all that there is (public
+files in TRAIT_KIT_TEST_DATA), and every arm reads the same number of tokens made of them. Three seeds of training; the local
+teacher writes the enlightenments and, for `rephrased`, its own solutions. Ends with the arms compared over the three.
 """
 
 import argparse
@@ -49,8 +49,8 @@ def sweep(folder: Path, items: int) -> Path:
     common |= {"test_items_per_task": items // 2, "base_model": "demo:smollm2-135m"}
     passages = {
         "grouping": "concepts",
-        "problems_per_task": 24,
-        "n_groups": 16,
+        "problems_per_task": 60,
+        "n_groups": 20,
         "max_uses": 1,
         "paragraphs": "both",
     }
