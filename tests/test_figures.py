@@ -575,7 +575,18 @@ def test_the_report_begins_with_the_question_and_the_answer_against_the_control(
     assert "8,192 tokens trained in each of 2 arms" in text
     assert "What is synthetic" in text
     assert "Problems that programs generated" in text
-    assert "Out of date" not in text
+    assert "Out of date" not in text and "not equal reading" not in text
+
+
+def test_how_often_an_arm_and_its_control_read_their_texts_is_said_where_it_differs(tmp_path):
+    run = tmp_path / "run"
+    hostile_run(run)
+    for epochs, said in ((2.0, True), (1.3, False), (0.5, False)):  # of the control's last stage
+        read = {"selected": (9.0, epochs), "trait": (9.0, 1.25), "other": (1.0, 7.0)}
+        rows = [{"arm": arm, "stage": n, "epochs": e} for arm, two in read.items() for n, e in enumerate(two, 1)]
+        finished(run, "04_train_two_stages", {"accounting": rows})
+        text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
+        assert ("selected went over its text 2.0 times, trait went over its text 1.2 times" in text) == said
 
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
