@@ -1,6 +1,6 @@
 """Passages against controls on scarce real problems: `python tests/benchmarks/pilot.py [--folder runs/pilot] [--items 200]`.
 
-The premise of the method, small: some 48 train problems of GSM8K, those of about 16 passages, are all that there is (public
+The premise of the method, small: some 48 train problems of GSM8K, those of the 16 passages or so that pass, are all that there is (public
 files in TRAIT_KIT_TEST_DATA), and every arm reads the same number of tokens made of them. Three seeds of training; the local
 teacher writes the enlightenments and, for `rephrased`, its own solutions. Ends with the arms compared over the three.
 """
@@ -50,7 +50,7 @@ def sweep(folder: Path, items: int) -> Path:
     passages = {
         "grouping": "concepts",
         "problems_per_task": 60,
-        "n_groups": 20,
+        "n_groups": 32,
         "max_uses": 1,
         "paragraphs": "both",
     }
