@@ -1,8 +1,8 @@
 """Passages against controls on scarce real problems: `python tests/benchmarks/pilot.py [--folder runs/pilot] [--items 200]`.
 
 The premise of the method, small: some 48 train problems of GSM8K, those of the passages that pass, are all that there is
-(public files in TRAIT_KIT_TEST_DATA), and every arm reads the same number of tokens made of them. Three seeds of training; the
-local teacher writes the enlightenments and, for `rephrased`, its own solutions. Ends with the arms compared over the three.
+(public files in TRAIT_KIT_TEST_DATA), and every arm reads the same number of tokens made of them. Three seeds of training;
+the local teacher writes the enlightenments and, for `rephrased`, its own solutions. Ends with the arms compared.
 """
 
 import argparse
