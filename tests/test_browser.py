@@ -47,7 +47,7 @@ def project(tiny_run, tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, root / name)
     shutil.copy(TINY, root / "params" / "demo.yaml")
     shutil.copytree(tiny_run, root / "runs" / "demo")
-    trait_kit("report", root / "runs" / "demo")  # a report is headed by its folder's name
+    assert trait_kit("report", root / "runs" / "demo").returncode == 0  # it is headed by its folder's name
     (root / ".cache").symlink_to(ROOT / ".cache")
     (root / ".gitignore").write_text("runs/\n.cache\n.ipynb_checkpoints/\n")
     clean = f"{sys.executable} -m nbstripout --keep-id --extra-keys metadata.language_info"

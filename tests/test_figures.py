@@ -584,9 +584,10 @@ def test_how_often_an_arm_and_its_control_read_their_texts_is_said_where_it_diff
     for epochs, said in ((2.0, True), (1.3, False), (0.5, False)):  # of the control's last stage
         read = {"selected": (9.0, epochs), "trait": (9.0, 1.25), "other": (1.0, 7.0)}
         rows = [{"arm": arm, "stage": n, "epochs": e} for arm, two in read.items() for n, e in enumerate(two, 1)]
+        rows.append({"arm": "selected", "stage": 2, "epochs": 0.1})  # a mixture's other source
         finished(run, "04_train_two_stages", {"accounting": rows})
         text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
-        assert ("selected went over its text 2.0 times, trait went over its text 1.2 times" in text) == said
+        assert ("trait read all 1.2 times, selected read all 2.0 times" in text) == said
 
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):

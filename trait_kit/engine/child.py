@@ -1,8 +1,8 @@
 """Child processes: one supervisor for workers that train and servers that answer.
 
-A child starts by a guard that leads a session of its own and holds the other end of a
-pipe to us. However we go, `kill -9` included, the pipe closes, and the guard ends the session: by SIGTERM, on which a
-trainer saves itself, and by SIGKILL ten seconds later.
+A child starts through a guard that leads a session of its own and holds the other end of a pipe to us. However we
+go, `kill -9` included, the pipe closes, and the guard ends the session: by SIGTERM, on which a trainer saves itself,
+and by SIGKILL 10 s later.
 """
 
 import contextlib
