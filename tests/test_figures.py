@@ -587,7 +587,7 @@ def test_how_often_an_arm_and_its_control_read_their_texts_is_said_where_it_diff
         rows.append({"arm": "selected", "stage": 2, "epochs": 0.1})  # a mixture's other source
         finished(run, "04_train_two_stages", {"accounting": rows})
         text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
-        assert ("trait read all 1.2 times, selected read all 2.0 times" in text) == said
+        assert ("most repeated text in the last stage: trait 1.2, selected 2.0." in text) == said
 
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
