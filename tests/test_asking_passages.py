@@ -310,7 +310,12 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     ):
         assert read(f"With 31 and 527, {division}.")
     assert read(f"{good} Check: 31 * 17 = 527.") == good  # it was asked for one sentence
+    marked = about.rows[1]._replace(question=f"{about.rows[1].question} The incorrect answers do not count.")
+    asked_for = replace(about, rows=[about.rows[0], marked, *about.rows[2:]])
+    doubted = "With 31 and 527, the incorrect answers aside, the division 527 / 31 gives 17."
+    assert checks.read_sentence(asked_for, told, 1, doubted) == doubted  # the problem's own word is no doubt
     for bad, reason in (
+        (doubted, "contradiction: it says 'incorrect'"),
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
         ("With 31 and 527, the division gives 17 and not 312.", "'312' stands in no problem"),
         ("With 31 and 527, dividing by 31 twice gives 17.", "'twice' stands in no problem"),

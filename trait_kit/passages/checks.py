@@ -1,13 +1,12 @@
-"""What a draft must pass before anything is trained on it; the first check that fails gives the reason.
+"""What a draft must pass before anything is trained on it; the first that fails gives the reason.
 
-A model's answer is read by the same checks one part at a time (`read_paragraph`, ...), so that a part that fails is asked
-for again alone. What compares a passage with others is in quality.py.
+A model's answer is read by the same checks part by part (`read_paragraph`, ...): a part that fails is asked
+for again alone. What compares passages is in quality.py.
 """
 
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -28,7 +27,7 @@ from trait_kit.passages.material import (
 )
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
-_ENDING = 8  # words, up to the last number of a sentence
+_ENDING = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
 _TIMES, _DIVISION, _DOUBT = (
     re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts")
@@ -43,7 +42,7 @@ def own_fault(
 ) -> tuple[list[str], str]:
     """The names of the checks passed, and '' or the reason ('check: details') of the first that failed; no other is made.
 
-    `names`: of OWN_CHECKS these alone. `beside`: names of more checks, and what they found wrong or None.
+    `names`: of OWN_CHECKS these alone. `beside`: names of more checks, and their fault or None.
     """
     names, passed = names or [name for name in OWN_CHECKS if draft.enlightenment or name != "enlightenment"], []
     found = ((name, next(OWN_CHECKS[name](group, draft), None)) for name in names)
@@ -55,7 +54,7 @@ def own_fault(
 
 
 def read_paragraph(group: Group, answer: str) -> str:
-    """The paragraph of a group of one problem in a model's answer; ValueError says what is wrong with it."""
+    """The paragraph of a group of one problem in a model's answer; ValueError says what is wrong."""
     text = first_paragraph(answer)
     return _require(text, group, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
 
@@ -69,10 +68,10 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:
-    """What an answer says for an enlightenment: on what is shared (`place` None), or in one sentence on a problem."""
+    """What an answer says for an enlightenment: on what is shared (`place` None), or one sentence on a problem."""
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])", said)[0]
-    _require(said, replace(group, rows=group.rows[:1]), Draft((text,), ""), "form", "arithmetic")
+    _require(said, group, Draft((text,) * len(group.rows), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     about = range(len(group.rows)) if place is None else [place]
@@ -114,20 +113,21 @@ def _refuse_division(text: str, known: set[str]) -> None:
             raise ValueError(f"arithmetic: '{found[0]}' is wrong")
 
 
-def _contradiction(text: str) -> Iterator[str]:
-    for found in _DOUBT.finditer(text):
-        yield f"it says '{found[0]}', so it may not believe its own calculation"
+def _contradiction(text: str, asked: str) -> Iterator[str]:
+    for found in [word for word in _DOUBT.findall(text) if word not in asked]:
+        yield f"it says '{found}', so it may not believe its own calculation"
     if len(answers := set(re.findall(r"answer is ([^.]+)", text))) > 1:
         yield f"it has {len(answers)} final answers"
 
 
 def first_paragraph(answer: str) -> str:
-    """Up to the first blank line: nobody asked for what a small model writes after it."""
+    """Up to the first blank line: what a small model writes after it is not asked for."""
     return clean(re.split(r"\n[ \t]*\n", answer.strip().replace("\r\n", "\n"), maxsplit=1)[0])
 
 
 def _require(said: str, group: Group, draft: Draft, *names: str) -> str:
-    _, fault = own_fault(group, draft, names, [("contradiction", next(_contradiction(said), None))])
+    asked = " ".join(row.question for row in group.rows)
+    _, fault = own_fault(group, draft, names, [("contradiction", next(_contradiction(said, asked), None))])
     if fault:
         raise ValueError(fault)
     return said
