@@ -196,8 +196,21 @@ def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, monkey
     monkeypatch.setattr("trait_kit.engine.llm.SAY_EVERY", 0.0)
     server.delay = 1.2
     assert all(reply.value for reply in asyncio.run(cell()))
-    assert capsys.readouterr().out.splitlines()[0] == "Asked test-model: 1 of 3; about 0 min left"
+    assert capsys.readouterr().out.splitlines()[0] == "Asked test-model: 2 of 3; about 0 min left"
     assert ask([], endpoint(server)) == []
+
+
+def test_the_time_left_is_that_of_what_is_asked_and_not_of_what_is_kept(server, monkeypatch, tmp_path):
+    teacher, said = at(tmp_path / "c", endpoint(server, concurrency=1)), []
+    requests = [Request(f"mode-good {number}", read) for number in range(140)]
+    ask(requests[:100], teacher)
+    server.delay = 2.1
+    monkeypatch.setattr("trait_kit.engine.llm.SAY_EVERY", 0.0)
+    monkeypatch.setattr("builtins.print", lambda *words, **how: said.append(words[0]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # one line is enough: what is not asked yet is not asked
+        ask(requests, teacher)
+    kept, left = map(int, re.fullmatch(r"Asked test-model: (\d+) of 140; about (\d+) min left", said[0]).groups())
+    assert kept > 100 and left >= 1
 
 
 def test_keys(server, monkeypatch, tmp_path):

@@ -22,7 +22,6 @@ SPLITS = {"train": "train.jsonl", "validation": "train.jsonl", "test": "test.jso
 ARMS = {
     "worked": ["worked_same"],
     "rephrased": ["rephrased"],
-    "no_enlightenment": ["no_enlightenment"],
     "permuted": ["permuted"],
     "trait": ["passages"],
 }

@@ -23,7 +23,7 @@ from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, Price, is_private
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-MAX_CONTENT = 20_000  # characters of an answer that are looked at and kept
+MAX_CONTENT = 20_000  # characters of an answer that are kept
 BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request, at a busy server
 SAY_EVERY = 60.0  # seconds: how far the asking is
@@ -72,10 +72,10 @@ class Endpoint:
     concurrency: int = 8
     timeout: float = 300.0  # seconds a request
     max_tokens: int = 1_024
-    extra: dict[str, Any] = field(default_factory=dict)  # more of each request's body: temperature, seed
+    extra: dict[str, Any] = field(default_factory=dict)  # more of each request's body
     ledger: Ledger = field(default_factory=Ledger)
     max_retries: int = 3
-    # starts the server of this endpoint and says its address, when first asked
+    # starts its server and says the address, when first asked
     start: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, params: Any, folder: Path | None = None) -> "Endpoint":
-        """The endpoint that `teacher_*` parameters name, its paid answers in `folder`; with teacher_serve, to estimate."""
+        """The endpoint that `teacher_*` parameters name, its paid answers in `folder`."""
         address = params.teacher_base_url or ("http://127.0.0.1:0/v1" if params.teacher_serve else "")
         if address and not params.teacher_price and not is_private(address):
             raise TraitError(
@@ -126,10 +126,9 @@ class Endpoint:
         if not self.start:
             return typical
         self.start()
-        endpoint = replace(self, max_tokens=48, ledger=Ledger())
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
-        started = time.monotonic()
-        replies = ask([Request(f"Go on: {' '.join(count)}") for count in counts], endpoint)
+        asked, started = [Request(f"Go on: {' '.join(count)}") for count in counts], time.monotonic()
+        replies = ask(asked, replace(self, max_tokens=48, ledger=Ledger()))
         done = sum(reply.tokens_out + reply.tokens_in / READS for reply in replies)
         return done / (time.monotonic() - started) or typical
 
@@ -140,14 +139,15 @@ def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, k
     In a thread of its own, so that it works under a running event loop (Jupyter). After an error or Ctrl-C nothing new is
     asked, and what is in flight (and paid) reaches the ledger. `kept`: nobody is asked.
     """
-    session, count = _Session(endpoint, attempts, kept), len(requests)
+    session, count, known = _Session(endpoint, attempts, kept), len(requests), 0
     began = said = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                if (now := time.monotonic()) - said > SAY_EVERY and (done := session.done):
-                    said, left = now, (now - began) / done * (count - done) / 60
+                known = known or session.done  # kept answers come at once
+                if (now := time.monotonic()) - said > SAY_EVERY and (new := (done := session.done) - known):
+                    said, left = now, (now - began) / new * (count - done) / 60
                     print(f"Asked {endpoint.model}: {done:,} of {count:,}; about {left:.0f} min left", flush=True)
         finally:
             session.stopped = True
