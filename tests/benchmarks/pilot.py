@@ -50,7 +50,7 @@ def sweep(folder: Path, items: int) -> Path:
     passages = {
         "grouping": "concepts",
         "problems_per_task": 60,
-        "n_groups": 32,
+        "n_groups": 22,
         "max_uses": 1,
         "paragraphs": "both",
     }
