@@ -310,6 +310,8 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     ):
         assert read(f"With 31 and 527, {division}.")
     assert read(f"{good} Check: 31 * 17 = 527.") == good  # it was asked for one sentence
+    titled = "With 31 and 527, Mr. Lin and Mrs. Ha divide 527 / 31 and get 17."
+    assert read(f"{titled} It is so.") == titled  # and a title does not end one
     marked = about.rows[1]._replace(question=f"{about.rows[1].question} The incorrect answers do not count.")
     asked_for = replace(about, rows=[about.rows[0], marked, *about.rows[2:]])
     doubted = "With 31 and 527, the incorrect answers aside, the division 527 / 31 gives 17."

@@ -29,8 +29,8 @@ from trait_kit.passages.material import (
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _ENDING = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _DIVISION, _DOUBT = (
-    re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts")
+_TIMES, _DIVISION, _DOUBT, _SENTENCE_END = (
+    re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts", "sentence_end")
 )
 # By how much another order of the paragraphs must fit better (cosine of what only one question and paragraph say)
 # to be believed: of those with one gold answer, and of all, which are rarely swapped and may share facts.
@@ -70,7 +70,7 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:
     """What an answer says for an enlightenment: on what is shared (`place` None), or one sentence on a problem."""
     said = " ".join(first_paragraph(answer).split())
-    text = said if place is None else re.split(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])", said)[0]
+    text = said if place is None else _SENTENCE_END.split(said)[0]
     _require(said, group, Draft((text,) * len(group.rows), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
