@@ -310,14 +310,26 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     ):
         assert read(f"With 31 and 527, {division}.")
     assert read(f"{good} Check: 31 * 17 = 527.") == good  # it was asked for one sentence
-    titled = "With 31 and 527, Mr. Lin and Mrs. Ha divide 527 / 31 and get 17."
-    assert read(f"{titled} It is so.") == titled  # and a title does not end one
-    marked = about.rows[1]._replace(question=f"{about.rows[1].question} The incorrect answers do not count.")
-    asked_for = replace(about, rows=[about.rows[0], marked, *about.rows[2:]])
-    doubted = "With 31 and 527, the incorrect answers aside, the division 527 / 31 gives 17."
-    assert checks.read_sentence(asked_for, told, 1, doubted) == doubted  # the problem's own word is no doubt
+    for stopped in ("Mr. Lin and Mrs. Ha", "John F. Lin", "Prof. Ha"):  # a title does not end one
+        titled = f"With 31 and 527, {stopped} know 527 / 31 and get 17."
+        assert read(f"{titled} It is so.") == titled
+    assert read(f"{good} It is on Oak St. There it is.") == good
+    spoken = "A waiter sees that, however, incorrect answers do not count."
+    doubted = "With 31 and 527, Incorrect answers aside, the division 527 / 31 gives 17."
+    for place in (
+        0,
+        1,
+    ):  # the problem's own word is no doubt, nor a licence for second thoughts or for another problem
+        rows = list(about.rows)
+        rows[place] = rows[place]._replace(question=f"{rows[place].question} {spoken}")
+        read_here = functools.partial(checks.read_sentence, replace(about, rows=rows), told, 1)
+        if place == 1:
+            assert read_here(doubted) == doubted
+        for refused in ([doubted] if place == 0 else []) + [f"{good[:-1]}, but wait.", f"However, {good}"]:
+            with pytest.raises(ValueError, match="contradiction"):
+                read_here(refused)
     for bad, reason in (
-        (doubted, "contradiction: it says 'incorrect'"),
+        (doubted, "contradiction: it says 'Incorrect'"),
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
         ("With 31 and 527, the division gives 17 and not 312.", "'312' stands in no problem"),
         ("With 31 and 527, dividing by 31 twice gives 17.", "'twice' stands in no problem"),

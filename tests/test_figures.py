@@ -581,13 +581,17 @@ def test_the_report_begins_with_the_question_and_the_answer_against_the_control(
 def test_how_often_an_arm_and_its_control_read_their_texts_is_said_where_it_differs(tmp_path):
     run = tmp_path / "run"
     hostile_run(run)
-    for epochs, said in ((2.0, True), (1.3, False), (0.5, False)):  # of the control's last stage
+    # epochs of the control's last stage
+    for epochs, said in ((2.0, True), (1.52, True), (1.48, False), (1.0, True), (1.1, False)):
         read = {"selected": (9.0, epochs), "trait": (9.0, 1.25), "other": (1.0, 7.0)}
         rows = [{"arm": arm, "stage": n, "epochs": e} for arm, two in read.items() for n, e in enumerate(two, 1)]
         rows.append({"arm": "selected", "stage": 2, "epochs": 0.1})  # a mixture's other source
         finished(run, "04_train_two_stages", {"accounting": rows})
         text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
-        assert ("most repeated text in the last stage: trait 1.2, selected 2.0." in text) == said
+        sentence = f"most repeated text in the last stage: trait 1.2, selected {round(epochs, 1)}."
+        assert (sentence in text) == ("not equal reading" in text) == said
+        side_by_side = " ".join(Page(write_report(run, run).read_text(encoding="utf-8")).text.split())
+        assert side_by_side.count(sentence) == 2 * said
 
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):

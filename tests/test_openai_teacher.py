@@ -196,7 +196,7 @@ def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, monkey
     monkeypatch.setattr("trait_kit.engine.llm.SAY_EVERY", 0.0)
     server.delay = 1.2
     assert all(reply.value for reply in asyncio.run(cell()))
-    assert capsys.readouterr().out.splitlines()[0] == "Asked test-model: 2 of 3; about 0 min left"
+    assert capsys.readouterr().out.splitlines()[0] == "Asked test-model: 1 of 3; about 0 min left"
     assert ask([], endpoint(server)) == []
 
 

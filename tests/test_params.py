@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from trait_kit import params, pipeline
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, read_yaml
 from trait_kit.evaluation.suites import n_examples
 from trait_kit.tasks import load_task
 
@@ -147,12 +147,20 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path):
     )
 
 
-@pytest.mark.parametrize("text", ["common: [", "just words", "", "common: 3", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["common: [", "just words", "", "common: 3", "training: []", "figures: 0", "\x00"]
+)
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(TraitError, match=r"bad\.yaml"):
         params.load(path)
+
+
+def test_merged_keys_are_not_given_twice(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("x:\n  base: &b {k: 1}\n  d: &d {<<: *b, k: 2}\nlast: {<<: *d}\n1: a\n'1': b\n")
+    assert read_yaml(path) == {"x": {"base": {"k": 1}, "d": {"k": 2}}, "last": {"k": 2}, 1: "a", "1": "b"}
 
 
 @pytest.mark.parametrize(

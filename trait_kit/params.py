@@ -193,10 +193,10 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     try:
         raw = read_yaml(path)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TraitError(f"{path} is no YAML file ({error}). Shipped ones are in params/.") from None
-    if isinstance(raw, dict):
+        raise TraitError(f"{path} cannot be read ({error}). Shipped ones are in params/.") from None
+    if isinstance(raw, dict) and all(section is None or isinstance(section, dict) for section in raw.values()):
         raw = {name: section or {} for name, section in raw.items()}
-    if not isinstance(raw, dict) or not all(isinstance(section, dict) for section in raw.values()):
+    else:
         raise TraitError(f"{path}: expected sections common, {', '.join(SECTIONS)}, each with fields.")
     for key, value in (overrides or {}).items():
         section, _, field = key.partition(".")

@@ -114,10 +114,8 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
         place = f"=== {number + 1}/{len(points)}: {folder.name}"
         print(f"{place} ...", flush=True)
         if number and parallel > 1:
-            written = write_text(folder / "params.yaml", params.dump(experiment))
-            child.run(
-                [sys.executable, "-m", "trait_kit.cli", "run", str(written)], folder.name, folder / "run.log"
-            )
+            written = str(write_text(folder / "params.yaml", params.dump(experiment)))
+            child.run([sys.executable, "-m", "trait_kit.cli", "run", written], folder.name, folder / "run.log")
         else:
             run(experiment, folder)
         print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)

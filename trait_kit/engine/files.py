@@ -33,11 +33,13 @@ def listed(names: Iterable[str]) -> str:
 
 
 class _Once(yaml.SafeLoader):
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
-            raise yaml.MarkedYAMLError(f"'{twice[-1].value}' is given twice", twice[-1].start_mark)
-        return super().construct_mapping(node, deep)
+    # '<<' may merge
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        last = {(key.tag, str(key.value)): key for key, _ in node.value}
+        if twice := [key for key, _ in node.value if key not in last.values()]:
+            raise yaml.MarkedYAMLError(f"'{twice[0].value}' is given twice", twice[0].start_mark)
+        return node
 
 
 def read_yaml(path: Path | str) -> Any:

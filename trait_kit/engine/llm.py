@@ -23,7 +23,7 @@ from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.ledger import Completion, Estimate, Ledger, NoAnswer, Price, is_private
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-MAX_CONTENT = 20_000  # characters of an answer that are kept
+MAX_CONTENT = 20_000  # characters of an answer that are looked at
 BYTES_A_TOKEN = 4  # for estimates, in any script
 TOKENS_PER_SECOND = 50  # of one request, at a busy server
 SAY_EVERY = 60.0  # seconds: how far the asking is
@@ -113,15 +113,14 @@ class Endpoint:
         """The bill of asking each thing once that has no kept answer."""
         asked = [request.messages() for request in requests]
         new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
-        n_bytes = sum(len(message["content"].encode()) for messages in new for message in messages)
-        tokens_in = n_bytes // BYTES_A_TOKEN
+        tokens_in = sum(len(one["content"].encode()) for messages in new for one in messages) // BYTES_A_TOKEN
         tokens_out = answer_tokens * len(new)
         hours = (tokens_out + tokens_in / READS) / self.tokens_per_second / 3600 if new else 0.0
         return Estimate(len(new), tokens_in, tokens_out, self.ledger.price.of(tokens_in, tokens_out), hours)
 
     @functools.cached_property
     def tokens_per_second(self) -> float:
-        """Of all requests; measured, by reading much and writing little, where the kit starts the server."""
+        """Of all requests; measured where the kit starts the server."""
         typical = TOKENS_PER_SECOND * self.concurrency
         if not self.start:
             return typical
@@ -129,8 +128,10 @@ class Endpoint:
         counts = (map(str, range(number, number + 99)) for number in range(self.concurrency))
         asked, started = [Request(f"Go on: {' '.join(count)}") for count in counts], time.monotonic()
         replies = ask(asked, replace(self, max_tokens=48, ledger=Ledger()))
-        done = sum(reply.tokens_out + reply.tokens_in / READS for reply in replies)
-        return done / (time.monotonic() - started) or typical
+        return (
+            sum(one.tokens_out + one.tokens_in / READS for one in replies) / (time.monotonic() - started)
+            or typical
+        )
 
 
 def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, kept: bool = False) -> list[Reply]:
@@ -139,16 +140,16 @@ def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, k
     In a thread of its own, so that it works under a running event loop (Jupyter). After an error or Ctrl-C nothing new is
     asked, and what is in flight (and paid) reaches the ledger. `kept`: nobody is asked.
     """
-    session, count, known = _Session(endpoint, attempts, kept), len(requests), 0
+    session, count = _Session(endpoint, attempts, kept), len(requests)
     began = said = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                known = known or session.done  # kept answers come at once
-                if (now := time.monotonic()) - said > SAY_EVERY and (new := (done := session.done) - known):
-                    said, left = now, (now - began) / new * (count - done) / 60
-                    print(f"Asked {endpoint.model}: {done:,} of {count:,}; about {left:.0f} min left", flush=True)
+                if (now := time.monotonic()) - said > SAY_EVERY and (new := session.done):
+                    said, done = now, session.known + new
+                    left = f"about {(now - began) / new * (count - done) / 60:.0f} min left"
+                    print(f"Asked {endpoint.model}: {done:,} of {count:,}; {left}", flush=True)
         finally:
             session.stopped = True
     return future.result()
@@ -176,12 +177,14 @@ class _Session:
     def __init__(self, endpoint: Endpoint, attempts: int, kept: bool) -> None:
         self.endpoint, self.ledger, self.attempts, self.stopped = endpoint, endpoint.ledger, attempts, kept
         self.key, self.limit_field = endpoint.key(), "max_tokens"
-        self.done = self.unreached = 0
+        self.done = self.known = self.unreached = 0
         self.places = asyncio.Semaphore(endpoint.concurrency)
         self.asking: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
 
     async def run(self, requests: Sequence[Request]) -> list[Reply]:
         talks = [asyncio.ensure_future(self._converse(request)) for request in requests]
+        await asyncio.sleep(0)  # each reads what is kept
+        self.known, self.done = self.done, 0
         try:
             return await asyncio.gather(*talks)
         finally:
@@ -219,9 +222,8 @@ class _Session:
         async with self.asking[key]:  # two that ask the same at once pay once
             if found := self.ledger.find(key):
                 return found
-            size = sum(
-                len(message["content"].encode()) + 32 for message in messages
-            )  # a token is a byte at least
+            # a token is a byte at least
+            size = sum(len(message["content"].encode()) + 32 for message in messages)
             async with self.places:
                 if self.stopped:
                     raise NoAnswer("not asked: no answer is kept")

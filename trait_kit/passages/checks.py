@@ -7,6 +7,7 @@ for again alone. What compares passages is in quality.py.
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -29,11 +30,11 @@ from trait_kit.passages.material import (
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _ENDING = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _DIVISION, _DOUBT, _SENTENCE_END = (
-    re.compile(content("words.yaml")[name]) for name in ("times", "division", "second_thoughts", "sentence_end")
+_TIMES, _DIVISION, _REVISED, _DOUBT, _SENTENCE_END = (
+    re.compile(content("words.yaml")[name]) for name in ("times", "division", "revised", "doubts", "sentence_end")
 )
 # By how much another order of the paragraphs must fit better (cosine of what only one question and paragraph say)
-# to be believed: of those with one gold answer, and of all, which are rarely swapped and may share facts.
+# to be believed: of those with one gold answer, and of all.
 _SWAP_MARGINS = 0.1, 0.4
 
 
@@ -71,11 +72,11 @@ def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, an
     """What an answer says for an enlightenment: on what is shared (`place` None), or one sentence on a problem."""
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else _SENTENCE_END.split(said)[0]
-    _require(said, group, Draft((text,) * len(group.rows), ""), "form", "arithmetic")
+    rows, told = (group.rows, paragraphs) if place is None else ([group.rows[place]], [paragraphs[place]])
+    _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
-    about = range(len(group.rows)) if place is None else [place]
-    source = " ".join(f"{group.rows[at].question} {paragraphs[at]} {group.rows[at].answer}" for at in about)
+    source = " ".join(f"{row.question} {text} {row.answer}" for row, text in zip(rows, told, strict=True))
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source)) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
@@ -94,10 +95,8 @@ def _refuse_general(row: Problem, own: set[str], text: str) -> None:
     """A sentence on one problem names a step of its solution that the others' have not, and ends with its number."""
     steps = own - marks(row.question) or own
     if not marks(text) & steps:
-        some = sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3]
-        raise ValueError(
-            f"enlightenment: it does not name this problem's own steps, for instance {', '.join(some)}"
-        )
+        some = ", ".join(sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3])
+        raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {some}")
     ending = " ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:])
     if is_mathematical(row.answer) and numbers(row.answer) - numbers(ending):
         raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
@@ -114,21 +113,20 @@ def _refuse_division(text: str, known: set[str]) -> None:
 
 
 def _contradiction(text: str, asked: str) -> Iterator[str]:
-    for found in [word for word in _DOUBT.findall(text) if word not in asked]:
+    for found in _REVISED.findall(text) + [word for word in _DOUBT.findall(text) if word.lower() not in asked]:
         yield f"it says '{found}', so it may not believe its own calculation"
     if len(answers := set(re.findall(r"answer is ([^.]+)", text))) > 1:
         yield f"it has {len(answers)} final answers"
 
 
 def first_paragraph(answer: str) -> str:
-    """Up to the first blank line: what a small model writes after it is not asked for."""
+    """Up to the first blank line."""
     return clean(re.split(r"\n[ \t]*\n", answer.strip().replace("\r\n", "\n"), maxsplit=1)[0])
 
 
 def _require(said: str, group: Group, draft: Draft, *names: str) -> str:
-    asked = " ".join(row.question for row in group.rows)
-    _, fault = own_fault(group, draft, names, [("contradiction", next(_contradiction(said, asked), None))])
-    if fault:
+    asked = " ".join(row.question for row in group.rows).lower()
+    if fault := own_fault(group, draft, names, [("contradiction", next(_contradiction(said, asked), None))])[1]:
         raise ValueError(fault)
     return said
 
