@@ -76,7 +76,7 @@ def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, an
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
-    source = " ".join(f"{row.question} {text} {row.answer}" for row, text in zip(rows, told, strict=True))
+    source = " ".join(f"{row.question} {part} {row.answer}" for row, part in zip(rows, told, strict=True))
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source)) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
