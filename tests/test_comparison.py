@@ -435,7 +435,8 @@ def test_the_verdict_claims_no_more_than_its_tests():
     found = _said(outcomes)
     assert found["question"].startswith("Is trait better than worked") and found["control_arm"] == "worked"
     assert (
-        "does not differ from worked: gain" in found["headline"] and "Equivalent within 0.01" in found["headline"]
+        "is not shown to differ from worked: gain" in found["headline"]
+        and "Equivalent within 0.01" in found["headline"]
     )
     assert "40 items in 40 clusters, 1 training seed" in found["headline"] and not found["good"]
     assert any(
