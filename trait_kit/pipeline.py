@@ -30,7 +30,8 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
     """Run steps that are not up to date, and all from `start_from` ("03") on; returns the report's path."""
     if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
-    started, executed, resolved = time.perf_counter(), 0, run_dir / "params.yaml"
+    started, executed = time.perf_counter(), 0
+    resolved, page = run_dir / "params.yaml", run_dir / "report.html"
     with locked(run_dir):
         write_text(resolved, params.dump(experiment))
         for name in (name for name in runs.STEPS if start_from and name >= start_from):
@@ -42,10 +43,11 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
                 print(f"{place}: {runs.UP_TO_DATE}", flush=True)
                 continue
             print(f"{place} ...", flush=True)
+            for old in (output, page):  # a kill leaves no page of other results
+                old.unlink(missing_ok=True)
             execute(name, {"experiment": str(resolved), "run_dir": str(run_dir)}, output)
             executed += 1
-    page = run_dir / "report.html"
-    if executed or not page.exists():  # killed between last record and report
+    if not page.exists():
         report.write_report(run_dir)
     took = f"{time.perf_counter() - started:.0f} s"
     print(f"{executed} notebooks executed in {took}. Report: {os.path.relpath(page)}", flush=True)
@@ -168,7 +170,9 @@ def compare(
     `reference` None: the first run's. Into `output` both are written, with the items behind every number.
     """
     together = across_runs.gather(names)
-    tests = comparison.compare_all(together.outcomes, None if all_pairs else reference or together.reference)
+    tests = comparison.compare_all(
+        together.outcomes, None if all_pairs else reference or together.reference, together.main_metric
+    )
     return tables.save_comparison(tests, together.outcomes, together.notes, output), tests
 
 

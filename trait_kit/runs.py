@@ -245,6 +245,7 @@ def _inputs(section: type[parameters.Common], shape: dict[str, Any]) -> dict[str
         "tasks": lambda names: [tasks.fingerprint(name) for name in names],
         "model": models.model_digest,
         "file": lambda path: content(path) if Path(path).is_file() else path,
+        "files": lambda paths: [readers["file"](path) for path in paths],
     }
     kinds = {name: info.json_schema_extra["reads"] for name, info in section.model_fields.items()}
     return {name: readers[kinds[name]](value) for name, value in shape.items() if kinds.get(name) and value}

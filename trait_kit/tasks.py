@@ -173,7 +173,7 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         raise TraitError(
             f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has."
         )
-    frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names).assign(split=split)
+    frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names, dtype=object).assign(split=split)
     frame.attrs["report"] = report
     return frame
 
@@ -212,7 +212,8 @@ def fingerprint(name_or_path: str) -> list[str]:
     read = {demo.DATA / f"{rest.partition('/')[0]}.jsonl.gz"} if kind == "demo" else set()
     if kind not in ("demo", "hf"):
         read = {_file(task, task.source, name) for name in task.splits.values() if name}
-    return [content(path) for path in (Path(task.origin), *sorted(read))]
+    lender = fingerprint(task.examples_from) if task.examples_from else []
+    return [*(content(path) for path in (Path(task.origin), *sorted(read))), *lender]
 
 
 def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:

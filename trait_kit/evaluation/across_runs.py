@@ -23,6 +23,7 @@ _ITEM = ["metric", "seed", "task", "item_id"]
 class Together:
     outcomes: pd.DataFrame
     reference: str | None  # the arm that the first run compares with
+    main_metric: str  # the first run's
     notes: list[str]
 
 
@@ -57,7 +58,8 @@ def gather(names: Sequence[str]) -> Together:
     if len(arms) < 2:
         raise TraitError(f"Only one arm to compare, {', '.join(arms)}. Name another one, or a whole run.")
     reference = f"{prefix[parts[0][0]]}{first.get('reference_arm')}"
-    return Together(_same_items(outcomes, notes), reference if reference in arms else None, notes)
+    reference = reference if reference in arms else None
+    return Together(_same_items(outcomes, notes), reference, first.get("main_metric", ""), notes)
 
 
 def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame]:
@@ -68,7 +70,8 @@ def _read(path: Path, arms: set[str]) -> tuple[dict[str, Any], str, pd.DataFrame
     if missing := arms - {"", *known}:
         raise TraitError(f"{path} has no arm '{min(missing)}'; its arms are: {', '.join(known)}.")
     records = [record for step in runs.STEPS if step <= _STEP and (record := runs.recorded(path, step))]
-    shaped = digest([{**record["shaped_by"]["params"], "seed": None} for record in records])
+    shapes = [record["shaped_by"] for record in records]
+    shaped = digest([[{**shape["params"], "seed": None}, shape["inputs"]] for shape in shapes])
     return summary, shaped, outcomes if "" in arms else outcomes[outcomes["arm"].isin(arms)]
 
 

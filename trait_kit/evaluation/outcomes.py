@@ -194,5 +194,7 @@ class KeptLM(CachingLM):
 
     def samples(self, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[dict[str, Any]]]:
         """lm-eval's samples by task; its `simple_evaluate` would take five seconds to describe the machine."""
+        for task in tasks.values():
+            task.set_fewshot_seed(0)  # else each arm is shown examples of its own
         with quiet(), self.lm.autocast():
             return evaluate(self, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]

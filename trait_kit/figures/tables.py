@@ -312,6 +312,6 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
         "Means": Cell(means, link=link),
         "Gain [interval]": Cell(said["gain"], said["interval"], link=link),
         "p (Holm)": Cell(said["p"], link=link),
-        "Better": better if row["p_holm"] < ALPHA else "–",
+        "Better": better if row["p_holm"] < ALPHA and row["n"] >= comparison.MIN_ITEMS else "–",
         "Smallest that could show": said["smallest"],
     }

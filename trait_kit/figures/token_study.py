@@ -43,8 +43,8 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
     for budget in sorted(set(budgets.values()), key=lambda stages: (sum(stages), stages)):
         folders = [folder for folder in budgets if budgets[folder] == budget]
         names = [f"{folder}:{arm}" for folder in folders]
-        outcomes = across_runs.gather([*(f"{folder}:base" for folder in folders), *names]).outcomes
-        metric = comparison.main_metric(outcomes)
+        together = across_runs.gather([*(f"{folder}:base" for folder in folders), *names])
+        outcomes, metric = together.outcomes, comparison.main_metric(together.outcomes, together.main_metric)
         found = {"gain": comparison.compare(outcomes, arm, metric).iloc[0], "step": {}, "forgetting": {}}
         if before:
             pair = across_runs.gather([*before, *names]).outcomes

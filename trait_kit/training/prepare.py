@@ -70,7 +70,12 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     save_rows(folder, pieces, plan.row_ends, [*stores.values()])
     table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
-    for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
+    for number, (source, store) in enumerate(stores.items()):
+        part = table[table["store"] == number]
+        if not part["placed"].any():
+            raise TraitError(
+                f"training: nothing of '{source}' fits its share of '{stage.mixture}'. Raise stage_tokens or its weight."
+            )
         stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
         stage.consumed[source] = int(
@@ -181,7 +186,7 @@ def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.nd
     """
     epoch, skip = divmod(start, int(lengths.sum()))
     pieces = []
-    while tokens:
+    while tokens or not pieces:
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
         ends = np.cumsum(lengths[order])  # within the epoch
         first = np.maximum(skip - (ends - lengths[order]), 0)
