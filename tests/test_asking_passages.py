@@ -314,9 +314,9 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
         titled = f"With 31 and 527, {stopped} know 527 / 31 and get 17."
         assert read(f"{titled} It is so.") == titled
     assert read(f"{good} It is on Oak St. There it is.") == good
-    spoken = "A waiter sees that, however, incorrect answers do not count."
+    spoken = "A waiter sees that incorrect answers do not count."
     doubted = "With 31 and 527, Incorrect answers aside, the division 527 / 31 gives 17."
-    # the problem's own word is no doubt, nor a licence for second thoughts or for another problem
+    # the problem's own word is no doubt, nor a licence for other second thoughts or for another problem
     for place in (0, 1):
         rows = list(about.rows)
         rows[place] = rows[place]._replace(question=f"{rows[place].question} {spoken}")

@@ -70,6 +70,18 @@ def test_lm_evals_own_tasks_stand_with_forgetting(model_dir, tmp_path, monkeypat
     assert "version 2" in lines[-1] and "kept" in lines[-1]  # the same questions
 
 
+def test_every_arm_is_shown_the_same_examples(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    file = Path(_general_task(tmp_path))
+    config = yaml.safe_load(file.read_text()) | {"num_fewshot": 2, "fewshot_split": "test"}
+    file.write_text(yaml.safe_dump(config | {"fewshot_config": {"sampler": "default"}}))
+    lines: list[str] = []
+    for _ in range(2):
+        evaluated(model_dir, problems(n_items=1), tmp_path, {}, report=lines.append, general_tasks=[str(file)])
+    asked = [line for line in lines if "fruit" in line]
+    assert "26 asked" in asked[0] and "kept from before" in asked[1]
+
+
 def test_a_general_task_that_cannot_be_had_is_named(model_dir, tmp_path):
     file = Path(_general_task(tmp_path))
     (tmp_path / "rows.json").unlink()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trait_kit import tables
+from trait_kit import pipeline, tables
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.evaluation import comparison, statistics
 from trait_kit.evaluation.across_runs import gather
@@ -346,14 +346,18 @@ def test_several_seeds_are_compared_within_the_seed():
         )
 
 
-def _run(folder: Path, outcomes: pd.DataFrame, seed: int = 0, learning_rate: float = 1e-4, **asked) -> Path:
+def _run(
+    folder: Path, outcomes: pd.DataFrame, seed: int = 0, learning_rate: float = 1e-4, web: str = "a", **asked
+) -> Path:
     """A finished run of which nothing is there but what is compared."""
-    summary = {"reference_arm": "trait", "how_asked": {"few_shot": 0, **asked}}
+    named = {"main_metric": asked.pop("main_metric", "bits_per_byte")}
+    summary = {"reference_arm": "trait", "how_asked": {"few_shot": 0, **asked}, **named}
     for step, values in (
         ("04_train_two_stages", {"learning_rate": learning_rate}),
         ("05_evaluate", {"few_shot": 0}),
     ):
         shaped_by = {"params": {**values, "seed": 0 if step == "05_evaluate" else seed}}  # training.seed
+        shaped_by["inputs"] = {"web": web}
         write_json(
             folder / step / "report.json", {"step": step, "key": "k", "shaped_by": shaped_by, "summary": summary}
         )
@@ -373,6 +377,28 @@ def test_runs_that_differ_in_seed_alone_are_seeds_of_the_same_arms(tmp_path):
     assert together.reference == "trait" and len(together.notes) == 2
     assert together.notes[1].startswith("s0 and s2 differ in their seed alone")
     assert comparison.compare(together.outcomes, "trait", "bits_per_byte").iloc[0]["seeds"] == 3
+
+
+def test_runs_on_other_data_are_no_seeds_of_the_same_arms(tmp_path):
+    names = [str(_run(tmp_path / f"s{seed}", _arms(seed), seed, web="ab"[seed])) for seed in range(2)]
+    with pytest.raises(TraitError, match="No item was asked of every arm in the same seed"):
+        gather(names)
+
+
+def test_runs_are_compared_by_the_metric_that_they_named(tmp_path):
+    """By bits a number token nothing differs, by those of the answer all do, and those were named."""
+    hard = np.random.default_rng(0).normal(1, 0.3, 40)
+    parts = [_outcomes({"base": {"x": hard}, "trait": {"x": hard - gain}}, metric)
+             for metric, gain in (("bits_per_number_token", 0.0), ("answer_bits_per_byte", 0.3))]  # fmt: skip
+    run = _run(tmp_path / "a", pd.concat(parts), main_metric="answer_bits_per_byte")
+    _, tests = pipeline.compare([str(run)])
+    assert tests["metric"].iloc[0] == "answer_bits_per_byte"
+
+
+def test_a_table_names_no_better_arm_from_few_items(tmp_path):
+    for n, better in ((12, "–"), (40, "TRAIT")):
+        table, _ = pipeline.compare([str(_run(tmp_path / str(n), _arms(0, n=n)))])
+        assert set(table.columns["Better"]) == {better}
 
 
 def test_arms_of_other_runs_are_named_with_their_run(tmp_path):

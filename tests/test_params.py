@@ -128,6 +128,14 @@ def test_an_arm_cannot_train_on_a_method_that_is_not_selected():
         params.parse(values, "mine.yaml")
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"test_items_per_task": 40}, {"web": "demo:ads/web"}])
+def test_what_is_scored_is_what_was_kept_out_of_training(change):
+    values = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
+    values["evaluation"] |= change
+    with pytest.raises(TraitError, match=f"{min(change)} is one for all sections, so set it in common"):
+        params.parse(values, "mine.yaml")
+
+
 def test_a_missing_field_and_an_unknown_section_are_named():
     values = raw()
     del values["common"]["web"]

@@ -619,3 +619,15 @@ def test_a_fingerprint_follows_content_and_not_times(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"q": "1 + 2?", "a": "3"}\n', encoding="utf-8")
     assert fingerprint(task) != before
     assert len(fingerprint("word_problems")) == 2  # the frozen problems are content too
+
+
+def test_what_a_row_lacks_is_none_beside_tasks_that_have_it(tmp_path: Path) -> None:
+    rows = tmp_path / "rivers.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"q": f"Which river is number {n}?", "a": f"river {n}"}) + "\n" for n in range(40))
+    )
+    fields = {"question": "{q}", "answer": "{a}"}
+    task = {"name": "rivers", "about": "x", "version": 1, "kind": "text", "metrics": ["bits_per_byte"]}
+    (tmp_path / "rivers.yaml").write_text(yaml.safe_dump({**task, "source": str(rows), "fields": fields}))
+    both = load_problems([str(tmp_path / "rivers.yaml"), "linear_equations"], "train", 3)
+    assert [row["solution"] is None for row in both.to_dict("records")] == [True] * 3 + [False] * 3

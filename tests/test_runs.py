@@ -9,9 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from conftest import ROOT, TINY
 
-from trait_kit import params, runs
+from trait_kit import params, pipeline, runs
 from trait_kit.engine import child, machine
 from trait_kit.engine.files import TraitError, write_text
 
@@ -61,6 +62,32 @@ def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
     assert not done(WEB, selection__token_budget=4_000)
     assert done(FIRST, common__base_model="demo:smollm2-135m")  # the classifier never sees the model
     assert not done(WEB, common__base_model="demo:smollm2-135m")
+
+
+def test_a_run_that_is_killed_leaves_no_page_of_other_results(tmp_path, monkeypatch):
+    old = write_text(tmp_path / "report.html", "old"), write_text(tmp_path / "notebooks" / f"{FIRST}.ipynb", "{}")
+
+    def killed(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "execute", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(params.load(TINY), tmp_path)
+    assert not any(page.exists() for page in old)
+
+
+def test_files_that_evaluation_reads_by_path_are_in_its_key(tmp_path):
+    own, lent, general = (tmp_path / name for name in ("own.yaml", "lent.yaml", "general.yaml"))
+    task = yaml.safe_load((ROOT / "trait_kit" / "task_files" / "linear_equations.yaml").read_text())
+    own.write_text(yaml.safe_dump({**task, "name": "own", "examples_from": str(lent)}))
+    lent.write_text(yaml.safe_dump({**task, "name": "lent"}))
+    general.write_text("task: fruit")
+    shape = {"tasks": [str(own)], "general_tasks": [str(general)]}
+    before = runs._inputs(params.EvaluationParams, shape)
+    lent.write_text(yaml.safe_dump({**task, "name": "lent", "version": 9}))
+    general.write_text("task: fruit\nmetadata: {version: 2}")
+    after = runs._inputs(params.EvaluationParams, shape)
+    assert all(before[name] != after[name] for name in ("tasks", "general_tasks"))
 
 
 def test_the_code_of_a_step_is_its_import_closure():

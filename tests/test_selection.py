@@ -592,6 +592,14 @@ def test_what_the_explorer_cuts_off_is_what_that_budget_selects(method, web, sco
     assert cuts.cut(ranked, 10**6)["left"] == 0
 
 
+def test_where_the_best_documents_are_known_the_next_are_taken(web, scored_web, tmp_path):
+    best = cuts.ranking(select(scored_web, tmp_path / "a", ["dsir"], Limits(tokens=9_000)), "dsir")["id"]
+    texts = dict(zip(web["id"].to_pylist(), web["text"].to_pylist(), strict=True))
+    known = [texts[name] for name in best]
+    found = select(scored_web, tmp_path / "b", ["dsir"], Limits(tokens=2_000), in_domain=known)
+    assert found.methods["dsir"]["n_out"] and not {*best} & {*found.chosen("dsir")["id"].to_pylist()}
+
+
 @pytest.mark.parametrize(
     ("topic", "expected"), [("x", [2, 0.5, 0.5, 0.25, 2.0]), ("z", [2, 0.0, None, 0.0, None])]
 )

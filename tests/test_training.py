@@ -347,10 +347,19 @@ def test_what_is_longer_than_a_row_is_never_read_and_counted(monkeypatch, tmp_pa
     assert row["too_long"] == (lengths == 2_000).sum() > 5
     assert row["available"] == lengths[lengths == 300].sum()
     assert set(np.load(tmp_path / "work" / stage.name / "pieces.npy")["length"]) == {300}
-    with pytest.raises(TraitError, match=r"no document of 'passages' fits whole into a row. Raise"):
+    with pytest.raises(TraitError, match=r"no document of 'passages' fits whole into a row and its share"):
         _packed_stages(
             monkeypatch, tmp_path, {"passages": lambda draw, n: np.full(n, 1_025)}, {"passages": 4}, params
         )
+
+
+@pytest.mark.parametrize("mixture", ["passages+31*random", "5000*random+passages", "random+5000*passages"])
+def test_a_source_too_light_for_a_document_is_refused_in_words(mixture, monkeypatch, tmp_path: Path) -> None:
+    shape = {"stage_tokens": [4_096], "context_length": 1_024, "tokens_per_batch": 1_024, "rows_per_device": 1}
+    params = tiny_params(Path("unused"), arms={"trait": [mixture]}, **shape)
+    kinds = {"passages": lambda draw, n: np.full(n, 500), "random": lambda draw, n: np.full(n, 300)}
+    with pytest.raises(TraitError, match="fits whole into a row and its share of a stage"):
+        _packed_stages(monkeypatch, tmp_path, kinds, dict.fromkeys(kinds, 20), params)
 
 
 def test_the_seed_of_training_draws_texts_and_no_items(tmp_path: Path) -> None:

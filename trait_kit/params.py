@@ -160,6 +160,10 @@ class Experiment(Agreeing):
         for name in ("reference_arm", "control_arm"):
             if (arm := getattr(self.evaluation, name)) and arm not in arms:
                 yield f"evaluation.{name} names the arm '{arm}', but training.arms has {', '.join(sorted(arms))}"
+        for name in Common.model_fields:  # else 05 could ask what 01 to 03 did not keep out of training
+            parts = [part for part in vars(self).values() if name != "seed" or part is not training]
+            if len({str(getattr(part, name)) for part in parts}) > 1:
+                yield f"{name} is one for all sections, so set it in common (training.seed alone may differ)"
         longest, row = passages.max_passage_tokens, training.context_length
         if training.sources & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
             yield f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})"

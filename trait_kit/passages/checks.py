@@ -30,8 +30,8 @@ from trait_kit.passages.material import (
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _ENDING = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _DIVISION, _REVISED, _DOUBT, _SENTENCE_END = (
-    re.compile(content("words.yaml")[name]) for name in ("times", "division", "revised", "doubts", "sentence_end")
+_TIMES, _DIVISION, _DOUBT, _SENTENCE_END = (
+    re.compile(content("words.yaml")[name]) for name in ("times", "division", "doubts", "sentence_end")
 )
 # By how much another order of the paragraphs must fit better (cosine of what only one question and paragraph say)
 # to be believed: of those with one gold answer, and of all.
@@ -113,9 +113,10 @@ def _refuse_division(text: str, known: set[str]) -> None:
 
 
 def _contradiction(text: str, asked: str) -> Iterator[str]:
-    for found in _REVISED.findall(text) + [word for word in _DOUBT.findall(text) if word.lower() not in asked]:
-        yield f"it says '{found}', so it may not believe its own calculation"
-    if len(answers := set(re.findall(r"answer is ([^.]+)", text))) > 1:
+    for found in _DOUBT.findall(text):
+        if not re.search(rf"\b{found}\b", asked, re.IGNORECASE):
+            yield f"it says '{found}', so it may not believe its own calculation"
+    if len(answers := set(re.findall(r"answer is ((?:[^.]|\.\d)+)", text))) > 1:
         yield f"it has {len(answers)} final answers"
 
 
@@ -125,7 +126,7 @@ def first_paragraph(answer: str) -> str:
 
 
 def _require(said: str, group: Group, draft: Draft, *names: str) -> str:
-    asked = " ".join(row.question for row in group.rows).lower()
+    asked = " ".join(row.question for row in group.rows)
     if fault := own_fault(group, draft, names, [("contradiction", next(_contradiction(said, asked), None))])[1]:
         raise ValueError(fault)
     return said

@@ -127,8 +127,9 @@ def _choose(
     """Write a method's selection: (what became of the corpus; test items found; documents that repeat others)."""
     method, limits, seed = job["method"], Limits(**job["limits"]), job["seed"]
     folder, threshold = selections / "candidates" / method, job["near_duplicate"]
-    margin, enough = 1.5, False  # candidates to gather, in units of the limit
+    margin, enough = 0.75, False  # candidates to gather, in units of the limit
     while not enough:
+        margin *= 2
         cut, refused = _nominate(scoring, method, limits, seed, margin)
         keys = [digest({**job, "cut": cut})] * len(scoring.shards)
         do_shards(gather_shard, folder, {**job, "cut": cut}, keys, ("candidates", "contaminated"), place)
@@ -143,11 +144,13 @@ def _choose(
             "holds a test item": table["contaminated"].to_numpy(),
             **{f"repeats {of}": rows for of, rows in copies.items()},
         }
+        if np.logical_or.reduce([*unusable.values()]).all() and cut not in (EVERYTHING, limits.threshold):
+            continue
         ranking, dropped = rank(table, method, limits, seed, unusable)
         better = _first_alike(signatures, ranking, threshold) if threshold else ranking
         unique = ranking[better == ranking]
         taken = take(table, unique, method, limits, seed)
-        enough, margin = taken["enough"] or cut == EVERYTHING, 2 * margin
+        enough = taken["enough"] or cut == EVERYTHING
     dropped |= {reason: dropped[reason] + count for reason, count in refused.items()}
     dropped["near-duplicate of a better one"] = len(ranking) - len(unique)
     dropped["beyond the budget"] = scoring.documents - taken["n_out"] - sum(dropped.values())

@@ -72,10 +72,6 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
     for number, (source, store) in enumerate(stores.items()):
         part = table[table["store"] == number]
-        if not part["placed"].any():
-            raise TraitError(
-                f"training: nothing of '{source}' fits its share of '{stage.mixture}'. Raise stage_tokens or its weight."
-            )
         stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
         stage.consumed[source] = int(
@@ -141,10 +137,12 @@ def _stream(
     `alone` are so many that a gap finds one that fits.
     """
     lengths, whole = store.lengths, source in WRITTEN
-    usable = np.flatnonzero(lengths <= params.context_length) if whole else np.arange(len(lengths))
+    longest = min(params.context_length, share) if whole else np.inf if share else 0
+    usable = np.flatnonzero(lengths <= longest)
     if not len(usable):
         raise TraitError(
-            f"training: no document of '{source}' fits whole into a row. Raise context_length ({params.context_length:,})."
+            f"training: no document of '{source}' fits whole into a row and its share of a stage. Raise context_length "
+            f"({params.context_length:,}), stage_tokens or its weight ({share:,} tokens)."
         )
     tokens = share + int(lengths[usable].sum()) * (whole and alone)
     document, first, length = draw(lengths[usable], start, tokens, params.seed)
@@ -186,7 +184,7 @@ def draw(lengths: np.ndarray, start: int, tokens: int, seed: int) -> tuple[np.nd
     """
     epoch, skip = divmod(start, int(lengths.sum()))
     pieces = []
-    while tokens or not pieces:
+    while tokens:
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
         ends = np.cumsum(lengths[order])  # within the epoch
         first = np.maximum(skip - (ends - lengths[order]), 0)
