@@ -74,7 +74,13 @@ def make_run(
     recorded = {"stage_tokens": [1_024, second], "learning_rate": 1e-4} | training | common
     evaluation = {"reference_arm": arm} | common
     for step, values, found in (("04_train_two_stages", recorded, summary), ("05_evaluate", evaluation, {})):
-        record = {"step": step, "key": "k", "params": values, "shaped_by": {"params": values}, "summary": found}
+        record = {
+            "step": step,
+            "key": "k",
+            "params": values,
+            "shaped_by": {"params": values, "inputs": {}},
+            "summary": found,
+        }
         write_json(folder / step / "report.json", record)
     return folder
 

@@ -77,7 +77,7 @@ def problems() -> pd.DataFrame:
             }
         )
     rows.append({**rows[0], "id": "open", "question": "Name it.", "answer": "the sum", "choices": None})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)
 
 
 def params(**changes) -> EvaluationParams:
@@ -403,7 +403,7 @@ def test_choices_that_are_none_are_named(problems, tmp_path, choices):
     rows = problems.to_dict("records")
     rows[0]["choices"] = choices
     with pytest.raises(TraitError, match="Problem s3 of task sums: its choices must be two or more, none empty"):
-        suites.build(pd.DataFrame(rows), {}, params(), tmp_path, None, TASKS)
+        suites.build(pd.DataFrame(rows, dtype=object), {}, params(), tmp_path, None, TASKS)
 
 
 def test_other_bad_input_is_named(model_dir, problems, tmp_path):

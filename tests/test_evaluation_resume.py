@@ -58,7 +58,7 @@ def problems(tasks=("sums",), n_items: int = N_ITEMS) -> pd.DataFrame:
         for task in tasks
         for number in range(n_items)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)
 
 
 def asked(

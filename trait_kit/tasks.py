@@ -212,8 +212,9 @@ def fingerprint(name_or_path: str) -> list[str]:
     read = {demo.DATA / f"{rest.partition('/')[0]}.jsonl.gz"} if kind == "demo" else set()
     if kind not in ("demo", "hf"):
         read = {_file(task, task.source, name) for name in task.splits.values() if name}
-    lender = fingerprint(task.examples_from) if "." in (task.examples_from or "") else []
-    return [*(content(path) for path in (Path(task.origin), *sorted(read))), *lender]
+    lender = [task.examples_from] if "." in (task.examples_from or "") else []
+    own = [content(path) for path in (Path(task.origin), *sorted(read))]
+    return own + [one for name in lender for one in fingerprint(name)]
 
 
 def _once(rows: Iterable[Row], name: str, skipped: Counter[str]) -> Iterator[Row]:

@@ -61,7 +61,6 @@ def build(
 
     `documents` maps 'general', 'foreign' and 'in_domain' to texts, which become the tasks held_out/general ...
     """
-    problems = problems.astype(object).where(problems.notna(), None)
     units = [*_problem_units(problems, examples, params, tasks), *_document_units(documents)]
     units = [unit for unit in units if any(unit.items.values())]
     shutil.copytree(TEMPLATES, folder, dirs_exist_ok=True)

@@ -70,8 +70,7 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
     save_rows(folder, pieces, plan.row_ends, [*stores.values()])
     table["placed"] = np.bincount(plan.document, plan.length, len(table)).astype(int)
     table["pieces"] = np.bincount(plan.document, minlength=len(table))
-    for number, (source, store) in enumerate(stores.items()):
-        part = table[table["store"] == number]
+    for (source, store), (_, part) in zip(stores.items(), table.groupby("store"), strict=True):
         stage.accounting.append(_account(stage, source, store, part, params))
         waiting = part[part["placed"] < part["length"]]
         stage.consumed[source] = int(
@@ -137,9 +136,8 @@ def _stream(
     `alone` are so many that a gap finds one that fits.
     """
     lengths, whole = store.lengths, source in WRITTEN
-    longest = min(params.context_length, share) if whole else np.inf if share else 0
-    usable = np.flatnonzero(lengths <= longest)
-    if not len(usable):
+    usable = np.flatnonzero(lengths <= min(params.context_length, share)) if whole else np.arange(len(lengths))
+    if not (share and len(usable)):
         raise TraitError(
             f"training: no document of '{source}' fits whole into a row and its share of a stage. Raise context_length "
             f"({params.context_length:,}), stage_tokens or its weight ({share:,} tokens)."
