@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from trait_kit.judging.answers import conclusion, judge, reaches, readable
+from trait_kit.judging.answers import conclusion, is_mathematical, judge, language_of, reaches, readable
 from trait_kit.judging.numbers import in_figures, numbers, quantity
 
 # Answers as language models write them, by hand, with the verdict that a careful teacher would give: `flexible` + is right,
@@ -189,6 +189,13 @@ def test_answers_in_the_print_of_many_writers(prediction, gold, kind, choices, r
         ("relevant", "The answer is irrelevant. A relevant page would sell tents.", False),
         ("Sun in Rome. Book now.", '**Answer:** "Sun in Rome. Book now." It has 22 characters.', True),
         ("Sun in Rome. Book now.", "The answer is Sun in Rome. Book today.", False),
+        # compared as written
+        ("2024-05-01", "The answer is 2024-05-01.", True),
+        ("2024-05-01", "The answer is 2024-01-05.", False),
+        ("3-2", "So it ends 3-2.", True),
+        ("3-2", "The answer is 2-1.", False),
+        ("1990-1995", "The answer is 1989-1994.", False),
+        ("555-1234", "The answer is 556-1235.", False),
     ],
 )
 def test_gold_answers(gold, paragraph, right):
@@ -333,6 +340,58 @@ def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypat
 )
 def test_answers_are_announced_in_chinese_and_german_too(prediction, gold, right, strict):
     assert judge(prediction, gold, "") == (right, strict)
+
+
+@pytest.mark.parametrize("kind", ["number", "expression"])
+@pytest.mark.parametrize(
+    ("prediction", "gold", "right"),
+    [
+        ("0,125", "0.125", True),
+        ("0.125", "0.125", True),
+        ("125", "0.125", False),
+        ("1500", "1.500", True),
+        ("Die Antwort ist 1.500.", "1500", True),
+        ("Die Antwort ist 1,5.", "1.500", False),
+    ],
+)
+def test_a_german_question_makes_points_part_thousands(prediction, gold, right, kind):
+    question = "Wie viele Kilometer sind das?"
+    assert judge(prediction, gold, kind, (), question)[0] is right
+    assert kind == "number" or reaches(gold, f"Das geht auf. {prediction}", (), question)[0] is right
+
+
+def test_a_date_is_no_formula():
+    assert [is_mathematical(text) for text in ("2024-05-01", "3-2", "x-2", "-3", "3:2")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What did Möbius tell Möbius the elder?", "en"),
+        ("Did von Neumann meet von Neumann?", "en"),
+        ("Students of MIT roll a die at MIT.", "en"),
+        ("Jürgen and Björn have 3 apples. How many is that?", "en"),
+        ("Do van der Waals forces follow van der Waals?", "en"),
+        ("What does the character 人 mean?", "en"),
+        ("李明 has 3 apples and 李华 has 5.", "en"),
+        ("りんごは何個ですか？", "en"),
+        ("Wie viele Äpfel hat Jürgen?", "de"),
+        ("Löse die Gleichung 2x = 8.", "de"),
+        ("Tom kauft drei Äpfel und zwei Birnen. Was kostet das?", "de"),
+        ("Wie heißt 人 auf Deutsch?", "de"),
+        ("小明有3个苹果。一共有几个？", "zh"),
+        ("已知 triangle ABC 中 $AB = 3$, 求 $\\frac{a}{b}$", "zh"),
+        ("計算 3×4", "zh"),
+    ],
+)
+def test_a_language_is_not_told_by_names(text, language):
+    assert language_of(text) == language
 
 
 def test_a_choice_is_read_in_chinese_and_german_too():

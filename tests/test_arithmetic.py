@@ -46,6 +46,9 @@ from trait_kit.judging.numbers import arithmetic_slips, evaluate
         "(2, 7 * 3) = 1 and (1/2) (3 + 3) = 3",
         "here (1/2) a + (3/4) = (1/2), and 2 dollars + 3 dollars = $5",
         "5 + 5 = 10\n- 3 of them\n7/2 = 3.5",
+        "1.200 + 300 = 1.500 und 1.000 / 8 = 125",
+        "1.200 + 300 = 1500",
+        "1 200 300 + 300 = 1 200 600",
     ],
 )
 def test_right_or_unreadable_arithmetic_is_left_alone(text):
@@ -76,6 +79,9 @@ def test_right_or_unreadable_arithmetic_is_left_alone(text):
         "there are 50 * 20/100 = 15 multiple-choice questions",
         "for a total of \\$30+\\$20=\\$51",
         "s = \\frac{1}{20} + 2005 = \\frac{4011}{2}",
+        "1.200 + 300 = 1.600",
+        "0.125 + 0.5 = 0.725",
+        "1.125 + 1.5 = 2.725",
     ],
 )
 def test_wrong_arithmetic_is_found(text):

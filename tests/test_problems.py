@@ -222,6 +222,7 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
         ("{o|pick(g)}", {"o": {"A": "one", "B": "two"}, "g": "b"}, "two"),
         ("{o|pick(g)}", {"o": [{"label": "A", "text": "one"}, {"label": "B", "text": "two"}], "g": "B"}, "two"),
         ("{o|pick(g)}", {"o": list("qrstuvwxyz"), "g": "J"}, "z"),
+        ("{o|pick(g)}", {"o": {"text": list("wxyz"), "label": list("ABCD")}, "g": 3}, "z"),
         ("{[a, b, c]|pick(g)}", {"a": "one", "b": "two", "c": "", "g": "B"}, "two"),
         ("{o|lettered}", {"o": ["(a) 1", "(x) + 3"]}, ["1", "(x) + 3"]),
         ("{c}", {"c": "\n  if x:\n\n      y()  \n"}, "  if x:\n\n      y()"),
@@ -229,6 +230,9 @@ def test_ads_places_are_many_and_never_in_two_splits(ads_train: pd.DataFrame) ->
         ("{a|number}", {"a": "0.8333333333"}, "0.8333333333"),
         ("{a|number}", {"a": "$1,200"}, "1200"),
         ("{a|number}", {"a": "-3/4"}, "-3/4"),
+        ("{a|number}", {"a": "2.5 km/h"}, "2.5"),
+        ("{a|number}", {"a": "60.5 miles/hour"}, "60.5"),
+        ("{a|number}", {"a": "3/4 km/h"}, "3/4"),
         ("{e.replace('.0 ', ' ')} = {a|number}", {"e": "( 290.0 / 2.0 )", "a": 145.0}, "( 290 / 2 ) = 145"),
         ("{o|lettered}", {"o": "as in (b): A. 12 B. 16"}, ["12", "16"]),
         ("{a}", {"a": "(1,2)"}, "(1,2)"),  # never read as Python

@@ -153,10 +153,10 @@ def one_line(value: Any) -> str:
 def number(value: Any) -> str:
     """One number without its unit: '43.0', '43 (apples)', '$43' give '43'."""
     text = _text(value)
-    found = quantity(text)
-    if found is None:
+    if not (found := quantity(text)):
         raise FieldError(f"{text[:80]!r} is not one number and perhaps its unit")
-    return str(found.value) if "/" in text else f"{Decimal(found.value.numerator) / found.value.denominator:f}"
+    value = found.value
+    return f"{Decimal(value.numerator) / value.denominator:f}" if found.lowest is None else str(value)
 
 
 def sentences(value: Any) -> str:
@@ -197,7 +197,7 @@ def pick(value: Any, key: Any) -> Any:
     """Of choices, the one of that label ('b'), or of an index from 0 (2, [2])."""
     name = str(key[0] if isinstance(key, list | tuple) else key).strip().upper()
     options = _options(value)
-    if name not in options and name.isdigit() and int(name) < len(value):
+    if name not in options and name.isdigit() and int(name) < len(options):
         name = list(options)[int(name)]
     if name not in options:
         raise FieldError(f"{key!r} is picked, but there are {', '.join(options)}")

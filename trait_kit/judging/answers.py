@@ -52,7 +52,7 @@ def judge(
     if not kind or (kind == "choice" and not choices):
         kind = "number" if quantity(gold, unit=False) else "expression" if is_mathematical(gold) else "text"
     text = plain(first_turn(prediction)[-MAX_CHARACTERS:])[-MAX_CHARACTERS:]
-    if kind == "number" and language_of(f"{question} {text}") == "de":
+    if kind in ("number", "expression") and language_of(f"{question} {text}") == "de":
         gold, text = (rewritten(part, RULES["german"]) for part in (gold, text))
     if kind == "text":
         reader = _Words(gold)
@@ -129,7 +129,8 @@ def first_turn(text: str) -> str:
 
 def is_mathematical(answer: str) -> bool:
     """Whether an answer is a number or a formula, which are compared by value."""
-    return quantity(answer) is not None or (not is_words(answer) and bool(re.search(r"[-\d+*/^=\\]", answer)))
+    formula = re.search(r"[-\d+*/^=\\]", answer) and not _SAID.as_written.fullmatch(answer)
+    return quantity(answer) is not None or bool(formula and not is_words(answer))
 
 
 def is_words(text: str) -> bool:
@@ -270,7 +271,7 @@ class _Value:
         other_base = all(bases) and bases[0] != bases[1]
         if self._repeats(formula) or other_base or max(len(formula), len(gold)) > MAX_ANSWER:
             return False
-        return bool(equivalent(gold, formula))
+        return not _SAID.as_written.fullmatch(gold) and bool(equivalent(gold, formula))
 
 
 def alike(candidate: str, gold: str) -> bool:

@@ -39,7 +39,7 @@ NUMBER = re.compile(
 )
 _WORD = "|".join(sorted(_WORDS, key=len, reverse=True))
 _SPELT = re.compile(  # 'ein' by itself is an article
-    rf"(?<!{_LETTER})(?!ein(?!und|hundert|tausend|s\b))(?:{_WORD})(?:(?:[\s-](?:and\s)?|und)?(?:{_WORD})){{0,8}}(?!{_LETTER})",
+    rf"(?<!{_LETTER})(?!ein(?!und|hundert|tausend|s\b))(?:{_WORD})(?:(?:[\s-](?:(?<=d\s)and\s)?|und)?(?:{_WORD})){{0,8}}(?!{_LETTER})",
     re.IGNORECASE,
 )
 _CONTINENTAL = re.compile(
@@ -50,7 +50,7 @@ _UNIT = re.compile(
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 
-# Sums. All is bounded: a long row of numbers or brackets would take minutes.
+# Sums. Long rows of numbers or brackets would take minutes.
 MAX_TEXT = 20_000  # characters that are read
 _BESIDE = _WRITTEN["beside_sums"]
 _NO_UNITS = frozenset(f"{_BESIDE['operators']} {_BESIDE['no_units']}".split())
@@ -109,8 +109,6 @@ def read_number(match: re.Match[str]) -> Number | None:
 def quantity(text: str, unit: bool = True) -> Number | None:
     """The number of '42', '$42', '1 200'; with `unit` also of '42 apples', '12 cm^2'. None for '7:8'."""
     text = tidy(plain(text), in_line=True)
-    if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
-        text = text.replace(" ", "")
     match = NUMBER.match(text)
     beside = text[match.end() :] if match else ""
     return read_number(match) if match and (not beside or (unit and _UNIT.fullmatch(beside))) else None
@@ -120,19 +118,19 @@ def in_figures(text: str) -> str:
     """'3,5' as 3.5, '1.234,50' as 1234.50; in a text without digits, 'twenty-one', 'zwölf', '二十一' in figures."""
     if re.search(r"\d", text):
         return _CONTINENTAL.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
-    return _SPELT.sub(lambda spelt: str(_spelt(spelt[0].lower())), text)
+    return rewritten(_SPELT.sub(_spelt, text), RULES["parts"])
 
 
-def _spelt(words: str) -> int:
-    """The value of number words; a greater one behind smaller ones multiplies them."""
+def _spelt(found: re.Match[str]) -> str:
+    """The value of number words; a greater one multiplies smaller ones before it; 一四 is 14."""
     total = one = 0
-    for word in re.findall(_WORD, words):
+    for word in (words := re.findall(_WORD, found[0].lower())):
         value = _WORDS[word]
         if word not in _SCALES:
-            one += value
+            one = one * 10 + value if len(word) == 1 else one + value
         else:
             total, one = max(total + one, 1) * value if value > total else total + max(one, 1) * value, 0
-    return total + one
+    return str(total + one).zfill(0 if total else len(words))  # 零五 is 05
 
 
 def numbers(text: str) -> set[str]:
@@ -167,8 +165,8 @@ def rewritten(text: str, rules: Iterable[tuple[re.Pattern[str] | str, str]]) -> 
 
 
 def arithmetic_slips(text: str) -> list[str]:
-    """Equations of numbers whose sides differ; a decimal on the right may be rounded."""
-    text = _in_one_notation(text[:MAX_TEXT])
+    """Equations of numbers whose sides differ; a decimal on the right may be rounded, and all 1.200 may be 1200."""
+    text = rewritten(text[:MAX_TEXT].translate(SIGNS), RULES["sums"])
     slips = []
     for match in _EQUATIONS.finditer(text):
         within, after = (set(_SINGULAR.findall(part)) for part in (match[0], _AFTER.match(text, match.end())[0]))
@@ -186,7 +184,8 @@ def arithmetic_slips(text: str) -> list[str]:
         for left, right in itertools.pairwise(sides):
             if not _agree(left, right) and (len(sides) > 2 or re.search(r"[\d)%]\s*[-+*/]", left + right)):
                 slips.append(f"{left} = {right}")
-    return slips
+    german = rewritten(text, RULES["german"])
+    return slips if german == text else min(slips, arithmetic_slips(german), key=len)
 
 
 def evaluate(expression: str) -> Fraction | None:
@@ -208,14 +207,6 @@ def _value(node: ast.expr) -> Fraction:
         case ast.BinOp(op=sign, left=left, right=right) if type(sign) in _OPERATIONS:
             return _OPERATIONS[type(sign)](_value(left), _value(right))
     raise ValueError
-
-
-def _in_one_notation(text: str) -> str:
-    text = rewritten(text.translate(SIGNS), RULES["sums"])
-    text = re.sub(
-        r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d.,]| \d|(?<!000)/)", lambda match: match[0].replace(" ", ""), text
-    )
-    return re.sub(r"(\d+(?:\.\d+)?)%\s+of\s+(?=[\d($])", r"(\1/100)*", text)
 
 
 def _agree(left: str, right: str) -> bool:
