@@ -28,25 +28,12 @@ FLOAT_DECIMALS = 12  # what comes after is a computer's rounding
 _WRITTEN = read_yaml(Path(__file__).with_name("numbers.yaml"))
 _SCALES, _WORDS = _WRITTEN["scales"], _WRITTEN["words"] | _WRITTEN["scales"]
 RULES = {name: [(re.compile(pattern), to) for pattern, to in rules] for name, rules in _WRITTEN["rules"].items()}
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
-_LETTER = r"[^\W\u3000-\u9fff]"  # Chinese has no blanks: a number stands beside its characters
-NUMBER = re.compile(
-    rf"(?P<sign>(?<![)\]}}%.])(?<!{_LETTER})[-+])?(?<![.,^/:])(?<!{_LETTER})(?<!\^\{{)(?:(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)"
-    rf"|(?P<over>{_INTEGER})\s?/\s?(?P<under>{_INTEGER})|(?P<decimal>(?:{_INTEGER}(?:\.\d+)?|\.\d+)(?:e[-+]?\d{{1,3}})?))"
-    rf"(?:\s?(?P<percent>%|percent\b))?(?:\s?(?P<scale>{'|'.join(_SCALES)})(?!{_LETTER}))?"
-    r"(?![\d^_({\[]|[.,:/]\d|\s?\\(?:sqrt|pi|frac|cdot|times|pm)\b|\s?[√π]|[a-eijnp-rtuw-z](?![A-Za-z])|\sand\sa\s)",
-    re.IGNORECASE,
-)
-_WORD = "|".join(sorted(_WORDS, key=len, reverse=True))
-_SPELT = re.compile(  # 'ein' by itself is an article
-    rf"(?<!{_LETTER})(?!ein(?!und|hundert|tausend|s\b))(?:{_WORD})(?:(?:[\s-](?:(?<=d\s)and\s)?|und)?(?:{_WORD})){{0,8}}(?!{_LETTER})",
-    re.IGNORECASE,
-)
-_CONTINENTAL = re.compile(
-    r"(?<![A-Za-z\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|0,\d+|\d+,(?!\d{3}(?!\d))\d+|\d{1,3}(?:\.\d{3}){2,})(?![.,]?\d)"
-)
-_UNIT = re.compile(
-    r"\s*\(?(?:(?![xyzntkab]\b)[^\W\d_](?:[^\W\d_]|\.)*(?:\s?\^\s?\{?[23]\}?)?(?:\s?/\s?|\s|\*|(?=\)?\s*$))){1,5}\)?\s*"
+_PATTERNS = {"SCALES": "|".join(_SCALES), "WORDS": "|".join(sorted(_WORDS, key=len, reverse=True))}
+for _name, _pattern in _WRITTEN["patterns"].items():  # made of those before it
+    _PATTERNS[_name] = re.sub(r"[A-Z]{4,}", lambda part: _PATTERNS[part[0]], _pattern)
+NUMBER, _SPELT, _CONTINENTAL, _UNIT, _FACTOR, _EQUATIONS, _SINGULAR, _AFTER = (
+    re.compile(_PATTERNS[name])
+    for name in ("number", "spelt", "continental", "unit", "factor", "equations", "singular", "after")
 )
 SIGNS = str.maketrans({"−": "-", "‐": "-", "‑": "-", "⁄": "/", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/"})
 
@@ -55,15 +42,7 @@ MAX_TEXT = 20_000  # characters that are read
 _BESIDE = _WRITTEN["beside_sums"]
 _NO_UNITS = frozenset(f"{_BESIDE['operators']} {_BESIDE['no_units']}".split())
 _CONVERTED = [frozenset(units.split()) for units in _BESIDE["converted"]]
-_FACTOR = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(\s?%)?")
-_UNITS = r"(?: ?/ ?[a-z]+| +[a-z]{2,}(?:/[a-z]+)?){1,3}"
-_PRINTED = r"-?[$£€]?(?:\d{1,30}(?:,\d{3}){0,9}(?:\.\d{1,30})?|\.\d{1,30})(?: ?%)?(?: \d{1,9}/\d{1,9})?\$?"
-_TERM = rf"(?:\( ?){{0,5}}{_PRINTED}(?: ?\)){{0,5}}(?:{_UNITS}(?=[ \t]*(?:=|[-+*/][ \t]*[\d$£€(.])))?"
-_SIDE = rf"{_TERM}(?:[ \t]*[-+*/][ \t]*{_TERM}){{0,20}}"
-_EQUATIONS = re.compile(rf"{_SIDE}(?:[ \t]*=[ \t]*{_SIDE})+")
 _LONGER = re.compile("|".join(_BESIDE["before"]).replace("OPERATORS", _BESIDE["operators"].replace(" ", "|")))
-_SINGULAR = re.compile(r"[$£€]|[a-z]+?(?=s?\b)")
-_AFTER = re.compile(r"[$ ]{0,2}(?:square |cubic )?[a-z]*")  # a unit
 _GOES_ON = re.compile("|".join(_BESIDE["after"]))
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -124,7 +103,7 @@ def in_figures(text: str) -> str:
 def _spelt(found: re.Match[str]) -> str:
     """The value of number words; a greater one multiplies smaller ones before it; 一四 is 14."""
     total = one = 0
-    for word in (words := re.findall(_WORD, found[0].lower())):
+    for word in (words := re.findall(_PATTERNS["WORDS"], found[0].lower())):
         value = _WORDS[word]
         if word not in _SCALES:
             one = one * 10 + value if len(word) == 1 else one + value
@@ -172,7 +151,7 @@ def arithmetic_slips(text: str) -> list[str]:
         within, after = (set(_SINGULAR.findall(part)) for part in (match[0], _AFTER.match(text, match.end())[0]))
         if within & _NO_UNITS or any(len((within | after) & kind) > 1 for kind in _CONVERTED):
             continue
-        sides = [re.sub(rf"{_UNITS}|[$£€]", "", side).strip() for side in match[0].split("=")]
+        sides = [re.sub(rf"{_PATTERNS['UNITS']}|[$£€]", "", side).strip() for side in match[0].split("=")]
         if sides[0].count("(") > sides[0].count(")"):  # '(5 + 5 = 10)': the bracket is not part of the sum
             sides[0] = sides[0].lstrip("( ")
         if sides[-1].count(")") > sides[-1].count("("):
