@@ -87,6 +87,7 @@ class LlmServer(_Server):
         self.flying = self.most_flying = 0
         self.delay = 0.0
         self.healthy = False  # True: every mode answers well
+        self.finish_reason: Callable[[str, int], str] = lambda mode, tries: "stop"
         self.dead = False
         self.usage_of: Callable[[int], tuple[int, int]] = lambda number: (
             500,
@@ -118,6 +119,7 @@ class _Chat(_Handler):
         asked, self.request_fields = said[-tries], set(request)
         found = re.search(r"mode-([a-z0-9-]+)", asked)
         mode = found[1] if found else "good"
+        self.finished = server.finish_reason(mode, tries)
         with server.lock:
             server.asked.append((mode, time.monotonic()))
             server.bodies.append(body)
@@ -193,7 +195,7 @@ class _Chat(_Handler):
     def answer(self, content: str | None, usage: bool = True, **more: str) -> None:
         message = {"role": "assistant", "content": content, **more}
         body = {"id": "1", "object": "chat.completion", "model": "m", "created": 1, "choices": []}
-        body["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        body["choices"] = [{"index": 0, "message": message, "finish_reason": self.finished}]
         if usage:
             with self.server.lock:
                 tokens = self.server.usage_of(len(self.server.billed))

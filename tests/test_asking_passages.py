@@ -22,6 +22,7 @@ from llm_server import KEY, PATIENCE, LlmServer, kept, serving
 from passage_problems import ads_problems, count_tokens, math_problems, params
 
 from trait_kit import tables
+from trait_kit.engine.files import TraitError
 from trait_kit.engine.llm import Endpoint
 from trait_kit.passages import checks, prompts, writing
 from trait_kit.passages.material import Group, Problem, problem_rows
@@ -126,6 +127,7 @@ def asking(server: LlmServer, **changes):
         "teacher_model": "test-model",
         "teacher_base_url": server.url,
         "teacher_price": (1.0, 2.0),
+        "max_cost_usd": 9.0,
     }
     return params(**{**asked, **changes})
 
@@ -300,7 +302,7 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     told = [row.solution for row in about.rows]
     asked = prompts.conversation("math", "sentence", about, told, 1)[-1]["content"]
     assert 'Begin it\nwith "With 31 and 527,", use 17 and end with the answer, 17.' in asked
-    read = functools.partial(checks.read_sentence, about, told, 1)
+    read = functools.partial(checks.read_sentence, about, told, place=1)
     good = "With 31 and 527, the groups of k are undone by the division 527 / 31 = 17."
     assert read(good) == good
     for division in (
@@ -320,7 +322,7 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     for place in (0, 1):
         rows = list(about.rows)
         rows[place] = rows[place]._replace(question=f"{rows[place].question} {spoken}")
-        read_here = functools.partial(checks.read_sentence, replace(about, rows=rows), told, 1)
+        read_here = functools.partial(checks.read_sentence, replace(about, rows=rows), told, place=1)
         if place == 1:
             assert read_here(doubted) == doubted
         for refused in ([doubted] if place == 0 else []) + [f"{good[:-1]}, but wait.", f"However, {good}"]:
@@ -357,7 +359,7 @@ def test_numbers_name_a_problem_only_where_answers_are_numbers():
 
 def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     about = group_of(math_problems(1), "knowledge", "equal groups")
-    read = functools.partial(checks.read_sentence, about, [row.solution for row in about.rows], None)
+    read = functools.partial(checks.read_sentence, about, [row.solution for row in about.rows])
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
     for bad, reason in (
@@ -375,6 +377,67 @@ def test_ones_own_wording_is_used_and_is_part_of_the_record(server, tmp_path):
     passages, _, _ = write(problems, groups, asking(server, prompts=str(path)), tmp_path)
     assert server.requests[0]["messages"][0]["content"] == "You are a notary."
     assert passages["prompt_version"].iloc[0].startswith("mine@")
+
+
+def test_what_is_replayed_within_a_run_is_charged_to_no_second_draft(server, tmp_path):
+    problems, groups = groups_for(["same", "same", "good"])
+    p = asking(server, teacher_steps="sentences", max_attempts=2)
+    server.special = {"same": lambda good, tries: re.sub("one idea, .*? .*?, ", "one idea, it is said, ", good)}
+    passages, rejected, bill = write(problems, groups, p, tmp_path)
+    assert sum(bill["cost_usd_by_task"].values()) == pytest.approx(bill["cost_usd"])
+    assert set(rejected["attempt"]) == {1, 2}
+    tokens = passages["tokens_in"].sum() + rejected["tokens_in"].sum()
+    assert tokens == sum(tokens_in for tokens_in, _ in server.billed)
+
+
+def test_no_request_for_a_sentence_comes_twice_and_the_local_models_stay_as_recorded(server, tmp_path):
+    problems, groups = groups_for(["dull"])
+    server.special = {"dull": lambda good, tries: "It is 7."}
+    _, rejected, _ = write(problems, groups, asking(server, teacher_steps="sentences", max_attempts=4), tmp_path)
+    assert rejected["reason"].tolist() == ["enlightenment: 3 words, not within 15 to 40"]
+    assert len(server.bodies) == len(set(server.bodies)) == 4 * 4
+    lengths = Counter(len(request["messages"]) for request in server.requests)
+    assert lengths == {6: 8, 8: 4, 10: 4}  # afresh, with the fault, and then with the answers
+
+    problems, groups = groups_for(["good"])
+    told = [row.solution for row in groups[0].rows]
+    for name, last in (("openai", 8), ("local", 6)):
+        p = asking(server, teacher=name, teacher_steps="sentences")
+        teacher = Teacher(p, Endpoint.of(p))
+        again = replace(groups[0], refused=((("a", "b", "c", "d"), "boilerplate: the same"),) * 2)
+        asked = teacher._requests(again, told)
+        assert [len(request.messages()) for request in asked] == [last] * 4
+        once = teacher._requests(replace(again, refused=again.refused[:1]), told)
+        assert ([one.messages() for one in once] == [one.messages() for one in asked]) == (name == "local")
+
+
+def test_the_estimate_knows_the_paragraphs_that_are_for_a_control(server):
+    _, groups = groups_for(["good"] * 10)
+    requests = {
+        way: Teacher(asking(server, paragraphs=way)).estimate(groups).requests for way in ("gold", "both")
+    }
+    assert requests == {"gold": 10, "both": 10 + 30}
+
+
+def test_a_wording_that_cannot_be_used_is_named_with_the_way_out(server, tmp_path):
+    wording = yaml.safe_load((Path(prompts.__file__).parent / "prompts" / "generic.yaml").read_text())
+    short = {name: text for name, text in wording.items() if name != "sentence"}
+    unknown = {**wording, "sentence": "{{ problem.colour }}", "opening": "{{ colour }}"}
+    _, groups = groups_for(["good"])
+    for name, kept_parts in (
+        ("absent.yaml", None),
+        ("short.yml", short),
+        ("unknown.yaml", unknown),
+        ("list.yaml", []),
+    ):
+        path = tmp_path / name
+        if kept_parts is not None:
+            path.write_text(yaml.safe_dump(kept_parts))
+        p = asking(server, prompts=str(path), teacher_steps="sentences")
+        with pytest.raises(TraitError, match=rf"{name} cannot be used as passages.prompts .*generic\.yaml"):
+            Teacher(p).estimate(groups)
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(wording))
+    assert Teacher(asking(server, prompts=str(tmp_path / "mine.yml"))).estimate(groups).requests == 1
 
 
 @pytest.mark.parametrize("teacher", ["none", "openai"])

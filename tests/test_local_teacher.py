@@ -43,4 +43,4 @@ def test_the_local_teacher_writes_what_is_not_recorded(tmp_path, capsys):
     assert len(written.passages) + len(written.rejected) >= 1
     assert written.bill["requests_this_run"] >= 4
     told = capsys.readouterr().out
-    assert "Starting qwen2.5-coder" in told and "4 requests, about" in told and "hours" in told
+    assert "Starting qwen2.5-coder" in told and "4 first requests, about" in told and "hours" in told

@@ -300,3 +300,38 @@ def test_an_interrupted_run_keeps_what_is_in_flight(server, tmp_path):
     child.send_signal(signal.SIGINT)
     assert child.wait(120) != 0
     assert 5 <= kept(path) == len(server.billed) < 400
+
+
+def test_a_cap_of_nothing_agrees_to_no_retry_and_what_is_free_needs_none(server, tmp_path):
+    teacher = endpoint(server, ledger=paid(100.0, 200.0, 9.0))  # an answer costs 0.10
+    ask_modes(teacher, ["off-topic"] * 3, tmp_path / "c", attempts=1)
+    unpaid = endpoint(server, ledger=paid(100.0, 200.0, 0.0))
+    replies, ledger = ask_modes(unpaid, ["off-topic"] * 3, tmp_path / "c", attempts=3)
+    assert len(server.asked) == 3 and not ledger.new and ledger.stopped_by_cap
+    assert all(reply.fault.startswith("cost cap: not asked") for reply in replies)
+    assert ask_modes(endpoint(server), ["off-topic"] * 3, tmp_path / "c", attempts=2)[1].new  # at no price
+
+
+def test_what_others_had_or_another_price_bought_is_no_spending_at_todays(server, tmp_path):
+    at(tmp_path / "c", endpoint(server)).ledger.keep([("k", "somebody's", "stop", 10**6, 10**6)])
+    dear = endpoint(server, model="dear", ledger=paid(1_000.0, 0.0, 2.0))  # 0.50 an answer
+    assert ask_modes(dear, numbered(3), tmp_path / "c")[1].bill()["cost_usd"] == 1.5
+    cheap = endpoint(server, model="cheap", ledger=paid(1.0, 0.0, 1.5), max_tokens=300)
+    _, ledger = ask_modes(cheap, numbered(3), tmp_path / "c")
+    assert ledger.stopped_by_cap and not ledger.new  # the dear ones' 1.50 were spent
+    assert Ledger(tmp_path / "c", cap_usd=2.0)._paid_usd == 1.5
+
+
+def test_what_is_found_twice_in_a_run_is_charged_to_the_first_that_has_it(server, tmp_path):
+    teacher = at(tmp_path / "c", endpoint(server, ledger=paid(1.0, 2.0, 9.0)))
+    requests = [Request(f"mode-good {number}", read) for number in range(3)]
+    replies = ask(requests, teacher) + ask(requests, teacher)
+    assert sum(reply.cost_usd for reply in replies) == pytest.approx(teacher.ledger.bill()["cost_usd"])
+
+
+def test_an_answer_that_was_cut_off_is_refused(server, tmp_path):
+    server.finish_reason = lambda mode, tries: "length" if mode == "long" and tries == 1 else "stop"
+    (mended,), _ = ask_modes(endpoint(server), ["long"], tmp_path / "c")
+    assert mended.value and mended.refused == ("cut off: length",)
+    (refused,), _ = ask_modes(endpoint(server), ["long"], tmp_path / "d", attempts=1)
+    assert refused.value is None and refused.fault.startswith("cut off: ")

@@ -156,6 +156,11 @@ def test_sizes_follow_what_there_is(exercises):
         ("passages", {"max_passage_tokens": 100}, "length"),
         (
             "passages",
+            {"teacher": "local", "prompts": "typo.yaml"},
+            "typo.yaml cannot be used as passages.prompts",
+        ),
+        (
+            "passages",
             {"teacher": "openai", "teacher_model": "m", "teacher_base_url": "https://a.example/v1"},
             "a.example",
         ),
@@ -201,7 +206,7 @@ def test_a_chinese_enlightenment_is_judged_by_what_it_says():
     assert "nothing that is particular" in own_fault(group, Draft(paragraphs, empty))[1]
     assert own_fault(group, Draft(("答案是15。", paragraphs[1]), good))[1].startswith("reasoning")
     assert read_sentence(
-        group, paragraphs, 0, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。"
+        group, paragraphs, "租赁合同的利息等于本金三百元乘以年利率,得出15元。还有别的。", place=0
     ).endswith("15元。")
 
 

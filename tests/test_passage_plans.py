@@ -186,4 +186,9 @@ def test_quality_counts_ranks_and_escapes(tmp_path):
     outcomes = quality.yield_by_reason(kept, rejected)
     assert outcomes["outcome"].tolist() == ["kept", "gold answer", "length"]
     assert outcomes["drafts"].tolist() == [8, 1, 1]
+    assert outcomes["example"].tolist() == ["", "the answer is '4'", "3 tokens"]
+    unanswered = rejected.assign(reason=["cost cap: not asked", "endpoint error 503: away: for now"])
+    outcomes = quality.yield_by_reason(kept, unanswered)
+    assert outcomes["example"].tolist() == ["", "not asked", "away: for now"]
+    assert ["--from 03" in told for told in outcomes["helps"]] == [False, True, True]
     assert quality.yield_by_reason(kept, rejected.head(0))["outcome"].tolist() == ["kept"]

@@ -91,13 +91,14 @@ def test_an_answer_counts_once_however_often_it_is_found_and_the_cap_knows_what_
     ledger = Ledger(path, price)
     for key in ("a", "b"):
         ledger.record(key, completion(tokens=1))  # 0.30
-    assert ledger.find("a") == ledger.find("a") == completion(tokens=1)
+    ledger.keep([("c", *completion(tokens=9))])  # somebody else's
+    assert ledger.find("a") == ledger.find("a") == completion(tokens=0)  # counted when it came
     assert ledger.bill()["cost_usd"] == pytest.approx(0.6)
     again = Ledger(path, price, cap_usd=0.8)
     with pytest.raises(NoAnswer, match="cost cap"):  # though nothing was found yet
         asyncio.run(spend(again, 0.3))
     assert again.stopped_by_cap
-    assert again.find("b") == again.find("b") == completion(tokens=1)
+    assert (again.find("b"), again.find("b")) == (completion(tokens=1), completion(tokens=0))
     assert again.bill()["cost_usd"] == pytest.approx(0.3)
     assert again.bill()["requests_this_run"] == 0
 
@@ -152,14 +153,15 @@ def test_an_estimate_is_agreed_to_before_it_is_spent():
     estimate = endpoint.estimate([Request("x" * 3_200)] * 1_000, 200)
     assert estimate.cost_usd == pytest.approx(2.4)
     assert estimate.hours == pytest.approx((200_000 + 800_000 / 3.5) / 50 / 10 / 3600)
-    said = "1,000 requests, about 800,000 tokens in and 200,000 out, $2.40, 0.2 hours"
+    said = "1,000 first requests, about 800,000 tokens in and 200,000 out, $2.40, 0.2 hours"
     assert str(estimate) == said == agree(estimate, 2.4)
     with pytest.raises(
-        TraitError, match=r"This would cost about \$2\.40 \(1,000 requests.*\)\. Set max_cost_usd to"
+        TraitError, match=r"This would cost about \$2\.40 \(1,000 first requests.*\)\. Set max_cost_usd to"
     ):
         agree(estimate, 0.0)
     assert agree(estimate, 0.6) == f"{said}; max_cost_usd = 0.6 will stop it after about 25% of the requests"
-    assert agree(Estimate(0, 0, 0, 0.0, 0.0), 0.0) == "no requests to a language model, nothing to pay"
+    nothing = "0 first requests, about 0 tokens in and 0 out, nothing to pay, 0.0 hours"
+    assert agree(Estimate(0, 0, 0, 0.0, 0.0), 0.0) == nothing
 
 
 # --- a server of one's own -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def main(files: list[str]) -> None:
         written = write_passages(step)
         print(json.dumps(written.bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")
-        rows |= {key: (key, *ledger.find(key)) for key in sorted(used) if key in ledger}
+        rows |= {key: (key, *found) for key in sorted(used) if (found := ledger.find(key))}
     lines = [
         json.dumps(str(datetime.date.today())),
         *(json.dumps(rows[key], ensure_ascii=False) for key in sorted(rows)),

@@ -41,6 +41,7 @@ PRAGMA synchronous=NORMAL;
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, content TEXT, finish_reason TEXT, tokens_in INTEGER, tokens_out INTEGER
 );
+CREATE TABLE IF NOT EXISTS paid (usd REAL);
 """
 
 
@@ -49,9 +50,9 @@ class NoAnswer(Exception):
 
 
 class Ledger:
-    """`cap_usd` 0 means no cap; without a path nothing outlives the ledger.
+    """`cap_usd` 0 agrees only to what costs nothing; without a path nothing outlives the ledger.
 
-    An answer counts once, new or found. The cap is for all that the file holds: a second run gets no second one.
+    An answer counts once a run. The cap is for all that was paid, by any run, to any model.
     """
 
     def __init__(self, path: Path | None = None, price: Price = Price(), cap_usd: float = 0.0):
@@ -69,8 +70,7 @@ class Ledger:
                 path or ":memory:", timeout=60, check_same_thread=False, isolation_level=None
             )
             self._sql.executescript(_SET_UP)
-            sums = "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0) FROM answers"
-            self._paid_usd = price.of(*self._sql.execute(sums).fetchone())  # by all runs
+            (self._paid_usd,) = self._sql.execute("SELECT TOTAL(usd) FROM paid").fetchone()  # by all runs
         except sqlite3.Error as error:
             raise TraitError(
                 f"{path} holds no paid answers that can be read ({error}). Bring it back from a copy, or move it away "
@@ -80,23 +80,22 @@ class Ledger:
     def close(self) -> None:
         self._sql.close()
 
-    def __contains__(self, key: str) -> bool:
-        return bool(self._sql.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone())
-
     def find(self, key: str) -> Completion | None:
-        """An answer that was paid for earlier; it counts in the bill, once."""
+        """An earlier answer; with 0 tokens where this run had it before."""
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        self.used[key] = row[3:]
-        return Completion(*row[1:])
+        tokens = (0, 0) if key in self.used else self.used.setdefault(key, row[3:])
+        return Completion(*row[1:3], *tokens)
 
     def keep(self, rows: Sequence[Sequence[Any]]) -> None:
         """Answers that somebody else had (key, *completion); those that are here stay."""
         self._sql.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
 
     def record(self, key: str, completion: Completion) -> None:
+        usd = self.price.of(*completion[2:])
         try:
+            self._sql.execute("INSERT INTO paid VALUES (?)", (usd,))
             self._sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, *completion))
         except sqlite3.Error as error:
             raise TraitError(
@@ -105,17 +104,15 @@ class Ledger:
             ) from error
         self.used[key] = completion[2:]
         self.new.append(key)
-        self._paid_usd += self.price.of(*completion[2:])
+        self._paid_usd += usd
 
     @contextlib.asynccontextmanager
     async def reserved(self, most_usd: float) -> AsyncIterator[None]:
         """Room under the cap for the most that a request can cost; it waits for what those in flight may leave."""
-        while self.cap_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
-            self.stopped_by_cap = self.stopped_by_cap or not self._reserved
+        while most_usd and self._paid_usd + sum(self._reserved) + most_usd > self.cap_usd:
+            self.stopped_by_cap |= not self._reserved
             if self.stopped_by_cap:
-                raise NoAnswer(
-                    f"cost cap: not asked, the next request could pass max_cost_usd = {self.cap_usd:g}"
-                )
+                raise NoAnswer(f"cost cap: not asked, it could pass max_cost_usd = {self.cap_usd:g}")
             await asyncio.sleep(0.02)
         self._reserved.append(most_usd)
         try:
@@ -131,7 +128,6 @@ class Ledger:
             "tokens_out": tokens_out,
             "cost_usd": self.price.of(tokens_in, tokens_out),
             "requests_this_run": len(self.new),
-            "requests_from_cache": len(self.used) - len(self.new),
             "stopped_by_cap": self.stopped_by_cap,
         }
 
@@ -146,10 +142,8 @@ class Estimate(NamedTuple):
     hours: float
 
     def __str__(self) -> str:
-        if not self.requests:
-            return "no requests to a language model, nothing to pay"
         return (
-            f"{self.requests:,} requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, "
+            f"{self.requests:,} first requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, "
             f"{_usd(self.cost_usd) if self.cost_usd else 'nothing to pay'}, {self.hours:.1f} hours"
         )
 

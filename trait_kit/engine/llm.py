@@ -32,6 +32,12 @@ READS = 3.5  # tokens read while one is written (3 to 4, measured)
 Message = dict[str, str]
 
 
+def again(messages: Sequence[Message], content: str, fault: str) -> list[Message]:
+    """The conversation, with what was answered and why that is not taken."""
+    told = f"That cannot be used: {fault[:500]}. Write it again without this fault, in the same form, and nothing else."
+    return [*messages, {"role": "assistant", "content": content or "(empty)"}, {"role": "user", "content": told}]
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt or a conversation so far, and what makes a value of the answer (ValueError: not usable).
@@ -41,7 +47,7 @@ class Request:
 
     asked: str | Sequence[Message]
     read: Callable[[str], Any] = str
-    retry: Callable[[Sequence[Message], str, str], list[Message]] = lambda *last: again(*last)
+    retry: Callable[[Sequence[Message], str, str], list[Message]] = again
 
     def messages(self) -> list[Message]:
         return [{"role": "user", "content": self.asked}] if isinstance(self.asked, str) else list(self.asked)
@@ -111,8 +117,8 @@ class Endpoint:
 
     def estimate(self, requests: Sequence[Request], answer_tokens: int) -> Estimate:
         """The bill of asking each thing once that has no kept answer."""
-        asked = [request.messages() for request in requests]
-        new = [messages for messages in asked if self.name_of(messages) not in self.ledger]
+        new = [one for one in map(Request.messages, requests) if not self.ledger.find(self.name_of(one))]
+        self.ledger.used.clear()  # it uses none
         tokens_in = sum(len(one["content"].encode()) for messages in new for one in messages) // BYTES_A_TOKEN
         tokens_out = answer_tokens * len(new)
         hours = (tokens_out + tokens_in / READS) / self.tokens_per_second / 3600 if new else 0.0
@@ -205,13 +211,12 @@ class _Session:
             paid.append(completion)
             content = without_thoughts(completion.content)[:MAX_CONTENT]
             try:
+                if completion.finish_reason in ("length", "content_filter"):
+                    raise ValueError(f"cut off: {completion.finish_reason}")
                 value, fault = request.read(content), ""
                 break
             except ValueError as error:
-                fault = str(error)
-            if completion.finish_reason in ("length", "content_filter"):
-                fault += f"; the endpoint stopped it ({completion.finish_reason})"
-            refused.append(fault)
+                refused.append(fault := str(error))
             messages = request.retry(messages, content, fault)
         self.done += 1
         tokens = sum(answer.tokens_in for answer in paid), sum(answer.tokens_out for answer in paid)
@@ -237,12 +242,11 @@ class _Session:
         import openai
 
         endpoint = self.endpoint
-        limit = {self.limit_field: endpoint.max_tokens}
-        body = {"model": endpoint.model, "messages": messages, "extra_body": endpoint.extra, **limit}
+        body = {"model": endpoint.model, "messages": messages, self.limit_field: endpoint.max_tokens}
         try:
             # a server may send a byte a second for ever
             async with asyncio.timeout(endpoint.timeout * (endpoint.max_retries + 1)):
-                answer = await self.client.chat.completions.create(**body)
+                answer = await self.client.chat.completions.create(**body, extra_body=endpoint.extra)
             self.unreached = 0
             return answer
         except (TimeoutError, openai.APIConnectionError) as error:
@@ -299,12 +303,6 @@ class _Session:
     def _hide(self, text: str) -> str:
         # shorter ones are 'EMPTY' and the like
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
-
-
-def again(messages: Sequence[Message], content: str, fault: str) -> list[Message]:
-    """The conversation, with what was answered and why that is not taken."""
-    told = f"That cannot be used: {fault[:500]}. Write it again without this fault, in the same form, and nothing else."
-    return [*messages, {"role": "assistant", "content": content or "(empty)"}, {"role": "user", "content": told}]
 
 
 def without_thoughts(content: str) -> str:

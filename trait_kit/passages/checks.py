@@ -68,8 +68,8 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
     )
 
 
-def read_sentence(group: Group, paragraphs: Sequence[str], place: int | None, answer: str) -> str:
-    """What an answer says for an enlightenment: on what is shared (`place` None), or one sentence on a problem."""
+def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: int | None = None) -> str:
+    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`."""
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else _SENTENCE_END.split(said)[0]
     rows, told = (group.rows, paragraphs) if place is None else ([group.rows[place]], [paragraphs[place]])

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from trait_kit.engine.files import digest
+from trait_kit.engine.files import TraitError, digest
 from trait_kit.engine.llm import Message, again, clean
 from trait_kit.judging.answers import is_mathematical, language_of, statement
 from trait_kit.passages.material import Group, Problem, content, marks, marks_of
@@ -38,24 +38,31 @@ def choose(group: Group) -> str:
     )
 
 
-def conversation(
+def conversation(name: str, *about: Any) -> list[Message]:
+    """The turns that ask, in the wording `name`, for one part of a passage; `fault`: why it was refused."""
+    try:
+        return _turns(name, *about)
+    except Exception as error:  # of a file of one's own
+        raise TraitError(
+            f"{name} cannot be used as passages.prompts ({error!r}). Write one like passages/prompts/generic.yaml."
+        ) from error
+
+
+def _turns(
     name: str, part: str, group: Group, paragraphs: Sequence[str] = (), place: int = 0, fault: str = ""
 ) -> list[Message]:
-    """The turns that ask, in the wording `name`, for one `part` of a passage: of the problem at `place`, or of all.
-
-    `fault`: why it was refused before; a small model that is shown its own answer only repeats it.
-    """
     task = group.rows[place].task.replace("_", " ")
 
     def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
         problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
-        given = {
-            "grouping": group.grouping,
-            "shared": shared,
-            "count": len(problems),
-            "fault": as_data(fault)[:200],
-        }
-        told = _template(name, part).render(given, problems=problems, problem=problems[place])
+        told = _template(name, part).render(
+            grouping=group.grouping,
+            shared=shared,
+            count=len(problems),
+            fault=as_data(fault)[:200],
+            problems=problems,
+            problem=problems[place],
+        )
         return {"role": "user", "content": clean(told)}
 
     draw, examples = random.Random(f"{group.shared}/{part}"), list(_wording(name)["examples"])
@@ -65,8 +72,8 @@ def conversation(
         shown = draw.randrange(len(example["problems"]))
         tasks = [one["task"] for one in example["problems"]]
         shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way
-        turns.append(asked(example["problems"], shown, example["shared"]))
-        turns.append({"role": "assistant", "content": _part_of(example, part, shown)})
+        answer = {"role": "assistant", "content": _part_of(example, part, shown)}
+        turns += [asked(example["problems"], shown, example["shared"]), answer]
     counted = all(
         is_mathematical(row.answer) for row in group.rows
     )  # an ad's limit of 30 characters says nothing of it
@@ -102,14 +109,9 @@ def as_data(text: str) -> str:
 
 
 def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence[str]) -> dict[str, str]:
-    fields = {
-        "question": row.question,
-        "answer": row.answer,
-        "solution": row.solution or "",
-        "paragraph": paragraph,
-    }
-    told = {name: as_data(text) for name, text in fields.items()}
-    return {"task": row.task.replace("_", " "), **told, "begin": " and ".join(begin), "steps": ", ".join(steps)}
+    told = {name: as_data(getattr(row, name) or "") for name in ("question", "answer", "solution")}
+    told |= {"paragraph": as_data(paragraph), "begin": " and ".join(begin), "steps": ", ".join(steps)}
+    return {"task": row.task.replace("_", " "), **told}
 
 
 def _steps(row: Problem, paragraph: str) -> str:
@@ -120,14 +122,13 @@ def _steps(row: Problem, paragraph: str) -> str:
 
 
 def _part_of(example: dict[str, Any], part: str, place: int) -> str:
-    if part in ("paragraph", "sentence"):
-        return example["problems"][place][part]
-    parts = [example["opening"], *(problem["sentence"] for problem in example["problems"])]
-    return parts[0] if part == "opening" else " ".join(parts)
+    if part == "enlightenment":
+        return " ".join([example["opening"], *(problem["sentence"] for problem in example["problems"])])
+    return (example if part == "opening" else example["problems"][place])[part]
 
 
 def _wording(name: str) -> dict[str, Any]:
-    return content(str(Path(name).absolute()) if name.endswith(".yaml") else f"prompts/{name}.yaml")
+    return content(str(Path(name).absolute()) if Path(name).suffix else f"prompts/{name}.yaml")
 
 
 @functools.cache

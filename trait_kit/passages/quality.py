@@ -9,7 +9,7 @@ import pandas as pd
 
 from trait_kit.engine.minhash import EMPTY, HASHES, WINDOW, banding, signatures
 from trait_kit.engine.questions import QuestionIndex
-from trait_kit.passages.material import content_words
+from trait_kit.passages.material import content, content_words
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
 REASONS = (
@@ -153,13 +153,16 @@ def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFr
 
 
 def yield_by_reason(passages: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    """One row for what was kept and one a reason: drafts, their share of all, and an example."""
-    kinds = rejected["reason"].str.replace("(?s):.*", "", regex=True)
-    details = rejected["reason"].str.replace("^[^:]*:?", "", regex=True).str.strip().str[:_EXAMPLE]
+    """One row for what was kept and one a reason: drafts, their share of all, an example, what helps."""
+    reasons = rejected["reason"].str.extract(rf"(?s)([^:]*):?\s*(.{{,{_EXAMPLE}}})")
     told = (
-        details.groupby(kinds, sort=False)
+        reasons.groupby(0, sort=False)[1]
         .agg(["size", "first"])
         .sort_values("size", ascending=False, kind="stable")
     )
     table = pd.DataFrame({"outcome": ["kept", *told.index], "drafts": [len(passages), *told["size"]]})
-    return table.assign(share=table["drafts"] / max(1, table["drafts"].sum()), example=["", *told["first"]])
+    return table.assign(
+        share=table["drafts"] / max(1, table["drafts"].sum()),
+        example=["", *told["first"]],
+        helps=table["outcome"].map(content("remedies.yaml")).fillna(""),
+    )

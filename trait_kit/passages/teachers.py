@@ -41,7 +41,7 @@ class Teacher:
         self.refusals: Counter[str] = Counter()  # of answers, by reason
 
     def write(self, groups: Sequence[Group]) -> list[Draft]:
-        self.tell(self._to_ask(groups))
+        self.tell(self.to_ask(groups))
         drafts = [self._begun(group) for group in groups]
         around = [[] if draft.fault else self._requests(group, draft.paragraphs)
                   for group, draft in zip(groups, drafts, strict=True)]  # fmt: skip
@@ -64,18 +64,19 @@ class Teacher:
         return [self.paragraphs[row.id] for row in problems]
 
     def estimate(self, groups: Sequence[Group]) -> Estimate:
-        """The bill of what has no kept answer; a paragraph to come is taken to be like a worked solution."""
-        rows = self._to_ask(groups)
+        """The bill of what has no kept answer; a paragraph to come is taken for a worked solution."""
+        rows = self.to_ask(groups)
         requests = [self._paragraph(row) for row in rows]
         replies = ask(requests, self.endpoint, self.params.max_attempts, kept=True)
-        kept = {row.id: reply.value for row, reply in zip(rows, replies, strict=True) if not reply.fault}
+        kept = {row.id: reply.value for row, reply in zip(rows, replies, strict=True)}
         for group in groups:
             requests += self._requests(group, [kept.get(row.id) or _solution(row) for row in group.rows])
+        requests += map(self._paragraph, {*self.to_ask(groups, "both")} - {*rows})
         return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
-    def _to_ask(self, groups: Sequence[Group]) -> list[Problem]:
+    def to_ask(self, groups: Sequence[Group], way: str = "teacher") -> list[Problem]:
         rows = {row.id: row for group in groups for row in group.rows}
-        anew = self.params.paragraphs == "teacher" and self.endpoint
+        anew = self.params.paragraphs == way and self.endpoint
         return [row for row in rows.values() if anew or not _solution(row)]
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
@@ -95,36 +96,41 @@ class Teacher:
         return self.params.prompts or prompts.choose(group)
 
     def _begun(self, group: Group) -> Draft:
-        asked = {row.id: self.paragraphs[row.id] for row in self._to_ask([group])}
+        asked = {row.id: self.paragraphs[row.id] for row in self.to_ask([group])}
         self.paragraphs |= {name: replace(reply, **_NOTHING) for name, reply in asked.items()}
         told = [asked[row.id].value if row.id in asked else _solution(row) for row in group.rows]
         draft = Draft((), "", self.name, prompts.version(self._wording(group)) if self.endpoint else "")
         return _charged(draft, asked.values(), paragraphs=tuple(told))
 
     def _requests(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
-        """For an enlightenment: one, or one a sentence. What was refused stands in them, with the reason."""
-        if not self.endpoint:
-            return []
-        told = functools.partial(prompts.conversation, self._wording(group))
-        if self.params.teacher_steps == "paragraph":
-            turns = told("enlightenment", group, paragraphs)
+        """For an enlightenment: one, or one a sentence. Why others were refused stands in them."""
+        requests, whole = [], self.params.teacher_steps == "paragraph"
+        places = [None, *range(0 if whole else len(group.rows))]
+        for number, place in enumerate(places if self.endpoint else []):
+            part = "enlightenment" if whole else "sentence" if number else "opening"
+            told = functools.partial(
+                prompts.conversation, self._wording(group), part, group, paragraphs, place or 0
+            )
+            retry = functools.partial(_anew, told, self.params.teacher == "local")
+            asked = told()
             for parts, reason in group.refused:
-                turns = again(turns, parts[0], reason)
-            return [Request(turns, functools.partial(checks.read_enlightenment, group, paragraphs))]
-        requests = []
-        for number, place in enumerate((None, *range(len(group.rows)))):
-            turns = functools.partial(told, "sentence" if number else "opening", group, paragraphs, place or 0)
-            blamed = [reason for parts, reason in group.refused if blames(reason, parts[number])]
-            read = functools.partial(checks.read_sentence, group, paragraphs, place)
-            requests.append(Request(turns(*blamed[-1:]), read, lambda *last, turns=turns: turns(last[-1])))
+                if blames(reason, parts[number]):
+                    asked = retry(asked, parts[number], reason)
+            read = checks.read_enlightenment if whole else functools.partial(checks.read_sentence, place=place)
+            requests.append(Request(asked, functools.partial(read, group, paragraphs), retry))
         return requests
+
+
+def _anew(told: Any, small: bool, last: Any, *why: str) -> Any:
+    """The question with its fault; after that the answers too, which a small model would repeat."""
+    return told(why[-1]) if small or told(why[-1]) != last == told() else again(last, *why)
 
 
 def local_teacher(params: Any) -> Any:
     """The parameters; this machine's model is small, so it is asked a sentence at a time."""
     if params.teacher != "local":
         return params
-    asked = {**_LOCAL, **params.teacher_extra}
+    asked = _LOCAL | params.teacher_extra
     return llama.as_endpoint(params, teacher_max_tokens=200, teacher_extra=asked, teacher_steps="sentences")
 
 

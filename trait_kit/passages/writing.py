@@ -68,11 +68,9 @@ def write_passages(step) -> Written:
             print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, groups, folder)
-        bill = (
-            write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model)) | ledger.bill()
-        )
+        bill = write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model))
         replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
-        bill["written"] = f"{len(ledger.new):,} answers now{replayed}"
+        bill |= ledger.bill() | {"written": f"{len(ledger.new):,} answers now{replayed}"}
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
     if told := shortfall(bill["groups"], bill["passages"], rejected):
         raise TraitError(f"{told}\nAll of them, with their texts: {folder / 'rejected.parquet'}")
@@ -101,9 +99,9 @@ def shortfall(groups: int, passages: int, rejected: Sequence[dict[str, Any]]) ->
 
 def _keep_paragraphs(teacher: Teacher, groups: Sequence[Group], folder: Path) -> None:
     """The teacher's own paragraph of every problem in a passage, for the control `rephrased`."""
-    rows = {row.id: row for group in groups for row in group.rows}
-    told = zip(rows.values(), teacher.tell(list(rows.values())), strict=True)
-    kept = [(row.id, f"{prompt(row.question)} {reply.value}") for row, reply in told if not reply.fault]
+    rows = teacher.to_ask(groups, "both")
+    told = zip(rows, teacher.tell(rows), strict=True)
+    kept = [(row.id, f"{prompt(row.question)} {reply.value}") for row, reply in told if reply.value]
     with atomic_path(folder / "rephrased.parquet") as temporary:
         pd.DataFrame(kept, columns=["id", "text"]).to_parquet(temporary)
 
