@@ -50,7 +50,21 @@ def test_what_a_run_would_do_is_said_and_nothing_is_written(tmp_path, capsys):
     assert capsys.readouterr().out.count("not done yet") == 6
     assert main(["run", str(TINY), "--run-dir", str(folder), "--from", "09"]) == 1
     assert "--from 09: no such step; the steps are 01_domain_classifier" in capsys.readouterr().err
+    assert main(["run", str(TINY), "--run-dir", str(folder), "--from", "99", "--dry-run"]) == 1
+    assert "--from 99: no such step" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_a_dry_run_counts_what_from_names_as_not_done(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "status", lambda *_: dict.fromkeys(runs.STEPS, runs.UP_TO_DATE))
+    assert main(["run", str(TINY), "--run-dir", str(tmp_path), "--from", "04", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert (shown.count(runs.UP_TO_DATE), shown.count(runs.NOT_DONE)) == (3, 3)
+
+
+def test_a_value_that_is_no_yaml_is_one_message(capsys):
+    assert main(["status", str(TINY), "--set", "training.arms=[a"]) == 1
+    assert "--set training.arms=[a: write section.field=value in YAML" in capsys.readouterr().err
 
 
 def test_open_shows_the_report_or_says_how_to_get_one(tmp_path):

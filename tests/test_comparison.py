@@ -503,6 +503,32 @@ def test_few_items_or_clusters_get_no_verdict(n, per_cluster):
     assert found["headline"].startswith("Too few items or clusters for a verdict") and not found["good"]
 
 
+def test_clusters_that_cannot_show_any_gain_over_so_many_arms_get_no_verdict():
+    draw = np.random.default_rng(30)
+    hard = draw.normal(1, 0.5, 35)
+    arms = {arm: {"x": hard + draw.normal(0, 0.001, 35)} for arm in ("base", "raw", "selected", "worked")}
+    outcomes = _outcomes({**arms, "trait": {"x": hard - 0.5}})
+    outcomes["cluster"] = [f"c{int(item[1:]) // 5}" for item in outcomes["item_id"]]
+    found, table = _said(outcomes), comparison.compare(outcomes, "trait", "bits_per_byte")
+    assert table["p_holm"].to_numpy() == pytest.approx(4 * 2 / 128)
+    assert (table["smallest_gain"] == np.inf).all() and not table["enough"].any()
+    assert (
+        "7 of 8 clusters, without which no gain over 4 arms can show" in found["headline"] and not found["good"]
+    )
+    outcomes["cluster"] = [f"c{int(item[1:]) % 8}" for item in outcomes["item_id"]]
+    assert "trait is better than worked" in _said(outcomes)["headline"]
+    assert [comparison.clusters_needed(rows) for rows in (1, 3, 4)] == [comparison.MIN_CLUSTERS, 7, 8]
+
+
+def test_what_fell_without_being_shown_says_so():
+    draw = np.random.default_rng(31)
+    hard = draw.normal(1, 0.5, 40)
+    bits = _outcomes({"trait": {"x": hard - 0.2 + draw.normal(0, 0.05, 40)}, "base": {"x": hard}})
+    right = _outcomes({"trait": {"x": [0] * 2 + [1] * 38}, "base": {"x": [1] * 40}}, "choice_accuracy")
+    found = _said(pd.concat([bits, right]))
+    assert [line.endswith("(not shown)") for line in found["worse"]] == [True] and found["good"]
+
+
 def test_one_item_is_never_significant():
     parts = [
         _outcomes({"trait": {"x": [0.1 + seed / 1e3]}, "base": {"x": [0.9]}}, seed=seed) for seed in range(3)

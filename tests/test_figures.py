@@ -28,7 +28,7 @@ from trait_kit.figures import curves, style, token_study
 from trait_kit.figures import map as figure_map
 from trait_kit.figures.curves import item_gains, plot_gain_and_forgetting
 from trait_kit.figures.report import show, write_report
-from trait_kit.figures.tables import read_and_write
+from trait_kit.figures.tables import comparison_table, read_and_write
 from trait_kit.params import FigureParams
 from trait_kit.passages.controls import CONTROLS
 from trait_kit.runs import STEPS
@@ -97,7 +97,7 @@ def test_a_figure_is_saved_whole_with_the_same_bytes_again_and_leaves_settings_a
         words = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
         assert "base model" in words and svg.get("width") == f"{72 * inches:g}pt"  # text is text
         assert svg.findtext("{http://www.w3.org/2000/svg}title").startswith(
-            "By bits per byte, TRAIT is better than"
+            "By bits per byte, TRAIT is shown to be better than"
         )
 
 
@@ -310,12 +310,14 @@ def test_loss_figure_draws_every_arm_in_its_colour():
 
 
 def test_gain_and_forgetting_are_of_the_reference_over_every_arm():
-    data = outcomes()
+    data = outcomes(20)
     figure = plot_gain_and_forgetting(compare_all(data, "trait"), "trait")
     assert (
         headline(figure)
-        == "By bits per byte, TRAIT is better than base model, raw, selected and worse than none (of 3 arms)"
+        == "By bits per byte, TRAIT is shown to be better than base model, raw, selected and worse than none (of 3 arms)"
     )
+    few = compare_all(outcomes(12), "trait")  # 24 items
+    assert "shown to be better than none and worse than none" in headline(plot_gain_and_forgetting(few, "trait"))
     means = data[data["metric"] == "bits_per_byte"].groupby(["task", "arm"])["value"].mean()
     gain = np.mean([means[task, "base"] - means[task, "trait"] for task in ("sums", "fractions")])
     forgot = means["held_out/general", "base"] - means["held_out/general", "trait"]
@@ -342,6 +344,14 @@ def test_gains_are_counted_drawn_and_in_favour_of_the_reference():
     assert "base model wins 0 and loses 24 of 24 items against TRAIT" in said and said.count("0 : 12") == 2
     with pytest.raises(TraitError, match="nobody"):
         item_gains(data, "trait", ["nobody"])
+
+
+def test_a_task_that_is_called_like_a_kind_of_text_keeps_its_name():
+    data = outcomes().replace({"task": {"sums": "questions", "fractions": "base"}})
+    texts = texts_of(curves.plot_item_gains(item_gains(data, "trait", ["raw"]), "trait"))
+    assert "training questions" not in texts and "base model" not in texts and "questions" in texts
+    table = comparison_table(compare_all(data, "trait"))
+    assert {"questions", "base", "held out: general"} <= {cell.text for cell in table.column("Task")}
 
 
 def test_without_general_text_the_figure_says_that_it_was_not_evaluated():
@@ -596,7 +606,7 @@ def test_how_often_an_arm_and_its_control_read_their_texts_is_said_where_it_diff
 
 def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "01_domain_classifier").mkdir(parents=True)
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert text.count("This step has not been run.") == 6
     assert "05_evaluate holds no finished result" in text
@@ -614,8 +624,10 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
     (run / "03_write_passages" / "report.json").write_text('{"step": "03_wri')
     with pytest.raises(TraitError, match=r"report\.json, line 1: not valid JSON"):
         write_report(run)
-    with pytest.raises(TraitError, match="not a run folder"):
-        write_report(tmp_path / "absent")
+    for others in (["absent"], ["run", "absent"], ["."], ["run/report.html"]):
+        with pytest.raises(TraitError, match="not a run folder"):
+            write_report(*(tmp_path / other for other in others))
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_the_report_is_read_by_everyone(tmp_path):
@@ -623,7 +635,7 @@ def test_the_report_is_read_by_everyone(tmp_path):
     hostile_run(tmp_path / "run")
     parts = {"count": 2, "rows": {"one": {"n_in": 1}, "two": {"n_in": 2}}}
     finished(tmp_path / "run", "02_filter_web", parts)
-    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "01_domain_classifier").mkdir(parents=True)
     for path in (write_report(tmp_path / "run"), write_report(tmp_path / "run", tmp_path / "later")):
         page = Page(path.read_text(encoding="utf-8"))
         levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
@@ -645,7 +657,7 @@ def test_several_runs_stand_side_by_side_and_each_answers_for_itself(tmp_path):
     for name in ("one", "two"):
         hostile_run(tmp_path / "runs" / name)
     tables.write(tmp_path / "runs" / "two" / "05_evaluate" / "outcomes.parquet", outcomes(20), "outcomes")
-    (tmp_path / "runs" / "three").mkdir()
+    (tmp_path / "runs" / "three" / "01_domain_classifier").mkdir(parents=True)
     path = write_report(*sorted((tmp_path / "runs").iterdir()))
     assert path == tmp_path / "runs" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))

@@ -113,6 +113,56 @@ def test_the_form_that_reads_most_rows_is_taken(row, kind, answer, choices, tmp_
     assert (task.kind, found["answer"], found["choices"]) == (kind, answer, choices)
 
 
+@pytest.mark.parametrize(
+    ("head", "key"),
+    [
+        (["Frage", "Antwort A", "Antwort B", "Antwort C", "Antwort D", "Richtige Antwort"], "ABCD"),
+        (["question", "answer_a", "answer_b", "answer_c", "answer_d", "correct_option"], "ABCD"),
+        (["Question", "Answer 1", "Answer 2", "Answer 3", "Answer 4", "Answer key"], [1, 2, 3, 4]),
+        (["question_id question", "A", "B", "C", "D", "answer"], "ABCD"),
+    ],
+)
+def test_an_option_is_never_the_answer_and_a_letter_is_its_place(head, key, tmp_path):
+    head = " ".join(head).split() if head[0].startswith("question_id") else head
+    rows = []
+    for n in range(40):
+        options = [0, "", f"{n} days", f"{n + 9} days"] if n % 4 != 1 else [0, f"{n} h", None, f"{n + 9} days"]
+        rows.append([*([n] if len(head) > 6 else []), f"How long is {n}?", *options, key[n % 4]])
+    path = _lines(tmp_path / "some.jsonl", [dict(zip(head, row, strict=True)) for row in rows])
+    _, values = scaffold.guess_task(path, path)
+    found = list(scaffold._filled(values["fields"], scaffold._head(path)))
+    assert [row["answer"] for row in found[:4]] == ["0", "1 h", "2 days", "12 days"]
+    assert [len(row["choices"]) for row in found[:4]] == [3, 3, 3, 3]
+    without = _lines(tmp_path / "w.jsonl", [dict(zip(head[:-1], row[:-1], strict=True)) for row in rows])
+    with pytest.raises(TraitError, match="options are none"):
+        scaffold.guess_task(without, without)
+
+
+def test_a_column_of_ids_is_no_text(tmp_path):
+    rows = [
+        {"question_id": n, "problem_statement": f"How long is {n}?", "answer_id": n, "answer_text": f"{n} days"}
+        for n in range(40)
+    ]
+    _, values = scaffold.guess_task(_lines(tmp_path / "q.jsonl", rows), "q.jsonl")
+    assert values["fields"] == {"question": "{problem_statement}", "answer": "{answer_text}"}
+    for names in (("document_id", "paragraph"), ("article_id", "abstract"), ("Nr", "Inhalt")):
+        texts = [f"The {n}th paragraph is about the {n + 7}th lease and its {n * 3} clauses." for n in range(60)]
+        rows = [dict(zip(names, (f"d{n % 10}", text), strict=True)) for n, text in enumerate(texts)]
+        spec, found = scaffold.look_at(_lines(tmp_path / "d.jsonl", rows))
+        assert spec.endswith(f"{{text={names[1]}}}") and set(found) <= set(texts) and len(found) > 50
+    products = [{"nr": n % 3, "title": f"t{n}", "description": f"d{n}"} for n in range(9)]
+    _, values = scaffold.guess_task(_lines(tmp_path / "p.jsonl", products), "p.jsonl")
+    assert values["fields"]["id"] == "{title}"
+
+
+def test_the_foreign_task_is_none_of_the_tasks(tmp_path):
+    documents, questions = DOMAINS["laws"](tmp_path / "in")
+    path = written(tmp_path, documents, questions, "word_problems", teacher="local")
+    assert params.load(path).evaluation.foreign_tasks == ["ad_generation"]
+    changed(path, "evaluation", foreign_tasks=["word_problems"])
+    assert "foreign_tasks names word_problems, which arms train on" in checking.check(path).errors[0]
+
+
 def test_a_few_answers_that_repeat_are_labels(tmp_path):
     rows = [
         {"question": f"Is {n} in the list of {n * 7}?", "label": "yes" if n % 2 else "it's not"}
@@ -178,7 +228,7 @@ def test_check_finds_what_would_stop_a_run(section, values, message, mine):
 def test_check_warns_of_what_makes_a_result_worth_less(mine):
     told = checking.check(changed(mine, "common", test_items_per_task=50))
     assert not told.errors
-    assert told.warnings == ["11 test items: a verdict needs 30. Bring more questions."]
+    assert told.warnings == ["11 test items, 11 clusters: a verdict needs 30 in 8. Bring more."]
     told = checking.check(changed(mine, "passages", n_groups=200))
     assert any(line.startswith("Only ") and "raise max_uses" in line for line in told.warnings)
 

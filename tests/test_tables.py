@@ -227,8 +227,8 @@ def test_names_of_arms_and_tasks_never_become_paths(tmp_path):
 
 def test_pairs_of_arms_say_which_is_better_at_the_one_level(outcomes):
     tests = comparison.compare(outcomes, "trait", "bits_per_byte")
-    table = comparison_table(tests, notes=["a note"])
-    better = [cell.text for cell in table.column("Better")]
     sure = tests["p_holm"] < comparison.ALPHA
-    assert [text != "–" for text in better] == sure.tolist()
+    for enough in (True, False):
+        table = comparison_table(tests.assign(enough=enough), notes=["a note"])
+        assert [cell.text != "–" for cell in table.column("Better")] == (sure & enough).tolist()
     assert table.notes[-1] == "a note" and "Lower is better: bits per byte." in table.notes[0]

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,14 +17,13 @@ from trait_kit.engine.files import TraitError, read_yaml
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
-WIDTH = 100
 TEXTS = read_yaml(Path(__file__).with_name("cli.yaml"))  # of every command
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help=TEXTS["all"]["about"],
-    context_settings={"max_content_width": WIDTH},
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -78,15 +76,13 @@ def _kit(version: Annotated[bool, typer.Option("--version", help="print it")] = 
 def run(
     experiment: Path,
     run_dir: Path | None = None,
-    start_from: Annotated[str | None, typer.Option("--from")] = None,
+    start_from: Annotated[str, typer.Option("--from")] = "",
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
 ) -> None:
     from trait_kit import pipeline
 
-    if dry_run:
-        return status(experiment, run_dir, overrides)
-    pipeline.run(*_asked(experiment, run_dir, overrides), start_from)
+    pipeline.run(*_asked(experiment, run_dir, overrides), start_from, dry_run)
 
 
 @app.command()
@@ -97,10 +93,8 @@ def status(
 
     found, folder = _asked(experiment, run_dir, overrides)
     states = runs.status(folder, found)
-    if as_json:
-        return print(json.dumps(states, indent=2))
-    for name, state in states.items():
-        print(textwrap.fill(f"{name:22} {state}", WIDTH, subsequent_indent=" " * 23))
+    lines = [json.dumps(states, indent=2)] if as_json else [f"{name:22} {states[name]}" for name in states]
+    print(*lines, sep="\n")
 
 
 @app.command()
@@ -117,21 +111,17 @@ def new(
     from trait_kit.own_domain import checking, scaffold
 
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
-    print(checking.check(folder / f"{name}.yaml"))
-    print(f"Next: read {folder / name}.yaml, then trait-kit run {folder / name}.yaml")
+    file = folder / f"{name}.yaml"
+    print(checking.check(file), f"Next: read {file}, then trait-kit run {file}", sep="\n")
 
 
 @app.command()
 def check(files: list[Path], as_json: AsJson = False) -> None:
     from trait_kit.own_domain import checking
 
-    found = []
-    for path in files:
-        found.append(checking.check(path))
-        if not as_json:
-            print(found[-1], flush=True)
-    if as_json:
-        print(json.dumps([vars(told) for told in found], indent=2, ensure_ascii=False))
+    found = list(map(checking.check, files))
+    lines = [json.dumps(list(map(vars, found)), indent=2, ensure_ascii=False)] if as_json else found
+    print(*lines, sep="\n")
     if any(told.errors for told in found):
         raise typer.Exit(1)
 
@@ -166,11 +156,9 @@ def score(
         max_quarantined=max_quarantined,
         place=Place(executor, workers, slurm),
     )
-    held_out = f"{scored.held_out:,} held out for evaluation" + ", as {held_out=0} would not" * bool(
-        scored.held_out
-    )
     print(
-        f"{scored.documents:,} documents scored, {held_out}, {scored.losses().sum():,} records unusable -> {output}"
+        f"{scored.documents:,} documents scored, {scored.held_out:,} held out for evaluation, "
+        f"{scored.losses().sum():,} records unusable -> {output}"
     )
 
 

@@ -164,6 +164,9 @@ class Experiment(Agreeing):
             parts = [part for part in vars(self).values() if name != "seed" or part is not training]
             if len({str(getattr(part, name)) for part in parts}) > 1:
                 yield f"{name} is one for all sections, so set it in common (training.seed alone may differ)"
+        for name in self.evaluation.foreign_tasks:
+            if name.partition("#")[0] in {task.partition("#")[0] for task in passages.tasks}:
+                yield f"evaluation.foreign_tasks names {name}, which arms train on"
         longest, row = passages.max_passage_tokens, training.context_length
         if training.sources & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
             yield f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})"
@@ -209,13 +212,16 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
 
 
 def read_overrides(texts: list[str] | None) -> dict[str, Any]:
-    """Of `--set section.field=value`; a value is YAML."""
+    """Of `--set section.field=value`."""
     found = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
         if not (equals and key.strip().partition(".")[2]):
-            raise TraitError(f"--set {text}: write section.field=value, as in training.learning_rate=1e-5.")
-        found[key.strip()] = yaml.safe_load(value)
+            raise TraitError(f"--set {text}: write section.field=value in YAML, as training.learning_rate=1e-5.")
     return found
 
 

@@ -26,15 +26,19 @@ from trait_kit.figures import report, tables, token_study
 from trait_kit.params import Experiment
 
 
-def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) -> Path:
-    """Run steps that are not up to date, and all from `start_from` ("03") on; returns the report's path."""
+def run(experiment: Experiment, run_dir: Path, start_from: str = "", dry_run: bool = False) -> Path | None:
+    """Run steps that are not up to date, and all from `start_from` ("03") on, or say which; returns the report's path."""
     if start_from and not any(name.startswith(start_from) for name in runs.STEPS):
         raise TraitError(f"--from {start_from}: no such step; the steps are {', '.join(runs.STEPS)}.")
+    again = [name for name in runs.STEPS if start_from and name >= start_from]
+    if dry_run:
+        states = runs.status(run_dir, experiment) | dict.fromkeys(again, runs.NOT_DONE)
+        return print(*(f"{name:22} {state}" for name, state in states.items()), sep="\n")
     started, executed = time.perf_counter(), 0
     resolved, page = run_dir / "params.yaml", run_dir / "report.html"
     with locked(run_dir):
         write_text(resolved, params.dump(experiment))
-        for name in (name for name in runs.STEPS if start_from and name >= start_from):
+        for name in again:
             (run_dir / name / "report.json").unlink(missing_ok=True)
         for number, name in enumerate(runs.STEPS, start=1):
             output = run_dir / "notebooks" / f"{name}.ipynb"
@@ -49,8 +53,8 @@ def run(experiment: Experiment, run_dir: Path, start_from: str | None = None) ->
             executed += 1
     if not page.exists():
         report.write_report(run_dir)
-    took = f"{time.perf_counter() - started:.0f} s"
-    print(f"{executed} notebooks executed in {took}. Report: {os.path.relpath(page)}", flush=True)
+    took = time.perf_counter() - started
+    print(f"{executed} notebooks executed in {took:.0f} s. Report: {os.path.relpath(page)}", flush=True)
     return page
 
 

@@ -25,7 +25,7 @@ LOWER_IS_BETTER = {"bits_per_number_token", "answer_bits_per_byte", "bits_per_by
 ALPHA = statistics.ALPHA
 CONFIDENCE = 1 - ALPHA  # of intervals
 MARGIN = 0.01  # bits, or a share: smaller differences are taken for none
-MIN_ITEMS, MIN_CLUSTERS = 30, 6  # of a verdict; flips of five clusters cannot reach ALPHA
+MIN_ITEMS, MIN_CLUSTERS = 30, 6  # of a verdict
 Pair = tuple[np.ndarray, np.ndarray]  # the reference's and the arm's values on a task, [seeds, items]
 _WIDE = {"index": ["task", "item_id", "cluster"], "columns": ["arm", "seed"], "values": "value"}
 _SET_METRICS = {"auc": "DeLong", "f1": "linearised z"}  # of pseudo-values, which no sign flip can exchange
@@ -66,7 +66,8 @@ def compare(
     reject, of right and wrong at least Agresti and Min's interval
     test, p_value, p_holm (over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm, and no difference is found)
-    smallest_gain: what a test at ALPHA after that correction would have found with 80% power
+    smallest_gain: what a test at ALPHA after that correction would have found with 80% power; inf for none
+    enough (items and clusters for a verdict)
     """
     return _corrected(_rows(prepared(outcomes), reference_arm, metric, task))
 
@@ -138,6 +139,11 @@ def prepared(outcomes: pd.DataFrame) -> pd.DataFrame:
     return with_set_metrics(outcomes)
 
 
+def clusters_needed(rows: int) -> int:
+    """So many that sign flips, p >= 2 / 2^n, can reach ALPHA after Holm over the rows."""
+    return math.floor(2 + math.log2(rows / ALPHA))
+
+
 def main_metric(outcomes: pd.DataFrame, wanted: str = "") -> str:
     """The `wanted` one where a task has it; else bits a number token, of the answer, per byte, or the first."""
     metrics = list(dict.fromkeys(outcomes.loc[~outcomes["task"].str.startswith(HELD_OUT), "metric"]))
@@ -194,7 +200,10 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     if not rows:
         raise TraitError("Only one arm was evaluated, so there is nothing to compare. Train another one.")
     table = pd.DataFrame(rows)
-    p_holm, p_beyond = (statistics.holm(table[name]) for name in ("p_value", "p_beyond"))
-    equivalent = (p_holm >= ALPHA) & (p_beyond < ALPHA)
+    table["p_holm"], table["p_beyond"] = (statistics.holm(table[name]) for name in ("p_value", "p_beyond"))
+    table["equivalent"] = (table["p_holm"] >= ALPHA) & (table["p_beyond"] < ALPHA)
     smallest = [found.smallest_gain(ALPHA / len(table)) for found in table.pop("estimate")]
-    return table.assign(p_holm=p_holm, p_beyond=p_beyond, equivalent=equivalent, smallest_gain=smallest)
+    flips = table["test"].isin(("McNemar", "sign flips"))
+    few = table["clusters"] < np.where(flips, clusters_needed(len(table)), MIN_CLUSTERS)
+    table["smallest_gain"] = np.where(flips & few, math.inf, smallest)
+    return table.assign(enough=~few & (table["n"] >= MIN_ITEMS))

@@ -69,7 +69,7 @@ def evaluate_arms(step: Any) -> Evaluation:
         arm: step.path("04_train_two_stages", at) for arm, at in trained["models"].items()
     }
     if not step.done:
-        asked = (problems, _documents(p, set(tasks)), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
+        asked = (problems, _documents(p), p, step.path("lm_eval"), suites.worked_examples(p), tasks)
         units, seed = suites.build(*asked), trained.get("seed", p.seed)
         found = [
             evaluate_model(model, arm, seed, units, p, step.path("answers")) for arm, model in models.items()
@@ -88,17 +88,13 @@ def evaluate_arms(step: Any) -> Evaluation:
     return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
 
 
-def _documents(p: EvaluationParams, trained_on: set[str]) -> dict[str, list[str]]:
+def _documents(p: EvaluationParams) -> dict[str, list[str]]:
     """Held-out texts by kind; problems of tasks that no arm trains on are text of a foreign kind."""
     specs = {"general": (p.web, p.general_documents), "in_domain": (p.in_domain, p.in_domain_documents)}
     documents = {kind: load_held_out(spec, p.seed)["text"][:n].to_pylist() for kind, (spec, n) in specs.items()}
-    if both := set(load_tasks(p.foreign_tasks)) & trained_on:
-        raise TraitError(
-            f"foreign_tasks names {min(both)}, which arms train on. Name tasks that are not among `tasks`."
-        )
     if p.foreign_tasks:
-        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).to_dict("records")
-        documents["foreign"] = [f"{row['question']} {row['solution'] or row['answer']}" for row in rows]
+        rows = load_problems(p.foreign_tasks, "test", p.general_documents, p.seed).itertuples()
+        documents["foreign"] = [f"{row.question} {row.solution or row.answer}" for row in rows]
     return documents
 
 

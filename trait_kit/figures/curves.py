@@ -183,15 +183,10 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
     ours = tests[tests["reference"] == reference]
     panels = [(f"{metric_name(metric)}, tasks", metric, MACRO), ("bits per byte, general text", BITS, GENERAL)]
     macro = ours[(ours["metric"] == metric) & (ours["task"] == MACRO)].set_index("arm")
-    sure = macro[macro["p_holm"] < ALPHA]["gain"]
+    sure = macro[macro["enough"] & (macro["p_holm"] < ALPHA)]["gain"]
     better, worse = (", ".join(map(label, sure.index[side])) or "none" for side in (sure > 0, sure < 0))
-    facts = {
-        "metric": metric_name(metric),
-        "name": label(reference),
-        "better": better,
-        "worse": worse,
-        "arms": len(macro),
-    }
+    facts = {"metric": metric_name(metric), "name": label(reference), "arms": len(macro)}
+    facts |= {"better": better, "worse": worse}
     figure, grid = new_figure("gain_and_forgetting", facts, height=0.6 + 0.22 * len(macro), panels=2)
     for axes, (where, measured, task) in zip(grid, panels, strict=True):
         part = ours[(ours["metric"] == measured) & (ours["task"] == task)].set_index("arm").reindex(macro.index)
@@ -251,6 +246,8 @@ def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> 
             places, many = height + 0.6 * (turns % 1 - 0.5), len(values) > 2_000
             axes.scatter(values, places, 9, list(shades), alpha=0.55, linewidths=0, rasterized=many)
             axes.plot([values.mean()] * 2, [height - 0.3, height + 0.3], color=style.INK)
-        rows_down(axes, map(label, tasks), [f"{row.won:,} : {row.lost:,}" for row in counts[other].itertuples()])
+        rows_down(
+            axes, map(style.spelt, tasks), [f"{row.won:,} : {row.lost:,}" for row in counts[other].itertuples()]
+        )
         axes.set_title(f"against {label(other)}")
     return figure

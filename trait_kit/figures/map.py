@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from trait_kit import tables
 from trait_kit.engine.files import write_text
 from trait_kit.figures.cells import write_csv
-from trait_kit.figures.style import KINDS, KitFigure, colour, label, legend, marker, new_figure, styled
+from trait_kit.figures.style import KINDS, KitFigure, colour, legend, marker, new_figure, spelt, styled
 from trait_kit.models import embed
 from trait_kit.params import weights
 from trait_kit.runs import Step, recorded
@@ -96,7 +96,7 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
     """By kind: its share among the `neighbors` texts nearest to each downstream one, that by chance, and its cover.
 
     Cover: the mean cosine of a downstream text to the nearest of the kind. In the full space, which no map has bent, among
-    equally many texts of every other kind. By chance: as frequent among the neighbours as among all.
+    equally many texts of every other kind, so by chance all have the same share.
     """
     rows = pd.Series(np.asarray(kinds))
     inside, others = rows == "downstream", rows[rows != "downstream"]
@@ -108,10 +108,9 @@ def nearest_kinds(embeddings: np.ndarray, kinds: Sequence[str], neighbors: int =
         similarity = embeddings[part] @ embeddings[places].T
         found.append(others[np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]].ravel())
         cover.append(pd.DataFrame(similarity.T).groupby(others).max().T)
-    parts = {"share": np.concatenate(found), "by_chance": others}
-    shares = pd.DataFrame({name: pd.Series(part).value_counts(normalize=True) for name, part in parts.items()})
     order = pd.Index(dict.fromkeys(others.tolist()), name="kind")
-    return shares.reindex(order).fillna(0.0).assign(cover=pd.concat(cover).mean())
+    shares = pd.Series(np.concatenate(found)).value_counts(normalize=True).reindex(order, fill_value=0.0)
+    return shares.to_frame("share").assign(by_chance=1 / len(order), cover=pd.concat(cover).mean())
 
 
 def twin(texts: pd.DataFrame) -> str:
@@ -120,10 +119,9 @@ def twin(texts: pd.DataFrame) -> str:
     numbers = texts["kind"].map(list(KINDS).index)
     begin = texts["text"].str[:_BEGINNING]
     rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
-    page = jinja2.Template(
+    return jinja2.Template(
         Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True
-    )
-    return page.render(data={"kinds": kinds, "points": list(rows)})
+    ).render(data={"kinds": kinds, "points": list(rows)})
 
 
 @styled
@@ -165,4 +163,4 @@ def _name_tasks(axes: Axes, problems: pd.DataFrame) -> None:
     for above, (task, place) in zip(range(len(middle) - 1, -1, -1), middle.iterrows(), strict=True):
         last = max(min(place["y"] + 0.6 * gap, high - above * gap), last + gap)  # room for those that follow
         x = np.clip(place["x"], left + 0.16 * (right - left), right - 0.16 * (right - left))
-        axes.text(x, last, label(task), ha="center", va="center", size="small", weight="bold", path_effects=halo)
+        axes.text(x, last, spelt(task), ha="center", va="center", size="small", weight="bold", path_effects=halo)

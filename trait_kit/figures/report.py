@@ -27,11 +27,10 @@ _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 def write_report(*run_dirs: Path | str) -> Path:
     """Write report.html of what a run holds by now, or of several side by side, beside the first; return its path."""
-    folders = [folder for name in run_dirs if (folder := Path(name).resolve()).is_dir()]
-    if not folders:
-        raise TraitError(
-            f"{', '.join(map(str, run_dirs))} is not a run folder. First: trait-kit run params/demo.yaml."
-        )
+    folders = [folder for name in run_dirs if not (folder := Path(name).resolve()).is_file()]
+    for folder in folders or map(Path, run_dirs):
+        if not any((folder / name).exists() for name in runs.STEPS):
+            raise TraitError(f"{folder} is not a run folder. First: trait-kit run params/demo.yaml.")
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"value": show, "table": _table, "label": label}

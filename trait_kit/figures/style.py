@@ -83,8 +83,11 @@ def _of(name: str) -> Sequence[str]:
     """Colour, marker and label; an arm that the kit does not know gets its colour from its name alone."""
     name = name.removesuffix(FINE_TUNED)
     number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    shown = "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
-    return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], "X", shown)
+    return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], "X", spelt(name))
+
+
+def spelt(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name.replace("_", " "))  # else no SVG
 
 
 def colour(name: str) -> str:

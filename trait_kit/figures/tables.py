@@ -20,13 +20,12 @@ from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MA
 from trait_kit.figures import cells
 from trait_kit.figures.cells import BITS, GENERAL, Cell, Table, change_text, metric_name, number_text
 from trait_kit.figures.curves import plot_gain_and_forgetting
-from trait_kit.figures.style import label
+from trait_kit.figures.style import label, spelt
 from trait_kit.passages.quality import REASONS
 
-_WORDING = jinja2.Template(
+SAY = jinja2.Template(
     Path(__file__).with_name("verdict.jinja").read_text(encoding="utf-8"), trim_blocks=True
-)
-SAY = _WORDING.make_module(vars(comparison))  # its thresholds are in the words
+).make_module(vars(comparison))  # its thresholds are in the words
 DOCUMENTS = {GENERAL: "General text, bits per byte", f"{HELD_OUT}in_domain": "In-domain text, bits per byte"}
 CHAIN = cells.WORDING["chain"]  # of the ablation: arm -> what it adds
 
@@ -40,37 +39,33 @@ def control_of(arms: Sequence[str], reference: str, named: str = "") -> str:
 def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: str = "") -> dict[str, Any]:
     """What the tests of `reference` (comparison.compare_all's) allow to be said, in verdict.jinja's words.
 
-    headline: the answer; good: better than its control and worse in nothing; worse: what fell; forgetting: against base,
-    the control and `selected`; cannot_show: what this run says nothing of.
+    headline: the answer; good: better than its control and worse in nothing; worse: what fell, shown or not; forgetting:
+    against base, the control and `selected`; cannot_show.
     """
     metric, macro = main_metric(tests, wanted_metric), tests["task"] == MACRO
     by_main = tests[tests["metric"] == metric]
     rivals = by_main[by_main["task"] == MACRO].set_index("arm", drop=False)
     control = control_of(list(rivals.index), reference, control)
     row = rivals.loc[control]
-    enough = row["n"] >= comparison.MIN_ITEMS and row["clusters"] >= comparison.MIN_CLUSTERS
     sure, better, lower = row["p_holm"] < ALPHA, row["gain"] > 0, tests["gain"] < 0
-    worse = tests[lower & (tests["p_holm"] < ALPHA)]
-    beside = tests[lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)]
+    shown = lower & (tests["p_holm"] < ALPHA)
+    beside = lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)
+    worse = tests[shown | beside].sort_values("p_holm", kind="stable")
     general = tests[tests["task"].str.startswith(HELD_OUT) & (tests["task"] != f"{HELD_OUT}in_domain")]
-    told = {
-        "worse": pd.concat([worse, beside]).drop_duplicates(["arm", "metric", "task"]),
-        "forgetting": general[general["arm"].isin(["base", control, "selected"])],
-    }
+    told = {"worse": worse, "forgetting": general[general["arm"].isin(["base", control, "selected"])]}
+    of_tasks = set(tests.loc[~tests["task"].str.startswith(HELD_OUT), "task"])
     unseen = {
         "metric": metric_name(metric),
         "wanted": metric_name(wanted_metric),
         "seeds": by_main["seeds"].max(),
-        "lacking": sorted(
-            {task for task in tests["task"] if not task.startswith(HELD_OUT)} - set(by_main["task"])
-        ),
+        "lacking": sorted(of_tasks - set(by_main["task"])),
         "one_template": list(by_main.loc[by_main["clusters"] < 2, "task"].unique()),
         "forgetting": len(general),
     }
     return {
         "question": str(SAY.question(reference, control)),
-        "headline": str(SAY.headline(cells.words(row), enough, sure, better, len(rivals))).replace("\n", ""),
-        "good": bool(enough and sure and better and worse.empty),
+        "headline": str(SAY.headline(cells.words(row), sure, better, len(rivals))).replace("\n", ""),
+        "good": bool(row["enough"] and sure and better and not shown.any()),
         "main_metric": metric,
         "control_arm": control,
         **{
@@ -129,7 +124,7 @@ def main_table(arms: pd.DataFrame, tests: pd.DataFrame, metric: str, reference: 
         "Average of tasks": shown.scores(MACRO, names),
         f"Gain of {name} over this arm": [shown.pair(reference, arm) for arm in names],
         **shown.documents(names),
-        **{label(task): shown.scores(task, names, reference) for task in shown.tasks},
+        **{spelt(task): shown.scores(task, names, reference) for task in shown.tasks},
     }
     return shown.made("main", columns, name=name)
 
@@ -173,7 +168,7 @@ def form_table(run_dir: Path) -> Table:
     """How much of a task's test texts is the form of its training texts: a gain there can be form alone."""
     frame = pd.read_csv(run_dir / "05_evaluate" / "form_overlap.csv")
     shares = [f"{share:.0%}" for share in frame["overlap"]]
-    columns = {"Task": list(map(label, frame["task"])), "Test items": list(map(str, frame["items"]))}
+    columns = {"Task": list(map(spelt, frame["task"])), "Test items": list(map(str, frame["items"]))}
     return cells.made("form", {**columns, "6-grams that stand in training problems": shares})
 
 
@@ -198,7 +193,7 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
     left_out = (runs.recorded(run_dir, "01_domain_classifier") or {"summary": {}})["summary"].get("left_out", {})
     said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
-    return cells.made("contamination", {"Task": [*map(label, tested.index), "all"]} | columns, left_out=said)
+    return cells.made("contamination", {"Task": [*map(spelt, tested.index), "all"]} | columns, left_out=said)
 
 
 def write_items(outcomes: pd.DataFrame, folder: Path | str, tests: pd.DataFrame) -> None:
@@ -254,7 +249,7 @@ class _Arms:
             task: part.iloc[part["smallest_gain"].argmax()] for task, part in rows.groupby("task", sort=False)
         }
         shown = [
-            f"{'average' if task == MACRO else label(task)} {cells.words(row)['smallest']} (n {row['n']:,})"
+            f"{'average' if task == MACRO else spelt(task)} {cells.words(row)['smallest']} (n {row['n']:,})"
             for task, row in largest.items()
         ]
         better = "lower" if self.metric in LOWER_IS_BETTER else "higher"
@@ -301,15 +296,16 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
     metric, task, reference, arm = (row[name] for name in ("metric", "task", "reference", "arm"))
     said, link = cells.words(row), item_file(reference, arm, metric)
     means = f"{number_text(row['reference_mean'], metric)} and {number_text(row['arm_mean'], metric)}"
-    better = label(reference if row["gain"] > 0 else arm)
     return {
         "Arms": f"{label(reference)} over {label(arm)}",
-        "Task": "average" if task == MACRO else label(task.replace(HELD_OUT, "held out: ")),
+        "Task": "average" if task == MACRO else spelt(task.replace(HELD_OUT, "held out: ")),
         "Metric": said["metric"],
         "Items": f"{row['n']:,}" + (f" x {row['seeds']} seeds" if row["seeds"] > 1 else ""),
         "Means": Cell(means, link=link),
         "Gain [interval]": Cell(said["gain"], said["interval"], link=link),
         "p (Holm)": Cell(said["p"], link=link),
-        "Better": better if row["p_holm"] < ALPHA and row["n"] >= comparison.MIN_ITEMS else "–",
+        "Better": label(reference if row["gain"] > 0 else arm)
+        if row["p_holm"] < ALPHA and row["enough"]
+        else "–",
         "Smallest that could show": said["smallest"],
     }

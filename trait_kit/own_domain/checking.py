@@ -17,7 +17,7 @@ from trait_kit import params, pipeline
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ledger import agree
 from trait_kit.evaluation import suites
-from trait_kit.evaluation.comparison import MIN_ITEMS
+from trait_kit.evaluation.comparison import MIN_ITEMS, clusters_needed
 from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.own_domain.scaffold import about_tokens
 from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
@@ -116,10 +116,9 @@ def _web(p: Common, told: Checked) -> None:
     documents, rejected, _ = next(read_shard(shards[0], p.seed))
     told.found.append(f"Web: {len(shards):,} shards, {len(documents):,} documents at its beginning.")
     for reject in rejected[:1]:
-        said = (
+        (told.warnings if len(documents) else told.errors).append(
             f"{reject.source}, row {reject.row}: {reject.reason}; {len(rejected):,} such at the web's beginning."
         )
-        (told.warnings if len(documents) else told.errors).append(said)
 
 
 def _tasks(experiment: Experiment, told: Checked) -> None:
@@ -131,9 +130,11 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
             problems = load_problems(p.tasks, split, count, p.seed)
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
             told.found.append(f"{split}: {len(problems):,} problems ({taken})")
-            if split == "test" and len(problems) < MIN_ITEMS:
+            clusters = problems[["template", "entity", "id"]].bfill(axis=1)["template"].nunique()
+            needed = clusters_needed(len(experiment.training.arms))
+            if split == "test" and (len(problems) < MIN_ITEMS or clusters < needed):
                 told.warnings.append(
-                    f"{len(problems)} test items: a verdict needs {MIN_ITEMS}. Bring more questions."
+                    f"{len(problems)} test items, {clusters} clusters: a verdict needs {MIN_ITEMS} in {needed}. Bring more."
                 )
     with told.part():
         examples = suites.worked_examples(experiment.evaluation)

@@ -18,7 +18,6 @@ from resiliparse.parse.lang import detect_fast
 
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, read_yaml, write_text
-from trait_kit.evaluation.comparison import MIN_ITEMS
 from trait_kit.fields import FORMS, FieldError, Row, fill, one_line, read_rows, usable
 from trait_kit.judging.answers import is_mathematical
 from trait_kit.judging.numbers import quantity
@@ -27,10 +26,8 @@ from trait_kit.reading.streams import find, format_of, is_url
 from trait_kit.selection.documents import list_shards, load_documents, read_shard
 from trait_kit.tasks import load_problems
 
-GENERAL = "demo:math/web"  # where no web is named
 _BUDGET, _PROBLEMS, _TESTS = 16_000, 60, 36  # tokens of a small selection; problems of a task; in all
-_PARAGRAPH, _ENLIGHTENMENT = 80, 180  # tokens that a teacher writes
-_ROW, _ROWS = 128, (512, 4_096)  # a context length is a multiple of the first, within the others
+_PARAGRAPH = 80  # tokens that a teacher writes
 _KNOWN = read_yaml(Path(__file__).with_name("scaffold.yaml"))
 _HEAD, _LABELS, _MOST = 500, 6, 0.9  # rows looked at; answers that are labels; a share that is nearly all
 _RELATES, _PRODUCT = ("topic", "entity", "template"), ("id", "title", "description", "category", "query")
@@ -45,7 +42,7 @@ def new(
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise TraitError(f"'{name}' becomes a file's name: write it with letters, digits, '.', '-' and '_'.")
     spec, texts = look_at(documents)
-    general, around = look_at(web or GENERAL, whole=False)
+    general, around = look_at(web or "demo:math/web", whole=False)
     found = [
         f"{text}: {len(some):,} documents, about {about_tokens(''.join(some)):,} tokens, language "
         + detect_fast(" ".join(some)[:100_000])[0]
@@ -64,7 +61,7 @@ def new(
     target = str(folder / f"{name}.yaml")
     if there := [path for path in (*files, target) if Path(path).exists()]:
         raise TraitError(f"{there[0]} exists and is left as it is. Choose another name or --folder.")
-    values = {"name": name, "path": target, "found": found, "documents": spec, "web": general, "own_web": web}
+    values = {"name": name, "path": target, "found": found, "documents": spec, "web": general}
     values |= {"tasks": named, "base_model": base_model, "teacher": teacher}
     try:
         for path, text in files.items():
@@ -93,8 +90,7 @@ def look_at(spec: str, whole: bool = True) -> tuple[str, list[str]]:
         if not columns:
             raise
     longest = max(columns, key=lambda name: sum(len(str(value)) for value in columns[name]))
-    names = {"text": longest, **_roles(columns, ("text", "id"))}
-    return look_at(f"{spec} {{{', '.join(f'{ours}={theirs}' for ours, theirs in names.items())}}}", whole)
+    return look_at(f"{spec} {{text={_roles(columns, ['text']).get('text', longest)}}}", whole)
 
 
 def about_tokens(text: str) -> int:
@@ -110,45 +106,47 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     """(template, its values) of the task file for a data file or hub data set, called `place` there."""
     rows = _head(source)
     columns = _columns(rows)
+    marks = {str(name): re.fullmatch(_KNOWN["option"], str(name).casefold()) for row in rows for name in row}
+    options = sorted(filter(marks.get, marks), key=lambda name: marks[name][1])
+    named = {name: values for name, values in columns.items() if name not in options}
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).name.partition(".")[0]).strip("_") or "questions"
-    ours = _roles(columns, ("question", "solution", "answer", "choices", *_RELATES))
-    product = _roles(columns, _PRODUCT)
+    values = {"name": stem, "source": place}
+    ours = _roles(named, ("question", "solution", "answer", "choices", *_RELATES))
+    product = _roles(named, _PRODUCT)
     if not {"question", "answer"} <= ours.keys() and {"title", "description"} <= product.keys():
         fields = {role: f"{{{_reference(column)}}}" for role, column in product.items()}
-        values = {"name": stem, "source": place, "said": f"a catalogue: {_named(product)}"}
+        values |= {"said": f"a catalogue: {_named(product)}"}
         return "catalogue.yaml.jinja", values | {"fields": {"id": fields["title"], **fields}}
-    if "answer" not in ours and "solution" in ours:
+    if "answer" not in ours and "solution" in ours and not options:
         ours["answer"] = ours.pop("solution")
     if not {"question", "answer"} <= ours.keys():
         raise TraitError(
-            f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}). Rename "
-            "them 'question' and 'answer', or give --tasks a task file."
+            f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}; "
+            "options are none). Rename them, or give --tasks a task file."
         )
-    fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, columns, ours)}
+    fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, options, ours)}
     other = [
-        name for name in columns if name not in ours.values() and name.casefold() not in _KNOWN["relates_nothing"]
+        name for name in named if name not in ours.values() and name.casefold() not in _KNOWN["relates_nothing"]
     ]
-    few = [name for name in other if 2 < len(set(map(str, columns[name]))) <= len(columns[name]) // 3]
-    if relating := [name for name in few if _reference(name) not in fields.get("choices", "")]:
-        ours.setdefault("topic", relating[0])
+    if few := [name for name in other if 2 < len(set(map(str, named[name]))) <= len(named[name]) // 3]:
+        ours.setdefault("topic", few[0])
     fields |= {role: f"{{{_reference(ours[role])}}}" for role in ("solution", *_RELATES) if role in ours}
     kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
-    said = f"{kind}: {_named(ours)}" + "; no worked solution, so the teacher works it out" * (
-        "solution" not in ours
-    )
-    values = {"name": stem, "source": place, "said": said, "kind": kind, "metrics": _KNOWN["metrics"][kind]}
+    values |= {"said": f"{kind}: {_named(ours)}", "kind": kind, "metrics": _KNOWN["metrics"][kind]}
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
 
 def _roles(columns: Columns, wanted: Iterable[str]) -> dict[str, str]:
-    """role -> the column that is called so or has a word of it in its name, each for one role."""
+    """role -> the column that is called so or has a word of it in its name, each for one role; an id never repeats."""
     words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in columns}
-    ours: dict[str, str] = {}
-    for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in words[name]):
+    once = [name for name, values in columns.items() if len(set(map(str, values))) == len(values)]
+    ids, ours = set(_KNOWN["columns"]["id"]), {}
+    of_words = {name: ids.intersection(has) or has for name, has in words.items()}
+    for fits in (lambda known, name: known == " ".join(words[name]), lambda known, name: known in of_words[name]):
         for role in (role for role in wanted if role not in ours):
-            left = [name for name in columns if name not in ours.values()]
+            left = [name for name in (once if role == "id" else columns) if name not in ours.values()]
             if found := [name for known in _KNOWN["columns"][role] for name in left if fits(known, name)]:
                 ours[role] = found[0]
     return ours
@@ -189,13 +187,10 @@ def _reference(column: str) -> str:
     return column if plain else f"row[{column!r}]"
 
 
-def _answered(rows: list[Row], columns: Columns, ours: dict[str, str]) -> dict[str, str]:
+def _answered(rows: list[Row], options: list[str], ours: dict[str, str]) -> dict[str, str]:
     """The templates of answer and choices: the first that reads most rows."""
-    marks = {
-        name: re.fullmatch(_KNOWN["option"], re.sub(r"[\W_]+", " ", name.casefold()).strip()) for name in columns
-    }
-    own = [_reference(name) for name in sorted(filter(marks.__getitem__, marks), key=lambda name: marks[name][1])]
-    choices = [f"[{', '.join(own)}]|select|list"] if len(own) > 1 else []
+    # empty ones too: a letter is a place
+    choices = [f"[{', '.join(f'row.get({name!r})' for name in options)}]"]
     if name := ours.get("choices"):
         choices += [form.replace("OPTIONS", _reference(name)) for form in _KNOWN["choices"]]
     tried = [{"answer": form} for form in _KNOWN["answers"]]
@@ -237,24 +232,19 @@ def _kind(answers: list[str], chosen: bool) -> tuple[str, list[str]]:
 def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, Any]:
     train, tests = load_problems(tasks, "train", _PROBLEMS), load_problems(tasks, "test", _TESTS)
     long = (train["question"] + train["solution"].fillna("x" * 4 * _PARAGRAPH)).map(about_tokens).quantile(0.9)
-    context = -(-int(3 * long + _ENLIGHTENMENT) // _ROW) * _ROW
-    # the share of problems with a topic or entity of another task, or of a sole task's other problem
+    # that share it with another task, or with a problem of a sole task
     counted = "nunique" if train["task"].nunique() > 1 else "size"
-    shares = {
-        column: (train.groupby(column)["task"].transform(counted) > 1).mean() for column in ("topic", "entity")
-    }
+    shares = {name: (train.groupby(name)["task"].transform(counted) > 1).mean() for name in ("topic", "entity")}
     grouping = max(shares, key=shares.__getitem__)
     return {
         "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
-        "least": MIN_ITEMS,
-        "budget": max(1, min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5) // 1_000)
-        * 1_000,
-        "grouping": grouping if shares[grouping] >= 0.5 else "embedding",
-        "related": f"{shares[grouping]:.0%}",
+        "budget": min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5),
+        "grouping": grouping,
+        "related": shares[grouping],
         "problems": _PROBLEMS,
-        "n_groups": min(24, max(2, len(train) * 2 // 3)),
-        "solved": f"{train['solution'].notna().mean():.0%}",
-        "context": min(_ROWS[1], max(_ROWS[0], context)),
+        "trained_on": len(train),
+        "solved": train["solution"].notna().mean(),
+        "long": long,
         "numeric": all(map(quantity, train["answer"])),
     }
 
@@ -265,7 +255,8 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
 def _rendered(template: str, values: dict[str, Any]) -> str:
     """Users' names of columns, files and tasks stand in it as YAML or in a comment."""
     room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit.own_domain", ""), trim_blocks=True)
-    room.filters |= {"yaml": _as_yaml, "said": _as_comment}
+    room.filters["yaml"] = _as_yaml
+    room.filters["said"] = lambda value: "".join(mark if mark.isprintable() else "?" for mark in one_line(value))
     return room.get_template(template).render(values) + "\n"
 
 
@@ -274,10 +265,6 @@ def _as_yaml(value: Any) -> str:
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     layout = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False, "width": 10**9}
     return yaml.safe_dump(value, default_style=style, **layout).removesuffix("...\n").strip()
-
-
-def _as_comment(value: object) -> str:
-    return "".join(mark if mark.isprintable() else "?" for mark in one_line(value))
 
 
 def _placed(name: str) -> str:
