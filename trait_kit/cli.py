@@ -8,6 +8,7 @@ import subprocess
 import sys
 import webbrowser
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Literal
 
 import typer
@@ -93,8 +94,8 @@ def status(
 
     found, folder = _asked(experiment, run_dir, overrides)
     states = runs.status(folder, found)
-    lines = [json.dumps(states, indent=2)] if as_json else [f"{name:22} {states[name]}" for name in states]
-    print(*lines, sep="\n")
+    told = (fill(f"{name:22} {state}", 100, subsequent_indent=" " * 23) for name, state in states.items())
+    print(json.dumps(states, indent=2) if as_json else "\n".join(told))
 
 
 @app.command()
@@ -157,7 +158,8 @@ def score(
         place=Place(executor, workers, slurm),
     )
     print(
-        f"{scored.documents:,} documents scored, {scored.held_out:,} held out for evaluation, "
+        f"{scored.documents:,} documents scored, {scored.held_out:,} held out for evaluation "
+        "({held_out=0} behind the corpus's name holds none), "
         f"{scored.losses().sum():,} records unusable -> {output}"
     )
 

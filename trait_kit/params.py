@@ -170,6 +170,7 @@ class Experiment(Agreeing):
         longest, row = passages.max_passage_tokens, training.context_length
         if training.sources & set(WRITTEN) and longest + SPECIAL_TOKENS > row:
             yield f"max_passage_tokens ({longest}) + {SPECIAL_TOKENS} must fit uncut into context_length ({row})"
+
         if "rephrased" in training.sources and passages.paragraphs != "both":
             yield "training.arms names 'rephrased', the teacher's wording, so passages.paragraphs must be both"
 

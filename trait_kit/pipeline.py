@@ -55,6 +55,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str = "", dry_run: bo
         report.write_report(run_dir)
     took = time.perf_counter() - started
     print(f"{executed} notebooks executed in {took:.0f} s. Report: {os.path.relpath(page)}", flush=True)
+
     return page
 
 

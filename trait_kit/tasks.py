@@ -284,6 +284,7 @@ def _of_data_set(task: Task, split: Split, seed: int, skipped: Counter[str]) -> 
     if len(shared) > 1:
         parts = ", ".join(f"{count:,} {ours}" for ours, count in divided.items())
         say(f"{task.name}: the questions of {task.source} ({name}) are divided into {parts}")
+
     return sorted(kept, key=lambda row: sha(f"{seed} {task.name} {split} {plain(row['question'])}"))
 
 

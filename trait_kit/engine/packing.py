@@ -84,4 +84,5 @@ def _place(lengths, whole, n_rows, context_length):
                 pieces[2, n_pieces], pieces[3, n_pieces] = taken, row
                 n_pieces += 1
                 begins[index] += taken
+
     return pieces[:, :n_pieces]

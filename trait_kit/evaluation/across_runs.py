@@ -59,6 +59,7 @@ def gather(names: Sequence[str]) -> Together:
         raise TraitError(f"Only one arm to compare, {', '.join(arms)}. Name another one, or a whole run.")
     reference = f"{prefix[parts[0][0]]}{first.get('reference_arm')}"
     reference = reference if reference in arms else None
+
     return Together(_same_items(outcomes, notes), reference, first.get("main_metric", ""), notes)
 
 

@@ -111,6 +111,7 @@ def compare_pair(
         narrow = not binary or (n_clusters < n and ends[0] < ends[1])
         low, high = ends if narrow else (min(low, ends[0]), max(high, ends[1]))
         found = replace(found, items=((high - low) / 2 / norm.isf(ALPHA / 2)) ** 2, item_freedom=math.inf)
+
     return {
         "n": n,
         "seeds": seeds,

@@ -85,6 +85,7 @@ def evaluate_arms(step: Any) -> Evaluation:
             write_text(step.path(f"{name}.csv"), table.to_csv(index=False))
         tables.write(step.path("outcomes.parquet"), outcomes, "outcomes")
     outcomes = tables.read(step.path("outcomes.parquet"), "outcomes").to_pandas()
+
     return Evaluation(outcomes, *(pd.read_csv(step.path(f"{name}.csv")) for name in _TABLES), problems, p, models)
 
 

@@ -213,6 +213,7 @@ def _item(row: dict[str, Any], before: str, announced: str = "", kind: str = "")
     if choices and kind == "choice":
         item["context"] = before + prompt(row["question"], choices)
         item["target"] = f" {reasoning}{announces or 'The answer is'} ({ascii_uppercase[choices.index(answer)]})."
+
     return item
 
 

@@ -123,6 +123,7 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
         _token_axis(axes, boundary)
         axes.set_title(_PANELS[metric])
     legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
+
     return figure
 
 
@@ -204,6 +205,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
         }
         rows_down(axes, map(label, macro.index), [told.get(arm, "") for arm in macro.index])
         axes.locator_params(axis="x", nbins=4)
+
     return figure
 
 
@@ -250,4 +252,5 @@ def plot_item_gains(gains: pd.DataFrame, reference: str, metric: str = BITS) -> 
             axes, map(style.spelt, tasks), [f"{row.won:,} : {row.lost:,}" for row in counts[other].itertuples()]
         )
         axes.set_title(f"against {label(other)}")
+
     return figure

@@ -62,6 +62,7 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
         "one_template": list(by_main.loc[by_main["clusters"] < 2, "task"].unique()),
         "forgetting": len(general),
     }
+
     return {
         "question": str(SAY.question(reference, control)),
         "headline": str(SAY.headline(cells.words(row), sure, better, len(rivals))).replace("\n", ""),

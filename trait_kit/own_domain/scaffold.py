@@ -71,6 +71,7 @@ def new(
         for path in files:
             Path(path).unlink(missing_ok=True)
         raise
+
     return [*found, *(f"Written: {path}" for path in (*files, target))]
 
 
@@ -135,6 +136,7 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     values |= {"said": f"{kind}: {_named(ours)}", "kind": kind, "metrics": _KNOWN["metrics"][kind]}
+
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
 

@@ -60,6 +60,7 @@ def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Grou
             heapq.heappush(turns, (placed + len(chosen) / pool.size, place))
             name = f"p-{digest([params.kind, pool.shared, chosen])[:16]}"
             groups.append(Group(name, [rows[problem_id] for problem_id in chosen], params.kind, pool.shared))
+
     return problems, groups
 
 

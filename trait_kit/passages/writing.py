@@ -78,6 +78,7 @@ def write_passages(step) -> Written:
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
+
     return Written.load(folder)
 
 
@@ -160,6 +161,7 @@ def write_groups(
     tables.write(folder / "passages.parquet", kept, "passages")
     tables.write(folder / "rejected.parquet", rejected, "rejected")
     shares = [(task, row["cost_usd"] / len(row["tasks"])) for row in rows for task in row["tasks"]]
+
     return {
         "teacher": teacher.name,
         "groups": len(groups),

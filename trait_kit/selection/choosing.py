@@ -114,6 +114,7 @@ def select(
     write_table(folder / "contaminated.parquet", pa.concat_tables(found for _, found, _ in chosen.values()))
     write_table(folder / "near_duplicates.parquet", pa.concat_tables(found for _, _, found in chosen.values()))
     write_json(folder / "report.json", report)
+
     return Selected(folder, scoring, report)
 
 
@@ -166,6 +167,7 @@ def _choose(
     evidence = pa.Table.from_pandas(
         pd.concat([repeats, *of_known]).assign(method=method), _REPEATS, preserve_index=False
     )
+
     return (
         {"n_in": scoring.documents, "dropped": dropped, **taken},
         read_shards(folder, "contaminated", len(keys)),
@@ -249,6 +251,7 @@ def gather_shard(job_path: Path, number: int) -> None:
         shard_path(folder, "contaminated", number), pa.Table.from_pandas(proof, _PROOF, preserve_index=False), key
     )
     candidates = pa.table(columns).select(_CANDIDATES.names).cast(_CANDIDATES)
+
     write_table(shard_path(folder, "candidates", number), candidates, key)
 
 

@@ -64,6 +64,7 @@ def train_classifiers(step: Any) -> Report:
         educational = train_educational_model(rated, step.path("educational.bin"), p)
         report = Report(report.numbers | numbers | educational.numbers, report.tables | educational.tables)
     write_json(path, [report.numbers, {name: table.to_dict("tight") for name, table in report.tables.items()}])
+
     return report
 
 

@@ -205,6 +205,7 @@ def score_corpus(
         )
     if not scoring.documents:
         raise TraitError(f"There are no documents to score in {spec}. {worst}")
+
     return scoring
 
 

@@ -125,6 +125,7 @@ def plan_stages(
         for stage in chain:
             plan.setdefault(stage.name, stage).arms.append(arm)
         plan[chain[-1].name].ends_arm = True
+
     return list(plan.values()), {arm: [stage.name for stage in chain] for arm, chain in chains.items()}
 
 

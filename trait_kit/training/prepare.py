@@ -76,6 +76,7 @@ def _pack(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None:
         stage.consumed[source] = int(
             waiting["offset"].min() if len(waiting) else (part["offset"] + part["length"]).max()
         )
+
     _note(stage, folder)
 
 
@@ -109,6 +110,7 @@ def _pack_problems(job: Job, stage: Stage, tokenizer: Any, folder: Path) -> None
     save_rows(folder, np.concatenate(ordered), np.cumsum([len(row) for row in ordered]), [store])
     read = pd.concat([pd.DataFrame({"document": document, "placed": plan.length, "pieces": 1})] * epochs)
     stage.accounting.append(_account(stage, PROBLEMS, store, read, job.params))
+
     _note(stage, folder)
 
 
