@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-from trait_kit import params, pipeline, runs
+from trait_kit import params, runs
 from trait_kit.engine import child, machine
 from trait_kit.engine.files import TraitError, write_text
 
@@ -64,16 +64,16 @@ def test_what_shapes_a_result_makes_a_step_new_and_nothing_else(tmp_path):
     assert not done(WEB, common__base_model="demo:smollm2-135m")
 
 
-def test_a_run_that_is_killed_leaves_no_page_of_other_results(tmp_path, monkeypatch):
-    old = write_text(tmp_path / "report.html", "old"), write_text(tmp_path / "notebooks" / f"{FIRST}.ipynb", "{}")
-
-    def killed(*_given):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "execute", killed)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run(params.load(TINY), tmp_path)
-    assert not any(page.exists() for page in old)
+def test_a_result_takes_the_pages_of_the_one_before_away(tmp_path):
+    """So a kill before they are written anew leaves none that shows other results."""
+    pages = [tmp_path / "report.html", tmp_path / "notebooks" / f"{FIRST}.ipynb"]
+    for page in pages:
+        write_text(page, "old")
+    step = finished(tmp_path)
+    assert not any(page.exists() for page in pages)
+    write_text(pages[0], "new")
+    runs.Step(FIRST, step.experiment, tmp_path).finish()  # looked at only
+    assert pages[0].exists()
 
 
 def test_files_that_evaluation_reads_by_path_are_in_its_key(tmp_path):

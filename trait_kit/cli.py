@@ -159,7 +159,7 @@ def score(
     )
     print(
         f"{scored.documents:,} documents scored, {scored.held_out:,} held out for evaluation "
-        "({held_out=0} behind the corpus's name holds none), "
+        "({held_out=0} holds none), "
         f"{scored.losses().sum():,} records unusable -> {output}"
     )
 

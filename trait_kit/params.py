@@ -160,7 +160,7 @@ class Experiment(Agreeing):
         for name in ("reference_arm", "control_arm"):
             if (arm := getattr(self.evaluation, name)) and arm not in arms:
                 yield f"evaluation.{name} names the arm '{arm}', but training.arms has {', '.join(sorted(arms))}"
-        for name in Common.model_fields:  # else 05 could ask what 01 to 03 did not keep out of training
+        for name in ("tasks", "test_items_per_task", "seed", "in_domain", "web"):
             parts = [part for part in vars(self).values() if name != "seed" or part is not training]
             if len({str(getattr(part, name)) for part in parts}) > 1:
                 yield f"{name} is one for all sections, so set it in common (training.seed alone may differ)"

@@ -47,15 +47,12 @@ def run(experiment: Experiment, run_dir: Path, start_from: str = "", dry_run: bo
                 print(f"{place}: {runs.UP_TO_DATE}", flush=True)
                 continue
             print(f"{place} ...", flush=True)
-            for old in (output, page):  # a kill leaves no page of other results
-                old.unlink(missing_ok=True)
             execute(name, {"experiment": str(resolved), "run_dir": str(run_dir)}, output)
             executed += 1
     if not page.exists():
         report.write_report(run_dir)
     took = time.perf_counter() - started
     print(f"{executed} notebooks executed in {took:.0f} s. Report: {os.path.relpath(page)}", flush=True)
-
     return page
 
 

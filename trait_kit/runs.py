@@ -75,7 +75,9 @@ class Step:
         if self.done:
             print(f"{self.name}: finished before, and left as it is")
             return
-        (self.folder / _STARTED).unlink(missing_ok=True)
+        pages = (self.run_dir / name for name in ("report.html", f"notebooks/{self.name}.ipynb"))
+        for old in (self.folder / _STARTED, *pages):  # a kill leaves no old page
+            old.unlink(missing_ok=True)
         plain = json.dumps(summary, default=lambda number: number.item())
         record = {
             "step": self.name,

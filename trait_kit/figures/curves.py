@@ -123,7 +123,6 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
         _token_axis(axes, boundary)
         axes.set_title(_PANELS[metric])
     legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
-
     return figure
 
 

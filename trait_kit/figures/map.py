@@ -152,7 +152,6 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
         axes.scatter(parts[kind]["x"], parts[kind]["y"], size, facecolors=inside, rasterized=many, **look)
     _name_tasks(axes, pd.concat([parts["questions"], parts["downstream"]]))
     legend(figure, "lower left", ncols=2, markerscale=1.5)
-
     return figure
 
 

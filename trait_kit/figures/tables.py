@@ -107,7 +107,9 @@ def read(run_dir: Path, folder: Path | None = None) -> Evidence:
         behind = f"_{name}" * (name != metric)
         made[f"main_table{behind}"] = main_table(arms, pd.concat([forgetting, tests]), name, reference)
         made[f"ablation_table{behind}"] = ablation_table(arms, pd.concat([forgetting, pairs]), name)
-    made |= {"contamination": contamination_table(outcomes, run_dir), "form": form_table(run_dir)}
+    made["contamination"] = contamination_table(outcomes, run_dir)
+    if (run_dir / "05_evaluate" / "form_overlap.csv").exists():
+        made["form"] = form_table(run_dir)
     if folder:
         write_items(outcomes, folder, pd.concat([tests, pairs]))
         for name, table in made.items():

@@ -78,7 +78,6 @@ def write_passages(step) -> Written:
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
-
     return Written.load(folder)
 
 

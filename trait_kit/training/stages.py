@@ -94,7 +94,9 @@ def train_run(params: TrainingParams, run_dir: Path) -> None:
     models = run_dir / "04_train_two_stages" / "models"
     if not worker.is_first():
         return worker.take_part(models / "work" / "job.json")
-    train(params, inputs_of(params, run_dir), models)
+    result = train(params, inputs_of(params, run_dir), models)
+    columns = ["arm", "stage", "mixture", "tokens", "tokens_per_second", "seconds", "sharding", "new"]
+    print(result.stages[columns].to_string(index=False))
     print(f"Models: {models / 'stages'}. `trait-kit run ... --from 04` shows what they learnt.")
 
 
