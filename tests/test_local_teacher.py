@@ -38,7 +38,7 @@ def test_the_teachers_own_paragraphs_of_the_packaging_sweep_are_recorded(tmp_pat
 
 @pytest.mark.slow  # fetches 1.1 GB once, and asks a model of 1.5B parameters
 def test_the_local_teacher_writes_what_is_not_recorded(tmp_path, capsys):
-    sizes = {"passages.seed": 5, "passages.n_groups": 1, "passages.base_model": str(tiny_random.make())}
+    sizes = {"common.seed": 5, "passages.n_groups": 1, "passages.base_model": str(tiny_random.make())}
     written = write_passages(Step("03_write_passages", params.load("params/demo.yaml", sizes), tmp_path))
     assert len(written.passages) + len(written.rejected) >= 1
     assert written.bill["requests_this_run"] >= 4
