@@ -290,10 +290,10 @@ HOSTILE = {
     "characters that grow": "\ufdfa½" * 9_000,
     "right to left": "\u202e\ufffd" * 9_000,
     "the child's protocol": '"]\n["42", "42", 9]\ntrue\n',
-    "python": "\\boxed{__import__('pathlib').Path('TOUCHED').touch()}",
-    "python in a sentence": "The answer is __import__('pathlib').Path('TOUCHED').touch().",
-    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('TOUCHED').touch()}$",
-    "TeX": "\\boxed{\\immediate\\write18{touch TOUCHED}\\input{/etc/passwd}}",
+    "python": "\\boxed{__import__('pathlib').Path('touched').touch()}",
+    "python in a sentence": "The answer is __import__('pathlib').Path('touched').touch().",
+    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('touched').touch()}$",
+    "TeX": "\\boxed{\\immediate\\write18{touch touched}\\input{/etc/passwd}}",
 }
 
 
@@ -305,7 +305,7 @@ SLOW = ("two towers", "a sum", "a binomial", "a huge power", "a huge polynomial"
 )
 def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    text = HOSTILE[name].replace("TOUCHED", str(tmp_path / "touched"))
+    text = HOSTILE[name]
     started = time.monotonic()
     for kind, gold, choices in (
         ("number", "42", ()),
