@@ -12,9 +12,10 @@ from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
 
-@pytest.mark.parametrize(("demo", "recorded"), [("demo", 30), ("demo_ads", 24)])
-def test_the_demos_replay_what_the_local_teacher_answered(tmp_path, monkeypatch, demo, recorded):
-    """All that is recorded, of which the demos make the first groups."""
+@pytest.mark.parametrize(("demo", "recorded", "pass_"), [("demo", 30, 25), ("demo_ads", 24, 16)])
+def test_the_demos_replay_what_the_local_teacher_answered(tmp_path, monkeypatch, demo, recorded, pass_):
+    """All that is recorded, of which the demos make the first groups. In the second attempt of one of the 25 a sentence that
+    was good at its second request is taken as it was."""
     monkeypatch.setattr(llama, "model_file", lambda: pytest.fail("the model was needed"))
     assert params.load(f"params/{demo}.yaml").passages.n_groups <= recorded
     more = {"passages.n_groups": recorded, "passages.base_model": str(tiny_random.make())}
@@ -22,7 +23,7 @@ def test_the_demos_replay_what_the_local_teacher_answered(tmp_path, monkeypatch,
     written = write_passages(Step("03_write_passages", chosen, tmp_path))
     assert written.bill["teacher"] == llama.NAME and written.bill["requests_this_run"] == 0
     assert re.fullmatch(r"0 answers now, the others on \d{4}-\d\d-\d\d", written.bill["written"])
-    assert len(written.passages) + written.rejected["id"].nunique() >= written.bill["groups"] == recorded
+    assert (written.bill["groups"], len(written.passages)) == (recorded, pass_)
     for row in written.passages.itertuples():
         assert len(row.paragraphs) == 3 and row.text.endswith(row.enlightenment)
         assert row.enlightenment.count("With " if demo == "demo" else "For ") >= 3  # a sentence a problem

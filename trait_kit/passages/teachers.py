@@ -45,8 +45,8 @@ class Teacher:
         drafts = [self._begun(group) for group in groups]
         around = [[] if draft.fault else self._requests(group, draft.paragraphs)
                   for group, draft in zip(groups, drafts, strict=True)]  # fmt: skip
-        attempts = 1 if any(group.refused for group in groups) else self.params.max_attempts
-        answers = iter(self._ask([request for requests in around for request in requests], attempts))
+        wanted = [request for requests in around for request in requests]
+        answers = iter(self._ask(wanted, self.params.max_attempts))
         for place, requests in enumerate(around):
             replies = [next(answers) for _ in requests]
             parts = tuple(reply.value or "" for reply in replies)
