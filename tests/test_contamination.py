@@ -320,6 +320,35 @@ DISGUISES = {  # how a copy of it may stand in a document
     "soft hyphens": ORCHARD.replace("standing", "stan\u00adding").replace("plants", "plan\u00adts"),
     "zero-width blanks": ORCHARD.replace("rows", "ro\u200bws"),
     "broken words": ORCHARD.replace("standing", "stan-\nding"),
+    "broken words of Windows": ORCHARD.replace("standing", "stan-\r\nding"),
+    "typographic hyphens": ORCHARD.replace("standing", "stan\u2010\nding"),
+    "soft hyphens at a line's end": ORCHARD.replace("standing", "stan\xad\nding"),
+    "places to break": ORCHARD.replace("standing", "stan<wbr>ding").replace("plants", "plan<wbr/>ts"),
+    "half a word in bold": ORCHARD.replace("standing", "<b>stan</b>ding"),
+    "entities of entities": ORCHARD.replace(" ", "&amp;nbsp;", 4),
+    "comments of HTML": ORCHARD.replace(". ", ". <!-- x --> "),
+    "line breaks of LaTeX": ORCHARD.replace(". ", ".\\par "),
+    "items of LaTeX": "".join(f"\n\\item {part}" for part in ORCHARD.split(". ")),
+    **{
+        f"numbered {marks}": "".join(
+            f"\n{mark} {part}" for mark, part in zip(marks.split(), ORCHARD.split(". "), strict=True)
+        )
+        for marks in (
+            "a) b) c)",
+            "(a) (b) (c)",
+            "i. ii. iii.",
+            "1.1. 1.2. 1.3.",
+            "100. 101. 102.",
+            "① ② ③",
+            "#1 #2 #3",
+            "// // //",
+            "% % %",
+            "-- -- --",
+            "1: 2: 3:",
+            "A. B. C.",
+        )
+    },
+    "steps": "".join(f"\nStep {n}: {part}" for n, part in enumerate(ORCHARD.split(". "), 1)),
     "entities": ORCHARD.replace(" ", "&nbsp;", 4),
     "LaTeX": ORCHARD.replace("storm", r"\textbf{storm}"),
     "full width": "".join(chr(ord(mark) + 0xFEE0) if "!" <= mark <= "~" else mark for mark in ORCHARD),

@@ -14,8 +14,9 @@ import pytest
 
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
+from trait_kit.engine.scorer import NgramScorer
 from trait_kit.params import ClassifierParams, load
-from trait_kit.selection import NgramScorer, educational
+from trait_kit.selection import educational
 from trait_kit.selection.classifier import Report, train_educational_model
 from trait_kit.selection.documents import sample
 from trait_kit.selection.educational import (

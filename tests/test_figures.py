@@ -628,6 +628,9 @@ def test_report_of_a_partial_run_says_what_is_missing(tmp_path):
         with pytest.raises(TraitError, match="not a run folder"):
             write_report(*(tmp_path / other for other in others))
     assert not (tmp_path / "report.html").exists()
+    (tmp_path / "a sweep").mkdir()  # that `runs/*` names too
+    (run / "03_write_passages" / "report.json").unlink()
+    assert write_report(tmp_path / "a sweep", run) == run / "report.html"
 
 
 def test_the_report_is_read_by_everyone(tmp_path):

@@ -14,7 +14,7 @@ import unspaced
 from trait_kit.engine import ngrams
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
-from trait_kit.selection import NgramScorer
+from trait_kit.engine.scorer import NgramScorer
 from trait_kit.selection.dsir import DsirModel
 
 PIECES = [

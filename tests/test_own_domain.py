@@ -204,6 +204,8 @@ def test_sizes_follow_what_there_is(exercises):
         ("common", {"base_model": "demo:smollm3"}, "'demo:smollm3' is no model folder"),
         ("passages", {"grouping": "entity"}, "no entity is shared"),
         ("passages", {"max_passage_tokens": 100}, "length"),
+        ("training", {"accelerate_config": "nowhere.yaml"}, "accelerate_config: there is no file nowhere.yaml"),
+        ("evaluation", {"foreign_tasks": ["gsm9k"]}, "Unknown task 'gsm9k'"),
         (
             "passages",
             {"teacher": "local", "prompts": "typo.yaml"},

@@ -22,9 +22,9 @@ from tiny_random import FOLDER
 from trait_kit import tables
 from trait_kit.cli import main
 from trait_kit.engine.files import TraitError, content
+from trait_kit.engine.scorer import NgramScorer
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams, SelectionParams
-from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import METHODS, Limits, best_first, rank_values
 from trait_kit.selection.choosing import Selected, filter_web, funnel, sample_scores, select, summary
 from trait_kit.selection.classifier import train_classifiers, train_domain_classifier, train_educational_model
@@ -577,12 +577,49 @@ def test_a_corpus_in_the_output_folder_is_refused_before_anything_is_touched(fil
     (tmp_path / "link").symlink_to(out)
     before = snapshot(tmp_path)
     for spec in (out / "kept-*.parquet", tmp_path / "link" / "kept-00000.parquet", out / "scores-*.parquet"):
-        with pytest.raises(
-            TraitError, match=r"lies in .*scores, where the scores are to go\. Name another folder"
-        ):
+        with pytest.raises(TraitError, match=r"lies in .*scores, which is written into\. Name another folder"):
             score_corpus(str(spec), files, out)
     assert snapshot(tmp_path) == before
     assert first.documents == Scoring.open(out).documents
+
+
+def test_a_selection_never_replaces_what_it_is_made_of(files, tmp_path):
+    """The output of one selection is the corpus of the next, which is to be written where it lies."""
+    seed, out = tmp_path / "seed", tmp_path / "out"
+    scored = score_corpus(write(tmp_path / "web", documents()), files, tmp_path / "scores")
+    select(scored, out, ["fasttext"], Limits(2_000))
+    again = score_corpus(str(out / "fasttext.parquet"), files, tmp_path / "again")
+    before = snapshot(out)
+    with pytest.raises(TraitError, match=r"fasttext\.parquet lies in .*out, which is written into"):
+        select(again, out, ["fasttext"], Limits(500))
+    command = ["select", "--scores", str(tmp_path / "scores"), "--output", str(out), "--tokens", "500"]
+    assert main([*command, "--in-domain", str(out / "fasttext.parquet")]) == 1
+    assert snapshot(out) == before and not seed.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("array.jsonl", lambda rows: json.dumps(rows)),
+        ("beside.json", lambda rows: json.dumps({"version": 1, "data": rows})),
+        ("by_id.json", lambda rows: json.dumps({row["id"]: row for row in rows})),
+        ("one_line.jsonl", lambda rows: "".join(map(json.dumps, rows))),
+        ("mac.jsonl", lambda rows: "\r".join(map(json.dumps, rows))),
+        ("mac.csv", lambda rows: "id,text\r" + "\r".join(f'{row["id"]},"{row["text"]}"' for row in rows)),
+    ],
+)
+def test_a_file_in_a_form_that_is_not_read_counts_as_what_it_holds(files, tmp_path, name, packed):
+    write(tmp_path / "web", documents())
+    rows = [{"id": f"b{n}", "text": f"{n} bottles stand on the wall, and one falls. " * 60} for n in range(200)]
+    (tmp_path / "web" / name).write_text(packed(rows), encoding="utf-8", newline="")
+    if name == "array.jsonl":  # an array under another name is read
+        scored = score_corpus(str(tmp_path / "web" / "*"), files, tmp_path / "scores")
+        assert scored.documents + scored.held_out == len(documents()) + 200
+        return
+    with pytest.raises(TraitError, match=r"more than max_quarantined"):
+        score_corpus(str(tmp_path / "web" / "*"), files, tmp_path / "scores")
+    scored = score_corpus(str(tmp_path / "web" / "*"), files, tmp_path / "scores", max_quarantined=0.9)
+    assert 100 <= scored.losses().sum() <= 400
 
 
 def test_a_lost_file_stops_the_job_by_what_it_probably_held(files, tmp_path):

@@ -22,10 +22,11 @@ from trait_kit import tables
 from trait_kit.demo import part
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.ngrams import normalise
+from trait_kit.engine.scorer import NgramScorer
 from trait_kit.explore import cuts
 from trait_kit.models import token_counter
 from trait_kit.params import ClassifierParams
-from trait_kit.selection import NgramScorer, scoring
+from trait_kit.selection import scoring
 from trait_kit.selection.budget import EVERYTHING, METHODS, Limits, best_first, cut_value, rank, rank_values, take
 from trait_kit.selection.choosing import quality, select
 from trait_kit.selection.classifier import normalise_line, train_domain_classifier, train_educational_model
@@ -623,6 +624,9 @@ def test_tokens_are_counted_as_the_base_model_sees_them(web):
 
 
 def test_a_base_model_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(TraitError, match="holds no weights as safetensors"):
+        token_counter(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(TraitError, match=r"base_model: .* could not be loaded"):
         token_counter(str(tmp_path))

@@ -36,7 +36,7 @@ from tiny_llama import (
 
 from trait_kit.engine.files import TraitError, write_json
 from trait_kit.training import stages, worker
-from trait_kit.training.trainer import CHECKPOINTS_KEPT, last_checkpoint
+from trait_kit.training.trainer import _ALWAYS, last_checkpoint
 
 ONE_ARM = {"arms": {"trait": ["in_domain+random", "passages"]}}
 EACH_STEP = 1e-6  # minutes
@@ -74,7 +74,7 @@ def test_sigterm_and_two_sigkills_in_a_row_lead_to_the_identical_result(
     assert told.returncode
     assert "told to stop (SIGTERM) after step" in output
     whole = [int(path.parent.name.rpartition("-")[2]) for path in out.glob("work/1-*/checkpoint-*/complete.json")]
-    assert 1 <= len(whole) <= CHECKPOINTS_KEPT
+    assert 1 <= len(whole) <= _ALWAYS["save_total_limit"]
 
     killed = driver(params, tmp_path)
     _wait_for(out, f"work/1-*/checkpoint-{max(whole) + 2}/complete.json", killed)

@@ -264,12 +264,23 @@ PAGE = page(ENGLISH).encode()
         ("text/html\r\nContent-Encoding: br", PAGE),  # is not
         ("text/html\r\nContent-Encoding: utf-8", PAGE),  # is none
         ("text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE)),
+        ("text/html\r\nContent-Encoding: deflate", zlib.compress(PAGE, wbits=-15)),  # raw, as many servers do
+        ("text/html\r\nContent-Encoding: deflate", PAGE),  # is not
+        ("text/html", gzip.compress(PAGE)),  # nobody says so
     ],
 )
 def test_a_page_is_read_whatever_its_header_claims(tmp_path: Path, http: str, body: bytes) -> None:
     documents, rejected = read(write(tmp_path / "d.warc.gz", [record(1, body, http=http)]))
     assert rejected == []
     assert documents[0]["text"].count(ENGLISH.strip()) == 12
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x9d\x03\x1f\x00\x02\xff" * 3, zlib.compress(b"<html>no", 9)[3:], bytes(range(120))]
+)
+def test_a_short_body_that_is_no_text_is_no_document(tmp_path: Path, body: bytes) -> None:
+    documents, rejected = read(write(tmp_path / "d.warc.gz", [record(1, body)]))
+    assert documents == [] and len(rejected) == 1
 
 
 def test_resources_conversions_and_bare_headers_are_read_and_other_records_counted(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from trait_kit import params
 from trait_kit.engine.files import TraitError, read_yaml
+from trait_kit.engine.machine import quiet_libraries
 from trait_kit.engine.shards import Place
 from trait_kit.params import Experiment
 
@@ -48,6 +49,7 @@ Slurm = Annotated[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake and Ctrl-C end in one message, a bug in a traceback."""
+    quiet_libraries()
     try:
         COMMANDS(arguments)
     except TraitError as error:
@@ -113,7 +115,8 @@ def new(
 
     print(*scaffold.new(name, documents, tasks, folder, web, base_model, teacher), sep="\n", flush=True)
     file = folder / f"{name}.yaml"
-    print(checking.check(file), f"Next: read {file}, then trait-kit run {file}", sep="\n")
+    told = checking.check(file)
+    print(told, f"Next: read {file}, then trait-kit {'check' if told.errors else 'run'} {file}", sep="\n")
 
 
 @app.command()
@@ -187,10 +190,11 @@ def select(
     unquoted: Unquoted = None,
 ) -> None:
     from trait_kit.selection import budget, choosing, disjoint, scoring
-    from trait_kit.selection.documents import load_documents
+    from trait_kit.selection.documents import list_shards, load_documents, refuse_inside
     from trait_kit.tasks import texts_of_tests
 
     scored = scoring.Scoring.open(scores.absolute())
+    refuse_inside(output, list_shards(in_domain) if in_domain else [])
     selected = choosing.select(
         scored,
         output,

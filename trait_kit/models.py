@@ -22,8 +22,10 @@ def model_folder(name: Path | str) -> Path:
     name = str(name)
     if name in _DEMO:
         return _DEMO[name]()
-    if name.strip() and Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if name.strip() and (folder := Path(name).expanduser()).is_dir():
+        if any(folder.glob("*.safetensors")):
+            return folder
+        raise TraitError(f"{name} holds no weights as safetensors; {_INSTEAD}.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise TraitError(f"'{name}' is no model folder; {_INSTEAD}, or a hub id.")
     from huggingface_hub import snapshot_download

@@ -192,8 +192,7 @@ def weights(mixture: str) -> dict[str, int]:
 def run_folder(path: Path | str, run_dir: Path | str | None = None) -> Path:
     """Where an experiment runs: `run_dir`, or runs/<name of its file>; a run's own params.yaml, there."""
     path = Path(path).absolute()
-    own = path.parent if path.name == "params.yaml" else Path("runs", path.stem)
-    return Path(run_dir or own).absolute()
+    return Path(run_dir or (path.parent if path.name == "params.yaml" else Path("runs", path.stem))).absolute()
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experiment:

@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from trait_kit import params, runs
 from trait_kit.engine import child
 from trait_kit.engine.files import TraitError, digest, maker_of, read_yaml, write_text
-from trait_kit.engine.machine import quiet_libraries
 from trait_kit.evaluation import across_runs, comparison
 from trait_kit.figures import report, tables, token_study
 from trait_kit.params import Experiment
@@ -53,6 +52,7 @@ def run(experiment: Experiment, run_dir: Path, start_from: str = "", dry_run: bo
         report.write_report(run_dir)
     took = time.perf_counter() - started
     print(f"{executed} notebooks executed in {took:.0f} s. Report: {os.path.relpath(page)}", flush=True)
+
     return page
 
 
@@ -74,7 +74,6 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
     root = runs.project_root()
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    quiet_libraries()
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print after Ctrl-C
     os.environ[runs.BATCH_VARIABLE] = "1"
     again = f"The notebook up to there: {partial}\nRun the same command again to go on."
@@ -90,7 +89,8 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # so would a kernel
         )
     except PapermillExecutionError as error:
-        reason = error.evalue if error.ename == "TraitError" else str(error)[-3_000:]
+        what = f"{error.ename}: {error.evalue}\n\n{str(error)[-3_000:]}"
+        reason = error.evalue if error.ename == "TraitError" else what
         where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(error.source.strip(), '    ')}"
         raise TraitError(f"{reason}\n\n{where}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
@@ -122,7 +122,8 @@ def sweep(path: Path, runs_dir: Path | None = None, parallel: int = 1) -> list[P
             child.run([sys.executable, "-m", "trait_kit.cli", "run", written], folder.name, folder / "run.log")
         else:
             run(experiment, folder)
-        print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']}", flush=True)
+        page = report.write_report(*(one for one in folders if (one / "report.html").exists()))
+        print(f"{place}: {runs.finished(folder, '05_evaluate')['summary']['headline']} {page}", flush=True)
 
     run_point(0)
     # a child, and its kernel

@@ -78,7 +78,6 @@ class Step:
         pages = (self.run_dir / name for name in ("report.html", f"notebooks/{self.name}.ipynb"))
         for old in (self.folder / _STARTED, *pages):  # a kill leaves no old page
             old.unlink(missing_ok=True)
-        plain = json.dumps(summary, default=lambda number: number.item())
         record = {
             "step": self.name,
             "key": self.key,
@@ -88,7 +87,9 @@ class Step:
             "params": self.params.model_dump(),
             "shaped_by": self.shaped_by,
             # tables hold NaN for what is not there
-            "summary": json.loads(plain, parse_constant=lambda _nan: None),
+            "summary": json.loads(
+                json.dumps(summary, default=lambda number: number.item()), parse_constant=lambda _nan: None
+            ),
         }
         write_json(self.folder / "report.json", record)
         print(f"{self.name} done in {record['seconds']} s, peak memory {record['peak_memory_gb']} GB")

@@ -36,7 +36,7 @@ Split = Literal["train", "validation", "test"]
 Metric = Literal[
     "bits_per_byte", "choice_accuracy", "exact_match", "auc", "f1", "rouge_l", "chrf", "within_limit"
 ]
-# Templates of columns. A solution is made to end in 'The answer is ...'; problems of one `template` are not independent
+# Templates of columns
 _FieldName = Literal["question", "answer", "solution", "choices", "entity", "topic", "template"]
 # percent, among the splits that share one split of the source
 _SHARES = {"train": 80, "validation": 10, "test": 10}
@@ -60,7 +60,7 @@ class CatalogueFiles(BaseModel):
 
 
 class Task(BaseModel):
-    """One task file, or one of the seven tasks of a catalogue's."""
+    """One task file, or one of the seven tasks of a catalogue's; docs/task_files.md says what each key does."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,17 +68,15 @@ class Task(BaseModel):
     about: str  # one line for tables and prompts
     kind: Literal["number", "expression", "choice", "text"]  # how answers are compared
     metrics: list[Metric] = Field(min_length=1)
-    limits: list[PositiveInt] = []  # most characters of the answer's parts 'a | b' (ads); empty: none
+    limits: list[PositiveInt] = []
     source: str = ""  # demo:math/<task> | demo:ads/<task> | hf:owner/name[@config] | a file, or a folder
-    # ours -> the source's (a hub data set's split, the folder's file); null: none.
-    # Where two of ours name one, as all do by default of a single file, its rows are divided (_SHARES).
     splits: dict[Split, str | None] = {}
-    language: Literal[tuple(LANGUAGES)] | None = None  # of answers; null: the question's
+    language: Literal[tuple(LANGUAGES)] | None = None
     fields: dict[_FieldName, Template | None] = {}
-    check_arithmetic: bool = False  # rows of train and validation that print wrong arithmetic are dropped
-    bad_rows: Literal["stop", "skip"] = "stop"  # skip: they are counted
-    version: int = Field(1, ge=1)  # raised when an edit changes scores
-    examples_from: str | None = None  # the task that lends worked examples; null: this one
+    check_arithmetic: bool = False
+    bad_rows: Literal["stop", "skip"] = "stop"
+    version: int = Field(1, ge=1)
+    examples_from: str | None = None
     catalogue: CatalogueFiles | None = None  # instead of source, splits and fields
     origin: str = ""  # the task file's path
 
@@ -175,6 +173,7 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
         )
     frame = pd.DataFrame(rows, columns=SCHEMAS["problems"].names, dtype=object).assign(split=split)
     frame.attrs["report"] = report
+
     return frame
 
 

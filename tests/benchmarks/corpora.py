@@ -15,7 +15,7 @@ import speed
 
 from trait_kit.demo import part
 from trait_kit.engine.ngrams import Normalisation, normalise, text_array
-from trait_kit.selection import NgramScorer
+from trait_kit.engine.scorer import NgramScorer
 
 DEMO, SEED_SPEC = "demo:math/web", "demo:math/in_domain"
 TOPICS = ("Technology", "Physical sciences", "Mathematics")  # what the trained models call in-domain

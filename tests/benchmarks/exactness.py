@@ -13,7 +13,7 @@ import numpy as np
 from corpora import Setup
 from importance import word_hash
 
-from trait_kit.selection import NgramScorer
+from trait_kit.engine.scorer import NgramScorer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # random models and hostile texts are those of the tests
 MARGIN = 1e-4

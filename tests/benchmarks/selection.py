@@ -29,8 +29,8 @@ from importance import agreement, dsir
 
 from trait_kit.engine.files import read_json, write_json
 from trait_kit.engine.ngrams import text_array
+from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place
-from trait_kit.selection import NgramScorer
 from trait_kit.selection.budget import Limits
 from trait_kit.selection.scoring import ModelFiles, score_corpus
 

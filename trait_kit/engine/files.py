@@ -189,21 +189,9 @@ def verified(path: Path, sha256: str, get: Callable[[Path], None]) -> Path:
 
 def download(required: str, path: Path) -> None:
     """Fetch the wheel of 'package==version', verified where --hash follows, to `path`."""
-    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    quiet = ["--no-input", "--disable-pip-version-check", "-q"]
+    options = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}-") as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            *options,
-            *quiet,
-            "--dest",
-            folder,
-            "-r",
-            "/dev/stdin",
-        ]
+        command = [sys.executable, "-m", "pip", "download", "-q", *options, "--dest", folder, "-r", "/dev/stdin"]
         result = subprocess.run(command, input=required, capture_output=True, text=True)
         if fetched := next(Path(folder).glob("*.whl"), None):
             os.replace(fetched, path)

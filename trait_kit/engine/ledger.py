@@ -85,8 +85,7 @@ class Ledger:
         row = self._sql.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        tokens = (0, 0) if key in self.used else self.used.setdefault(key, row[3:])
-        return Completion(*row[1:3], *tokens)
+        return Completion(*row[1:3], *((0, 0) if key in self.used else self.used.setdefault(key, row[3:])))
 
     def keep(self, rows: Sequence[Sequence[Any]]) -> None:
         """Answers that somebody else had (key, *completion); those that are here stay."""

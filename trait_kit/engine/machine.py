@@ -80,7 +80,7 @@ def quiet_libraries() -> None:
 def _git_commit() -> str | None:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=20).strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -29,8 +29,7 @@ def signatures(texts: Texts, n_hashes: int = HASHES, shingle_words: int = SHINGL
     out = np.full((len(array), n_hashes), EMPTY)
     for part, states, starts in ngrams.token_blocks(array, "words-2"):
         words = ~np.isin(states, _MARKS)
-        begins = np.concatenate([[0], np.cumsum(words)])[starts]
-        _signatures(states[words], begins, shingle_words, out[part])
+        _signatures(states[words], np.concatenate([[0], np.cumsum(words)])[starts], shingle_words, out[part])
     return out
 
 

@@ -37,8 +37,7 @@ def plan_rows(
     enough = len(lengths) if whole.any() else -(-int(lengths.sum()) // context_length)
     document, start, length, row = _place(lengths, whole, enough if n_rows is None else n_rows, context_length)
     order = np.argsort(row, kind="stable")  # the pieces of a row stay in the order in which they were placed
-    row_ends = np.cumsum(np.bincount(row, minlength=n_rows or 0))
-    return Plan(document[order], start[order], length[order], row_ends)
+    return Plan(document[order], start[order], length[order], np.cumsum(np.bincount(row, minlength=n_rows or 0)))
 
 
 @kernel

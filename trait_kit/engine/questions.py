@@ -92,6 +92,7 @@ class QuestionIndex:
                 for number in self.halves[gram].get(others, ()):
                     if number not in parted and _parted(self.questions[number], window):
                         parted[number] = at
+
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= _SHARE:
@@ -117,12 +118,11 @@ def _parted(question: tuple[str, ...], window: tuple[str, ...]) -> bool:
 
 def words_of(text: str) -> tuple[str, ...]:
     """Lower-case words, numbers without thousands commas, and arithmetic signs, without markup."""
-    text = html.unescape(text)
+    text = _BROKEN.sub("", html.unescape(html.unescape(text)))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
         # no soft hyphens, zero-width characters
         text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")
-    text = _BROKEN.sub("", text).casefold()
+    text = text.casefold()
     text = _MARKUP.sub(" ", text) if _MARKED.search(text) else text
-    pattern = _ASCII_WORD if text.isascii() else _WORD
-    return tuple(word.replace(",", "") for word in pattern.findall(text))
+    return tuple(word.replace(",", "") for word in (_ASCII_WORD if text.isascii() else _WORD).findall(text))

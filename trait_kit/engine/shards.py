@@ -71,10 +71,10 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     if place.executor != "local" and numbers:
         _on_cluster(work, job, numbers, place, set(writes))
         return
-    several = min(place.workers, len(numbers)) > 1
     here = (_do(work, job, each) for each in numbers)
-    shards = _in_processes(work, job, numbers, place.workers) if several else here
+    shards = _in_processes(work, job, numbers, place.workers) if min(place.workers, len(numbers)) > 1 else here
     began = said = time.monotonic()
+
     for done, _ in enumerate(shards, 1):
         if (now := time.monotonic()) - said >= 10:
             said = now
@@ -160,8 +160,7 @@ def _on_cluster(work: Work, job: Path, numbers: Sequence[int], place: Place, wri
 def _slurm_holds(job: str) -> bool:
     """Whether any task of the job still runs or waits: one that was killed leaves no other trace."""
     found = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    unreachable = found.returncode and "Invalid job id" not in found.stderr
-    return bool(unreachable or found.stdout.strip())
+    return bool(found.stdout.strip() or (found.returncode and "Invalid job id" not in found.stderr))
 
 
 def _do_share(work: Work, job: Path, numbers: Sequence[int], error: Path, _: Any, rank: int, ranks: int) -> None:

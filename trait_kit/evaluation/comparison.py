@@ -67,7 +67,7 @@ def compare(
     test, p_value, p_holm (over the rows of this table)
     equivalent (two one-sided tests with MARGIN and Holm, and no difference is found)
     smallest_gain: what a test at ALPHA after that correction would have found with 80% power; inf for none
-    enough (items and clusters for a verdict)
+    enough (items and clusters for a verdict), shown (and p_holm below ALPHA)
     """
     return _corrected(_rows(prepared(outcomes), reference_arm, metric, task))
 
@@ -88,16 +88,14 @@ def compare_all(outcomes: pd.DataFrame, reference_arm: str | None, main: str = "
     for metric in metrics:
         if families[metric]:
             families["main" if metric == main else "others"] += _rows(outcomes, reference_arm, metric, None)
-    read_as_one = [rows for rows in families.values() if rows]
-    return pd.concat(map(_corrected, read_as_one or [[]]), ignore_index=True)
+    return pd.concat(map(_corrected, [rows for rows in families.values() if rows] or [[]]), ignore_index=True)
 
 
 def compare_pair(
     pairs: Sequence[Pair], metric: str, binary: bool, seed: int = 0, clusters: statistics.Clusters = None
 ) -> dict[str, Any]:
     """A row of `compare`, less what depends on the number of rows: 'estimate'."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    gains = [sign * (reference - arm) for reference, arm in pairs]
+    gains = [arm - reference if metric in LOWER_IS_BETTER else reference - arm for reference, arm in pairs]
     seeds, n = len(gains[0]), sum(part.shape[1] for part in gains)
     n_clusters = len(set(np.concatenate(clusters))) if clusters else n
     half = math.sqrt(0.5 / seeds)  # half a win of each arm, shared by all seeds (Agresti and Min, 2005)
@@ -207,4 +205,5 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     flips = table["test"].isin(("McNemar", "sign flips"))
     few = table["clusters"] < np.where(flips, clusters_needed(len(table)), MIN_CLUSTERS)
     table["smallest_gain"] = np.where(flips & few, math.inf, smallest)
-    return table.assign(enough=~few & (table["n"] >= MIN_ITEMS))
+    table["enough"] = ~few & (table["n"] >= MIN_ITEMS)
+    return table.assign(shown=table["enough"] & (table["p_holm"] < ALPHA))

@@ -124,10 +124,9 @@ def evaluate_model(
             found += rows
             asked = len(kept.dbdict) - before
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
-            n_items = len({row["item_id"] for row in rows})
-            report(
-                f"{arm}: {unit.task} version {unit.version} ({' + '.join(unit.lm_eval)}), {n_items:,} items, {how}"
-            )
+            what = f"{unit.task} version {unit.version} ({' + '.join(unit.lm_eval)})"
+            report(f"{arm}: {what}, {len({row['item_id'] for row in rows}):,} items, {how}")
+
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 

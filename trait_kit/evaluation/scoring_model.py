@@ -146,6 +146,7 @@ class PackedLM(HFLM):
             else:
                 logits = self._model_call(tokens)[0, places]
             scores, greedy = _log_probabilities(logits, targets)
+
         for index, wanted, steps in row.asked:
             nats = scores[steps].tolist()
             of_numbers = [value for value, token in zip(nats, wanted, strict=True) if self.is_number(token)]

@@ -155,6 +155,7 @@ def sign_flips(
     moved = both[np.abs(both[:, 0]) > 1e-15, 0]
     if len(moved) and np.ptp(np.abs(moved)) <= 1e-9 * np.abs(moved).max():
         p_value = stats.binomtest(int(np.sum(moved > 0)), len(moved)).pvalue
+
     return float(p_value), float(np.sort(low)[place]), float(np.sort(high)[-1 - place])
 
 

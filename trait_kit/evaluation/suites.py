@@ -74,6 +74,7 @@ def build(
         units.append(Unit(f"{HELD_OUT}{name}", str(task.VERSION), lm_eval={"general": task}))
     if not units:
         raise TraitError("Nothing to evaluate: the test problems and the held-out documents are both empty.")
+
     return units
 
 
@@ -122,6 +123,7 @@ def worked_examples(params: EvaluationParams) -> pd.DataFrame | None:
             [pool[~alike], pool[alike].drop(index=near[near["kind"] == "exact"]["text_index"].unique())]
         )
         found.append(pool.head(number).assign(task=name))
+
     return pd.concat(found, ignore_index=True) if found else None
 
 

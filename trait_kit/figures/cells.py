@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -58,8 +59,10 @@ class Table:
 
         columns = {_escaped(header, kind): list(map(write, self.column(header))) for header in self.columns}
         align = ["left", *["right"] * (len(columns) - 1)]
-        body = tabulate(columns, "keys", form["tabulate"], disable_numparse=True, colalign=align)
-        notes = "".join(form["note"].format(_escaped(text, kind)) for text in self.notes)
+        wide = dict.fromkeys(("maxcolwidths", "maxheadercolwidths"), form.get("widths"))
+        body = tabulate(columns, "keys", form["tabulate"], disable_numparse=True, colalign=align, **wide)
+        said = (fill(_escaped(text, kind), form.get("width", 10**6)) for text in self.notes)
+        notes = "".join(map(form["note"].format, said))
         return form["whole"].format(title=_escaped(self.title, kind), body=body, notes=notes)
 
     def _repr_html_(self) -> str:  # a notebook shows the table by itself

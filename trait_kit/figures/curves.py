@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from trait_kit.engine.files import TraitError
-from trait_kit.evaluation.comparison import ALPHA, HELD_OUT, LOWER_IS_BETTER, MACRO
+from trait_kit.evaluation.comparison import HELD_OUT, LOWER_IS_BETTER, MACRO
 from trait_kit.figures import style
 from trait_kit.figures.cells import BITS, GENERAL, metric_name, words
 from trait_kit.figures.style import (
@@ -55,7 +55,9 @@ def plot_score_histogram(
     scores: np.ndarray, cuts: Mapping[str, float | None], truth: np.ndarray | None
 ) -> KitFigure:
     """With a line at each method's cut, None where it took all; `truth`: hidden labels, which selection never sees."""
-    figure, (axes,) = new_figure("score_histogram", {"n": len(scores)})
+    figure, (axes,) = new_figure(
+        "score_histogram", {"n": len(scores), "high": (scores > 0.5).sum(), "half": np.median(scores)}
+    )
     bars = {"bins": np.linspace(0, 1, 41), "log": True}
     axes.hist(scores if truth is None else scores[~truth], color=colour("general"), label="other", **bars)
     if truth is not None:
@@ -75,6 +77,7 @@ def plot_score_histogram(
             )
     axes.yaxis.set(major_formatter="{x:,.0f}", minor_formatter=NullFormatter())
     legend(figure, "upper left", ncols=2)
+
     return figure
 
 
@@ -123,6 +126,7 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
         _token_axis(axes, boundary)
         axes.set_title(_PANELS[metric])
     legend(figure, "upper left", handles=grid[0].lines[: len(arms)], ncols=4)
+
     return figure
 
 
@@ -183,7 +187,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
     ours = tests[tests["reference"] == reference]
     panels = [(f"{metric_name(metric)}, tasks", metric, MACRO), ("bits per byte, general text", BITS, GENERAL)]
     macro = ours[(ours["metric"] == metric) & (ours["task"] == MACRO)].set_index("arm")
-    sure = macro[macro["enough"] & (macro["p_holm"] < ALPHA)]["gain"]
+    sure = macro[macro["shown"]]["gain"]
     better, worse = (", ".join(map(label, sure.index[side])) or "none" for side in (sure > 0, sure < 0))
     facts = {"metric": metric_name(metric), "name": label(reference), "arms": len(macro)}
     facts |= {"better": better, "worse": worse}
@@ -197,7 +201,7 @@ def plot_gain_and_forgetting(tests: pd.DataFrame, reference: str, metric: str = 
         for height, row in enumerate(part[::-1].itertuples()):
             ends, ink = [scale * row.gain_low, scale * row.gain_high], colour(row.Index)
             axes.plot(ends, [height] * 2, color=ink, linewidth=2, alpha=0.55)
-            axes.plot(scale * row.gain, height, marker(row.Index), color=ink, markersize=5)
+            axes.plot(scale * row.gain, height, marker=marker(row.Index), color=ink, markersize=5)
         told = {
             row["arm"]: "{gain}, p {p}".format(**words(row))
             for row in part[known].reset_index().to_dict("records")

@@ -117,11 +117,10 @@ def twin(texts: pd.DataFrame) -> str:
     """The map as a page to point at and to search, its texts escaped."""
     kinds = [{"name": name, "colour": colour(kind)} for kind, name in KINDS.items()]
     numbers = texts["kind"].map(list(KINDS).index)
-    begin = texts["text"].str[:_BEGINNING]
-    rows = zip(texts["x"].round(3), texts["y"].round(3), numbers, texts["task"], begin, strict=True)
+    places, begin = (texts["x"].round(3), texts["y"].round(3)), texts["text"].str[:_BEGINNING]
     return jinja2.Template(
         Path(__file__).with_name("map.html.jinja").read_text(encoding="utf-8"), autoescape=True
-    ).render(data={"kinds": kinds, "points": list(rows)})
+    ).render(data={"kinds": kinds, "points": list(zip(*places, numbers, texts["task"], begin, strict=True))})
 
 
 @styled
@@ -152,6 +151,7 @@ def plot_map(coordinates: pd.DataFrame, nearest: pd.DataFrame) -> KitFigure:
         axes.scatter(parts[kind]["x"], parts[kind]["y"], size, facecolors=inside, rasterized=many, **look)
     _name_tasks(axes, pd.concat([parts["questions"], parts["downstream"]]))
     legend(figure, "lower left", ncols=2, markerscale=1.5)
+
     return figure
 
 

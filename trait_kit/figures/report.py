@@ -27,9 +27,10 @@ _SAMPLED = ("selections/[!.]*.parquet", "passages.parquet", "rejected.parquet")
 
 def write_report(*run_dirs: Path | str) -> Path:
     """Write report.html of what a run holds by now, or of several side by side, beside the first; return its path."""
-    folders = [folder for name in run_dirs if not (folder := Path(name).resolve()).is_file()]
-    for folder in folders or map(Path, run_dirs):
-        if not any((folder / name).exists() for name in runs.STEPS):
+    given = [folder for name in run_dirs if not (folder := Path(name).resolve()).is_file()]
+    folders = [folder for folder in given if any((folder / name).exists() for name in runs.STEPS)]
+    for folder in [folder for folder in given or map(Path, run_dirs) if folder not in folders]:
+        if not folders or not folder.is_dir():
             raise TraitError(f"{folder} is not a run folder. First: trait-kit run params/demo.yaml.")
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
@@ -52,8 +53,8 @@ def _context(run_dir: Path) -> dict[str, Any]:
     parameters = {
         key: value for step in steps.values() for key, value in step["record"].get("params", {}).items()
     }
-    shipped = set(parameters.get("tasks", [])) & set(task_names())
     provenance, written = run_dir / "provenance.json", run_dir / "params.yaml"
+
     return {
         "run_name": run_dir.name,
         "steps": steps,
@@ -61,7 +62,11 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "results": results,
         "cost": _cost(run_dir, [step["record"] for step in steps.values() if step["record"]]),
         "parameters": parameters,
-        "sources": {task: load_task(task).source.partition("/")[0] for task in sorted(shipped)},
+        "sources": {
+            task: load_task(task).source.partition("/")[0]
+            for task in task_names()
+            if task in parameters.get("tasks", [])
+        },
         "provenance": read_json(provenance) if provenance.exists() else {},
         "parameter_file": written.read_text("utf-8") if written.exists() else "",
     }

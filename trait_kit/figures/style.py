@@ -80,10 +80,11 @@ def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
 
 
 def _of(name: str) -> Sequence[str]:
-    """Colour, marker and label; an arm that the kit does not know gets its colour from its name alone."""
+    """Colour, marker and label; one that the kit does not know has a colour by its name and its first letter."""
     name = name.removesuffix(FINE_TUNED)
     number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], "X", spelt(name))
+    sign = f"${name[0]}$" * (name.isascii() and name[0].isalnum()) or "8"
+    return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], sign, spelt(name))
 
 
 def spelt(name: str) -> str:
@@ -129,6 +130,7 @@ def new_figure(
         axes.remove()
     for axes in grid[:panels]:
         axes.set(xlabel=says.get("x"), ylabel=says.get("y"))
+
     return figure, grid[:panels]
 
 

@@ -47,10 +47,10 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
     rivals = by_main[by_main["task"] == MACRO].set_index("arm", drop=False)
     control = control_of(list(rivals.index), reference, control)
     row = rivals.loc[control]
-    sure, better, lower = row["p_holm"] < ALPHA, row["gain"] > 0, tests["gain"] < 0
-    shown = lower & (tests["p_holm"] < ALPHA)
+    better, lower = row["gain"] > 0, tests["gain"] < 0
+    found = lower & (tests["p_holm"] < ALPHA)
     beside = lower & macro & (tests["arm"] == control) & (tests["metric"] != metric)
-    worse = tests[shown | beside].sort_values("p_holm", kind="stable")
+    worse = tests[found | beside].sort_values("p_holm", kind="stable")
     general = tests[tests["task"].str.startswith(HELD_OUT) & (tests["task"] != f"{HELD_OUT}in_domain")]
     told = {"worse": worse, "forgetting": general[general["arm"].isin(["base", control, "selected"])]}
     of_tasks = set(tests.loc[~tests["task"].str.startswith(HELD_OUT), "task"])
@@ -65,8 +65,8 @@ def verdict(tests: pd.DataFrame, wanted_metric: str, reference: str, control: st
 
     return {
         "question": str(SAY.question(reference, control)),
-        "headline": str(SAY.headline(cells.words(row), sure, better, len(rivals))).replace("\n", ""),
-        "good": bool(row["enough"] and sure and better and not shown.any()),
+        "headline": str(SAY.headline(cells.words(row), better, len(rivals))).replace("\n", ""),
+        "good": bool(row["shown"] and better and not found.any()),
         "main_metric": metric,
         "control_arm": control,
         **{
@@ -114,6 +114,7 @@ def read(run_dir: Path, folder: Path | None = None) -> Evidence:
         write_items(outcomes, folder, pd.concat([tests, pairs]))
         for name, table in made.items():
             table.save(folder, name)
+
     return Evidence(
         reference, metric, arms, tests, verdict(tests, wanted, reference, asked.get("control_arm", "")), made
     )
@@ -183,19 +184,22 @@ def contamination_table(outcomes: pd.DataFrame, run_dir: Path) -> Table:
     )
     screened = pd.read_parquet(run_dir / "03_write_passages" / "screened.parquet").groupby("task")
     rejected = pd.read_parquet(run_dir / "03_write_passages" / "rejected.parquet")
-    leaked = rejected.loc[rejected["reason"].str.startswith("contamination:"), "tasks"]
     counts = {
         "Test items": tested,
         "of these in a web document": web["question_id"].nunique(),
         "Web documents removed": web["id"].nunique(),
         "Training problems": screened["problems"].sum(),
         "of these removed": screened[list(REASONS[:2])].sum().sum(axis=1),
-        "Passages rejected": leaked.map(set).explode().value_counts(),
+        "Passages rejected": rejected.loc[rejected["reason"].str.startswith("contamination:"), "tasks"]
+        .map(set)
+        .explode()
+        .value_counts(),
     }
     frame = pd.DataFrame(counts).reindex(tested.index).fillna(0)
     columns = {name: [f"{count:,.0f}" for count in (*frame[name], frame[name].sum())] for name in frame}
     left_out = (runs.recorded(run_dir, "01_domain_classifier") or {"summary": {}})["summary"].get("left_out", {})
     said = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "none"
+
     return cells.made("contamination", {"Task": [*map(spelt, tested.index), "all"]} | columns, left_out=said)
 
 
@@ -264,7 +268,7 @@ class _Arms:
         rows, metric, column = self.rows[task].reindex(names), BITS if task in DOCUMENTS else self.metric, []
         best = rows["mean"].min() if metric in LOWER_IS_BETTER else rows["mean"].max()
         for arm, mean, low, high in rows[["mean", "low", "high"]].itertuples(name=None):
-            sure = self.tested(starred_against, arm, task).get("p_holm", 1) < ALPHA
+            sure = self.tested(starred_against, arm, task).get("shown", False)
             small = cells.interval_text(low, high, metric, number_text) + "*" * sure
             if task in DOCUMENTS:
                 gain = self.pair(arm, "base", task)
@@ -307,8 +311,6 @@ def _compared(row: Mapping[str, Any]) -> dict[str, Cell | str]:
         "Means": Cell(means, link=link),
         "Gain [interval]": Cell(said["gain"], said["interval"], link=link),
         "p (Holm)": Cell(said["p"], link=link),
-        "Better": label(reference if row["gain"] > 0 else arm)
-        if row["p_holm"] < ALPHA and row["enough"]
-        else "–",
+        "Better": label(reference if row["gain"] > 0 else arm) if row["shown"] else "–",
         "Smallest that could show": said["smallest"],
     }

@@ -25,8 +25,7 @@ def write_study(run_dirs: Sequence[Path | str], folder: Path) -> str:
     """Write study.csv and its figure into `folder`; return what they say."""
     table = study(run_dirs)
     write_csv(table, folder / "study.csv")
-    figure = plot(table).save(folder, "study")
-    return f"{verdict(table)}. Table: {folder / 'study.csv'}; figure: {figure}"
+    return f"{verdict(table)}. Table: {folder / 'study.csv'}; figure: {plot(table).save(folder, 'study')}"
 
 
 def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
@@ -65,6 +64,7 @@ def study(run_dirs: Sequence[Path | str]) -> pd.DataFrame:
         }
         rows.append(row | changes)
         before = names
+
     return pd.DataFrame(rows).astype({"tokens": int})
 
 

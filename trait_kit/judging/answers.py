@@ -65,6 +65,7 @@ def judge(
         (found for answer in _announced(text) if (found := reader.announced(answer)) is not None), None
     )
     flexible = bool(reader.unannounced(text) if verdict is None else verdict)
+
     return flexible, flexible and any(map(reader.whole, _asked_for(text)))
 
 

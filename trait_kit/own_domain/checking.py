@@ -20,7 +20,7 @@ from trait_kit.evaluation import suites
 from trait_kit.evaluation.comparison import MIN_ITEMS, clusters_needed
 from trait_kit.models import load_tokenizer, token_counter
 from trait_kit.own_domain.scaffold import about_tokens
-from trait_kit.params import WRITTEN, Common, Experiment, PassageParams
+from trait_kit.params import Common, Experiment, PassageParams
 from trait_kit.passages import writing
 from trait_kit.passages.grouping import plan_groups
 from trait_kit.passages.material import Group
@@ -71,7 +71,7 @@ def check(path: Path) -> Checked:
             with told.part():
                 of_hub = f"In-domain documents: {p.in_domain}, read by the run."
                 told.found.append(of_hub if p.in_domain.startswith("hf:") else in_domain_documents(p).said)
-        if reached and not told.errors and experiment.training.sources & set(WRITTEN):
+        if reached and not told.errors:
             _passages(experiment.passages, told)
     return told
 
@@ -136,7 +136,11 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
                 told.warnings.append(
                     f"{len(problems)} test items, {clusters} clusters: a verdict needs {MIN_ITEMS} in {needed}. Bring more."
                 )
+    if (config := experiment.training.accelerate_config) and not Path(config).is_file():
+        told.errors.append(f"accelerate_config: there is no file {config}.")
     with told.part():
+        if foreign := experiment.evaluation.foreign_tasks:
+            load_problems(foreign, "test", 1, p.seed)
         examples = suites.worked_examples(experiment.evaluation)
         for task in load_tasks(p.tasks):
             suites.shown(task, examples, suites.n_examples(experiment.evaluation, task))

@@ -19,7 +19,7 @@ from resiliparse.parse.lang import detect_fast
 from trait_kit import runs
 from trait_kit.engine.files import TraitError, read_yaml, write_text
 from trait_kit.fields import FORMS, FieldError, Row, fill, one_line, read_rows, usable
-from trait_kit.judging.answers import is_mathematical
+from trait_kit.judging.answers import LANGUAGES, is_mathematical
 from trait_kit.judging.numbers import quantity
 from trait_kit.reading.readers import hub_data
 from trait_kit.reading.streams import find, format_of, is_url
@@ -136,6 +136,7 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
     values |= {"said": f"{kind}: {_named(ours)}", "kind": kind, "metrics": _KNOWN["metrics"][kind]}
+    values |= {"language": detect_fast(" ".join(map(str, columns[ours["question"]])))[0], "known": LANGUAGES}
 
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 
@@ -160,10 +161,9 @@ def _head(source: str) -> list[Row]:
 
 
 def _columns(rows: list[Row]) -> Columns:
-    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
     return {
         name: values
-        for name in names
+        for name in dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
         if (values := [row[name] for row in rows if row.get(name) not in (None, "")])
     }
 

@@ -171,7 +171,7 @@ def _reasoning(group: Group, draft: Draft) -> Iterator[str]:
             yield f"the paragraph of problem {row.id} only states an answer"
 
 
-def _gold(group: Group, draft: Draft) -> Iterator[str]:
+def _gold_answer(group: Group, draft: Draft) -> Iterator[str]:
     for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         right, found = reaches(row.answer, paragraph, row.choices or (), row.question)
         if not right:
@@ -216,6 +216,7 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
         yield f"does not name {shared}"
     tasks = [row.task.replace("_", " ") for row in rows]
     names, marked, runs = marks_of(tasks), _marks(rows, draft.paragraphs), [_runs(row) for row in rows]
+
     for place, (row, task, own_runs) in enumerate(zip(rows, tasks, own_of(runs), strict=True)):
         quoted = {run for run in runs[place] if f" {run} " in f" {_plain(text)} "}
         by_task = tasks.count(task) == 1 and plain_words(task) in plain_words(text)
@@ -246,11 +247,6 @@ def _plain(text: str) -> str:
 
 
 OWN_CHECKS: dict[str, Callable[[Group, Draft], Iterator[str]]] = {
-    "form": _form,
-    "language": _language,
-    "reasoning": _reasoning,
-    "gold answer": _gold,
-    "arithmetic": _arithmetic,
-    "own problem": _own_problem,
-    "enlightenment": _enlightenment,
+    check.__name__[1:].replace("_", " "): check
+    for check in (_form, _language, _reasoning, _gold_answer, _arithmetic, _own_problem, _enlightenment)
 }

@@ -149,6 +149,7 @@ def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFr
         columns=[*REASONS, "kept"], fill_value=0
     )
     table.insert(0, "problems", problems.groupby("task").size())
+
     return problems[dropped.isna()].reset_index(drop=True), table.rename_axis(columns=None).reset_index()
 
 

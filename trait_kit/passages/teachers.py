@@ -105,8 +105,7 @@ class Teacher:
     def _requests(self, group: Group, paragraphs: Sequence[str]) -> list[Request]:
         """For an enlightenment: one, or one a sentence. Why others were refused stands in them."""
         requests, whole = [], self.params.teacher_steps == "paragraph"
-        places = [None, *range(0 if whole else len(group.rows))]
-        for number, place in enumerate(places if self.endpoint else []):
+        for number, place in enumerate([None, *range(0 if whole else len(group.rows))] if self.endpoint else []):
             part = "enlightenment" if whole else "sentence" if number else "opening"
             told = functools.partial(
                 prompts.conversation, self._wording(group), part, group, paragraphs, place or 0

@@ -78,6 +78,7 @@ def write_passages(step) -> Written:
     screened.to_parquet(folder / "screened.parquet")
     coverage(groups, problems).to_parquet(folder / "coverage.parquet")
     write_json(folder / "bill.json", bill)
+
     return Written.load(folder)
 
 
@@ -179,6 +180,7 @@ def judged(
     """The row of each draft, judged in their order; `reason` is empty where it passed every check."""
     texts = [compose_text(group.rows, draft) for group, draft in zip(groups, drafts, strict=True)]
     beside.begin(texts, [draft.enlightenment for draft in drafts])
+
     for place, n_tokens in enumerate(count_tokens(texts).tolist()):
         group, draft = groups[place], drafts[place]
         fits = MIN_TOKENS <= n_tokens <= max_tokens

@@ -63,9 +63,11 @@ class Part(NamedTuple):
 
 
 class Refused(ValueError):
-    """Why a row cannot be used: a reason, ': ', details."""
+    """Why a row cannot be used: a reason, ': ', details; `records`, about, are lost with it."""
 
-    records = 1  # that are lost with it, about
+    def __init__(self, why: str, records: int = 1) -> None:
+        super().__init__(why)
+        self.records = max(1, records)
 
 
 def parted(found: pa.Table, origin: str) -> Part:
@@ -224,9 +226,8 @@ def hub_data(rest: str) -> Any:
 
 def read_lines(name: str, columns: Columns) -> Iterator[Part]:
     """The documents of JSON lines, a JSON array or a table in text (CSV), `PART_BYTES` at a time."""
-    found = _documents(name, columns)
     for some in constrained_batches(
-        found, PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False
+        _documents(name, columns), PART_BYTES, get_len=lambda row: 200 + len(row.get("text", "")), strict=False
     ):
         yield parted(pa.Table.from_pylist(some, FOUND), name)
 
@@ -239,8 +240,7 @@ def _documents(name: str, columns: Columns) -> Iterator[dict[str, Any]]:
                 if record is not None:
                     yield {"row": row, **_strings(record, columns)}
             except ValueError as error:
-                lost = getattr(error, "records", 1)
-                yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": lost}
+                yield {"row": row, "reason": f"{UNREADABLE}: {error}", "records": getattr(error, "records", 1)}
     except streams.Damaged as damage:
         yield torn(row, damage, streams.documents_in(name, damage.lost, row, damage.good))
         return
@@ -254,7 +254,7 @@ def _strings(record: Any, columns: Columns) -> dict[str, str]:
     text = record.get(columns.text) if isinstance(record, dict) else None
     if not isinstance(text, str):
         found = listed(record) if isinstance(record, dict) else type(record).__name__
-        raise Refused(f"it has no string '{columns.text}', but {found}")
+        raise Refused(f"it has no string '{columns.text}', but {found}", str(record).count("{'") - 1)
     text.encode()  # broken bytes, and half a surrogate pair, are no characters
     others = {name: _printed(record.get(getattr(columns, name))) for name in ("id", "source", "url")}
     others = {name: it.encode("utf-8", "backslashreplace").decode() for name, it in others.items() if it}
@@ -281,7 +281,8 @@ def _of_json(line: str) -> Any:
         return json.loads(line) if line.strip() else None
     except (ValueError, RecursionError) as error:
         long = len(line.encode(errors="surrogateescape")) >= streams.LINE_BYTES
-        return Refused("longer than 32 MB, which is no document" if long else f"not valid JSON: {error}")
+        why = "longer than 32 MB, which is no document" if long else f"not valid JSON: {error}"
+        return Refused(why, line.count('{"'))
 
 
 def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
@@ -291,7 +292,7 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
     try:
         names = [name.strip() for name in rows.fieldnames or []]
     except csv.Error as error:
-        raise streams.Damaged(f"its first line cannot be read: {error}") from None
+        raise streams.Damaged(f"its first line cannot be read: {error}", len(head)) from None
     if not text and len(set(names)) < len(names):
         raise streams.Damaged(f"two columns have one name: {listed(names)}")
     problem = text and _text_problem(pa.schema([(name, pa.string()) for name in names]), text)

@@ -19,32 +19,29 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-from trait_kit.engine.files import TraitError
+from trait_kit.engine.files import TraitError, read_yaml
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-# about how many bytes on disk a document takes; compressed, 2.5 times fewer
-FORMATS = {".parquet": 1_500, ".jsonl": 3_000, ".ndjson": 3_000, ".json": 3_000, ".warc": 60_000, ".wet": 6_000}
-FORMATS |= {".csv": 1_500, ".tsv": 1_500} | dict.fromkeys((".txt", ".md", ".html", ".htm", ".pdf"), math.inf)
+_KNOWN = read_yaml(Path(__file__).with_name("streams.yaml"))
+FORMATS, _TAGS, _LARGER = (_KNOWN[name] for name in ("formats", "tags", "larger_encodings"))
 _PACKINGS = {  # Arrow's zstd knows no window of more than 128 MB
     ".gz": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, "r"), "gzip"),
     ".zst": lambda stream: zstd.ZstdFile(stream, options={zstd.DecompressionParameter.window_log_max: 31}),
 }
-_TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5")  # what stores call the digest of a file
 _STEP = 1 << 12  # bytes read or decompressed at once, which damage costs before it
 LINE_BYTES = 32_000_000  # of a longer line little more is read
 _PIECES, _PIECE = 16, 1 << 20  # bytes of a file by which it is known: all of up to 16 MB
-# on the web these labels mean more than Python's codecs of the name (WHATWG Encoding Standard)
-_LARGER = {"shift_jis": "cp932", "euc_kr": "cp949", "gbk": "gb18030", "big5": "big5hkscs"}
 _CHECK = "Check the address, the network, and the credentials that its store asks for."
 
 log = logging.getLogger(__name__)
@@ -138,6 +135,7 @@ def find(spec: str) -> list[Source]:
         raise TraitError(f"No file matches {spec}. {_CHECK if is_url(spec) else here}")
     names = _readable(spec, names) if folder else names
     named = store.unstrip_protocol if is_url(path) else str if os.path.isabs(path) else os.path.relpath
+
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda name: _source(named(name), inside[name]), names))
 
@@ -264,7 +262,8 @@ def lines(name: str, strict: bool = False) -> Iterator[str]:
                 return line.decode("cp1252", "replace")
 
         array = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        if format_of(name)[0] == ".json" and (array or not strict):
+        kind = format_of(name)[0]
+        if (array and kind not in (".csv", ".tsv")) or (kind == ".json" and not strict):
             data = stream.read()
             try:
                 values = json.loads(decoded(data))
@@ -273,7 +272,7 @@ def lines(name: str, strict: bool = False) -> Iterator[str]:
                     values = lists[0] if len(lists) == 1 else [{"id": key, **row} for key, row in values.items()]
                 yield from map(json.dumps, values)
             except (ValueError, TypeError, RecursionError) as error:
-                if array:
+                if array and kind == ".json":
                     raise Damaged(f"no JSON array: {error}", len(data)) from error
                 stream = io.BytesIO(data)
         while line := stream.readline(LINE_BYTES):

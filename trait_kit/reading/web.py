@@ -18,6 +18,7 @@ import logging
 import pickle
 import re
 import signal
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from trait_kit.reading.readers import DAMAGED, FOUND, NO_TEXT, SKIPPED, UNREADAB
 PAGE_BYTES = 8_000_000  # a larger page is not parsed
 _FILE_BYTES = 100_000_000  # nor a larger file, of one document each
 _PDF_PAGES = 60  # as many times longer than a page of the web a PDF may take
-_RULES = 9  # raised whenever the same file would give others
+_RULES = 10  # raised whenever the same file would give others
 _PART_ROWS = 500
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")  # many in what is compressed or encrypted
 _FORMULAS = read_yaml(Path(__file__).with_name("formulas.yaml"))
@@ -114,8 +115,11 @@ def _records(steps: streams.Steps) -> Iterator[tuple[int, int, Any]]:
         body = record.reader.read(PAGE_BYTES + (1 << 16))
         if len(body) + record.reader.consume() == length and not re.search(rb"\nWARC/\d\.\d+\r?\nWARC-", body):
             record.set_bytes_content(body)
-            head = sum(len(name) + len(value) + 4 for name, value in record.headers)
-            yield start, start + head + length, record
+            yield (
+                start,
+                start + length + sum(len(name) + len(value) + 4 for name, value in record.headers),
+                record,
+            )
     yield steps.tell(), 0, None
 
 
@@ -175,7 +179,7 @@ def _of_file(name: str, body: bytes) -> tuple[str, int, str]:
 
 
 def _checked(text: str) -> str:
-    if len(_CONTROL.findall(text, 0, 2_000)) > 40:
+    if len(_CONTROL.findall(text, 0, 2_000)) > min(40, len(text) // 20):
         raise Refused(f"{UNREADABLE}: its body is no text")
     return text
 
@@ -209,6 +213,10 @@ def _decoded(packed: bytes) -> tuple[Any, bytes]:
             record.parse_http(quirks_mode=True, auto_decode=encodings)
             body = record.reader.read(PAGE_BYTES + 1)
             break
+    zipped = body[:2] == b"\x1f\x8b"  # what servers call deflate may be raw
+    if zipped or (record.is_http and "deflate" in (record.http_headers.get("Content-Encoding") or "")):
+        with contextlib.suppress(zlib.error):
+            body = zlib.decompress(body, 31 if zipped else -15)
     return record, body
 
 

@@ -1,5 +1,1 @@
 """Selection of web text that looks like the in-domain seed (paper, section 3.1): train, score, choose by token budget."""
-
-from trait_kit.engine.scorer import NgramScorer
-
-__all__ = ["NgramScorer"]

@@ -27,7 +27,7 @@ from trait_kit.models import token_counter
 from trait_kit.params import Method
 from trait_kit.selection.budget import EVERYTHING, Limits, cut_value, drop, rank, rank_values, take
 from trait_kit.selection.disjoint import ALIKE, find_items, held_out_texts, in_domain_documents
-from trait_kit.selection.documents import id_hashes, list_shards, on_topic, read_rows, sample
+from trait_kit.selection.documents import id_hashes, list_shards, on_topic, read_rows, refuse_inside, sample
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.scoring import (
     ModelFiles,
@@ -96,6 +96,7 @@ def select(
     now = list_shards(scored["corpus"], scored["seed"], shard_rows=scored["documents_per_shard"])
     if changed := {*scoring.shards} - {*now}:
         raise TraitError(f"{changed.pop().source} has changed since it was scored. Score it again.")
+    refuse_inside(folder, now)
     job = {
         "scoring": str(scoring.folder),
         "scored": digest(scored),
@@ -262,9 +263,9 @@ def filter_web(step: Any) -> Selected:
         in_domain, place = in_domain_documents(p).documents["text"], Place(p.executor, p.workers, p.slurm)
         options = p.model_dump(include={"seed", "documents_per_shard", "max_quarantined"})
         scored = score_corpus(p.web, _model_files(step, in_domain), step.path("scores"), **options, place=place)
-        limits = Limits(p.token_budget, **p.model_dump(include={"min_tokens", "max_tokens", "min_educational"}))
         select(
-            *(scored, step.path("selections"), p.methods, limits),
+            *(scored, step.path("selections"), p.methods),
+            Limits(p.token_budget, **p.model_dump(include={"min_tokens", "max_tokens", "min_educational"})),
             **p.model_dump(include={"base_model", "seed", "near_duplicate"}),
             tested=texts_of_tests(p.tasks, p.test_items_per_task, p.seed),
             in_domain=in_domain,

@@ -158,10 +158,8 @@ def _top_ngrams(scorer: NgramScorer, pairs: dict[str, str]) -> pd.DataFrame:
         frame.assign(side=side, weight=weights[:, scorer.column(side)].astype(float))
         for side in (IN_DOMAIN, GENERAL)
     ]
-    found = pd.concat(
-        [side[side["weight"] > 0].nlargest(_TOP_NGRAMS, "weight") for side in sides], ignore_index=True
-    )
-    return found[["side", "ngram", "weight", "documents"]]
+    tops = [side[side["weight"] > 0].nlargest(_TOP_NGRAMS, "weight") for side in sides]
+    return pd.concat(tops, ignore_index=True)[["side", "ngram", "weight", "documents"]]
 
 
 def _fit(

@@ -59,11 +59,9 @@ class InDomain:
 def in_domain_documents(p: Common) -> InDomain:
     """Load and screen the in-domain documents."""
     documents = load_documents(p.in_domain, p.seed)
-    tested = texts_of_tests(p.tasks, p.test_items_per_task, p.seed)
     ids, texts = documents["id"].to_pylist(), documents["text"]
-    found = (
-        find_items(tested, texts, ids).sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
-    )
+    found = find_items(texts_of_tests(p.tasks, p.test_items_per_task, p.seed), texts, ids)
+    found = found.sort_values("part", ascending=False, kind="stable").drop_duplicates("id")
     held = found.assign(reason="holds a test item's " + found["part"], item="(" + found["question_id"] + ")")
     held_out = minhash.signatures(held_out_texts([p.in_domain, p.web], p.seed))
     again = pd.DataFrame(

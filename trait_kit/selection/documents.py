@@ -19,6 +19,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -98,15 +99,22 @@ def list_shards(spec: str, seed: int = 0, *, shard_rows: int = 50_000) -> list[S
         data = demo.part(rest, seed) if kind == "demo" else readers.hub_data(rest)
         size = 0 if kind == "demo" else data.data.nbytes
         state = f"{demo.demo_digest(f'demo:{rest}')} {seed}" if kind == "demo" else data._fingerprint
-        starts = range(0, max(len(data), 1), shard_rows)
         pieces = [
-            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state) for first in starts
+            Shard(0, f"{kind}:{rest}", first, min(first + shard_rows, len(data)), state)
+            for first in range(0, max(len(data), 1), shard_rows)
         ]
     share = 0.0 if kind == "demo" else float(columns.held_out)
     if 0 < size <= 4_000_000 and len({piece.source for piece in pieces}) == 1:
         share = _exact_share(pieces[0].source, columns, pieces[0].key)
     shards = [piece._replace(number=n, held_out=share, columns=columns) for n, piece in enumerate(pieces)]
     return [shard._replace(key=digest([_RULES, *shard])) for shard in shards]
+
+
+def refuse_inside(folder: Path, shards: Iterable[Shard]) -> None:
+    """TraitError where an input lies in the folder that is written into."""
+    names = itertools.chain.from_iterable(shard.source.splitlines() for shard in shards)
+    if inside := next((name for name in names if Path(name).resolve().parent == folder.resolve()), ""):
+        raise TraitError(f"{inside} lies in {folder}, which is written into. Name another folder.")
 
 
 def _cut_files(sources: list[Source], shard_rows: int) -> list[Shard]:

@@ -62,10 +62,12 @@ def read_rating(answer: str) -> int:
 def conversation(text: str) -> list[dict[str, str]]:
     """The criteria, and a document's beginning as a line of JSON, in which no marker can occur."""
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
-    system = _PROMPT.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}")
     line = json.dumps({"text": text}, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
     return [
-        {"role": "system", "content": system},
+        {
+            "role": "system",
+            "content": _PROMPT.render(cut=len(text) == MAX_CHARACTERS, limit=f"{MAX_CHARACTERS:,}"),
+        },
         {"role": "user", "content": f"<<<DOCUMENT\n{line}\nDOCUMENT>>>"},
     ]
 

@@ -5,7 +5,6 @@ missing or changed is computed. Another budget, threshold or method needs no sco
 """
 
 import functools
-import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from trait_kit.engine.ngrams import text_array
 from trait_kit.engine.scorer import NgramScorer
 from trait_kit.engine.shards import Place, Work, claim, run
 from trait_kit.reading.readers import SKIPPED, Columns
-from trait_kit.selection.documents import Shard, list_shards, read_shard
+from trait_kit.selection.documents import Shard, list_shards, read_shard, refuse_inside
 from trait_kit.selection.dsir import DsirModel
 from trait_kit.selection.educational import LABELS, label_points
 
@@ -172,9 +171,7 @@ def score_corpus(
     TraitError where more than the share `max_quarantined` of the documents is lost (`Scoring.losses`).
     """
     shards, folder = list_shards(spec, seed, shard_rows=documents_per_shard), made_folder(folder).resolve()
-    names = itertools.chain.from_iterable(shard.source.splitlines() for shard in shards)
-    if inside := next((name for name in names if folder in Path(name).resolve().parents), ""):
-        raise TraitError(f"{inside} lies in {folder}, where the scores are to go. Name another folder for them.")
+    refuse_inside(folder, shards)
     for name in ("domain", "educational"):  # a .bin is folded once, for all workers to map
         if (path := getattr(files, name)).endswith(".bin"):
             folded = folder / f"{content(path)[:20]}.safetensors"

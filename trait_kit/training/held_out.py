@@ -81,8 +81,7 @@ def token_losses(
     Logits, the largest tensor of a small model, are made only at the places where some row has a label, without the copies
     that the library's loss makes.
     """
-    wanted = labels[:, 1:] != IGNORED
-    places = wanted.any(0).nonzero()[:, 0]
+    places = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
     asked = {"input_ids": input_ids, "position_ids": position_ids, "logits_to_keep": places, "use_cache": False}
     logits = model(**asked).logits.float().flatten(0, 1)
     targets = labels[:, 1:][:, places].flatten()

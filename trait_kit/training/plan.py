@@ -104,9 +104,8 @@ def plan_stages(
         for mixture, budget in zip(stages, params.stage_tokens, strict=True):
             weights = parameters.weights(mixture)  # in alphabetical order, so a+b and b+a are one stage
             texts = {source: digests[source] for source in weights}
-            steps = budget // params.tokens_per_batch
             named = "+".join(f"{weight}*{source}" if weight > 1 else source for source, weight in weights.items())
-            reads = {"mixture": named, "steps": steps, "texts": texts}
+            reads = {"mixture": named, "steps": budget // params.tokens_per_batch, "texts": texts}
             chain.append(_next(chain, "+".join(texts), [shape, reads, *shared], **reads, **own))
     if params.fine_tune_epochs:
         batch = params.fine_tune_tokens_per_batch or params.tokens_per_batch

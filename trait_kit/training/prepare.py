@@ -150,6 +150,7 @@ def _stream(
     columns = {"document": usable[document], "start": first, "length": length, "offset": start + ends - length}
     small = {"document": "int32", "start": "int32", "length": "int32", "turn": "float32"}  # of ten million pieces
     table = pd.DataFrame({**columns, "whole": whole, "turn": ends / share}).astype(small)
+
     return table[table["length"] == lengths[table["document"]]] if whole else table
 
 

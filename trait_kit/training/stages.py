@@ -28,10 +28,6 @@ from trait_kit.training import worker
 from trait_kit.training.plan import PROBLEMS, Job, Stage, plan_stages, processes
 
 FINE_TUNING_PROBLEMS = 10_000  # of each task, at most
-COLUMNS = [
-    "arm", "stage", "name", "mixture", "tokens", "steps", "padding", "seconds", "tokens_per_second", "micro_batch",
-    "peak_memory_gb", "precision", "attention", "device", "processes", "sharding", "shared", "new",
-]  # fmt: skip
 Pairs = Sequence[Sequence[str]]
 Inputs = tuple[Mapping[str, Path], Mapping[str, Pairs]]  # Parquet files with a column `text`, held-out sets
 
@@ -43,8 +39,8 @@ class TrainingResult:
     log: the 'log' table; a shared stage's rows are in each of its arms. models: arm -> folder of its model (transformers
     format), of fine-tuned ones too, not of the untrained 'base'. accounting: arm, stage, source, tokens, epochs (over the
     source, within the stage), available (tokens that may be read), documents (read, with repeats), share (of the source's
-    documents, read at all), cut (of those read), too_long (never read: fits in no row, may not be cut). stages: COLUMNS;
-    padding is the share of empty slots, shared: trained once for several arms, new: by the call that wrote it.
+    documents, read at all), cut (of those read), too_long (never read: fits in no row, may not be cut). stages: a table
+    of tables.yaml.
     """
 
     log: pd.DataFrame
@@ -141,6 +137,7 @@ def prepare_job(params: TrainingParams, inputs: Inputs, out_dir: Path) -> Job:
     if job.stages:
         tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
         print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens; {done} stage(s) are done.", flush=True)
+
     return job
 
 
@@ -158,7 +155,7 @@ def finish(job: Job) -> TrainingResult:
         accounting=pd.DataFrame(
             [{"arm": report["arm"], **row} for report in reports for row in report["accounting"]]
         ),
-        stages=stages[COLUMNS],
+        stages=stages[tables.SCHEMAS["stages"].names],
     )
 
 
@@ -236,6 +233,7 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
                 )
                 for row in rows.itertuples()
             ]
+
     return pairs
 
 

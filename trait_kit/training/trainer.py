@@ -13,15 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from trait_kit.engine import child
-from trait_kit.engine.files import TraitError, read_json, write_json
+from trait_kit.engine.files import TraitError, read_json, read_yaml, write_json
 from trait_kit.engine.machine import peak_memory_gb
 from trait_kit.training.held_out import encode, score, token_losses
 from trait_kit.training.learning_rate import wsd_factor
 from trait_kit.training.plan import Job, Stage, processes
 from trait_kit.training.tokens import Rows
 
-WEIGHT_DECAY, ADAM_BETA2 = 0.1, 0.95
-CHECKPOINTS_KEPT = 2  # of the stage that is being trained
+_ALWAYS = read_yaml(Path(__file__).with_name("trainer.yaml"))
 CHECKPOINT_MARK = "complete.json"  # written last: a checkpoint without it was torn by a kill
 PROGRESS_SECONDS = 10.0
 STOP = threading.Event()  # set by SIGTERM: finish the step, write a checkpoint and leave
@@ -205,30 +204,20 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         torch.utils.deterministic.fill_uninitialized_memory = False
     # The experiment decides, not the launcher's file.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision == "bfloat16" else "no"
+
     return TrainingArguments(
         output_dir=str(job.work / stage.name),
         max_steps=stage.steps,
-        train_sampling_strategy="sequential",  # the plan has shuffled the rows
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         learning_rate=stage.learning_rate,
-        lr_scheduler_type="cosine",  # of fine-tuning
         warmup_steps=params.warmup_fraction,
-        weight_decay=WEIGHT_DECAY,
-        adam_beta2=ADAM_BETA2,
-        optim="adamw_torch_fused",
         bf16=precision == "bfloat16",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide exactly what must stop the run
-        save_strategy="no",  # on_step_end asks
-        save_total_limit=CHECKPOINTS_KEPT,
-        disable_tqdm=True,
-        use_cache=True,  # what the saved model is to do when it generates; training asks for none
         seed=params.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,
-        ddp_find_unused_parameters=False,
+        **_ALWAYS,
     )
 
 

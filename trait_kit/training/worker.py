@@ -38,16 +38,8 @@ def run(job: Job, on_line: Callable[[str], None]) -> None:
     if config := job.params.accelerate_config:
         import torch
 
-        count = str(max(1, torch.cuda.device_count()))
-        command = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            config,
-            "--num_processes",
-            count,
-            *command,
-        ]
+        launch = ["-m", "accelerate.commands.launch", "--config_file", config]
+        command = [*launch, "--num_processes", str(max(1, torch.cuda.device_count())), *command]
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment["TOKENIZERS_PARALLELISM"] = "true"  # a notebook turns it off for its own good; nothing forks here
     hint = " What is finished is kept: run again to go on, with fewer rows_per_device if memory ran out."
