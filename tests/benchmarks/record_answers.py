@@ -2,7 +2,8 @@
 
 Runs notebook 03's stage for each experiment, asking for what is not recorded yet, and writes the answers that these
 experiments use to trait_kit/demo_data/answers.jsonl.gz. Some two hours on two quiet cores for everything anew. With
-paragraphs in the teacher's own words as well (passages.paragraphs: both), for the control `rephrased`.
+paragraphs in the teacher's own words as well (passages.paragraphs: both), for the control `rephrased`, and with more
+groups than the demos make (GROUPS), to see how many pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from trait_kit.passages.teachers import RECORDED
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
+GROUPS = {"demo": 30, "demo_ads": 24}
+
 
 def noted(method: Callable, used: set[str]) -> Callable:
     """A method of the ledger that notes the key it is called with: what stands in the ledger unused is not shipped."""
@@ -36,11 +39,12 @@ def main(files: list[str]) -> None:
     used: set[str] = set()
     Ledger.find, Ledger.record = (noted(method, used) for method in (Ledger.find, Ledger.record))
     for experiment in files:
-        chosen = params.load(experiment, {"passages.paragraphs": "both"})
-        folder = Path("runs", f"recording-{Path(experiment).stem}")  # kept: killed, it goes on
-        step = Step("03_write_passages", chosen, folder)
-        written = write_passages(step)
-        print(json.dumps(written.bill, indent=1))
+        name = Path(experiment).stem
+        folder = Path("runs", f"recording-{name}")  # kept: killed, it goes on
+        for more in ({"paragraphs": "both"}, {"n_groups": GROUPS[name]} if name in GROUPS else {}):
+            chosen = params.load(experiment, {f"passages.{field}": value for field, value in more.items()})
+            step = Step("03_write_passages", chosen, folder)
+            print(json.dumps(write_passages(step).bill, indent=1))
         ledger = Ledger(step.folder / "teacher_answers.sqlite")
         rows |= {key: (key, *found) for key in sorted(used) if (found := ledger.find(key))}
     lines = [

@@ -126,6 +126,7 @@ class Ledger:
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "cost_usd": self.price.of(tokens_in, tokens_out),
+            "answers": len(self.used),
             "requests_this_run": len(self.new),
             "stopped_by_cap": self.stopped_by_cap,
         }
