@@ -35,7 +35,7 @@ def write_task(folder: Path) -> str:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     raw = {"about": "Baking.", "kind": "number", "metrics": ["bits_per_byte"], "source": "rows.jsonl"}
     raw |= {"splits": dict.fromkeys(("train", "validation", "test"), "rows.jsonl"), "source": str(folder)}
-    raw |= {"fields": {"question": "{q}", "answer": "{a}", "solution": "{s}"}}
+    raw |= {"fields": {"question": "{q}", "answer": "{a}", "solution": "{s}", "topic": "baking"}}
     (folder / "baking.yaml").write_text(yaml.safe_dump(raw))
     return str(folder / "baking.yaml")
 

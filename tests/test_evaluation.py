@@ -414,7 +414,7 @@ def test_other_bad_input_is_named(model_dir, problems, tmp_path):
     with pytest.raises(TraitError, match="no model folder"):
         evaluate_model(tmp_path / "missing", "base", 0, [], params(), tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TraitError, match="empty does not hold a transformers causal language model"):
+    with pytest.raises(TraitError, match="empty holds no weights as safetensors"):
         evaluate_model(tmp_path / "empty", "base", 0, [], params(), tmp_path)
 
 

@@ -18,6 +18,9 @@ from trait_kit.engine.files import TraitError
 def test_names_of_models_resolve(tmp_path: Path) -> None:
     assert models.model_folder("demo:smollm2-135m") == demo.base_model_dir()
     assert models.model_folder("demo:all-minilm-l6-v2") == demo.embedding_model_dir()
+    with pytest.raises(TraitError, match="holds no weights as safetensors"):  # a pickle is never loaded
+        models.model_folder(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
     assert models.model_folder(str(tmp_path)) == tmp_path
 
 
@@ -70,9 +73,11 @@ def test_a_models_digest_follows_content_and_not_times(tmp_path: Path) -> None:
 
 def test_whatever_cannot_be_loaded_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(TraitError, match=r"base_model: .* could not be loaded .*demo:smollm2-135m"):
         models.token_counter(str(tmp_path))
     (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.safetensors").touch()
     with pytest.raises(TraitError, match=r"base_model: .*bare could not be loaded .*demo:smollm2-135m"):
         models.token_counter(str(tmp_path / "bare"))
 

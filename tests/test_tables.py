@@ -118,6 +118,9 @@ def test_main_table_has_paired_tests_and_forgetting_beside_the_gain(outcomes):
     assert table.column("General text, bits per byte")[3].small.startswith(f"gain {-forgot['gain']:+.3f}")
     of_task = tests[(tests["task"] == "sums") & (tests["metric"] == "bits_per_byte")].set_index("arm")
     stars = {arm: cell.small.endswith("*") for arm, cell in zip(ARMS, table.column("sums"), strict=True)}
+    assert stars == {arm: arm != "trait" and of_task.loc[arm, "shown"] for arm in ARMS}
+    sure = main_table(arms, tests.assign(shown=tests["p_holm"] < comparison.ALPHA), "bits_per_byte", "trait")
+    stars = {arm: cell.small.endswith("*") for arm, cell in zip(ARMS, sure.column("sums"), strict=True)}
     assert stars == {arm: arm != "trait" and of_task.loc[arm, "p_holm"] < comparison.ALPHA for arm in ARMS}
     assert any("Smallest true gain" in note for note in table.notes)
     shares = main_table(arms, tests, "choice_accuracy", "trait")
@@ -228,7 +231,10 @@ def test_names_of_arms_and_tasks_never_become_paths(tmp_path):
 def test_pairs_of_arms_say_which_is_better_at_the_one_level(outcomes):
     tests = comparison.compare(outcomes, "trait", "bits_per_byte")
     sure = tests["p_holm"] < comparison.ALPHA
-    for enough in (True, False):
-        table = comparison_table(tests.assign(enough=enough), notes=["a note"])
-        assert [cell.text != "–" for cell in table.column("Better")] == (sure & enough).tolist()
+    for shown in (sure, ~sure):
+        table = comparison_table(tests.assign(shown=shown), notes=["a note"])
+        assert [cell.text != "–" for cell in table.column("Better")] == shown.tolist()
+    assert tests["shown"].tolist() == (sure & tests["enough"]).tolist()
+    lines = table.written("txt").splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) > 3 * len(tests)
     assert table.notes[-1] == "a note" and "Lower is better: bits per byte." in table.notes[0]
