@@ -24,6 +24,7 @@ from passage_problems import ads_problems, count_tokens, math_problems, params
 from trait_kit import tables
 from trait_kit.engine.files import TraitError
 from trait_kit.engine.llm import Endpoint
+from trait_kit.engine.machine import closure
 from trait_kit.passages import checks, prompts, writing
 from trait_kit.passages.material import Group, Problem, problem_rows
 from trait_kit.passages.teachers import Teacher
@@ -289,12 +290,25 @@ def test_prompts_keep_problems_data_and_versions_follow_the_text():
     assert len(shown) >= 2  # examples vary with what is shared
     ads = group_of(ads_problems(), "entity", "Kyoto")
     groups = [about, ads, replace(ads, rows=[row._replace(task="tone") for row in ads.rows])]
+    for question in (
+        "小明有3个苹果,又买了4个,一共有几个?",
+        "Wie viele Schrauben braucht das Gerät der Größe 12?",
+    ):
+        groups.append(replace(about, rows=[row._replace(question=question) for row in about.rows]))
     names = [prompts.choose(some) for some in groups]
-    assert names == ["math", "ads", "generic"]
-    assert len({prompts.version(name) for name in names}) == 3
+    assert names == ["math", "ads", "generic", "zh", "de"]
+    assert len({prompts.version(name) for name in names}) == 5
+    assert {Path(prompts.__file__).parent / "prompts" / f"{name}.yaml" for name in names} <= set(
+        closure("trait_kit.passages.writing")
+    )  # another wording makes the step anew
     for name, some in zip(names, groups, strict=True):
         told = [row.solution or "" for row in some.rows]
         assert all(len(prompts.conversation(name, part, some, told)) == 6 for part in PARTS)
+
+
+def test_numbers_are_told_in_chinese_too():
+    texts = ["第98号合同的本金为9800元,利息是多少元?", "第33号合同的本金为3300元,利息是多少元?"]
+    assert prompts.own_words(texts, 2, True) == [["98", "9800"], ["33", "3300"]]
 
 
 def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():

@@ -89,10 +89,9 @@ def execute(name: str, values: dict[str, Any], output: Path) -> None:
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # so would a kernel
         )
     except PapermillExecutionError as error:
-        what = f"{error.ename}: {error.evalue}\n\n{str(error)[-3_000:]}"
-        reason = error.evalue if error.ename == "TraitError" else what
+        more = "" if error.ename == "TraitError" else f"\n\n{str(error)[-3_000:]}"
         where = f"Notebook {name} failed in code cell {error.exec_count}:\n{textwrap.indent(error.source.strip(), '    ')}"
-        raise TraitError(f"{reason}\n\n{where}\n\n{again}") from error
+        raise TraitError(f"{error.evalue}{more}\n\n{where}\n\n{again}") from error
     except (OSError, RuntimeError) as error:  # no room, or nbclient's DeadKernelError
         raise TraitError(
             f"Notebook {name}: {error}. Most often a disk or the memory is full.\n{again}"

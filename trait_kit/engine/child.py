@@ -50,7 +50,6 @@ def run(
         code = process.wait()
     if message:
         raise TraitError(message)
-
     if code:
         raise _failed(what, code, log, hint)
 

@@ -180,7 +180,6 @@ def _scan(values, offsets, states, starts, kinds, lower):
         states[n] = EOS_STATE
         n += _ONE
         starts[d + 1] = n
-
     return n
 
 

@@ -92,7 +92,6 @@ class QuestionIndex:
                 for number in self.halves[gram].get(others, ()):
                     if number not in parted and _parted(self.questions[number], window):
                         parted[number] = at
-
         for number in found | parted:
             overlap = 1.0 if number in exact or number in parted else len(found[number]) / self.n_grams[number]
             if overlap >= _SHARE:

@@ -74,7 +74,6 @@ def run(work: Work, job: Path, numbers: Sequence[int], place: Place) -> None:
     here = (_do(work, job, each) for each in numbers)
     shards = _in_processes(work, job, numbers, place.workers) if min(place.workers, len(numbers)) > 1 else here
     began = said = time.monotonic()
-
     for done, _ in enumerate(shards, 1):
         if (now := time.monotonic()) - said >= 10:
             said = now

@@ -205,5 +205,5 @@ def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     flips = table["test"].isin(("McNemar", "sign flips"))
     few = table["clusters"] < np.where(flips, clusters_needed(len(table)), MIN_CLUSTERS)
     table["smallest_gain"] = np.where(flips & few, math.inf, smallest)
-    table["enough"] = ~few & (table["n"] >= MIN_ITEMS)
-    return table.assign(shown=table["enough"] & (table["p_holm"] < ALPHA))
+    enough = ~few & (table["n"] >= MIN_ITEMS)
+    return table.assign(enough=enough, shown=enough & (table["p_holm"] < ALPHA))

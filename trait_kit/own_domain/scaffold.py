@@ -135,8 +135,13 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
     kind, labels = _kind([row["answer"] for row in _filled(fields, rows) if row["answer"]], "choices" in fields)
     if labels:
         fields["choices"] = f"{{{labels!r}}}"
-    values |= {"said": f"{kind}: {_named(ours)}", "kind": kind, "metrics": _KNOWN["metrics"][kind]}
-    values |= {"language": detect_fast(" ".join(map(str, columns[ours["question"]])))[0], "known": LANGUAGES}
+    values |= {
+        "said": f"{kind}: {_named(ours)}",
+        "kind": kind,
+        "metrics": _KNOWN["metrics"][kind],
+        "language": detect_fast(" ".join(map(str, columns[ours["question"]])))[0],
+        "known": LANGUAGES,
+    }
 
     return "task.yaml.jinja", values | {"fields": fields, "splits": _splits(source)}
 

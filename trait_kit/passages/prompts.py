@@ -20,6 +20,7 @@ from trait_kit.engine.llm import Message, again, clean
 from trait_kit.judging.answers import is_mathematical, language_of, statement
 from trait_kit.passages.material import Group, Problem, content, marks, marks_of
 
+_WORD = re.compile(r"[一-鿿]+|(?:(?![一-鿿])[\w./%])*(?![一-鿿])\w%?")  # Chinese has no blanks around numbers
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
 _JINJA = jinja2.Environment(
@@ -28,9 +29,11 @@ _JINJA = jinja2.Environment(
 
 
 def choose(group: Group) -> str:
-    """The prompts that fit: 'math' where all answers are numbers or formulas, 'ads' for the ads tasks, else 'generic'."""
+    """The prompts that fit: 'ads' for the ads tasks, 'zh' and 'de' by language, 'math' for numbers, else 'generic'."""
     if {row.task for row in group.rows} <= set(_wording("ads")["tasks"]):
         return "ads"
+    if (language := language_of(" ".join(row.question for row in group.rows))) != "en":
+        return language
     return (
         "math"
         if group.grouping == "knowledge" and all(is_mathematical(row.answer) for row in group.rows)
@@ -90,9 +93,7 @@ def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]
     """
     told = []
     for text, own in zip(texts, marks_of(list(texts)), strict=True):
-        words = list(
-            dict.fromkeys(as_data(word) for word in re.findall(r"[\w./%]*\w%?", text) if marks(word) & own)
-        )
+        words = list(dict.fromkeys(as_data(word) for word in _WORD.findall(text) if marks(word) & own))
         printed = [word for word in words if counted and word[0].isdigit()]
         told.append((printed[:count] if count > 0 else printed[count:]) or words[-abs(count) :])
     return told
@@ -128,7 +129,7 @@ def _part_of(example: dict[str, Any], part: str, place: int) -> str:
 
 
 def _wording(name: str) -> dict[str, Any]:
-    return content(str(Path(name).absolute()) if Path(name).suffix else f"prompts/{name}.yaml")
+    return content(str(Path(name).absolute()) if Path(name).suffix else str(Path("prompts", f"{name}.yaml")))
 
 
 @functools.cache

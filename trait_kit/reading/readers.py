@@ -299,7 +299,6 @@ def _of_table(found: Iterator[str], text: str) -> Iterator[Any]:
     rows.fieldnames = [
         name if names.index(name) == place else f"{name} {place}" for place, name in enumerate(names)
     ]
-
     for row in itertools.count(1):
         last = rows.reader.line_num
         try:
