@@ -306,3 +306,19 @@ def test_a_domain_runs_to_its_report(domain, tmp_path):
     changed(experiment, "training", held_out_items=4)
     assert main(["run", str(experiment), "--run-dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/report.html").exists()
+
+
+def test_a_sentence_may_name_what_is_shared_and_say_spelt_numbers_in_figures():
+    rows = [
+        Problem(f"q/{n}", "q", f"合同{n}号的本金为{n}000元,年利率为百分之五,利息是多少?", str(50 * n), "", (), None, "第7章", "train")
+        for n in (3, 8)
+    ]  # fmt: skip
+    group = Group("g", rows, "knowledge", "第7章")
+    told = [f"利息是{row.answer}元。" for row in rows]
+    read_sentence(
+        group, told, "第7章的两道题都讲合同,3号合同的本金3000元和8号合同的本金8000元,年利率都是5%,求利息。"
+    )
+    with pytest.raises(ValueError, match="'6' stands in no problem"):
+        read_sentence(
+            group, told, "第7章的两道题都讲合同,3号合同的本金3000元和8号合同的本金8000元,年利率都是6%,求利息。"
+        )

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from trait_kit.engine.llm import clean
 from trait_kit.judging.answers import conclusion, is_mathematical, plain_words, reaches
-from trait_kit.judging.numbers import arithmetic_slips, numbers
+from trait_kit.judging.numbers import arithmetic_slips, in_figures, numbers
 from trait_kit.passages.material import (
     Draft,
     Group,
@@ -76,9 +76,11 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := _words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
-    source = " ".join(f"{row.question} {part} {row.answer}" for row, part in zip(rows, told, strict=True))
+    source = " ".join(
+        f"{group.shared} {row.question} {part} {row.answer}" for row, part in zip(rows, told, strict=True)
+    )
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
-    if foreign := (numbers(text) - numbers(source)) | counts:
+    if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
     _refuse_division(text, numbers(source))
     if place is None:

@@ -233,7 +233,6 @@ def held_out_sets(params: TrainingParams) -> dict[str, Pairs]:
                 )
                 for row in rows.itertuples()
             ]
-
     return pairs
 
 

@@ -204,7 +204,6 @@ def _arguments(job: Job, stage: Stage, precision: str, rows: int) -> TrainingArg
         torch.utils.deterministic.fill_uninitialized_memory = False
     # The experiment decides, not the launcher's file.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision == "bfloat16" else "no"
-
     return TrainingArguments(
         output_dir=str(job.work / stage.name),
         max_steps=stage.steps,
