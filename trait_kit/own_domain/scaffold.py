@@ -71,7 +71,6 @@ def new(
         for path in files:
             Path(path).unlink(missing_ok=True)
         raise
-
     return [*found, *(f"Written: {path}" for path in (*files, target))]
 
 
@@ -252,6 +251,7 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
         "trained_on": len(train),
         "solved": train["solution"].notna().mean(),
         "long": long,
+        "latin": about_tokens("".join(train["question"])) < train["question"].str.len().sum() / 2,
         "numeric": all(map(quantity, train["answer"])),
     }
 
