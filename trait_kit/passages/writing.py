@@ -69,8 +69,10 @@ def write_passages(step) -> Written:
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, groups, folder)
         bill = write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model))
-        replayed = f", the others on {day}" if day and len(ledger.used) > len(ledger.new) else ""
-        bill |= ledger.bill() | {"written": f"{len(ledger.new):,} answers now{replayed}"}
+        kept = len(ledger.used.keys() & {key for key, *_ in answers})
+        bill |= ledger.bill() | {
+            "written": f"{len(ledger.new):,} answers now" + f", {kept:,} on {day}" * (kept > 0)
+        }
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
     if told := shortfall(bill["groups"], bill["passages"], rejected):
         raise TraitError(f"{told}\nAll of them, with their texts: {folder / 'rejected.parquet'}")
