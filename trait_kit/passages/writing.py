@@ -68,11 +68,11 @@ def write_passages(step) -> Written:
             print(agree(teacher.estimate(groups), p.max_cost_usd), flush=True)
             if p.paragraphs == "both":
                 _keep_paragraphs(teacher, groups, folder)
-        bill = write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model))
+        bill = (
+            write_groups(groups, teacher, p, folder, test_questions, token_counter(p.base_model)) | ledger.bill()
+        )
         kept = len(ledger.used.keys() & {key for key, *_ in answers})
-        bill |= ledger.bill() | {
-            "written": f"{len(ledger.new):,} answers now" + f", {kept:,} on {day}" * (kept > 0)
-        }
+        bill["written"] = f"{len(ledger.new):,} answers now" + f", {kept:,} on {day}" * (kept > 0)
     rejected = tables.read(folder / "rejected.parquet", "rejected").to_pylist()
     if told := shortfall(bill["groups"], bill["passages"], rejected):
         raise TraitError(f"{told}\nAll of them, with their texts: {folder / 'rejected.parquet'}")

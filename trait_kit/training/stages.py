@@ -137,7 +137,6 @@ def prepare_job(params: TrainingParams, inputs: Inputs, out_dir: Path) -> Job:
     if job.stages:
         tokens, done = sum(stage.tokens for stage in job.stages), len(plan) - len(job.stages)
         print(f"Training {len(job.stages)} stage(s), {tokens:,} tokens; {done} stage(s) are done.", flush=True)
-
     return job
 
 
