@@ -126,7 +126,6 @@ def evaluate_model(
             how = f"{asked:,} asked in {time.monotonic() - started:.1f} s" if asked else "kept from before"
             what = f"{unit.task} version {unit.version} ({' + '.join(unit.lm_eval)})"
             report(f"{arm}: {what}, {len({row['item_id'] for row in rows}):,} items, {how}")
-
     return tables.conform(pd.DataFrame(found).assign(arm=arm, seed=int(seed)), "outcomes").to_pandas()
 
 
