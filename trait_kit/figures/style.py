@@ -80,10 +80,10 @@ def styled(draw: Callable[..., KitFigure]) -> Callable[..., KitFigure]:
 
 
 def _of(name: str) -> Sequence[str]:
-    """Colour, marker and label; one that the kit does not know has a colour by its name and its first letter."""
+    """Colour, marker and label; an arm that the kit does not know has its colour and marker from its name alone."""
     name = name.removesuffix(FINE_TUNED)
     number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    sign = f"${name[0]}$" * (name.isascii() and name[0].isalnum()) or "8"
+    sign = "8+1234"[number // len(_SPARE) % 6]
     return _KNOWN.get(name) or (_SPARE[number % len(_SPARE)], sign, spelt(name))
 
 
