@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import threading
 import time
 from fractions import Fraction
@@ -310,10 +311,10 @@ HOSTILE = {
     "characters that grow": "\ufdfa½" * 9_000,
     "right to left": "\u202e\ufffd" * 9_000,
     "the child's protocol": '"]\n["42", "42", 9]\ntrue\n',
-    "python": "\\boxed{__import__('pathlib').Path('touched').touch()}",
-    "python in a sentence": "The answer is __import__('pathlib').Path('touched').touch().",
-    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('touched').touch()}$",
-    "TeX": "\\boxed{\\immediate\\write18{touch touched}\\input{/etc/passwd}}",
+    "python": "\\boxed{__import__('pathlib').Path('TOUCHED').touch()}",
+    "python in a sentence": "The answer is __import__('pathlib').Path('TOUCHED').touch().",
+    "python in LaTeX": "The answer is $\\text{__import__('pathlib').Path('TOUCHED').touch()}$",
+    "TeX": "\\boxed{\\immediate\\write18{touch TOUCHED}\\input{/etc/passwd}}",
 }
 
 
@@ -325,7 +326,11 @@ SLOW = ("two towers", "a sum", "a binomial", "a huge power", "a huge polynomial"
 )
 def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    text = HOSTILE[name]
+    target = Path(
+        tempfile.gettempdir(), "touched_by_an_answer"
+    )  # absolute, as a child may stand elsewhere; no digits
+    target.unlink(missing_ok=True)
+    text = HOSTILE[name].replace("TOUCHED", str(target))
     started = time.monotonic()
     for kind, gold, choices in (
         ("number", "42", ()),
@@ -336,7 +341,7 @@ def test_hostile_predictions_are_wrong_in_bounded_time(name, tmp_path, monkeypat
         assert judge(text, gold, kind, choices) == (False, False)
     assert not reaches("41", text)[0]
     assert time.monotonic() - started < 60  # 5 s where nothing else runs
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and not target.exists()
     assert capfd.readouterr() == ("", "")
     assert judge("The answer is $3 + 2x$.", "2x + 3", "expression") == (True, True)
 
