@@ -378,6 +378,7 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     assert read(good) == good
     for bad, reason in (
         ("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),
+        (good.replace("31*k = 527", "31*k = 527, which is 17,"), "'17' stands in no problem"),  # a result
     ):
         with pytest.raises(ValueError, match=reason):
             read(bad)
@@ -422,7 +423,10 @@ def test_no_request_for_a_sentence_comes_twice_and_the_local_models_stay_as_reco
         asked = teacher._requests(again, told)
         assert [len(request.messages()) for request in asked] == [last] * 4
         once = teacher._requests(replace(again, refused=again.refused[:1]), told)
-        assert ([one.messages() for one in once] == [one.messages() for one in asked]) == (name == "local")
+        more, last = ([one.messages()[-1]["content"] for one in requests] for requests in (asked, once))
+        assert (more[1:] == last[1:]) == (name == "local")
+        assert ("for instance by 13 and 24; 31 and 527; 21/77." in more[0]) == (name == "local")
+        assert "for instance by" not in last[0]  # more help only where the same would be asked again
 
 
 def test_the_estimate_knows_the_paragraphs_that_are_for_a_control(server):

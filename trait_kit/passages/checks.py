@@ -21,10 +21,10 @@ from trait_kit.passages.material import (
     Problem,
     content,
     content_words,
+    count_words,
     marks,
     marks_of,
     own_of,
-    unspaced_words,
 )
 
 _MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
@@ -69,16 +69,18 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: int | None = None) -> str:
-    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`."""
+    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`.
+
+    ValueError: it is too short or long, calculates wrongly, leaves a problem out, says nothing of its own steps and
+    answer, or has numbers that are not of the problems (a sentence: nor of its solution).
+    """
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else _SENTENCE_END.split(said)[0]
-    rows, told = (group.rows, paragraphs) if place is None else ([group.rows[place]], [paragraphs[place]])
+    rows, told = (group.rows, "") if place is None else ([group.rows[place]], paragraphs[place])
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
-    if (count := _words(text)) not in _SENTENCE_WORDS:
+    if (count := count_words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
-    source = " ".join(
-        f"{group.shared} {row.question} {part} {row.answer}" for row, part in zip(rows, told, strict=True)
-    )
+    source = " ".join([group.shared, *(row.question for row in rows), told])
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
@@ -168,8 +170,7 @@ def _latin_share(text: str) -> float:
 def _reasoning(group: Group, draft: Draft) -> Iterator[str]:
     for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
-        said, stated = (len(re.findall(r"\w+", text)) + unspaced_words(text) for text in (paragraph, ending))
-        if said < stated + 3 * marked + 3:  # 'the answer is'
+        if count_words(paragraph) < count_words(ending) + 3 * marked + 3:  # 'the answer is'
             yield f"the paragraph of problem {row.id} only states an answer"
 
 
@@ -207,7 +208,7 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
     landing page', 'the second').
     """
     text, rows, shared = draft.enlightenment, group.rows, group.shared
-    if (count := _words(text)) < _MIN_ENLIGHTENMENT_WORDS:
+    if (count := count_words(text)) < _MIN_ENLIGHTENMENT_WORDS:
         yield f"only {count} words"
     said = marks(text)
     if (
@@ -229,10 +230,6 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
         )
         if not (enough or quoted & own_runs or (named and quoted)):
             yield f"says nothing that is particular to problem {row.id}"
-
-
-def _words(text: str) -> int:
-    return len(text.split()) + unspaced_words(text)
 
 
 def _runs(row: Problem) -> set[str]:

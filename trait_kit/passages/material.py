@@ -86,9 +86,9 @@ def content_words(text: str) -> set[str]:
     return pairs | {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
 
 
-def unspaced_words(text: str) -> int:
-    """About how many words stand in it without blanks, two characters each."""
-    return len(re.findall(f"[{_UNSPACED}]", text)) // 2
+def count_words(text: str) -> int:
+    """Words, and of a script without blanks two characters each."""
+    return len(text.split()) + len(re.findall(f"[{_UNSPACED}]", text)) // 2
 
 
 def marks(text: str) -> set[str]:

@@ -42,7 +42,7 @@ def choose(group: Group) -> str:
 
 
 def conversation(name: str, *about: Any) -> list[Message]:
-    """The turns that ask, in the wording `name`, for one part of a passage; `fault`: why it was refused."""
+    """The turns that ask, in the wording `name`, for one part of a passage; `refused`: why, and if so asked before."""
     try:
         return _turns(name, *about)
     except Exception as error:  # of a file of one's own
@@ -52,17 +52,18 @@ def conversation(name: str, *about: Any) -> list[Message]:
 
 
 def _turns(
-    name: str, part: str, group: Group, paragraphs: Sequence[str] = (), place: int = 0, fault: str = ""
+    name: str, part: str, group: Group, paragraphs: Sequence[str] = (), place: int = 0, refused=("", False)
 ) -> list[Message]:
     task = group.rows[place].task.replace("_", " ")
 
-    def asked(problems: list[dict[str, str]], place: int, shared: str, fault: str = "") -> Message:
+    def asked(problems: list[dict[str, str]], place: int, shared: str, refused=("", False)) -> Message:
         problems = [one | {"ending": statement(one["answer"], language_of(one["question"]))} for one in problems]
         told = _template(name, part).render(
             grouping=group.grouping,
             shared=shared,
             count=len(problems),
-            fault=as_data(fault)[:200],
+            fault=as_data(refused[0])[:200],
+            again=refused[1],
             problems=problems,
             problem=problems[place],
         )
@@ -83,7 +84,7 @@ def _turns(
     begin = own_words([row.question for row in group.rows], 2, counted)
     steps = own_words([*map(_steps, group.rows, paragraphs)], -3, counted)
     told = itertools.zip_longest(group.rows, paragraphs, begin, steps, fillvalue="")
-    return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], fault)]
+    return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], refused)]
 
 
 def own_words(texts: Sequence[str], count: int, counted: bool) -> list[list[str]]:

@@ -22,9 +22,7 @@ from trait_kit.passages.quality import blames
 RECORDED = Path(__file__).parents[1] / "demo_data" / "answers.jsonl.gz"
 _LOCAL = {"temperature": 0.2, "seed": 0, "stop": ["\n"]}
 _TYPICAL_ANSWER = 70  # tokens
-_MENDED = frozenset(
-    ("enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length")
-)  # by another attempt
+_MENDED = {"enlightenment", "boilerplate", "recurring clause", "near-duplicate", "length"}  # by another attempt
 _NOTHING = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0}
 
 
@@ -36,7 +34,7 @@ class Teacher:
     def __init__(self, params, endpoint: Endpoint | None = None) -> None:
         self.params, self.endpoint = params, None if params.teacher == "none" else endpoint or Endpoint.of(params)
         self.name = self.endpoint.model if self.endpoint else "none: worked solutions"
-        self.can_mend = _MENDED if self.endpoint else frozenset()
+        self.can_mend = _MENDED if self.endpoint else set()
         self.paragraphs: dict[str, Reply] = {}  # that were asked for; its first passage pays for each
         self.refusals: Counter[str] = Counter()  # of answers, by reason
 
@@ -121,8 +119,11 @@ class Teacher:
 
 
 def _anew(told: Any, small: bool, last: Any, *why: str) -> Any:
-    """The question with its fault; after that the answers too, which a small model would repeat."""
-    return told(why[-1]) if small or told(why[-1]) != last == told() else again(last, *why)
+    """The question with its fault; after that the answers too, or for a small model, which would repeat them, more help."""
+    asked = told((why[-1], False))
+    if asked != last and (small or last == told()):
+        return asked
+    return told((why[-1], True)) if small else again(last, *why)
 
 
 def local_teacher(params: Any) -> Any:
