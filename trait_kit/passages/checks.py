@@ -81,6 +81,7 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
     if (count := count_words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     source = " ".join([group.shared, *(row.question for row in rows), told])
+
     counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
     if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
