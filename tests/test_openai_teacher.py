@@ -201,16 +201,18 @@ def test_works_under_a_running_event_loop_and_tells_how_far_it_is(server, monkey
 
 
 def test_the_time_left_is_that_of_what_is_asked_and_not_of_what_is_kept(server, monkeypatch, tmp_path):
-    teacher, said = at(tmp_path / "c", endpoint(server, concurrency=1)), []
-    requests = [Request(f"mode-good {number}", read) for number in range(140)]
+    teacher, said = at(tmp_path / "c", endpoint(server, concurrency=4)), []
+    requests = [Request(f"mode-good {number}", read) for number in range(240)]
     ask(requests[:100], teacher)
     server.delay = 2.1
     monkeypatch.setattr("trait_kit.engine.llm.SAY_EVERY", 0.0)
     monkeypatch.setattr("builtins.print", lambda *words, **how: said.append(words[0]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):  # one line is enough: what is not asked yet is not asked
         ask(requests, teacher)
-    kept, left = map(int, re.fullmatch(r"Asked test-model: (\d+) of 140; about (\d+) min left", said[0]).groups())
-    assert kept > 100 and left >= 1
+    kept, left = map(int, re.fullmatch(r"Asked test-model: (\d+) of 240; about (\d+) min left", said[0]).groups())
+    assert (
+        kept >= 104 and left >= 1
+    )  # as many are done as are asked at once: before that it would be a wild guess
 
 
 def test_keys(server, monkeypatch, tmp_path):

@@ -152,7 +152,7 @@ def ask(requests: Sequence[Request], endpoint: Endpoint, attempts: int = 1, *, k
         future = executor.submit(asyncio.run, session.run(requests))
         try:
             while concurrent.futures.wait([future], timeout=1.0).not_done:
-                if (now := time.monotonic()) - said > SAY_EVERY and (new := session.done):
+                if (now := time.monotonic()) - said > SAY_EVERY and (new := session.done) >= endpoint.concurrency:
                     said, done = now, session.known + new
                     left = f"about {(now - began) / new * (count - done) / 60:.0f} min left"
                     print(f"Asked {endpoint.model}: {done:,} of {count:,}; {left}", flush=True)

@@ -72,7 +72,7 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
     """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`.
 
     ValueError: it is too short or long, calculates wrongly, leaves a problem out, says nothing of its own steps and
-    answer, or has numbers that are not of the problems (a sentence: nor of its solution).
+    answer, or has a number that no problem has (a sentence: nor its solution).
     """
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else _SENTENCE_END.split(said)[0]

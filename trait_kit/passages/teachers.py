@@ -119,7 +119,7 @@ class Teacher:
 
 
 def _anew(told: Any, small: bool, last: Any, *why: str) -> Any:
-    """The question with its fault; after that the answers too, or for a small model, which would repeat them, more help."""
+    """The question with its fault; then with the answers too, or for a small model, which repeats them, more help."""
     asked = told((why[-1], False))
     if asked != last and (small or last == told()):
         return asked
