@@ -342,7 +342,11 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
         for refused in ([doubted] if place == 0 else []) + [f"{good[:-1]}, but wait.", f"However, {good}"]:
             with pytest.raises(ValueError, match="contradiction"):
                 read_here(refused)
+    turns = [told[0], f"{told[1]} It takes 3 turns.", *told[2:]]  # how often something is done may be said in a word
+    thrice = "With 31 and 527, what is done three times gives 527 / 31 = 17."
+    assert checks.read_sentence(about, turns, thrice, place=1) == thrice
     for bad, reason in (
+        (thrice, "'three times' stands in no problem"),
         (doubted, "contradiction: it says 'Incorrect'"),
         ("With 31 and 527, the equation is solved by undoing what was done to it.", "own steps, for instance 17"),
         ("With 31 and 527, the division gives 17 and not 312.", "'312' stands in no problem"),

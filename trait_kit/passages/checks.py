@@ -27,14 +27,14 @@ from trait_kit.passages.material import (
     own_of,
 )
 
-_MIN_ENLIGHTENMENT_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
-_ENDING = 8  # words up to the last number
+_MIN_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
+_LAST = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _DIVISION, _DOUBT, _SENTENCE_END = (
-    re.compile(content("words.yaml")[name]) for name in ("times", "division", "doubts", "sentence_end")
+_TIMES, _TURNS, _DIVISION, _DOUBT, _END = (
+    re.compile(content("words.yaml")[name]) for name in ("times", "turns", "division", "doubts", "ends")
 )
-# By how much another order of the paragraphs must fit better (cosine of what only one question and paragraph say)
-# to be believed: of those with one gold answer, and of all.
+# By how much another order of the paragraphs must fit better (cosine of what one question and paragraph alone say):
+# of those with one gold answer, and of all.
 _SWAP_MARGINS = 0.1, 0.4
 
 
@@ -61,7 +61,7 @@ def read_paragraph(group: Group, answer: str) -> str:
 
 
 def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> str:
-    """The enlightenment in a model's answer; ValueError likewise."""
+    """The enlightenment in an answer; ValueError likewise."""
     text = first_paragraph(answer)
     return _require(
         text, group, Draft(tuple(paragraphs), text), "form", "language", "arithmetic", "enlightenment"
@@ -75,14 +75,15 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
     answer, or has a number that no problem has (a sentence: nor its solution).
     """
     said = " ".join(first_paragraph(answer).split())
-    text = said if place is None else _SENTENCE_END.split(said)[0]
+    text = said if place is None else _END.split(said)[0]
     rows, told = (group.rows, "") if place is None else ([group.rows[place]], paragraphs[place])
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := count_words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     source = " ".join([group.shared, *(row.question for row in rows), told])
 
-    counts = {found for found in _TIMES.findall(text.lower()) if found not in source.lower()}
+    known = {*_TIMES.findall(_TURNS.sub("times", source.lower()))}
+    counts = {found for found in _TIMES.findall(text.lower()) if not {found, in_figures(found)} & known}
     if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | counts:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
     _refuse_division(text, numbers(source))
@@ -98,17 +99,16 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
 
 def _refuse_general(row: Problem, own: set[str], text: str) -> None:
     """A sentence on one problem names a step of its solution that the others' have not, and ends with its number."""
-    steps = own - marks(row.question) or own
-    if not marks(text) & steps:
+    if not marks(text) & (steps := own - marks(row.question) or own):
         some = ", ".join(sorted(steps, key=lambda mark: (not mark[0].isdigit(), mark))[:3])
         raise ValueError(f"enlightenment: it does not name this problem's own steps, for instance {some}")
-    ending = " ".join(re.sub(r"\D+$", "", text).split()[-_ENDING:])
+    ending = " ".join(re.sub(r"\D+$", "", text).split()[-_LAST:])
     if is_mathematical(row.answer) and numbers(row.answer) - numbers(ending):
         raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
 
 
 def _refuse_division(text: str, known: set[str]) -> None:
-    """A division that is told in words has the quotient or remainder that it says, of a number that is `known`."""
+    """A division told in words has the quotient or remainder that it says, of a `known` number."""
     whole = {int(number) for number in known if number.isdecimal()}
     for found in _DIVISION.finditer(text):
         divisor, result = int(found[3]), int(found[4])
@@ -209,7 +209,7 @@ def _enlightenment(group: Group, draft: Draft) -> Iterator[str]:
     landing page', 'the second').
     """
     text, rows, shared = draft.enlightenment, group.rows, group.shared
-    if (count := count_words(text)) < _MIN_ENLIGHTENMENT_WORDS:
+    if (count := count_words(text)) < _MIN_WORDS:
         yield f"only {count} words"
     said = marks(text)
     if (
