@@ -342,7 +342,7 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
         for refused in ([doubted] if place == 0 else []) + [f"{good[:-1]}, but wait.", f"However, {good}"]:
             with pytest.raises(ValueError, match="contradiction"):
                 read_here(refused)
-    turns = [told[0], f"{told[1]} It takes 3 turns.", *told[2:]]  # how often something is done may be said in a word
+    turns = [told[0], f"{told[1]} It takes 3 turns.", *told[2:]]  # which may be said in a word
     thrice = "With 31 and 527, what is done three times gives 527 / 31 = 17."
     assert checks.read_sentence(about, turns, thrice, place=1) == thrice
     for bad, reason in (

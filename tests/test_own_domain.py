@@ -136,7 +136,7 @@ def test_an_option_is_never_the_answer_and_a_letter_is_its_place(head, key, tmp_
     assert [row["answer"] for row in found[:4]] == ["0", "1 h", "2 days", "12 days"]
     assert [len(row["choices"]) for row in found[:4]] == [3, 3, 3, 3]
     without = _lines(tmp_path / "w.jsonl", [dict(zip(head[:-1], row[:-1], strict=True)) for row in rows])
-    with pytest.raises(TraitError, match="options are none"):
+    with pytest.raises(TraitError, match="like an answer"):
         scaffold.guess_task(without, without)
 
 
@@ -181,7 +181,7 @@ def test_nothing_is_overwritten_and_what_cannot_be_guessed_is_said(mine, tmp_pat
         written(tmp_path, *code(tmp_path / "in"))
     assert mine.read_text() == before
     rows = _lines(tmp_path / "in" / "odd.jsonl", [{"left": "a", "right": "b"}])
-    with pytest.raises(TraitError, match=r"no column is called like a question.*columns: left, right"):
+    with pytest.raises(TraitError, match=r"no column is called like a question \(columns: left, right"):
         written(tmp_path, code(tmp_path / "in")[0], rows, name="other")
     assert not list(tmp_path.glob("other*"))
 
@@ -232,9 +232,41 @@ def test_check_finds_what_would_stop_a_run(section, values, message, mine):
 def test_check_warns_of_what_makes_a_result_worth_less(mine):
     told = checking.check(changed(mine, "common", test_items_per_task=50))
     assert not told.errors
-    assert told.warnings == ["11 test items, 11 clusters: a verdict needs 30 in 8. Bring more."]
+    assert told.warnings == [
+        "11 test items, 11 clusters: a verdict needs 30 in 8. Bring more, of other patterns (test_items_per_task is 50), "
+        "or train fewer arms."
+    ]
     told = checking.check(changed(mine, "passages", n_groups=200))
     assert any(line.startswith("Only ") and "raise max_uses" in line for line in told.warnings)
+    task = next(mine.parent.glob("*_*.yaml"))
+    fields = yaml.safe_load(task.read_text())["fields"]
+    written = task.read_text()
+    task.write_text(written.replace(fields["answer"], "7"))  # its braces were forgotten
+    assert any("all answers of test are the same" in line for line in checking.check(mine).warnings)
+    task.write_text(written.replace(fields["answer"], "{no_such}"))
+    told = checking.check(mine)
+    assert len(told.errors) == len(set(told.errors))
+    assert any("row 1: answer cannot be read" in line and "no_such" in line for line in told.errors)
+
+
+@pytest.mark.parametrize(("first", "form"), [(1, "pick(correct|int - 1)"), (0, "pick(correct)")])
+def test_choices_are_counted_from_one_unless_there_is_a_zero(tmp_path, first, form):
+    rows = [
+        {
+            "stem": f"Question {n}?",
+            "opt1": "red",
+            "opt2": "blue",
+            "opt3": "green",
+            "opt4": "grey",
+            "correct": first + n % 3,
+        }
+        for n in range(30)
+    ]
+    template, values = scaffold.guess_task(_lines(tmp_path / "l.jsonl", rows), "l.jsonl")
+    assert values["fields"]["answer"].endswith(f"{form}}}") and values["kind"] == "choice"
+    said = scaffold._rendered(template, values)
+    assert f"counts the choices from {first}" in said
+    assert yaml.safe_load(said)["fields"]["answer"] == values["fields"]["answer"]
 
 
 def test_a_chinese_enlightenment_is_judged_by_what_it_says():

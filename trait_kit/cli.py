@@ -33,7 +33,7 @@ def _refuse_unquoted(names: list[str] | None) -> None:
     """What a shell makes of a glob."""
     if names:
         raise TraitError(
-            f"{len(names)} more names than options, the first: {names[0]}. A glob must be quoted: 'docs/*.md'."
+            f"{len(names)} names belong to no option, as {names[0]}. A glob must be quoted: 'docs/*.md'."
         )
 
 

@@ -204,7 +204,9 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Experimen
     if isinstance(raw, dict) and all(section is None or isinstance(section, dict) for section in raw.values()):
         raw = {name: section or {} for name, section in raw.items()}
     else:
-        raise TraitError(f"{path}: expected sections common, {', '.join(SECTIONS)}, each with fields.")
+        raise TraitError(
+            f"{path}: expected sections common, {', '.join(SECTIONS)}. A task file is named in `tasks`."
+        )
     for key, value in (overrides or {}).items():
         section, _, field = key.partition(".")
         raw[section] = {**raw.get(section, {}), field: value}

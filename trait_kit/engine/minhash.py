@@ -2,7 +2,7 @@
 
 A signature (512 bytes) is the smallest value of each of `n_hashes` random functions (a h + b modulo 2^32) over a document's
 5-grams; the share in which two agree estimates the Jaccard similarity J of the 5-grams, with standard deviation
-sqrt(J (1 - J) / n_hashes) (Broder, "On the resemblance and containment of documents", 1997). Words are the tokens of
+sqrt(J (1 - J) / n_hashes) (Broder, 1997). Words are the tokens of
 `ngrams` without punctuation; fewer than five are one shingle, a document without words is nobody's duplicate.
 """
 

@@ -2,8 +2,8 @@
 
 The fastText models and DSIR (arXiv 2302.03169) are sums of table values over hashed word n-grams. `token_blocks` reads
 Arrow buffers and yields the 64-bit hash states of the tokens, a cache-sized block at a time, normalised if the model was
-trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong: this, not
-arithmetic, limits a loop over words. A state's low half is fastText's hash; all of it tells millions of tokens apart.
+trained so (`normalise` gives the same tokens as text). No branch at a word's end can be guessed wrong, which else
+limits a loop over words. A state's low half is fastText's hash; all of it tells millions of tokens apart.
 
 A `LinearTable` holds what a model adds to its scores for a word (slots: open addressing by the word's state, its numbers
 beside it, so that a word costs one cache line) and for an n-gram (buckets). It is mapped from a file, and so shared.

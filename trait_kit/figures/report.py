@@ -31,7 +31,7 @@ def write_report(*run_dirs: Path | str) -> Path:
     folders = [folder for folder in given if any((folder / name).exists() for name in runs.STEPS)]
     for folder in [folder for folder in given or map(Path, run_dirs) if folder not in folders]:
         if not folders or not folder.is_dir():
-            raise TraitError(f"{folder} is not a run folder. First: trait-kit run params/demo.yaml.")
+            raise TraitError(f"{folder} is not a run folder. First: trait-kit run with its experiment.")
     strict = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **strict)
     environment.filters |= {"value": show, "table": _table, "label": label}

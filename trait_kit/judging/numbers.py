@@ -5,7 +5,7 @@ Numbers: '1,200', '−3/4', '1½', '$4.50', '25%', '2.5 million', '1e6', '36 °C
 
 Sums: a model that is trained on '7 * 8 = 54' learns it. So every '=' between numbers is computed again where it can be
 read with certainty: LaTeX, units ('20 balls * $14/ball = $280'), percentages, chains, rounding. The rest is left alone:
-'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it. All is bounded: models write these texts.
+'x + 5 = 20' is an equation to solve, '7 / 2 = 3 remainder 1' has a word in it.
 """
 
 import ast

@@ -47,7 +47,7 @@ class Checked:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 yield
         except TraitError as error:
-            self.errors.append(str(error))
+            self.errors += {str(error)} - {*self.errors}
         self.found += printed.getvalue().splitlines()
 
     def __str__(self) -> str:
@@ -130,11 +130,17 @@ def _tasks(experiment: Experiment, told: Checked) -> None:
             problems = load_problems(p.tasks, split, count, p.seed)
             taken = ", ".join(f"{n:,} of {task}" for task, n in problems["task"].value_counts().items())
             told.found.append(f"{split}: {len(problems):,} problems ({taken})")
+            told.warnings += [
+                f"{task}: all answers of {split} are the same."
+                for task, rows in problems.groupby("task")
+                if rows["answer"].nunique() == 1 < len(rows)
+            ]
             clusters = problems[["template", "entity", "id"]].bfill(axis=1)["template"].nunique()
             needed = clusters_needed(len(experiment.training.arms))
             if split == "test" and (len(problems) < MIN_ITEMS or clusters < needed):
                 told.warnings.append(
-                    f"{len(problems)} test items, {clusters} clusters: a verdict needs {MIN_ITEMS} in {needed}. Bring more."
+                    f"{len(problems)} test items, {clusters} clusters: a verdict needs {MIN_ITEMS} in {needed}. "
+                    f"Bring more, of other patterns (test_items_per_task is {count}), or train fewer arms."
                 )
     if (config := experiment.training.accelerate_config) and not Path(config).is_file():
         told.errors.append(f"accelerate_config: there is no file {config}.")
@@ -151,10 +157,12 @@ def _passages(p: PassageParams, told: Checked) -> None:
     few = writing.quick(p)
     material, _, tests = writing.load_material(few)
     problems, groups = plan_groups(material, few)
-    told.found.append(f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {len(problems):,} problems.")
+    told.found.append(
+        f"Passages: {len(groups):,} of {p.n_groups:,} groups, of {'the first ' * (few != p)}{len(problems):,} problems."
+    )
     if len(groups) < p.n_groups and few.problems_per_task == p.problems_per_task:
         told.warnings.append(
-            f"Only {len(groups):,} groups: lower n_groups, or raise max_uses or problems_per_task."
+            f"Only {len(groups):,} groups: lower n_groups, raise max_uses or problems_per_task, or group by embedding."
         )
     if p.teacher != "none":
         teacher = Teacher(local_teacher(p))

@@ -121,8 +121,8 @@ def guess_task(source: str, place: str) -> tuple[str, dict[str, Any]]:
         ours["answer"] = ours.pop("solution")
     if not {"question", "answer"} <= ours.keys():
         raise TraitError(
-            f"{source}: no column is called like a question, or none like an answer (columns: {', '.join(columns)}; "
-            "options are none). Rename them, or give --tasks a task file."
+            f"{source}: no column is called like {'an answer' if 'question' in ours else 'a question'} (columns: "
+            f"{', '.join(columns)}). Rename one, or give --tasks a task file."
         )
     fields = {"question": f"{{{_reference(ours['question'])}}}", **_answered(rows, options, ours)}
     other = [
@@ -202,8 +202,8 @@ def _answered(rows: list[Row], options: list[str], ours: dict[str, str]) -> dict
     tried = [{"answer": form} for form in _KNOWN["answers"]]
     tried += [
         {"choices": of, "answer": form.replace("OPTIONS", f"({of})")}
-        for of in choices
-        for form in _KNOWN["picked"]
+        for place, of in enumerate(choices)
+        for form in _KNOWN["picked"][:: 1 if place else -1]
     ]
     answer = _reference(ours["answer"])
     forms = [{role: f"{{{form.replace('ANSWER', answer)}}}" for role, form in one.items()} for one in tried]
@@ -241,12 +241,11 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
     # that share it with another task, or with a problem of a sole task
     counted = "nunique" if train["task"].nunique() > 1 else "size"
     shares = {name: (train.groupby(name)["task"].transform(counted) > 1).mean() for name in ("topic", "entity")}
-    grouping = max(shares, key=shares.__getitem__)
     return {
         "test_items": min(tests["task"].value_counts().max(), max(12, -(-_TESTS // tests["task"].nunique()))),
         "budget": min(_BUDGET, about_tokens("".join(texts)), about_tokens("".join(around)) // 5),
-        "grouping": grouping,
-        "related": shares[grouping],
+        "grouping": max(shares, key=shares.__getitem__),
+        "related": max(shares.values()),
         "problems": _PROBLEMS,
         "trained_on": len(train),
         "solved": train["solution"].notna().mean(),
@@ -262,8 +261,10 @@ def sizes(tasks: list[str], texts: list[str], around: list[str]) -> dict[str, An
 def _rendered(template: str, values: dict[str, Any]) -> str:
     """Users' names of columns, files and tasks stand in it as YAML or in a comment."""
     room = jinja2.Environment(loader=jinja2.PackageLoader("trait_kit.own_domain", ""), trim_blocks=True)
-    room.filters["yaml"] = _as_yaml
-    room.filters["said"] = lambda value: "".join(mark if mark.isprintable() else "?" for mark in one_line(value))
+    room.filters |= {
+        "yaml": _as_yaml,
+        "said": lambda value: "".join(mark if mark.isprintable() else "?" for mark in one_line(value)),
+    }
     return room.get_template(template).render(values) + "\n"
 
 

@@ -69,11 +69,7 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: int | None = None) -> str:
-    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`.
-
-    ValueError: it is too short or long, calculates wrongly, leaves a problem out, says nothing of its own steps and
-    answer, or has a number that no problem has (a sentence: nor its solution).
-    """
+    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`."""
     said = " ".join(first_paragraph(answer).split())
     text = said if place is None else _END.split(said)[0]
     rows, told = (group.rows, "") if place is None else ([group.rows[place]], paragraphs[place])

@@ -12,11 +12,8 @@ from trait_kit.engine.questions import QuestionIndex
 from trait_kit.passages.material import content, content_words
 
 SAME_ENLIGHTENMENT, SAME_TEXT = 0.6, 0.8  # Jaccard similarity of word trigrams
-REASONS = (
-    "same as a test question",
-    "overlaps a test question",
-    "needs a drawing",
-)  # why a problem is in no passage
+# Why a problem is in no passage
+REASONS = "same as a test question", "overlaps a test question", "needs a drawing"
 _CLAUSE_WORDS, _CLAUSE_USES = 4, 2  # a clause of so many content words may stand in so many enlightenments
 _BATCH = 5_000  # problems whose n-grams are in memory at a time
 _DRAWING = "[asy]"  # MATH's pictures are programs: hundreds of coordinates that teach nothing
@@ -62,8 +59,7 @@ class Beside:
 class Accepted:
     """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    J is estimated from 128 hashes, with standard deviation sqrt(J (1 - J) / 128). Pairs are looked for by bands of the
-    signature, which miss less than 1% of those at the threshold: 300,000 texts would take hours otherwise.
+    Pairs are looked for by bands of the signature (engine/minhash.py), which miss less than 1% of those at the threshold.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -142,9 +138,7 @@ def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFr
             kinds[first + row.test_index].add(row.kind)
     reasons = {place: REASONS[2] for place, text in enumerate(texts) if _DRAWING in text}
     reasons |= {place: REASONS[0] if "exact" in found else REASONS[1] for place, found in kinds.items()}
-    dropped = pd.Series(
-        [reasons.get(place) for place in range(len(problems))], index=problems.index, dtype=object
-    )
+    dropped = pd.Series(reasons, dtype=object).reindex(range(len(problems)))
     table = pd.crosstab(problems["task"], dropped.fillna("kept")).reindex(
         columns=[*REASONS, "kept"], fill_value=0
     )

@@ -127,8 +127,11 @@ def first_group(step) -> Group:
 
 def quick(params):
     """For groups to look at: few problems, where all would be embedded."""
-    few = {"problems_per_task": min(params.problems_per_task, _FEW)}
-    return params.model_copy(update=few) if params.grouping == "embedding" else params
+    return (
+        params.model_copy(update={"problems_per_task": min(params.problems_per_task, _FEW)})
+        if params.grouping == "embedding"
+        else params
+    )
 
 
 def group_of(row: pd.Series, problems: pd.DataFrame) -> Group:

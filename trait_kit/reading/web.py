@@ -5,8 +5,7 @@ that they probably held. A file is extracted once, in a child process (datatrove
 fills the memory ends the child and is lost, alone.
 
 A page becomes its main text (Resiliparse), with formulas as TeX, powers as ^, tables as rows, code with its line breaks.
-Formulas hide in scripts, images and hidden elements, where no extractor finds them (MegaMath, arXiv 2504.02807), so they
-are put into the page's tree as TeX first.
+Formulas hide in scripts, images and hidden elements (MegaMath, arXiv 2504.02807), and are put into its tree first.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """Texts tokenised once, and rows of them: token ids on disk, memory-mapped, whatever the size of the corpus.
 
 A store is a folder that appears whole or not at all: `tokens` (ids, one document after the other), `lengths.npy` (tokens a
-document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (a record a piece), `row_ends.npy`. Ten
-million documents open in a moment and take no memory but the pages that are read.
+document) and `store.json`. The rows of a stage are a plan over stores: `pieces.npy` (a record a piece), `row_ends.npy`.
 
 Every document ends with the tokenizer's end token, and has a begin token where the tokenizer puts one by itself (Mistral and
 Llama do, SmolLM2 and GPT-2 do not).
