@@ -307,6 +307,8 @@ def test_loss_figure_draws_every_arm_in_its_colour():
     assert {style.colour("selected"), style.colour("trait")} <= {
         line.get_color() for line in figure.axes[0].lines
     }
+    begun = curves.plot_loss(training_log().groupby(["arm", "metric"]).head(1), ARMS)
+    assert all(line.get_markevery() == 1 for line in begun.axes[0].lines[1::2])  # a line of one point is not seen
 
 
 def test_gain_and_forgetting_are_of_the_reference_over_every_arm():

@@ -1,4 +1,4 @@
-"""Curves, bars and dots: is the classifier good, what did selection find, what did each stage teach, what was gained?
+"""Curves, bars and dots: is the classifier good, what did selection find, each stage teach, and what was gained?
 
 A mean gain can rest on a few items, and a significant one can lose on a task: so gains are drawn by arm and by item.
 """
@@ -132,14 +132,14 @@ def plot_training_curves(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
 
 @styled
 def plot_loss(log: pd.DataFrame, arms: Sequence[str]) -> KitFigure:
-    """Training loss (nats a token) and learning rate against tokens: did every stage run as planned?"""
+    """Training loss (nats a token) and learning rate against tokens: did all run as planned?"""
     means = log.pivot_table(index="tokens", columns=["metric", "arm"], values="value")
     figure, (upper, lower) = new_figure("loss", {}, 1.6, panels=2, across=1, sharex=True, height_ratios=[2.2, 1])
     for arm in [arm for arm in arms if arm in means["loss"]]:
         loss, ink = means["loss"][arm].dropna(), colour(arm)
         smooth = loss.ewm(span=max(1, len(loss) / 12)).mean()
         upper.plot(loss, color=ink, alpha=0.28, linewidth=0.7)
-        upper.plot(smooth, color=ink, marker=marker(arm), markevery=0.12, label=label(arm))
+        upper.plot(smooth, color=ink, marker=marker(arm), markevery=1 + len(loss) // 8, label=label(arm))
         lower.plot(means["learning_rate"][arm].dropna(), color=ink)
     for axes in (upper, lower):
         _token_axis(axes, _boundary(log))
