@@ -247,6 +247,6 @@ def test_ones_own_web_is_not_filtered_by_educational_value_until_somebody_rates(
     for rated in ({"classifier.teacher": "local"}, {"selection.methods": ["random", "dsir", "fasttext"], **ARMS}):
         load("params/demo.yaml", own | rated)
     with pytest.raises(
-        TraitError, match=r"nobody rates: set classifier\.teacher to local or openai, or write fasttext there"
+        TraitError, match=r"nobody rates: set classifier\.teacher to openai, or write fasttext there"
     ):
         load("params/demo.yaml", own)

@@ -153,7 +153,7 @@ class Experiment(Agreeing):
         if "fasttext_educational" in methods and not rated:
             yield (
                 "selection.methods has fasttext_educational, a filter by ratings, but nobody rates: set classifier.teacher "
-                "to local or openai, or write fasttext there and in training.arms"
+                "to openai, or write fasttext there and in training.arms"
             )
         arms = {"base", *training.arms}
         arms |= {f"{arm}_fine_tuned" for arm in arms if training.fine_tune_epochs}
