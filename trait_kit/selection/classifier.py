@@ -108,7 +108,7 @@ def train_educational_model(rated: pd.DataFrame, model_path: Path | str, p: Clas
     examples = rated.groupby("label").head(_EXAMPLES).sort_values("label", kind="stable", ignore_index=True)
     examples["text"] = examples["text"].str.split().str.join(" ").str[:_SHOWN]
     pairs = dict(zip(normalise(rated["text"].tolist()).to_pylist(), rated["label"], strict=True))
-    given, probabilities, _ = _fit(pairs, LABELS, model_path, p, "Raise educational_sample or change teacher.")
+    given, probabilities, _ = _fit(pairs, LABELS, model_path, p, "See educational_sample, max_cost_usd, teacher.")
     predicted = np.array(LABELS)[probabilities.argmax(axis=1)]
     agreement, majority = (
         float((given == predicted).mean()),
