@@ -26,7 +26,7 @@ from trait_kit.engine.files import TraitError
 from trait_kit.engine.llm import Endpoint
 from trait_kit.engine.machine import closure
 from trait_kit.passages import checks, prompts, writing
-from trait_kit.passages.material import Group, Problem, problem_rows
+from trait_kit.passages.material import Draft, Group, Problem, problem_rows
 from trait_kit.passages.teachers import Teacher
 from trait_kit.passages.writing import write_groups
 
@@ -380,6 +380,12 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     read = functools.partial(checks.read_sentence, about, [row.solution for row in about.rows])
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
+    alone = replace(about, rows=about.rows[1:2])
+    for told, fault in (
+        ("31*k=527, k=17. The answer is 17.", False),
+        ("The answer is 17.", True),
+    ):  # terse is no fault
+        assert bool(checks.own_fault(alone, Draft((told,), ""), ["reasoning"])[1]) == fault
     for bad, reason in (
         ("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),
         (good.replace("31*k = 527", "31*k = 527, which is 17,"), "'17' stands in no problem"),  # a result

@@ -308,7 +308,8 @@ def test_loss_figure_draws_every_arm_in_its_colour():
         line.get_color() for line in figure.axes[0].lines
     }
     begun = curves.plot_loss(training_log().groupby(["arm", "metric"]).head(1), ARMS)
-    assert all(line.get_markevery() == 1 for line in begun.axes[0].lines[1::2])  # a line of one point is not seen
+    lines = begun.axes[0].lines[1::2]
+    assert len(lines) == 2 and all(line.get_markevery() == 1 for line in lines)  # a line of one point is not seen
 
 
 def test_gain_and_forgetting_are_of_the_reference_over_every_arm():

@@ -168,7 +168,7 @@ def load_problems(tasks: list[str], split: Split, per_task: int, seed: int = 0) 
             {"id": f"{task.name}/{key}", "task": task.name, **row} for key, row in zip(keys, taken, strict=True)
         ]
     if not rows:
-        for task in load_tasks(tasks).values():
+        for task in load_tasks(tasks).values():  # names a bad row
             list(_problems(task.model_copy(update={"bad_rows": "stop"}), split, seed, Counter()))
         raise TraitError(
             f"None of the tasks {', '.join(tasks)} has problems in the split '{split}'. Add one that has."

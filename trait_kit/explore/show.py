@@ -22,10 +22,10 @@ from trait_kit.figures.style import label
 from trait_kit.runs import BATCH_VARIABLE
 
 ALL, MOST = "all", 40  # the choice of a menu that filters nothing; entries on a page
-# Controls and half characters
+# Controls, half characters
 _VISIBLE = dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\ufffd")
 _VISIBLE |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-# One is set for the kernel of an open notebook.
+# One is set for an open notebook's kernel
 _WATCHED = "JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"
 
 

@@ -55,7 +55,7 @@ def own_fault(
 
 
 def read_paragraph(group: Group, answer: str) -> str:
-    """The paragraph of a group of one problem in a model's answer; ValueError says what is wrong."""
+    """The paragraph of a group of one problem in an answer; ValueError says what is wrong."""
     text = first_paragraph(answer)
     return _require(text, group, Draft((text,), ""), "form", "language", "reasoning", "gold answer", "arithmetic")
 
@@ -167,7 +167,7 @@ def _latin_share(text: str) -> float:
 def _reasoning(group: Group, draft: Draft) -> Iterator[str]:
     for row, paragraph in zip(group.rows, draft.paragraphs, strict=True):
         ending, marked = conclusion(paragraph)
-        if count_words(paragraph) < count_words(ending) + 3 * marked + 3:  # 'the answer is'
+        if count_words(paragraph, r"\w+") < count_words(ending, r"\w+") + 3 * marked + 3:  # 'the answer is'
             yield f"the paragraph of problem {row.id} only states an answer"
 
 

@@ -86,9 +86,9 @@ def content_words(text: str) -> set[str]:
     return pairs | {word.removesuffix("s") if len(word) > 4 else word for word in words if word not in stop}
 
 
-def count_words(text: str) -> int:
+def count_words(text: str, word: str = r"\S+") -> int:
     """Words, and of a script without blanks two characters each."""
-    return len(text.split()) + len(re.findall(f"[{_UNSPACED}]", text)) // 2
+    return len(re.findall(word, text)) + len(re.findall(f"[{_UNSPACED}]", text)) // 2
 
 
 def marks(text: str) -> set[str]:

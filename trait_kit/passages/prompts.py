@@ -42,7 +42,7 @@ def choose(group: Group) -> str:
 
 
 def conversation(name: str, *about: Any) -> list[Message]:
-    """The turns that ask, in the wording `name`, for one part of a passage; `refused`: why, and if so asked before."""
+    """The turns that ask, in the wording `name`, for one part of a passage; `refused`: why, and whether again."""
     try:
         return _turns(name, *about)
     except Exception as error:  # of a file of one's own

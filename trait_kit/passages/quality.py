@@ -59,7 +59,7 @@ class Beside:
 class Accepted:
     """Texts accepted so far, and whether a new one is a near-duplicate (word trigrams, Jaccard) of one of them.
 
-    Pairs are looked for by bands of the signature (engine/minhash.py), which miss less than 1% of those at the threshold.
+    Pairs are looked for by bands of the signature, which miss under 1% of those at the threshold.
     """
 
     def __init__(self, threshold: float) -> None:
