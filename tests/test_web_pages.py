@@ -469,6 +469,17 @@ def test_hostile_html_never_stops_a_file(tmp_path: Path, html: bytes) -> None:
     assert len(documents) + len(rejected) == 2
 
 
+def test_a_page_of_thousands_of_formulas_is_read(tmp_path: Path) -> None:
+    shown = "".join(
+        f"<p>Let <math alttext='a_{{{n}}}'></math> and 10<sup>{n}</sup> be given.</p>" for n in range(4_000)
+    )
+    long = f"<p>So <math><mrow>{'<mi>y</mi>' * 4_000}</mrow></math> ends it.</p>"
+    documents, rejected = read(write(tmp_path / "d.warc", [record(1, page(shown + long).encode())]))
+    assert not rejected
+    assert all(f"$a_{{{n}}}$ and 10^{n} be" in documents[0]["text"] for n in range(4_000))
+    assert " ".join("y" * 4_000) in documents[0]["text"]
+
+
 # The cache
 
 

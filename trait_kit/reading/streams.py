@@ -151,7 +151,7 @@ def _readable(spec: str, names: list[str]) -> list[str]:
 
 
 def _source(name: str, info: dict) -> Source:
-    """A file known by its store's digest, else by 16 MB of its bytes, here and there."""
+    """A file known by its store's digest, else by 16 MB of its bytes."""
     if not format_of(name)[0]:
         raise TraitError(
             f"{name}: documents are read from {', '.join(FORMATS)}, also .gz and .zst. Convert it, or narrow the glob."

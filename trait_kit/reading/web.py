@@ -135,10 +135,9 @@ def _said(source: Any, sandbox: Any) -> list[dict[str, Any]]:
 
 
 def _guarded(packed: bytes) -> list[dict[str, Any]]:
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: or it would hold the lock that it has inherited
     try:
-        return _document(packed) if packed else []
+        # at its start: else it keeps an inherited lock
+        return _document(packed) if packed else [ctypes.CDLL(None).prctl(1, signal.SIGKILL)]
     except Refused as error:
         return [{"reason": str(error)}]
     except BaseException as error:  # Rust's panics are no Exceptions
@@ -240,12 +239,12 @@ def extract(html: str) -> tuple[str, int]:
 def _put_formulas(tree: Any) -> list[str]:
     """Write each formula of a page as $TeX$; empty where its TeX is not known."""
     formulas = []
-    for node in tree.document.query_selector_all(_FORMULAS["formula"]):
+    for node in tree.document.query_selector_all(_FORMULAS["formula"])[:]:  # a slice is linear
         tex = " ".join(_tex(node).split())
         formulas.append(tex if not tex or tex.startswith(("$", r"\(", r"\[")) else f"${tex}$")
         if tex:
             node.replace_with(tree.create_text_node(formulas[-1]))
-    for node in tree.document.query_selector_all(_FORMULAS["drawn"]) if formulas else ():
+    for node in tree.document.query_selector_all(_FORMULAS["drawn"])[:] if formulas else ():
         node.remove()
     return formulas
 
@@ -253,14 +252,14 @@ def _put_formulas(tree: Any) -> list[str]:
 def _tex(node: Any) -> str:
     if written := node if node.tag == "script" else node.query_selector(_FORMULAS["annotation"]):
         return written.text
-    holders = (node, *node.query_selector_all(_FORMULAS["named"]))
+    holders = (node, *node.query_selector_all(_FORMULAS["named"])[:])
     named = (holder.get_attribute(attribute) for holder in holders for attribute in _FORMULAS["attributes"])
     math = node if node.tag == "math" else node.query_selector("math")
     return next(filter(None, named), "") or (_of_mathml(math) if math else "")
 
 
 def _of_mathml(node: Any) -> str:
-    parts = [tex for child in node.children if (tex := _of_mathml(child))]
+    parts = [tex for child in node.children[:] if (tex := _of_mathml(child))]
     before, after = _FORMULAS["around"].get(node.tag, ("", ""))
     with contextlib.suppress(IndexError):
         if node.tag in _FORMULAS["shapes"]:
@@ -272,7 +271,7 @@ def _of_mathml(node: Any) -> str:
 
 def _raise_and_lower(tree: Any) -> None:
     """10<sup>-3</sup> becomes 10^-3, inner ones first; ordinals and notes stay."""
-    for node in reversed(list(tree.document.query_selector_all("sup, sub"))):
+    for node in reversed(tree.document.query_selector_all("sup, sub")[:]):
         raised = node.text.strip()
         if re.search(r"\w", raised) and not re.fullmatch(r"\[.*\]|st|nd|rd|th", raised):
             inside = raised if re.fullmatch(r"[-−+]?[^\W_]+", raised) else f"{{{raised}}}"
