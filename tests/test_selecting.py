@@ -713,6 +713,16 @@ def test_nothing_that_passes_names_the_limit_and_what_was_there(scored_folder, t
     assert "Unknown method 'best'" in wrong(capfd, *common, "--tokens", 100, "--methods", "best")
 
 
+@pytest.mark.parametrize("option", ["--share", "--threshold", "--min-educational", "--near-duplicate"])
+def test_what_is_no_number_is_no_limit(scored_folder, tmp_path, capfd, option):
+    asked = ["select", "--scores", scored_folder, "--output", tmp_path / "out", "--tokens", 100, option, "nan"]
+    assert main([*map(str, asked)]) == 2
+    assert f"Invalid value for '{option}'" in capfd.readouterr().err
+    scored = ["score", "--model", "m", "--input", "c", "--output", "o", "--max-quarantined", "nan"]
+    assert main(scored) == 2
+    assert "Invalid value for '--max-quarantined'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "no rejected", "no job", "another job", "half a job"])
 def test_scores_that_are_not_whole_are_said(scored_folder, tmp_path, capfd, damage):
     first = scored_folder / "scores-00000.parquet"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import webbrowser
+from fractions import Fraction
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Literal
@@ -40,6 +41,7 @@ def _refuse_unquoted(names: list[str] | None) -> None:
 Asked, Folder = Annotated[str, typer.Option()], Annotated[Path, typer.Option()]  # without a default
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE")]
 AsJson = Annotated[bool, typer.Option("--json")]
+Number = Annotated[float | None, typer.Option(parser=lambda it: float(Fraction(it)), metavar="NUMBER")]
 Executor = Literal["local", "ray", "slurm"]
 Unquoted = Annotated[list[str] | None, typer.Argument(hidden=True, callback=_refuse_unquoted)]
 Slurm = Annotated[
@@ -145,7 +147,7 @@ def score(
     label: str = "in_domain",
     educational: str = "",
     dsir: str = "",
-    max_quarantined: float = 0.01,
+    max_quarantined: Number = 0.01,
     executor: Executor = "local",
     workers: int = 1,
     slurm: Slurm = "",
@@ -173,16 +175,16 @@ def select(
     output: Folder,
     methods: str = "fasttext",
     tokens: int = 0,
-    share: float = 0.0,
-    threshold: float | None = None,
+    share: Number = 0.0,
+    threshold: Number = None,
     base_model: str = "",
     min_tokens: int = 1,
     max_tokens: int = 2**31 - 1,
-    min_educational: float = 1.0,
+    min_educational: Number = 1.0,
     in_domain: str = "",
     tasks: str = "",
     test_items: int = 5_000,
-    near_duplicate: float = 0.8,
+    near_duplicate: Number = 0.8,
     seed: int = 0,
     executor: Executor = "local",
     workers: int = 1,

@@ -206,7 +206,7 @@ def _nominate(
 
 
 def _first_alike(signatures: np.ndarray, best_first: np.ndarray, threshold: float) -> np.ndarray:
-    """For each of these rows the first of them that says the same, maybe itself."""
+    """For each of these rows the first that says the same."""
     rows = np.sort(best_first)  # so that ranks do not decide which are alike
     cluster = minhash.clusters(signatures[rows], threshold)[np.searchsorted(rows, best_first)]
     return pd.Series(best_first).groupby(cluster).transform("first").to_numpy()

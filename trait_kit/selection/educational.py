@@ -44,7 +44,7 @@ def label_points(labels: Sequence[str]) -> np.ndarray:
 def demo_labels() -> dict[str, str]:
     """id -> label of each article of the demo, frozen.
 
-    A rule about English function words gave them; of textbook algebra it called 78% Low, so it labels nothing else.
+    A rule about English function words gave them, which called 78% of textbook algebra Low.
     """
     letters = "".join((demo.DATA / "educational.txt").read_text(encoding="utf-8").split())
     labels = map({label[0]: label for label in LABELS}.get, letters)

@@ -33,7 +33,7 @@ _LOADERS = {
     "domain": NgramScorer.load,
     "educational": NgramScorer.load,
     "dsir": DsirModel.load,
-}  # score -> its model's
+}
 
 
 @dataclass(frozen=True)
