@@ -255,6 +255,7 @@ def test_filters(template: str, row: dict, value: object) -> None:
         ("{o|pick(g)}", {"o": ["one"], "g": "b"}, "'b' is picked, but there are A"),
         ("{o|pick(g)}", {"o": ["one"], "g": ""}, "'' is picked, but there are A"),
         ("{o|pick(g)}", {"o": {"texts": ["one"], "labels": ["A"]}, "g": "A"}, "nor 'text' and 'label': {'texts'"),
+        ("{o|lettered}", {"o": [*map(str, range(27))]}, "a list of up to 26 choices"),
         ("{options|boxd}", {"options": 1}, r"boxd.*Known filters: boxed, lettered"),
     ],
 )

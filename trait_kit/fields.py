@@ -112,12 +112,12 @@ def _options(value: Any) -> dict[str, Any]:
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         value = {name: [item.get(name) for item in value] for name in ("text", "label")}
     if isinstance(value, list | tuple):
-        value = dict(zip(ascii_uppercase, value, strict=False))
+        value = dict(zip(ascii_uppercase + "?", value, strict=False))
     elif isinstance(value, dict) and {"text", "label"} <= value.keys():
         value = dict(zip(map(str, value["label"]), value["text"], strict=False))
-    if not isinstance(value, dict) or any(isinstance(text, list | dict) for text in value.values()):
+    if not isinstance(value, dict) or "?" in value or any(isinstance(it, list | dict) for it in value.values()):
         raise FieldError(
-            f"neither a list of choices, nor choices by label, nor 'text' and 'label': {str(value)[:80]}"
+            f"neither a list of up to 26 choices, nor choices by label, nor 'text' and 'label': {str(value)[:80]}"
         )
     return {str(label).strip().upper(): text for label, text in value.items()}
 

@@ -45,7 +45,7 @@ def hardware_line() -> str:
 
 
 def matrix_rate(precision: str) -> float:
-    """FLOP/s of a large square matrix product on the processor; under a second on two cores."""
+    """FLOP/s of a large square matrix product on the processor."""
     import torch
     from torch.utils.benchmark import Timer
 

@@ -25,7 +25,8 @@ _EXCERPT_WORDS = 40
 _SHARE = 0.5  # of a question's n-grams from which on it is found
 _LEAST_WORDS, _MOST_PUT_IN = 10, 12  # of a question that is found with a sentence put into it, and of that
 _SAME = read_yaml(Path(__file__).with_name("questions.yaml"))
-_SIGNS = str.maketrans(_SAME["signs"])
+_UNSEEN = dict.fromkeys(n for n in range(0xE0080) if unicodedata.category(chr(n)) == "Cf")  # e.g. zero-width
+_SIGNS = _UNSEEN | str.maketrans(_SAME["signs"])
 _BROKEN = re.compile(_SAME["broken"])
 _MARKED = re.compile(_SAME["marked"], re.MULTILINE)
 _MARKUP = re.compile("|".join(_SAME["markup"]), re.IGNORECASE | re.MULTILINE)
@@ -37,7 +38,7 @@ _WORD = re.compile(f"[{_UNSPACED}]|" + _SAME["word"].replace("L", rf"[^\W\d_{_UN
 class QuestionIndex:
     """Every n-gram of test questions (a shorter question is one by itself) -> the questions it is in.
 
-    Texts are looked at only where they have a pair of words that an n-gram begins with: some megabytes a second.
+    Texts are looked at only where they have a pair of words that an n-gram begins with.
     """
 
     def __init__(self, questions: Sequence[str], n: int = 13) -> None:
@@ -68,7 +69,7 @@ class QuestionIndex:
         """
         rows = [
             (text_index, *finding)
-            for text_index, text in enumerate(text_array(texts))
+            for text_index, text in enumerate(text_array(texts) if self.questions else ())
             for finding in sorted(self._findings(words_of(text.as_py())))
         ]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -120,8 +121,6 @@ def words_of(text: str) -> tuple[str, ...]:
     text = _BROKEN.sub("", html.unescape(html.unescape(text)))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-        # no soft hyphens, zero-width characters
-        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")
     text = text.casefold()
     text = _MARKUP.sub(" ", text) if _MARKED.search(text) else text
     return tuple(word.replace(",", "") for word in (_ASCII_WORD if text.isascii() else _WORD).findall(text))
