@@ -315,7 +315,9 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     about = group_of(math_problems(1), "knowledge", "equal groups")
     told = [row.solution for row in about.rows]
     asked = prompts.conversation("math", "sentence", about, told, 1)[-1]["content"]
-    assert 'Begin it\nwith "With 31 and 527,", use 17 and end with the answer, 17.' in asked
+    assert 'Begin it with "With 527 / 31 = 17," and end with the answer, 17.' in asked  # what comes after checks it
+    uncounted = prompts.conversation("math", "sentence", about, ["It is 17."] * len(told), 1)[-1]["content"]
+    assert 'Begin it with "With 31 and 527,"' in uncounted
     read = functools.partial(checks.read_sentence, about, told, place=1)
     good = "With 31 and 527, the groups of k are undone by the division 527 / 31 = 17."
     assert read(good) == good
@@ -356,8 +358,9 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
             "end with the answer, 17",
         ),
         ("With 31 and 527, the division is 527 / 31 = 18.", "527 / 31 = 18 is wrong"),
-        ("With 31 and 527, dividing 31 by 527 gives 17.", "'dividing 31 by 527 gives 17' is wrong"),
-        ("With 31 and 527, dividing both sides by 31 gives k = 31, so it is 17.", "gives k = 31' is wrong"),
+        ("With 31 and 527, dividing by 31 repeatedly gives 17.", "'repeatedly' stands in no problem"),
+        ("With 31 and 527, dividing by 31 gives the remainders 527 and 17.", "'gives the remainders' stands in no"),
+        ("With 31 and 527, the division follows from 527 = 2*k and gives 17.", "'2' stands in no|'2\\*k' stands in no"),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
     ):
@@ -380,6 +383,14 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     read = functools.partial(checks.read_sentence, about, [row.solution for row in about.rows])
     good = "The marbles in 13 boxes, the k of 31*k = 527 and the fraction 21/77 rest on equal groups."
     assert read(good) == good
+    # refused once, it is told the problems' own words, and then what to say
+    told = functools.partial(prompts.conversation, "math", "opening", about, [], 0)
+    assert "13" not in told()[-1]["content"].rpartition("Write one")[2]
+    assert "for instance by 13 and 24; 31 and 527; 21/77." in told(("it leaves out problem 2", False))[-1]["content"]
+    dictated = "The problem with 13 and 24, the one with 31 and 527 and the one with 21/77 rest on equal groups."
+    assert f'It is: "{dictated}"' in told(("it leaves out problem 2", True))[-1]["content"]
+    assert read(dictated) == dictated
+    assert read(f"{dictated} The first is the longest.") == dictated  # one sentence
     alone = replace(about, rows=about.rows[1:2])
     for told, fault in (
         ("31*k=527, k=17. The answer is 17.", False),
@@ -389,6 +400,7 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     for bad, reason in (
         ("The bus on its road and the pump at its tank rest on equal groups.", "leaves out problem 1"),
         (good.replace("31*k = 527", "31*k = 527, which is 17,"), "'17' stands in no problem"),  # a result
+        (good.replace("the k of", "dividing by 13 the k of"), "'dividing' says more than what each problem"),
     ):
         with pytest.raises(ValueError, match=reason):
             read(bad)
@@ -435,8 +447,8 @@ def test_no_request_for_a_sentence_comes_twice_and_the_local_models_stay_as_reco
         once = teacher._requests(replace(again, refused=again.refused[:1]), told)
         more, last = ([one.messages()[-1]["content"] for one in requests] for requests in (asked, once))
         assert (more[1:] == last[1:]) == (name == "local")
-        assert ("for instance by 13 and 24; 31 and 527; 21/77." in more[0]) == (name == "local")
-        assert "for instance by" not in last[0]  # more help only where the same would be asked again
+        assert ('It is: "The problem with 13 and 24, ' in more[0]) == (name == "local")
+        assert "It is:" not in last[0]  # more help only where the same would be asked again
 
 
 def test_the_estimate_knows_the_paragraphs_that_are_for_a_control(server):

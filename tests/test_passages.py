@@ -118,6 +118,20 @@ def test_a_phrase_that_recurs_with_other_numbers_is_refused_from_the_third_on(tm
     assert "'and the coins are hardly enough while buyers wait outside'" in rejected["reason"][0]
     assert blames(rejected["reason"][0], "Well, and the 77 coins are hardly enough while buyers wait outside.")
     assert not blames(rejected["reason"][0], "With 77 and 3, the boxes are counted by what each of them holds.")
+    # what the solutions themselves say is no habit of the teacher's
+    said = "So the {} coins are hardly enough while buyers wait outside."
+    problems = math_problems()
+    problems["solution"] = [
+        f"{said.format(n)} {solution}" for n, solution in enumerate(problems["solution"], start=501)
+    ]
+
+    class Quoting(QuotingTeacher):
+        def _around(self, group: Group, draft: Draft) -> Draft:
+            found = super()._around(group, draft)
+            return replace(found, enlightenment=f"{found.enlightenment} {said.format(found.paragraphs[0][7:10])}")
+
+    groups, passages, _, _ = quoting_passages(tmp_path, problems, teacher=Quoting())
+    assert passages["id"].tolist() == [group.id for group in groups]
 
 
 def test_worked_solutions_are_joined_without_an_enlightenment(tmp_path):

@@ -21,7 +21,7 @@ from trait_kit.passages.teachers import RECORDED
 from trait_kit.passages.writing import write_passages
 from trait_kit.runs import Step
 
-GROUPS = {"demo": 30, "demo_ads": 24}
+GROUPS = {"demo": 36, "demo_ads": 24}
 
 
 def noted(method: Callable, used: set[str]) -> Callable:

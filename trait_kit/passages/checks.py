@@ -1,7 +1,7 @@
 """What a draft must pass before anything is trained on it; the first that fails gives the reason.
 
-A model's answer is read by the same checks part by part (`read_paragraph`, ...): a part that fails is asked
-for again alone. What compares passages is in quality.py.
+A model's answer is read by the same checks part by part: what fails is asked for again alone. quality.py
+compares passages.
 """
 
 import itertools
@@ -30,8 +30,8 @@ from trait_kit.passages.material import (
 _MIN_WORDS, _SENTENCE_WORDS = 15, range(5, 61)
 _LAST = 8  # words up to the last number
 _ORDINALS = content("words.yaml")["ordinals"]
-_TIMES, _TURNS, _DIVISION, _DOUBT, _END = (
-    re.compile(content("words.yaml")[name]) for name in ("times", "turns", "division", "doubts", "ends")
+_CLAIM, _TURNS, _OPERATION, _DOUBT, _END = (
+    re.compile(content("words.yaml")[name]) for name in ("claims", "turns", "operations", "doubts", "ends")
 )
 # By how much another order of the paragraphs must fit better (cosine of what one question and paragraph alone say):
 # of those with one gold answer, and of all.
@@ -69,21 +69,22 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: int | None = None) -> str:
-    """What an answer says for an enlightenment: on what is shared, or a sentence on the problem at `place`."""
+    """The first sentence of an answer: an opening, or on the problem at `place`."""
     said = " ".join(first_paragraph(answer).split())
-    text = said if place is None else _END.split(said)[0]
+    text = _END.split(said)[0]
     rows, told = (group.rows, "") if place is None else ([group.rows[place]], paragraphs[place])
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := count_words(text)) not in _SENTENCE_WORDS:
         raise ValueError(f"enlightenment: {count} words, not within 15 to 40")
     source = " ".join([group.shared, *(row.question for row in rows), told])
 
-    known = {*_TIMES.findall(_TURNS.sub("times", source.lower()))}
-    counts = {found for found in _TIMES.findall(text.lower()) if not {found, in_figures(found)} & known}
-    if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | counts:
+    known = {*_CLAIM.findall(_TURNS.sub("times", source.lower()))}
+    claims = {found for found in _CLAIM.findall(text.lower()) if not {found, in_figures(found)} & known}
+    if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | claims:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
-    _refuse_division(text, numbers(source))
     if place is None:
+        if done := _OPERATION.search(text):
+            raise ValueError(f"enlightenment: '{done[0]}' says more than what each problem is about")
         shared = content_words(group.shared)
         for number, row in enumerate(group.rows, start=1):
             if not (marks(row.question) - shared) & marks(text):
@@ -101,16 +102,6 @@ def _refuse_general(row: Problem, own: set[str], text: str) -> None:
     ending = " ".join(re.sub(r"\D+$", "", text).split()[-_LAST:])
     if is_mathematical(row.answer) and numbers(row.answer) - numbers(ending):
         raise ValueError(f"enlightenment: it does not end with the answer, {row.answer}")
-
-
-def _refuse_division(text: str, known: set[str]) -> None:
-    """A division told in words has the quotient or remainder that it says, of a `known` number."""
-    whole = {int(number) for number in known if number.isdecimal()}
-    for found in _DIVISION.finditer(text):
-        divisor, result = int(found[3]), int(found[4])
-        divided = {int(found[1] or found[2])} if found[1] or found[2] else whole
-        if not divisor or not any(result in (number % divisor, number / divisor) for number in divided):
-            raise ValueError(f"arithmetic: '{found[0]}' is wrong")
 
 
 def _contradiction(text: str, asked: str) -> Iterator[str]:
@@ -184,7 +175,7 @@ def _arithmetic(group: Group, draft: Draft) -> Iterator[str]:
 
 
 def _own_problem(group: Group, draft: Draft) -> Iterator[str]:
-    """Whether each paragraph takes up what only its own question says, or they fit better in another order."""
+    """Whether each paragraph takes up what only its own question says."""
     rows = group.rows
     asked, used = _marks(rows, [row.answer for row in rows]), marks_of(list(draft.paragraphs))
     fit = np.array(

@@ -29,7 +29,7 @@ def plan_groups(problems: pd.DataFrame, params) -> tuple[pd.DataFrame, list[Grou
 
     A group joins two tasks or more, and no task twice while enough tasks that share the value have problems left; with a
     column `subject`, two subjects of one task may do, and a task that is alone is grouped with itself. The least used
-    problems come first, each in at most `max_uses` groups; no two groups hold the same. The order of rows is no matter.
+    problems come first, each in at most `max_uses` groups; no two groups hold the same.
     """
     for row in problems[problems["split"] != "train"].itertuples():
         raise TraitError(
@@ -123,7 +123,7 @@ class _Pool:
             heapq.heapify(heap)
 
     def draw(self, places: int, made: set[frozenset[str]], shuffle: random.Random) -> list[str] | None:
-        """Of as many tasks as there are places, then of other subjects; None once nothing new can be drawn."""
+        """Of as many tasks as there are places, then of other subjects; None where nothing is new."""
         for _ in range(_ATTEMPTS):
             if sum(bool(heap) for heap in self.heaps.values()) < 2:
                 return None
@@ -155,9 +155,8 @@ class _Pool:
 def _pools(problems: pd.DataFrame, column: str, shuffle: random.Random, max_uses: int) -> list[_Pool]:
     usable = problems.assign(shared=problems[column].fillna("").str.strip(), subject=problems.get("subject", ""))
     usable = usable[usable["shared"] != ""].fillna({"subject": ""}).sort_values("id")
-    if (
-        problems["task"].nunique() == 1
-    ):  # then its subjects count as tasks, and every problem is a kind of its own
+    # the subjects of one task count as tasks
+    if problems["task"].nunique() == 1:
         usable = usable.assign(task=usable["subject"], subject=usable["id"])
     found: dict[str, dict[Kind, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in usable[["shared", "task", "subject", "id"]].itertuples(index=False):

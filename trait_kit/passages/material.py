@@ -43,9 +43,8 @@ class Group:
     rows: Sequence[Problem]
     grouping: str  # knowledge | entity
     shared: str  # the topic or entity
-    refused: tuple[
-        tuple[tuple[str, ...], str], ...
-    ] = ()  # the parts of each enlightenment so far, and why it was not taken
+    # each enlightenment so far, and why it was not taken
+    refused: tuple[tuple[tuple[str, ...], str], ...] = ()
 
     @property
     def problem_ids(self) -> list[str]:

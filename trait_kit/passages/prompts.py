@@ -2,7 +2,7 @@
 
 The wording is data: prompts/*.yaml hold a system line, a Jinja template for each part of a passage (paragraph,
 enlightenment, opening, sentence) and example passages, whose parts become the example turns. Which two follows from what a
-group shares, so that answers do not all fall into one phrase.
+group shares.
 """
 
 import functools
@@ -21,6 +21,9 @@ from trait_kit.judging.answers import is_mathematical, language_of, statement
 from trait_kit.passages.material import Group, Problem, content, marks, marks_of
 
 _WORD = re.compile(r"[一-鿿]+|(?:(?![一-鿿])[\w./%])*(?![一-鿿])\w%?")  # Chinese has no blanks around numbers
+# 7 * $13 = $91, 22 grasshoppers + 44 beetles = 66
+_AMOUNT = r"[$€£]?\d[\d.,/]*%?(?: [a-z]+)?"
+_EQUATION = re.compile(rf"{_AMOUNT}(?: ?[-+*/×÷] ?{_AMOUNT})+ ?= ?[$€£]?\d(?:[\d.,/]*\d)?%?")
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
 # Plain text, so nothing is escaped for HTML: data enters through `as_data`.
 _JINJA = jinja2.Environment(
@@ -76,13 +79,19 @@ def _turns(
         shown = draw.randrange(len(example["problems"]))
         tasks = [one["task"] for one in example["problems"]]
         shown = tasks.index(task) if task in tasks else shown  # one that is done in the same way
-        answer = {"role": "assistant", "content": _part_of(example, part, shown)}
-        turns += [asked(example["problems"], shown, example["shared"]), answer]
-    counted = all(
-        is_mathematical(row.answer) for row in group.rows
-    )  # an ad's limit of 30 characters says nothing of it
+        whole = [example["opening"], *(problem["sentence"] for problem in example["problems"])]
+        told = {"enlightenment": " ".join(whole), **example, **example["problems"][shown]}
+        turns += [
+            asked(example["problems"], shown, example["shared"]),
+            {"role": "assistant", "content": told[part]},
+        ]
+    # an ad's limit of 30 characters says nothing of it
+    counted = all(is_mathematical(row.answer) for row in group.rows)
     begin = own_words([row.question for row in group.rows], 2, counted)
-    steps = own_words([*map(_steps, group.rows, paragraphs)], -3, counted)
+    words = own_words([*map(_steps, group.rows, paragraphs)], -3, counted)
+    # a calculation says more than its result
+    equations = map(_equations, group.rows, paragraphs)
+    steps = [(counted and found) or own for found, own in zip(equations, words, strict=True)]
     told = itertools.zip_longest(group.rows, paragraphs, begin, steps, fillvalue="")
     return [*turns, asked([_problem(*one) for one in told], place, as_data(group.shared)[:200], refused)]
 
@@ -117,16 +126,17 @@ def _problem(row: Problem, paragraph: str, begin: Sequence[str], steps: Sequence
 
 
 def _steps(row: Problem, paragraph: str) -> str:
-    """The right sides of a paragraph's equations or else its words, without what its question says."""
+    """A paragraph's words that its question has not."""
     known = marks(row.question)
-    words = re.findall(r"=\s*(\S+)", paragraph) or paragraph.split()
-    return " ".join(word for word in words if not marks(word) & known)
+    return " ".join(word for word in paragraph.split() if not marks(word) & known)
 
 
-def _part_of(example: dict[str, Any], part: str, place: int) -> str:
-    if part == "enlightenment":
-        return " ".join([example["opening"], *(problem["sentence"] for problem in example["problems"])])
-    return (example if part == "opening" else example["problems"][place])[part]
+def _equations(row: Problem, paragraph: str) -> list[str]:
+    """A paragraph's last four calculations up to the one that gives the answer."""
+    found = _EQUATION.findall(paragraph)
+    results = [equation.rpartition("=")[2].strip(" $€£%") for equation in found]
+    end = results.index(row.answer) + 1 if row.answer in results else len(found)
+    return found[:end][-4:]
 
 
 def _wording(name: str) -> dict[str, Any]:

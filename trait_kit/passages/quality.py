@@ -40,7 +40,7 @@ class Beside:
         }
         self.texts = {"passage": texts, "enlightenment": enlightenments}
         for _, part, accepted in self.checks:
-            accepted.begin(self.texts[part])
+            accepted.begin(self.texts[part], texts)
 
     def faults(self, place: int) -> Iterator[tuple[str, str | None]]:
         if leak := self.leaks.get(place):
@@ -67,7 +67,7 @@ class Accepted:
         self.accepted: list[tuple[str, np.ndarray]] = []
         self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
-    def begin(self, texts: list[str]) -> None:
+    def begin(self, texts: list[str], passages: list[str] | None = None) -> None:
         self.new = signatures(texts, shingle_words=3)
 
     def nearest(self, place: int) -> tuple[str, float] | None:
@@ -91,13 +91,14 @@ class Accepted:
 
 
 class Clauses:
-    """Clauses that enlightenments used before, numbers masked: a phrase that a writer falls into."""
+    """Clauses of earlier enlightenments that stand in no solution beside them, numbers masked."""
 
     def __init__(self) -> None:
         self.used: dict[str, list[str]] = defaultdict(list)
 
-    def begin(self, texts: list[str]) -> None:
-        self.clauses = [clauses_of(text) for text in texts]
+    def begin(self, texts: list[str], passages: list[str]) -> None:
+        told = zip(texts, passages, strict=True)
+        self.clauses = [clauses_of(text) - clauses_of(passage.removesuffix(text)) for text, passage in told]
 
     def nearest(self, place: int) -> tuple[str, float] | None:
         worn = [clause for clause in sorted(self.clauses[place]) if len(self.used[clause]) >= _CLAUSE_USES]
@@ -125,8 +126,8 @@ def blames(reason: str, part: str) -> bool:
 def screen_problems(problems: pd.DataFrame, tests: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(problems that passages may hold, what was dropped by task and reason).
 
-    Dropped where a test question stands in a problem's question or solution, whole or by half of its 13-grams, or the other
-    way round.
+    Dropped where a test question stands in a problem's question or solution, whole or by half of its 13-grams,
+    or the other way round.
     """
     texts = (problems["question"] + "\n" + problems["solution"].fillna("")).tolist()
     kinds: dict[int, set[str]] = defaultdict(set)

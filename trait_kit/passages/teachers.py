@@ -68,14 +68,16 @@ class Teacher:
         replies = ask(requests, self.endpoint, self.params.max_attempts, kept=True)
         kept = {row.id: reply.value for row, reply in zip(rows, replies, strict=True)}
         for group in groups:
-            requests += self._requests(group, [kept.get(row.id) or _solution(row) for row in group.rows])
+            requests += self._requests(
+                group, [kept.get(row.id) or clean(row.solution or "") for row in group.rows]
+            )
         requests += map(self._paragraph, {*self.to_ask(groups, "both")} - {*rows})
         return self.endpoint.estimate(requests, _TYPICAL_ANSWER)
 
     def to_ask(self, groups: Sequence[Group], way: str = "teacher") -> list[Problem]:
         rows = {row.id: row for group in groups for row in group.rows}
         anew = self.params.paragraphs == way and self.endpoint
-        return [row for row in rows.values() if anew or not _solution(row)]
+        return [row for row in rows.values() if anew or not clean(row.solution or "")]
 
     def _ask(self, requests: Sequence[Request], attempts: int) -> list[Reply]:
         """Replies in the order of the requests. Those that begin alike are asked together: a server reads that once."""
@@ -96,7 +98,7 @@ class Teacher:
     def _begun(self, group: Group) -> Draft:
         asked = {row.id: self.paragraphs[row.id] for row in self.to_ask([group])}
         self.paragraphs |= {name: replace(reply, **_NOTHING) for name, reply in asked.items()}
-        told = [asked[row.id].value if row.id in asked else _solution(row) for row in group.rows]
+        told = [asked[row.id].value if row.id in asked else clean(row.solution or "") for row in group.rows]
         draft = Draft((), "", self.name, prompts.version(self._wording(group)) if self.endpoint else "")
         return _charged(draft, asked.values(), paragraphs=tuple(told))
 
@@ -140,10 +142,6 @@ def recorded(params: Any) -> tuple[str, list[list[Any]]]:
         return "", []
     with gzip.open(RECORDED, "rt", encoding="utf-8") as lines:
         return json.loads(next(lines)), [json.loads(line) for line in lines]
-
-
-def _solution(row: Problem) -> str:
-    return clean(row.solution or "")
 
 
 def _charged(draft: Draft, replies: Iterable[Reply], **told: Any) -> Draft:

@@ -149,7 +149,7 @@ def write_groups(
     tested: Sequence[str],
     count_tokens: TokenCounter,
 ) -> dict[str, Any]:
-    """Write both tables into `folder`, attempt by attempt in the groups' order; what came of it, and its cost."""
+    """Write both tables into `folder`, attempt by attempt; what came of it, and its cost."""
     beside, asked, rows = Beside(tested), groups, []
     for attempt in range(1, params.max_attempts + 1):
         if not asked:
