@@ -315,7 +315,9 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
     about = group_of(math_problems(1), "knowledge", "equal groups")
     told = [row.solution for row in about.rows]
     asked = prompts.conversation("math", "sentence", about, told, 1)[-1]["content"]
-    assert 'Begin it with "With 527 / 31 = 17," and end with the answer, 17.' in asked  # what comes after checks it
+    assert (
+        'Begin it with "With 527 / 31 = 17," and end with the answer, 17.' in asked
+    )  # what comes after checks it
     uncounted = prompts.conversation("math", "sentence", about, ["It is 17."] * len(told), 1)[-1]["content"]
     assert 'Begin it with "With 31 and 527,"' in uncounted
     read = functools.partial(checks.read_sentence, about, told, place=1)
@@ -359,8 +361,14 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
         ),
         ("With 31 and 527, the division is 527 / 31 = 18.", "527 / 31 = 18 is wrong"),
         ("With 31 and 527, dividing by 31 repeatedly gives 17.", "'repeatedly' stands in no problem"),
-        ("With 31 and 527, dividing by 31 gives the remainders 527 and 17.", "'gives the remainders' stands in no"),
-        ("With 31 and 527, the division follows from 527 = 2*k and gives 17.", "'2' stands in no|'2\\*k' stands in no"),
+        (
+            "With 31 and 527, dividing by 31 gives the remainders 527 and 17.",
+            "'gives the remainders' stands in no",
+        ),
+        (
+            "With 31 and 527, the division follows from 527 = 2*k and gives 17.",
+            "'2' stands in no|'2\\*k' stands in no",
+        ),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
     ):
@@ -386,7 +394,9 @@ def test_an_opening_speaks_of_every_problem_and_of_nothing_else():
     # refused once, it is told the problems' own words, and then what to say
     told = functools.partial(prompts.conversation, "math", "opening", about, [], 0)
     assert "13" not in told()[-1]["content"].rpartition("Write one")[2]
-    assert "for instance by 13 and 24; 31 and 527; 21/77." in told(("it leaves out problem 2", False))[-1]["content"]
+    assert (
+        "for instance by 13 and 24; 31 and 527; 21/77." in told(("it leaves out problem 2", False))[-1]["content"]
+    )
     dictated = "The problem with 13 and 24, the one with 31 and 527 and the one with 21/77 rest on equal groups."
     assert f'It is: "{dictated}"' in told(("it leaves out problem 2", True))[-1]["content"]
     assert read(dictated) == dictated
