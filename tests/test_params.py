@@ -97,14 +97,14 @@ def test_the_packaging_sweep_trains_every_control_and_shares_all_before_training
         (
             "training",
             "context_length",
-            576,
-            "max_passage_tokens (1024) + 2 must fit uncut into context_length (576)",
+            640,
+            "max_passage_tokens (1024) + 2 must fit uncut into context_length (640)",
         ),
         (
             "passages",
             "max_passage_tokens",
-            1_151,
-            "max_passage_tokens (1151) + 2 must fit uncut into context_length (1152)",
+            1_279,
+            "max_passage_tokens (1279) + 2 must fit uncut into context_length (1280)",
         ),
         ("training", "arms", {"x": ["in_domain"]}, "x has 1 stage(s), but stage_tokens has 2"),
         ("training", "stage_tokens", [512, 12_288], "stage_tokens (512) is less than one batch"),
@@ -209,9 +209,9 @@ def test_a_field_of_an_earlier_version_is_named_with_what_to_do(field):
 
 def test_where_no_arm_reads_passages_their_length_does_not_matter():
     values = raw()
-    values["training"] |= {"arms": {"raw": ["in_domain", "random"]}, "context_length": 576}
+    values["training"] |= {"arms": {"raw": ["in_domain", "random"]}, "context_length": 640}
     values["evaluation"] = {"reference_arm": "raw"}
-    assert params.parse(values, "mine.yaml").training.context_length == 576
+    assert params.parse(values, "mine.yaml").training.context_length == 640
 
 
 @pytest.mark.parametrize("overrides", [{}, {"training.seed": 3}, {"common.seed": 2}], ids=str)

@@ -277,5 +277,10 @@ def test_a_real_model_served_by_transformers_answers_every_request(tmp_path):
     with served(chosen, tmp_path) as endpoint:
         replies = ask([Request(f"What is {place} + 1?") for place in range(4)], endpoint)
     for reply in replies:
-        assert reply.value is not None and reply.tokens_in > 10 and 0 < reply.tokens_out <= 24
+        assert (
+            reply.content
+            and reply.fault in ("", "cut off: length")
+            and reply.tokens_in > 10
+            and 0 < reply.tokens_out <= 24
+        )
     assert endpoint.ledger.bill()["tokens_in"] == sum(reply.tokens_in for reply in replies)

@@ -69,9 +69,10 @@ def read_enlightenment(group: Group, paragraphs: Sequence[str], answer: str) -> 
 
 
 def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: int | None = None) -> str:
-    """The first sentence of an answer: an opening, or on the problem at `place`."""
+    """What an answer says on all, or first on the problem at `place`."""
     said = " ".join(first_paragraph(answer).split())
-    text = _END.split(said)[0]
+    counted = is_mathematical(group.rows[0].answer)
+    text = _END.split(said)[0] if counted or place is not None else said
     rows, told = (group.rows, "") if place is None else ([group.rows[place]], paragraphs[place])
     _require(said, replace(group, rows=rows), Draft((text,) * len(rows), ""), "form", "arithmetic")
     if (count := count_words(text)) not in _SENTENCE_WORDS:
@@ -83,8 +84,8 @@ def read_sentence(group: Group, paragraphs: Sequence[str], answer: str, place: i
     if foreign := (numbers(text) - numbers(source) - numbers(in_figures(re.sub(r"\d", " ", source)))) | claims:
         raise ValueError(f"enlightenment: '{min(foreign)}' stands in no problem or solution that it is about")
     if place is None:
-        if done := _OPERATION.search(text):
-            raise ValueError(f"enlightenment: '{done[0]}' says more than what each problem is about")
+        if counted and (done := _OPERATION.search(text)):
+            raise ValueError(f"enlightenment: '{done[0]}' tells of a solution")
         shared = content_words(group.shared)
         for number, row in enumerate(group.rows, start=1):
             if not (marks(row.question) - shared) & marks(text):
@@ -175,7 +176,7 @@ def _arithmetic(group: Group, draft: Draft) -> Iterator[str]:
 
 
 def _own_problem(group: Group, draft: Draft) -> Iterator[str]:
-    """Whether each paragraph takes up what only its own question says."""
+    """Whether each paragraph takes up what its own question says."""
     rows = group.rows
     asked, used = _marks(rows, [row.answer for row in rows]), marks_of(list(draft.paragraphs))
     fit = np.array(

@@ -43,7 +43,7 @@ class Group:
     rows: Sequence[Problem]
     grouping: str  # knowledge | entity
     shared: str  # the topic or entity
-    # each enlightenment so far, and why it was not taken
+    # parts so far, why not taken
     refused: tuple[tuple[tuple[str, ...], str], ...] = ()
 
     @property

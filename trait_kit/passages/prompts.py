@@ -21,7 +21,7 @@ from trait_kit.judging.answers import is_mathematical, language_of, statement
 from trait_kit.passages.material import Group, Problem, content, marks, marks_of
 
 _WORD = re.compile(r"[一-鿿]+|(?:(?![一-鿿])[\w./%])*(?![一-鿿])\w%?")  # Chinese has no blanks around numbers
-# 7 * $13 = $91, 22 grasshoppers + 44 beetles = 66
+# 7 * $13 = $91, 22 pens + 44 books = 66
 _AMOUNT = r"[$€£]?\d[\d.,/]*%?(?: [a-z]+)?"
 _EQUATION = re.compile(rf"{_AMOUNT}(?: ?[-+*/×÷] ?{_AMOUNT})+ ?= ?[$€£]?\d(?:[\d.,/]*\d)?%?")
 _MAX_FIELD = 8_000  # characters of a question or solution that are sent
