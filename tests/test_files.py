@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_a_reader_never_sees_half_a_file_whenever_the_writer_is_killed(tmp_path)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         assert len(json.loads(path.read_text())["filler"]) == 50_000
+
+
+def test_threads_that_write_one_file_do_not_take_each_others(tmp_path):
+    def write(number: int) -> None:
+        write_text(tmp_path / "report.html", f"{number} " * 2_000)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(200)))
+    assert len(set((tmp_path / "report.html").read_text().split())) == 1
+    assert os.listdir(tmp_path) == ["report.html"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary sibling of `path`, for a file or a folder, which is renamed to it if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{threading.get_native_id()}")
     _remove(temporary)
     try:
         yield temporary
