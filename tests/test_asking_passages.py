@@ -365,10 +365,7 @@ def test_a_sentence_is_told_what_is_its_problems_own_and_must_say_it():
             "With 31 and 527, dividing by 31 gives the remainders 527 and 17.",
             "'gives the remainders' stands in no",
         ),
-        (
-            "With 31 and 527, the division follows from 527 = 2*k and gives 17.",
-            "'2' stands in no|'2\\*k' stands in no",
-        ),
+        ("With 31 and 527, the division follows from 527 = 17*k and gives 17.", r"'17\*k' stands in no problem"),
         ("With 31 and 527, it is 17. However, the given solution says so.", "contradiction"),
         ("It is 17.", "3 words"),
     ):
